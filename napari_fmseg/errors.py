@@ -1,0 +1,87 @@
+"""What can go wrong, by kind of cause.
+
+::
+
+    FmsegError
+    ├── UnreadableVolume    a file or folder that is not a volume we can read
+    ├── UnwritableVolume    a place or format that cannot take the result
+    ├── GeometryMismatch    two grids that should agree and do not
+    ├── UnknownModel        no model of that name, or a card that makes no sense
+    ├── WeightsMismatch     weights that do not fit the network, or a wrong hash
+    ├── InvalidRecipe       a recipe or option that cannot be carried out
+    ├── DeviceUnavailable   a device that this machine does not have
+    ├── DeviceMemory        not enough memory, after everything was tried
+    └── MissingExtra        an optional package that is not installed
+
+No class derives from RuntimeError: napari's and superqt's generator workers swallow RuntimeError
+silently, and the user would wait for ever.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DeviceMemory",
+    "DeviceUnavailable",
+    "FmsegError",
+    "GeometryMismatch",
+    "InvalidRecipe",
+    "MissingExtra",
+    "UnknownModel",
+    "UnreadableVolume",
+    "UnwritableVolume",
+    "WeightsMismatch",
+]
+
+
+class FmsegError(Exception):
+    """Anything that the user can be told in a sentence: what happened, what was expected, what to do.
+
+    Attributes
+    ----------
+    exit_code
+        What the command line returns: 1 the user's input, 3 the machine.
+    """
+
+    exit_code = 1
+
+
+class UnreadableVolume(FmsegError):
+    """A file or folder that is not a volume we can read."""
+
+
+class UnwritableVolume(FmsegError):
+    """A place or a format that cannot take the result (a full disk: `exit_code` 3)."""
+
+
+class GeometryMismatch(FmsegError):
+    """Two grids that should lie on each other and do not."""
+
+
+class UnknownModel(FmsegError):
+    """No model of that name, or a model card that makes no sense."""
+
+
+class WeightsMismatch(FmsegError):
+    """Weights that do not fit the network; names the missing and the surplus entries."""
+
+
+class InvalidRecipe(FmsegError):
+    """A recipe or an option that cannot be carried out."""
+
+
+class DeviceUnavailable(FmsegError):
+    """A device that was asked for and that this machine does not have."""
+
+    exit_code = 3
+
+
+class DeviceMemory(FmsegError):
+    """Not enough memory; says how much was needed and what was tried."""
+
+    exit_code = 3
+
+
+class MissingExtra(FmsegError):
+    """An optional package that is not installed; says which one and how to get it."""
+
+    exit_code = 3
