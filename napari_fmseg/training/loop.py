@@ -243,7 +243,7 @@ class _Run:
             if stage.schedule != "plateau":
                 scheduler.step()
             rate = float(optimiser.param_groups[0]["lr"])
-            yield StepDone(stage.stage, epoch * stage.steps_per_epoch + step + 1, total, float(loss), rate)
+            yield StepDone(stage.stage, epoch * stage.steps_per_epoch + step + 1, total, float(loss.detach()), rate)
 
     def _validate(self, stage: str, net: nn.Module, *, every: bool) -> Iterator[TrainEvent]:
         """Dice on the held-out cases by the pipeline that users run, as far as the stage that is being trained."""
