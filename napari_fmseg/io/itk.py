@@ -1,7 +1,7 @@
 """NRRD and MetaImage: read by SimpleITK after a look at the header, written here.
 
-Writing needs little more than a few header lines, keeps a shear that ITK's own image class may refuse to make, holds names
-and colours, and compresses with the faster library.
+Writing needs little more than a few header lines, keeps a sheared affine, holds names and colours, and
+compresses with the faster library.
 """
 
 from __future__ import annotations
@@ -26,10 +26,18 @@ from napari_fmseg.volume import Geometry, LabelMap, Volume
 __all__ = ["data_file", "header_fields", "read", "write"]
 
 _HEADER_BYTES = 1 << 20
-_NRRD_TYPES = {"u1": "unsigned char", "i1": "signed char", "u2": "unsigned short", "i2": "short", "u4": "unsigned int",
-               "i4": "int", "u8": "unsigned long long int", "i8": "long long int", "f4": "float", "f8": "double"}  # fmt: skip
-_META_TYPES = {"u1": "MET_UCHAR", "i1": "MET_CHAR", "u2": "MET_USHORT", "i2": "MET_SHORT", "u4": "MET_UINT", "i4": "MET_INT",
-               "u8": "MET_ULONG_LONG", "i8": "MET_LONG_LONG", "f4": "MET_FLOAT", "f8": "MET_DOUBLE"}  # fmt: skip
+_TYPES = {  # what NRRD and MetaImage call numpy's types
+    "u1": ("unsigned char", "MET_UCHAR"),
+    "i1": ("signed char", "MET_CHAR"),
+    "u2": ("unsigned short", "MET_USHORT"),
+    "i2": ("short", "MET_SHORT"),
+    "u4": ("unsigned int", "MET_UINT"),
+    "i4": ("int", "MET_INT"),
+    "u8": ("unsigned long long int", "MET_ULONG_LONG"),
+    "i8": ("long long int", "MET_LONG_LONG"),
+    "f4": ("float", "MET_FLOAT"),
+    "f8": ("double", "MET_DOUBLE"),
+}
 
 
 def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
@@ -168,8 +176,8 @@ def _check_promise(reader: Any, fields: dict[str, str], path: Path) -> None:
     needed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * sample.GetSizeOfPixelComponent()
     if needed > size * ratio:
         raise UnreadableVolume(
-            f"{path.name} promises {'×'.join(map(str, reader.GetSize()))} voxels, {needed:,} bytes, but has only {size:,}. "
-            "It was cut short or its header is damaged; copy it again from its source."
+            f"{path.name} promises {'×'.join(map(str, reader.GetSize()))} voxels, {needed:,} bytes, but has "
+            f"only {size:,}. It was cut short or its header is damaged; copy it again from its source."
         )
 
 
@@ -233,7 +241,7 @@ def write(volume: Volume, path: Path) -> None:
     """
     is_nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
     kind = volume.data.dtype.str[1:]
-    if kind not in _NRRD_TYPES:
+    if kind not in _TYPES:
         raise UnwritableVolume(
             f"{path.name}: the format has no voxel type {volume.data.dtype}. Convert the data to float32."
         )
@@ -279,8 +287,9 @@ def _nrrd_header(volume: Volume, kind: str, n_bytes: int, detached: Path | None)
     kinds = ["domain"] * 3
     if volume.data.ndim == 4:
         vectors, sizes, kinds = ["none", *vectors], [volume.n_channels, *sizes], ["vector", *kinds]
-    lines = ["NRRD0004", f"type: {_NRRD_TYPES[kind]}", f"dimension: {len(sizes)}", "space: left-posterior-superior",
-             f"sizes: {' '.join(map(str, sizes))}", f"space directions: {' '.join(vectors)}", f"kinds: {' '.join(kinds)}",
+    lines = ["NRRD0004", f"type: {_TYPES[kind][0]}", f"dimension: {len(sizes)}", "space: left-posterior-superior",
+             f"sizes: {' '.join(map(str, sizes))}",
+             f"space directions: {' '.join(vectors)}", f"kinds: {' '.join(kinds)}",
              *(["endian: little"] if kind[1] != "1" else []), "encoding: gzip",
              f"space origin: ({','.join(map(repr, origin))})"]  # fmt: skip
     lines += [f"data file: {detached.name}"] if detached else []
@@ -306,5 +315,5 @@ def _meta_header(volume: Volume, kind: str, n_bytes: int, detached: Path | None)
     fields["DimSize"] = words([*volume.geometry.shape[::-1]])
     if volume.data.ndim == 4:
         fields["ElementNumberOfChannels"] = str(volume.n_channels)
-    fields |= {"ElementType": _META_TYPES[kind], "ElementDataFile": detached.name if detached else "LOCAL"}
+    fields |= {"ElementType": _TYPES[kind][1], "ElementDataFile": detached.name if detached else "LOCAL"}
     return "".join(f"{key} = {value}\n" for key, value in fields.items()).encode()
