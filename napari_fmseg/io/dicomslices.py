@@ -230,7 +230,6 @@ def decoded(slices: list[Slice], scaled_by_gdcm: bool) -> Iterator[npt.NDArray[A
     planes = _by_gdcm if scaled_by_gdcm else _by_pydicom
     workers = min(4, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool, _quiet():
-        last: tuple[Path | None, npt.NDArray[Any] | None] = (None, None)
         files = list(dict.fromkeys(part.path for part in slices))
         if len(files) == len(slices):
             # A few slices ahead, not all: the stack should not lie in memory twice.
@@ -238,11 +237,9 @@ def decoded(slices: list[Slice], scaled_by_gdcm: bool) -> Iterator[npt.NDArray[A
                 for frames in pool.map(planes, files[start : start + 4 * workers]):
                     yield frames[0]
             return
+        frames_of = {path: planes(path) for path in files}
         for part in slices:
-            if part.path != last[0]:
-                last = (part.path, planes(part.path))
-            assert last[1] is not None
-            yield last[1][part.frame]
+            yield frames_of[part.path][part.frame]
 
 
 def _damaged(path: Path, error: Exception) -> UnreadableVolume:
