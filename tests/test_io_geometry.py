@@ -19,7 +19,9 @@ SPACING = (2.5, 0.75, 1.25)
 ORIGIN = (-31.5, 12.25, 7.75)
 VOXELS = np.arange(60, dtype=np.int16).reshape(SHAPE)
 INDICES = np.indices(SHAPE).reshape(3, -1).T
-ORIENTATIONS = [np.eye(3)[list(order)] * signs for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
+ORIENTATIONS = [
+    np.eye(3)[list(order)] * signs for order in permutations(range(3)) for signs in product((1, -1), repeat=3)
+]
 FORMATS = (".nii.gz", ".nrrd", ".mha")
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -49,9 +51,7 @@ def places_by_itk(path: Path) -> dict[int, np.ndarray]:
 def places_by_nibabel(path: Path) -> dict[int, np.ndarray]:
     image = nib.load(path)
     values = np.asanyarray(image.dataobj)
-    return {
-        int(values[index]): (LPS_TO_RAS @ image.affine @ [*index, 1])[2::-1] for index in np.ndindex(values.shape)
-    }
+    return {int(values[index]): (LPS_TO_RAS @ image.affine @ [*index, 1])[2::-1] for index in np.ndindex(values.shape)}
 
 
 def assert_same_places(volume: Volume, places: dict[int, np.ndarray], atol: float) -> None:
@@ -195,4 +195,6 @@ def test_any_place_survives(tmp_path: Path, angles: tuple, spacing: tuple, origi
     geometry = Geometry.from_spacing(SHAPE, spacing, origin, rotation(*angles))
     again = read_volume(write_volume(Volume(VOXELS, geometry), tmp_path / f"a{suffix}"))
     # NIfTI holds single precision: 3e-5 mm at 500 mm.
-    np.testing.assert_allclose(again.geometry.affine, geometry.affine, rtol=0, atol=5e-5 if suffix == ".nii.gz" else 1e-9)
+    np.testing.assert_allclose(
+        again.geometry.affine, geometry.affine, rtol=0, atol=5e-5 if suffix == ".nii.gz" else 1e-9
+    )

@@ -44,10 +44,10 @@ def wanted_channels(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
     return (*extra, *shape[-3:])
 
 
-def smallest_integer(low: float, high: float) -> np.dtype[Any]:
-    """Return the smallest integer type that holds `low` and `high`, both whole numbers."""
+def smallest_integer(low: float, high: float, *, n_bytes: int = 1) -> np.dtype[Any]:
+    """Return the smallest integer type of at least `n_bytes` that holds `low` and `high`, both whole numbers."""
     for kind in _INTEGERS:
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+        if np.dtype(kind).itemsize >= n_bytes and np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return np.dtype(kind)
     return np.dtype(np.float64)
 
@@ -65,7 +65,7 @@ def rescaled(data: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDAr
         if max(abs(end) for end in ends) < 2**53:
             fits = np.iinfo(data.dtype).min <= ends[0] and ends[1] <= np.iinfo(data.dtype).max
             # Steps in between may wrap around, which is right modulo 2^n because the result fits.
-            whole = data.astype(data.dtype if fits else smallest_integer(*ends))
+            whole = data.astype(data.dtype if fits else smallest_integer(*ends, n_bytes=data.itemsize))
             whole *= np.int64(slope).astype(whole.dtype)
             whole += np.int64(intercept).astype(whole.dtype)
             return whole

@@ -178,7 +178,8 @@ def _slice(path: Path, header: Dataset, frame: int, groups: list[Dataset]) -> Sl
         values[name] = numbers
     if min(values["PixelSpacing"]) <= 0:
         raise UnreadableVolume(
-            f"{path.name} states a pixel spacing of {values['PixelSpacing']} mm; it must be above 0."
+            f"{path.name} states a pixel spacing of {values['PixelSpacing']} mm; it must be above 0. "
+            "Export the series again from the scanner or archive."
         )
     between = find("PixelMeasuresSequence", "SpacingBetweenSlices") or find("PixelMeasuresSequence", "SliceThickness")
     slope = find("PixelValueTransformationSequence", "RescaleSlope")
