@@ -19,6 +19,7 @@ REVERSED = np.ix_([2, 1, 0, 3], [2, 1, 0, 3])
 """Turns an affine over (x, y, z, 1) into one over (z, y, x, 1), and back."""
 
 _NEAR_INTEGER = 0.01
+_INCREDIBLE = 1e12
 _INTEGERS = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
 
 
@@ -97,6 +98,8 @@ def checked(data: npt.NDArray[Any], geometry: Geometry, meta: Mapping[str, Any],
             low, high = float(channel.min()), float(channel.max())
         if low == high:
             warnings.append(f"{which} has the same value {low:g} everywhere: there is nothing to see in it.")
+        elif max(-low, high) > _INCREDIBLE:
+            warnings.append(f"{which} has values up to {max(-low, high):.3g}, which no scanner gives.")
     warnings += _thin(geometry)
     return Volume(data, geometry, {**meta, "repaired": repaired, "warnings": warnings})
 
