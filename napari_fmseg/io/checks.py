@@ -19,6 +19,7 @@ REVERSED = np.ix_([2, 1, 0, 3], [2, 1, 0, 3])
 """Turns an affine over (x, y, z, 1) into one over (z, y, x, 1), and back."""
 
 _NEAR_INTEGER = 0.01
+_INCREDIBLE = 1e12
 _INTEGERS = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
 
 
@@ -44,10 +45,10 @@ def wanted_channels(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
     return (*extra, *shape[-3:])
 
 
-def smallest_integer(low: float, high: float) -> np.dtype[Any]:
-    """Return the smallest integer type that holds `low` and `high`, both whole numbers."""
+def smallest_integer(low: float, high: float, *, n_bytes: int = 1) -> np.dtype[Any]:
+    """Return the smallest integer type of at least `n_bytes` that holds `low` and `high`, both whole numbers."""
     for kind in _INTEGERS:
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+        if np.dtype(kind).itemsize >= n_bytes and np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return np.dtype(kind)
     return np.dtype(np.float64)
 
@@ -65,7 +66,7 @@ def rescaled(data: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDAr
         if max(abs(end) for end in ends) < 2**53:
             fits = np.iinfo(data.dtype).min <= ends[0] and ends[1] <= np.iinfo(data.dtype).max
             # Steps in between may wrap around, which is right modulo 2^n because the result fits.
-            whole = data.astype(data.dtype if fits else smallest_integer(*ends))
+            whole = data.astype(data.dtype if fits else smallest_integer(*ends, n_bytes=data.itemsize))
             whole *= np.int64(slope).astype(whole.dtype)
             whole += np.int64(intercept).astype(whole.dtype)
             return whole
@@ -97,6 +98,8 @@ def checked(data: npt.NDArray[Any], geometry: Geometry, meta: Mapping[str, Any],
             low, high = float(channel.min()), float(channel.max())
         if low == high:
             warnings.append(f"{which} has the same value {low:g} everywhere: there is nothing to see in it.")
+        elif max(-low, high) > _INCREDIBLE:
+            warnings.append(f"{which} has values up to {max(-low, high):.3g}, which no scanner gives.")
     warnings += _thin(geometry)
     return Volume(data, geometry, {**meta, "repaired": repaired, "warnings": warnings})
 
