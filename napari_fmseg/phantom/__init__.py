@@ -26,7 +26,7 @@ FIELD_MM = (276.0, 384.0, 384.0)
 CENTRE_MM = (-4.0, 14.0, 0.0)  # of the field of view, in the anatomy
 NOISE_HU = {"easy": 9.0, "normal": 14.0, "hard": 24.0}
 SLAB_VOXELS = 1_500_000
-SPACINGS = ((1.5, 1.5, 1.5), (2.0, 1.6, 1.6), (2.5, 2.0, 2.0), (3.0, 3.0, 3.0), (3.0, 1.5, 1.5), (5.0, 1.7, 1.7),
+SPACINGS = ((1.5, 2.5, 2.5), (2.0, 2.0, 2.0), (2.5, 2.0, 2.0), (3.0, 3.0, 3.0), (3.0, 1.7, 1.7), (5.0, 2.0, 2.0),
             (5.0, 3.0, 3.0))  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def _render(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Paint the parts slab by slab; thick slices are the mean of thin ones, as in a scanner."""
     shape = tuple(len(a) for a in axes)
-    thin = max(1, int(np.ceil(spacing[0] / 3.0 - 1e-6)))
+    thin = 2 * int(np.ceil(spacing[0] / 6.0 - 0.5)) + 1  # odd, so that no vote on a label is a draw
     offsets = ((np.arange(thin) + 0.5) / thin - 0.5) * spacing[0]
     edge = float(np.mean((spacing[0] / thin, *spacing[1:]))) + 0.6  # mm over which a surface fades: voxel and optics
     hu = np.empty(shape, np.float32)

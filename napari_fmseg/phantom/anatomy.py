@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.phantom.solids import Array, Part, Scene, Solid, common, ellipsoid, tube, tube_part
+from napari_fmseg.phantom.solids import Array, Part, Path, Scene, Solid, common, ellipsoid, grown, tube, tube_part
 from napari_fmseg.phantom.viscera import Viscera
 
 __all__ = ["PHASES", "Anatomy", "make_anatomy"]
@@ -68,6 +68,10 @@ class Anatomy:
         return Scene(moved[0], moved[1], moved[2], (rz, ry, rx), wall, _diaphragm(rx, ry, radius) - moved[0])
 
 
+def _f32(values: npt.NDArray[Any]) -> Array:
+    return np.asarray(values, np.float32)
+
+
 def _wall(z: Array, y: Array, x: Array, girth: float) -> tuple[Array, Array]:
     """Depth under the inner side of the abdominal wall, and the radius as a share of the cavity's."""
     line = z[:, :1, :1]
@@ -84,7 +88,7 @@ def _diaphragm(x: Array, y: Array, radius: Array) -> Array:
     right = 114 - 0.0085 * (x + 62) ** 2
     left = 100 - 0.0085 * (x - 66) ** 2
     dome = np.maximum(np.maximum(right, left), 84) - 0.0022 * (y + 12) ** 2
-    return (dome - 62 * radius**5 * (1 + 0.35 * np.clip(y / 90, -0.6, 1))).astype(np.float32)
+    return _f32(dome - 62 * radius**5 * (1 + 0.35 * np.clip(y / 90, -0.6, 1)))
 
 
 def make_anatomy(rng: np.random.Generator, difficulty: str) -> Anatomy:
@@ -137,9 +141,9 @@ def _body(fat_mm: float) -> list[Part]:
     return [
         Part(mattress, -930),
         Part(couch, -180),
-        Part(lambda s: couch(s) - 2.5, -905),
+        Part(grown(couch, -2.5), -905),
         Part(fat_outside, 5, high=(1e4, back + 20, outer + 190)),
-        Part(lambda s: fat_outside(s) - 2.2, -106),
+        Part(grown(fat_outside, -2.2), -106),
         Part(lambda s: s.wall + 11, 54),
         Part(lambda s: np.minimum(np.minimum(s.wall + 6, 2.2 - np.abs(s.rigid[2])), -s.rigid[1]), -60),
         Part(lambda s: s.wall, _strands),
@@ -238,19 +242,19 @@ def _bones(rng: np.random.Generator, girth: float) -> list[Part]:
 
     low, high = (-300.0, 20.0, -60.0), (300.0, 115.0, 60.0)
     parts = [
-        Part(lambda s: column(s) - 0.5, 85, low, high),
+        Part(grown(column, -0.5), 85, low, high),
         Part(body, cortex, low, high),
-        Part(lambda s: body(s) - 2.0, marrow, low, high),
+        Part(grown(body, -2.0), marrow, low, high),
         Part(arch, 0.8 * cortex, low, high),
-        Part(lambda s: arch(s) - 2.4, marrow + 120, low, high),
+        Part(grown(arch, -2.4), marrow + 120, low, high),
         Part(canal, 22, low, high),
-        Part(lambda s: canal(s) - 3.5, 38, low, high),
+        Part(grown(canal, -3.5), 38, low, high),
         *_ribs(rng, cortex),
     ]
     for side in (-1, 1):
         wing = _crest(side, girth)
         low, high = (-400.0, -70.0, -170.0), (-95.0, 95.0, 170.0)
-        parts += [Part(wing, cortex, low, high), Part(lambda s, w=wing: w(s) - 2.2, marrow + 60, low, high)]
+        parts += [Part(wing, cortex, low, high), Part(grown(wing, -2.2), marrow + 60, low, high)]
     return parts
 
 
@@ -258,14 +262,14 @@ def _ribs(rng: np.random.Generator, cortex: float) -> list[Part]:
     """Make ribs as bands within the wall that fall towards the front and end in cartilage."""
     pitch, lowest = rng.uniform(26, 30), rng.uniform(2, 14)
 
-    def band(scene: Scene) -> tuple[Array, Array, Array]:
+    def band(scene: Scene) -> tuple[Array, Array, Array]:  # depth, turn, number of the rib
         z, y, x = scene.rigid
         turn = np.arctan2(np.abs(x), y) / np.float32(np.pi)  # 0 behind, 1 in front
         raised = z + 175 * np.minimum(turn, 0.72) - 130 * np.clip(turn - 0.72, 0, 1) - 45
         number = np.clip(np.rint((raised - lowest) / pitch), 0, 12)
         off = (raised - lowest - number * pitch) * np.float32(0.93)
         flat = np.sqrt((off / 5.6) ** 2 + ((scene.wall + 5.5) / 3.9) ** 2)
-        return np.asarray((1 - flat) * 4.6, np.float32), turn, number
+        return _f32((1 - flat) * 4.6), _f32(turn), _f32(number)
 
     def bone(scene: Scene) -> Array:
         depth, turn, number = band(scene)
@@ -280,7 +284,7 @@ def _ribs(rng: np.random.Generator, cortex: float) -> list[Part]:
     return [
         Part(cartilage, 95, low),
         Part(bone, 0.85 * cortex, low),
-        Part(lambda s: bone(s) - 1.8, 200, low),
+        Part(grown(bone, -1.8), 200, low),
     ]
 
 
@@ -327,5 +331,5 @@ def _vessels(rng: np.random.Generator, hu: dict[str, float]) -> list[Part]:
     ]  # fmt: skip
 
 
-def _tubes(paths: Sequence[Sequence[Sequence[float]]], hu: float, flat: float = 1.0) -> list[Part]:
-    return [tube_part(tube([tuple(p) for p in path], flat=flat), path, hu) for path in paths]  # type: ignore[misc]
+def _tubes(paths: Sequence[Path], hu: float, flat: float = 1.0) -> list[Part]:
+    return [tube_part(tube(path, flat=flat), path, hu) for path in paths]

@@ -30,6 +30,7 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Point: TypeAlias = tuple[float, float, float]
+Path: TypeAlias = Sequence[tuple[float, float, float, float]]  # z, y, x, radius
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def ellipsoid(centre: Point, radii: Point, turn: float = 0.0, *, plane: str = "y
     return depth
 
 
-def tube(points: Sequence[tuple[float, float, float, float]], *, flat: float = 1.0, rigid: bool = False) -> Solid:
+def tube(points: Path, *, flat: float = 1.0, rigid: bool = False) -> Solid:
     """Make a tube through `points` (z, y, x, radius), smoothly joined; `flat` > 1 presses it from front to back."""
     knots = smooth_path(points)
 
@@ -114,7 +115,7 @@ def tube(points: Sequence[tuple[float, float, float, float]], *, flat: float = 1
     return depth
 
 
-def smooth_path(points: Sequence[tuple[float, float, float, float]], per_piece: int = 4) -> npt.NDArray[np.float64]:
+def smooth_path(points: Path, per_piece: int = 4) -> npt.NDArray[np.float64]:
     """Lay a Catmull-Rom curve through `points`: (n, 4)."""
     p = np.asarray(points, float)
     p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
@@ -146,6 +147,16 @@ def _points(scene: Scene, rigid: bool) -> tuple[Array, Array, Array]:
     return scene.rigid if rigid else (scene.z, scene.y, scene.x)
 
 
+def grown(solid: Solid, mm: float) -> Solid:
+    """Grow a solid by `mm` on all sides, or shrink it."""
+    return lambda scene: solid(scene) + np.float32(mm)
+
+
+def within(solid: Solid, host: Solid, bulge_mm: float = 0.0) -> Solid:
+    """Keep a solid inside another one, out of which it may bulge."""
+    return lambda scene: common(solid(scene), host(scene) + np.float32(bulge_mm))
+
+
 def common(first: Array, *others: npt.NDArray[Any]) -> Array:
     """Intersect solids."""
     for other in others:
@@ -159,9 +170,7 @@ def joined(a: Array, b: Array, mm: float) -> Array:
     return np.asarray(b + (a - b) * h + np.float32(mm) * h * (1 - h), np.float32)
 
 
-def tube_part(
-    solid: Solid, path: Sequence[Sequence[float]], hu: float | Solid, label: int | None = 0, margin: float = 12
-) -> Part:
+def tube_part(solid: Solid, path: Path, hu: float | Solid, label: int | None = 0, margin: float = 12) -> Part:
     """Make the part of a tube along `path`, with the box that holds it."""
     p = np.asarray(path, float)
     low, high = (p[:, :3] - p[:, 3:]).min(0) - margin, (p[:, :3] + p[:, 3:]).max(0) + margin

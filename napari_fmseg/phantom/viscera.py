@@ -7,16 +7,19 @@ import numpy as np
 from napari_fmseg.phantom.solids import (
     Array,
     Part,
+    Path,
     Point,
     Scene,
     Solid,
     common,
     ellipsoid,
+    grown,
     joined,
     nearest,
     smooth_path,
     tube,
     tube_part,
+    within,
 )
 
 __all__ = ["LABELS", "Viscera"]
@@ -104,37 +107,55 @@ class Viscera:
     def _pancreas_path(self) -> list[tuple[float, float, float, float]]:
         thick = float(np.clip(self.rng.normal(1, 0.1), 0.8, 1.2))
         lift = self.amount * self.rng.normal(0, 5)
-        path = [(-24, 6, -33, 13), (-12, 2, -31, 16), (2, -8, -20, 12.5), (9, -19, -4, 9.5),
-                (15 + lift / 2, -20, 14, 10.5), (24 + lift, -6, 40, 10.5), (33 + lift, 12, 62, 9.5), (39 + lift, 22, 73, 6.5)]  # fmt: skip
+        path = [
+            (-24, 6, -33, 13),
+            (-12, 2, -31, 16),
+            (2, -8, -20, 12.5),
+            (9, -19, -4, 9.5),
+            (15 + lift / 2, -20, 14, 10.5),
+            (24 + lift, -6, 40, 10.5),
+            (33 + lift, 12, 62, 9.5),
+            (39 + lift, 22, 73, 6.5),
+        ]
         return [(z, y, x, r * thick) for z, y, x, r in path]
 
     # --- parts
 
     def organs(self) -> list[Part]:
         """Make stomach, duodenum, pancreas, spleen, kidneys, adrenals, liver and gall bladder, back to front."""
-        return [*self._stomach(), *self._pancreas_parts(), *self._kidney_parts(), *self._spleen_parts(),
-                *self._liver_parts()]  # fmt: skip
+        return [
+            *self._stomach(),
+            *self._pancreas_parts(),
+            *self._kidney_parts(),
+            *self._spleen_parts(),
+            *self._liver_parts(),
+        ]
 
     def _liver_parts(self) -> list[Part]:
         low, high = (-95, -130, -160), (150, 110, 110)
-        hepatic = [[(112, 8, -26, 6), (84, 6, -48, 5), (55, 8, -92, 3)], [(112, 8, -25, 5.5), (84, -28, -38, 4.5),
-                   (55, -52, -50, 2.6)], [(112, 6, -22, 5), (86, -28, -8, 4), (72, -52, 14, 2.4)]]  # fmt: skip
-        portal = [[(34, -3, -38, 6.5), (42, -2, -62, 5.4), (30, 14, -98, 3.2)], [(42, -2, -60, 5), (62, -10, -92, 3.2)],
-                  [(34, -4, -38, 5.5), (58, -32, -22, 4.5), (66, -54, 10, 2.6)],
-                  [(40, -2, -66, 4), (14, -14, -92, 2.6)]]  # fmt: skip
+        hepatic: list[Path] = [
+            [(112, 8, -26, 6), (84, 6, -48, 5), (55, 8, -92, 3)],
+            [(112, 8, -25, 5.5), (84, -28, -38, 4.5), (55, -52, -50, 2.6)],
+            [(112, 6, -22, 5), (86, -28, -8, 4), (72, -52, 14, 2.4)],
+        ]
+        portal: list[Path] = [
+            [(34, -3, -38, 6.5), (42, -2, -62, 5.4), (30, 14, -98, 3.2)],
+            [(42, -2, -60, 5), (62, -10, -92, 3.2)],
+            [(34, -4, -38, 5.5), (58, -32, -22, 4.5), (66, -54, 10, 2.6)],
+            [(40, -2, -66, 4), (14, -14, -92, 2.6)],
+        ]
         parts = [Part(self.liver, self.hu["liver"], low, high, LIVER)]
         for paths, vessel in ((hepatic, "cava"), (portal, "portal")):
             for path in paths:
-                inner = tube([(z, y, x, r) for z, y, x, r in path])
                 hu = self.hu["liver"] + 0.75 * (self.hu[vessel] - self.hu["liver"])
-                parts.append(tube_part(lambda s, t=inner: common(t(s), self.liver(s) - 1), path, hu, None))  # type: ignore[misc]
+                parts.append(tube_part(within(tube(path), self.liver, -1), path, hu, None))
         ligament = ellipsoid((40, -62, -14), (26, 26, 2.4), 6)
-        parts.append(Part(lambda s: common(ligament(s), 8 - s.wall + 30), -70, (0, -110, -40), (80, -20, 15), 0))
-        bladder = [(-22, -52, -52, 12), (-8, -40, -46, 13), (8, -26, -40, 8), (16, -16, -36, 3.5)]
+        parts.append(Part(lambda s: common(ligament(s), 38 - s.wall), -70, (0, -110, -40), (80, -20, 15), 0))
         full = float(self.rng.uniform(0.6, 1.15))
-        bladder = [(z, y, x, r * full) for z, y, x, r in bladder]
+        usual = [(-22, -52, -52, 12), (-8, -40, -46, 13), (8, -26, -40, 8), (16, -16, -36, 3.5)]
+        bladder = [(z, y, x, r * full) for z, y, x, r in usual]
         solid = tube(bladder)
-        parts += [tube_part(lambda s: solid(s) + 1.6, bladder, 45), tube_part(solid, bladder, 9)]
+        parts += [tube_part(grown(solid, 1.6), bladder, 45), tube_part(solid, bladder, 9)]
         return parts
 
     def _spleen_parts(self) -> list[Part]:
@@ -147,11 +168,18 @@ class Viscera:
         return parts
 
     def _pancreas_parts(self) -> list[Part]:
-        c = [(26, -36, -18, 11), (20, -38, -40, 12), (8, -14, -54, 11), (-22, 4, -55, 11), (-44, 12, -32, 10),
-             (-46, 4, 0, 9.5), (-34, 0, 26, 9.5)]  # fmt: skip
+        c = [
+            (26, -36, -18, 11),
+            (20, -38, -40, 12),
+            (8, -14, -54, 11),
+            (-22, 4, -55, 11),
+            (-44, 12, -32, 10),
+            (-46, 4, 0, 9.5),
+            (-34, 0, 26, 9.5),
+        ]
         gut = tube(c)
         wall = self.hu["bowel"]
-        parts = [tube_part(gut, c, wall), tube_part(lambda s: gut(s) - 2.8, c, float(self.rng.uniform(5, 35)))]
+        parts = [tube_part(gut, c, wall), tube_part(grown(gut, -2.8), c, float(self.rng.uniform(5, 35)))]
         fatty = float(self.rng.uniform(0, 45)) * self.amount
 
         def lobes(scene: Scene) -> Array:
@@ -169,10 +197,11 @@ class Viscera:
             sinus, cleft = self._sinus(side, 1.0), ellipsoid((z, y - 12, x - sign * 28), (14, 10, 16))
             around = ellipsoid((z, y + 2, x), (72, 36, 40), 10 * sign, plane="zx")
             parts += [
-                Part(lambda s, a=around: common(a(s), s.wall - 1), -105, low, high),  # type: ignore[misc]
+                Part(within(around, _wall, -1), -105, low, high),
                 Part(kidney, self.hu["cortex"], low, high, KIDNEYS),
                 *self._pyramids(side, low, high),
-                Part(lambda s, a=sinus, b=cleft: np.maximum(a(s), b(s)), -85, low, high),  # type: ignore[misc]
+                Part(sinus, -85, low, high),
+                Part(cleft, -85, low, high),
                 Part(self._sinus(side, 0.55), 14, low, high),
                 Part(ellipsoid((z - 3, y - 11, x - sign * 26), (8, 4.5, 13), 10 * sign), 14, low, high),
             ]
@@ -194,17 +223,22 @@ class Viscera:
             c, s = np.cos(np.radians(turn)), np.sin(np.radians(turn))
             centre = (z + 31 * size * s, y + (4 if abs(turn) < 120 else -3), x + sign * (10 * c + 1) * size)
             cone = ellipsoid(centre, (8 * size, 9 * size, 7.5 * size), float(sign * turn), plane="zx")
-            parts.append(
-                Part(lambda p, cone=cone: common(cone(p), self.kidneys[side](p) - 5), self.hu["medulla"], low, high,
-                     None)  # type: ignore[misc]
-            )  # fmt: skip
+            medulla = within(cone, self.kidneys[side], -5)
+            parts.append(Part(medulla, self.hu["medulla"], low, high, None))
         return parts
 
     def _stomach(self) -> list[Part]:
         full = float(self.rng.uniform(0.82, 1.12))
-        path = [(80, 14, 58, 28), (66, 2, 66, 33), (44, -24, 68, 30), (20, -46, 54, 25), (4, -54, 26, 19),
-                (8, -52, 0, 14), (20, -42, -16, 9)]  # fmt: skip
-        path = [(z, y, x, r * full) for z, y, x, r in path]
+        usual = [
+            (80, 14, 58, 28),
+            (66, 2, 66, 33),
+            (44, -24, 68, 30),
+            (20, -46, 54, 25),
+            (4, -54, 26, 19),
+            (8, -52, 0, 14),
+            (20, -42, -16, 9),
+        ]
+        path = [(z, y, x, r * full) for z, y, x, r in usual]
         bag = tube(path)
         level = float(self.rng.uniform(-42, -18))  # the patient lies on the back: gas floats to the front
         food = float(self.rng.choice([8, 20, 35, 220], p=[0.4, 0.3, 0.2, 0.1]))
@@ -218,7 +252,7 @@ class Viscera:
 
         return [
             tube_part(inside, path, self.hu["bowel"]),
-            tube_part(lambda s: inside(s) - 4.5, path, contents),
+            tube_part(grown(inside, -4.5), path, contents),
             tube_part(lambda s: common(inside(s) - 4, level - s.rigid[1]), path, -985),
         ]
 
@@ -232,10 +266,10 @@ class Viscera:
             radius = rng.uniform(9, 13.5)
             path = [(float(z), float(y), float(x), float(radius)) for z, y, x in places]
             loop = _inside(tube(path), 2.5)
-            parts += [tube_part(lambda s, t=loop: t(s) + 1.2, path, -85)]  # type: ignore[misc]
+            parts += [tube_part(grown(loop, 1.2), path, -85)]
             parts += [tube_part(loop, path, self.hu["bowel"])]
             filling = float(rng.choice([12, 28, 45, 250], p=[0.35, 0.35, 0.2, 0.1]))
-            parts += [tube_part(lambda s, t=loop: t(s) - 2.4, path, filling)]  # type: ignore[misc]
+            parts += [tube_part(grown(loop, -2.4), path, filling)]
             if rng.random() < 0.22:
                 parts += [tube_part(_gas(path, 3.0, float(rng.uniform(-2, 6)), 2.5), path, -940)]
         return [*parts, *self._colon()]
@@ -243,21 +277,27 @@ class Viscera:
     def _colon(self) -> list[Part]:
         rng = self.rng
         sag = rng.uniform(-40, 5)
-        right = [(-165, 10, -84, 21), (-120, 16, -98, 25), (-70, 18, -100, 22), (-36, 2, -92, 20)]
-        across = [(-36, 2, -92, 19), (-44, -44, -72, 18), (sag - 18, -66, -20, 18), (sag - 10, -66, 34, 17),
-                  (4, -38, 88, 17), (22, 8, 106, 16)]  # fmt: skip
-        left = [(22, 8, 106, 15), (-30, 28, 106, 13), (-90, 26, 106, 12.5), (-165, 8, 98, 13)]
+        right: Path = [(-165, 10, -84, 21), (-120, 16, -98, 25), (-70, 18, -100, 22), (-36, 2, -92, 20)]
+        across: Path = [
+            (-36, 2, -92, 19),
+            (-44, -44, -72, 18),
+            (sag - 18, -66, -20, 18),
+            (sag - 10, -66, 34, 17),
+            (4, -38, 88, 17),
+            (22, 8, 106, 16),
+        ]
+        left: Path = [(22, 8, 106, 15), (-30, 28, 106, 13), (-90, 26, 106, 12.5), (-165, 8, 98, 13)]
         parts = []
-        for path in (left, across, right):
+        for usual in (left, across, right):
             size = rng.uniform(0.72, 1.05)
-            path = [(float(z), float(y), float(x), float(r * size)) for z, y, x, r in path]
+            path = [(float(z), float(y), float(x), float(r * size)) for z, y, x, r in usual]
             wave, phase = rng.uniform(4.6, 6.5), rng.uniform(0, 6)
             gut = _inside(_pouched(tube(path), float(wave), float(phase)), 2)
             gas = _pouched(_gas(path, 2.2, float(rng.uniform(-9, 9)), 2), float(wave), float(phase))
             parts += [
-                tube_part(lambda s, t=gut: t(s) + 1.5, path, -90),  # type: ignore[misc]
+                tube_part(grown(gut, 1.5), path, -90),
                 tube_part(gut, path, self.hu["bowel"]),
-                tube_part(lambda s, t=gut: t(s) - 2.0, path, _stool),  # type: ignore[misc]
+                tube_part(grown(gut, -2), path, _stool),
                 tube_part(gas, path, -970),
             ]
         return parts
@@ -287,14 +327,14 @@ class Viscera:
         radii = self._size((radius, radius, radius), 0.12)
         lump = _lobulated(ellipsoid(centre, radii, float(rng.uniform(0, 90))), 0.07 * radius, 0.35 * radius + 2)
         if host == "liver":
-            lump = _within(lump, self.liver, 0.5)
+            lump = within(lump, self.liver, 0.5)
         elif host == "pancreas":
-            lump = _within(lump, self.pancreas, 5)  # it may bulge
+            lump = within(lump, self.pancreas, 5)  # it may bulge
         box = _around(centre, radius * 1.4 + 14)
         hu = self.hu[host] - drop
         parts = [Part(lump, hu, *box, TUMOUR)]
         if radius > 15 and not native:
-            parts.append(Part(lambda s: lump(s) - 0.45 * radius, hu - rng.uniform(15, 30), *box, TUMOUR))  # necrosis
+            parts.append(Part(grown(lump, -0.45 * radius), hu - rng.uniform(15, 30), *box, TUMOUR))  # necrosis
         return parts
 
 
@@ -303,8 +343,8 @@ def _around(centre: Point, mm: float) -> tuple[Point, Point]:
     return (z - mm, y - mm, x - mm), (z + mm, y + mm, x + mm)
 
 
-def _within(solid: Solid, host: Solid, bulge_mm: float) -> Solid:
-    return lambda s: common(solid(s), host(s) + np.float32(bulge_mm))
+def _wall(scene: Scene) -> Array:
+    return scene.wall
 
 
 def _inside(solid: Solid, mm: float) -> Solid:
@@ -333,7 +373,7 @@ def _pouched(solid: Solid, wave_mm: float, phase: float) -> Solid:
     return depth
 
 
-def _gas(path: list[tuple[float, float, float, float]], wall_mm: float, level_mm: float, inset: float) -> Solid:
+def _gas(path: Path, wall_mm: float, level_mm: float, inset: float) -> Solid:
     """Gas in front in a gut: flat against what lies below it."""
     knots = smooth_path(path)
 
