@@ -1,0 +1,48 @@
+"""Networks by name: tensors in, tensors out; they know nothing of volumes, files or stages."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from napari_fmseg.errors import UnknownModel
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["NETWORKS", "build"]
+
+NETWORKS: dict[str, str] = {
+    "snet": "napari_fmseg.nets.phased:SNet",
+    "attnnet": "napari_fmseg.nets.phased:AttnNet",
+    "edgenet": "napari_fmseg.nets.phased:EdgeNet",
+}
+
+
+def build(name: str, **kwargs: Any) -> nn.Module:
+    """Make the network called `name`, with torch's default random weights.
+
+    Parameters
+    ----------
+    name
+        A key of `NETWORKS`.
+    **kwargs
+        What its constructor takes, for example ``in_channels=1, n_classes=3``.
+
+    Raises
+    ------
+    UnknownModel
+        If no network has that name, or if it does not take one of the arguments.
+    """
+    if name not in NETWORKS:
+        raise UnknownModel(f"There is no network {name!r}. Known: {', '.join(sorted(NETWORKS))}.")
+    module, _, class_name = NETWORKS[name].partition(":")
+    network = getattr(import_module(module), class_name)
+    try:
+        inspect.signature(network).bind(**kwargs)
+    except TypeError as error:
+        known = ", ".join(str(p) for p in inspect.signature(network).parameters.values())
+        raise UnknownModel(f"The network {name!r} cannot be built: {error}. It takes ({known}).") from error
+    net: nn.Module = network(**kwargs)
+    return net

@@ -1,0 +1,91 @@
+"""Golden vectors: outputs of the public networks for generated weights and inputs."""
+
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+HERE = Path(__file__).parent / "golden"
+SHARED = Path(os.environ.get("FMSEG_SHARED", Path(__file__).parents[2].parent / "shared")) / "golden"
+
+
+def draw(seed, dist, shape, scale, shift):
+    values = getattr(np.random.Generator(np.random.PCG64(seed)), dist)(tuple(shape))
+    return torch.from_numpy(np.asarray(values, np.float32) * np.float32(scale) + np.float32(shift))
+
+
+def fill(key, shape, rule="B"):
+    """One entry of a state dict: rule A fades the signal, rule B keeps its variance."""
+    scale = np.sqrt(1 / np.prod(shape[1:])) if rule == "B" and len(shape) > 1 else 0.05
+    return draw(zlib.crc32(key.encode()), "standard_normal", shape, scale, 0)
+
+
+def fill_network(net, rule="B"):
+    net.load_state_dict({key: fill(key, tuple(value.shape), rule) for key, value in net.state_dict().items()})
+    return net.eval()
+
+
+@dataclass
+class Vector:
+    """What a network must give; `check` compares the sampled voxels and the moments of the whole."""
+
+    spec: dict
+    outputs: list
+    stored: dict
+
+    @classmethod
+    def read(cls, path):
+        with np.load(path) as data:
+            spec = json.loads(str(data["spec"]))
+            stored = {i: torch.from_numpy(data[f"in{i}"]) for i in range(len(spec["inputs"])) if f"in{i}" in data}
+            return cls(spec, [data[f"out{i}"] for i in range(len(spec["outputs"]))], stored)
+
+    def state(self):
+        return {key: fill(key, shape, self.spec["fill"]) for key, shape, _ in self.spec["state"]}
+
+    def inputs(self):
+        fields = ("seed", "dist", "shape", "scale", "shift")
+        drawn = enumerate(self.spec["inputs"])
+        return [self.stored[i] if i in self.stored else draw(*(entry[f] for f in fields)) for i, entry in drawn]
+
+    def check(self, outputs):
+        atol, rtol = self.spec["tolerance"]["atol"], self.spec["tolerance"]["rtol"]
+        assert len(outputs) == len(self.outputs)
+        for full, expected, facts in zip(outputs, self.outputs, self.spec["outputs"], strict=True):
+            full = full.double().numpy()
+            assert list(full.shape) == facts["shape"]
+            part = full[(..., *(slice(None, None, step) for step in facts["sampling"]["stride"]))]
+            np.testing.assert_allclose(part, expected, rtol, atol)
+            np.testing.assert_allclose([full.mean(), full.std()], [facts["mean"], facts["std"]], rtol, atol)
+
+
+@pytest.fixture
+def read_vector():
+    return Vector.read
+
+
+@pytest.fixture
+def golden_here():
+    return HERE
+
+
+@pytest.fixture
+def golden_shared():
+    if not SHARED.is_dir():
+        pytest.skip(f"the golden vectors are not beside the project ({SHARED})")
+    return SHARED
+
+
+@pytest.fixture(name="fill_network")
+def fill_network_fixture():
+    return fill_network
+
+
+@pytest.fixture(name="draw")
+def draw_fixture():
+    return draw
