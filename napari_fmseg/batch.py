@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg.errors import FmsegError, UnreadableVolume, UnwritableVolume
+from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.events import Event, Progress, StageResult, Warned
-from napari_fmseg.io import find_volumes, read_volume, write_labels, write_volume
+from napari_fmseg.io import find_volumes, read_volume, suffix_of, write_labels, write_volume
 from napari_fmseg.manifest import Manifest, write_manifest
 from napari_fmseg.models import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
@@ -20,7 +20,6 @@ from napari_fmseg.volume import LabelMap, Volume
 
 __all__ = ["Done", "Job", "plan_jobs", "segment_file"]
 
-_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".img", ".dcm", ".zip")
 _WRITTEN_AS = {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}  # everything else as .nii.gz
 
 
@@ -76,7 +75,7 @@ def plan_jobs(images: Iterable[Path], output: Path) -> list[Job]:
         If one output file is named for several volumes, or the result would overwrite its image.
     """
     found = [volume for image in images for volume in _volumes(image)]
-    if _suffix(output):
+    if suffix_of(output):
         if len(found) != 1:
             raise FmsegError(f"{output.name} is one file, but there are {len(found)} volumes. Give a folder as output.")
         jobs = [Job(found[0], output)]
@@ -129,8 +128,10 @@ def segment_file(
     yield Progress("reading", 1, 1)
     stages: list[StageResult] = []
     notes: list[str] = []
+    # What the reader remarked may name the file, which may name the patient: shown, and not kept.
+    private = {*volume.meta.get("repaired", ()), *volume.meta.get("warnings", ())}
     for event in segment(volume, model, dataclasses.replace(options, show_stages=stages_dir is not None)):
-        if isinstance(event, Warned):
+        if isinstance(event, Warned) and event.text not in private:
             notes.append(event.text)
         if isinstance(event, StageResult):
             stages.append(event)
@@ -141,14 +142,12 @@ def segment_file(
     if labels is None:
         raise FmsegError(f"{model.card.name} ended without labels. Try another `until`.")
     watch.restart()
-    _make_folder(job.result.parent)
     write_labels(labels, job.result, source=volume)
     watch.lap("writing")
     if stages_dir is not None:
         _write_stages(stages, stages_dir, _stem(job.result))
         watch.lap("writing stages")
     if preview is not None:
-        _make_folder(preview.parent)
         write_preview(volume, labels, preview)
         watch.lap("preview")
     manifest = write_manifest(_manifest(volume, model, options, watch.seconds, notes), job.result)
@@ -201,17 +200,13 @@ def _volumes(image: Path) -> list[Path]:
     return list(find_volumes(image)) if image.is_dir() else [image]
 
 
-def _suffix(path: Path) -> str:
-    return next((s for s in _SUFFIXES if path.name.lower().endswith(s)), "")
-
-
 def _stem(path: Path) -> str:
     name = path.resolve().name if path.name in ("", ".", "..") else path.name
-    return name[: len(name) - len(_suffix(path))] or name
+    return name[: len(name) - len(suffix_of(path))] or name
 
 
 def _result_suffix(image: Path) -> str:
-    return _WRITTEN_AS.get(_suffix(image), ".nii.gz")
+    return _WRITTEN_AS.get(suffix_of(image), ".nii.gz")
 
 
 def _free(place: Path, suffix: str, taken: set[Path]) -> Path:
@@ -222,15 +217,7 @@ def _free(place: Path, suffix: str, taken: set[Path]) -> Path:
     return path
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnwritableVolume(f"The folder {folder} cannot be made: {error.strerror}. Choose another place.") from error
-
-
 def _write_stages(stages: list[StageResult], folder: Path, stem: str) -> None:
-    _make_folder(folder)
     for n, stage in enumerate(stages[:-1], 1):
         path = folder / f"{stem}_{n}-{stage.stage.replace(' ', '-')}.nii.gz"
         if isinstance(stage.output, LabelMap):

@@ -72,6 +72,7 @@ def write_preview(volume: Volume, labels: LabelMap, path: Path) -> None:
     header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
     parts = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(lines.tobytes(), 6)), _chunk(b"IEND", b""))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
     except OSError as error:
         raise UnwritableVolume(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
