@@ -26,6 +26,7 @@ __all__ = [
     "slabs",
     "to_canonical",
     "to_tensor",
+    "zoom",
 ]
 
 _SLAB_VOXELS = 4_000_000
@@ -100,13 +101,35 @@ def resize(data: Tensor, shape: Sequence[int]) -> Tensor:
     Tensor
         (c, \\*shape), float.
     """
+    return zoom(data, [(0, n) for n in data.shape[1:]], shape)
+
+
+def zoom(data: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int]) -> Tensor:
+    """Read the part of (c, z, y, x) between the edges `spans` on a grid of `shape`, linear and anti-aliased.
+
+    Parameters
+    ----------
+    data
+        (c, z, y, x).
+    spans
+        First and last edge along z, y, x; voxel i reaches from i to i + 1. Parts of voxels are allowed, and beyond
+        the border the outermost voxel is repeated.
+    shape
+        Voxels of the result.
+
+    Returns
+    -------
+    Tensor
+        (c, \\*shape), float.
+    """
     data = data if data.is_floating_point() else data.float()
-    axes = sorted(range(3), key=lambda i: shape[i] / data.shape[i + 1])  # the strongest reduction first
-    for axis in axes:
-        n_in, n_out = data.shape[axis + 1], int(shape[axis])
-        if n_in != n_out:
-            step = n_in / n_out
-            data = _along(data, axis_weights(n_in, n_out, (step - 1) / 2, step), axis)
+    # The strongest reduction first, so that the later products are small.
+    for axis in sorted(range(3), key=lambda i: shape[i] / data.shape[i + 1]):
+        n_in, n_out, (first, last) = data.shape[axis + 1], int(shape[axis]), spans[axis]
+        if (first, last) == (0, n_in) and n_in == n_out:
+            continue
+        step = (last - first) / n_out
+        data = _along(data, axis_weights(n_in, n_out, first + (step - 1) / 2, step), axis)
     return data
 
 
@@ -198,17 +221,8 @@ def resize_slab(data: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
     weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
     used = weights.any(0).nonzero()
     first, last = int(used[0]), int(used[-1]) + 1
-    part = data[:, first:last]
-    for axis in (1, 2):
-        n, n_out = data.shape[axis + 1], int(shape[axis])
-        if n != n_out:
-            part = _zoom_axis(part, n_out, axis)
+    part = zoom(data[:, first:last], [(0, last - first), (0, data.shape[2]), (0, data.shape[3])], (last - first, *shape[1:]))
     return _along(part, weights[:, first:last], 0)
-
-
-def _zoom_axis(data: Tensor, n_out: int, axis: int) -> Tensor:
-    n = data.shape[axis + 1]
-    return _along(data, axis_weights(n, n_out, (n / n_out - 1) / 2, n / n_out), axis)
 
 
 def labels_on(probabilities: Tensor, shape: Sequence[int]) -> Tensor:

@@ -12,7 +12,7 @@ several classes the foreground is 1 - background; nothing is resampled to be sho
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,11 @@ from napari_fmseg.grid import (
     slabs,
     to_canonical,
     to_tensor,
+    zoom,
 )
 from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
-from napari_fmseg.nets.engine import Engine
+from napari_fmseg.pipelines.running import Engine
 from napari_fmseg.nets.phased import HALO
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
@@ -187,7 +188,7 @@ class _Stages:
     def attention(self) -> Iterator[Event]:
         start = time.perf_counter()
         assert self.probabilities is not None  # noqa: S101 - consensus always runs first
-        seen, self.attention_map, box, self.box = look_closer(self.probabilities, self.geometry.shape, self.settings)
+        seen, self.attention_map, self.box = look_closer(self.probabilities, self.geometry.shape, self.settings)
         seconds = time.perf_counter() - start
         heat = Volume(
             self.attention_map[0].float().cpu().numpy(), self.geometry.resized(self.settings.consensus_grid)
@@ -195,7 +196,8 @@ class _Stages:
         yield StageResult("attention map", heat, seconds, "" if seen else "Nothing was found: looking at everything.")
 
         start = time.perf_counter()
-        x, a = attention_input(self.image, self.attention_map, box, self.box, self.settings, self.card.intensity)
+        spans = [(s.start, s.stop) for s in self.box]
+        x, a = attention_input(self.image, self.attention_map, spans, self.settings, self.card.intensity)
         self.probabilities = self.engine(self.nets["attention"], x[None], a[None])[0]
         labels = self._array(self.probabilities.argmax(0))
         seconds = time.perf_counter() - start
@@ -252,27 +254,33 @@ class _Stages:
 
 def look_closer(
     probabilities: Tensor, shape: tuple[int, int, int], settings: PhasedSettings
-) -> tuple[bool, Tensor, Box, Box]:
+) -> tuple[bool, Tensor, Box]:
     """Turn consensus probabilities (classes, z, y, x) into where to look.
 
     Returns
     -------
     tuple
-        Whether anything is likely; the attention map (1, z, y, x) on the consensus grid; the window in consensus
-        voxels and in native voxels of a volume of `shape`.
+        Whether anything is likely; the attention map (1, z, y, x) on the consensus grid; the window in voxels of a
+        volume of `shape`.
     """
     p_background = probabilities[0].float()
     box = window_of(p_background, settings)
     seen = bool(((1 - p_background) > settings.window_threshold).any())
-    return seen, attention_map((1 - p_background)[None, None])[0], box, box_in(box, settings.consensus_grid, shape)
+    return seen, attention_map((1 - p_background)[None, None])[0], box_in(box, settings.consensus_grid, shape)
 
 
 def attention_input(
-    image: Tensor, attention: Tensor, box: Box, native: Box, settings: PhasedSettings, intensity: Intensity
+    image: Tensor,
+    attention: Tensor,
+    spans: Sequence[tuple[float, float]],
+    settings: PhasedSettings,
+    intensity: Intensity,
 ) -> tuple[Tensor, Tensor]:
-    """Give image (c, z, y, x) and attention map (1, z, y, x) of the window on the attention grid."""
-    x = _stretched(resize(cut(image, native), settings.attention_grid), intensity)
-    return x, resize(cut(attention, box), settings.attention_grid)
+    """Give image (c, z, y, x) and attention map (1, z, y, x) between the native edges `spans` on the attention grid."""
+    x = _stretched(zoom(image, spans, settings.attention_grid), intensity)
+    scale = [m / n for n, m in zip(image.shape[1:], attention.shape[1:], strict=True)]
+    there = [(first * k, last * k) for (first, last), k in zip(spans, scale, strict=True)]
+    return x, zoom(attention, there, settings.attention_grid)
 
 
 def _label_dtype(card: ModelCard) -> torch.dtype:

@@ -1,0 +1,2 @@
+import torch
+def pick_device(name): return torch.device("cpu" if name=="auto" else name)
