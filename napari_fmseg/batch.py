@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from napari_fmseg.doctor import device_name
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.io import find_volumes, read_volume, suffix_of, write_labels, write_volume
@@ -130,7 +130,7 @@ def segment_file(
     notes: list[str] = []
     # What the reader remarked may name the file, which may name the patient: shown, and not kept.
     private = {*volume.meta.get("repaired", ()), *volume.meta.get("warnings", ())}
-    for event in segment(volume, model, dataclasses.replace(options, show_stages=stages_dir is not None)):
+    for event in segment(volume, model, dataclasses.replace(options, show_stages=True)):
         if isinstance(event, Warned) and event.text not in private:
             notes.append(event.text)
         if isinstance(event, StageResult):
@@ -174,7 +174,7 @@ def _manifest(
 ) -> Manifest:
     return Manifest(
         model=model.card,
-        device=device_name(model),
+        device=device_name(model.device),
         precision=options.precision,
         options=dataclasses.asdict(options),
         seconds={k: round(v, 4) for k, v in seconds.items()},
@@ -182,16 +182,6 @@ def _manifest(
         spacing_mm=volume.geometry.spacing,
         notes=tuple(notes),
     )
-
-
-def device_name(model: Model) -> str:
-    """Name what the networks run on: ``"cuda:0 NVIDIA H100"``, ``"cpu"``."""
-    device: Any = model.device
-    if device.type != "cuda":
-        return str(device)
-    import torch
-
-    return f"{device} {torch.cuda.get_device_name(device)}"
 
 
 def _volumes(image: Path) -> list[Path]:

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        note("Stopped. What was saved before stays; the same command goes on from there.")
+        note("Stopped. What was saved stays; the same command goes on from there." if words[0] == "train" else "Stopped.")
         return _STOPPED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -123,7 +123,7 @@ def segment(
     *,
     model: str,
     output: Path,
-    options: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
+    run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
     series: str | None = None,
     stages_dir: Path | None = None,
     preview: Path | None = None,
@@ -159,14 +159,14 @@ def segment(
     jobs = plan_jobs(images, output)
     card = find_card(model)
     _show_terms(card, accept_licence)
-    loaded = load_model(card, device=options.device)
+    loaded = load_model(card, device=run.device)
     rows: list[dict[str, Any]] = []
     worst = 0
     with Bars(quiet=as_json) as bars:
         for job in jobs:
             picture = None if preview is None else _picture(preview, job.result, len(jobs))
             try:
-                for event in segment_file(job, loaded, options, series=series, stages_dir=stages_dir, preview=picture):
+                for event in segment_file(job, loaded, run, series=series, stages_dir=stages_dir, preview=picture):
                     _follow(event, bars)
                     if isinstance(event, Done):
                         rows.append(_done(event))
@@ -355,10 +355,10 @@ def train(recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]], /, *,
     """
     from napari_fmseg.events import EpochDone, Saved, to_json
     from napari_fmseg.training import load_recipe
-    from napari_fmseg.training import train as run
+    from napari_fmseg.training import train as learn
 
     with Bars(quiet=events) as bars:
-        for event in run(load_recipe(recipe)):
+        for event in learn(load_recipe(recipe)):
             if events:
                 say(to_json(event))
                 continue
@@ -375,25 +375,80 @@ def train(recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]], /, *,
 
 
 def bench(
-    image: Path | None = None,
     *,
+    image: Path | None = None,
     model: str = "fmsf-phantom-ct",
-    options: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
+    run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
     repeats: int = 5,
+    compare: bool = True,
     as_json: Json = False,
 ) -> int:
-    """Measure time and peak memory of every stage, and the networks against their plain form.
+    """Measure time and peak memory of reading, every stage and writing, and the engine against the plain network.
 
     Parameters
     ----------
     image
         The volume to segment; without one a CT phantom.
     model
-        The model's name.
+        A model's name or the path of a model card.
     repeats
         Runs after one that warms up; medians are told.
+    compare
+        Run the published SNet at 128 x 128 x 128 too, by the engine and plain, in turns.
     """
-    raise NotImplementedError
+    from napari_fmseg import benchmark
+    from napari_fmseg.models import find_card, load_model
+
+    card = find_card(model)
+    _show_terms(card, accepted=False)
+    loaded = load_model(card, device=run.device)
+    results: dict[str, Any] = {}
+    with Bars(quiet=as_json) as bars:
+        for event in benchmark.bench(image or _phantom_volume(), loaded, run, repeats=repeats):
+            _follow(event, bars)
+            if isinstance(event, benchmark.Benchmark):
+                results["benchmark"] = event
+        if compare:
+            snet = benchmark.published_snet()
+            pairs = benchmark.pair(*snet, device=str(loaded.device), precision=run.precision, repeats=repeats)
+            for event in pairs:
+                _follow(event, bars)
+                if isinstance(event, benchmark.Pairing):
+                    results["pairing"] = event
+    if as_json:
+        write_json({name: dataclasses.asdict(result) for name, result in results.items()})
+        return 0
+    _tell_benchmark(results["benchmark"])
+    if "pairing" in results:
+        _tell_pairing(results["pairing"])
+    return 0
+
+
+def _phantom_volume() -> Any:
+    from napari_fmseg.phantom import phantom_ct
+
+    return phantom_ct(1)[0]
+
+
+def _tell_benchmark(found: Any) -> None:
+    machine = found.environment
+    say(f"{found.model} on {machine['device']}, {machine['processor']}, {machine['threads']} threads, "
+        f"{found.precision}; {' x '.join(map(str, found.shape))} voxels, median of {found.repeats}")  # fmt: skip
+    rows = [
+        (name, number(part.seconds), number(part.fastest), f"{part.peak_mb:.0f}", f"{part.gpu_mb:.0f}")
+        for name, part in found.parts.items()
+    ]
+    say(table(("PART", "SECONDS", "FASTEST", "PEAK MB", "GPU MB"), rows))
+    say(f"file to file: {found.total_seconds:.3f} s")
+    inflate = found.inflate_seconds
+    if inflate:
+        say(f"inflating the file: {inflate['ours']:.3f} s, by the standard library {inflate['standard library']:.3f} s")
+
+
+def _tell_pairing(found: Any) -> None:
+    say(f"{found.network} at {' x '.join(map(str, found.shape))}, {found.repeats} pairs: engine {found.engine_seconds:.3f} s, "
+        f"plain float32 {found.plain_seconds:.3f} s: {found.times_faster:.1f} times faster, "
+        f"{100 * found.equal:.3f} % of the labels equal")  # fmt: skip
 
 
 def phantom(

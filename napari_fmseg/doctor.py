@@ -12,12 +12,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from napari_fmseg.errors import UnknownModel, WeightsMismatch
 from napari_fmseg.models import ModelCard, list_models, read_card, user_models_folder
 
-__all__ = ["Finding", "State", "examine"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Finding", "State", "device_name", "examine", "has_bf16", "n_cores", "processor_name"]
 
 State = Literal["ok", "warn", "bad"]
 
@@ -85,6 +88,38 @@ def examine() -> list[Finding]:
     ]
 
 
+def n_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Name of the processor as it calls itself."""
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def has_bf16() -> bool | None:
+    """Whether the processor multiplies bf16 in hardware; None where the system does not say."""
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith(("flags", "Features")):
+            return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()))
+    return None
+
+
+def device_name(device: torch.device) -> str:
+    """Name what the networks run on: ``"cuda:0 NVIDIA H100"``, ``"cpu"``."""
+    if device.type != "cuda":
+        return str(device)
+    import torch
+
+    return f"{device} {torch.cuda.get_device_name(device)}"
+
+
 def _python() -> Iterator[Finding]:
     version = platform.python_version()
     if sys.version_info < (3, 11):
@@ -111,7 +146,7 @@ def _torch() -> Iterator[Finding]:
     else:
         yield Finding("torch", "ok", f"torch {torch.__version__} ({build})")
     yield from _devices(torch, build)
-    threads, cores = torch.get_num_threads(), _cores()
+    threads, cores = torch.get_num_threads(), n_cores()
     if threads < min(cores, 4):
         limits = [f"{k}={os.environ[k]}" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ]
         told = f" ({', '.join(limits)})" if limits else ""
@@ -169,33 +204,11 @@ def _cuda(torch: Any, index: int) -> Finding:
 
 
 def _processor() -> Iterator[Finding]:
-    bf16 = _has_bf16()
-    text = f"{_processor_name()}, {_cores()} cores to use"
+    bf16 = has_bf16()
+    text = f"{processor_name()}, {n_cores()} cores to use"
     if bf16 is not None:
         text += ", computes in bf16" if bf16 else ", no bf16 (float32 is used)"
     yield Finding("processor", "ok", text)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _processor_name() -> str:
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _has_bf16() -> bool | None:
-    """Whether the processor multiplies bf16 in hardware; None where the system does not say."""
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith(("flags", "Features")):
-            return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()))
-    return None
 
 
 def _lines(path: str) -> list[str]:
