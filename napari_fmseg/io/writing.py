@@ -12,7 +12,7 @@ from typing import IO
 
 from napari_fmseg.errors import UnwritableVolume
 
-__all__ = ["check_folder", "written_beside"]
+__all__ = ["check_folder", "remove_folders", "written_beside"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -56,6 +56,13 @@ def check_folder(path: Path) -> list[Path]:
     return missing
 
 
+def remove_folders(folders: list[Path]) -> None:
+    """Take back the folders that `check_folder` made, as far as they are still empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 @contextmanager
 def written_beside(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write to, which becomes `path` when the block ends and vanishes when it fails.
@@ -75,9 +82,7 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         os.replace(part, path)
     except BaseException as error:  # an interruption, too, must leave nothing behind
         part.unlink(missing_ok=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        remove_folders(made)
         if isinstance(error, OSError):
             raise _unwritable(path, error) from error
         raise
