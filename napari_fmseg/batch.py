@@ -56,7 +56,7 @@ class Done:
     notes: tuple[str, ...] = ()
 
 
-def plan_jobs(images: Iterable[Path], output: Path) -> list[Job]:
+def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None) -> list[Job]:
     """Find the volumes that are meant and name a result for each.
 
     Parameters
@@ -66,6 +66,8 @@ def plan_jobs(images: Iterable[Path], output: Path) -> list[Job]:
     output
         A file (``liver.nii.gz``) for one volume; else a folder, where ``case.nii.gz`` becomes ``case_seg.nii.gz``
         (NRRD and MHA stay what they are).
+    series
+        Take this series of every folder, instead of all that lies in it.
 
     Raises
     ------
@@ -74,10 +76,13 @@ def plan_jobs(images: Iterable[Path], output: Path) -> list[Job]:
     FmsegError
         If one output file is named for several volumes, or the result would overwrite its image.
     """
-    found = [volume for image in images for volume in _volumes(image)]
+    found = [volume for image in images for volume in _volumes(image, series)]
     if suffix_of(output):
         if len(found) != 1:
-            raise FmsegError(f"{output.name} is one file, but there are {len(found)} volumes. Give a folder as output.")
+            raise FmsegError(
+                f"{output.name} is one file, but there are {len(found)} volumes ({_some(found)}). "
+                "Give a folder as output, or choose one volume (of a DICOM folder by its series)."
+            )
         jobs = [Job(found[0], output)]
     else:
         jobs = []
@@ -184,10 +189,19 @@ def _manifest(
     )
 
 
-def _volumes(image: Path) -> list[Path]:
+def _volumes(image: Path, series: str | None) -> list[Path]:
     if not image.exists():
         raise UnreadableVolume(f"There is no {image}. Is the path right, and the drive there?")
-    return list(find_volumes(image)) if image.is_dir() else [image]
+    if not image.is_dir() or series is not None:
+        return [image]
+    found = list(find_volumes(image))
+    if not found:
+        raise UnreadableVolume(f"There is no volume in {image}. Expected NIfTI, NRRD, MHA or DICOM files.")
+    return found
+
+
+def _some(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + (", …" if len(paths) > 3 else "")
 
 
 def _stem(path: Path) -> str:

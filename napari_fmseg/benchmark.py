@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -235,7 +235,10 @@ def _inflate(path: Path) -> dict[str, float]:
     """Seconds to inflate a .nii.gz with the standard library and with ours; {} for other files."""
     if suffix_of(path) != ".nii.gz":
         return {}
-    openers = {"standard library": lambda: gzip.open(path, "rb"), "ours": lambda: open_inflated(path)}
+    openers: dict[str, Callable[[], Any]] = {
+        "standard library": lambda: gzip.open(path, "rb"),  # noqa: SIM115 - closed below
+        "ours": lambda: open_inflated(path),
+    }
     seconds = {}
     for name, opened in openers.items():
         start = time.perf_counter()
@@ -304,7 +307,7 @@ def published_snet(size: int = 128, seed: int = 0) -> tuple[str, dict[str, Any],
         Name and arguments in the registry, the network, and the image (1, 1, size, size, size) in 0..1.
     """
     import torch
-    import torch.nn.functional as F  # noqa: N812 - the field's usual name
+    import torch.nn.functional as F
 
     from napari_fmseg.nets import build
 
@@ -437,8 +440,8 @@ class _PlainForm:
         return np.load(self._ask("labels"))
 
     def _ask(self, word: str) -> str:
-        assert self._process.stdin is not None  # noqa: S101 - both are pipes, for the type checker
-        assert self._process.stdout is not None  # noqa: S101
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended; the empty answer says so
             self._process.stdin.write(word + "\n")
             self._process.stdin.flush()
@@ -461,7 +464,7 @@ def _serve(folder: Path) -> None:
     image = tensors.pop("image").to(device)
     net = build(facts["network"], **facts["kwargs"]).eval().to(device)
     net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items()})
-    labels = None
+    labels = np.zeros((1, 1, 1), np.uint8)
     for line in sys.stdin:
         if line.strip() == "run":
             seconds, labels = _timed(lambda: net(image), device)

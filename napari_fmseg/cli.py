@@ -1,4 +1,4 @@
-"""The command line: ``fmseg segment``, ``models``, ``score``, ``train``, ``bench``, ``phantom``, ``doctor``, ``convert``.
+"""The command line: ``fmseg segment``, ``fmseg models`` and so on, each a few lines over the library.
 
 It ends with 0 when all went well, 1 for what the user can mend in the input, 2 for a wrong command, 3 for the
 machine (device, memory, disk), 70 for a defect of the program, 130 when stopped by Ctrl-C.
@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        note("Stopped. What was saved stays; the same command goes on from there." if words[0] == "train" else "Stopped.")
+        note(
+            "Stopped. What was saved stays; the same command goes on from there." if words[0] == "train" else "Stopped."
+        )
         return _STOPPED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -156,7 +158,7 @@ def segment(
 
     if not images:
         raise _Usage("There is nothing to segment: name at least one file or folder.")
-    jobs = plan_jobs(images, output)
+    jobs = plan_jobs(images, output, series=series)
     card = find_card(model)
     _show_terms(card, accept_licence)
     loaded = load_model(card, device=run.device)
@@ -355,7 +357,7 @@ def train(recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]], /, *,
     """
     from napari_fmseg.events import EpochDone, Saved, to_json
     from napari_fmseg.training import load_recipe
-    from napari_fmseg.training import train as learn
+    from napari_fmseg.training.loop import train as learn
 
     with Bars(quiet=events) as bars:
         for event in learn(load_recipe(recipe)):
@@ -365,7 +367,9 @@ def train(recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]], /, *,
             _follow(event, bars)
             if isinstance(event, EpochDone):
                 scores = ", ".join(f"{name} {number(value)}" for name, value in event.metrics.items())
-                bars.note(f"{event.stage} {event.epoch}/{event.total}  loss {event.loss:.4f}  {event.seconds:.0f} s  {scores}")
+                bars.note(
+                    f"{event.stage} {event.epoch}/{event.total}  loss {event.loss:.4f}  {event.seconds:.0f} s  {scores}"
+                )
             elif isinstance(event, Saved) and event.best:
                 bars.note(f"Saved {event.path}")
     return 0
@@ -411,10 +415,10 @@ def bench(
         if compare:
             snet = benchmark.published_snet()
             pairs = benchmark.pair(*snet, device=str(loaded.device), precision=run.precision, repeats=repeats)
-            for event in pairs:
-                _follow(event, bars)
-                if isinstance(event, benchmark.Pairing):
-                    results["pairing"] = event
+            for turn in pairs:
+                _follow(turn, bars)
+                if isinstance(turn, benchmark.Pairing):
+                    results["pairing"] = turn
     if as_json:
         write_json({name: dataclasses.asdict(result) for name, result in results.items()})
         return 0
@@ -446,8 +450,9 @@ def _tell_benchmark(found: Any) -> None:
 
 
 def _tell_pairing(found: Any) -> None:
-    say(f"{found.network} at {' x '.join(map(str, found.shape))}, {found.repeats} pairs: engine {found.engine_seconds:.3f} s, "
-        f"plain float32 {found.plain_seconds:.3f} s: {found.times_faster:.1f} times faster, "
+    say(f"{found.network} at {' x '.join(map(str, found.shape))}, {found.repeats} pairs: "
+        f"engine {found.engine_seconds:.3f} s, plain float32 {found.plain_seconds:.3f} s, "
+        f"{found.times_faster:.1f} times faster, "
         f"{100 * found.equal:.3f} % of the labels equal")  # fmt: skip
 
 

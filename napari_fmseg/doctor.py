@@ -121,11 +121,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _python() -> Iterator[Finding]:
-    version = platform.python_version()
-    if sys.version_info < (3, 11):
-        yield Finding("python", "bad", f"Python {version}; 3.11 or newer is needed", "Install Python 3.11 or newer.")
-    else:
-        yield Finding("python", "ok", f"Python {version} ({sys.executable})")
+    yield Finding("python", "ok", f"Python {platform.python_version()} ({sys.executable})")
     yield Finding("platform", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}")
     yield Finding("napari-fmseg", "ok", _version("napari-fmseg") or "run from its source folder, not installed")
 
@@ -309,4 +305,6 @@ def _weights(card: ModelCard) -> Finding:
     if card.sha256 and hashlib.sha256(content).hexdigest() != card.sha256:
         return Finding(name, "bad", f"{card.weights} was altered: its sha256 is not the one on the card",
                        f"Copy {card.weights} again from where it came.")  # fmt: skip
-    return Finding(name, "ok", f"{card.weights}, {len(content) / 1e6:.1f} MB{', sha256 as on the card' if card.sha256 else ''}")
+    return Finding(
+        name, "ok", f"{card.weights}, {len(content) / 1e6:.1f} MB{', sha256 as on the card' if card.sha256 else ''}"
+    )
