@@ -11,7 +11,7 @@ from pathlib import Path
 from napari_fmseg.doctor import device_name
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.events import Event, Progress, StageResult, Warned
-from napari_fmseg.io import find_volumes, read_volume, suffix_of, write_labels, write_volume
+from napari_fmseg.io import check_destination, find_volumes, read_volume, suffix_of, write_labels, write_volume
 from napari_fmseg.manifest import Manifest, write_manifest
 from napari_fmseg.models import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
@@ -73,11 +73,15 @@ def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None
     ------
     UnreadableVolume
         If a path does not exist or a folder holds no volume.
+    UnwritableVolume
+        If the output has no suffix that can be written, or its folder cannot be.
     FmsegError
-        If one output file is named for several volumes, or the result would overwrite its image.
+        If nothing is named, one output file is for several volumes, or the result would overwrite its image.
     """
     found = [volume for image in images for volume in _volumes(image, series)]
-    if suffix_of(output):
+    if not found:
+        raise FmsegError("There is nothing to segment. Name at least one file or folder.")
+    if suffix_of(output) or (output.suffix and len(found) == 1 and not output.is_dir()):
         if len(found) != 1:
             raise FmsegError(
                 f"{output.name} is one file, but there are {len(found)} volumes ({_some(found)}). "
@@ -91,6 +95,7 @@ def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None
     for job in jobs:
         if job.result.resolve() == job.image.resolve():
             raise FmsegError(f"The result would overwrite its image {job.image}. Choose another --output.")
+    check_destination(jobs[0].result)  # all lie in one folder
     return jobs
 
 

@@ -328,7 +328,7 @@ def score(
         return 0
     columns = ("dice", "hd95_mm", "assd_mm", "nsd", "volume_ml", "truth_ml", "false_positive_ml", "false_negative_ml")
     say(table(
-        ("LABEL", "DICE", "HD95 mm", "ASSD mm", f"NSD {tolerance_mm:g} mm", "ml", "TRUE ml", "TOO MUCH ml", "MISSED ml"),
+        ("LABEL", "DICE", "HD95 mm", "ASSD mm", f"NSD {tolerance_mm:g} mm", "ml", "TRUE ml", "EXTRA ml", "MISSED ml"),
         [(name, *(number(row[column], 3 if column in ("dice", "nsd") else 2) for column in columns))
          for name, row in scores.items()],
     ))  # fmt: skip
