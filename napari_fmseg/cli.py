@@ -169,7 +169,7 @@ def segment(
             picture = None if preview is None else _picture(preview, job.result, len(jobs))
             try:
                 for event in segment_file(job, loaded, run, series=series, stages_dir=stages_dir, preview=picture):
-                    _follow(event, bars)
+                    _follow(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
                     if isinstance(event, Done):
                         rows.append(_done(event))
                         if not as_json:
@@ -212,15 +212,17 @@ def _show_terms(card: Any, accepted: bool) -> None:
 
 def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
     """Where the picture of `result` goes."""
+    from napari_fmseg.io import suffix_of
+
     if preview.suffix.lower() != ".png":
-        return preview / f"{result.name.split('.')[0]}.png"
+        return preview / f"{result.name.removesuffix(suffix_of(result))}.png"
     if n_jobs > 1:
         raise _Usage(f"{preview.name} is one file, but there are {n_jobs} volumes. Give a folder for the previews.")
     return preview
 
 
-def _follow(event: Any, bars: Bars) -> None:
-    """Show an event of any long work."""
+def _follow(event: Any, bars: Bars, whose: str = "") -> None:
+    """Show an event of any long work; remarks begin with `whose`."""
     from napari_fmseg import events
 
     match event:
@@ -229,9 +231,9 @@ def _follow(event: Any, bars: Bars) -> None:
         case events.StageResult(stage, _, seconds, text):
             bars.move(stage, 1, 1, f"{seconds:.2f} s {text}")
             if text:
-                bars.note(f"{stage}: {text}")
+                bars.note(f"{whose}{stage}: {text}")
         case events.Warned(text):
-            bars.note(f"Warning: {text}")
+            bars.note(f"{whose}Warning: {text}")
         case events.StepDone(stage, step, total, loss, _):
             bars.move(stage, step, total, f"loss {loss:.4f}")
         case _:

@@ -29,12 +29,13 @@ def preview(volume: Volume, labels: LabelMap, *, height: int = 384) -> Picture:
     labels
         On the same grid.
     height
-        Rows of the picture.
+        Rows and columns that the longest side of the patient's volume takes; all planes have one scale.
 
     Returns
     -------
     numpy.ndarray
-        (height, width, 3) uint8, in the radiologists' view: the patient's right on the left, head or front up.
+        (rows, columns, 3) uint8, rows at most `height` and columns three times that, in the radiologists' view: the
+        patient's right on the left, head or front up.
 
     Raises
     ------
@@ -48,14 +49,17 @@ def preview(volume: Volume, labels: LabelMap, *, height: int = 384) -> Picture:
     mask = np.flip(labels.data.transpose(order), flips)
     centre = _centre(mask)
     low, high = _window(image)
+    sides = np.array(grid.shape) * grid.spacing  # mm
+    pixels = [max(1, round(height * side / sides.max())) for side in sides]
     planes = []
     for axis in range(3):
         grey = np.clip((image.take(centre[axis], axis).astype(np.float32) - low) / (high - low), 0, 1)
         plane = _paint(grey, mask.take(centre[axis], axis), labels)
-        spacing = [s for i, s in enumerate(grid.spacing) if i != axis]
+        rows, columns = (n for i, n in enumerate(pixels) if i != axis)
         upright = plane if axis == 0 else plane[::-1]  # z runs to the head, rows run down
-        planes.append(_square(upright, spacing[0], spacing[1], height))
-    return np.concatenate(planes, axis=1)
+        planes.append(_stretched(upright, rows, columns))
+    tallest = max(len(plane) for plane in planes)
+    return np.concatenate([_centred(plane, tallest) for plane in planes], axis=1)
 
 
 def write_preview(volume: Volume, labels: LabelMap, path: Path) -> None:
@@ -113,10 +117,14 @@ def _paint(grey: npt.NDArray[np.float32], mask: npt.NDArray[Any], labels: LabelM
     return picture
 
 
-def _square(plane: npt.NDArray[np.float32], row_mm: float, column_mm: float, height: int) -> Picture:
-    """Stretch to `height` rows with square pixels, by nearest neighbours."""
-    rows, columns = plane.shape[:2]
-    width = max(1, round(height * columns * column_mm / (rows * row_mm)))
-    y = (np.arange(height) * rows // height).clip(0, rows - 1)
-    x = (np.arange(width) * columns // width).clip(0, columns - 1)
+def _stretched(plane: npt.NDArray[np.float32], rows: int, columns: int) -> Picture:
+    """Stretch (h, w, 3) in 0..1 to `rows` and `columns`, by nearest neighbours."""
+    y = np.arange(rows) * plane.shape[0] // rows
+    x = np.arange(columns) * plane.shape[1] // columns
     return np.rint(plane[np.ix_(y, x)] * 255).astype(np.uint8)
+
+
+def _centred(plane: Picture, rows: int) -> Picture:
+    """Fill up with black to `rows`, half above and half below."""
+    above = (rows - len(plane)) // 2
+    return np.pad(plane, ((above, rows - len(plane) - above), (0, 0), (0, 0)))

@@ -28,13 +28,19 @@ def case(flip=False):
 
 def test_the_picture_shows_the_patient_s_right_on_the_left_front_and_head_up():
     picture = preview(*case(), height=60)
-    assert picture.shape == (60, 90 + 60 + 40, 3)
+    assert picture.shape == (60, 60 + 60 + 40, 3)  # 30 mm from side to side and from head to foot, 20 mm deep
     rows, columns = np.nonzero((picture == (255, 0, 0)).all(-1))
-    for start, stop in ((0, 90), (90, 150), (150, 190)):
+    for start, stop in ((0, 60), (60, 120), (120, 160)):
         here = (columns >= start) & (columns < stop)
         assert here.any()
         assert rows[here].mean() < 30
         assert columns[here].mean() < (start + stop) / 2
+
+
+def test_one_thick_slice_makes_no_endless_picture():
+    geometry = Geometry.from_spacing((1, 64, 64), (0.01, 1, 1))
+    labels = LabelMap(np.ones((1, 64, 64), np.uint8), geometry)
+    assert preview(Volume(labels.data, geometry), labels, height=100).shape == (100, 300, 3)
 
 
 def test_the_picture_does_not_depend_on_how_the_voxels_are_listed():
