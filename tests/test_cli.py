@@ -326,3 +326,75 @@ def test_the_module_runs_as_a_program_and_survives_a_reader_that_leaves(tmp_path
     assert done.returncode == 0
     assert done.stderr == ""
     assert "tiny" in {card["name"] for card in json.loads(done.stdout)}
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe of two steps on three small cases in the nnU-Net raw layout."""
+    pytest.importorskip("lightning_fabric")
+    folder = tmp_path / "data"
+    for n in range(3):
+        image = volume(n)
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[5:15, 6:16, 6:16] = 1
+        image.data[labels == 1] += 200
+        write_volume(image, folder / "imagesTr" / f"c{n}_0000.nii.gz")
+        write_labels(LabelMap(labels, image.geometry), folder / "labelsTr" / f"c{n}.nii.gz")
+    (folder / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1}}')
+    path = tmp_path / "recipe.toml"
+    path.write_text("""
+name = "learned"
+dataset = "data"
+out = "run"
+labels = ["liver"]
+holdout = ["c2"]
+device = "cpu"
+precision = "float32"
+[settings]
+consensus_grid = [32, 32, 32]
+[[stages]]
+stage = "consensus"
+network = "snet"
+steps = 2
+steps_per_epoch = 1
+[stages.kwargs]
+width = 4
+""")
+    return path
+
+
+def test_train_prints_events_as_json_lines_and_leaves_a_model(recipe, capsys, tmp_path):
+    from napari_fmseg.events import EpochDone, Saved, from_json
+
+    assert run("train", recipe, "--events") == 0
+    events = [from_json(line) for line in capsys.readouterr().out.splitlines()]
+    assert sum(isinstance(event, EpochDone) for event in events) >= 2
+    assert [event.path.suffix for event in events if isinstance(event, Saved)][-1] == ".toml"
+    assert run("segment", tmp_path / "data" / "imagesTr" / "c2_0000.nii.gz", "--model", tmp_path / "run" / "learned.toml",
+               "--output", tmp_path / "mask.nii.gz") == 0  # fmt: skip
+
+
+def test_train_tells_a_person_the_dice_of_every_epoch(recipe, capsys):
+    assert run("train", recipe) == 0
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "dice/liver" in told.err
+
+
+def test_a_training_that_is_stopped_keeps_what_it_saved_and_goes_on(recipe, capsys, monkeypatch, tmp_path):
+    from napari_fmseg.training import loop
+
+    whole = loop.train
+
+    def stopped(recipe):
+        for event in whole(recipe):
+            yield event
+            if type(event).__name__ == "Saved":
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", stopped)
+    assert run("train", recipe) == 130
+    assert "What was saved stays" in capsys.readouterr().err
+    monkeypatch.setattr(loop, "train", whole)
+    assert run("train", recipe) == 0
+    assert (tmp_path / "run" / "learned.toml").exists()
