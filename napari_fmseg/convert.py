@@ -173,7 +173,7 @@ def _card(
     name = weights.stem
     return "\n".join([
         f"# Converted from {text(source.name)}. Fill in what the checkpoint does not say: title, labels, modality,",
-        "# intensity, licence, citation, trained_on. A phased model needs the networks consensus, attention and edge in one file.",
+        "# intensity, licence, citation, trained_on. A phased model needs consensus, attention and edge in one file.",
         f"name = {text(name)}",
         f"title = {text(name)}",
         'pipeline = "phased"',
