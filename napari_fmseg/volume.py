@@ -77,7 +77,8 @@ class Geometry:
     @property
     def direction(self) -> npt.NDArray[np.float64]:
         """(3, 3): column i is the unit vector along which index axis i runs."""
-        return self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        columns: npt.NDArray[np.float64] = self.affine[:3, :3]
+        return columns / np.linalg.norm(columns, axis=0)
 
     @property
     def origin(self) -> tuple[float, float, float]:

@@ -151,14 +151,18 @@ class SNet(_Pyramid):
         Returns
         -------
         Tensor or tuple of Tensor
-            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `heads`.
+            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `supervised`.
 
         Raises
         ------
         GeometryMismatch
             If the image is too small or has another number of channels.
         """
-        return self.heads(x) if self.training else _head(self.maps[0], self._pyramid(x)[0], x)
+        return self.supervised(x) if self.training else _head(self.maps[0], self._pyramid(x)[0], x)
+
+    def supervised(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Give what training compares: the finest level at the size of `x`, the others at their own size."""
+        return _supervised(self.maps, self._pyramid(x), x)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Give the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
@@ -193,7 +197,7 @@ class AttnNet(_Pyramid):
         Returns
         -------
         Tensor or tuple of Tensor
-            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `heads`.
+            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `supervised`.
 
         Raises
         ------
@@ -201,8 +205,12 @@ class AttnNet(_Pyramid):
             If the image is too small, or the attention has not one channel on the image's grid.
         """
         if self.training:
-            return self.heads(x, attention)
+            return self.supervised(x, attention)
         return _head(self.maps[0], self._gated(x, attention)[0], x)
+
+    def supervised(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
+        """Give what training compares: the finest level at the size of `x`, the others at their own size."""
+        return _supervised(self.maps, self._gated(x, attention), x)
 
     def heads(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
         """Give the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
@@ -283,6 +291,20 @@ class EdgeNet(_Pyramid):
             self.heads(x, segmentation)[0] if self.variant == "v1" else self._merged(x, segmentation, border=False)[0]
         )
 
+    def pass_through(self, gain: float = 8.0) -> None:
+        """Set the weights of v1 so that it gives its segmentation back, more decided by `gain`: a start for training.
+
+        Needs as many hidden channels as classes; otherwise, and in v2, nothing is changed.
+        """
+        if self.variant != "v1" or self.fc[0].out_channels < self.n_classes:
+            return
+        with torch.no_grad():
+            for conv in (self.fc[0], self.fc[1]):
+                conv.weight.mul_(0.1)
+            for i in range(self.n_classes):
+                self.fc[0].weight[i, self.in_channels + i, 1, 1, 1] += 1
+                self.fc[1].weight[i, i, 1, 1, 1] += gain
+
     def check(self, x: Tensor, segmentation: Tensor) -> None:  # type: ignore[override]
         """Refuse an image and a segmentation that do not fit together, or that v2 cannot take."""
         _check_beside(self, x, segmentation, self.n_classes, "segmentation")
@@ -330,6 +352,11 @@ def _softmax(logits: Tensor) -> Tensor:
 def _head(head: nn.Module, features: Tensor, like: Tensor) -> Tensor:
     """Class probabilities of `features`, upsampled to the size of `like`: they still add up to 1."""
     return _resize(_softmax(head[0](features)), like)  # type: ignore[index]
+
+
+def _supervised(heads: nn.ModuleList, features: list[Tensor], like: Tensor) -> tuple[Tensor, ...]:
+    finest, *others = (_softmax(head[0](f)) for head, f in zip(heads, features, strict=True))  # type: ignore[index]
+    return (_resize(finest, like), *others)
 
 
 def _flatten_interior(x: Tensor, segmentation: Tensor) -> Tensor:

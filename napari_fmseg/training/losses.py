@@ -19,6 +19,7 @@ __all__ = [
     "AttnLoss",
     "AttnLossV2",
     "DeepSupervision",
+    "DiceCELoss",
     "DiceLoss",
     "JaccardLoss",
     "TverskyLoss",
@@ -148,6 +149,21 @@ class JaccardLoss(nn.Module):
         p, t, w = _prepared(prediction, target, weight)
         both = _sums(p * t, w)
         return (1 - both / (_sums(p * p + t * t, w) - both + 1)).mean().clamp(0, 1)
+
+
+class DiceCELoss(nn.Module):
+    """Mean of 1 - Dice over the structures, plus cross entropy: what most of the field trains with.
+
+    Dice_c = (2 sum pt + 1) / (sum p² + sum t² + 1) per sample and without the background; a structure that is absent
+    and not predicted costs nothing. Cross entropy is taken of the probabilities, bounded at 1e-5.
+    """
+
+    def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Give the loss, a scalar."""
+        p, t, w = _prepared(prediction, target, weight)
+        overlap = (2 * _sums(p * t, w) + 1) / (_sums(p * p + t * t, w) + 1)  # (b, C)
+        entropy = -(t * p.clamp_min(1e-5).log()).sum(1, keepdim=True)
+        return (1 - overlap[:, 1:]).mean() + _mean(entropy, w)
 
 
 def deep_supervision_weights(n_heads: int = 4) -> tuple[float, ...]:

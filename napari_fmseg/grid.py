@@ -1,0 +1,256 @@
+"""From grid to grid on the device: crop, resample, paste, and labels from small probability maps.
+
+Axis-aligned resampling is three small matrix products, one per axis. The matrices hold the interpolation
+weights, so any shift, zoom and anti-aliasing costs the same, gives exact places, and runs alike on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
+from torch import Tensor
+
+from napari_fmseg.errors import GeometryMismatch
+from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
+
+__all__ = [
+    "bounding_box",
+    "box_in",
+    "from_canonical",
+    "labels_on",
+    "resample",
+    "resize",
+    "slabs",
+    "to_canonical",
+    "to_tensor",
+    "zoom",
+]
+
+_SLAB_VOXELS = 4_000_000
+
+
+def to_tensor(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Put an array on the device, sharing memory where torch can.
+
+    Unsigned 16 and 32 bit integers, which torch can hardly compute with, become the next larger signed type.
+    """
+    wider = {"u2": np.int32, "u4": np.int64, "u8": np.int64, "b1": np.uint8}
+    kind = array.dtype.kind + str(array.dtype.itemsize)
+    array = np.ascontiguousarray(array, wider.get(kind, array.dtype.newbyteorder("=")))
+    if not array.flags.writeable:  # torch warns of read-only memory even when nobody writes
+        array = array.copy()
+    return torch.from_numpy(array).to(device)
+
+
+def to_canonical(volume: Volume) -> tuple[np.ndarray, Geometry]:
+    """List the voxels so that z runs to superior, y to posterior and x to left; nothing is interpolated.
+
+    Returns
+    -------
+    tuple
+        (c, z, y, x), a view where possible, and its geometry.
+    """
+    geometry, order, flips = volume.geometry.canonical()
+    data = volume.channels.transpose(0, *(i + 1 for i in order))
+    return np.flip(data, tuple(f + 1 for f in flips)), geometry
+
+
+def from_canonical(data: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """List canonical voxels (z, y, x) in the order of `geometry` again: the inverse of `to_canonical`."""
+    _, order, flips = geometry.canonical()
+    return np.ascontiguousarray(np.flip(data, flips).transpose(np.argsort(order)))
+
+
+def axis_weights(n_in: int, n_out: int, start: float, step: float) -> Tensor:
+    """Interpolation weights along one axis.
+
+    Output voxel j reads the input at ``start + j * step``. The kernel is a triangle, one voxel wide when
+    zooming in (linear interpolation) and `step` wide when zooming out (anti-aliasing). The edge is repeated.
+
+    Returns
+    -------
+    Tensor
+        (n_out, n_in) float32; every row sums to 1.
+    """
+    width = max(1.0, step)
+    centre = (start + step * torch.arange(n_out, dtype=torch.float64)).clamp(0, n_in - 1)
+    distance = (torch.arange(n_in, dtype=torch.float64)[None] - centre[:, None]).abs()
+    weights = (1 - distance / width).clamp_min(0)
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def _along(data: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Apply (n_out, n_in) to one of the last three axes of (c, z, y, x)."""
+    weights = weights.to(data.device, data.dtype)
+    if axis == 2:
+        return torch.matmul(data, weights.T)
+    if axis == 1:
+        return torch.matmul(weights, data)
+    c, z, y, x = data.shape
+    return torch.matmul(weights, data.reshape(c, z, y * x)).reshape(c, -1, y, x)
+
+
+def resize(data: Tensor, shape: Sequence[int]) -> Tensor:
+    """Resize (c, z, y, x) to `shape`, edge to edge, linear and anti-aliased.
+
+    Returns
+    -------
+    Tensor
+        (c, \\*shape), float.
+    """
+    return zoom(data, [(0, n) for n in data.shape[1:]], shape)
+
+
+def zoom(data: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int]) -> Tensor:
+    """Read the part of (c, z, y, x) between the edges `spans` on a grid of `shape`, linear and anti-aliased.
+
+    Parameters
+    ----------
+    data
+        (c, z, y, x).
+    spans
+        First and last edge along z, y, x; voxel i reaches from i to i + 1. Parts of voxels are allowed, and beyond
+        the border the outermost voxel is repeated.
+    shape
+        Voxels of the result.
+
+    Returns
+    -------
+    Tensor
+        (c, \\*shape), float.
+    """
+    data = data if data.is_floating_point() else data.float()
+    # The strongest reduction first, so that the later products are small.
+    for axis in sorted(range(3), key=lambda i: shape[i] / data.shape[i + 1]):
+        n_in, n_out, (first, last) = data.shape[axis + 1], int(shape[axis]), spans[axis]
+        if (first, last) == (0, n_in) and n_in == n_out:
+            continue
+        step = (last - first) / n_out
+        data = _along(data, axis_weights(n_in, n_out, first + (step - 1) / 2, step), axis)
+    return data
+
+
+def resample(volume: Volume, grid: Geometry, *, order: int = 1) -> Volume:
+    """Read `volume` on another grid of the same patient.
+
+    Parameters
+    ----------
+    volume
+        Intensities (z, y, x) or (c, z, y, x), or labels (z, y, x).
+    grid
+        Where to read it. Its axes must run along the volume's (any order, any sense).
+    order
+        0 nearest (labels), 1 linear, anti-aliased when the grid is coarser.
+
+    Returns
+    -------
+    Volume
+        On `grid`, of the same class; same dtype for order 0, float32 otherwise; 0 outside the volume.
+
+    Raises
+    ------
+    GeometryMismatch
+        If the axes differ in direction by more than 1e-3.
+    """
+    to_source = np.linalg.inv(volume.geometry.affine) @ grid.affine
+    turn = to_source[:3, :3]
+    axes = np.abs(turn).argmax(0)  # for each axis of grid the axis of the volume
+    rest = turn.copy()
+    rest[axes, range(3)] = 0
+    if sorted(axes) != [0, 1, 2] or np.abs(rest / np.linalg.norm(turn, axis=0)).max() > 1e-3:
+        raise GeometryMismatch(
+            "The two grids are turned against each other, so that one cannot be read on the other along its axes. "
+            "Expected directions equal within 1e-3; resample one of them with an image viewer first."
+        )
+    data = to_tensor(volume.channels.transpose(0, *(int(a) + 1 for a in axes)))
+    data = data if order == 0 else data.float()
+    for i, axis in enumerate(axes):
+        step, start, n_in = float(turn[axis, i]), float(to_source[axis, 3]), data.shape[i + 1]
+        places = start + step * torch.arange(grid.shape[i], dtype=torch.float64)
+        inside = (places > -0.5 - 1e-6) & (places < n_in - 0.5 + 1e-6)
+        if order == 0:
+            data = data.index_select(i + 1, places.round().long().clamp(0, n_in - 1))
+        elif step > 0:
+            data = _along(data, axis_weights(n_in, grid.shape[i], start, step), i)
+        else:
+            data = _along(data.flip(i + 1), axis_weights(n_in, grid.shape[i], n_in - 1 - start, -step), i)
+        shape = [1, 1, 1, 1]
+        shape[i + 1] = -1
+        data = data * inside.to(data.dtype).reshape(shape)
+    array = data.numpy() if order else data.numpy().astype(volume.data.dtype, copy=False)
+    array = array if volume.data.ndim == 4 else array[0]
+    if isinstance(volume, LabelMap):
+        return LabelMap(array, grid, volume.meta, volume.names, volume.colors)
+    return Volume(array, grid, volume.meta)
+
+
+def bounding_box(mask: Tensor | np.ndarray) -> Box | None:
+    """Return the smallest box around what is not 0 in (z, y, x), or None if there is nothing."""
+    mask = torch.as_tensor(mask) != 0
+    bounds = []
+    for axis in range(3):
+        others = [i for i in range(3) if i != axis]
+        (hits,) = torch.nonzero(mask.any(others[1]).any(others[0]), as_tuple=True)
+        if not len(hits):
+            return None
+        bounds.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return bounds[0], bounds[1], bounds[2]
+
+
+def box_in(box: Box, shape: Sequence[int], target: Sequence[int]) -> Box:
+    """Carry a box from a grid of `shape` to one of `target` with the same field of view, rounded outwards."""
+    z, y, x = (
+        slice(int(s.start * t // n), int(min(t, -(-s.stop * t // n)))) for s, n, t in zip(box, shape, target, strict=True)
+    )
+    return z, y, x
+
+
+def slabs(shape: Sequence[int], n_channels: int = 1, *, voxels: int = _SLAB_VOXELS) -> Iterator[slice]:
+    """Cut the z axis so that a slab of all channels holds at most `voxels` values."""
+    depth = max(1, voxels // max(1, n_channels * shape[1] * shape[2]))
+    for start in range(0, shape[0], depth):
+        yield slice(start, min(shape[0], start + depth))
+
+
+def resize_slab(data: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
+    """Compute only the `planes` (along z) of ``resize(data, shape)``, from the few input planes that they need."""
+    n_in, step = data.shape[1], data.shape[1] / shape[0]
+    weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
+    used = weights.any(0).nonzero()
+    first, last = int(used[0]), int(used[-1]) + 1
+    part = zoom(data[:, first:last], [(0, last - first), (0, data.shape[2]), (0, data.shape[3])], (last - first, *shape[1:]))
+    return _along(part, weights[:, first:last], 0)
+
+
+def labels_on(probabilities: Tensor, shape: Sequence[int]) -> Tensor:
+    """Zoom class probabilities (c, z, y, x) to `shape` and take the most probable class, slab by slab.
+
+    The probabilities never exist at the full size for all classes at once.
+
+    Returns
+    -------
+    Tensor
+        `shape`, uint8 (int16 with more than 256 classes), on the same device.
+    """
+    n_classes = probabilities.shape[0]
+    out = torch.empty(tuple(shape), dtype=torch.uint8 if n_classes <= 256 else torch.int16, device=probabilities.device)
+    if tuple(shape) == tuple(probabilities.shape[1:]):
+        return probabilities.argmax(0).to(out.dtype)
+    for planes in slabs(shape, n_classes):
+        out[planes] = _slab_labels(probabilities, shape, planes).to(out.dtype)
+    return out
+
+
+def _slab_labels(probabilities: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
+    """Zoom along z by the weights and in plane by torch's bilinear kernel, then argmax."""
+    n_in, step = probabilities.shape[1], probabilities.shape[1] / shape[0]
+    if step > 1 or any(n > m for n, m in zip(probabilities.shape[2:], shape[1:], strict=True)):
+        return resize_slab(probabilities, shape, planes).argmax(0)
+    weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
+    used = weights.any(0).nonzero()
+    first, last = int(used[0]), int(used[-1]) + 1
+    part = _along(probabilities[:, first:last].float(), weights[:, first:last], 0)  # (c, planes, y, x)
+    return F.interpolate(part, tuple(shape[1:]), mode="bilinear", align_corners=False).argmax(0)

@@ -1,0 +1,138 @@
+"""Deflate streams, fast: ISA-L where python-isal is installed, the standard library elsewhere."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import os
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "DEFLATE_ERRORS",
+    "MAX_RATIO",
+    "fill",
+    "has_isal",
+    "inflate_zlib",
+    "open_inflated",
+    "write_gzip",
+    "write_zlib",
+]
+
+MAX_RATIO = 1032
+"""Deflate cannot shrink anything further than this, so a file's size bounds what it can hold."""
+
+_BIG = 1 << 20  # bytes; below, starting a thread costs more than it gains
+_CHUNK = 1 << 18  # 256 KiB stay in the processor's cache between inflating and copying
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+_igzip = _optional("isal.igzip")
+_threaded = _optional("isal.igzip_threaded")
+_isal_zlib = _optional("isal.isal_zlib")
+
+DEFLATE_ERRORS: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, zlib.error)
+"""What a damaged stream raises, whichever library inflates it."""
+if _isal_zlib is not None:
+    DEFLATE_ERRORS = (*DEFLATE_ERRORS, _isal_zlib.error)
+
+
+def has_isal() -> bool:
+    """Whether the fast library is there."""
+    return _igzip is not None
+
+
+def open_inflated(path: Path) -> IO[bytes]:
+    """Open a file for reading and inflate it if its first bytes say that it is gzip, whatever it is called.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be opened.
+    """
+    with path.open("rb") as raw:
+        is_gzip = raw.read(2) == b"\x1f\x8b"
+        size = os.fstat(raw.fileno()).st_size
+    if not is_gzip:
+        return path.open("rb", buffering=0)
+    if _igzip is None:
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if size < _BIG:
+        return _igzip.open(path, "rb")  # type: ignore[no-any-return]
+    return _threaded.open(path, "rb", threads=1, block_size=_CHUNK)  # type: ignore[no-any-return]
+
+
+def fill(stream: IO[bytes], array: npt.NDArray[Any]) -> None:
+    """Read exactly the bytes of a C-contiguous `array` from `stream`, without a copy in between.
+
+    Raises
+    ------
+    EOFError
+        If the stream ends before.
+    """
+    target = array.reshape(-1).view(np.uint8).data
+    done = 0
+    while done < len(target):
+        count = stream.readinto(target[done:])  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError(f"the data end after {done:,} of {len(target):,} bytes")
+        done += count
+    stream.read(1)  # one step further, so that gzip compares its checksum
+
+
+def inflate_zlib(data: bytes, array: npt.NDArray[Any]) -> None:
+    """Inflate a zlib stream into a C-contiguous `array`.
+
+    Raises
+    ------
+    EOFError
+        If the stream holds fewer bytes than the array.
+    """
+    target = array.reshape(-1).view(np.uint8)
+    inflater = (_isal_zlib or zlib).decompressobj()
+    done, pending = 0, data
+    while pending and done < target.size:
+        piece = inflater.decompress(pending, min(target.size - done, 4 * _CHUNK))
+        if not piece:
+            break
+        target[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
+        done += len(piece)
+        pending = inflater.unconsumed_tail
+    if done < target.size:
+        raise EOFError(f"the data end after {done:,} of {target.size:,} bytes")
+
+
+def write_gzip(file: IO[bytes], parts: list[bytes | memoryview]) -> None:
+    """Write `parts` one after the other as one gzip stream, at a level that favours speed."""
+    if _igzip is None:
+        with gzip.GzipFile(fileobj=file, mode="wb", filename="", compresslevel=1, mtime=0) as out:
+            for part in parts:
+                out.write(part)
+    elif sum(len(part) for part in parts) < _BIG:
+        file.write(_igzip.compress(b"".join(parts), compresslevel=2, mtime=0))
+    else:
+        threads = min(4, os.cpu_count() or 1)
+        with _threaded.open(file, "wb", compresslevel=1, threads=threads, block_size=4 * _CHUNK) as out:
+            for part in parts:
+                for start in range(0, len(part), 4 * _CHUNK):
+                    out.write(part[start : start + 4 * _CHUNK])
+
+
+def write_zlib(file: IO[bytes], data: memoryview) -> int:
+    """Write `data` as one zlib stream and return how many bytes that took."""
+    deflater = (_isal_zlib or zlib).compressobj(1)
+    start = file.tell()
+    for begin in range(0, len(data), 4 * _CHUNK):
+        file.write(deflater.compress(data[begin : begin + 4 * _CHUNK]))
+    file.write(deflater.flush())
+    return file.tell() - start

@@ -1,0 +1,89 @@
+"""Files that appear whole or not at all: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from napari_fmseg.errors import UnwritableVolume
+
+__all__ = ["check_folder", "remove_folders", "written_beside"]
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def _unwritable(path: Path, error: OSError) -> UnwritableVolume:
+    if error.errno in _FULL:
+        trouble = UnwritableVolume(
+            f"{path.name} was not written: the disk or quota at {path.parent} is full. "
+            "Free some space or choose another folder; nothing was left behind."
+        )
+        trouble.exit_code = 3
+        return trouble
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return UnwritableVolume(
+            f"{path.name} was not written: no permission to write in {path.parent}. Choose a folder of your own."
+        )
+    return UnwritableVolume(
+        f"{path.name} was not written in {path.parent}: {error.strerror or error}. Choose another name or folder."
+    )
+
+
+def check_folder(path: Path) -> list[Path]:
+    """Make the folder of `path` where it is missing, and return the folders that were made.
+
+    Raises
+    ------
+    UnwritableVolume
+        If the place is a folder itself, or its folder cannot be made or written to.
+    """
+    try:
+        is_folder = path.is_dir()
+        missing = [folder for folder in path.parents if not folder.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    if is_folder:
+        raise UnwritableVolume(
+            f"{path} is a folder. Give the name of the file to write, such as {path / 'labels.nii.gz'}."
+        )
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise _unwritable(path, PermissionError(errno.EACCES, "no permission"))
+    return missing
+
+
+def remove_folders(folders: list[Path]) -> None:
+    """Take back the folders that `check_folder` made, as far as they are still empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write to, which becomes `path` when the block ends and vanishes when it fails.
+
+    Missing folders are made, and removed again on failure: hours of work must not be lost for want of one.
+
+    Raises
+    ------
+    UnwritableVolume
+        If there is no space (`exit_code` 3), no permission, or any other trouble with the file system.
+    """
+    made = check_folder(path)
+    part = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    try:
+        with part.open("xb") as file:
+            yield file
+        os.replace(part, path)
+    except BaseException as error:  # an interruption, too, must leave nothing behind
+        part.unlink(missing_ok=True)
+        remove_folders(made)
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from error
+        raise

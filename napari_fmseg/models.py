@@ -1,0 +1,388 @@
+"""Model cards and models: what can be segmented, by which networks, learned from what, and how well.
+
+A card is a TOML file; the weights of all its networks lie in one safetensors file, each entry prefixed by the
+name of its network (``consensus.encoders.0.weight``). Listing cards needs no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_fmseg.errors import UnknownModel, WeightsMismatch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = [
+    "Intensity",
+    "Model",
+    "ModelCard",
+    "NetSpec",
+    "find_card",
+    "list_models",
+    "load_model",
+    "save_model",
+    "user_models_folder",
+]
+
+
+@dataclass(frozen=True)
+class NetSpec:
+    """One network of a model: its name in the registry and the arguments that build it."""
+
+    network: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """How intensities become the networks' input.
+
+    Parameters
+    ----------
+    kind
+        ``"window"``: `low` and `high` are intensities (HU for CT). ``"percentile"``: they are percentiles of the
+        volume, for modalities without a unit. Values are clamped to the window and mapped to 0..1.
+    low, high
+        The window.
+    minmax
+        Stretch the resampled volume to 0..1 once more, as the published FMSF-PT code does.
+    """
+
+    kind: str = "percentile"
+    low: float = 0.5
+    high: float = 99.5
+    minmax: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("window", "percentile") or not self.low < self.high:
+            raise UnknownModel(
+                f"An intensity is a window or a percentile with low < high, not {self.kind!r} {self.low}..{self.high}."
+            )
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """All that is known of a model without loading it.
+
+    Parameters
+    ----------
+    name, title
+        The name to type, and the name to read.
+    pipeline
+        How the networks are combined; a key of `PIPELINES`.
+    nets
+        The networks by their name in the pipeline.
+    labels
+        Class names by label; 0 is background and not listed.
+    modality, body_part
+        ``"CT"``, ``"MR"`` or ``"PET"``; where in the body.
+    channels
+        Names of the input channels.
+    spacing_mm
+        Typical spacing (z, y, x) of the training volumes, to warn of others.
+    intensity, settings
+        Preprocessing, and what the pipeline needs beside it (grids, margins).
+    weights, sha256
+        The file, found beside the card or in the weights folder, and its hash.
+    licence, restriction
+        Licence of the weights; what the data's licence forbids, or "".
+    citation, trained_on, limits
+        The paper; the data, with case counts; what the model cannot do.
+    scores
+        ``{"labels": {"liver": 0.93}}``: Dice by stage and class on cases that were not trained on.
+    scored_on
+        How many cases that was, and which.
+    version, parent
+        Counted up by retraining; the model it was trained from.
+    """
+
+    name: str
+    title: str
+    pipeline: str
+    nets: Mapping[str, NetSpec]
+    labels: Mapping[int, str]
+    modality: str = ""
+    body_part: str = ""
+    channels: tuple[str, ...] = ("image",)
+    spacing_mm: tuple[float, ...] = ()
+    intensity: Intensity = field(default_factory=Intensity)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    sha256: str = ""
+    licence: str = ""
+    restriction: str = ""
+    citation: str = ""
+    trained_on: str = ""
+    limits: str = ""
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    scored_on: str = ""
+    version: int = 1
+    parent: str = ""
+    folder: Path = field(default=Path(), compare=False)
+
+    @property
+    def n_classes(self) -> int:
+        """Classes with the background."""
+        return 1 + max(self.labels, default=0)
+
+    @property
+    def colors(self) -> dict[int, tuple[float, float, float]]:
+        """A fixed colour per label, far apart for neighbours: steps of the golden angle around the hue circle."""
+        import colorsys
+
+        return {i: colorsys.hsv_to_rgb((0.02 + 0.381966 * (i - 1)) % 1, 0.75, 0.95) for i in self.labels}
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean Dice of the final labels over the classes, or None if it was never measured."""
+        final = self.scores.get("labels", {})
+        return sum(final.values()) / len(final) if final else None
+
+    @property
+    def weights_path(self) -> Path:
+        """Where the weights lie.
+
+        Raises
+        ------
+        WeightsMismatch
+            If the file is not there.
+        """
+        places = [self.folder, *_weights_folders()]
+        for place in places:
+            if self.weights and (place / self.weights).is_file():
+                return place / self.weights
+        raise WeightsMismatch(
+            f"The weights of {self.name!r} ({self.weights or 'no file named'}) are not on this machine. Expected them "
+            "beside the model's card or in the weights folder. Install the model again, or copy the file there."
+        )
+
+
+@dataclass(frozen=True)
+class Model:
+    """A card with its networks, loaded, in evaluation mode and on a device."""
+
+    card: ModelCard
+    nets: Mapping[str, nn.Module]
+    device: torch.device
+
+
+def user_models_folder() -> Path:
+    """Where this user's own models live: ``FMSEG_HOME``/models, or the platform's data folder."""
+    from platformdirs import user_data_path
+
+    home = os.environ.get("FMSEG_HOME")
+    return (Path(home) if home else user_data_path("napari-fmseg", appauthor=False)) / "models"
+
+
+def _shipped(name: str) -> Path:
+    """Return the folder `name` of the installed package, or of the checkout that runs in place."""
+    inside = Path(__file__).parent / name
+    return inside if inside.is_dir() else Path(__file__).parent.parent / name
+
+
+def _weights_folders() -> list[Path]:
+    return [_shipped("weights"), _shipped("weights") / "research"]
+
+
+def _card_folders() -> list[Path]:
+    """Later ones win: a user's own model may replace a shipped one of the same name."""
+    own = user_models_folder()
+    return [_shipped("resources") / "models", _shipped("weights") / "research", own]
+
+
+def read_card(path: Path) -> ModelCard:
+    """Read a card from TOML.
+
+    Raises
+    ------
+    UnknownModel
+        If it is not TOML, or a field is missing, unknown or of the wrong type.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table["nets"] = {name: NetSpec(**spec) for name, spec in table["nets"].items()}
+        table["labels"] = {int(label): name for label, name in table["labels"].items()}
+        table["intensity"] = Intensity(**table.get("intensity", {}))
+        for name in ("channels", "spacing_mm"):
+            if name in table:
+                table[name] = tuple(table[name])
+        return ModelCard(**table, folder=path.parent)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UnknownModel(f"{path.name} is not a model card: {error}. Restore it, or remove it from its folder.") from error
+
+
+def list_models() -> tuple[ModelCard, ...]:
+    """List the cards of all shipped and own models, by name; a broken card in the user's folder is left out."""
+    cards: dict[str, ModelCard] = {}
+    for path in _card_paths():
+        try:
+            card = read_card(path)
+        except UnknownModel:
+            continue
+        cards[card.name] = card
+    return tuple(cards[name] for name in sorted(cards))
+
+
+def _card_paths() -> Iterator[Path]:
+    for folder in _card_folders():
+        yield from sorted(folder.glob("*.toml"))
+        yield from sorted(folder.glob("*/*.toml"))
+
+
+def find_card(name: str | Path) -> ModelCard:
+    """Find a card by the model's name or by the path of its TOML file.
+
+    Raises
+    ------
+    UnknownModel
+        If there is none; lists those that there are.
+    """
+    if str(name).endswith(".toml"):
+        return read_card(Path(name))
+    cards = {card.name: card for card in list_models()}
+    if str(name) not in cards:
+        raise UnknownModel(f"There is no model {str(name)!r}. Choose one of: {', '.join(cards) or 'none is installed'}.")
+    return cards[str(name)]
+
+
+def load_model(name: str | Path | ModelCard, *, device: str = "auto") -> Model:
+    """Load a model, check its weights against the card's hash, and put it on a device.
+
+    Parameters
+    ----------
+    name
+        A model's name, the path of a card, or a card.
+    device
+        ``"auto"`` takes CUDA, then MPS, then the CPU; or ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+
+    Raises
+    ------
+    UnknownModel
+        If there is no such model.
+    WeightsMismatch
+        If the file is missing, was altered, or does not fit the networks.
+    DeviceUnavailable
+        If the machine does not have the device.
+    """
+    from napari_fmseg.nets import build
+    from napari_fmseg.nets.engine import pick_device
+
+    card = name if isinstance(name, ModelCard) else find_card(name)
+    place = pick_device(device)
+    state = _read_weights(card)
+    nets = {}
+    for part, spec in card.nets.items():
+        net = build(spec.network, **spec.kwargs)
+        own = {key.removeprefix(f"{part}."): value for key, value in state.items() if key.startswith(f"{part}.")}
+        _load_strictly(net, own, f"{card.name} ({part})")
+        nets[part] = net.to(place).eval().requires_grad_(False)
+    return Model(card, nets, place)
+
+
+def _read_weights(card: ModelCard) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    path = card.weights_path
+    content = path.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if card.sha256 and found != card.sha256:
+        raise WeightsMismatch(
+            f"{path.name} is not the file that the card of {card.name!r} describes: its sha256 starts with {found[:12]}, "
+            f"expected {card.sha256[:12]}. It was altered or only partly copied; install the model again."
+        )
+    try:
+        return {key: value.float() for key, value in load(content).items()}
+    except SafetensorError as error:
+        raise WeightsMismatch(f"{path.name} is not a safetensors file: {error}. Install the model again.") from error
+
+
+def _load_strictly(net: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
+    expected = {key: tuple(value.shape) for key, value in net.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if expected != found:
+        missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        differ = [k for k in sorted(expected.keys() & found.keys()) if expected[k] != found[k]]
+        raise WeightsMismatch(
+            f"The weights do not fit {what}: missing {missing[:3]}, surplus {surplus[:3]}, other shapes {differ[:3]}. "
+            "Were they saved for another network? Check the card's networks and arguments."
+        )
+    net.load_state_dict(dict(state))
+
+
+def save_model(
+    card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | str, *, half: bool = False
+) -> ModelCard:
+    """Write weights and card into `folder` as NAME.safetensors and NAME.toml.
+
+    Parameters
+    ----------
+    card
+        Its weights, hash and folder are filled in here.
+    nets
+        The networks that the card names.
+    folder
+        Made if it is not there.
+    half
+        Store the weights in float16: half the size; results differ by less than bf16 inference does.
+
+    Returns
+    -------
+    ModelCard
+        The card as written.
+    """
+    import torch
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if half else torch.float32
+    state = {
+        f"{part}.{key}": value.detach().cpu().to(dtype).contiguous()
+        for part in card.nets
+        for key, value in nets[part].state_dict().items()
+    }
+    content = save(state)
+    written = dataclasses.replace(
+        card, weights=f"{card.name}.safetensors", sha256=hashlib.sha256(content).hexdigest(), folder=folder
+    )
+    # The card goes last: a card without its weights would be listed and could not be loaded.
+    _write_whole(folder / written.weights, content)
+    write_card(written, folder / f"{card.name}.toml")
+    return written
+
+
+def write_card(card: ModelCard, path: Path) -> None:
+    """Write a card as TOML, leaving out what is empty."""
+    import tomli_w
+
+    table = {
+        name: value
+        for name, value in dataclasses.asdict(card).items()
+        if name != "folder" and value not in ("", (), {}, None)
+    }
+    table["labels"] = {str(label): name for label, name in card.labels.items()}
+    # TOML wants plain values before tables, for the reader's sake too.
+    ordered = {k: v for k, v in table.items() if not isinstance(v, dict)} | {
+        k: v for k, v in table.items() if isinstance(v, dict)
+    }
+    _write_whole(path, tomli_w.dumps(ordered, multiline_strings=True).encode())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside and rename, so that nobody ever reads half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,135 @@
+"""From a volume and a model to labels, stage by stage: `segment` yields every stage on a grid of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
+from napari_fmseg.events import Event, StageResult, Warned
+
+if TYPE_CHECKING:
+    from napari_fmseg.models import Model, ModelCard
+    from napari_fmseg.volume import Volume
+
+__all__ = ["PIPELINES", "SegmentOptions", "segment", "stages_of"]
+
+PIPELINES: dict[str, str] = {
+    "phased": "napari_fmseg.pipelines.phased",
+}
+"""Name of a pipeline to the module with its ``STAGES`` and its generator ``run(volume, model, options)``."""
+
+
+@dataclass(frozen=True)
+class SegmentOptions:
+    """How to run a model.
+
+    Parameters
+    ----------
+    until
+        The last stage to run, for example ``"consensus"``; "" runs them all. The labels are made from it.
+    device
+        ``"auto"`` (CUDA, then MPS, then CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
+    precision
+        ``"auto"`` (16 bit where the device is faster with it and the result is right), ``"float32"``,
+        ``"bfloat16"`` or ``"float16"``.
+    keep_largest
+        Keep only the largest connected part of every class.
+    min_part_ml
+        Remove connected parts smaller than this, in ml.
+    show_stages
+        Yield the stages before the last one too; without them the run is a little faster.
+    """
+
+    until: str = ""
+    device: str = "auto"
+    precision: str = "auto"
+    keep_largest: bool = False
+    min_part_ml: float = 0.0
+    show_stages: bool = True
+
+
+def stages_of(card: ModelCard) -> tuple[str, ...]:
+    """Name the stages that a model can stop after, in their order."""
+    stages: tuple[str, ...] = import_module(_module_of(card)).STAGES
+    return tuple(stage for stage in stages if stage in card.nets)
+
+
+def segment(volume: Volume, model: Model, options: SegmentOptions | None = None) -> Iterator[Event]:
+    """Segment one volume, stage by stage.
+
+    Parameters
+    ----------
+    volume
+        Any orientation and spacing; as many channels as the model was trained with.
+    model
+        From `load_model`.
+    options
+        See `SegmentOptions`.
+
+    Yields
+    ------
+    Progress, Warned or StageResult
+        Every stage has a grid of its own; the last result is called ``"labels"`` and lies on the volume's grid.
+
+    Raises
+    ------
+    GeometryMismatch
+        If the number of channels is not the model's.
+    InvalidRecipe
+        If `options.until` is no stage of the model.
+    DeviceMemory
+        If the memory does not suffice, after all fallbacks.
+    """
+    options = options or SegmentOptions()
+    card = model.card
+    stages = stages_of(card)
+    if options.until and options.until not in stages:
+        raise InvalidRecipe(f"{card.name} has no stage {options.until!r}. Choose one of: {', '.join(stages)}.")
+    if volume.n_channels != len(card.channels):
+        raise GeometryMismatch(
+            f"{card.name} takes {len(card.channels)} channel(s) ({', '.join(card.channels)}), "
+            f"but the volume has {volume.n_channels}. Choose the channels that it was trained with."
+        )
+    yield from (Warned(text) for text in _doubts(volume, card))
+    yield from _finished(import_module(_module_of(card)).run(volume, model, options), volume, options)
+
+
+def _module_of(card: ModelCard) -> str:
+    if card.pipeline not in PIPELINES:
+        raise InvalidRecipe(f"{card.name} wants the pipeline {card.pipeline!r}. Known: {', '.join(PIPELINES)}.")
+    return PIPELINES[card.pipeline]
+
+
+def _finished(events: Iterator[Event], volume: Volume, options: SegmentOptions) -> Iterator[Event]:
+    """Clean the last stage's labels as the options ask."""
+    from napari_fmseg.pipelines.postprocess import clean
+    from napari_fmseg.volume import LabelMap
+
+    for event in events:
+        last = isinstance(event, StageResult) and event.stage == "labels"
+        if last and (options.keep_largest or options.min_part_ml > 0):
+            assert isinstance(event.output, LabelMap)  # noqa: S101 - what "labels" means; for the type checker
+            kept = clean(event.output, keep_largest=options.keep_largest, min_part_ml=options.min_part_ml)
+            yield StageResult(event.stage, kept, event.seconds, event.note)
+        elif last or options.show_stages or not isinstance(event, StageResult):
+            yield event
+
+
+def _doubts(volume: Volume, card: ModelCard) -> Iterator[str]:
+    """What does not look like the volumes that the model has learned from."""
+    for text in (*volume.meta.get("repaired", ()), *volume.meta.get("warnings", ())):
+        yield str(text)
+    modality = str(volume.meta.get("modality", ""))
+    if modality and card.modality and modality != card.modality:
+        yield f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result."
+    if card.spacing_mm:
+        spacing = np.sort(volume.geometry.spacing)
+        ratio = spacing / np.sort(card.spacing_mm)
+        if ratio.max() > 2 or ratio.min() < 0.5:
+            have, want = (" x ".join(f"{s:.3g}" for s in group) for group in (spacing, np.sort(card.spacing_mm)))
+            yield f"The voxels are {have} mm; {card.name} was trained with about {want} mm. Look at the result closely."

@@ -1,0 +1,287 @@
+"""The phased pipeline of FMSF-PT: a coarse look at everything, a closer look where something is, then the edge.
+
+Consensus (SNet) sees the whole volume on a small grid. Its foreground gives an attention map and a window; the
+attention network (AttnNet) sees the window on a grid of its own, taken from the native voxels. The edge network
+(EdgeNet) sharpens on the native voxels, plane by plane with a halo, so that the mask is as sharp as the image.
+
+What the published code gets wrong is mended here: the window comes from likely foreground rather than from a
+background of exactly 1; an empty consensus looks at the whole volume; orientation is put right and back; with
+several classes the foreground is 1 - background; nothing is resampled to be shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_fmseg.errors import UnknownModel
+from napari_fmseg.events import Event, Progress, StageResult
+from napari_fmseg.grid import (
+    box_in,
+    from_canonical,
+    labels_on,
+    resize,
+    resize_slab,
+    slabs,
+    to_canonical,
+    to_tensor,
+    zoom,
+)
+from napari_fmseg.models import Intensity, Model, ModelCard
+from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
+from napari_fmseg.pipelines.running import Engine
+from napari_fmseg.nets.phased import HALO
+from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
+
+if TYPE_CHECKING:
+    from napari_fmseg.pipelines import SegmentOptions
+
+__all__ = ["STAGES", "PhasedSettings", "normalise", "run"]
+
+STAGES = ("consensus", "attention", "edge")
+
+
+@dataclass(frozen=True)
+class PhasedSettings:
+    """What a phased model's card stores beside its networks.
+
+    Parameters
+    ----------
+    consensus_grid, attention_grid
+        Voxels (z, y, x) of the two grids. Published: 128 x 128 x 128.
+    window
+        ``"largest"``: around the largest piece of likely foreground (published 2023). ``"all"``: around every piece
+        of at least `window_share` of the largest, for organs that lie apart. ``"certain"``: published 2022.
+    window_threshold
+        Probability of foreground from which a voxel counts.
+    window_share
+        See `window`.
+    window_margin
+        Consensus voxels added before and after.
+    edge_grid
+        ``"native"``: the window's native voxels, exact by planes with a halo. ``"attention"``: the attention grid, as
+        published.
+    """
+
+    consensus_grid: tuple[int, int, int] = (128, 128, 128)
+    attention_grid: tuple[int, int, int] = (128, 128, 128)
+    window: str = "largest"
+    window_threshold: float = 0.1
+    window_share: float = 0.02
+    window_margin: tuple[int, int] = (2, 3)
+    edge_grid: str = "native"
+
+    @classmethod
+    def of(cls, card_settings: Mapping[str, Any]) -> PhasedSettings:
+        """Read the settings of a card.
+
+        Raises
+        ------
+        UnknownModel
+            If one of them is unknown.
+        """
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in card_settings.items()}
+        try:
+            settings = cls(**plain)
+        except TypeError as error:
+            raise UnknownModel(f"The card's settings are not those of a phased model: {error}.") from error
+        if settings.window not in ("largest", "all", "certain") or settings.edge_grid not in ("native", "attention"):
+            raise UnknownModel(
+                f"window is 'largest', 'all' or 'certain' and edge_grid 'native' or 'attention', "
+                f"not {settings.window!r} and {settings.edge_grid!r}. Correct the card's settings."
+            )
+        return settings
+
+
+def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
+    """Run the stages; see `napari_fmseg.pipelines.segment`."""
+    stages = _Stages(volume, model, options)
+    for stage in STAGES:
+        if stage not in model.nets:
+            break
+        yield Progress(stage, 0, 1)
+        yield from getattr(stages, stage)()
+        if stage == options.until:
+            break
+    yield stages.labels()
+
+
+def normalise(data: Tensor, intensity: Intensity) -> Tensor:
+    """Map intensities (c, z, y, x) to 0..1 by the card's window; each channel by its own percentiles."""
+    out = data.float() if data.dtype != torch.float32 else data.clone()
+    for channel in out:
+        low, high = intensity.low, intensity.high
+        if intensity.kind == "percentile":
+            low, high = _percentiles(channel, low, high)
+        channel.clamp_(low, high).sub_(low).div_(max(high - low, 1e-12))
+    return out
+
+
+def _percentiles(channel: Tensor, low: float, high: float, most: int = 2_000_000) -> tuple[float, float]:
+    """Percentiles of every n-th voxel, so that a large volume costs no sort of all its voxels."""
+    values = channel.flatten()[:: max(1, channel.numel() // most)].sort().values
+    at = torch.tensor([low, high], device=values.device) / 100 * (len(values) - 1)
+    below = at.floor().long()
+    above = (below + 1).clamp(max=len(values) - 1)
+    found = torch.lerp(values[below], values[above], (at - below).to(values.dtype))
+    return float(found[0]), float(found[1])
+
+
+def consensus_input(image: Tensor, settings: PhasedSettings, intensity: Intensity) -> Tensor:
+    """Give the normalised volume (c, z, y, x) on the consensus grid."""
+    return _stretched(resize(image, settings.consensus_grid), intensity)
+
+
+def _stretched(image: Tensor, intensity: Intensity) -> Tensor:
+    if not intensity.minmax:
+        return image
+    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    return (image - low) / (high - low).clamp_min(1e-6)  # a constant volume becomes 0, not NaN
+
+
+def window_of(p_background: Tensor, settings: PhasedSettings) -> Box:
+    """Where to look closer: a box in consensus voxels, the whole grid where nothing is likely."""
+    if settings.window == "certain":
+        return window_v1(p_background)
+    share = settings.window_share if settings.window == "all" else None
+    return window_v2(1 - p_background, settings.window_threshold, settings.window_margin, share)
+
+
+def cut(data: Tensor, box: Box) -> Tensor:
+    """Give the part of (c, z, y, x) inside the box."""
+    return data[(slice(None), *box)]
+
+
+class _Stages:
+    """The state between the stages of one run; everything stays on the device."""
+
+    def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
+        self.volume, self.card, self.nets = volume, model.card, model.nets
+        self.settings = PhasedSettings.of(model.card.settings)
+        self.engine = Engine(model.device, options.precision)
+        data, self.geometry = to_canonical(volume)
+        self.image = normalise(to_tensor(data, model.device), model.card.intensity)  # (c, z, y, x)
+        whole = tuple(slice(0, n) for n in self.geometry.shape)
+        self.box: Box = whole  # type: ignore[assignment]  # native, canonical voxels
+        self.probabilities: Tensor | None = None  # (classes, z, y, x) of the last stage, over self.box
+        self.crop_labels: Tensor | None = None  # of the edge stage, over self.box
+        self.attention_map: Tensor | None = None
+
+    @torch.inference_mode()
+    def consensus(self) -> Iterator[Event]:
+        start = time.perf_counter()
+        x = consensus_input(self.image, self.settings, self.card.intensity)
+        self.probabilities = self.engine(self.nets["consensus"], x[None])[0]
+        labels = self._array(self.probabilities.argmax(0))
+        seconds = time.perf_counter() - start
+        grid = self.geometry.resized(self.settings.consensus_grid)
+        found = bool(labels.any())
+        yield StageResult("consensus", self._label_map(labels, grid), seconds, "" if found else "Nothing was found.")
+
+    @torch.inference_mode()
+    def attention(self) -> Iterator[Event]:
+        start = time.perf_counter()
+        assert self.probabilities is not None  # noqa: S101 - consensus always runs first
+        seen, self.attention_map, self.box = look_closer(self.probabilities, self.geometry.shape, self.settings)
+        seconds = time.perf_counter() - start
+        heat = Volume(
+            self.attention_map[0].float().cpu().numpy(), self.geometry.resized(self.settings.consensus_grid)
+        )
+        yield StageResult("attention map", heat, seconds, "" if seen else "Nothing was found: looking at everything.")
+
+        start = time.perf_counter()
+        spans = [(s.start, s.stop) for s in self.box]
+        x, a = attention_input(self.image, self.attention_map, spans, self.settings, self.card.intensity)
+        self.probabilities = self.engine(self.nets["attention"], x[None], a[None])[0]
+        labels = self._array(self.probabilities.argmax(0))
+        seconds = time.perf_counter() - start
+        grid = self.geometry.crop(self.box).resized(self.settings.attention_grid)
+        yield StageResult("attention", self._label_map(labels, grid), seconds)
+
+    @torch.inference_mode()
+    def edge(self) -> Iterator[Event]:
+        start = time.perf_counter()
+        assert self.probabilities is not None  # noqa: S101 - attention always runs first
+        crop = cut(self.image, self.box)
+        shape = tuple(crop.shape[1:])
+        if self.settings.edge_grid == "attention":
+            x = resize(crop, self.settings.attention_grid)
+            self.probabilities = self.engine(self.nets["edge"], x[None], self.probabilities[None])[0]
+            self.crop_labels = labels_on(self.probabilities, shape)
+        else:
+            self.crop_labels = torch.empty(shape, dtype=_label_dtype(self.card), device=crop.device)
+            for planes in slabs(shape, self.card.n_classes):
+                self.crop_labels[planes] = self._edge_planes(crop, planes).to(self.crop_labels.dtype)
+                spent = time.perf_counter() - start
+                yield Progress("edge", planes.stop, shape[0])
+                start = time.perf_counter() - spent  # the consumer's time is not ours
+        labels = self._array(self.crop_labels)
+        seconds = time.perf_counter() - start
+        yield StageResult("edge", self._label_map(labels, self.geometry.crop(self.box)), seconds)
+
+    def _edge_planes(self, crop: Tensor, planes: slice) -> Tensor:
+        """Labels of some planes of the window; the halo makes them equal to those of the whole window."""
+        assert self.probabilities is not None  # noqa: S101
+        first, last = max(0, planes.start - HALO), min(crop.shape[1], planes.stop + HALO)
+        x = crop[:, first:last]
+        s = resize_slab(self.probabilities, crop.shape[1:], slice(first, last))
+        out = self.engine(self.nets["edge"], x[None], s[None])[0]
+        return out[:, planes.start - first : planes.stop - first].argmax(0)
+
+    def labels(self) -> StageResult:
+        """Put the last stage's labels on the volume's own grid."""
+        start = time.perf_counter()
+        assert self.probabilities is not None  # noqa: S101
+        shape = tuple(s.stop - s.start for s in self.box)
+        crop = self.crop_labels if self.crop_labels is not None else labels_on(self.probabilities, shape)
+        full = torch.zeros(self.geometry.shape, dtype=crop.dtype, device=crop.device)
+        full[self.box] = crop
+        array = from_canonical(full.cpu().numpy(), self.volume.geometry)
+        return StageResult("labels", self._label_map(array, self.volume.geometry), time.perf_counter() - start)
+
+    def _array(self, labels: Tensor) -> np.ndarray:
+        return labels.to(_label_dtype(self.card)).cpu().numpy()
+
+    def _label_map(self, labels: np.ndarray, geometry: Geometry) -> LabelMap:
+        return LabelMap(labels, geometry, {}, self.card.labels, self.card.colors)
+
+
+def look_closer(
+    probabilities: Tensor, shape: tuple[int, int, int], settings: PhasedSettings
+) -> tuple[bool, Tensor, Box]:
+    """Turn consensus probabilities (classes, z, y, x) into where to look.
+
+    Returns
+    -------
+    tuple
+        Whether anything is likely; the attention map (1, z, y, x) on the consensus grid; the window in voxels of a
+        volume of `shape`.
+    """
+    p_background = probabilities[0].float()
+    box = window_of(p_background, settings)
+    seen = bool(((1 - p_background) > settings.window_threshold).any())
+    return seen, attention_map((1 - p_background)[None, None])[0], box_in(box, settings.consensus_grid, shape)
+
+
+def attention_input(
+    image: Tensor,
+    attention: Tensor,
+    spans: Sequence[tuple[float, float]],
+    settings: PhasedSettings,
+    intensity: Intensity,
+) -> tuple[Tensor, Tensor]:
+    """Give image (c, z, y, x) and attention map (1, z, y, x) between the native edges `spans` on the attention grid."""
+    x = _stretched(zoom(image, spans, settings.attention_grid), intensity)
+    scale = [m / n for n, m in zip(image.shape[1:], attention.shape[1:], strict=True)]
+    there = [(first * k, last * k) for (first, last), k in zip(spans, scale, strict=True)]
+    return x, zoom(attention, there, settings.attention_grid)
+
+
+def _label_dtype(card: ModelCard) -> torch.dtype:
+    return torch.uint8 if card.n_classes <= 256 else torch.int16

@@ -1,0 +1,152 @@
+"""Tidy a label map: small parts removed, the largest part kept, holes filled, for all labels in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.volume import Box, LabelMap
+
+__all__ = ["clean"]
+
+
+def clean(
+    labels: LabelMap,
+    *,
+    keep_largest: bool | Collection[int | str] = False,
+    min_part_ml: float = 0.0,
+    fill_holes: bool = False,
+) -> LabelMap:
+    """Remove stray parts of every label and fill its holes.
+
+    Parameters
+    ----------
+    labels
+        Integers (z, y, x); 0 is background.
+    keep_largest
+        Keep only the largest connected part of every label (True), or of these labels (ids or names). Of two equally
+        large parts the one that comes first in z, y, x stays.
+    min_part_ml
+        Remove parts smaller than this many millilitres.
+    fill_holes
+        Fill background that one label encloses on all sides. Another label inside is no hole and stays.
+
+    Returns
+    -------
+    LabelMap
+        On the same grid, same type and names; the input itself where nothing is asked for. Voxels are connected
+        through faces, edges and corners. Parts are removed first, then holes are filled. An empty map stays empty.
+
+    Raises
+    ------
+    FmsegError
+        If `keep_largest` names a label that the map does not have, or `min_part_ml` is negative.
+    """
+    if not min_part_ml >= 0:
+        raise FmsegError(f"min_part_ml is {min_part_ml}. Expected a volume of 0 ml or more.")
+    chosen = _chosen(labels, keep_largest)
+    if not (keep_largest or min_part_ml or fill_holes):
+        return labels
+    box = _foreground(labels.data)
+    if box is None:
+        return labels
+    data = labels.data.copy()
+    part = data[box]  # a view: what is written here is written to data
+    if keep_largest or min_part_ml:
+        _remove_parts(part, chosen, min_part_ml / labels.geometry.voxel_ml)
+    if fill_holes:
+        _fill(part)
+    return dataclasses.replace(labels, data=data)
+
+
+def _chosen(labels: LabelMap, keep_largest: bool | Collection[int | str]) -> set[int] | None:
+    """Ids whose largest part is kept; None for all."""
+    if isinstance(keep_largest, bool):
+        return None if keep_largest else set()
+    ids = {name: value for value, name in labels.names.items()}
+    surplus = [k for k in keep_largest if isinstance(k, str) and k not in ids]
+    if surplus:
+        raise FmsegError(f"There is no label {surplus[0]!r} to keep the largest part of. Labels here: {sorted(ids)}.")
+    return {ids[k] if isinstance(k, str) else int(k) for k in keep_largest}
+
+
+def _foreground(data: npt.NDArray[Any]) -> Box | None:
+    """Smallest box that holds every label, None if there is none."""
+    planes = data.any(axis=(1, 2))
+    if not planes.any():
+        return None
+    bounds = []
+    for used in (planes, data.any(axis=(0, 2)), data.any(axis=(0, 1))):
+        where = np.flatnonzero(used)
+        bounds.append(slice(int(where[0]), int(where[-1]) + 1))
+    return (bounds[0], bounds[1], bounds[2])
+
+
+def _remove_parts(data: npt.NDArray[Any], chosen: set[int] | None, min_voxels: float) -> None:
+    """Set to 0, in place, what is too small or not the largest of its label."""
+    parts = _parts(data)
+    where = parts != 0
+    flat = parts[where]  # the foreground alone: a label map is mostly background
+    sizes = np.bincount(flat)
+    values = np.zeros(len(sizes), data.dtype)
+    values[flat] = data[where]  # all voxels of a part have one value, so any of them may be the last
+    keep = sizes >= min_voxels * (1 - 1e-9)
+    for value in np.unique(values[1:]):
+        if chosen is not None and int(value) not in chosen:
+            continue
+        own = np.flatnonzero(values == value)
+        own = own[own > 0]
+        largest = own[sizes[own] == sizes[own].max()]
+        first = largest[0] if len(largest) == 1 else flat[np.argmax(np.isin(flat, largest))]
+        keep[own[own != first]] = False
+    keep[0] = True
+    if not keep.all():
+        data[where] = np.where(keep[flat], data[where], 0)
+
+
+def _parts(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Number the connected parts of all labels, 1 and up, 0 the background; 26 neighbours."""
+    data = np.ascontiguousarray(data)
+    try:
+        import cc3d
+    except ImportError:
+        from skimage import measure
+
+        return np.asarray(measure.label(data, background=0, connectivity=3))
+    return np.asarray(cc3d.connected_components(data, connectivity=26))
+
+
+def _fill(data: npt.NDArray[Any]) -> None:
+    """Fill the holes of every label in place; only background is written."""
+    for value, box in _boxes(data):
+        part = data[box]
+        mask = part == value
+        part[_filled(mask) & ~mask & (part == 0)] = value
+
+
+def _boxes(data: npt.NDArray[Any]) -> list[tuple[int, Box]]:
+    """Every label with the smallest box that holds it."""
+    from scipy import ndimage
+
+    if data.min() >= 0 and data.max() < 1 << 16:
+        codes = data.astype(np.uint8) if data.dtype.kind == "b" else data
+        return [(code, box) for code, box in enumerate(ndimage.find_objects(codes), 1) if box is not None]
+    values, inverse = np.unique(data, return_inverse=True)
+    boxes = ndimage.find_objects(inverse.reshape(data.shape) + 1)
+    return [(int(value), box) for value, box in zip(values, boxes, strict=True) if value != 0]
+
+
+def _filled(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """`mask` with the background that cannot leave the array through faces."""
+    try:
+        import fill_voids
+    except ImportError:
+        from scipy import ndimage
+
+        return np.asarray(ndimage.binary_fill_holes(mask))
+    return np.asarray(fill_voids.fill(np.ascontiguousarray(mask)), bool)

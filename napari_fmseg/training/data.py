@@ -1,0 +1,194 @@
+"""Training volumes in memory, and how they are varied: windows, flips, turns, intensities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
+from napari_fmseg.grid import to_canonical, to_tensor, zoom
+from napari_fmseg.io import read_labels, read_volume
+from napari_fmseg.models import Intensity
+from napari_fmseg.pipelines.phased import normalise
+from napari_fmseg.training.recipe import Augment, Case
+from napari_fmseg.volume import LabelMap, Volume
+
+__all__ = ["Sample", "load_sample", "one_hot", "read_case", "varied", "vary_intensity", "window_around"]
+
+Spans = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A case in memory, canonical and normalised, on the device.
+
+    Attributes
+    ----------
+    image
+        (c, z, y, x) float32 in 0..1.
+    labels
+        (z, y, x) uint8; 0 background, then the recipe's labels in order.
+    """
+
+    name: str
+    image: Tensor
+    labels: Tensor
+
+
+def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str]) -> tuple[Volume, LabelMap]:
+    """Read a case; its labels are renumbered to the recipe's order.
+
+    Parameters
+    ----------
+    case
+        With labels.
+    names
+        Class names by the number in the file.
+    labels
+        The recipe's class names; others become background.
+
+    Raises
+    ------
+    InvalidRecipe
+        If the case has no labels, or the channels do not lie on one grid.
+    GeometryMismatch
+        If the labels do not lie on the image.
+    """
+    if case.labels is None:
+        raise InvalidRecipe(f"{case.name} has no labels. Only labelled cases can be trained or validated on.")
+    volumes = [read_volume(path) for path in case.images]
+    volume, truth = volumes[0], read_labels(case.labels)
+    for other in [*volumes[1:], truth]:
+        if not volume.geometry.matches(other.geometry, atol_mm=0.1):
+            raise GeometryMismatch(
+                f"{case.name}: the files do not lie on one grid ({volume.geometry.shape} and {other.geometry.shape} "
+                "voxels, or another place). Export the labels on the image's grid."
+            )
+    if len(volumes) > 1:
+        volume = Volume(np.concatenate([v.channels for v in volumes]), volume.geometry, volume.meta)
+    table = np.zeros(max(int(truth.data.max()), *names) + 1, np.uint8)
+    for value, name in names.items():
+        if name in labels:
+            table[value] = labels.index(name) + 1
+    numbered = dict(enumerate(labels, 1))
+    return volume, LabelMap(table[truth.data], volume.geometry, {}, numbered)
+
+
+def load_sample(
+    case: Case, names: Mapping[int, str], labels: Sequence[str], intensity: Intensity, device: torch.device
+) -> Sample:
+    """Read a case as the networks see it."""
+    volume, truth = read_case(case, names, labels)
+    data, _ = to_canonical(volume)
+    marks, _ = to_canonical(truth)
+    image = normalise(to_tensor(data, device), intensity)
+    return Sample(case.name, image, to_tensor(marks, device)[0])
+
+
+def one_hot(labels: Tensor, n_classes: int) -> Tensor:
+    """(z, y, x) labels to (n_classes, z, y, x) float32."""
+    classes = torch.arange(n_classes, device=labels.device, dtype=labels.dtype)
+    return (labels[None] == classes[:, None, None, None]).float()
+
+
+def window_around(spans: Sequence[tuple[float, float]], augment: Augment, rng: np.random.Generator) -> Spans:
+    """Shift and zoom a window (edges along z, y, x) at random."""
+    out = []
+    common = rng.uniform(-augment.zoom, augment.zoom)
+    for first, last in spans:
+        size = last - first
+        grown = size * (1 + 0.5 * common + 0.5 * rng.uniform(-augment.zoom, augment.zoom))
+        centre = (first + last) / 2 + size * rng.uniform(-augment.shift, augment.shift)
+        out.append((centre - grown / 2, centre + grown / 2))
+    return out
+
+
+def target_in(labels: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int], n_classes: int) -> Tensor:
+    """One-hot labels between the edges `spans` on a grid: fractions at the borders; background outside.
+
+    Returns
+    -------
+    Tensor
+        (n_classes, \\*shape) float32, adding up to 1.
+    """
+    size = labels.shape
+    inner = [slice(max(0, math.floor(a) - 1), min(n, math.ceil(b) + 1)) for (a, b), n in zip(spans, size, strict=True)]
+    part = one_hot(labels[tuple(inner)], n_classes)[1:]
+    local = [(a - s.start, b - s.start) for (a, b), s in zip(spans, inner, strict=True)]
+    found = zoom(part, local, shape)
+    for axis, ((a, b), n) in enumerate(zip(spans, size, strict=True)):
+        if a < 0 or b > n:  # beyond the border `zoom` repeats the last voxel, which is right for images only
+            centres = a + (torch.arange(shape[axis], device=labels.device) + 0.5) * (b - a) / shape[axis]
+            inside = ((centres >= 0) & (centres <= n)).float()
+            found = found * inside.reshape([-1 if i == axis + 1 else 1 for i in range(4)])
+    return torch.cat([1 - found.sum(0, keepdim=True), found])
+
+
+def varied(
+    parts: Sequence[Tensor], target: Tensor, augment: Augment, swap: Sequence[tuple[int, int]], rng: np.random.Generator
+) -> tuple[list[Tensor], Tensor]:
+    """Flip and turn images and target (c, z, y, x) together.
+
+    Parameters
+    ----------
+    parts
+        Image and further maps on the same grid.
+    target
+        One-hot labels.
+    augment
+        What may be done.
+    swap
+        Labels that change places when x is mirrored.
+    rng
+        Draws.
+    """
+    parts = list(parts)
+    axes = [1 + "zyx".index(a) for a in augment.flip if rng.random() < 0.5]
+    if axes:
+        parts, target = [p.flip(axes) for p in parts], target.flip(axes)
+    if 3 in axes:
+        order = list(range(target.shape[0]))
+        for a, b in swap:
+            order[a], order[b] = order[b], order[a]
+        target = target[order]
+    if augment.rotate_deg > 0 and rng.random() < augment.rotate_p:
+        angles = np.deg2rad(rng.uniform(-augment.rotate_deg, augment.rotate_deg, 3))
+        turned = _turn(torch.cat([*parts, target]), angles)
+        sizes = [p.shape[0] for p in parts]
+        *parts, target = turned.split([*sizes, target.shape[0]])
+        target = torch.cat([1 - target[1:].sum(0, keepdim=True), target[1:]])
+    return parts, target
+
+
+def _turn(data: Tensor, angles: np.ndarray) -> Tensor:
+    """Turn (c, z, y, x) about its centre by angles about z, y, x; the voxels are taken as cubes."""
+    (cz, cy, cx), (sz, sy, sx) = np.cos(angles), np.sin(angles)
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    size = np.array(data.shape[:0:-1], float)  # x, y, z
+    matrix = (about_z @ about_y @ about_x) * size[None] / size[:, None]
+    theta = torch.tensor(np.concatenate([matrix, np.zeros((3, 1))], 1)[None], dtype=torch.float32, device=data.device)
+    places = F.affine_grid(theta, [1, 1, *data.shape[1:]], align_corners=False)
+    return F.grid_sample(data[None], places, padding_mode="border", align_corners=False)[0]
+
+
+def vary_intensity(image: Tensor, augment: Augment, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
+    """Change contrast, brightness and gamma of each channel (c, z, y, x), and add noise."""
+    channels = []
+    for channel in image:
+        gamma = float(np.exp(rng.uniform(-augment.gamma, augment.gamma)))
+        factor = 1 + float(rng.uniform(-augment.contrast, augment.contrast))
+        shift = float(rng.uniform(-augment.brightness, augment.brightness))
+        channels.append(channel.clamp_min(0).pow(gamma).mul(factor).add(shift))
+    out = torch.stack(channels)
+    if augment.noise > 0 and rng.random() < 0.5:
+        grains = torch.randn(out.shape, generator=noise, device=noise.device)
+        out = out + float(rng.uniform(0, augment.noise)) * grains.to(out.device)
+    return out

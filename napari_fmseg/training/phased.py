@@ -1,0 +1,181 @@
+"""What each stage of the phased pipeline learns from: consensus, then attention on its crops, then edge.
+
+A task makes training samples and says how wrong the network was. Everything that a later stage needs from an earlier,
+now frozen one is computed once per case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from napari_fmseg.errors import InvalidRecipe
+from napari_fmseg.grid import resize, resize_slab, zoom
+from napari_fmseg.models import Intensity
+from napari_fmseg.nets.phased import HALO
+from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, consensus_input, cut, look_closer
+from napari_fmseg.training import losses
+from napari_fmseg.training.data import Sample, target_in, vary_intensity, varied, window_around
+from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
+from napari_fmseg.volume import Box
+
+__all__ = ["Task", "make_task"]
+
+_EDGE_VOXELS = 400_000
+
+
+class Task(Protocol):
+    """What the training loop needs of a stage."""
+
+    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
+        """Give the inputs, each (c, z, y, x), and the target (classes, z, y, x) of one case, varied."""
+
+    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """Give the loss of a batch."""
+
+
+def make_task(
+    stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
+) -> Task:
+    """Make the task of a stage.
+
+    Raises
+    ------
+    InvalidRecipe
+        If the pipeline has no such stage, or an earlier stage is missing.
+    """
+    kinds: dict[str, tuple[type[Any], tuple[str, ...]]] = {
+        "consensus": (_Consensus, ()),
+        "attention": (_Attention, ("consensus",)),
+        "edge": (_Edge, ("consensus", "attention")),
+    }
+    if stage.stage not in kinds:
+        raise InvalidRecipe(f"The phased pipeline has no stage {stage.stage!r}. Choose of: {', '.join(kinds)}.")
+    kind, needed = kinds[stage.stage]
+    missing = [name for name in needed if name not in frozen]
+    if missing:
+        raise InvalidRecipe(
+            f"Stage {stage.stage!r} learns on the output of {', '.join(missing)}. Train that first: list it before in the "
+            "recipe, or start from a model that has it."
+        )
+    task: Task = kind(stage, recipe, samples, frozen)
+    return task
+
+
+def make_loss(name: str) -> nn.Module:
+    """Make the loss that a recipe names."""
+    return {
+        "attn": losses.AttnLoss,
+        "attn_v2": losses.AttnLossV2,
+        "tversky": losses.TverskyLoss,
+        "dice": losses.DiceLoss,
+        "jaccard": losses.JaccardLoss,
+        "dice_ce": losses.DiceCELoss,
+    }[name]()
+
+
+class _Phase:
+    """What the three tasks share."""
+
+    def __init__(
+        self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
+    ) -> None:
+        self.settings = PhasedSettings.of(recipe.settings)
+        self.intensity: Intensity = recipe.intensity
+        self.augment: Augment = recipe.augment
+        self.samples = samples
+        self.n_classes = len(recipe.labels) + 1
+        self.swap = [(recipe.labels.index(a) + 1, recipe.labels.index(b) + 1) for a, b in recipe.augment.swap]
+        self.criterion = make_loss(stage.loss)
+
+    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
+        """Sum the loss over the heads: the finest on the target's grid, the others on their own.
+
+        The published code zooms all heads to the full size first; comparing where the heads live costs a fraction of it.
+        """
+        heads = net(*inputs)
+        heads = heads if isinstance(heads, tuple) else (heads,)
+        weights = losses.deep_supervision_weights(len(heads))
+        total = torch.zeros((), device=target.device)
+        for weight, head in zip(weights, heads, strict=True):
+            total = total + weight * self.criterion(head, _on(target, head.shape[2:]))
+        return total
+
+
+def _on(target: Tensor, size: Sequence[int]) -> Tensor:
+    return target if tuple(target.shape[2:]) == tuple(size) else F.adaptive_avg_pool3d(target, tuple(size))
+
+
+class _Consensus(_Phase):
+    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
+        case = self.samples[index]
+        whole = [(0.0, float(n)) for n in case.labels.shape]
+        spans = window_around(whole, self.augment, rng)
+        x = zoom(case.image, spans, self.settings.consensus_grid)
+        target = target_in(case.labels, spans, self.settings.consensus_grid, self.n_classes)
+        (x,), target = varied([x], target, self.augment, self.swap, rng)
+        return [vary_intensity(x, self.augment, rng, noise)], target
+
+
+class _Attention(_Phase):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        frozen = args[3]
+        self.looks = [_look(case, frozen["consensus"], self.settings, self.intensity) for case in self.samples]
+
+    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
+        case, (attention, box) = self.samples[index], self.looks[index]
+        spans = window_around([(s.start, s.stop) for s in box], self.augment, rng)
+        x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
+        target = target_in(case.labels, spans, self.settings.attention_grid, self.n_classes)
+        (x, a), target = varied([x, a], target, self.augment, self.swap, rng)
+        return [vary_intensity(x, self.augment, rng, noise), a], target
+
+
+class _Edge(_Phase):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        frozen = args[3]
+        self.boxes: list[Box] = []
+        self.segmentations: list[Tensor] = []
+        for case in self.samples:
+            attention, box = _look(case, frozen["consensus"], self.settings, self.intensity)
+            spans = [(float(s.start), float(s.stop)) for s in box]
+            x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
+            with torch.inference_mode():
+                s = frozen["attention"](x[None], a[None])[0]
+            self.boxes.append(box)
+            self.segmentations.append(s.half())
+
+    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
+        case, box = self.samples[index], self.boxes[index]
+        crop, labels = cut(case.image, box), case.labels[box]
+        s = self.segmentations[index].float()
+        if self.settings.edge_grid == "attention":
+            grid = self.settings.attention_grid
+            x = resize(crop, grid)
+            target = target_in(labels, [(0.0, float(n)) for n in labels.shape], grid, self.n_classes)
+        else:
+            depth = max(2 * HALO + 1, _EDGE_VOXELS // (labels.shape[1] * labels.shape[2]))
+            first = int(rng.integers(0, max(1, labels.shape[0] - depth + 1)))
+            planes = slice(first, min(labels.shape[0], first + depth))
+            x, s = crop[:, planes], resize_slab(s, labels.shape, planes)
+            whole = [(0.0, float(n)) for n in labels[planes].shape]
+            target = target_in(labels[planes], whole, labels[planes].shape, self.n_classes)
+        return [vary_intensity(x, self.augment, rng, noise), s], target
+
+
+@torch.inference_mode()
+def _look(
+    case: Sample, consensus: nn.Module, settings: PhasedSettings, intensity: Intensity
+) -> tuple[Tensor, Box]:
+    """Attention map and native window that the frozen consensus network gives for a case."""
+    p = consensus(consensus_input(case.image, settings, intensity)[None])[0]
+    shape = (case.labels.shape[0], case.labels.shape[1], case.labels.shape[2])
+    _, attention, box = look_closer(p, shape, settings)
+    return attention.clone(), box
