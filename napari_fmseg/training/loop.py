@@ -30,6 +30,7 @@ from napari_fmseg.nets import build
 from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
 from napari_fmseg.nets.phased import EdgeNet, calm_weights, init_weights
 from napari_fmseg.pipelines import SegmentOptions, segment
+from napari_fmseg.pipelines.phased import PhasedSettings
 from napari_fmseg.training.data import Sample, load_sample, read_case
 from napari_fmseg.training.phased import Task, make_task
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table, cases_of
@@ -99,10 +100,13 @@ class _Run:
         unknown = [label for label in recipe.labels if label not in names.values()]
         if unknown:
             raise InvalidRecipe(f"The dataset has no label {unknown[0]!r}. It has: {', '.join(names.values())}.")
+        settings = PhasedSettings.of(recipe.settings)
         total = len(training) + len(validation)
         for i, case in enumerate(training):
             yield Progress("reading", i, total)
-            self.samples.append(load_sample(case, names, recipe.labels, recipe.intensity, self.fabric.device))
+            self.samples.append(
+                load_sample(case, names, recipe.labels, recipe.intensity, settings, self.fabric.device)
+            )
         for i, case in enumerate(validation):
             yield Progress("reading", len(training) + i, total)
             self.held.append(read_case(case, names, recipe.labels))

@@ -161,7 +161,7 @@ class DiceCELoss(nn.Module):
     Parameters
     ----------
     balanced
-        Weigh structure voxels by sqrt(background / structure voxels), at most 20. Without it a network that has no
+        Weigh structure voxels by (background / structure voxels)^0.75, at most 60. Without it a network that has no
         normalisation may settle for background everywhere when the structures fill less than a hundredth.
     """
 
@@ -177,7 +177,7 @@ class DiceCELoss(nn.Module):
         overlap = (2 * _sums(p * t, w) + self.smooth) / (_sums(p * p + t * t, w) + self.smooth)  # (b, C)
         if self.balanced:
             background = t[:, :1]
-            ratio = (background.sum() / (1 - background).sum().clamp_min(1)).sqrt().clamp(1, 20)
+            ratio = (background.sum() / (1 - background).sum().clamp_min(1)).pow(0.75).clamp(1, 60)
             emphasis = background + ratio * (1 - background)
             w = emphasis if w is None else w * emphasis
         entropy = -(t * p.clamp_min(1e-30).log()).sum(1, keepdim=True)
