@@ -29,6 +29,7 @@ from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_mode
 from napari_fmseg.nets import build
 from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
 from napari_fmseg.nets.phased import EdgeNet, calm_weights, init_weights
+from napari_fmseg.phantom.dataset import write_phantom_dataset
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.pipelines.phased import PhasedSettings
 from napari_fmseg.training.data import Sample, load_sample, read_case
@@ -324,6 +325,11 @@ _SHARED = (
 
 
 def _cases(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:
+    if recipe.phantom:
+        folder = recipe.out / "phantom"
+        if not (folder / "dataset.json").exists():  # written last, so it stands for a whole dataset
+            write_phantom_dataset(folder, recipe.phantom[0], recipe.phantom[1], seed=recipe.seed)
+        return cases_of(folder)
     if recipe.dataset is not None:
         return cases_of(recipe.dataset, recipe.holdout)
     return dict(enumerate(recipe.labels, 1)), list(recipe.training), list(recipe.validation)
