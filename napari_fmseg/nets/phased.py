@@ -296,14 +296,17 @@ class EdgeNet(_Pyramid):
 
         Needs as many hidden channels as classes; otherwise, and in v2, nothing is changed.
         """
-        if self.variant != "v1" or self.fc[0].out_channels < self.n_classes:
+        if self.variant != "v1":
+            return
+        first, second = (conv for conv in self.fc if isinstance(conv, nn.Conv3d))
+        if first.out_channels < self.n_classes:
             return
         with torch.no_grad():
-            for conv in (self.fc[0], self.fc[1]):
-                conv.weight.mul_(0.1)
+            first.weight.mul_(0.1)
+            second.weight.mul_(0.1)
             for i in range(self.n_classes):
-                self.fc[0].weight[i, self.in_channels + i, 1, 1, 1] += 1
-                self.fc[1].weight[i, i, 1, 1, 1] += gain
+                first.weight[i, self.in_channels + i, 1, 1, 1] += 1
+                second.weight[i, i, 1, 1, 1] += gain
 
     def check(self, x: Tensor, segmentation: Tensor) -> None:  # type: ignore[override]
         """Refuse an image and a segmentation that do not fit together, or that v2 cannot take."""
