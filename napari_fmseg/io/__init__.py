@@ -5,23 +5,35 @@ Inside the house arrays are (z, y, x) and positions LPS millimetres; the turning
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from napari_fmseg.errors import GeometryMismatch, UnreadableVolume, UnwritableVolume
 from napari_fmseg.io.checks import checked, smallest_integer, to_labels
-from napari_fmseg.volume import LabelMap, Volume
+from napari_fmseg.io.finding import files_below, find_volumes, format_of, suffix_of
+from napari_fmseg.volume import Geometry, LabelMap, Volume
 
-__all__ = ["read_labels", "read_volume", "suffix_of", "write_labels", "write_volume"]
+if TYPE_CHECKING:
+    from napari_fmseg.io.dicom import SeriesInfo
 
-_SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".zip")
-_WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".nhdr", ".mhd")
+__all__ = [
+    "check_destination",
+    "find_volumes",
+    "list_series",
+    "read_labels",
+    "read_volume",
+    "suffix_of",
+    "write_labels",
+    "write_volume",
+]
 
-
-def suffix_of(path: Path | str) -> str:
-    """Return the suffix that names a volume's format, in lower case: ``".nii.gz"``, not ``".gz"``; "" if none does."""
-    name = Path(path).name.lower()
-    return next((suffix for suffix in _SUFFIXES if name.endswith(suffix)), "")
+_WRITABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+_Parts = tuple[npt.NDArray[Any], Geometry, dict[str, Any], Path]
 
 
 def read_volume(path: Path | str, *, series: str | None = None) -> Volume:
@@ -30,62 +42,88 @@ def read_volume(path: Path | str, *, series: str | None = None) -> Volume:
     Parameters
     ----------
     path
-        A NIfTI file.
+        A NIfTI (.nii, .nii.gz, .hdr/.img), NRRD, MetaImage or DICOM file, a folder with one DICOM series or one volume,
+        or a zip of these. Without a known suffix the first bytes decide. One DICOM file stands for its series in the
+        same folder.
     series
-        Which DICOM series to take.
+        Which DICOM series to take where there are several: a uid of `list_series`, or a description that only one has.
 
     Returns
     -------
     Volume
-        (z, y, x), or (c, z, y, x) with several channels or time points; C-contiguous, native, writable.
-        ``meta["repaired"]`` and ``meta["warnings"]`` are sentences that the user should see.
+        (z, y, x), or (c, z, y, x) with several channels or time points, in the smallest number type that holds the
+        scaled values faithfully; C-contiguous, native and writable, so that ``torch.from_numpy`` needs no copy.
+        ``meta`` has "format", and where known "modality", "units", "window_center", "window_width", "series_uid";
+        its lists "repaired" and "warnings" are sentences that the user should see.
 
     Raises
     ------
     UnreadableVolume
-        If it is missing, damaged, or no volume; the message says what to do.
+        If it is missing, damaged, no volume, or one of several series; the message says what to do.
     """
     data, geometry, meta, path = _read(Path(path), series)
     meta = {key: value for key, value in meta.items() if key not in ("names", "colors")}
     return checked(data, geometry, meta, path)
 
 
-def _read(path: Path, series: str | None) -> tuple[Any, Any, dict[str, Any], Path]:
-    from napari_fmseg.io import nifti
-
-    try:
-        return *nifti.read(path), path
-    except OSError as error:
-        raise UnreadableVolume(
-            f"{path} cannot be read: {error.strerror or error}. Check the name and your permission."
-        ) from error
-
-
 def read_labels(path: Path | str) -> LabelMap:
-    """Read a label map; values are rounded, never truncated.
+    """Read a label map, with the names and colours that its format may carry.
+
+    Values are rounded, never truncated; NaN and -inf become the least value.
+
+    Parameters
+    ----------
+    path
+        As for `read_volume`.
 
     Raises
     ------
     UnreadableVolume
-        As `read_volume`, and if there are several channels or values that are not near whole numbers.
+        As `read_volume`; and if there are several channels, or values that are not near whole numbers.
     """
     data, geometry, meta, path = _read(Path(path), None)
     names, colors = meta.pop("names", {}), meta.pop("colors", {})
-    volume = checked(data, geometry, meta, path)
-    return to_labels(volume, path, names, colors)
+    return to_labels(checked(data, geometry, meta, path), path, names, colors)
+
+
+def list_series(folder: Path | str) -> tuple[SeriesInfo, ...]:
+    """List the DICOM image series in a folder (with those below it) or a zip: what `read_volume` takes as `series`.
+
+    Raises
+    ------
+    UnreadableVolume
+        If it is missing, or cannot be listed.
+    """
+    from napari_fmseg.io import dicom
+    from napari_fmseg.io.zipped import unzipped
+
+    path = Path(folder)
+    if path.is_dir():
+        return dicom.list_series(files_below(path))
+    with _told(path):
+        if format_of(path) != "zip":
+            return dicom.list_series([path])
+        with unzipped(path) as unpacked:
+            return dicom.list_series(files_below(unpacked))
 
 
 def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | None = None) -> Path:
-    """Write a label map in the smallest integer type that fits.
+    """Write a label map in the smallest integer type that fits, whole or not at all.
 
     Parameters
     ----------
     labels
-        What to write; names and colours are kept where the format has room.
+        What to write. Names and colours are kept: in NIfTI as a label table in a header extension, in NRRD and
+        MetaImage as the fields of a 3D Slicer segmentation.
     path
-        Ends in .nii.gz, .nii.
+        Ends in .nii.gz, .nii, .nrrd, .nhdr, .mha or .mhd. Missing folders are made. An existing file is replaced.
     source
-        The volume that was segmented; its place is repeated exactly.
+        The volume that was segmented: its affine is written exactly, and for a NIfTI its sform, qform and codes.
+
+    Returns
+    -------
+    Path
+        What was written.
 
     Raises
     ------
@@ -94,32 +132,147 @@ def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | None = 
     GeometryMismatch
         If `labels` does not lie on the grid of `source`.
     """
-    path = Path(path)
     if source is not None and not labels.geometry.matches(source.geometry):
         raise GeometryMismatch(
-            f"The labels {labels.geometry.shape} do not lie on the grid of the source {source.geometry.shape}. "
+            f"The labels (shape {labels.geometry.shape}, origin {np.round(labels.geometry.origin, 2).tolist()} "
+            "mm) do not "
+            f"lie on the grid of the source ({source.geometry.shape}, "
+            f"{np.round(source.geometry.origin, 2).tolist()} mm). "
             "Resample them onto it, or write them without a source."
         )
+    kind = smallest_integer(int(labels.data.min()), int(labels.data.max()))
+    data = labels.data.astype(kind, copy=False)
     geometry = labels.geometry if source is None else source.geometry
-    data = labels.data
-    low, high = (int(data.min()), int(data.max()))
-    small = LabelMap(
-        data.astype(smallest_integer(low, high), copy=False), geometry, labels.meta, labels.names, labels.colors
-    )
-    _write(small, path, source)
-    return path
+    _write(LabelMap(data, geometry, labels.meta, labels.names, labels.colors), Path(path), source)
+    return Path(path)
 
 
 def write_volume(volume: Volume, path: Path | str) -> Path:
-    """Write an image or a map of real numbers, as it is."""
+    """Write an image or a map of real numbers as it is, whole or not at all.
+
+    Parameters
+    ----------
+    volume
+        (z, y, x) or (c, z, y, x).
+    path
+        As for `write_labels`.
+
+    Raises
+    ------
+    UnwritableVolume
+        As `write_labels`; and if the format has no such number type.
+    """
+    _write(volume, Path(path), None)
+    return Path(path)
+
+
+def check_destination(path: Path | str) -> Path:
+    """Say before hours of work whether `path` could be written: its suffix, its folder, the permission.
+
+    Raises
+    ------
+    UnwritableVolume
+        If not.
+    """
+    from napari_fmseg.io.writing import check_folder, remove_folders
+
     path = Path(path)
-    _write(volume, path, None)
+    _check_suffix(path)
+    remove_folders(check_folder(path))
     return path
 
 
-def _write(volume: Volume, path: Path, source: Volume | None) -> None:
-    if suffix_of(path) not in (".nii.gz", ".nii"):
-        raise UnwritableVolume(f"{path.name} has no suffix that can be written. Use one of {', '.join(_WRITABLE)}.")
-    from napari_fmseg.io import nifti
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn trouble with the file system into a sentence."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UnreadableVolume(f"{path} does not exist. Check the name, and whether its drive is connected.") from error
+    except PermissionError as error:
+        raise UnreadableVolume(
+            f"{path} may not be read: no permission. Ask its owner, or copy it to a place of yours."
+        ) from error
+    except OSError as error:
+        raise UnreadableVolume(
+            f"{path} cannot be read: {error.strerror or error}. Copy it to a local disk and try again."
+        ) from error
 
-    nifti.write(volume, path, source=source)
+
+def _read(path: Path, series: str | None) -> _Parts:
+    with _told(path):
+        if path.is_dir():
+            return _read_folder(path, series)
+        kind = format_of(path)
+        if kind == "nifti":
+            from napari_fmseg.io import nifti
+
+            return *nifti.read(path), path
+        if kind == "itk":
+            from napari_fmseg.io import itk
+
+            return *itk.read(path), path
+        if kind == "dicom":
+            from napari_fmseg.io import dicom
+
+            return *dicom.read(path, series), path
+        if kind == "zip":
+            return _read_zip(path, series)
+    raise UnreadableVolume(
+        f"{path.name} is of no known format. Expected NIfTI (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr), "
+        "MetaImage (.mha, .mhd), DICOM, a folder or a zip of these."
+    )
+
+
+def _read_folder(path: Path, series: str | None) -> _Parts:
+    from napari_fmseg.io import dicom
+
+    files = files_below(path)
+    if dicom.any_dicom(files):
+        return *dicom.read(path, series), path
+    found = find_volumes(path)
+    if len(found) == 1:
+        return _read(found[0], series)
+    if found:
+        listed = "\n".join(f"  {volume.relative_to(path)}" for volume in found[:20])
+        raise UnreadableVolume(f"{path.name} holds {len(found)} volumes. Choose one of them:\n{listed}")
+    raise UnreadableVolume(
+        f"{path.name} holds no volume: "
+        f"{'it is empty' if not files else f'none of its {len(files)} files is an image'}. "
+        "Choose a folder with a DICOM series, or a NIfTI, NRRD or MetaImage file."
+    )
+
+
+def _read_zip(path: Path, series: str | None) -> _Parts:
+    from napari_fmseg.io import itk
+    from napari_fmseg.io.zipped import unzipped
+
+    with unzipped(path) as folder:
+        for header in (file for file in files_below(folder) if suffix_of(file) in (".nhdr", ".mhd")):
+            voxels = itk.data_file(itk.header_fields(header), header)
+            if voxels is None or not voxels.resolve().is_relative_to(folder.resolve()):
+                raise UnreadableVolume(
+                    f"{path.name}: {header.name} points to voxels outside of the zip. Unpack it first."
+                )
+        data, geometry, meta, _ = _read_folder(folder, series)
+    return data, geometry, meta, path
+
+
+def _check_suffix(path: Path) -> None:
+    if suffix_of(path) not in _WRITABLE:
+        raise UnwritableVolume(
+            f"{path.name} does not end in a suffix that can be written. Use one of {', '.join(_WRITABLE)}; "
+            ".nii.gz if unsure."
+        )
+
+
+def _write(volume: Volume, path: Path, source: Volume | None) -> None:
+    _check_suffix(path)
+    if suffix_of(path) in (".nii.gz", ".nii"):
+        from napari_fmseg.io import nifti
+
+        nifti.write(volume, path, source=source)
+    else:
+        from napari_fmseg.io import itk
+
+        itk.write(volume, path)

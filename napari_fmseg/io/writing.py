@@ -12,7 +12,7 @@ from typing import IO
 
 from napari_fmseg.errors import UnwritableVolume
 
-__all__ = ["check_folder", "written_beside"]
+__all__ = ["check_folder", "remove_folders", "written_beside"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -42,18 +42,26 @@ def check_folder(path: Path) -> list[Path]:
     UnwritableVolume
         If the place is a folder itself, or its folder cannot be made or written to.
     """
-    if path.is_dir():
-        raise UnwritableVolume(
-            f"{path} is a folder. Give the name of the file to write, such as {path / 'labels.nii.gz'}."
-        )
-    missing = [folder for folder in path.parents if not folder.exists()]
     try:
+        is_folder = path.is_dir()
+        missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from error
+    if is_folder:
+        raise UnwritableVolume(
+            f"{path} is a folder. Give the name of the file to write, such as {path / 'labels.nii.gz'}."
+        )
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise _unwritable(path, PermissionError(errno.EACCES, "no permission"))
     return missing
+
+
+def remove_folders(folders: list[Path]) -> None:
+    """Take back the folders that `check_folder` made, as far as they are still empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 @contextmanager
@@ -75,9 +83,7 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         os.replace(part, path)
     except BaseException as error:  # an interruption, too, must leave nothing behind
         part.unlink(missing_ok=True)
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        remove_folders(made)
         if isinstance(error, OSError):
             raise _unwritable(path, error) from error
         raise

@@ -1,0 +1,8 @@
+"""``python -m napari_fmseg`` is ``fmseg``."""
+
+import sys
+
+from napari_fmseg.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,525 @@
+"""The command line: ``fmseg segment``, ``fmseg models`` and so on, each a few lines over the library.
+
+It ends with 0 when all went well, 1 for what the user can mend in the input, 2 for a wrong command, 3 for the
+machine (device, memory, disk), 70 for a defect of the program, 130 when stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.terminal import Bars, note, number, say, table, write_json
+
+__all__ = ["main"]
+
+USE = "Research use only. Not a medical device."
+_DEFECT = 70  # EX_SOFTWARE: not to be mistaken for a fault of the input
+_STOPPED = 130  # 128 + SIGINT, as shells have it
+
+Json = Annotated[bool, arg(name="json", help="Print one JSON document for machines, and nothing else, to stdout.")]
+
+
+class _Usage(FmsegError):
+    """A command that contradicts itself."""
+
+    exit_code = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv
+        Its words without the program's name; None takes those of this process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words[:1] == ["--version"]:
+            return _version()
+        return int(
+            tyro.extras.subcommand_cli_from_dict(
+                COMMANDS, prog="fmseg", args=words or ["--help"], config=(FlagCreatePairsOff,),
+                description=f"Segment 3-D medical images, and learn to. {USE}",
+            )
+        )  # fmt: skip
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        note(
+            "Stopped. What was saved stays; the same command goes on from there." if words[0] == "train" else "Stopped."
+        )
+        return _STOPPED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("FMSEG_DEBUG"):
+            raise
+        code, text = _explain(error)
+        note(f"fmseg: {text}")
+        if "--json" in words:
+            write_json({"error": {"kind": type(error).__name__, "text": text}})
+        return code
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """Exit code and text for an exception."""
+    if isinstance(error, FmsegError):
+        return error.exit_code, str(error)
+    if _is_out_of_memory(error):
+        return 3, ("There is not enough memory. Close other programs, use --device cpu instead of a small graphics "
+                   f"card, or a smaller volume. ({_first_line(error)})")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 3, f"The disk is full{f': {error.filename}' if error.filename else ''}. Make room, or choose another."
+    if isinstance(error, OSError) and error.filename:
+        return 1, f"{error.filename}: {error.strerror}. Check the path and its permissions."
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return _DEFECT, (
+        f"A defect of the program, not of your input: {type(error).__name__}: {_first_line(error)} "
+        f"({Path(where.filename).name}:{where.lineno}). Run it again with FMSEG_DEBUG=1 and report what it prints."
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # torch's processor allocator
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _version() -> int:
+    from napari_fmseg.manifest import versions
+
+    say(" ".join(f"{name} {version}" for name, version in versions().items()))
+    return 0
+
+
+# --- segment ----------------------------------------------------------------------------------------------------
+
+
+def segment(
+    images: Positional[Annotated[tuple[Path, ...], arg(metavar="IMAGE...")]],
+    /,
+    *,
+    model: str,
+    output: Path,
+    run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
+    series: str | None = None,
+    stages_dir: Path | None = None,
+    preview: Path | None = None,
+    accept_licence: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Segment volumes. Research use only. Not a medical device.
+
+    Beside each result lies a manifest, RESULT.json: model, hash, device, options and seconds; nothing of the patient.
+
+    Parameters
+    ----------
+    images
+        Files, DICOM folders, or folders of volumes.
+    model
+        A model's name (`fmseg models` lists them) or the path of a model card.
+    output
+        A file for one volume (liver.nii.gz, .nrrd, .mha), or a folder for any number.
+    series
+        Which series of a DICOM folder that holds several.
+    stages_dir
+        Write every stage here too, each on its own grid.
+    preview
+        Write a picture of the result here (PNG; a folder for several volumes).
+    accept_licence
+        Accept the terms of a model whose data restrict its use, without being asked.
+    """
+    from napari_fmseg.batch import Done, plan_jobs, segment_file
+    from napari_fmseg.models import find_card, load_model
+
+    if not images:
+        raise _Usage("There is nothing to segment: name at least one file or folder.")
+    jobs = plan_jobs(images, output, series=series)
+    card = find_card(model)
+    _show_terms(card, accept_licence)
+    loaded = load_model(card, device=run.device)
+    rows: list[dict[str, Any]] = []
+    worst = 0
+    with Bars(quiet=as_json) as bars:
+        for job in jobs:
+            picture = None if preview is None else _picture(preview, job.result, len(jobs))
+            try:
+                for event in segment_file(job, loaded, run, series=series, stages_dir=stages_dir, preview=picture):
+                    _follow(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
+                    if isinstance(event, Done):
+                        rows.append(_done(event))
+                        if not as_json:
+                            say(_told(event))
+            except (FmsegError, MemoryError, OSError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+                    raise
+                code, text = _explain(error)
+                worst = max(worst, code)
+                rows.append({"image": job.image, "error": {"kind": type(error).__name__, "text": text}})
+                bars.note(f"fmseg: {job.image}: {text}" if str(job.image) not in text else f"fmseg: {text}")
+            bars.clear()
+    failed = [row["image"] for row in rows if "error" in row]
+    if as_json:
+        write_json({"use": USE, "model": card.name, "results": rows, "failed": len(failed)})
+    if failed and len(jobs) > 1:
+        note(f"{len(failed)} of {len(jobs)} volumes failed:\n" + "\n".join(f"  {path}" for path in failed))
+    if len(failed) < len(jobs):
+        note(USE)
+    return worst
+
+
+def _show_terms(card: Any, accepted: bool) -> None:
+    """Show what restricts a model's use before its first run; ask where somebody can answer."""
+    from napari_fmseg.licences import remember_terms, unread_terms
+
+    terms = unread_terms(card)
+    if not terms:
+        return
+    note(terms)
+    if not accepted and sys.stdin.isatty() and sys.stderr.isatty():
+        sys.stderr.write("Do you accept these terms? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise FmsegError(f"{card.name} was not run, because its terms were not accepted. Choose another model.")
+    elif not accepted:
+        note("By going on you accept them. They are shown once.")
+    remember_terms(card)
+
+
+def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
+    """Where the picture of `result` goes."""
+    from napari_fmseg.io import suffix_of
+
+    if preview.suffix.lower() != ".png":
+        return preview / f"{result.name.removesuffix(suffix_of(result))}.png"
+    if n_jobs > 1:
+        raise _Usage(f"{preview.name} is one file, but there are {n_jobs} volumes. Give a folder for the previews.")
+    return preview
+
+
+def _follow(event: Any, bars: Bars, whose: str = "") -> None:
+    """Show an event of any long work; remarks begin with `whose`."""
+    from napari_fmseg import events
+
+    match event:
+        case events.Progress(stage, done, total):
+            bars.move(stage, done, total)
+        case events.StageResult(stage, _, seconds, text):
+            bars.move(stage, 1, 1, f"{seconds:.2f} s {text}")
+            if text:
+                bars.note(f"{whose}{stage}: {text}")
+        case events.Warned(text):
+            bars.note(f"{whose}Warning: {text}")
+        case events.StepDone(stage, step, total, loss, _):
+            bars.move(stage, step, total, f"loss {loss:.4f}")
+        case _:
+            pass
+
+
+def _done(done: Any) -> dict[str, Any]:
+    names = done.labels.names
+    volumes = {names.get(value, str(value)): ml for value, ml in done.labels.volumes_ml().items()}
+    return {"image": done.job.image, "output": done.job.result, "manifest": done.manifest,
+            "seconds": done.seconds, "volumes_ml": volumes, "notes": done.notes}  # fmt: skip
+
+
+def _told(done: Any) -> str:
+    names = done.labels.names
+    volumes = [f"{names.get(value, value)} {ml:.1f} ml" for value, ml in done.labels.volumes_ml().items()]
+    return f"{done.job.result}  {sum(done.seconds.values()):.1f} s  {', '.join(volumes) or 'nothing was found'}"
+
+
+# --- models, score ----------------------------------------------------------------------------------------------
+
+
+def models(*, as_json: Json = False) -> int:
+    """List the models: what each segments, how well, and what its licence allows."""
+    from napari_fmseg.models import list_models
+
+    cards = list_models()
+    if as_json:
+        write_json([{**dataclasses.asdict(c), "mean_dice": c.mean_dice, "where": _where(c)} for c in cards])
+        return 0
+    if not cards:
+        note("No model is installed. `fmseg doctor` says what to do; `fmseg train` makes one.")
+        return 0
+    say(table(
+        ("MODEL", "MODALITY", "DICE", "LICENCE", "WHERE", "SEGMENTS"),
+        [(c.name, c.modality or "-", number(c.mean_dice), c.licence or "-", _where(c), ", ".join(c.labels.values()))
+         for c in cards],
+    ))  # fmt: skip
+    for card in cards:
+        for kind, text in (("restricted", card.restriction), ("limits", card.limits)):
+            if text:
+                say(f"\n{card.name}, {kind}: {text}")
+    say(f"\nDice: mean over the classes, on cases that were not trained on (--json has each). {USE}")
+    return 0
+
+
+def _where(card: Any) -> str:
+    from napari_fmseg.errors import WeightsMismatch
+    from napari_fmseg.models import user_models_folder
+
+    try:
+        weights = card.weights_path
+    except WeightsMismatch:
+        return "weights missing"
+    if user_models_folder() in card.folder.parents or card.folder == user_models_folder():
+        return "yours"
+    return "research" if weights.parent.name == "research" else "shipped"
+
+
+def score(
+    prediction: Positional[Annotated[Path, arg(metavar="PREDICTION")]],
+    truth: Positional[Annotated[Path, arg(metavar="TRUTH")]],
+    /,
+    *,
+    tolerance_mm: float = 2.0,
+    by_number: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Compare a segmentation with the truth: Dice, distances in mm, volumes in ml, for every label.
+
+    Parameters
+    ----------
+    prediction
+        A file with labels.
+    truth
+        A file with labels on the same grid.
+    tolerance_mm
+        How far apart surfaces may lie and still agree, for NSD.
+    by_number
+        Compare labels by their number even where the files name them differently.
+    """
+    from napari_fmseg import metrics
+    from napari_fmseg.io import read_labels
+
+    found, true = read_labels(prediction), read_labels(truth)
+    if by_number:
+        found = dataclasses.replace(found, names={})
+    scores = metrics.score(found, true, tolerance_mm=tolerance_mm)
+    if as_json:
+        write_json({"tolerance_mm": tolerance_mm, "labels": scores, "mean_dice": _mean_dice(scores)})
+        return 0
+    if not scores:
+        say("Both files are empty.")
+        return 0
+    columns = ("dice", "hd95_mm", "assd_mm", "nsd", "volume_ml", "truth_ml", "false_positive_ml", "false_negative_ml")
+    say(table(
+        ("LABEL", "DICE", "HD95 mm", "ASSD mm", f"NSD {tolerance_mm:g} mm", "ml", "TRUE ml", "EXTRA ml", "MISSED ml"),
+        [(name, *(number(row[column], 3 if column in ("dice", "nsd") else 2) for column in columns))
+         for name, row in scores.items()],
+    ))  # fmt: skip
+    say(f"mean Dice {number(_mean_dice(scores))}")
+    return 0
+
+
+def _mean_dice(scores: dict[str, dict[str, float]]) -> float:
+    """Mean over the labels that are in either file."""
+    told = [row["dice"] for row in scores.values() if row["dice"] == row["dice"]]
+    return sum(told) / len(told) if told else float("nan")
+
+
+# --- train ------------------------------------------------------------------------------------------------------
+
+
+def train(recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]], /, *, events: bool = False) -> int:
+    """Learn a model from labelled volumes, from scratch or from another model; started again, it goes on.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file; resources/recipes has those of the shipped models.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from napari_fmseg.events import EpochDone, Saved, to_json
+    from napari_fmseg.training import load_recipe
+    from napari_fmseg.training.loop import train as learn
+
+    with Bars(quiet=events) as bars:
+        for event in learn(load_recipe(recipe)):
+            if events:
+                say(to_json(event))
+                continue
+            _follow(event, bars)
+            if isinstance(event, EpochDone):
+                scores = ", ".join(f"{name} {number(value)}" for name, value in event.metrics.items())
+                bars.note(
+                    f"{event.stage} {event.epoch}/{event.total}  loss {event.loss:.4f}  {event.seconds:.0f} s  {scores}"
+                )
+            elif isinstance(event, Saved) and event.best:
+                bars.note(f"Saved {event.path}")
+    return 0
+
+
+# --- bench, phantom, doctor, convert ----------------------------------------------------------------------------
+
+
+def bench(
+    *,
+    image: Path | None = None,
+    model: str = "fmsf-phantom-ct",
+    run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
+    repeats: int = 5,
+    compare: bool = True,
+    as_json: Json = False,
+) -> int:
+    """Measure time and peak memory of reading, every stage and writing, and the engine against the plain network.
+
+    Parameters
+    ----------
+    image
+        The volume to segment; without one a CT phantom.
+    model
+        A model's name or the path of a model card.
+    repeats
+        Runs after one that warms up; medians are told.
+    compare
+        Run the published SNet at 128 x 128 x 128 too, by the engine and plain, in turns.
+    """
+    from napari_fmseg import benchmark
+    from napari_fmseg.models import find_card, load_model
+
+    card = find_card(model)
+    _show_terms(card, accepted=False)
+    loaded = load_model(card, device=run.device)
+    results: dict[str, Any] = {}
+    with Bars(quiet=as_json) as bars:
+        for event in benchmark.bench(image or _phantom_volume(), loaded, run, repeats=repeats):
+            _follow(event, bars)
+            if isinstance(event, benchmark.Benchmark):
+                results["benchmark"] = event
+        if compare:
+            snet = benchmark.published_snet()
+            pairs = benchmark.pair(*snet, device=str(loaded.device), precision=run.precision, repeats=repeats)
+            for turn in pairs:
+                _follow(turn, bars)
+                if isinstance(turn, benchmark.Pairing):
+                    results["pairing"] = turn
+    if as_json:
+        write_json({name: dataclasses.asdict(result) for name, result in results.items()})
+        return 0
+    _tell_benchmark(results["benchmark"])
+    if "pairing" in results:
+        _tell_pairing(results["pairing"])
+    return 0
+
+
+def _phantom_volume() -> Any:
+    from napari_fmseg.phantom import phantom_ct
+
+    return phantom_ct(1)[0]
+
+
+def _tell_benchmark(found: Any) -> None:
+    machine = found.environment
+    say(f"{found.model} on {machine['device']}, {machine['processor']}, {machine['threads']} threads, "
+        f"{found.precision}; {' x '.join(map(str, found.shape))} voxels, median of {found.repeats}")  # fmt: skip
+    rows = [
+        (name, number(part.seconds), number(part.fastest), f"{part.peak_mb:.0f}", f"{part.gpu_mb:.0f}")
+        for name, part in found.parts.items()
+    ]
+    say(table(("PART", "SECONDS", "FASTEST", "PEAK MB", "GPU MB"), rows))
+    say(f"file to file: {found.total_seconds:.3f} s")
+    inflate = found.inflate_seconds
+    if inflate:
+        say(f"inflating the file: {inflate['ours']:.3f} s, by the standard library {inflate['standard library']:.3f} s")
+
+
+def _tell_pairing(found: Any) -> None:
+    say(f"{found.network} at {' x '.join(map(str, found.shape))}, {found.repeats} pairs: "
+        f"engine {found.engine_seconds:.3f} s, plain float32 {found.plain_seconds:.3f} s, "
+        f"{found.times_faster:.1f} times faster, "
+        f"{100 * found.equal:.3f} % of the labels equal")  # fmt: skip
+
+
+def phantom(
+    out: Positional[Annotated[Path, arg(metavar="OUT")]],
+    /,
+    *,
+    seed: int = 1,
+    spacing: tuple[float, float, float] = (3.0, 3.0, 3.0),
+) -> int:
+    """Write an abdominal CT that no patient ever had, and what is what in it.
+
+    Parameters
+    ----------
+    out
+        The image (ct.nii.gz; the labels become ct_labels.nii.gz), or a folder.
+    seed
+        Draws the patient; the same seed gives the same voxels.
+    spacing
+        Distance of the voxels along z, y, x in mm.
+    """
+    from napari_fmseg.io import suffix_of, write_labels, write_volume
+    from napari_fmseg.phantom import phantom_ct
+
+    image, labels = phantom_ct(seed, spacing=spacing)
+    suffix = suffix_of(out)
+    path = out if suffix else out / "phantom.nii.gz"
+    suffix = suffix or ".nii.gz"
+    beside = path.with_name(f"{path.name[: -len(suffix)]}_labels{suffix}")
+    for written in (write_volume(image, path), write_labels(labels, beside, source=image)):
+        say(str(written))
+    return 0
+
+
+def doctor(*, as_json: Json = False) -> int:
+    """Say what this machine has and lacks, and the exact fix for each."""
+    from napari_fmseg.doctor import examine
+
+    findings = examine()
+    worst = 3 if any(f.state == "bad" for f in findings) else 0
+    if as_json:
+        write_json([dataclasses.asdict(f) for f in findings])
+        return worst
+    signs = {"ok": "ok", "warn": "!", "bad": "BAD"}
+    say(table(("", "WHAT", "FOUND"), [(signs[f.state], f.name, f.text) for f in findings]))
+    mends = [f for f in findings if f.fix]
+    if mends:
+        say("\nWhat to do:")
+    for finding in mends:
+        say(f"  {finding.name}: {finding.fix}")
+    return worst
+
+
+def convert() -> int:
+    """Turn a published checkpoint into safetensors and a card."""
+    raise NotImplementedError
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "segment": segment,
+    "models": models,
+    "score": score,
+    "train": train,
+    "bench": bench,
+    "phantom": phantom,
+    "doctor": doctor,
+    "convert": convert,
+}

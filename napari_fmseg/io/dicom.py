@@ -1,0 +1,303 @@
+"""DICOM series: which are in a folder, and one of them as a volume with its exact place.
+
+The slices' own positions decide: their order, the spacing, and a shear where a tilted gantry shifts them sideways.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_fmseg.errors import UnreadableVolume
+from napari_fmseg.io.checks import REVERSED, rescaled
+from napari_fmseg.io.dicomslices import Header, Slice, decoded, headers, is_dicom, kind_of, number, slices_of
+from napari_fmseg.io.finding import files_below
+from napari_fmseg.volume import Geometry
+
+__all__ = ["SeriesInfo", "any_dicom", "files_by_series", "list_series", "read"]
+
+_Headers = list[Header]
+
+
+@dataclass(frozen=True)
+class SeriesInfo:
+    """One image series in a folder, without anything that names the patient.
+
+    Attributes
+    ----------
+    uid
+        What `read_volume` takes as `series`.
+    description
+        The scanner's name for it, or "".
+    modality
+        Such as ``"CT"``.
+    shape
+        Voxels along (z, y, x); of one time point.
+    spacing
+        mm along (z, y, x); 0 along z where it cannot be told.
+    n_files
+        How many files it has.
+    """
+
+    uid: str
+    description: str
+    modality: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    n_files: int
+
+
+def any_dicom(files: list[Path]) -> bool:
+    """Whether one of `files` is DICOM, image or not."""
+    return any(is_dicom(path) for path in files)
+
+
+def list_series(files: list[Path]) -> tuple[SeriesInfo, ...]:
+    """List the image series among `files`, in the order of their first files."""
+    return tuple(_info(uid, found) for uid, found in _image_series(headers(files)).items())
+
+
+def files_by_series(files: list[Path]) -> dict[str, list[Path]]:
+    """Return the image files of each series among `files`."""
+    return {uid: [file.path for file in found] for uid, found in _image_series(headers(files)).items()}
+
+
+def _image_series(found: _Headers) -> dict[str, _Headers]:
+    series: dict[str, _Headers] = {}
+    for file in found:
+        if not kind_of(file.tags):
+            series.setdefault(str(file.tags.get("SeriesInstanceUID", "")), []).append(file)
+    return series
+
+
+def _info(uid: str, found: _Headers) -> SeriesInfo:
+    first = found[0].tags
+    description, modality = (" ".join(str(first.get(key, "")).split()) for key in ("SeriesDescription", "Modality"))
+    try:
+        _, geometry, _ = _stack([part for file in found for part in slices_of(file)], description)
+        shape, spacing = geometry.shape, geometry.spacing
+    except UnreadableVolume:  # still listed: asking for it says what is wrong
+        shape, spacing = (len(found), int(first.Rows), int(first.Columns)), (0.0, 0.0, 0.0)
+    return SeriesInfo(uid, description, modality, shape, spacing, len(found))
+
+
+def read(path: Path, series: str | None) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
+    """Read one series.
+
+    Parameters
+    ----------
+    path
+        A folder, or one file: then its series in the same folder.
+    series
+        A uid of `list_series`, or a description if only one series has it.
+
+    Raises
+    ------
+    UnreadableVolume
+        If there is no image, several series to choose from, a slice missing, or no common grid.
+    """
+    if path.is_dir():
+        every = headers(files_below(path))
+    else:
+        every = headers([path])
+        if not every:
+            raise UnreadableVolume(
+                f"{path.name} is no DICOM file. Was it renamed? Give it the suffix of what it really is."
+            )
+        if kind_of(every[0].tags):
+            raise UnreadableVolume(_no_image(path, every))
+        if not every[0].tags.get("PerFrameFunctionalGroupsSequence"):
+            uid = every[0].tags.get("SeriesInstanceUID")
+            beside = headers(sorted(p for p in path.parent.iterdir() if p.is_file()))
+            every = [file for file in beside if file.tags.get("SeriesInstanceUID") == uid]
+    found = _image_series(every)
+    if not found:
+        raise UnreadableVolume(_no_image(path, every))
+    return _volume(_chosen(found, series, path), path.name)
+
+
+def _no_image(path: Path, every: _Headers) -> str:
+    kinds = sorted({kind_of(file.tags) for file in every})
+    return (
+        f"{path.name} holds {' and '.join(kinds)}, but no image. "
+        "Choose the folder of the CT, MR or PET series that it belongs to."
+    )
+
+
+def _chosen(found: dict[str, _Headers], series: str | None, path: Path) -> _Headers:
+    if series is None and len(found) == 1:
+        return next(iter(found.values()))
+    infos = [_info(uid, part) for uid, part in found.items()]
+    fitting = [info for info in infos if series is not None and series in (info.uid, info.description)]
+    if len(fitting) == 1:
+        return found[fitting[0].uid]
+    listed = "\n".join(
+        f"  {info.uid}  {info.modality} {info.description!r}, {'×'.join(map(str, info.shape))}, {info.n_files} files"
+        for info in infos
+    )
+    trouble = (
+        f"holds {len(infos)} image series"
+        if series is None
+        else f"has no single series {series!r} among its {len(infos)}"
+    )
+    raise UnreadableVolume(f"{path.name} {trouble}. Choose one with series=, by its uid:\n{listed}")
+
+
+def _volume(found: _Headers, name: str) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
+    header = found[0].tags
+    stacks, geometry, warnings = _stack([part for file in found for part in slices_of(file)], name)
+    if str(header.get("PhotometricInterpretation", "")) == "MONOCHROME1":
+        warnings.append("The series is stored inverted for display (MONOCHROME1); its values were left as they are.")
+    data = _voxels(stacks)
+    meta: dict[str, Any] = {
+        "format": "DICOM",
+        "warnings": warnings,
+        "series_uid": str(header.get("SeriesInstanceUID", "")),
+    }
+    for key, tag in (("modality", "Modality"), ("units", "Units")):
+        if header.get(tag):
+            meta[key] = str(header.get(tag))
+    if meta.get("modality") == "CT":
+        meta.setdefault("units", "HU")
+    for key, tag in (("window_center", "WindowCenter"), ("window_width", "WindowWidth")):
+        if header.get(tag) is not None:
+            meta[key] = number(header.get(tag))
+    return (data[0] if len(data) == 1 else data), geometry, meta
+
+
+def _stack(slices: list[Slice], name: str) -> tuple[list[list[Slice]], Geometry, list[str]]:
+    """Sort slices into channels of ascending position, and find the grid that they lie on."""
+    slices = _without_copies(slices)
+    _check_alike(slices, name)
+    first = slices[0]
+    row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+    row, column = row / np.linalg.norm(row), column / np.linalg.norm(column)
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    groups = _by_position(slices, normal, 0.01 * min(first.spacing))
+    counts = {len(group) for group in groups}
+    if len(counts) > 1:
+        raise UnreadableVolume(
+            f"{name}: some places have {min(counts)} images and others {max(counts)}. A slice is missing from one "
+            "time point, or two acquisitions share a series. Export them as separate series."
+        )
+    stacks = [list(stack) for stack in zip(*groups, strict=True)]
+    positions = np.array([part.position for part in stacks[0]])
+    step, warnings = _step(positions, normal, first, name)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * first.spacing[1], column * first.spacing[0], step
+    affine[:3, 3] = positions[0]
+    return stacks, Geometry((len(positions), *first.shape), affine[REVERSED]), warnings
+
+
+def _without_copies(slices: list[Slice]) -> list[Slice]:
+    """Drop files that are there twice, as happens when folders are merged."""
+    return list({(part.uid, part.position): part for part in slices}.values())
+
+
+def _check_alike(slices: list[Slice], name: str) -> None:
+    orientations = np.array([part.orientation for part in slices])
+    n_planes = len(np.unique(np.round(orientations, 2), axis=0))
+    if np.abs(orientations - orientations[0]).max() > 1e-3:
+        raise UnreadableVolume(
+            f"{name}: the slices are tilted against each other, in about {n_planes} directions, so they form "
+            "no volume. It may be a localizer; choose a series of parallel slices."
+        )
+    row, column = orientations[0, :3], orientations[0, 3:]
+    if abs(np.linalg.norm(row) - 1) > 1e-2 or abs(np.linalg.norm(column) - 1) > 1e-2 or abs(row @ column) > 1e-2:
+        raise UnreadableVolume(
+            f"{name}: ImageOrientationPatient {orientations[0].tolist()} is no pair of perpendicular unit vectors. "
+            "Export the series again from the scanner or archive."
+        )
+    if len({part.shape for part in slices}) > 1:
+        sizes = ", ".join(f"{y}×{x}" for y, x in sorted({part.shape for part in slices}))
+        raise UnreadableVolume(
+            f"{name}: the slices differ in size ({sizes}). Choose or export a series of equal slices."
+        )
+    spacings = np.array([part.spacing for part in slices])
+    if np.abs(spacings / spacings[0] - 1).max() > 1e-3:
+        raise UnreadableVolume(
+            f"{name}: the slices differ in pixel spacing. Choose or export a series of equal slices."
+        )
+
+
+def _by_position(slices: list[Slice], normal: npt.NDArray[np.float64], same_mm: float) -> list[list[Slice]]:
+    groups: list[list[Slice]] = []
+    last = -math.inf
+    for height, part in sorted(((float(normal @ part.position), part) for part in slices), key=lambda pair: pair[0]):
+        if height - last > same_mm:
+            groups.append([])
+            last = height
+        groups[-1].append(part)
+    return [sorted(group, key=lambda part: (part.order, part.path, part.frame)) for group in groups]
+
+
+def _step(
+    positions: npt.NDArray[np.float64], normal: npt.NDArray[np.float64], first: Slice, name: str
+) -> tuple[npt.NDArray[np.float64], list[str]]:
+    """Find the vector from one slice to the next, or refuse a stack that has no constant one."""
+    if len(positions) == 1:
+        if first.thickness > 0:
+            return normal * first.thickness, []
+        return normal, ["The series does not state how thick its only slice is; 1 mm was assumed."]
+    gaps = np.diff(positions @ normal)
+    usual = float(np.median(gaps))
+    n_missing = int((np.rint(gaps / usual) - 1).sum())
+    if n_missing > 0:
+        where = positions[:-1][gaps > 1.5 * usual]
+        raise UnreadableVolume(
+            f"{name}: {n_missing} of {len(positions) + n_missing} slices are missing; the first gap, "
+            f"{gaps[gaps > 1.5 * usual][0]:.4g} mm "
+            f"instead of {usual:.4g} mm, follows the slice at {np.round(where[0], 2).tolist()} mm. "
+            "Copy the whole series again."
+        )
+    total = positions[-1] - positions[0]
+    step = total / (len(positions) - 1)
+    uneven = np.linalg.norm(positions - positions[0] - np.arange(len(positions))[:, None] * step, axis=1).max()
+    if uneven > 0.1 * np.linalg.norm(step):
+        raise UnreadableVolume(
+            f"{name}: the slices are not evenly spaced ({gaps.min():.4g} to {gaps.max():.4g} mm). "
+            "Export or reconstruct the series with a constant spacing."
+        )
+    warnings = []
+    if uneven > 0.02 * np.linalg.norm(step):
+        warnings.append(f"The slices are up to {uneven:.2g} mm from an even spacing of {np.linalg.norm(step):.4g} mm.")
+    across = float(normal @ total)
+    if np.linalg.norm(total - across * normal) < 0.01 * min(first.spacing):
+        return normal * across / (len(positions) - 1), warnings
+    tilt = math.degrees(math.acos(min(1.0, across / float(np.linalg.norm(total)))))
+    warnings.append(
+        f"The gantry was tilted: the slices are stacked {tilt:.1f} degrees off their normal. "
+        "The volume keeps this shear."
+    )
+    return step, warnings
+
+
+def _voxels(stacks: list[list[Slice]]) -> npt.NDArray[Any]:
+    """Voxels (c, z, y, x), scaled."""
+    flat = [part for stack in stacks for part in stack]
+    scalings = {(part.slope, part.intercept) for part in flat}
+    # Of several frames with scalings of their own, GDCM would apply the first one's to all.
+    own_scalings = len(scalings) > 1 and any(part.frame for part in flat)
+    by_gdcm = not all(part.is_plain for part in flat) and not own_scalings
+    data: npt.NDArray[Any] = np.empty(0)
+    for i, (part, plane) in enumerate(zip(flat, decoded(flat, by_gdcm), strict=True)):
+        if plane.shape != part.shape:
+            raise UnreadableVolume(f"{part.path.name} has {plane.shape} pixels instead of {part.shape}. Copy it again.")
+        if len(scalings) > 1 and not by_gdcm:
+            plane = plane * np.float64(part.slope) + part.intercept
+        if i == 0:
+            mixed = len(scalings) > 1 or plane.dtype.kind == "f"
+            data = np.empty((len(flat), *plane.shape), np.float32 if mixed else plane.dtype.newbyteorder("="))
+        if not np.can_cast(plane.dtype, data.dtype, "same_kind"):
+            data = data.astype(np.promote_types(data.dtype, plane.dtype))
+        data[i] = plane
+    if len(scalings) == 1 and not by_gdcm:
+        slope, intercept = next(iter(scalings))
+        data = rescaled(data, slope, intercept)
+    return data.reshape(len(stacks), -1, *data.shape[1:])

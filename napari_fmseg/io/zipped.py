@@ -1,0 +1,90 @@
+"""Volumes in a zip: unpacked into a folder that vanishes, after its names and sizes were checked."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from napari_fmseg.errors import UnreadableVolume
+from napari_fmseg.io.gzipped import MAX_RATIO
+
+__all__ = ["unzipped"]
+
+_MAX_FILES = 200_000
+_CHUNK = 1 << 20
+
+
+@contextmanager
+def unzipped(path: Path) -> Iterator[Path]:
+    """Give a temporary folder with what is in the zip.
+
+    Raises
+    ------
+    UnreadableVolume
+        If it is no zip, damaged, encrypted, has names that lead out of the folder, or declares less than it unpacks to.
+    """
+    with tempfile.TemporaryDirectory(prefix="fmseg-") as folder:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = _checked_members(archive, path, Path(folder))
+                for member, name in members:
+                    _extract(archive, member, Path(folder) / name, path)
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+            raise UnreadableVolume(
+                f"{path.name} is no zip or is damaged: {error}. Copy it again from its source."
+            ) from error
+        yield Path(folder)
+
+
+def _checked_members(archive: zipfile.ZipFile, path: Path, folder: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
+    members = []
+    for member in archive.infolist():
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or (name.parts and ":" in name.parts[0]):
+            raise UnreadableVolume(
+                f"{path.name} holds the name {member.filename!r}, which leads out of its folder. Nothing was unpacked; "
+                "do not trust this file."
+            )
+        if member.flag_bits & 1:
+            raise UnreadableVolume(f"{path.name} is encrypted. Unpack it with its password and choose the folder.")
+        is_link = stat.S_ISLNK(member.external_attr >> 16)
+        if not member.is_dir() and not is_link and not any(part.startswith((".", "__MACOSX")) for part in name.parts):
+            members.append((member, name))
+    declared = sum(member.file_size for member, _ in members)
+    packed = path.stat().st_size
+    if len(members) > _MAX_FILES or declared > packed * MAX_RATIO:
+        raise UnreadableVolume(
+            f"{path.name} ({packed:,} bytes) declares {len(members):,} files of {declared:,} bytes, more than a "
+            "zip can hold. "
+            "Nothing was unpacked; do not trust this file."
+        )
+    free = shutil.disk_usage(folder).free
+    if declared > free:
+        trouble = UnreadableVolume(
+            f"{path.name} unpacks to {declared:,} bytes, but only {free:,} are free for temporary files. Free "
+            "some space, "
+            "or unpack it elsewhere and choose the folder."
+        )
+        trouble.exit_code = 3
+        raise trouble
+    return members
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, path: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    done = 0
+    with archive.open(member) as packed, target.open("wb") as file:
+        while piece := packed.read(_CHUNK):
+            done += len(piece)
+            if done > member.file_size:
+                raise UnreadableVolume(
+                    f"{path.name}: {member.filename} unpacks to more than the {member.file_size:,} bytes it declares. "
+                    "Do not trust this file."
+                )
+            file.write(piece)

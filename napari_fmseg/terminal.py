@@ -1,0 +1,108 @@
+"""What the command line shows: bars while it works, tables of results, one JSON document for machines.
+
+Results go to stdout, everything else to stderr; bars only move where a person looks at them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from napari_fmseg.manifest import plain
+
+__all__ = ["Bars", "note", "say", "table", "write_json"]
+
+
+def say(text: str) -> None:
+    """Write a line of the result to stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Write a remark to stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def write_json(document: Any) -> None:
+    """Write one JSON document to stdout; nan and infinity, which JSON does not have, become null."""
+    say(json.dumps(plain(document), indent=1, allow_nan=False))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns: numbers to the right, words to the left; the last column is as long as it likes."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or "nan")
+    except ValueError:
+        return text == "-"
+    return True
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; "-" where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+class Bars:
+    """One bar per stage on a terminal, silence elsewhere.
+
+    Parameters
+    ----------
+    quiet
+        Show nothing even on a terminal.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._progress: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._live = sys.stderr.isatty() and not quiet
+
+    def __enter__(self) -> Bars:
+        if self._live:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TextColumn("{task.fields[text]}"))  # fmt: skip
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def move(self, name: str, done: float, total: float, text: str = "") -> None:
+        """Set the bar `name` to `done` of `total`."""
+        if self._progress is None:
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, text=text)
+        self._progress.update(self._tasks[name], completed=done, total=total, text=text)
+
+    def clear(self) -> None:
+        """Take all bars away, for the next volume."""
+        for task in self._tasks.values():
+            self._progress.remove_task(task)
+        self._tasks.clear()
+
+    def note(self, text: str) -> None:
+        """Write a remark to stderr, above the bars."""
+        if self._progress is None:
+            note(text)
+        else:
+            self._progress.console.print(text, markup=False, highlight=False)
