@@ -26,7 +26,9 @@ def planes(grid: Geometry, centre: npt.NDArray[np.float64]) -> list[Places]:
     """Places (h, w, 3) in LPS mm of the axial, coronal and sagittal plane through `centre`, as radiologists look."""
     corners = grid.place(np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in grid.shape])).reshape(3, -1).T)
     (z0, y0, x0), (z1, y1, x1) = corners.min(0), corners.max(0)
-    z, y, x = np.arange(z1, z0, -PIXEL_MM), np.arange(y0, y1, PIXEL_MM), np.arange(x0, x1, PIXEL_MM)
+    half = PIXEL_MM / 2
+    z, y, x = (np.arange(a + half, b, PIXEL_MM) for a, b in ((z0, z1), (y0, y1), (x0, x1)))
+    z = z[::-1]  # the head is up
 
     def places(*axes: npt.ArrayLike) -> Places:
         return np.stack(np.broadcast_arrays(*axes), -1).squeeze().astype(float)
@@ -64,7 +66,7 @@ def painted(grey: Picture, stage: Volume, places: Places) -> Picture:
 def draw(image: Volume, stages: dict[str, Volume]) -> Image.Image:
     """Make the whole picture."""
     last = next((s for s in reversed(stages.values()) if isinstance(s, LabelMap) and s.data.any()), image)
-    middle = np.array(last.geometry.shape) / 2
+    middle = (np.array(last.geometry.shape) - 1) / 2
     if isinstance(last, LabelMap):
         middle = np.median(np.argwhere(last.data > 0), axis=0)
     views = planes(image.geometry, last.geometry.place(middle))

@@ -46,9 +46,9 @@ def test_a_coarse_stage_is_drawn_in_its_place(picture):
 
 def test_a_flipped_volume_gives_the_same_picture(picture):
     rng = np.random.default_rng(0)
-    data = rng.integers(0, 1000, (8, 16, 16)).astype(np.int16)
+    data = rng.integers(0, 1000, (9, 17, 17)).astype(np.int16)
     grid = Geometry.from_spacing(data.shape, (5.0, 5.0, 5.0))
-    affine = grid.affine @ np.array([[-1, 0, 0, 7], [0, 1, 0, 0], [0, 0, -1, 15], [0, 0, 0, 1.0]])
+    affine = grid.affine @ np.array([[-1, 0, 0, 8], [0, 1, 0, 0], [0, 0, -1, 16], [0, 0, 0, 1.0]])
     flipped = Volume(data[::-1, :, ::-1], Geometry(grid.shape, affine))
     np.testing.assert_array_equal(rgb(picture.draw(Volume(data, grid), {})), rgb(picture.draw(flipped, {})))
 
