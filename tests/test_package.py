@@ -207,3 +207,17 @@ def test_sample_lies_in_the_viewer_with_image_and_labels_in_one_place_in_mm():
     assert [str(unit) for unit in image.units] == ["millimeter"] * 3
     assert labels.features["name"].tolist() == ["background", "liver", "kidneys", "spleen", "pancreas", "tumour"]
     assert labels.get_color(9)[3] > 0  # a label that nobody foresaw can be seen when it is painted
+
+
+def test_readme_has_the_table_of_the_shipped_models():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    done = run(sys.executable, ROOT / "scripts" / "models_table.py", env={**os.environ, "PYTHONPATH": str(ROOT)})
+    between = readme.split("<!-- models: start -->")[1].split("<!-- models: end -->")[0]
+    assert between.strip() == done.strip(), "run scripts/models_table.py --write"
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))])
+def test_links_of_the_documentation_lead_somewhere(page: str):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), target

@@ -1,0 +1,71 @@
+"""Write the table of shipped models into README.md, between its two marks, from the model cards.
+
+python scripts/models_table.py            prints the table
+python scripts/models_table.py --write    writes it into README.md
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from napari_fmseg.models import ModelCard, read_card
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- models: start -->", "<!-- models: end -->"
+
+
+def shipped_cards() -> list[ModelCard]:
+    """Cards of this repository, not those of the user: first what is in the wheel, then the restricted ones."""
+    folders = (ROOT / "resources" / "models", ROOT / "weights" / "research")
+    return [read_card(path) for folder in folders for path in sorted(folder.rglob("*.toml"))]
+
+
+def dice(card: ModelCard) -> str:
+    """Tell the Dice of the last stage: the mean, then each class."""
+    if not card.scores:
+        return "not measured"
+    last = dict(card.scores)["labels"] if "labels" in card.scores else list(card.scores.values())[-1]
+    each = ", ".join(f"{name} {value:.2f}" for name, value in last.items() if name != "mean")
+    return f"**{sum(last.values()) / len(last):.3f}** ({each})"
+
+
+def table(cards: Iterable[ModelCard]) -> str:
+    """Give the Markdown table."""
+    rows = [
+        "| Model | Modality | Segments | Dice on cases it has not seen | Licence |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for card in cards:
+        segments = ", ".join(card.labels.values())
+        terms = f"{card.licence}; {card.restriction}" if card.restriction else card.licence
+        cells = (
+            f"`{card.name}`",
+            card.modality,
+            segments,
+            f"{dice(card)}; {card.scored_on or 'no cases named'}",
+            terms,
+        )
+        rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def written(readme: str) -> str:
+    """Give `readme` with the table of today."""
+    before, rest = readme.split(START)
+    _, after = rest.split(END)
+    return f"{before}{START}\n{table(shipped_cards())}\n{END}{after}"
+
+
+def main(words: list[str]) -> None:
+    """Read the command line."""
+    if "--write" not in words:
+        print(table(shipped_cards()))
+        return
+    path = ROOT / "README.md"
+    path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
