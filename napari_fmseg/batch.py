@@ -182,10 +182,12 @@ class _Watch:
 def _manifest(
     volume: Volume, model: Model, options: SegmentOptions, seconds: dict[str, float], notes: list[str]
 ) -> Manifest:
+    from napari_fmseg.nets.engine import pick_precision  # torch comes with the model, not with this module
+
     return Manifest(
         model=model.card,
         device=device_name(model.device),
-        precision=options.precision,
+        precision=pick_precision(model.device, options.precision),
         options=dataclasses.asdict(options),
         seconds={k: round(v, 4) for k, v in seconds.items()},
         shape=volume.geometry.shape,

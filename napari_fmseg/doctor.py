@@ -20,7 +20,7 @@ from napari_fmseg.models import ModelCard, list_models, read_card, user_models_f
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Finding", "State", "device_name", "examine", "has_bf16", "n_cores", "processor_name"]
+__all__ = ["Finding", "State", "device_name", "examine", "n_cores", "processor_name"]
 
 State = Literal["ok", "warn", "bad"]
 
@@ -103,14 +103,6 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def has_bf16() -> bool | None:
-    """Whether the processor multiplies bf16 in hardware; None where the system does not say."""
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith(("flags", "Features")):
-            return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()))
-    return None
-
-
 def device_name(device: torch.device) -> str:
     """Name what the networks run on: ``"cuda:0 NVIDIA H100"``, ``"cpu"``."""
     if device.type != "cuda":
@@ -142,6 +134,7 @@ def _torch() -> Iterator[Finding]:
     else:
         yield Finding("torch", "ok", f"torch {torch.__version__} ({build})")
     yield from _devices(torch, build)
+    yield _precision(torch)
     threads, cores = torch.get_num_threads(), n_cores()
     if threads < min(cores, 4):
         limits = [f"{k}={os.environ[k]}" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ]
@@ -199,11 +192,17 @@ def _cuda(torch: Any, index: int) -> Finding:
     return Finding("device", "ok", text)
 
 
+def _precision(torch: Any) -> Finding:
+    """What the processor computes in when nobody chooses."""
+    from napari_fmseg.nets.engine import pick_precision
+
+    precision = pick_precision(torch.device("cpu"))
+    slower = "" if precision == "bfloat16" else "; newer processors are about twice as fast in bfloat16"
+    return Finding("precision", "ok", f"the processor computes in {precision}{slower}")
+
+
 def _processor() -> Iterator[Finding]:
-    bf16 = has_bf16()
     text = f"{processor_name()}, {n_cores()} cores to use"
-    if bf16 is not None:
-        text += ", computes in bf16" if bf16 else ", no bf16 (float32 is used)"
     yield Finding("processor", "ok", text)
 
 
