@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's usual name
+import torch.nn.functional as F
 from torch import Tensor
 
 from napari_fmseg.errors import GeometryMismatch
@@ -203,7 +203,8 @@ def bounding_box(mask: Tensor | np.ndarray) -> Box | None:
 def box_in(box: Box, shape: Sequence[int], target: Sequence[int]) -> Box:
     """Carry a box from a grid of `shape` to one of `target` with the same field of view, rounded outwards."""
     z, y, x = (
-        slice(int(s.start * t // n), int(min(t, -(-s.stop * t // n)))) for s, n, t in zip(box, shape, target, strict=True)
+        slice(int(s.start * t // n), int(min(t, -(-s.stop * t // n))))
+        for s, n, t in zip(box, shape, target, strict=True)
     )
     return z, y, x
 
@@ -221,7 +222,9 @@ def resize_slab(data: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
     weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
     used = weights.any(0).nonzero()
     first, last = int(used[0]), int(used[-1]) + 1
-    part = zoom(data[:, first:last], [(0, last - first), (0, data.shape[2]), (0, data.shape[3])], (last - first, *shape[1:]))
+    part = zoom(
+        data[:, first:last], [(0, last - first), (0, data.shape[2]), (0, data.shape[3])], (last - first, *shape[1:])
+    )
     return _along(part, weights[:, first:last], 0)
 
 

@@ -217,7 +217,9 @@ def read_card(path: Path) -> ModelCard:
                 table[name] = tuple(table[name])
         return ModelCard(**table, folder=path.parent)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UnknownModel(f"{path.name} is not a model card: {error}. Restore it, or remove it from its folder.") from error
+        raise UnknownModel(
+            f"{path.name} is not a model card: {error}. Restore it, or remove it from its folder."
+        ) from error
 
 
 def list_models() -> tuple[ModelCard, ...]:
@@ -250,7 +252,9 @@ def find_card(name: str | Path) -> ModelCard:
         return read_card(Path(name))
     cards = {card.name: card for card in list_models()}
     if str(name) not in cards:
-        raise UnknownModel(f"There is no model {str(name)!r}. Choose one of: {', '.join(cards) or 'none is installed'}.")
+        raise UnknownModel(
+            f"There is no model {str(name)!r}. Choose one of: {', '.join(cards) or 'none is installed'}."
+        )
     return cards[str(name)]
 
 
@@ -319,9 +323,7 @@ def _load_strictly(net: nn.Module, state: Mapping[str, torch.Tensor], what: str)
     net.load_state_dict(dict(state))
 
 
-def save_model(
-    card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | str, *, half: bool = False
-) -> ModelCard:
+def save_model(card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | str, *, half: bool = False) -> ModelCard:
     """Write weights and card into `folder` as NAME.safetensors and NAME.toml.
 
     Parameters

@@ -78,7 +78,7 @@ class Geometry:
     def direction(self) -> npt.NDArray[np.float64]:
         """(3, 3): column i is the unit vector along which index axis i runs."""
         columns: npt.NDArray[np.float64] = self.affine[:3, :3]
-        return columns / np.linalg.norm(columns, axis=0)
+        return np.asarray(columns / np.linalg.norm(columns, axis=0), np.float64)
 
     @property
     def origin(self) -> tuple[float, float, float]:

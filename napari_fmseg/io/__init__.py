@@ -52,9 +52,9 @@ def read_volume(path: Path | str, *, series: str | None = None) -> Volume:
     -------
     Volume
         (z, y, x), or (c, z, y, x) with several channels or time points, in the smallest number type that holds the
-        scaled values faithfully; C-contiguous, native and writable, so that ``torch.from_numpy`` needs no copy. ``meta`` has
-        "format", and where known "modality", "units", "window_center", "window_width", "series_uid"; its lists
-        "repaired" and "warnings" are sentences that the user should see.
+        scaled values faithfully; C-contiguous, native and writable, so that ``torch.from_numpy`` needs no copy.
+        ``meta`` has "format", and where known "modality", "units", "window_center", "window_width", "series_uid";
+        its lists "repaired" and "warnings" are sentences that the user should see.
 
     Raises
     ------

@@ -13,12 +13,13 @@ import numpy.typing as npt
 from napari_fmseg.errors import UnreadableVolume
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
-__all__ = ["REVERSED", "checked", "rescaled", "smallest_integer", "to_labels", "wanted_channels"]
+__all__ = ["REVERSED", "checked", "rescaled", "smallest_integer", "span", "to_labels", "wanted_channels"]
 
 REVERSED = np.ix_([2, 1, 0, 3], [2, 1, 0, 3])
 """Turns an affine over (x, y, z, 1) into one over (z, y, x, 1), and back."""
 
 _NEAR_INTEGER = 0.01
+_INCREDIBLE = 1e12
 _INTEGERS = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
 
 
@@ -44,10 +45,10 @@ def wanted_channels(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
     return (*extra, *shape[-3:])
 
 
-def smallest_integer(low: float, high: float) -> np.dtype[Any]:
-    """Return the smallest integer type that holds `low` and `high`, both whole numbers."""
+def smallest_integer(low: float, high: float, *, n_bytes: int = 1) -> np.dtype[Any]:
+    """Return the smallest integer type of at least `n_bytes` that holds `low` and `high`, both whole numbers."""
     for kind in _INTEGERS:
-        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+        if np.dtype(kind).itemsize >= n_bytes and np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
             return np.dtype(kind)
     return np.dtype(np.float64)
 
@@ -55,25 +56,37 @@ def smallest_integer(low: float, high: float) -> np.dtype[Any]:
 def rescaled(data: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
     """Apply ``slope * data + intercept`` in the smallest type that holds the result faithfully.
 
-    Whole slopes and intercepts on whole numbers stay whole: a CT in int16 with slope 1 remains int16. Anything
+    Whole slopes and intercepts on whole numbers stay whole: a CT in int16 with slope 1 remains int16, and where the
+    size of the type remains, so does the memory: `data` is changed in place. Anything
     else is computed in double precision and kept in float32, or in float64 where the stored type is wider.
     """
     if slope == 1 and intercept == 0:
         return data
     if data.dtype.kind in "ui" and float(slope).is_integer() and float(intercept).is_integer():
-        ends = sorted(slope * float(end) + intercept for end in (data.min(), data.max()))
+        ends = sorted(slope * float(end) + intercept for end in span(data))
         if max(abs(end) for end in ends) < 2**53:
             fits = np.iinfo(data.dtype).min <= ends[0] and ends[1] <= np.iinfo(data.dtype).max
             # Steps in between may wrap around, which is right modulo 2^n because the result fits.
-            whole = data.astype(data.dtype if fits else smallest_integer(*ends))
-            whole *= np.int64(slope).astype(whole.dtype)
-            whole += np.int64(intercept).astype(whole.dtype)
+            kind = data.dtype if fits else smallest_integer(*ends, n_bytes=data.itemsize)
+            whole = data.view(kind) if kind.itemsize == data.itemsize else data.astype(kind)
+            if slope != 1:
+                whole *= np.int64(slope).astype(kind)
+            whole += np.int64(intercept).astype(kind)
             return whole
     wide = data.dtype.itemsize > 4 or (data.dtype.kind in "ui" and data.dtype.itemsize > 2)
     result = np.empty(data.shape, np.float64 if wide else np.float32)
     for stored, out in zip(data.reshape(-1, data.shape[-1]), result.reshape(-1, data.shape[-1]), strict=True):
         np.add(np.multiply(stored, slope, dtype=np.float64), intercept, out=out, casting="same_kind")
     return result
+
+
+def span(data: npt.NDArray[Any]) -> tuple[Any, Any]:
+    """Return the least and the greatest value, plane by plane, so that each plane is fetched from memory once.
+
+    Both are NaN if there is a NaN.
+    """
+    ends = np.array([(plane.min(), plane.max()) for plane in data])
+    return ends.min(), ends.max()
 
 
 def checked(data: npt.NDArray[Any], geometry: Geometry, meta: Mapping[str, Any], path: Path) -> Volume:
@@ -91,12 +104,14 @@ def checked(data: npt.NDArray[Any], geometry: Geometry, meta: Mapping[str, Any],
     channels = data if data.ndim == 4 else data[None]
     for number, channel in enumerate(channels, 1):
         which = f"Channel {number}" if len(channels) > 1 else "The volume"
-        low, high = float(channel.min()), float(channel.max())
+        low, high = map(float, span(channel))
         if not (math.isfinite(low) and math.isfinite(high)):
             repaired.append(_made_finite(channel, which, path))
             low, high = float(channel.min()), float(channel.max())
         if low == high:
             warnings.append(f"{which} has the same value {low:g} everywhere: there is nothing to see in it.")
+        elif max(-low, high) > _INCREDIBLE:
+            warnings.append(f"{which} has values up to {max(-low, high):.3g}, which no scanner gives.")
     warnings += _thin(geometry)
     return Volume(data, geometry, {**meta, "repaired": repaired, "warnings": warnings})
 

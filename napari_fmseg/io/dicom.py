@@ -8,23 +8,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.errors import UnreadableVolume
 from napari_fmseg.io.checks import REVERSED, rescaled
-from napari_fmseg.io.dicomslices import Slice, decoded, headers, is_dicom, kind_of, slices_of
+from napari_fmseg.io.dicomslices import Header, Slice, decoded, headers, is_dicom, kind_of, number, slices_of
 from napari_fmseg.io.finding import files_below
 from napari_fmseg.volume import Geometry
 
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
 __all__ = ["SeriesInfo", "any_dicom", "files_by_series", "list_series", "read"]
 
-_Headers = list[tuple[Path, "Dataset"]]
+_Headers = list[Header]
 
 
 @dataclass(frozen=True)
@@ -67,22 +64,22 @@ def list_series(files: list[Path]) -> tuple[SeriesInfo, ...]:
 
 def files_by_series(files: list[Path]) -> dict[str, list[Path]]:
     """Return the image files of each series among `files`."""
-    return {uid: [path for path, _ in found] for uid, found in _image_series(headers(files)).items()}
+    return {uid: [file.path for file in found] for uid, found in _image_series(headers(files)).items()}
 
 
 def _image_series(found: _Headers) -> dict[str, _Headers]:
     series: dict[str, _Headers] = {}
-    for path, header in found:
-        if not kind_of(header):
-            series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, header))
+    for file in found:
+        if not kind_of(file.tags):
+            series.setdefault(str(file.tags.get("SeriesInstanceUID", "")), []).append(file)
     return series
 
 
 def _info(uid: str, found: _Headers) -> SeriesInfo:
-    first = found[0][1]
+    first = found[0].tags
     description, modality = (" ".join(str(first.get(key, "")).split()) for key in ("SeriesDescription", "Modality"))
     try:
-        _, geometry, _ = _stack([part for path, header in found for part in slices_of(path, header)], description)
+        _, geometry, _ = _stack([part for file in found for part in slices_of(file)], description)
         shape, spacing = geometry.shape, geometry.spacing
     except UnreadableVolume:  # still listed: asking for it says what is wrong
         shape, spacing = (len(found), int(first.Rows), int(first.Columns)), (0.0, 0.0, 0.0)
@@ -112,12 +109,12 @@ def read(path: Path, series: str | None) -> tuple[npt.NDArray[Any], Geometry, di
             raise UnreadableVolume(
                 f"{path.name} is no DICOM file. Was it renamed? Give it the suffix of what it really is."
             )
-        if kind_of(every[0][1]):
+        if kind_of(every[0].tags):
             raise UnreadableVolume(_no_image(path, every))
-        if not every[0][1].get("PerFrameFunctionalGroupsSequence"):
-            uid = every[0][1].get("SeriesInstanceUID")
+        if not every[0].tags.get("PerFrameFunctionalGroupsSequence"):
+            uid = every[0].tags.get("SeriesInstanceUID")
             beside = headers(sorted(p for p in path.parent.iterdir() if p.is_file()))
-            every = [(p, header) for p, header in beside if header.get("SeriesInstanceUID") == uid]
+            every = [file for file in beside if file.tags.get("SeriesInstanceUID") == uid]
     found = _image_series(every)
     if not found:
         raise UnreadableVolume(_no_image(path, every))
@@ -125,7 +122,7 @@ def read(path: Path, series: str | None) -> tuple[npt.NDArray[Any], Geometry, di
 
 
 def _no_image(path: Path, every: _Headers) -> str:
-    kinds = sorted({kind_of(header) for _, header in every})
+    kinds = sorted({kind_of(file.tags) for file in every})
     return (
         f"{path.name} holds {' and '.join(kinds)}, but no image. "
         "Choose the folder of the CT, MR or PET series that it belongs to."
@@ -152,8 +149,8 @@ def _chosen(found: dict[str, _Headers], series: str | None, path: Path) -> _Head
 
 
 def _volume(found: _Headers, name: str) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
-    header = found[0][1]
-    stacks, geometry, warnings = _stack([part for path, head in found for part in slices_of(path, head)], name)
+    header = found[0].tags
+    stacks, geometry, warnings = _stack([part for file in found for part in slices_of(file)], name)
     if str(header.get("PhotometricInterpretation", "")) == "MONOCHROME1":
         warnings.append("The series is stored inverted for display (MONOCHROME1); its values were left as they are.")
     data = _voxels(stacks)
@@ -169,7 +166,7 @@ def _volume(found: _Headers, name: str) -> tuple[npt.NDArray[Any], Geometry, dic
         meta.setdefault("units", "HU")
     for key, tag in (("window_center", "WindowCenter"), ("window_width", "WindowWidth")):
         if header.get(tag) is not None:
-            meta[key] = float(np.atleast_1d(np.asarray(header.get(tag), float)).flat[0])
+            meta[key] = number(header.get(tag))
     return (data[0] if len(data) == 1 else data), geometry, meta
 
 
@@ -288,19 +285,18 @@ def _voxels(stacks: list[list[Slice]]) -> npt.NDArray[Any]:
     # Of several frames with scalings of their own, GDCM would apply the first one's to all.
     own_scalings = len(scalings) > 1 and any(part.frame for part in flat)
     by_gdcm = not all(part.is_plain for part in flat) and not own_scalings
-    data: npt.NDArray[Any] | None = None
-    for number, (part, plane) in enumerate(zip(flat, decoded(flat, by_gdcm), strict=True)):
+    data: npt.NDArray[Any] = np.empty(0)
+    for i, (part, plane) in enumerate(zip(flat, decoded(flat, by_gdcm), strict=True)):
         if plane.shape != part.shape:
             raise UnreadableVolume(f"{part.path.name} has {plane.shape} pixels instead of {part.shape}. Copy it again.")
         if len(scalings) > 1 and not by_gdcm:
             plane = plane * np.float64(part.slope) + part.intercept
-        if data is None:
+        if i == 0:
             mixed = len(scalings) > 1 or plane.dtype.kind == "f"
-            data = np.empty((len(flat), *plane.shape), np.float32 if mixed else plane.dtype)
+            data = np.empty((len(flat), *plane.shape), np.float32 if mixed else plane.dtype.newbyteorder("="))
         if not np.can_cast(plane.dtype, data.dtype, "same_kind"):
             data = data.astype(np.promote_types(data.dtype, plane.dtype))
-        data[number] = plane
-    assert data is not None
+        data[i] = plane
     if len(scalings) == 1 and not by_gdcm:
         slope, intercept = next(iter(scalings))
         data = rescaled(data, slope, intercept)

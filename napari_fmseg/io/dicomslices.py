@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from napari_fmseg.errors import MissingExtra, UnreadableVolume
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["NOT_IMAGES", "Slice", "decoded", "headers", "is_dicom", "kind_of", "slices_of"]
+__all__ = ["NOT_IMAGES", "Header", "Slice", "decoded", "headers", "is_dicom", "kind_of", "number", "slices_of"]
 
 NOT_IMAGES = {
     "RTSTRUCT": "contours (RTSTRUCT)",
@@ -45,7 +45,8 @@ NOT_IMAGES = {
 
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns",
          "NumberOfFrames", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "SamplesPerPixel",
-         "PhotometricInterpretation", "BitsAllocated", "RescaleSlope", "RescaleIntercept", "RescaleType", "Units",
+         "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+         "RescaleSlope", "RescaleIntercept", "RescaleType", "Units",
          "InstanceNumber", "AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "DiffusionBValue",
          "TriggerTime", "AcquisitionTime", "WindowCenter", "WindowWidth", "SliceThickness", "SpacingBetweenSlices",
          "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]  # fmt: skip
@@ -59,6 +60,20 @@ _FIRST_BYTES = (  # of the tags that a file without a preamble starts with
 _PLAIN = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99",
           "1.2.840.10008.1.2.5"}  # fmt: skip
 """Transfer syntaxes that pydicom reads faster: uncompressed, deflated, and run lengths."""
+_ELEMENT_BYTES = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12}
+"""How long the tag and length before uncompressed little-endian pixels are: implicit and explicit."""
+_TEXT_NUMBERS = {"PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
+                 "SliceThickness", "SpacingBetweenSlices", "TemporalPositionIdentifier", "AcquisitionNumber",
+                 "EchoNumbers", "TriggerTime", "AcquisitionTime", "InstanceNumber"}  # fmt: skip
+"""Numbers written as text, which are parsed here: pydicom would make an object of each."""
+
+
+class Header(NamedTuple):
+    """A file's tags without the pixels, and the byte at which the pixels' element starts."""
+
+    path: Path
+    tags: Dataset
+    pixels_at: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,7 @@ class Slice:
     intercept: float
     order: tuple[float, ...]
     is_plain: bool
+    raw: tuple[int, int, str, int] | None = None  # element at, voxels at, type, unused bits; None if not that simple
 
 
 @contextmanager
@@ -101,7 +117,7 @@ def is_dicom(path: Path) -> bool:
     return start[128:] == b"DICM" or (start[:4] in _FIRST_BYTES and path.suffix.lower() in (".dcm", ".ima", ""))
 
 
-def headers(paths: Iterable[Path]) -> list[tuple[Path, Dataset]]:
+def headers(paths: Iterable[Path]) -> list[Header]:
     """Read the headers of those `paths` that are DICOM, in their order."""
     found = []
     with _quiet() as pydicom:
@@ -109,14 +125,14 @@ def headers(paths: Iterable[Path]) -> list[tuple[Path, Dataset]]:
             if not is_dicom(path) or path.name.upper() == "DICOMDIR":
                 continue
             try:
-                header = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+                with path.open("rb") as file:
+                    tags = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+                    found.append(Header(path, tags, file.tell()))
             except (OSError, ValueError, KeyError, AttributeError, NotImplementedError, EOFError) as error:
                 raise UnreadableVolume(
                     f"{path.name} starts as DICOM, but its header is damaged: {error}. Copy it again from its source."
                 ) from error
-            if header:
-                found.append((path, header))
-    return found
+    return [header for header in found if header.tags]
 
 
 def kind_of(header: Dataset) -> str:
@@ -127,7 +143,7 @@ def kind_of(header: Dataset) -> str:
     return "" if header.get("Rows") and header.get("Columns") else "an object without pixels"
 
 
-def slices_of(path: Path, header: Dataset) -> list[Slice]:
+def slices_of(file: Header) -> list[Slice]:
     """Return the planes of one file: one, or as many as an enhanced multi-frame object has.
 
     Raises
@@ -135,6 +151,7 @@ def slices_of(path: Path, header: Dataset) -> list[Slice]:
     UnreadableVolume
         If it is in colour or does not say where its planes lie.
     """
+    path, header, _ = file
     if int(header.get("SamplesPerPixel") or 1) > 1:
         raise UnreadableVolume(
             f"{path.name} holds colours (RGB), not intensities: it is a screenshot or a photograph. "
@@ -148,19 +165,22 @@ def slices_of(path: Path, header: Dataset) -> list[Slice]:
             "Choose a series whose slices have positions."
         )
     if not frames:
-        return [_slice(path, header, 0, [header])]
+        return [_slice(file, 0, [header])]
     shared = header.get("SharedFunctionalGroupsSequence") or [header]
-    return [_slice(path, header, number, [frame, shared[0]]) for number, frame in enumerate(frames)]
+    return [_slice(file, i, [frame, shared[0]]) for i, frame in enumerate(frames)]
 
 
-def _slice(path: Path, header: Dataset, frame: int, groups: list[Dataset]) -> Slice:
+def _slice(file: Header, frame: int, groups: list[Dataset]) -> Slice:
+    path, header, _ = file
+    is_classic = groups[0] is header
+
     def find(group: str, name: str) -> Any:
         for holder in groups:
-            inner = holder.get(group)
-            found = (inner[0] if inner else holder).get(name)
+            inner = None if is_classic else holder.get(group)
+            found = _value(inner[0] if inner else holder, name)
             if found is not None:
                 return found
-        return header.get(name)
+        return _value(header, name)
 
     values: dict[str, list[float]] = {}
     for group, name, count in (
@@ -178,15 +198,16 @@ def _slice(path: Path, header: Dataset, frame: int, groups: list[Dataset]) -> Sl
         values[name] = numbers
     if min(values["PixelSpacing"]) <= 0:
         raise UnreadableVolume(
-            f"{path.name} states a pixel spacing of {values['PixelSpacing']} mm; it must be above 0."
+            f"{path.name} states a pixel spacing of {values['PixelSpacing']} mm; it must be above 0. "
+            "Export the series again from the scanner or archive."
         )
     between = find("PixelMeasuresSequence", "SpacingBetweenSlices") or find("PixelMeasuresSequence", "SliceThickness")
     slope = find("PixelValueTransformationSequence", "RescaleSlope")
-    content = groups[0].get("FrameContentSequence")
+    content = None if is_classic else groups[0].get("FrameContentSequence")
     index = (
         [content[0].get("TemporalPositionIndex"), *(content[0].get("DimensionIndexValues") or [])]
         if content
-        else [header.get(name) for name in ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoNumbers",
+        else [_value(header, name) for name in ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoNumbers",
                                             "DiffusionBValue", "TriggerTime", "AcquisitionTime", "InstanceNumber")]
     )  # fmt: skip
     rows, columns = values["PixelSpacing"]
@@ -198,12 +219,42 @@ def _slice(path: Path, header: Dataset, frame: int, groups: list[Dataset]) -> Sl
         (rows, columns),
         tuple(values["ImageOrientationPatient"]),
         tuple(values["ImagePositionPatient"]),
-        abs(_number(between)),
-        _number(slope, 1.0) or 1.0,
-        _number(find("PixelValueTransformationSequence", "RescaleIntercept")),
-        tuple(_number(part) for part in index),
-        str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", "1.2.840.10008.1.2")) in _PLAIN,
+        abs(number(between)),
+        number(slope, 1.0) or 1.0,
+        number(find("PixelValueTransformationSequence", "RescaleIntercept")),
+        tuple(number(part) for part in index),
+        _syntax(header) in _PLAIN,
+        _raw(file, frame),
     )
+
+
+def _syntax(header: Dataset) -> str:
+    return str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", "1.2.840.10008.1.2"))
+
+
+def _raw(file: Header, frame: int) -> tuple[int, int, str, int] | None:
+    """Where the voxels stand as plain numbers, if they do."""
+    tags = file.tags
+    before = _ELEMENT_BYTES.get(_syntax(tags))
+    allocated, stored = tags.get("BitsAllocated"), tags.get("BitsStored")
+    if before is None or allocated not in (8, 16, 32) or not stored or tags.get("HighBit") != stored - 1:
+        return None
+    kind = f"<{'i' if tags.get('PixelRepresentation') else 'u'}{allocated // 8}"
+    start = file.pixels_at + before + frame * tags.Rows * tags.Columns * (allocated // 8)
+    return file.pixels_at, start, kind, allocated - stored
+
+
+def _value(dataset: Dataset, name: str) -> Any:
+    """Return a tag's value; numbers in text as a list of floats, None if they are missing or senseless."""
+    if name not in _TEXT_NUMBERS:
+        return dataset.get(name)
+    raw = dataset.get_item(name)
+    if raw is None or not isinstance(raw.value, bytes):
+        return dataset.get(name)
+    try:
+        return [float(part) for part in raw.value.rstrip(b"\0 ").split(b"\\")]
+    except ValueError:
+        return None
 
 
 def _numbers(value: Any) -> list[float]:
@@ -213,9 +264,10 @@ def _numbers(value: Any) -> list[float]:
         return []
 
 
-def _number(value: Any, otherwise: float = 0.0) -> float:
+def number(value: Any, otherwise: float = 0.0) -> float:
     """First number of a value that may be missing, empty, text or several."""
-    numbers = _numbers(value if isinstance(value, (list, tuple)) else [value])
+    is_several = isinstance(value, Iterable) and not isinstance(value, str)
+    numbers = _numbers(value if is_several else [value])
     return numbers[0] if numbers and math.isfinite(numbers[0]) else otherwise
 
 
@@ -227,10 +279,12 @@ def decoded(slices: list[Slice], scaled_by_gdcm: bool) -> Iterator[npt.NDArray[A
     UnreadableVolume
         If a file is cut short or its compression is not known.
     """
+    if not scaled_by_gdcm and all(part.raw for part in slices):
+        yield from map(_straight, slices)
+        return
     planes = _by_gdcm if scaled_by_gdcm else _by_pydicom
     workers = min(4, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool, _quiet():
-        last: tuple[Path | None, npt.NDArray[Any] | None] = (None, None)
         files = list(dict.fromkeys(part.path for part in slices))
         if len(files) == len(slices):
             # A few slices ahead, not all: the stack should not lie in memory twice.
@@ -238,11 +292,9 @@ def decoded(slices: list[Slice], scaled_by_gdcm: bool) -> Iterator[npt.NDArray[A
                 for frames in pool.map(planes, files[start : start + 4 * workers]):
                     yield frames[0]
             return
+        frames_of = {path: planes(path) for path in files}
         for part in slices:
-            if part.path != last[0]:
-                last = (part.path, planes(part.path))
-            assert last[1] is not None
-            yield last[1][part.frame]
+            yield frames_of[part.path][part.frame]
 
 
 def _damaged(path: Path, error: Exception) -> UnreadableVolume:
@@ -250,6 +302,24 @@ def _damaged(path: Path, error: Exception) -> UnreadableVolume:
         f"The pixels of {path.name} cannot be read: {str(error).strip().splitlines()[-1][:200]}. "
         "The file was cut short or uses an unusual compression; export the series again, uncompressed."
     )
+
+
+def _straight(part: Slice) -> npt.NDArray[Any]:
+    """Voxels (y, x) as stored, taken from the file without a detour."""
+    element_at, voxels_at, kind, unused = part.raw or (0, 0, "u1", 0)
+    plane: npt.NDArray[Any] = np.empty(part.shape, kind)
+    with part.path.open("rb", buffering=0) as file:
+        file.seek(element_at)
+        if file.read(4) != b"\xe0\x7f\x10\x00":
+            return _by_pydicom(part.path)[part.frame]
+        file.seek(voxels_at)
+        count = file.readinto(plane.reshape(-1).view(np.uint8).data)
+    if count != plane.nbytes:
+        raise _damaged(part.path, EOFError(f"they end after {count:,} of {plane.nbytes:,} bytes"))
+    if unused:  # bits above the stored ones may hold anything: out with them, and the sign into their place
+        plane <<= plane.dtype.type(unused)
+        plane >>= plane.dtype.type(unused)
+    return plane
 
 
 def _by_pydicom(path: Path) -> npt.NDArray[Any]:

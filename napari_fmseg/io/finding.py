@@ -11,7 +11,7 @@ from napari_fmseg.io.gzipped import DEFLATE_ERRORS, open_inflated
 __all__ = ["files_below", "find_volumes", "format_of", "suffix_of"]
 
 _SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".zip")
-_FORMATS = {suffix: "nifti" for suffix in _SUFFIXES[:6]} | {
+_FORMATS = dict.fromkeys(_SUFFIXES[:6], "nifti") | {
     ".nrrd": "itk",
     ".nhdr": "itk",
     ".mha": "itk",

@@ -63,6 +63,8 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
         _check_promise(reader, fields, path)
         image = reader.Execute()
     except RuntimeError as error:  # all that SimpleITK raises
+        if "determinant" in str(error):
+            raise _flat(path, fields.get("space directions") or fields.get("TransformMatrix", "")) from error
         raise UnreadableVolume(
             f"{path.name} is damaged or was cut short; ITK says: {_reason(error)} Copy it again from its source."
         ) from error
@@ -193,9 +195,16 @@ def _scalar(pixel: int) -> int:
 
 def _reason(error: RuntimeError) -> str:
     """Take the sentence out of an ITK error, without its source files and addresses."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = re.sub(r"^.*?(ERROR|Error):\s*", "", lines[-1] if lines else "no reason given")
-    return re.sub(r"\S*/\S*/\S*", "the file", text)[:200].rstrip(".") + "."
+    text = re.split(r"(?:ERROR|Error):\s*", str(error))[-1]
+    text = re.sub(r"^\w+\(\S+\):\s*|\S*/\S*", "", text)
+    return " ".join(text.split())[:200].rstrip(".") + "."
+
+
+def _flat(path: Path, directions: object) -> UnreadableVolume:
+    return UnreadableVolume(
+        f"{path.name} has axes that lie in one plane or are not finite: {directions}. "
+        "Correct its directions in the program that wrote it."
+    )
 
 
 def _geometry(image: Any, path: Path) -> Geometry:
@@ -206,10 +215,7 @@ def _geometry(image: Any, path: Path) -> Geometry:
     affine[:3, 3] = image.GetOrigin()[:3]
     norms = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or norms.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / norms)) < 1e-6:
-        raise UnreadableVolume(
-            f"{path.name} has axes that lie in one plane or are not finite: {affine[:3].tolist()}. "
-            "Correct its directions in the program that wrote it."
-        )
+        raise _flat(path, affine[:3].tolist())
     x, y, z = image.GetSize()[:3]
     return Geometry((z, y, x), affine[REVERSED])
 

@@ -294,7 +294,8 @@ def write(volume: Volume, path: Path, *, source: Volume | None) -> None:
     _place(header, volume, source)
     block = io.BytesIO()
     if isinstance(volume, LabelMap) and (table := segments.to_xml(volume)):
-        header.extensions.append(Nifti1Extension("caret", table))
+        # Code 0, as TotalSegmentator has it: nibabel cannot give the content of code 30, Workbench's own.
+        header.extensions.append(Nifti1Extension(0, table))
         header["intent_code"] = 1002  # NIFTI_INTENT_LABEL
     header.write_to(block)
     voxels = np.ascontiguousarray(volume.data)

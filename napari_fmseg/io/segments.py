@@ -1,7 +1,7 @@
 """Names and colours of labels, as text that a file format has room for.
 
 NRRD and MHA carry the key/value fields of a 3D Slicer segmentation (``Segment0_Name`` and so on). NIfTI carries an
-XML label table in a header extension, the one that Connectome Workbench and TotalSegmentator read.
+XML label table in a header extension, in the words of Connectome Workbench that TotalSegmentator uses too.
 """
 
 from __future__ import annotations

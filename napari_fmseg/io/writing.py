@@ -42,15 +42,16 @@ def check_folder(path: Path) -> list[Path]:
     UnwritableVolume
         If the place is a folder itself, or its folder cannot be made or written to.
     """
-    if path.is_dir():
-        raise UnwritableVolume(
-            f"{path} is a folder. Give the name of the file to write, such as {path / 'labels.nii.gz'}."
-        )
-    missing = [folder for folder in path.parents if not folder.exists()]
     try:
+        is_folder = path.is_dir()
+        missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(path, error) from error
+    if is_folder:
+        raise UnwritableVolume(
+            f"{path} is a folder. Give the name of the file to write, such as {path / 'labels.nii.gz'}."
+        )
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise _unwritable(path, PermissionError(errno.EACCES, "no permission"))
     return missing

@@ -79,7 +79,7 @@ class _Pyramid(nn.Module):
 
     def _pyramid(self, x: Tensor, attention: Tensor | None = None) -> list[Tensor]:
         """Give the decoder's maps, finest first: 1/2, 1/4, 1/8, 1/16 of the size of `x`."""
-        self._check(x)
+        _Pyramid.check(self, x)
         skips = []
         for conv in self.encoders:
             # Pooling before ReLU is the published order; it gives the same as the reverse, on an eighth of the voxels.
@@ -95,7 +95,14 @@ class _Pyramid(nn.Module):
             features.append(x)
         return features[:0:-1]
 
-    def _check(self, x: Tensor) -> None:
+    def check(self, x: Tensor) -> None:
+        """Refuse an image that the network cannot take.
+
+        Raises
+        ------
+        GeometryMismatch
+            If it is too small or has another number of channels.
+        """
         if _tracing():
             return
         name = type(self).__name__
@@ -209,6 +216,11 @@ class AttnNet(_Pyramid):
         """Give the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
         return tuple(_head(m, f, x) for m, f in zip(self.maps, self._gated(x, attention), strict=True))
 
+    def check(self, x: Tensor, attention: Tensor) -> None:  # type: ignore[override]
+        """Refuse an image or an attention map that the network cannot take, as `SNet.check` does."""
+        super().check(x)
+        _check_beside(self, x, attention, 1, "attention")
+
     def _gated(self, x: Tensor, attention: Tensor) -> list[Tensor]:
         _check_beside(self, x, attention, 1, "attention")
         return self._pyramid(x, attention)
@@ -284,25 +296,34 @@ class EdgeNet(_Pyramid):
 
         Needs as many hidden channels as classes; otherwise, and in v2, nothing is changed.
         """
-        if self.variant != "v1" or self.fc[0].out_channels < self.n_classes:
+        if self.variant != "v1":
+            return
+        first, second = (conv for conv in self.fc if isinstance(conv, nn.Conv3d))
+        if first.out_channels < self.n_classes:
             return
         with torch.no_grad():
-            for conv in (self.fc[0], self.fc[1]):
-                conv.weight.mul_(0.1)
+            first.weight.mul_(0.1)
+            second.weight.mul_(0.1)
             for i in range(self.n_classes):
-                self.fc[0].weight[i, self.in_channels + i, 1, 1, 1] += 1
-                self.fc[1].weight[i, i, 1, 1, 1] += gain
+                first.weight[i, self.in_channels + i, 1, 1, 1] += 1
+                second.weight[i, i, 1, 1, 1] += gain
+
+    def check(self, x: Tensor, segmentation: Tensor) -> None:  # type: ignore[override]
+        """Refuse an image and a segmentation that do not fit together, or that v2 cannot take."""
+        _check_beside(self, x, segmentation, self.n_classes, "segmentation")
+        if self.variant == "v2":
+            super().check(x)
 
     def heads(self, x: Tensor, segmentation: Tensor) -> tuple[Tensor, ...]:
         """Give (segmentation,) in v1 and (segmentation, border) in v2."""
         if self.variant == "v2":
             return self._merged(x, segmentation, border=True)
-        _check_beside(self, x, segmentation, self.n_classes, "segmentation")
+        self.check(x, segmentation)
         logits = self.fc[1](self.fc[0](torch.cat([x, segmentation], 1)))
         return (_softmax(logits),)
 
     def _merged(self, x: Tensor, segmentation: Tensor, border: bool) -> tuple[Tensor, ...]:
-        _check_beside(self, x, segmentation, self.n_classes, "segmentation")
+        self.check(x, segmentation)
         flat = _flatten_interior(x, segmentation)  # (b, in_channels, z, y, x)
         features = self._pyramid(flat)
         pairs = [(self.maps, self.merge_seg), (self.borderMap, self.merge_border)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -96,7 +97,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
             f"but the volume has {volume.n_channels}. Choose the channels that it was trained with."
         )
     yield from (Warned(text) for text in _doubts(volume, card))
-    yield from _finished(import_module(_module_of(card)).run(volume, model, options), volume, options)
+    yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
 
 
 def _module_of(card: ModelCard) -> str:
@@ -105,18 +106,22 @@ def _module_of(card: ModelCard) -> str:
     return PIPELINES[card.pipeline]
 
 
-def _finished(events: Iterator[Event], volume: Volume, options: SegmentOptions) -> Iterator[Event]:
+def _finished(events: Iterator[Event], options: SegmentOptions) -> Iterator[Event]:
     """Clean the last stage's labels as the options ask."""
     from napari_fmseg.pipelines.postprocess import clean
     from napari_fmseg.volume import LabelMap
 
     for event in events:
-        last = isinstance(event, StageResult) and event.stage == "labels"
-        if last and (options.keep_largest or options.min_part_ml > 0):
-            assert isinstance(event.output, LabelMap)  # noqa: S101 - what "labels" means; for the type checker
+        if not isinstance(event, StageResult):
+            yield event
+        elif event.stage != "labels":
+            if options.show_stages:
+                yield event
+        elif isinstance(event.output, LabelMap) and (options.keep_largest or options.min_part_ml > 0):
+            start = time.perf_counter()
             kept = clean(event.output, keep_largest=options.keep_largest, min_part_ml=options.min_part_ml)
-            yield StageResult(event.stage, kept, event.seconds, event.note)
-        elif last or options.show_stages or not isinstance(event, StageResult):
+            yield StageResult(event.stage, kept, event.seconds + time.perf_counter() - start, event.note)
+        else:
             yield event
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from napari_fmseg.errors import UnknownModel
-from napari_fmseg.events import Event, Progress, StageResult
+from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import (
     box_in,
     from_canonical,
@@ -35,8 +35,8 @@ from napari_fmseg.grid import (
 )
 from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
-from napari_fmseg.pipelines.running import Engine
 from napari_fmseg.nets.phased import HALO
+from napari_fmseg.pipelines.running import Engine
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class PhasedSettings:
     edge_grid
         ``"native"``: the window's native voxels, exact by planes with a halo. ``"attention"``: the attention grid, as
         published.
+    half_is_right
+        Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
     """
 
     consensus_grid: tuple[int, int, int] = (128, 128, 128)
@@ -76,6 +78,7 @@ class PhasedSettings:
     window_share: float = 0.02
     window_margin: tuple[int, int] = (2, 3)
     edge_grid: str = "native"
+    half_is_right: bool = True
 
     @classmethod
     def of(cls, card_settings: Mapping[str, Any]) -> PhasedSettings:
@@ -86,7 +89,7 @@ class PhasedSettings:
         UnknownModel
             If one of them is unknown.
         """
-        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in card_settings.items()}
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card_settings.items()}
         try:
             settings = cls(**plain)
         except TypeError as error:
@@ -107,6 +110,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
             break
         yield Progress(stage, 0, 1)
         yield from getattr(stages, stage)()
+        yield from stages.remarks()
         if stage == options.until:
             break
     yield stages.labels()
@@ -164,7 +168,7 @@ class _Stages:
     def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
         self.volume, self.card, self.nets = volume, model.card, model.nets
         self.settings = PhasedSettings.of(model.card.settings)
-        self.engine = Engine(model.device, options.precision)
+        self.engine = Engine(model.device, options.precision, half_is_right=self.settings.half_is_right)
         data, self.geometry = to_canonical(volume)
         self.image = normalise(to_tensor(data, model.device), model.card.intensity)  # (c, z, y, x)
         whole = tuple(slice(0, n) for n in self.geometry.shape)
@@ -187,12 +191,10 @@ class _Stages:
     @torch.inference_mode()
     def attention(self) -> Iterator[Event]:
         start = time.perf_counter()
-        assert self.probabilities is not None  # noqa: S101 - consensus always runs first
+        assert self.probabilities is not None
         seen, self.attention_map, self.box = look_closer(self.probabilities, self.geometry.shape, self.settings)
         seconds = time.perf_counter() - start
-        heat = Volume(
-            self.attention_map[0].float().cpu().numpy(), self.geometry.resized(self.settings.consensus_grid)
-        )
+        heat = Volume(self.attention_map[0].float().cpu().numpy(), self.geometry.resized(self.settings.consensus_grid))
         yield StageResult("attention map", heat, seconds, "" if seen else "Nothing was found: looking at everything.")
 
         start = time.perf_counter()
@@ -207,7 +209,7 @@ class _Stages:
     @torch.inference_mode()
     def edge(self) -> Iterator[Event]:
         start = time.perf_counter()
-        assert self.probabilities is not None  # noqa: S101 - attention always runs first
+        assert self.probabilities is not None
         crop = cut(self.image, self.box)
         shape = tuple(crop.shape[1:])
         if self.settings.edge_grid == "attention":
@@ -227,7 +229,7 @@ class _Stages:
 
     def _edge_planes(self, crop: Tensor, planes: slice) -> Tensor:
         """Labels of some planes of the window; the halo makes them equal to those of the whole window."""
-        assert self.probabilities is not None  # noqa: S101
+        assert self.probabilities is not None
         first, last = max(0, planes.start - HALO), min(crop.shape[1], planes.stop + HALO)
         x = crop[:, first:last]
         s = resize_slab(self.probabilities, crop.shape[1:], slice(first, last))
@@ -237,13 +239,18 @@ class _Stages:
     def labels(self) -> StageResult:
         """Put the last stage's labels on the volume's own grid."""
         start = time.perf_counter()
-        assert self.probabilities is not None  # noqa: S101
+        assert self.probabilities is not None
         shape = tuple(s.stop - s.start for s in self.box)
         crop = self.crop_labels if self.crop_labels is not None else labels_on(self.probabilities, shape)
         full = torch.zeros(self.geometry.shape, dtype=crop.dtype, device=crop.device)
         full[self.box] = crop
         array = from_canonical(full.cpu().numpy(), self.volume.geometry)
         return StageResult("labels", self._label_map(array, self.volume.geometry), time.perf_counter() - start)
+
+    def remarks(self) -> Iterator[Warned]:
+        """Tell what the engine had to do, once."""
+        yield from (Warned(text) for text in self.engine.notes)
+        self.engine.notes.clear()
 
     def _array(self, labels: Tensor) -> np.ndarray:
         return labels.to(_label_dtype(self.card)).cpu().numpy()

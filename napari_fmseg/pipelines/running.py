@@ -1,11 +1,84 @@
-"""Calling a network the fast way, and what to do when the memory does not suffice."""
+"""Calling a network the fast way, and what to do when the device's memory does not suffice."""
+
 from __future__ import annotations
+
+import gc
+
 import torch
 from torch import Tensor, nn
 
+from napari_fmseg.errors import DeviceMemory
+from napari_fmseg.nets.engine import pick_precision, prepare
+
+__all__ = ["Engine"]
+
+
 class Engine:
-    def __init__(self, device, precision):
-        self.device, self.precision = device, precision
+    """Runs networks on one device in one precision; steps down to the CPU when the device's memory is full.
+
+    Parameters
+    ----------
+    device
+        Where to run.
+    precision
+        ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    half_is_right
+        False if the model's card says that its masks differ in half precision.
+
+    Attributes
+    ----------
+    notes
+        What the user should know: every step down that was taken.
+    """
+
+    def __init__(self, device: torch.device, precision: str = "auto", *, half_is_right: bool = True) -> None:
+        self.device = device
+        self.precision = pick_precision(device, precision, half_is_right=half_is_right)
+        self.notes: list[str] = []
 
     def __call__(self, net: nn.Module, *inputs: Tensor) -> Tensor:
-        return net(*inputs)
+        """Give the network's output on the device of the first input.
+
+        Raises
+        ------
+        DeviceMemory
+            If the memory does not suffice on the CPU either.
+        """
+        home = inputs[0].device
+        try:
+            out = self._run(net, inputs)
+        except torch.OutOfMemoryError:
+            out = None
+        # Outside the handler: the exception's traceback would keep the tensors of the failed run alive.
+        if out is None:
+            out = self._step_down(net, inputs)
+        return out.to(home)
+
+    def _run(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        try:
+            out: Tensor = prepare(net, device=self.device, precision=self.precision)(*inputs)
+        except RuntimeError as error:
+            if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+                raise torch.OutOfMemoryError(str(error)) from error
+            raise
+        return out
+
+    def _step_down(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        size = " x ".join(str(n) for n in inputs[0].shape[2:])
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.device.type == "cpu":
+            raise DeviceMemory(
+                f"A network on {size} voxels does not fit into this computer's memory. Close other programs, or use a "
+                "model with a smaller grid."
+            )
+        self.notes.append(f"The memory of {self.device} did not suffice for {size} voxels: continued on the CPU.")
+        self.device, self.precision = torch.device("cpu"), pick_precision(torch.device("cpu"))
+        try:
+            return self._run(net, tuple(x.cpu() for x in inputs))
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemory(
+                f"A network on {size} voxels fits neither into the device's nor into this computer's memory. Close other "
+                "programs, or use a model with a smaller grid."
+            ) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
@@ -161,9 +161,9 @@ def varied(
         angles = np.deg2rad(rng.uniform(-augment.rotate_deg, augment.rotate_deg, 3))
         turned = _turn(torch.cat([*parts, target]), angles)
         sizes = [p.shape[0] for p in parts]
-        *parts, target = turned.split([*sizes, target.shape[0]])
+        *parts, target = torch.split(turned, [*sizes, target.shape[0]])
         target = torch.cat([1 - target[1:].sum(0, keepdim=True), target[1:]])
-    return parts, target
+    return list(parts), target
 
 
 def _turn(data: Tensor, angles: np.ndarray) -> Tensor:

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from napari_fmseg.events import EpochDone, Progress, Saved, StageResult, StepDon
 from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.nets.engine import pick_device, training_precision
-from napari_fmseg.nets.phased import init_weights
+from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
+from napari_fmseg.nets.phased import EdgeNet, init_weights
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training.data import Sample, load_sample, read_case
 from napari_fmseg.training.phased import Task, make_task
@@ -78,6 +78,8 @@ class _Run:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         device = pick_device(recipe.device)
+        if device.type == "cpu":
+            keep_pages()
         self.precision = training_precision(device, recipe.precision)
         accelerator = {"cpu": "cpu", "cuda": "cuda", "mps": "mps"}[device.type]
         fabric_precision = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[self.precision]
@@ -125,8 +127,7 @@ class _Run:
 
     def _claim(self) -> None:
         """Make the run's folder ours, or continue what lies there if it is the same recipe."""
-        table = as_table(self.recipe)
-        table.pop("out")
+        table = {k: v for k, v in as_table(self.recipe).items() if k not in _WORDS}
         mine = hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
         self.folder = Path(self.recipe.out)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ class _Run:
         spec = NetSpec(stage.network, kwargs)
         net = build(stage.network, **kwargs)
         init_weights(net, torch.Generator().manual_seed(recipe.seed * 1000 + number))
-        if hasattr(net, "pass_through"):
+        if isinstance(net, EdgeNet):
             net.pass_through()
         source = stage.init_from or (stage.stage if recipe.start_from else "")
         if source in self.nets:
@@ -171,10 +172,10 @@ class _Run:
     def _fit(
         self, number: int, stage: StageRecipe, net: nn.Module, task: Task, saved: Mapping[str, Any] | None, path: Path
     ) -> Iterator[TrainEvent]:
-        fabric, recipe = self.fabric, self.recipe
+        fabric = self.fabric
         optimiser = torch.optim.AdamW(net.parameters(), stage.lr, weight_decay=stage.weight_decay)
         if fabric.device.type == "cpu" and stage.network != "edgenet":
-            net.to(memory_format=torch.channels_last_3d)
+            net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         model, optimiser = fabric.setup(net, optimiser)
         scheduler = _scheduler(optimiser, stage)
         state = _State()
@@ -236,16 +237,16 @@ class _Run:
             loss = task.loss(model, inputs, torch.stack([d[1] for d in drawn]))
             optimiser.zero_grad()
             fabric.backward(loss)
-            norm = fabric.clip_gradients(model, optimiser, max_norm=stage.clip, error_if_nonfinite=False)  # type: ignore[arg-type]
-            # bf16 convolutions on the CPU may give uninitialised gradients (torch 2.13, depth 2); such a step is left out.
+            norm = fabric.clip_gradients(model, optimiser, max_norm=stage.clip, error_if_nonfinite=False)
+            # bf16 convolutions on the CPU may give uninitialised gradients (torch 2.13, depth 2): skip such a step.
             if norm is None or bool(torch.isfinite(torch.as_tensor(norm))):
                 optimiser.step()
             if stage.schedule != "plateau":
                 scheduler.step()
             rate = float(optimiser.param_groups[0]["lr"])
-            yield StepDone(stage.stage, epoch * stage.steps_per_epoch + step + 1, total, float(loss), rate)
+            yield StepDone(stage.stage, epoch * stage.steps_per_epoch + step + 1, total, float(loss.detach()), rate)
 
-    def _validate(self, stage: str, net: nn.Module, *, every: bool) -> Iterator[TrainEvent]:
+    def _validate(self, stage: str, net: nn.Module, *, every: bool) -> Generator[TrainEvent, None, dict[str, float]]:
         """Dice on the held-out cases by the pipeline that users run, as far as the stage that is being trained."""
         if not self.held:
             return {}
@@ -257,7 +258,7 @@ class _Run:
 
     def _score(
         self, nets: Mapping[str, nn.Module], until: str, cases: Sequence[tuple[Volume, LabelMap]]
-    ) -> Iterator[TrainEvent]:
+    ) -> Generator[TrainEvent, None, dict[str, float]]:
         specs = {name: self.specs[name] for name in self.specs if name in nets}
         model = Model(dataclasses.replace(self.card, nets=specs), nets, self.fabric.device)
         options = SegmentOptions(until=until, show_stages=False, precision="float32")
@@ -293,6 +294,9 @@ class _Run:
         yield Saved(self.folder / f"{card.name}.toml", True)
 
 
+_WORDS = ("out", "title", "licence", "restriction", "citation", "trained_on", "limits", "half")
+"""Fields of a recipe that change nothing in the weights."""
+
 _SHARED = (
     "modality",
     "body_part",
@@ -315,15 +319,15 @@ def _cases(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:
 
 def _labels_of(volume: Volume, model: Model, options: SegmentOptions) -> LabelMap:
     *_, last = segment(volume, model, options)
-    assert isinstance(last, StageResult)  # noqa: S101
-    assert isinstance(last.output, LabelMap)  # noqa: S101
+    assert isinstance(last, StageResult)
+    assert isinstance(last.output, LabelMap)
     return last.output
 
 
 def _order(n_cases: int, n_draws: int, rng: np.random.Generator) -> list[int]:
     """Every case once before any comes twice."""
     rounds = -(-n_draws // n_cases)
-    return np.concatenate([rng.permutation(n_cases) for _ in range(rounds)])[:n_draws].tolist()
+    return list(np.concatenate([rng.permutation(n_cases) for _ in range(rounds)])[:n_draws])
 
 
 def _scheduler(optimiser: torch.optim.Optimizer, stage: StageRecipe) -> Any:

@@ -61,8 +61,8 @@ class AttnLoss(nn.Module):
     """Absolute difference and two overlaps; the loss of the consensus and edge stages.
 
     10 a mean|p - t| + 10 (1 - a) mean_b(1 - mean_c((1 + I) / (1 + sum(p + t)) + (1 + I) / (1 + sum(p² + t²)))) with
-    I = sum pt. It is not 1 - AttnDice: a perfect prediction falls slightly below 0, and an absent class that is predicted
-    absent takes 10 (1 - a) / C off.
+    I = sum pt. It is not 1 - AttnDice: a perfect prediction falls slightly below 0, and an absent class that is
+    predicted absent takes 10 (1 - a) / C off.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.errors import InvalidRecipe
@@ -20,7 +20,7 @@ from napari_fmseg.models import Intensity
 from napari_fmseg.nets.phased import HALO
 from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, consensus_input, cut, look_closer
 from napari_fmseg.training import losses
-from napari_fmseg.training.data import Sample, target_in, vary_intensity, varied, window_around
+from napari_fmseg.training.data import Sample, target_in, varied, vary_intensity, window_around
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 from napari_fmseg.volume import Box
 
@@ -39,9 +39,7 @@ class Task(Protocol):
         """Give the loss of a batch."""
 
 
-def make_task(
-    stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
-) -> Task:
+def make_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]) -> Task:
     """Make the task of a stage.
 
     Raises
@@ -60,8 +58,8 @@ def make_task(
     missing = [name for name in needed if name not in frozen]
     if missing:
         raise InvalidRecipe(
-            f"Stage {stage.stage!r} learns on the output of {', '.join(missing)}. Train that first: list it before in the "
-            "recipe, or start from a model that has it."
+            f"Stage {stage.stage!r} learns on the output of {', '.join(missing)}. Train that first: list it before "
+            "in the recipe, or start from a model that has it."
         )
     task: Task = kind(stage, recipe, samples, frozen)
     return task
@@ -69,14 +67,15 @@ def make_task(
 
 def make_loss(name: str) -> nn.Module:
     """Make the loss that a recipe names."""
-    return {
+    kinds: dict[str, type[nn.Module]] = {
         "attn": losses.AttnLoss,
         "attn_v2": losses.AttnLossV2,
         "tversky": losses.TverskyLoss,
         "dice": losses.DiceLoss,
         "jaccard": losses.JaccardLoss,
         "dice_ce": losses.DiceCELoss,
-    }[name]()
+    }
+    return kinds[name]()
 
 
 class _Phase:
@@ -96,7 +95,7 @@ class _Phase:
     def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
         """Sum the loss over the heads: the finest on the target's grid, the others on their own.
 
-        The published code zooms all heads to the full size first; comparing where the heads live costs a fraction of it.
+        The published code zooms all heads to the full size first; comparing where they live costs a fraction of it.
         """
         heads = net(*inputs)
         heads = heads if isinstance(heads, tuple) else (heads,)
@@ -108,7 +107,9 @@ class _Phase:
 
 
 def _on(target: Tensor, size: Sequence[int]) -> Tensor:
-    return target if tuple(target.shape[2:]) == tuple(size) else F.adaptive_avg_pool3d(target, tuple(size))
+    return (
+        target if tuple(target.shape[2:]) == tuple(size) else F.adaptive_avg_pool3d(target, (size[0], size[1], size[2]))
+    )
 
 
 class _Consensus(_Phase):
@@ -171,9 +172,7 @@ class _Edge(_Phase):
 
 
 @torch.inference_mode()
-def _look(
-    case: Sample, consensus: nn.Module, settings: PhasedSettings, intensity: Intensity
-) -> tuple[Tensor, Box]:
+def _look(case: Sample, consensus: nn.Module, settings: PhasedSettings, intensity: Intensity) -> tuple[Tensor, Box]:
     """Attention map and native window that the frozen consensus network gives for a case."""
     p = consensus(consensus_input(case.image, settings, intensity)[None])[0]
     shape = (case.labels.shape[0], case.labels.shape[1], case.labels.shape[2])

@@ -100,7 +100,7 @@ class StageRecipe:
     loss: str = "dice_ce"
     steps: int = 1000
     steps_per_epoch: int = 100
-    batch: int = 1
+    batch: int = 2
     lr: float = 1e-3
     weight_decay: float = 1e-5
     clip: float = 12.0
@@ -278,7 +278,9 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     cases = listed if listed and all(c.images[0].exists() for c in listed) else _nnunet_cases(folder)
     cases = [c for c in cases if c.labels is not None]
     if not cases:
-        raise InvalidRecipe(f"No labelled case in {folder}. Expected imagesTr/NAME_0000.nii.gz and labelsTr/NAME.nii.gz.")
+        raise InvalidRecipe(
+            f"No labelled case in {folder}. Expected imagesTr/NAME_0000.nii.gz and labelsTr/NAME.nii.gz."
+        )
     if holdout:
         everyone = {c.name: c for c in [*cases, *held]}
         unknown = sorted(set(holdout) - everyone.keys())

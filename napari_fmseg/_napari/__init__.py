@@ -1,0 +1,1 @@
+"""What napari shows of fmseg: the only folder that may import napari and Qt."""

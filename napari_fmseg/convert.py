@@ -1,0 +1,209 @@
+"""Published checkpoints (.pt, .pth) into safetensors with a model card, without running anything in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_fmseg.errors import UnwritableVolume, WeightsMismatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Converted", "convert_checkpoint"]
+
+_PARTS = {"snet": "consensus", "attnnet": "attention", "edgenet": "edge"}
+
+# What torch.load raises for files that are not what they seem, beside its own refusal of code (an UnpicklingError).
+_UNREADABLE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error),
+    *(RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError, LookupError, ImportError),
+)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What came out of a checkpoint.
+
+    Attributes
+    ----------
+    weights, card
+        The files that were written.
+    part
+        The network's name in a model: each entry of `weights` begins with it and a dot.
+    n_parameters
+        Numbers in all entries together.
+    epoch
+        Rounds of training that the checkpoint names, or None.
+    """
+
+    weights: Path
+    card: Path
+    part: str
+    n_parameters: int
+    epoch: int | None
+
+
+def convert_checkpoint(path: Path | str, network: str, out: Path | str, *, part: str = "", **kwargs: Any) -> Converted:
+    """Turn a published checkpoint into safetensors and a card to fill in.
+
+    The file may be ``{net, optimizer, epoch}``, as FMSF-PT saves it, or the state dict itself. It is read without
+    running code from it; a file that would need that is refused.
+
+    Parameters
+    ----------
+    path
+        A .pt or .pth file.
+    network
+        Its name in `napari_fmseg.nets.NETWORKS`.
+    out
+        Where to write: NAME.safetensors; NAME.toml comes beside it.
+    part
+        The network's name in the model; by default the stage it serves.
+    **kwargs
+        Arguments of the network, such as ``n_classes=14`` or ``variant="v2"``.
+
+    Returns
+    -------
+    Converted
+        What was written.
+
+    Raises
+    ------
+    WeightsMismatch
+        If the file cannot be read that way, or does not fit the network; names missing and surplus entries.
+    UnknownModel
+        If there is no such network, or it does not take an argument.
+    UnwritableVolume
+        If the place cannot be written.
+    """
+    from safetensors.torch import save
+
+    from napari_fmseg.nets import build
+
+    path = Path(path)
+    weights = Path(out).with_suffix(".safetensors")
+    net = build(network, **kwargs)
+    state, epoch = _state_of(path, _read(path))
+    _check_fit(path, network, {k: tuple(v.shape) for k, v in net.state_dict().items()}, state)
+    part = part or _PARTS.get(network, network)
+    # Clones, since a checkpoint may hold two views of one storage, which safetensors does not store.
+    content = save({f"{part}.{key}": value.clone().contiguous() for key, value in state.items()})
+    card = weights.with_suffix(".toml")
+    _write_whole(weights, content)
+    _write_whole(card, _card(weights, path, content, part, network, kwargs, net).encode())
+    return Converted(weights, card, part, sum(v.numel() for v in state.values()), epoch)
+
+
+def _read(path: Path) -> Any:
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol; whether it can be read is all that matters
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise WeightsMismatch(
+            f"{path.name} was refused: {reason[0][:200]} Expected a torch checkpoint that holds tensors and plain "
+            "values only; anything else could run code when it is opened. Ask its authors for a plain state dict."
+        ) from error
+
+
+def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], int | None]:
+    """Find the state dict and the epoch; floats become float32."""
+    import torch
+
+    state, epoch = content, None
+    if isinstance(content, Mapping) and isinstance(content.get("net"), Mapping):
+        state, epoch = content["net"], content.get("epoch")
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise WeightsMismatch(
+            f"{path.name} holds no weights: expected a table of tensors, or one under 'net', "
+            f"not {_kind(state)}. Is it another kind of checkpoint?"
+        )
+    state = {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
+    if all(key.startswith("module.") for key in state):  # saved from several GPUs
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise WeightsMismatch(
+            f"{path.name} holds values that are not numbers, in {broken[:3]}. Use another epoch's file."
+        )
+    return state, epoch if isinstance(epoch, int) else None
+
+
+def _kind(content: Any) -> str:
+    if isinstance(content, Mapping):
+        return f"a table with {sorted(map(str, content))[:5]}"
+    return type(content).__name__
+
+
+def _check_fit(path: Path, network: str, expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> None:
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if found == dict(expected):
+        return
+    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    differ = [
+        f"{k} {found[k]} not {expected[k]}" for k in sorted(expected.keys() & found.keys()) if found[k] != expected[k]
+    ]
+    raise WeightsMismatch(
+        f"{path.name} does not fit {network}: {len(missing)} missing {missing[:3]}, {len(surplus)} surplus "
+        f"{surplus[:3]}, {len(differ)} of another shape {differ[:3]}. Give the number of classes, the channels and the "
+        "variant that it was trained with, or another network."
+    )
+
+
+def _card(
+    weights: Path, source: Path, content: bytes, part: str, network: str, kwargs: Mapping[str, Any], net: Any
+) -> str:
+    """Write what is known; the rest is for the person who converts."""
+    text = json.dumps  # a JSON string, number or truth value is a TOML one too
+    labels = [f"{label} = {text(f'class {label}')}" for label in range(1, getattr(net, "n_classes", 2))]
+    arguments = [f"{name} = {text(value)}" for name, value in kwargs.items()]
+    name = weights.stem
+    return "\n".join([
+        f"# Converted from {text(source.name)}. Fill in what the checkpoint does not say: title, labels, modality,",
+        "# intensity, licence, citation, trained_on. A phased model needs consensus, attention and edge in one file.",
+        f"name = {text(name)}",
+        f"title = {text(name)}",
+        'pipeline = "phased"',
+        f"weights = {text(weights.name)}",
+        f"sha256 = {text(hashlib.sha256(content).hexdigest())}",
+        'licence = "unknown: ask the authors before you pass it on"',
+        'trained_on = "unknown"',
+        "",
+        f"[nets.{part}]",
+        f"network = {text(network)}",
+        "",
+        f"[nets.{part}.kwargs]",
+        *arguments,
+        "",
+        "[labels]",
+        *labels,
+        "",
+    ])  # fmt: skip
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write beside and rename, so that nobody ever reads half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError as error:
+        raise UnwritableVolume(
+            f"{path} cannot be written: {error.strerror}. Choose a folder that exists and has room."
+        ) from error
+    finally:
+        if beside.exists():
+            beside.unlink()
