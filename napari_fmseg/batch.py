@@ -12,7 +12,7 @@ from napari_fmseg.doctor import device_name
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.io import check_destination, find_volumes, read_volume, suffix_of, write_labels, write_volume
-from napari_fmseg.manifest import Manifest, write_manifest
+from napari_fmseg.manifest import Manifest, precision_of, write_manifest
 from napari_fmseg.models import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.preview import write_preview
@@ -182,12 +182,10 @@ class _Watch:
 def _manifest(
     volume: Volume, model: Model, options: SegmentOptions, seconds: dict[str, float], notes: list[str]
 ) -> Manifest:
-    from napari_fmseg.nets.engine import pick_precision  # torch comes with the model, not with this module
-
     return Manifest(
         model=model.card,
         device=device_name(model.device),
-        precision=pick_precision(model.device, options.precision),
+        precision=precision_of(model, options.precision),
         options=dataclasses.asdict(options),
         seconds={k: round(v, 4) for k, v in seconds.items()},
         shape=volume.geometry.shape,

@@ -29,7 +29,7 @@ from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, StageResult
 from napari_fmseg.io import read_volume, suffix_of, write_labels, write_volume
 from napari_fmseg.io.gzipped import open_inflated
-from napari_fmseg.manifest import versions
+from napari_fmseg.manifest import precision_of, versions
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.volume import LabelMap, Volume
 
@@ -157,8 +157,6 @@ def bench(
     FmsegError
         If `repeats` is less than 1, or anything that reading, segmenting and writing raise.
     """
-    from napari_fmseg.nets.engine import pick_precision
-
     if repeats < 1 or warmups < 0:
         raise FmsegError(f"A benchmark of {repeats} runs after {warmups} others says nothing. Use at least one run.")
     options = options or SegmentOptions()
@@ -177,7 +175,7 @@ def bench(
             yield Progress("bench", n + 1, warmups + repeats)
     yield Benchmark(
         model=model.card.name,
-        precision=pick_precision(model.device, options.precision),
+        precision=precision_of(model, options.precision),
         shape=volume.geometry.shape,
         spacing_mm=volume.geometry.spacing,
         repeats=repeats,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from napari_fmseg import __version__
 from napari_fmseg.errors import UnknownModel, WeightsMismatch
 from napari_fmseg.models import ModelCard, list_models, read_card, user_models_folder
 
@@ -35,11 +36,9 @@ _PACKAGES = (
     ("cc3d", "connected-components-3d", "", "cleaning a mask takes longer"),
     ("fill_voids", "fill-voids", "", "filling holes takes longer"),
     ("psutil", "psutil", "", "peak memory is measured less exactly"),
-    ("monai", "monai", "", "no training, and none of MONAI's networks"),
     ("lightning_fabric", "lightning-fabric", "", "no training"),
     ("pydicom", "pydicom", "dicom", "DICOM is read without its names and window"),
     ("highdicom", "highdicom", "dicom", "no DICOM segmentations"),
-    ("openvino", "openvino", "openvino", "the processor runs networks about 1.5 times slower than it could"),
     ("napari", "napari", "all", "no viewer; the command line works"),
 )
 _REQUIRED = {"SimpleITK", "nibabel", "safetensors"}
@@ -115,7 +114,9 @@ def device_name(device: torch.device) -> str:
 def _python() -> Iterator[Finding]:
     yield Finding("python", "ok", f"Python {platform.python_version()} ({sys.executable})")
     yield Finding("platform", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}")
-    yield Finding("napari-fmseg", "ok", _version("napari-fmseg") or "run from its source folder, not installed")
+    yield Finding(
+        "napari-fmseg", "ok", f"{__version__}{'' if _version('napari-fmseg') else ', run from its source folder'}"
+    )
 
 
 def _torch() -> Iterator[Finding]:
