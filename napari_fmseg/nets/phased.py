@@ -38,6 +38,31 @@ def init_weights(net: nn.Module, generator: torch.Generator | None = None) -> nn
     return net
 
 
+@torch.no_grad()
+def calm_weights(net: nn.Module, *inputs: Tensor) -> nn.Module:
+    """Scale freshly drawn convolutions so that each gives unit variance on `inputs`. Give `net` back.
+
+    Without normalisation, pooling and added skips let the signal grow a hundredfold on the way; the softmax then starts
+    saturated, and with many small structures nothing is learned but background. One forward pass finds the
+    factors, layer by layer (after Mishkin and Matas, All you need is a good init, ICLR 2016). The layers in front
+    of a softmax get a standard deviation of 1/4, which is undecided.
+    """
+    heads = {id(p[0]) for p in net.modules() if isinstance(p, nn.Sequential) and isinstance(p[-1], nn.Softmax)}
+
+    def scale(conv: nn.Module, _: object, out: Tensor) -> Tensor:
+        factor = out.std().clamp_min(1e-6) * (4 if id(conv) in heads else 1)
+        conv.weight.div_(factor)  # type: ignore[operator, union-attr]
+        return out / factor
+
+    hooks = [p.register_forward_hook(scale) for p in net.modules() if isinstance(p, nn.Conv3d)]
+    was_training = net.training
+    net.train()(*inputs)
+    net.train(was_training)
+    for hook in hooks:
+        hook.remove()
+    return net
+
+
 class _Pyramid(nn.Module):
     """Five poolings down, five additive skips up; what SNet, AttnNet and EdgeNet v2 share.
 

@@ -28,7 +28,7 @@ from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
-from napari_fmseg.nets.phased import EdgeNet, init_weights
+from napari_fmseg.nets.phased import EdgeNet, calm_weights, init_weights
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training.data import Sample, load_sample, read_case
 from napari_fmseg.training.phased import Task, make_task
@@ -149,6 +149,9 @@ class _Run:
         if saved is None or not saved["state"]["done"]:
             yield Progress(stage.stage, 0, stage.steps)
             task = make_task(stage, self.recipe, self.samples, self.nets)
+            if not self._source(stage) and not isinstance(net, EdgeNet):
+                inputs, _ = task.sample(0, np.random.default_rng(self.recipe.seed), torch.Generator())
+                calm_weights(net, *(x.cpu()[None] for x in inputs))
             yield from self._fit(number, stage, net, task, saved, path)
             saved = torch.load(path, weights_only=True, map_location="cpu")
         net.load_state_dict(saved["best"])
@@ -162,12 +165,17 @@ class _Run:
         init_weights(net, torch.Generator().manual_seed(recipe.seed * 1000 + number))
         if isinstance(net, EdgeNet):
             net.pass_through()
-        source = stage.init_from or (stage.stage if recipe.start_from else "")
-        if source in self.nets:
+        source = self._source(stage)
+        if source:
             own, other = net.state_dict(), self.nets[source].state_dict()
             fitting = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
             net.load_state_dict({**own, **fitting})
         return net, spec
+
+    def _source(self, stage: StageRecipe) -> str:
+        """Name the network whose weights a stage starts from, or "" for new ones."""
+        source = stage.init_from or (stage.stage if self.recipe.start_from else "")
+        return source if source in self.nets else ""
 
     def _fit(
         self, number: int, stage: StageRecipe, net: nn.Module, task: Task, saved: Mapping[str, Any] | None, path: Path

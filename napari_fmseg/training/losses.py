@@ -154,15 +154,33 @@ class JaccardLoss(nn.Module):
 class DiceCELoss(nn.Module):
     """Mean of 1 - Dice over the structures, plus cross entropy: what most of the field trains with.
 
-    Dice_c = (2 sum pt + 1) / (sum p² + sum t² + 1) per sample and without the background; a structure that is absent
-    and not predicted costs nothing. Cross entropy is taken of the probabilities, bounded at 1e-5.
+    Dice_c = (2 sum pt + s) / (sum p² + sum t² + s) per sample and without the background. s is small, so that a structure
+    of a few voxels on a coarse head still counts; an absent one that is not predicted costs nothing. Cross entropy is
+    taken of the probabilities, hardly bounded: a floor as high as 1e-5 leaves no gradient where a class is as good as excluded.
+
+    Parameters
+    ----------
+    balanced
+        Weigh structure voxels by sqrt(background / structure voxels), at most 20. Without it a network that has no
+        normalisation may settle for background everywhere when the structures fill less than a hundredth.
     """
+
+    smooth = 0.05
+
+    def __init__(self, balanced: bool = False) -> None:
+        super().__init__()
+        self.balanced = balanced
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Give the loss, a scalar."""
         p, t, w = _prepared(prediction, target, weight)
-        overlap = (2 * _sums(p * t, w) + 1) / (_sums(p * p + t * t, w) + 1)  # (b, C)
-        entropy = -(t * p.clamp_min(1e-5).log()).sum(1, keepdim=True)
+        overlap = (2 * _sums(p * t, w) + self.smooth) / (_sums(p * p + t * t, w) + self.smooth)  # (b, C)
+        if self.balanced:
+            background = t[:, :1]
+            ratio = (background.sum() / (1 - background).sum().clamp_min(1)).sqrt().clamp(1, 20)
+            emphasis = background + ratio * (1 - background)
+            w = emphasis if w is None else w * emphasis
+        entropy = -(t * p.clamp_min(1e-30).log()).sum(1, keepdim=True)
         return (1 - overlap[:, 1:]).mean() + _mean(entropy, w)
 
 

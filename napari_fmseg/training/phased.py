@@ -6,7 +6,8 @@ now frozen one is computed once per case.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,13 +68,14 @@ def make_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], fro
 
 def make_loss(name: str) -> nn.Module:
     """Make the loss that a recipe names."""
-    kinds: dict[str, type[nn.Module]] = {
+    kinds: dict[str, Callable[[], nn.Module]] = {
         "attn": losses.AttnLoss,
         "attn_v2": losses.AttnLossV2,
         "tversky": losses.TverskyLoss,
         "dice": losses.DiceLoss,
         "jaccard": losses.JaccardLoss,
         "dice_ce": losses.DiceCELoss,
+        "dice_ce_balanced": partial(losses.DiceCELoss, balanced=True),
     }
     return kinds[name]()
 

@@ -15,7 +15,7 @@ from napari_fmseg.models import Intensity
 
 __all__ = ["Augment", "Case", "Recipe", "StageRecipe", "cases_of", "load_recipe"]
 
-LOSSES = ("attn", "attn_v2", "tversky", "dice", "jaccard", "dice_ce")
+LOSSES = ("attn", "attn_v2", "tversky", "dice", "jaccard", "dice_ce", "dice_ce_balanced")
 
 
 @dataclass(frozen=True)
