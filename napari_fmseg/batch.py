@@ -199,7 +199,9 @@ def _volumes(image: Path, series: str | None) -> list[Path]:
         raise UnreadableVolume(f"There is no {image}. Is the path right, and the drive there?")
     if not image.is_dir() or series is not None:
         return [image]
-    found = list(find_volumes(image))
+    # An empty file is what a broken copy leaves: it must fail and be listed, not be passed over.
+    empty = [path for path in image.rglob("*") if suffix_of(path) and path.is_file() and path.stat().st_size == 0]
+    found = sorted({*find_volumes(image), *empty})
     if not found:
         raise UnreadableVolume(f"There is no volume in {image}. Expected NIfTI, NRRD, MHA or DICOM files.")
     return found

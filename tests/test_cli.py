@@ -112,6 +112,14 @@ def test_segment_takes_a_folder_of_volumes(tmp_path):
     assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 2
 
 
+def test_an_empty_file_in_a_folder_is_listed_and_not_passed_over(tmp_path, capsys):
+    write_volume(volume(), tmp_path / "in" / "good.nii.gz")
+    (tmp_path / "in" / "lost.nii.gz").write_bytes(b"")
+    assert run("segment", tmp_path / "in", "--model", "tiny", "--output", tmp_path / "out") == 1
+    assert "1 of 2 volumes failed" in capsys.readouterr().err
+    assert (tmp_path / "out" / "good_seg.nii.gz").exists()
+
+
 def test_two_volumes_of_one_name_do_not_overwrite_each_other(tmp_path):
     for folder in ("a", "b"):
         write_volume(volume(), tmp_path / folder / "image.nii.gz")
