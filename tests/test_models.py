@@ -238,7 +238,10 @@ def test_saving_leaves_only_the_two_files(home: Path) -> None:
 
 def test_listing_models_imports_no_torch(home: Path) -> None:
     save_model(CARD, nets_of(), home)
-    look = "import sys; from napari_fmseg.models import list_models; print([c.name for c in list_models()], 'torch' in sys.modules)"
+    look = (
+        "import sys; from napari_fmseg.models import list_models; "
+        "print([c.name for c in list_models()], 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert CARD.name in done.stdout
     assert done.stdout.strip().endswith("False")

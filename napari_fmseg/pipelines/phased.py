@@ -12,15 +12,14 @@ several classes the foreground is 1 - background; nothing is resampled to be sho
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from napari_fmseg.errors import UnknownModel
+from napari_fmseg.errors import DeviceMemory
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import (
     bounding_box,
@@ -38,6 +37,7 @@ from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.nets.phased import HALO
 from napari_fmseg.pipelines.running import Engine
+from napari_fmseg.pipelines.settings import PhasedSettings
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
@@ -48,67 +48,18 @@ __all__ = ["STAGES", "PhasedSettings", "body_box", "normalise", "run"]
 STAGES = ("consensus", "attention", "edge")
 
 
-@dataclass(frozen=True)
-class PhasedSettings:
-    """What a phased model's card stores beside its networks.
-
-    Parameters
-    ----------
-    consensus_grid, attention_grid
-        Voxels (z, y, x) of the two grids. Published: 128 x 128 x 128.
-    window
-        ``"largest"``: around the largest piece of likely foreground (published 2023). ``"all"``: around every piece
-        of at least `window_share` of the largest, for organs that lie apart. ``"certain"``: published 2022.
-    window_threshold
-        Probability of foreground from which a voxel counts.
-    window_share
-        See `window`.
-    window_margin
-        Consensus voxels added before and after.
-    edge_grid
-        ``"native"``: the window's native voxels, exact by planes with a halo. ``"attention"``: the attention grid, as
-        published.
-    half_is_right
-        Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
-    crop_above
-        Look only at the box around all voxels above this normalised intensity (0..1), so that the air around a patient
-        takes no room on the consensus grid. None looks at the whole volume.
-    """
-
-    consensus_grid: tuple[int, int, int] = (128, 128, 128)
-    attention_grid: tuple[int, int, int] = (128, 128, 128)
-    window: str = "largest"
-    window_threshold: float = 0.1
-    window_share: float = 0.02
-    window_margin: tuple[int, int] = (2, 3)
-    edge_grid: str = "native"
-    half_is_right: bool = True
-    crop_above: float | None = None
-
-    @classmethod
-    def of(cls, card_settings: Mapping[str, Any]) -> PhasedSettings:
-        """Read the settings of a card.
-
-        Raises
-        ------
-        UnknownModel
-            If one of them is unknown.
-        """
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card_settings.items()}
-        try:
-            settings = cls(**plain)
-        except TypeError as error:
-            raise UnknownModel(f"The card's settings are not those of a phased model: {error}.") from error
-        if settings.window not in ("largest", "all", "certain") or settings.edge_grid not in ("native", "attention"):
-            raise UnknownModel(
-                f"window is 'largest', 'all' or 'certain' and edge_grid 'native' or 'attention', "
-                f"not {settings.window!r} and {settings.edge_grid!r}. Correct the card's settings."
-            )
-        return settings
-
-
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the stages; see `napari_fmseg.pipelines.segment`."""
+    try:
+        yield from _run(volume, model, options)
+    except (torch.OutOfMemoryError, MemoryError) as error:  # the networks step down by themselves; this is between them
+        raise DeviceMemory(
+            f"A volume of {' x '.join(str(n) for n in volume.geometry.shape)} voxels does not fit into the memory of "
+            f"{model.device}. Close other programs, crop the volume, or use --device cpu."
+        ) from error
+
+
+def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     stages = _Stages(volume, model, options)
     for stage in STAGES:
         if stage not in model.nets:
@@ -156,10 +107,11 @@ def _whole(shape: Sequence[int]) -> Box:
 
 def consensus_input(image: Tensor, settings: PhasedSettings, intensity: Intensity) -> Tensor:
     """Give the normalised volume (c, z, y, x) on the consensus grid."""
-    return _stretched(resize(image, settings.consensus_grid), intensity)
+    return stretched(resize(image, settings.consensus_grid), intensity)
 
 
-def _stretched(image: Tensor, intensity: Intensity) -> Tensor:
+def stretched(image: Tensor, intensity: Intensity) -> Tensor:
+    """Stretch each channel of (c, z, y, x) to 0..1 once more, where the card says so."""
     if not intensity.minmax:
         return image
     low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
@@ -188,7 +140,7 @@ class _Stages:
         self.engine = Engine(model.device, options.precision, half_is_right=self.settings.half_is_right)
         data, self.geometry = to_canonical(volume)
         self.full = self.geometry
-        image = normalise(to_tensor(data, model.device), model.card.intensity)
+        image = self._brought(data)
         self.body = body_box(image, self.settings)
         self.image = cut(image, self.body)  # (c, z, y, x)
         self.geometry = self.full.crop(self.body)
@@ -196,6 +148,18 @@ class _Stages:
         self.probabilities: Tensor | None = None  # (classes, z, y, x) of the last stage, over self.box
         self.crop_labels: Tensor | None = None  # of the edge stage, over self.box
         self.attention_map: Tensor | None = None
+
+    def _brought(self, data: np.ndarray) -> Tensor:
+        """Normalise the volume on the device, or on the CPU where the device has no room; networks run there anyway."""
+        device, intensity = self.engine.device, self.card.intensity
+        if device.type != "cpu":
+            try:
+                return normalise(to_tensor(data, device), intensity)
+            except torch.OutOfMemoryError:
+                self.engine.notes.append(
+                    f"The volume does not fit into the memory of {device}: kept in the computer's."
+                )
+        return normalise(to_tensor(data, "cpu"), intensity)
 
     @torch.inference_mode()
     def consensus(self) -> Iterator[Event]:
@@ -304,7 +268,7 @@ def attention_input(
     intensity: Intensity,
 ) -> tuple[Tensor, Tensor]:
     """Give image (c, z, y, x) and attention map (1, z, y, x) between the native edges `spans` on the attention grid."""
-    x = _stretched(zoom(image, spans, settings.attention_grid), intensity)
+    x = stretched(zoom(image, spans, settings.attention_grid), intensity)
     scale = [m / n for n, m in zip(image.shape[1:], attention.shape[1:], strict=True)]
     there = [(first * k, last * k) for (first, last), k in zip(spans, scale, strict=True)]
     return x, zoom(attention, there, settings.attention_grid)

@@ -77,7 +77,8 @@ def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str]) -> tu
         if name in labels:
             table[value] = labels.index(name) + 1
     numbered = dict(enumerate(labels, 1))
-    return volume, LabelMap(table[truth.data], volume.geometry, {}, numbered)
+    data = truth.data if truth.data.dtype.kind != "i" else truth.data.clip(0)  # below 0 it would count from the end
+    return volume, LabelMap(table[data], volume.geometry, {}, numbered)
 
 
 def load_sample(
@@ -116,14 +117,16 @@ def window_around(spans: Sequence[tuple[float, float]], augment: Augment, rng: n
 
 
 def target_in(labels: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int], n_classes: int) -> Tensor:
-    """One-hot labels between the edges `spans` on a grid: fractions at the borders; background outside.
+    r"""One-hot labels between the edges `spans` on a grid: fractions at the borders; background outside.
 
     Returns
     -------
     Tensor
-        (n_classes, \\*shape) float32, adding up to 1.
+        (n_classes, \*shape) float32, adding up to 1.
     """
     size = labels.shape
+    if any(b <= 0 or a >= n for (a, b), n in zip(spans, size, strict=True)):
+        return one_hot(labels.new_zeros(tuple(shape)), n_classes)
     inner = [slice(max(0, math.floor(a) - 1), min(n, math.ceil(b) + 1)) for (a, b), n in zip(spans, size, strict=True)]
     part = one_hot(labels[tuple(inner)], n_classes)[1:]
     local = [(a - s.start, b - s.start) for (a, b), s in zip(spans, inner, strict=True)]

@@ -19,7 +19,7 @@ from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.grid import resize, resize_slab, zoom
 from napari_fmseg.models import Intensity
 from napari_fmseg.nets.phased import HALO
-from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, consensus_input, cut, look_closer
+from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, consensus_input, cut, look_closer, stretched
 from napari_fmseg.training import losses
 from napari_fmseg.training.data import Sample, target_in, varied, vary_intensity, window_around
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
@@ -119,7 +119,7 @@ class _Consensus(_Phase):
         case = self.samples[index]
         whole = [(0.0, float(n)) for n in case.labels.shape]
         spans = window_around(whole, self.augment, rng)
-        x = zoom(case.image, spans, self.settings.consensus_grid)
+        x = stretched(zoom(case.image, spans, self.settings.consensus_grid), self.intensity)
         target = target_in(case.labels, spans, self.settings.consensus_grid, self.n_classes)
         (x,), target = varied([x], target, self.augment, self.swap, rng)
         return [vary_intensity(x, self.augment, rng, noise)], target

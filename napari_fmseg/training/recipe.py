@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import tomllib
 from collections.abc import Mapping
@@ -10,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg.errors import InvalidRecipe
+from napari_fmseg.errors import InvalidRecipe, UnknownModel
 from napari_fmseg.models import Intensity
+from napari_fmseg.pipelines import PIPELINES
+from napari_fmseg.pipelines.settings import PhasedSettings
+from napari_fmseg.tables import dataclass_from
 
 __all__ = ["Augment", "Case", "Recipe", "StageRecipe", "cases_of", "load_recipe"]
 
@@ -66,6 +70,10 @@ class Augment:
     brightness: float = 0.1
     gamma: float = 0.3
     noise: float = 0.03
+
+    def __post_init__(self) -> None:
+        if set(self.flip) - set("zyx"):
+            raise InvalidRecipe(f"augment.flip is made of the axes z, y and x, not {self.flip!r}.")
 
 
 @dataclass(frozen=True)
@@ -192,9 +200,38 @@ class Recipe:
         if not self.name or not self.stages or not self.labels:
             raise InvalidRecipe("A recipe needs a name, at least one label and at least one stage.")
         if sum((self.dataset is not None, bool(self.training), bool(self.phantom))) != 1:
-            raise InvalidRecipe("A recipe needs one of: a dataset folder, a list of training cases, a number of phantoms.")
+            raise InvalidRecipe(
+                "A recipe needs one of: a dataset folder, a list of training cases, a number of phantoms."
+            )
         if self.phantom and len(self.phantom) != 2:
             raise InvalidRecipe("phantom is two numbers: how many to train on, how many to validate on.")
+        if self.phantom and self.phantom[0] < 1:
+            raise InvalidRecipe(f"phantom needs at least one case to train on, not {self.phantom[0]}.")
+        if Path(self.name).name != self.name:
+            raise InvalidRecipe(f"name is the name of a file and cannot hold a folder: {self.name!r}.")
+        if len(set(self.labels)) != len(self.labels):
+            raise InvalidRecipe(f"labels has a name twice: {', '.join(self.labels)}.")
+        unknown = [name for pair in self.augment.swap for name in pair if name not in self.labels]
+        if unknown:
+            raise InvalidRecipe(
+                f"augment.swap names {unknown[0]!r}, which is none of the labels {', '.join(self.labels)}."
+            )
+        if self.pipeline not in PIPELINES:
+            raise InvalidRecipe(f"There is no pipeline {self.pipeline!r}. Known: {', '.join(PIPELINES)}.")
+        if self.precision not in ("auto", "float32", "bfloat16", "float16"):
+            raise InvalidRecipe(f"precision is auto, float32, bfloat16 or float16, not {self.precision!r}.")
+        self._check_order()
+        PhasedSettings.of(self.settings)
+
+    def _check_order(self) -> None:
+        """A stage may start from the weights of an earlier one only."""
+        before: list[str] = []
+        for stage in self.stages:
+            if stage.init_from and stage.init_from not in before and not self.start_from:
+                raise InvalidRecipe(
+                    f"Stage {stage.stage!r}: init_from is a stage that was trained before it, not {stage.init_from!r}."
+                )
+            before.append(stage.stage)
 
 
 def load_recipe(path: Path | str, **changes: Any) -> Recipe:
@@ -213,36 +250,37 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
         If the file cannot be read, or a field is unknown, missing or of the wrong kind.
     """
     path = Path(path)
+    for name in ("dataset", "out"):
+        if changes.get(name) is not None:
+            changes[name] = Path(changes[name]).absolute()
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         table.update(changes)
         return _from_table(table, path.resolve().parent)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, UnknownModel) as error:
         raise InvalidRecipe(f"{path.name} is no recipe: {error}. See docs/recipes.md for its fields.") from error
 
 
 def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
-    table["stages"] = tuple(StageRecipe(**stage) for stage in table["stages"])
-    table["intensity"] = Intensity(**table.get("intensity", {}))
-    augment = dict(table.get("augment", {}))
-    augment["swap"] = tuple((a, b) for a, b in augment.get("swap", ()))
-    table["augment"] = Augment(**augment)
     for name in ("dataset", "out"):
-        if table.get(name) is not None:
+        if isinstance(table.get(name), str | Path):
             table[name] = folder / table[name]
     for name in ("training", "validation"):
-        table[name] = tuple(_case(entry, folder) for entry in table.get(name, ()))
-    for name in ("labels", "channels", "holdout", "phantom"):
-        if name in table:
-            table[name] = tuple(table[name])
-    return Recipe(**table)
+        if isinstance(table.get(name), list):
+            table[name] = [_case(entry, folder) for entry in table[name]]
+    start = table.get("start_from")
+    if isinstance(start, str) and start.endswith(".toml"):
+        table["start_from"] = str(folder / start)
+    return dataclass_from(Recipe, table)
 
 
 def _case(entry: Mapping[str, Any], folder: Path) -> Case:
-    images = entry["images"] if "images" in entry else entry["image"]
+    images = entry.get("images", entry.get("image")) if isinstance(entry, Mapping) else None
     images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not images:
+        raise ValueError(f"a case needs an image: {entry!r}")
     labels = entry.get("labels", entry.get("label"))
-    name = str(entry.get("name", entry.get("case", Path(images[0]).name.split(".")[0])))
+    name = str(entry.get("name", entry.get("case", _stem(Path(images[0])))))
     return Case(name, tuple(folder / i for i in images), folder / labels if labels else None)
 
 
@@ -273,13 +311,12 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     try:
         facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         labels = _labels_in(facts["labels"])
+        listed = [_case(e, folder) for e in facts.get("training", ()) if isinstance(e, dict)]
+        held = [_case(e, folder) for e in facts.get("validation", ()) if isinstance(e, dict)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRecipe(
             f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
         ) from error
-    entries = [e for e in facts.get("training", ()) if isinstance(e, dict)]
-    listed = [_case(e, folder) for e in entries]
-    held = [_case(e, folder) for e in facts.get("validation", ()) if isinstance(e, dict)]
     cases = listed if listed and all(c.images[0].exists() for c in listed) else _nnunet_cases(folder)
     cases = [c for c in cases if c.labels is not None]
     if not cases:
@@ -291,11 +328,16 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
         unknown = sorted(set(holdout) - everyone.keys())
         if unknown:
             raise InvalidRecipe(f"These cases are held out and not in {folder}: {', '.join(unknown[:5])}.")
-        return labels, [c for n, c in everyone.items() if n not in holdout], [everyone[n] for n in holdout]
-    if not held:
+        cases, held = [c for n, c in everyone.items() if n not in holdout], [everyone[n] for n in holdout]
+    elif held:
+        names = {c.name for c in held}
+        cases = [c for c in cases if c.name not in names]
+    else:
         cases = sorted(cases, key=lambda c: c.name)
         held = cases[4::5]
         cases = [c for c in cases if c not in held]
+    if not cases:
+        raise InvalidRecipe(f"All labelled cases of {folder} are held out; none is left to train on.")
     return labels, cases, held
 
 
@@ -305,12 +347,21 @@ def _labels_in(labels: Mapping[str, Any]) -> dict[int, str]:
     return {value: name for value, name in sorted(pairs) if value != 0}
 
 
+def _stem(path: Path) -> str:
+    """Name a file without its ending; dots within the name stay, as in DICOM's numbers."""
+    name = path.name.removesuffix(".gz")
+    return name.rpartition(".")[0] or name
+
+
 def _nnunet_cases(folder: Path) -> list[Case]:
     cases = []
     for label in sorted((folder / "labelsTr").glob("*")):
-        name = label.name.split(".")[0]
-        images = tuple(sorted((folder / "imagesTr").glob(f"{name}_[0-9][0-9][0-9][0-9].*")))
-        images = images or tuple(sorted((folder / "imagesTr").glob(f"{name}.*")))
+        if label.name.startswith("."):  # what macOS leaves behind
+            continue
+        name = _stem(label)
+        known = glob.escape(name)
+        images = tuple(sorted((folder / "imagesTr").glob(f"{known}_[0-9][0-9][0-9][0-9].*")))
+        images = images or tuple(p for p in sorted((folder / "imagesTr").glob(f"{known}.*")) if _stem(p) == name)
         if images:
             cases.append(Case(name, images, label))
     return cases

@@ -1,0 +1,75 @@
+"""What a phased model's card and recipe set beside the networks; without torch, so that recipes can be checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from napari_fmseg.errors import UnknownModel
+from napari_fmseg.tables import dataclass_from
+
+__all__ = ["PhasedSettings"]
+
+
+@dataclass(frozen=True)
+class PhasedSettings:
+    """What a phased model's card stores beside its networks.
+
+    Parameters
+    ----------
+    consensus_grid, attention_grid
+        Voxels (z, y, x) of the two grids. Published: 128 x 128 x 128.
+    window
+        ``"largest"``: around the largest piece of likely foreground (published 2023). ``"all"``: around every piece
+        of at least `window_share` of the largest, for organs that lie apart. ``"certain"``: published 2022.
+    window_threshold
+        Probability of foreground from which a voxel counts.
+    window_share
+        See `window`.
+    window_margin
+        Consensus voxels added before and after.
+    edge_grid
+        ``"native"``: the window's native voxels, exact by planes with a halo. ``"attention"``: the attention grid, as
+        published.
+    half_is_right
+        Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
+    crop_above
+        Look only at the box around all voxels above this normalised intensity (0..1), so that the air around a patient
+        takes no room on the consensus grid. None looks at the whole volume.
+    """
+
+    consensus_grid: tuple[int, int, int] = (128, 128, 128)
+    attention_grid: tuple[int, int, int] = (128, 128, 128)
+    window: str = "largest"
+    window_threshold: float = 0.1
+    window_share: float = 0.02
+    window_margin: tuple[int, int] = (2, 3)
+    edge_grid: str = "native"
+    half_is_right: bool = True
+    crop_above: float | None = None
+
+    @classmethod
+    def of(cls, card_settings: Mapping[str, Any]) -> PhasedSettings:
+        """Read the settings of a card.
+
+        Raises
+        ------
+        UnknownModel
+            If one of them is unknown or makes no sense.
+        """
+        try:
+            settings = dataclass_from(cls, card_settings)
+        except ValueError as error:
+            raise UnknownModel(f"The settings are not those of a phased model: {error}. Correct them.") from error
+        if settings.window not in ("largest", "all", "certain") or settings.edge_grid not in ("native", "attention"):
+            raise UnknownModel(
+                f"window is 'largest', 'all' or 'certain' and edge_grid 'native' or 'attention', "
+                f"not {settings.window!r} and {settings.edge_grid!r}. Correct the settings."
+            )
+        if min(*settings.consensus_grid, *settings.attention_grid) < 1 or min(settings.window_margin) < 0:
+            raise UnknownModel(
+                "consensus_grid and attention_grid are positive and window_margin is not negative, not "
+                f"{settings.consensus_grid}, {settings.attention_grid} and {settings.window_margin}. Correct them."
+            )
+        return settings

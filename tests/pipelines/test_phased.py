@@ -1,0 +1,520 @@
+"""The phased pipeline with hand-made networks: every stage lies on the patient, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import nn
+
+from napari_fmseg.errors import DeviceMemory, GeometryMismatch, InvalidRecipe, UnknownModel
+from napari_fmseg.events import Event, Progress, StageResult, Warned, drain
+from napari_fmseg.grid import slabs
+from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec
+from napari_fmseg.nets import build
+from napari_fmseg.pipelines import SegmentOptions, phased, segment, stages_of
+from napari_fmseg.pipelines.phased import PhasedSettings, normalise
+from napari_fmseg.volume import Geometry, LabelMap, Volume
+
+FLOAT = SegmentOptions(precision="float32")
+SETTINGS = {"consensus_grid": (20, 18, 16), "attention_grid": (18, 20, 22), "window_margin": (1, 1)}
+STAGES = ["consensus", "attention map", "attention", "edge", "labels"]
+
+
+class Nearest(nn.Module):
+    """One convolution: the class whose mean intensity is nearest, whatever else is given."""
+
+    def __init__(self, means: tuple[float, ...] = (0.0, 1.0), channels: int = 1, sharpness: float = 40.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, len(means), 1).requires_grad_(False)
+        for i, mean in enumerate(means):  # -(x - m)² without x², which all classes share
+            self.conv.weight[i] = 2 * sharpness * mean / channels
+            self.conv.bias[i] = -sharpness * mean**2
+
+    def forward(self, x: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
+        return self.conv(x).softmax(1)
+
+
+def model_of(net: nn.Module | None = None, nets: dict[str, nn.Module] | None = None, **facts: Any) -> Model:
+    net = net or Nearest()
+    nets = nets or {"consensus": net, "attention": net, "edge": net}
+    settings = {**SETTINGS, **facts.pop("settings", {})}
+    card = ModelCard(
+        name="hand-made",
+        title="Hand-made",
+        pipeline="phased",
+        nets={part: NetSpec("conv") for part in nets},
+        labels=facts.pop("labels", {1: "organ"}),
+        intensity=facts.pop("intensity", Intensity("window", 0.0, 1.0)),
+        settings=settings,
+        **facts,
+    )
+    return Model(card, nets, torch.device("cpu"))
+
+
+def results(events: Any) -> dict[str, StageResult]:
+    return {e.stage: e for e in events if isinstance(e, StageResult)}
+
+
+def turned(degrees: float, axis: tuple[float, float, float]) -> np.ndarray:
+    """Rotation matrix about `axis`, by Rodrigues' formula."""
+    k = np.array(axis) / np.linalg.norm(axis)
+    cross = np.cross(np.eye(3), k)
+    angle = np.deg2rad(degrees)
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
+def ball(
+    geometry: Geometry, centre_mm: np.ndarray, radii_mm: tuple[float, float, float] = (11, 9, 8), value: float = 1.0
+) -> np.ndarray:
+    """Ellipsoid along the patient's axes, made from the place of every voxel."""
+    places = geometry.place(np.moveaxis(np.indices(geometry.shape), 0, -1))
+    return np.float32(value) * ((((places - centre_mm) / radii_mm) ** 2).sum(-1) <= 1)
+
+
+def centre_of(volume: Volume) -> np.ndarray:
+    data = volume.data.astype(float)
+    return volume.geometry.place(ndimage.center_of_mass(data > (data.min() + data.max()) / 2))
+
+
+def square(
+    shape: tuple[int, int, int] = (30, 30, 30), at: tuple[float, float, float] = (12, 16, 17), **options: Any
+) -> Volume:
+    """A ball of radius 5 mm in a volume of 1 mm voxels."""
+    geometry = Geometry.from_spacing(shape)
+    return Volume(ball(geometry, np.array(at), (5, 5, 5)), geometry, **options)
+
+
+ORIENTATIONS = {
+    "straight": (np.eye(3), (48, 44, 40), (1.5, 1.5, 1.5)),
+    "flipped": (np.diag([-1.0, 1.0, -1.0]), (48, 44, 40), (1.5, 1.4, 1.6)),
+    "permuted": (np.eye(3)[:, [2, 0, 1]], (48, 44, 40), (1.4, 1.5, 1.6)),
+    "oblique": (turned(25, (1, 2, 3)), (48, 44, 40), (1.5, 1.5, 1.5)),
+    "oblique, flipped and permuted": (
+        turned(20, (3, -1, 2)) @ np.diag([1.0, -1.0, 1.0])[:, [1, 2, 0]],
+        (46, 44, 48),
+        (1.4, 1.6, 1.5),
+    ),
+    "5 mm slices": (np.eye(3), (15, 60, 50), (5.0, 1.2, 1.3)),
+    "5 mm slices, sagittal, oblique": (turned(-15, (0, 1, 1))[:, [2, 0, 1]], (15, 60, 50), (5.0, 1.2, 1.3)),
+}
+
+
+@pytest.mark.parametrize("edge_grid", ["native", "attention"])
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_an_organ_is_found_in_the_same_place_in_every_stage(name: str, edge_grid: str) -> None:
+    direction, shape, spacing = ORIENTATIONS[name]
+    geometry = Geometry.from_spacing(shape, spacing, (-120.0, 35.0, 260.0), direction)
+    centre = geometry.place(np.array(shape) * (0.36, 0.6, 0.42))
+    volume = Volume(ball(geometry, centre), geometry)
+    settings = {"edge_grid": edge_grid, "consensus_grid": (48, 44, 40)}
+    found = results(segment(volume, model_of(settings=settings), FLOAT))
+    assert list(found) == STAGES
+    for stage, result in found.items():
+        # The map is made on a quarter of the consensus grid, nearest: one such cell is its accuracy.
+        cell = max(found["consensus"].output.geometry.spacing) * 4
+        tolerance = cell if stage == "attention map" else 0.3 * max(spacing)
+        assert np.linalg.norm(centre_of(result.output) - centre) < tolerance, stage
+    final = found["labels"].output
+    assert final.geometry is volume.geometry
+    wrong = int((final.data != volume.data).sum())
+    assert wrong <= (0 if edge_grid == "native" else 0.02 * volume.data.sum())
+    assert isinstance(final, LabelMap)
+    assert final.names == {1: "organ"}
+
+
+def test_every_stage_has_a_grid_of_its_own() -> None:
+    volume = square()
+    found = results(segment(volume, model_of(), FLOAT))
+    assert found["consensus"].output.geometry.shape == SETTINGS["consensus_grid"]
+    assert found["attention map"].output.geometry.shape == SETTINGS["consensus_grid"]
+    assert found["attention"].output.geometry.shape == SETTINGS["attention_grid"]
+    assert found["edge"].output.geometry.shape < volume.geometry.shape
+    assert found["attention"].output.geometry.spacing < found["consensus"].output.geometry.spacing
+
+
+@pytest.mark.parametrize("until", ["consensus", "attention", "edge", ""])
+def test_stopping_after_a_stage_still_ends_with_labels_on_the_volumes_grid(until: str) -> None:
+    volume = square()
+    *_, last = events = list(segment(volume, model_of(), SegmentOptions(until=until, precision="float32")))
+    found = results(events)
+    expected = STAGES[: STAGES.index(until or "edge") + 1]
+    assert list(found) == [*expected, "labels"]
+    assert isinstance(last, StageResult)
+    assert last.output.geometry == volume.geometry
+    overlap = 2 * (last.output.data * volume.data).sum() / (last.output.data.sum() + volume.data.sum())
+    assert overlap > 0.9
+
+
+def test_without_the_stages_only_the_labels_are_shown() -> None:
+    options = SegmentOptions(show_stages=False, precision="float32")
+    assert list(results(segment(square(), model_of(), options))) == ["labels"]
+
+
+def test_a_model_without_an_edge_network_ends_after_attention() -> None:
+    model = model_of(nets={"consensus": Nearest(), "attention": Nearest()})
+    assert stages_of(model.card) == ("consensus", "attention")
+    assert list(results(segment(square(), model, FLOAT))) == ["consensus", "attention map", "attention", "labels"]
+
+
+def test_an_unknown_stage_is_told_which_there_are() -> None:
+    with pytest.raises(InvalidRecipe, match="consensus, attention, edge"):
+        drain(segment(square(), model_of(), SegmentOptions(until="labels")))
+
+
+def test_an_unknown_pipeline_is_refused() -> None:
+    model = model_of()
+    model = dataclasses.replace(model, card=dataclasses.replace(model.card, pipeline="none"))
+    with pytest.raises(InvalidRecipe, match=r"'none'.*phased"):
+        drain(segment(square(), model))
+
+
+def test_an_empty_consensus_looks_at_everything_and_says_so() -> None:
+    volume = square()
+    nothing = Nearest((0.0, 9.0))
+    found = results(
+        segment(volume, model_of(nets={"consensus": nothing, "attention": Nearest(), "edge": Nearest()}), FLOAT)
+    )
+    assert "Nothing" in found["consensus"].note
+    assert "everything" in found["attention map"].note
+    assert found["edge"].output.geometry.shape == volume.geometry.shape
+    np.testing.assert_array_equal(found["labels"].output.data, volume.data)
+
+
+def test_a_volume_without_the_organ_gives_empty_labels() -> None:
+    volume = Volume(np.zeros((20, 20, 20), np.float32), Geometry.from_spacing((20, 20, 20)))
+    assert not drain(segment(volume, model_of(), FLOAT)).data.any()
+
+
+@pytest.mark.parametrize("corner", [(0, 0, 0), (29, 29, 29), (0, 29, 15)])
+def test_an_organ_at_the_border_is_found_whole(corner: tuple[float, float, float]) -> None:
+    volume = square(at=corner)
+    np.testing.assert_array_equal(drain(segment(volume, model_of(), FLOAT)).data, volume.data)
+
+
+def two_organs() -> Volume:
+    """A large organ of 0.5 and a small one of 1.0, far apart."""
+    geometry = Geometry.from_spacing((40, 40, 40))
+    data = ball(geometry, np.array([9, 10, 10]), (7, 7, 7), 0.5) + ball(geometry, np.array([31, 30, 30]), (4, 4, 4))
+    return Volume(data, geometry)
+
+
+def test_two_organs_far_apart_are_both_kept_with_the_window_around_all() -> None:
+    volume = two_organs()
+    model = model_of(Nearest((0.0, 0.5, 1.0), sharpness=200), labels={1: "a", 2: "b"}, settings={"window": "all"})
+    found = results(segment(volume, model, FLOAT))
+    np.testing.assert_array_equal(found["labels"].output.data, np.rint(volume.data * 2))
+    assert found["consensus"].output.data.max() == 2
+
+
+def test_the_window_around_the_largest_piece_leaves_the_other_out() -> None:
+    volume = two_organs()
+    model = model_of(Nearest((0.0, 0.5, 1.0), sharpness=200), labels={1: "a", 2: "b"})
+    np.testing.assert_array_equal(drain(segment(volume, model, FLOAT)).data, volume.data == 0.5)
+
+
+def test_with_several_classes_the_foreground_is_all_that_is_not_background() -> None:
+    """No class alone reaches the threshold everywhere: 0.36, 0.32, 0.32."""
+
+    class Undecided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv3d(1, 3, 1)
+
+        def forward(self, x: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
+            there = (x > 0.5).float()
+            return torch.cat([1 - 0.64 * there, 0.32 * there, 0.32 * there], 1)
+
+    nets = {"consensus": Undecided(), "attention": Nearest((0.0, 1.0, 9.0)), "edge": Nearest((0.0, 1.0, 9.0))}
+    volume = square()
+    model = model_of(nets=nets, labels={1: "a", 2: "b"}, settings={"window_threshold": 0.5})
+    found = results(segment(volume, model, FLOAT))
+    assert found["attention map"].note == ""
+    assert found["edge"].output.geometry.shape < volume.geometry.shape
+    np.testing.assert_array_equal(found["labels"].output.data, volume.data)
+
+
+def test_the_published_certain_window_still_runs() -> None:
+    volume = square()
+    found = results(segment(volume, model_of(settings={"window": "certain"}), FLOAT))
+    np.testing.assert_array_equal(found["labels"].output.data, volume.data)
+
+
+@pytest.mark.parametrize("voxels", [1, 2000])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_edge_by_planes_equals_the_network_on_the_whole_window(
+    n_classes: int, voxels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(4)
+    edge = build("edgenet", n_classes=n_classes).requires_grad_(False).eval()
+    look = Nearest(tuple(np.linspace(0, 1, n_classes)), sharpness=10)
+    noise = np.random.default_rng(2).normal(0, 0.2, (14, 16, 15)).astype(np.float32)
+    clear = square((14, 16, 15), (6, 9, 7))
+    volume = Volume((clear.data + noise).clip(0, 1), clear.geometry)
+    model = model_of(
+        nets={"consensus": look, "attention": look, "edge": edge},
+        labels={i: str(i) for i in range(1, n_classes)},
+        settings={"window": "all", "window_margin": (9, 9), "attention_grid": (8, 9, 10)},
+    )
+    monkeypatch.setattr(phased, "slabs", partial(slabs, voxels=voxels))
+    events = list(segment(volume, model, FLOAT))
+    assert sum(isinstance(e, Progress) and e.stage == "edge" for e in events) > 2
+    found = results(events)["edge"].output
+    assert found.geometry == volume.geometry  # the margin reaches all borders
+    image = torch.from_numpy(volume.data)[None, None]
+    coarse = look(phased.resize(image[0], (8, 9, 10))[None])
+    # An independent zoom: torch's trilinear is the same where the grid grows along every axis.
+    whole = edge(image, F.interpolate(coarse, volume.data.shape, mode="trilinear", align_corners=False))[0]
+    best = whole.topk(2, 0).values
+    clear_cut = (best[0] - best[1] > 1e-4).numpy()
+    assert clear_cut.mean() > 0.99
+    np.testing.assert_array_equal(found.data[clear_cut], whole.argmax(0).numpy()[clear_cut])
+
+
+def test_an_edge_network_that_sees_far_runs_on_the_attention_grid() -> None:
+    torch.manual_seed(0)
+    edge = build("edgenet", variant="v2", width=2).requires_grad_(False).eval()
+    model = model_of(
+        nets={"consensus": Nearest(), "attention": Nearest(), "edge": edge},
+        settings={"edge_grid": "attention", "attention_grid": (64, 32, 32)},
+    )
+    assert drain(segment(square(), model, FLOAT)).data.shape == (30, 30, 30)
+
+
+def test_the_real_networks_run_through_all_stages() -> None:
+    torch.manual_seed(0)
+    nets = {
+        "consensus": build("snet", width=4).requires_grad_(False).eval(),
+        "attention": build("attnnet", width=4).requires_grad_(False).eval(),
+        "edge": build("edgenet").requires_grad_(False).eval(),
+    }
+    model = model_of(nets=nets, settings={"consensus_grid": (32, 32, 32), "attention_grid": (32, 32, 48)})
+    volume = square((20, 41, 33))
+    assert list(results(segment(volume, model))) == STAGES
+
+
+@pytest.mark.parametrize("kind", ["window", "percentile"])
+@pytest.mark.parametrize("minmax", [False, True])
+@pytest.mark.parametrize("value", [0, 7])
+def test_a_constant_volume_gives_numbers_and_no_organ(kind: str, minmax: bool, value: int) -> None:
+    intensity = Intensity(kind, 0.5, 99.5, minmax)
+    data = torch.full((1, 4, 5, 6), value, dtype=torch.int16)
+    assert normalise(data, intensity).isfinite().all()
+    volume = Volume(np.full((20, 20, 20), value, np.int16), Geometry.from_spacing((20, 20, 20)))
+    found = results(segment(volume, model_of(intensity=intensity), FLOAT))
+    assert np.isfinite(found["attention map"].output.data).all()
+    assert not found["labels"].output.data.any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 30, 30), (3, 4, 5), (30, 2, 30)])
+def test_a_volume_smaller_than_the_grid_is_segmented(shape: tuple[int, int, int]) -> None:
+    data = np.zeros(shape, np.float32)
+    data[:, : max(1, shape[1] // 2), : max(1, shape[2] // 2)] = 1
+    volume = Volume(data, Geometry.from_spacing(shape))
+    np.testing.assert_array_equal(drain(segment(volume, model_of(), FLOAT)).data, data)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "<i2", ">i2", "<u2", ">u4", "<i8", "<f2", ">f4", "<f8", "?"])
+def test_every_type_of_voxel_gives_the_same_labels(dtype: str) -> None:
+    volume = square()
+    same = Volume(volume.data.astype(dtype), volume.geometry)
+    np.testing.assert_array_equal(drain(segment(same, model_of(), FLOAT)).data, volume.data)
+
+
+def test_the_volume_is_left_as_it_was() -> None:
+    volume = square()
+    before = volume.data.copy()
+    volume.data.setflags(write=False)
+    drain(segment(volume, model_of(intensity=Intensity("window", 0.2, 0.4)), FLOAT))
+    np.testing.assert_array_equal(volume.data, before)
+
+
+def test_several_channels_are_seen_together() -> None:
+    """Each channel alone shows two balls; only where both are bright is the organ."""
+    geometry = Geometry.from_spacing((30, 30, 30), direction=np.diag([1.0, -1.0, 1.0]))
+    here, there, elsewhere = (geometry.place(at) for at in ([9, 9, 9], [20, 20, 20], [9, 20, 20]))
+    wanted = ball(geometry, here, (4, 4, 4))
+    data = np.stack([wanted + ball(geometry, there, (4, 4, 4)), wanted + ball(geometry, elsewhere, (4, 4, 4))])
+    both = Nearest((0.4, 1.0), channels=2, sharpness=200)
+    model = model_of(both, channels=("T1", "T2"))
+    labels = drain(segment(Volume(data, geometry), model, FLOAT))
+    np.testing.assert_array_equal(labels.data, wanted)
+
+
+def test_each_channel_is_normalised_by_its_own_percentiles() -> None:
+    rng = np.random.default_rng(0)
+    data = np.stack([rng.normal(0, 1, (10, 10, 10)), rng.normal(500, 90, (10, 10, 10))]).astype(np.float32)
+    low, high = np.percentile(data, [2, 95], axis=(1, 2, 3))[:, :, None, None, None]
+    expected = ((data - low) / (high - low)).clip(0, 1)
+    found = normalise(torch.from_numpy(data.copy()), Intensity("percentile", 2, 95))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_wrong_number_of_channels_is_refused(channels: int) -> None:
+    volume = Volume(np.zeros((channels, 20, 20, 20)), Geometry.from_spacing((20, 20, 20)))
+    with pytest.raises(GeometryMismatch, match=rf"2 channel.*T1, T2.*has {channels}"):
+        drain(segment(volume, model_of(Nearest(channels=2), channels=("T1", "T2"))))
+
+
+def warnings_of(volume: Volume, **facts: Any) -> list[str]:
+    return [e.text for e in segment(volume, model_of(**facts), FLOAT) if isinstance(e, Warned)]
+
+
+def test_what_does_not_look_like_the_training_volumes_is_said() -> None:
+    facts = {"modality": "CT", "spacing_mm": (1.0, 1.0, 3.0)}
+    coarse = Geometry.from_spacing((20, 20, 20), (7.0, 1.0, 1.0))
+    told = warnings_of(Volume(np.zeros((20, 20, 20)), coarse, {"modality": "MR", "repaired": ["Was mended."]}), **facts)
+    assert len(told) == 3
+    assert told[0] == "Was mended."
+    assert "MR" in told[1]
+    assert "CT" in told[1]
+    assert "1 x 1 x 7 mm" in told[2]
+
+
+def test_nothing_is_said_of_a_volume_like_those_of_training_in_another_orientation() -> None:
+    grid = Geometry.from_spacing((20, 20, 20), (1.0, 3.0, 1.2), direction=np.eye(3)[:, [1, 0, 2]])
+    volume = Volume(np.zeros((20, 20, 20)), grid, {"modality": "CT"})
+    assert warnings_of(volume, modality="CT", spacing_mm=(3.0, 1.0, 1.0)) == []
+
+
+def speckled() -> Volume:
+    volume = square()
+    volume.data[24:27, 24:27, 22:25] = 1  # 27 voxels of 1 mm³
+    return volume
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SegmentOptions(keep_largest=True, precision="float32"),
+        SegmentOptions(min_part_ml=0.028, precision="float32"),
+    ],
+)
+def test_small_parts_are_removed_when_asked_for(options: SegmentOptions) -> None:
+    np.testing.assert_array_equal(
+        drain(segment(speckled(), model_of(settings={"window": "all"}), options)).data, square().data
+    )
+
+
+@pytest.mark.parametrize("options", [FLOAT, SegmentOptions(min_part_ml=0.026, precision="float32")])
+def test_small_parts_stay_when_not_asked_for(options: SegmentOptions) -> None:
+    model = model_of(settings={"window": "all"})
+    np.testing.assert_array_equal(drain(segment(speckled(), model, options)).data, speckled().data)
+
+
+def test_no_mode_of_torch_leaks_to_the_consumer() -> None:
+    assert torch.is_grad_enabled()
+    for _ in segment(square(), model_of(), FLOAT):
+        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+        weight = torch.ones(1, requires_grad=True)
+        assert (2 * weight).requires_grad
+
+
+@pytest.mark.parametrize("n_events", range(1, 9))
+def test_closing_early_is_fine_at_every_event(n_events: int) -> None:
+    events = segment(square(), model_of(), FLOAT)
+    for _ in range(n_events):
+        next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+
+
+def test_the_same_model_can_be_trained_after_it_has_segmented() -> None:
+    net = Nearest()
+    drain(segment(square(), model_of(net), FLOAT))
+    net.requires_grad_(True)
+    net(torch.zeros(1, 1, 4, 4, 4)).sum().backward()
+    assert net.conv.weight.grad is not None
+
+
+def test_air_around_the_patient_does_not_move_the_result() -> None:
+    geometry = Geometry.from_spacing(
+        (40, 44, 48), (1.5, 1.2, 1.1), (3, 4, 5), turned(10, (1, 1, 0)) @ np.diag([1, -1, 1])
+    )
+    centre = geometry.place([17, 25, 24])
+    data = np.maximum(0.3 * (ball(geometry, centre, (16, 15, 14)) > 0), ball(geometry, centre, (6, 6, 6)))
+    volume = Volume(data.astype(np.float32), geometry)
+    net = Nearest((0.1, 1.0))
+    plain, cropped = (
+        results(segment(volume, model_of(net, settings={"crop_above": above}), FLOAT)) for above in (None, 0.2)
+    )
+    for stage in STAGES:
+        if stage != "attention map":
+            assert np.linalg.norm(centre_of(cropped[stage].output) - centre) < 0.3 * 1.5, stage
+    np.testing.assert_array_equal(cropped["labels"].output.data, plain["labels"].output.data)
+    np.testing.assert_array_equal(cropped["labels"].output.data, data == 1)
+    assert cropped["consensus"].output.geometry.spacing < plain["consensus"].output.geometry.spacing
+
+
+def test_a_volume_of_air_only_is_looked_at_whole() -> None:
+    volume = Volume(np.zeros((20, 20, 20)), Geometry.from_spacing((20, 20, 20)))
+    found = results(segment(volume, model_of(settings={"crop_above": 0.2}), FLOAT))
+    assert found["edge"].output.geometry.shape == (20, 20, 20)
+
+
+def test_the_seconds_of_a_stage_leave_out_what_the_consumer_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(phased.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(phased, "slabs", partial(slabs, voxels=1))
+    for event in segment(square(), model_of(), FLOAT):
+        clock[0] += 10
+        if isinstance(event, StageResult):
+            assert event.seconds == 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"window": "round"}, {"edge_grid": "fine"}, {"margin": 3}, {"consensus_grid": [32, 32]}]
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UnknownModel, match=str(next(iter(settings)))):
+        drain(segment(square(), model_of(settings=settings)))
+
+
+def test_settings_are_read_from_a_cards_lists() -> None:
+    settings = PhasedSettings.of({"consensus_grid": [48, 64, 48], "window_margin": [4, 5]})
+    assert settings == PhasedSettings(consensus_grid=(48, 64, 48), window_margin=(4, 5))
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError("no memory")
+
+
+@pytest.mark.parametrize("step", ["to_tensor", "resize", "zoom", "resize_slab"])
+def test_no_memory_between_the_networks_is_told_as_such(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A RuntimeError would be swallowed by the workers of napari and superqt."""
+    monkeypatch.setattr(phased, step, full)
+    with pytest.raises(DeviceMemory, match="memory"):
+        drain(segment(square(), model_of(), FLOAT))
+
+
+def test_a_volume_too_large_for_the_device_stays_in_the_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    bring: Callable[..., torch.Tensor] = phased.to_tensor
+
+    def only_cpu(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+        return bring(array, device) if torch.device(device).type == "cpu" else full()
+
+    monkeypatch.setattr(phased, "to_tensor", only_cpu)
+    # "meta" stands for a device with another memory: networks fail there too and come back to the CPU.
+    model = model_of(Careful())
+    model = Model(model.card, model.nets, torch.device("meta"))
+    volume = square()
+    events: list[Event] = list(segment(volume, model, FLOAT))
+    assert any(isinstance(e, Warned) and "memory" in e.text for e in events)
+    np.testing.assert_array_equal(results(events)["labels"].output.data, volume.data)
+
+
+class Careful(Nearest):
+    """Runs out of memory on any device but the CPU."""
+
+    def forward(self, x: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, *beside) if x.device.type == "cpu" else full()
