@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 
 from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.grid import (

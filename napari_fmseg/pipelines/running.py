@@ -33,6 +33,7 @@ class Engine:
 
     def __init__(self, device: torch.device, precision: str = "auto", *, half_is_right: bool = True) -> None:
         self.device = device
+        self._asked, self._half_is_right = precision, half_is_right
         self.precision = pick_precision(device, precision, half_is_right=half_is_right)
         self.notes: list[str] = []
 
@@ -74,7 +75,9 @@ class Engine:
                 "model with a smaller grid."
             )
         self.notes.append(f"The memory of {self.device} did not suffice for {size} voxels: continued on the CPU.")
-        self.device, self.precision = torch.device("cpu"), pick_precision(torch.device("cpu"))
+        self.device = torch.device("cpu")
+        wanted = "float32" if self._asked == "float32" else "auto"  # a GPU's 16 bit type may be none of the CPU's
+        self.precision = pick_precision(self.device, wanted, half_is_right=self._half_is_right)
         try:
             return self._run(net, tuple(x.cpu() for x in inputs))
         except torch.OutOfMemoryError as error:
