@@ -311,7 +311,7 @@ def _straight(part: Slice) -> npt.NDArray[Any]:
     with part.path.open("rb", buffering=0) as file:
         file.seek(element_at)
         if file.read(4) != b"\xe0\x7f\x10\x00":
-            return _by_pydicom(part.path)[part.frame]
+            return np.asarray(_by_pydicom(part.path)[part.frame])
         file.seek(voxels_at)
         count = file.readinto(plane.reshape(-1).view(np.uint8).data)
     if count != plane.nbytes:

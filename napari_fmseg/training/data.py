@@ -121,7 +121,7 @@ def target_in(labels: Tensor, spans: Sequence[tuple[float, float]], shape: Seque
     Returns
     -------
     Tensor
-        (n_classes, \\*shape) float32, adding up to 1.
+        (n_classes, z, y, x) of `shape`, float32, adding up to 1.
     """
     size = labels.shape
     inner = [slice(max(0, math.floor(a) - 1), min(n, math.ceil(b) + 1)) for (a, b), n in zip(spans, size, strict=True)]

@@ -105,9 +105,7 @@ class _Run:
         total = len(training) + len(validation)
         for i, case in enumerate(training):
             yield Progress("reading", i, total)
-            self.samples.append(
-                load_sample(case, names, recipe.labels, recipe.intensity, settings, self.fabric.device)
-            )
+            self.samples.append(load_sample(case, names, recipe.labels, recipe.intensity, settings, self.fabric.device))
         for i, case in enumerate(validation):
             yield Progress("reading", len(training) + i, total)
             self.held.append(read_case(case, names, recipe.labels))

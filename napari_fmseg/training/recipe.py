@@ -192,7 +192,9 @@ class Recipe:
         if not self.name or not self.stages or not self.labels:
             raise InvalidRecipe("A recipe needs a name, at least one label and at least one stage.")
         if sum((self.dataset is not None, bool(self.training), bool(self.phantom))) != 1:
-            raise InvalidRecipe("A recipe needs one of: a dataset folder, a list of training cases, a number of phantoms.")
+            raise InvalidRecipe(
+                "A recipe needs one of: a dataset folder, a list of training cases, a number of phantoms."
+            )
         if self.phantom and len(self.phantom) != 2:
             raise InvalidRecipe("phantom is two numbers: how many to train on, how many to validate on.")
 
