@@ -12,7 +12,7 @@ from napari_fmseg.doctor import device_name
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.io import check_destination, find_volumes, read_volume, suffix_of, write_labels, write_volume
-from napari_fmseg.manifest import Manifest, write_manifest
+from napari_fmseg.manifest import Manifest, precision_of, write_manifest
 from napari_fmseg.models import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.preview import write_preview
@@ -185,7 +185,7 @@ def _manifest(
     return Manifest(
         model=model.card,
         device=device_name(model.device),
-        precision=options.precision,
+        precision=precision_of(model, options.precision),
         options=dataclasses.asdict(options),
         seconds={k: round(v, 4) for k, v in seconds.items()},
         shape=volume.geometry.shape,
@@ -199,7 +199,9 @@ def _volumes(image: Path, series: str | None) -> list[Path]:
         raise UnreadableVolume(f"There is no {image}. Is the path right, and the drive there?")
     if not image.is_dir() or series is not None:
         return [image]
-    found = list(find_volumes(image))
+    # An empty file is what a broken copy leaves: it must fail and be listed, not be passed over.
+    empty = [path for path in image.rglob("*") if suffix_of(path) and path.is_file() and path.stat().st_size == 0]
+    found = sorted({*find_volumes(image), *empty})
     if not found:
         raise UnreadableVolume(f"There is no volume in {image}. Expected NIfTI, NRRD, MHA or DICOM files.")
     return found

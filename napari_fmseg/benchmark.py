@@ -20,16 +20,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from napari_fmseg.doctor import device_name, has_bf16, n_cores, processor_name
+from napari_fmseg.doctor import device_name, n_cores, processor_name
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, StageResult
 from napari_fmseg.io import read_volume, suffix_of, write_labels, write_volume
 from napari_fmseg.io.gzipped import open_inflated
-from napari_fmseg.manifest import versions
+from napari_fmseg.manifest import precision_of, versions
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.volume import LabelMap, Volume
 
@@ -107,6 +107,9 @@ class Pairing:
         Medians: eager float32 as the specification writes it, and as users run it.
     times_faster
         Median of the ratios of the pairs.
+    times_less_work
+        Ratio of the least times that the processor itself spent (all threads): what other programs disturb least. With
+        several threads it counts their waiting for each other too.
     equal
         Part of the voxels with the same label, 0 to 1.
     repeats
@@ -118,6 +121,7 @@ class Pairing:
     plain_seconds: float
     engine_seconds: float
     times_faster: float
+    times_less_work: float
     equal: float
     repeats: int
 
@@ -171,7 +175,7 @@ def bench(
             yield Progress("bench", n + 1, warmups + repeats)
     yield Benchmark(
         model=model.card.name,
-        precision=options.precision,
+        precision=precision_of(model, options.precision),
         shape=volume.geometry.shape,
         spacing_mm=volume.geometry.spacing,
         repeats=repeats,
@@ -183,15 +187,17 @@ def bench(
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Say on what was measured: device, processor, cores, threads, bf16, versions."""
+    """Say on what was measured: device, processor, cores, threads, the precision that auto means, versions."""
     import torch
+
+    from napari_fmseg.nets.engine import pick_precision
 
     return {
         "device": device_name(device),
         "processor": processor_name(),
         "cores": n_cores(),
         "threads": torch.get_num_threads(),
-        "bf16": has_bf16(),
+        "precision": pick_precision(device),
         "versions": versions(),
     }
 
@@ -358,47 +364,54 @@ def pair(
     """
     import torch
 
-    from napari_fmseg.pipelines.running import Engine
+    from napari_fmseg.nets.engine import prepare
 
     if repeats < 1:
         raise FmsegError(f"{repeats} pairs say nothing. Use at least one.")
     place = torch.device(device)
-    engine = Engine(place, precision)
-    net, x = net.to(place), image.to(place)
-    seconds: list[float] = []
-    plain_seconds: list[float] = []
+    engine, x = prepare(net, device=place, precision=precision), image.to(place)
+    runs: list[_Times] = []
+    plain_runs: list[_Times] = []
     with _PlainForm(network, kwargs, net, image, place) as plain:
         for n in range(1 + repeats):
-            ours, labels = _timed(lambda: engine(net, x), place)
-            theirs = plain.seconds()
+            ours, labels = _timed(lambda: engine(x), place)
+            theirs = plain.run()
             if n:
-                seconds.append(ours)
-                plain_seconds.append(theirs)
+                runs.append(ours)
+                plain_runs.append(theirs)
             yield Progress("pairs", n + 1, 1 + repeats)
         equal = float((labels == plain.labels()).mean())
     z, y, x_size = image.shape[2:]
     yield Pairing(
         network=network,
         shape=(z, y, x_size),
-        plain_seconds=statistics.median(plain_seconds),
-        engine_seconds=statistics.median(seconds),
-        times_faster=statistics.median(b / a for a, b in zip(seconds, plain_seconds, strict=True)),
+        plain_seconds=statistics.median(t.wall for t in plain_runs),
+        engine_seconds=statistics.median(t.wall for t in runs),
+        times_faster=statistics.median(b.wall / a.wall for a, b in zip(runs, plain_runs, strict=True)),
+        times_less_work=min(t.processor for t in plain_runs) / min(t.processor for t in runs),
         equal=equal,
         repeats=repeats,
     )
 
 
-def _timed(call: Any, device: torch.device) -> tuple[float, Any]:
-    """Seconds of a call to the end of the device's work, and its labels (z, y, x)."""
+class _Times(NamedTuple):
+    """Seconds on the wall, and of this process's threads on the processor."""
+
+    wall: float
+    processor: float
+
+
+def _timed(call: Any, device: torch.device) -> tuple[_Times, Any]:
+    """Times of a call to the end of the device's work, and its labels (z, y, x)."""
     import torch
 
     with torch.inference_mode():
-        start = time.perf_counter()
+        start = _Times(time.perf_counter(), time.process_time())
         out = call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
-        return seconds, out.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        times = _Times(time.perf_counter() - start.wall, time.process_time() - start.processor)
+        return times, out.argmax(1)[0].to(torch.uint8).cpu().numpy()
 
 
 class _PlainForm:
@@ -431,9 +444,10 @@ class _PlainForm:
         self._process.communicate()  # closes its input, whereupon it ends
         self._place.cleanup()
 
-    def seconds(self) -> float:
+    def run(self) -> _Times:
         """Run it once."""
-        return float(self._ask("run"))
+        wall, processor = self._ask("run").split()
+        return _Times(float(wall), float(processor))
 
     def labels(self) -> Any:
         """Labels (z, y, x) of the last run."""
@@ -467,8 +481,8 @@ def _serve(folder: Path) -> None:
     labels = np.zeros((1, 1, 1), np.uint8)
     for line in sys.stdin:
         if line.strip() == "run":
-            seconds, labels = _timed(lambda: net(image), device)
-            answer = repr(seconds)
+            times, labels = _timed(lambda: net(image), device)
+            answer = f"{times.wall!r} {times.processor!r}"
         else:
             np.save(folder / "labels.npy", labels)
             answer = str(folder / "labels.npy")

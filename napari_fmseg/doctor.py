@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from napari_fmseg import __version__
 from napari_fmseg.errors import UnknownModel, WeightsMismatch
 from napari_fmseg.models import ModelCard, list_models, read_card, user_models_folder
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Finding", "State", "device_name", "examine", "has_bf16", "n_cores", "processor_name"]
+__all__ = ["Finding", "State", "device_name", "examine", "n_cores", "processor_name"]
 
 State = Literal["ok", "warn", "bad"]
 
@@ -35,11 +36,9 @@ _PACKAGES = (
     ("cc3d", "connected-components-3d", "", "cleaning a mask takes longer"),
     ("fill_voids", "fill-voids", "", "filling holes takes longer"),
     ("psutil", "psutil", "", "peak memory is measured less exactly"),
-    ("monai", "monai", "", "no training, and none of MONAI's networks"),
     ("lightning_fabric", "lightning-fabric", "", "no training"),
     ("pydicom", "pydicom", "dicom", "DICOM is read without its names and window"),
     ("highdicom", "highdicom", "dicom", "no DICOM segmentations"),
-    ("openvino", "openvino", "openvino", "the processor runs networks about 1.5 times slower than it could"),
     ("napari", "napari", "all", "no viewer; the command line works"),
 )
 _REQUIRED = {"SimpleITK", "nibabel", "safetensors"}
@@ -103,14 +102,6 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def has_bf16() -> bool | None:
-    """Whether the processor multiplies bf16 in hardware; None where the system does not say."""
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith(("flags", "Features")):
-            return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()))
-    return None
-
-
 def device_name(device: torch.device) -> str:
     """Name what the networks run on: ``"cuda:0 NVIDIA H100"``, ``"cpu"``."""
     if device.type != "cuda":
@@ -123,7 +114,9 @@ def device_name(device: torch.device) -> str:
 def _python() -> Iterator[Finding]:
     yield Finding("python", "ok", f"Python {platform.python_version()} ({sys.executable})")
     yield Finding("platform", "ok", f"{platform.system()} {platform.release()}, {platform.machine()}")
-    yield Finding("napari-fmseg", "ok", _version("napari-fmseg") or "run from its source folder, not installed")
+    yield Finding(
+        "napari-fmseg", "ok", f"{__version__}{'' if _version('napari-fmseg') else ', run from its source folder'}"
+    )
 
 
 def _torch() -> Iterator[Finding]:
@@ -142,6 +135,7 @@ def _torch() -> Iterator[Finding]:
     else:
         yield Finding("torch", "ok", f"torch {torch.__version__} ({build})")
     yield from _devices(torch, build)
+    yield _precision(torch)
     threads, cores = torch.get_num_threads(), n_cores()
     if threads < min(cores, 4):
         limits = [f"{k}={os.environ[k]}" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ]
@@ -199,11 +193,17 @@ def _cuda(torch: Any, index: int) -> Finding:
     return Finding("device", "ok", text)
 
 
+def _precision(torch: Any) -> Finding:
+    """What the processor computes in when nobody chooses."""
+    from napari_fmseg.nets.engine import pick_precision
+
+    precision = pick_precision(torch.device("cpu"))
+    slower = "" if precision == "bfloat16" else "; newer processors are about twice as fast in bfloat16"
+    return Finding("precision", "ok", f"the processor computes in {precision}{slower}")
+
+
 def _processor() -> Iterator[Finding]:
-    bf16 = has_bf16()
     text = f"{processor_name()}, {n_cores()} cores to use"
-    if bf16 is not None:
-        text += ", computes in bf16" if bf16 else ", no bf16 (float32 is used)"
     yield Finding("processor", "ok", text)
 
 

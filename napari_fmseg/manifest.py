@@ -19,11 +19,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg.models import ModelCard
+from napari_fmseg import __version__
+from napari_fmseg.models import Model, ModelCard
 
-__all__ = ["Manifest", "manifest_path", "plain", "versions", "write_manifest"]
+__all__ = ["Manifest", "manifest_path", "plain", "precision_of", "versions", "write_manifest"]
 
-_PACKAGES = ("napari-fmseg", "torch", "numpy", "monai", "SimpleITK", "safetensors")
+_PACKAGES = ("torch", "numpy", "SimpleITK", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,17 @@ def write_manifest(manifest: Manifest, result: Path) -> Path:
     return path
 
 
+def precision_of(model: Model, precision: str) -> str:
+    """Name the precision that a run asked for with `precision` really has on the model's device."""
+    from napari_fmseg.nets.engine import pick_precision  # torch comes with the model, not with this module
+
+    half_is_right = bool(model.card.settings.get("half_is_right", True))
+    return pick_precision(model.device, precision, half_is_right=half_is_right)
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on, where they are installed."""
-    found = {"python": platform.python_version()}
+    found = {"napari-fmseg": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -301,8 +301,8 @@ def _read_weights(card: ModelCard) -> dict[str, torch.Tensor]:
     found = hashlib.sha256(content).hexdigest()
     if card.sha256 and found != card.sha256:
         raise WeightsMismatch(
-            f"{path.name} is not the file that the card of {card.name!r} describes: its sha256 starts with {found[:12]}, "
-            f"expected {card.sha256[:12]}. It was altered or only partly copied; install the model again."
+            f"{path.name} is not the file that the card of {card.name!r} describes: its sha256 starts with "
+            f"{found[:12]}, expected {card.sha256[:12]}. It was altered or only partly copied; install the model again."
         )
     try:
         return {key: value.float() for key, value in load(content).items()}

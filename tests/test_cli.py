@@ -112,6 +112,14 @@ def test_segment_takes_a_folder_of_volumes(tmp_path):
     assert len(list((tmp_path / "out").glob("*_seg.nii.gz"))) == 2
 
 
+def test_an_empty_file_in_a_folder_is_listed_and_not_passed_over(tmp_path, capsys):
+    write_volume(volume(), tmp_path / "in" / "good.nii.gz")
+    (tmp_path / "in" / "lost.nii.gz").write_bytes(b"")
+    assert run("segment", tmp_path / "in", "--model", "tiny", "--output", tmp_path / "out") == 1
+    assert "1 of 2 volumes failed" in capsys.readouterr().err
+    assert (tmp_path / "out" / "good_seg.nii.gz").exists()
+
+
 def test_two_volumes_of_one_name_do_not_overwrite_each_other(tmp_path):
     for folder in ("a", "b"):
         write_volume(volume(), tmp_path / folder / "image.nii.gz")
@@ -370,8 +378,8 @@ def test_train_prints_events_as_json_lines_and_leaves_a_model(recipe, capsys, tm
     events = [from_json(line) for line in capsys.readouterr().out.splitlines()]
     assert sum(isinstance(event, EpochDone) for event in events) >= 2
     assert [event.path.suffix for event in events if isinstance(event, Saved)][-1] == ".toml"
-    assert run("segment", tmp_path / "data" / "imagesTr" / "c2_0000.nii.gz", "--model", tmp_path / "run" / "learned.toml",
-               "--output", tmp_path / "mask.nii.gz") == 0  # fmt: skip
+    image, card = tmp_path / "data" / "imagesTr" / "c2_0000.nii.gz", tmp_path / "run" / "learned.toml"
+    assert run("segment", image, "--model", card, "--output", tmp_path / "mask.nii.gz") == 0
 
 
 def test_train_tells_a_person_the_dice_of_every_epoch(recipe, capsys):
@@ -398,3 +406,34 @@ def test_a_training_that_is_stopped_keeps_what_it_saved_and_goes_on(recipe, caps
     monkeypatch.setattr(loop, "train", whole)
     assert run("train", recipe) == 0
     assert (tmp_path / "run" / "learned.toml").exists()
+
+
+def test_convert_writes_weights_and_a_card_that_runs(tmp_path, image, capsys):
+    torch = pytest.importorskip("torch")
+    from napari_fmseg.nets import build
+
+    net = build("snet", n_classes=2, width=4)
+    torch.save({"net": net.state_dict(), "optimizer": {}, "epoch": 3}, tmp_path / "snet.pth")
+    words = ("convert", tmp_path / "snet.pth", "--network", "snet", "--output", tmp_path / "new", "--n-classes", 2)
+    assert run(*words) == 1
+    assert "does not fit snet" in capsys.readouterr().err
+    assert run(*words, "--width", 4) == 0
+    assert (tmp_path / "new.toml").exists()
+    assert run("segment", image, "--model", tmp_path / "new.toml", "--output", tmp_path / "m.nii.gz") == 0
+
+
+def test_convert_refuses_a_file_that_would_run_code(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    torch.save({"net": Path("x")}, tmp_path / "evil.pth")
+    assert run("convert", tmp_path / "evil.pth", "--network", "snet", "--output", tmp_path / "new") == 1
+    assert "refused" in capsys.readouterr().err
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_bench_prints_one_document_with_parts_and_pairs(image, capsys):
+    words = ("bench", "--image", image, "--model", "tiny", "--device", "cpu", "--repeats", 1)
+    assert run(*words, "--no-compare", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document["benchmark"]["parts"]) == {"reading", "consensus", "labels", "writing"}
+    assert run(*words, "--no-compare") == 0
+    assert "file to file" in capsys.readouterr().out

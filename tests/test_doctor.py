@@ -39,7 +39,7 @@ def test_everything_is_looked_at_and_whatever_is_wrong_has_a_fix():
     findings = examine()
     names = {f.name for f in findings}
     assert {"python", "platform", "torch", "device", "threads", "processor", "memory", "disk", "isal", "cc3d",
-            "openvino", "pydicom", "highdicom", "napari", "Qt"} <= names  # fmt: skip
+            "precision", "pydicom", "highdicom", "napari", "Qt"} <= names  # fmt: skip
     assert all(f.state in ("ok", "warn", "bad") and f.text for f in findings)
     assert all(f.fix for f in findings if f.state != "ok")
 

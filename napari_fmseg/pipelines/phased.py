@@ -23,6 +23,7 @@ from torch import Tensor
 from napari_fmseg.errors import UnknownModel
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import (
+    bounding_box,
     box_in,
     from_canonical,
     labels_on,
@@ -42,7 +43,7 @@ from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["STAGES", "PhasedSettings", "normalise", "run"]
+__all__ = ["STAGES", "PhasedSettings", "body_box", "normalise", "run"]
 
 STAGES = ("consensus", "attention", "edge")
 
@@ -69,6 +70,9 @@ class PhasedSettings:
         published.
     half_is_right
         Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
+    crop_above
+        Look only at the box around all voxels above this normalised intensity (0..1), so that the air around a patient
+        takes no room on the consensus grid. None looks at the whole volume.
     """
 
     consensus_grid: tuple[int, int, int] = (128, 128, 128)
@@ -79,6 +83,7 @@ class PhasedSettings:
     window_margin: tuple[int, int] = (2, 3)
     edge_grid: str = "native"
     half_is_right: bool = True
+    crop_above: float | None = None
 
     @classmethod
     def of(cls, card_settings: Mapping[str, Any]) -> PhasedSettings:
@@ -137,6 +142,18 @@ def _percentiles(channel: Tensor, low: float, high: float, most: int = 2_000_000
     return float(found[0]), float(found[1])
 
 
+def body_box(image: Tensor, settings: PhasedSettings) -> Box:
+    """Give the box of a normalised volume (c, z, y, x) that the model looks at."""
+    if settings.crop_above is None:
+        return _whole(image.shape[1:])
+    return bounding_box(image.amax(0) > settings.crop_above) or _whole(image.shape[1:])
+
+
+def _whole(shape: Sequence[int]) -> Box:
+    z, y, x = (slice(0, n) for n in shape)
+    return z, y, x
+
+
 def consensus_input(image: Tensor, settings: PhasedSettings, intensity: Intensity) -> Tensor:
     """Give the normalised volume (c, z, y, x) on the consensus grid."""
     return _stretched(resize(image, settings.consensus_grid), intensity)
@@ -170,9 +187,12 @@ class _Stages:
         self.settings = PhasedSettings.of(model.card.settings)
         self.engine = Engine(model.device, options.precision, half_is_right=self.settings.half_is_right)
         data, self.geometry = to_canonical(volume)
-        self.image = normalise(to_tensor(data, model.device), model.card.intensity)  # (c, z, y, x)
-        whole = tuple(slice(0, n) for n in self.geometry.shape)
-        self.box: Box = whole  # type: ignore[assignment]  # native, canonical voxels
+        self.full = self.geometry
+        image = normalise(to_tensor(data, model.device), model.card.intensity)
+        self.body = body_box(image, self.settings)
+        self.image = cut(image, self.body)  # (c, z, y, x)
+        self.geometry = self.full.crop(self.body)
+        self.box: Box = _whole(self.geometry.shape)  # native, canonical voxels of the body
         self.probabilities: Tensor | None = None  # (classes, z, y, x) of the last stage, over self.box
         self.crop_labels: Tensor | None = None  # of the edge stage, over self.box
         self.attention_map: Tensor | None = None
@@ -242,8 +262,8 @@ class _Stages:
         assert self.probabilities is not None
         shape = tuple(s.stop - s.start for s in self.box)
         crop = self.crop_labels if self.crop_labels is not None else labels_on(self.probabilities, shape)
-        full = torch.zeros(self.geometry.shape, dtype=crop.dtype, device=crop.device)
-        full[self.box] = crop
+        full = torch.zeros(self.full.shape, dtype=crop.dtype, device=crop.device)
+        full[self.body][self.box] = crop
         array = from_canonical(full.cpu().numpy(), self.volume.geometry)
         return StageResult("labels", self._label_map(array, self.volume.geometry), time.perf_counter() - start)
 

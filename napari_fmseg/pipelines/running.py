@@ -79,6 +79,6 @@ class Engine:
             return self._run(net, tuple(x.cpu() for x in inputs))
         except torch.OutOfMemoryError as error:
             raise DeviceMemory(
-                f"A network on {size} voxels fits neither into the device's nor into this computer's memory. Close other "
-                "programs, or use a model with a smaller grid."
+                f"A network on {size} voxels fits neither into the device's nor into this computer's memory. Close "
+                "other programs, or use a model with a smaller grid."
             ) from error

@@ -15,7 +15,7 @@ from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
 from napari_fmseg.grid import to_canonical, to_tensor, zoom
 from napari_fmseg.io import read_labels, read_volume
 from napari_fmseg.models import Intensity
-from napari_fmseg.pipelines.phased import normalise
+from napari_fmseg.pipelines.phased import PhasedSettings, body_box, cut, normalise
 from napari_fmseg.training.recipe import Augment, Case
 from napari_fmseg.volume import LabelMap, Volume
 
@@ -81,14 +81,20 @@ def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str]) -> tu
 
 
 def load_sample(
-    case: Case, names: Mapping[int, str], labels: Sequence[str], intensity: Intensity, device: torch.device
+    case: Case,
+    names: Mapping[int, str],
+    labels: Sequence[str],
+    intensity: Intensity,
+    settings: PhasedSettings,
+    device: torch.device,
 ) -> Sample:
-    """Read a case as the networks see it."""
+    """Read a case as the networks see it: canonical, normalised, and cut to what the model looks at."""
     volume, truth = read_case(case, names, labels)
     data, _ = to_canonical(volume)
     marks, _ = to_canonical(truth)
     image = normalise(to_tensor(data, device), intensity)
-    return Sample(case.name, image, to_tensor(marks, device)[0])
+    box = body_box(image, settings)
+    return Sample(case.name, cut(image, box).contiguous(), to_tensor(marks, device)[0][box].contiguous())
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:
@@ -115,7 +121,7 @@ def target_in(labels: Tensor, spans: Sequence[tuple[float, float]], shape: Seque
     Returns
     -------
     Tensor
-        (n_classes, \\*shape) float32, adding up to 1.
+        (n_classes, z, y, x) of `shape`, float32, adding up to 1.
     """
     size = labels.shape
     inner = [slice(max(0, math.floor(a) - 1), min(n, math.ceil(b) + 1)) for (a, b), n in zip(spans, size, strict=True)]

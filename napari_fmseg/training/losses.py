@@ -154,14 +154,15 @@ class JaccardLoss(nn.Module):
 class DiceCELoss(nn.Module):
     """Mean of 1 - Dice over the structures, plus cross entropy: what most of the field trains with.
 
-    Dice_c = (2 sum pt + s) / (sum p² + sum t² + s) per sample and without the background. s is small, so that a structure
-    of a few voxels on a coarse head still counts; an absent one that is not predicted costs nothing. Cross entropy is
-    taken of the probabilities, hardly bounded: a floor as high as 1e-5 leaves no gradient where a class is as good as excluded.
+    Dice_c = (2 sum pt + s) / (sum p² + sum t² + s) per sample and without the background. s is small, so that a
+    structure of a few voxels on a coarse head still counts; an absent one that is not predicted costs nothing. Cross
+    entropy is taken of the probabilities with a floor of 1e-30: one as high as 1e-5 leaves no gradient where a class is
+    as good as excluded.
 
     Parameters
     ----------
     balanced
-        Weigh structure voxels by sqrt(background / structure voxels), at most 20. Without it a network that has no
+        Weigh structure voxels by (background / structure voxels)^0.75, at most 60. Without it a network that has no
         normalisation may settle for background everywhere when the structures fill less than a hundredth.
     """
 
@@ -177,7 +178,7 @@ class DiceCELoss(nn.Module):
         overlap = (2 * _sums(p * t, w) + self.smooth) / (_sums(p * p + t * t, w) + self.smooth)  # (b, C)
         if self.balanced:
             background = t[:, :1]
-            ratio = (background.sum() / (1 - background).sum().clamp_min(1)).sqrt().clamp(1, 20)
+            ratio = (background.sum() / (1 - background).sum().clamp_min(1)).pow(0.75).clamp(1, 60)
             emphasis = background + ratio * (1 - background)
             w = emphasis if w is None else w * emphasis
         entropy = -(t * p.clamp_min(1e-30).log()).sum(1, keepdim=True)

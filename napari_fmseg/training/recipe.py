@@ -132,6 +132,8 @@ class Recipe:
     dataset
         A folder in the nnU-Net raw layout (imagesTr, labelsTr, dataset.json), or with case lists in its
         dataset.json.
+    phantom
+        Instead of a folder: how many phantom CTs to make for training and for validation.
     training, validation
         Cases, when there is no `dataset`; or names of the dataset's cases for validation in `holdout`.
     holdout
@@ -162,6 +164,7 @@ class Recipe:
     out: Path
     title: str = ""
     dataset: Path | None = None
+    phantom: tuple[int, ...] = ()
     training: tuple[Case, ...] = ()
     validation: tuple[Case, ...] = ()
     holdout: tuple[str, ...] = ()
@@ -188,8 +191,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.name or not self.stages or not self.labels:
             raise InvalidRecipe("A recipe needs a name, at least one label and at least one stage.")
-        if (self.dataset is None) == (not self.training):
-            raise InvalidRecipe("A recipe needs either a dataset folder or a list of training cases, not both.")
+        if sum((self.dataset is not None, bool(self.training), bool(self.phantom))) != 1:
+            raise InvalidRecipe(
+                "A recipe needs one of: a dataset folder, a list of training cases, a number of phantoms."
+            )
+        if self.phantom and len(self.phantom) != 2:
+            raise InvalidRecipe("phantom is two numbers: how many to train on, how many to validate on.")
 
 
 def load_recipe(path: Path | str, **changes: Any) -> Recipe:
@@ -227,7 +234,7 @@ def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
             table[name] = folder / table[name]
     for name in ("training", "validation"):
         table[name] = tuple(_case(entry, folder) for entry in table.get(name, ()))
-    for name in ("labels", "channels", "holdout"):
+    for name in ("labels", "channels", "holdout", "phantom"):
         if name in table:
             table[name] = tuple(table[name])
     return Recipe(**table)
