@@ -130,9 +130,8 @@ def weights_of(folder: Path) -> str:
 
 
 def start(home: Path, out: str) -> subprocess.Popen[str]:
-    text = RECIPE.replace('out = "run"', f'out = "{out}"')
-    (home / f"{out}.toml").write_text(text)
-    command = [sys.executable, "-m", "napari_fmseg", "train", str(home / f"{out}.toml"), "--events"]
+    command = [sys.executable, "-m", "napari_fmseg", "train", str(home / "recipe.toml"), "--events"]
+    command += ["--out", str(home / out), "--dataset", str(home / "data")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
 
