@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.volume import LabelMap, Volume
 
@@ -125,7 +127,12 @@ def to_json(event: Any) -> str:
         facts = {"stage": event.stage, "seconds": event.seconds, "note": event.note,
                  "shape": list(event.output.geometry.shape), "kind": type(event.output).__name__}  # fmt: skip
         return json.dumps({"event": "StageResult", **facts})
-    return json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}, default=str)
+    return json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Give numpy's numbers as Python's, anything else as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
 
 
 def from_json(line: str) -> TrainEvent:
@@ -139,6 +146,6 @@ def from_json(line: str) -> TrainEvent:
     try:
         facts = json.loads(line)
         event = _LINES[facts.pop("event")](**facts)
+        return dataclasses.replace(event, path=Path(event.path)) if isinstance(event, Saved) else event
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FmsegError(f"This line is no event: {line[:80]!r}. Expected JSON with an 'event' field.") from error
-    return dataclasses.replace(event, path=Path(event.path)) if isinstance(event, Saved) else event

@@ -212,14 +212,36 @@ def read_card(path: Path) -> ModelCard:
         table["nets"] = {name: NetSpec(**spec) for name, spec in table["nets"].items()}
         table["labels"] = {int(label): name for label, name in table["labels"].items()}
         table["intensity"] = Intensity(**table.get("intensity", {}))
-        for name in ("channels", "spacing_mm"):
-            if name in table:
-                table[name] = tuple(table[name])
-        return ModelCard(**table, folder=path.parent)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        card = ModelCard(**_checked(table), folder=path.parent)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, UnknownModel) as error:
         raise UnknownModel(
             f"{path.name} is not a model card: {error}. Restore it, or remove it from its folder."
         ) from error
+    return card
+
+
+def _checked(table: dict[str, Any]) -> dict[str, Any]:
+    """Give a card's table with tuples for lists; a ValueError names the field that has the wrong type."""
+    kinds: dict[str, tuple[type[Any], type[Any] | tuple[type[Any], ...]]] = {
+        "channels": (list, str),
+        "spacing_mm": (list, (int, float)),
+        "labels": (dict, str),
+        "scores": (dict, dict),
+        "settings": (dict, object),
+        "version": (int, object),
+    }
+    structures = (*kinds, "nets", "intensity")
+    for name, value in table.items():
+        kind, inner = kinds.get(name, (object if name in structures else str, object))
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if not isinstance(value, kind) or not all(isinstance(part, inner) for part in parts):
+            raise ValueError(f"{name} cannot be {value!r}")
+    if min(table["labels"], default=1) < 1:
+        raise ValueError("labels are numbered from 1; 0 is background and not listed")
+    weights = table.get("weights", "")
+    if weights != Path(weights).name:
+        raise ValueError(f"weights is the name of a file beside the card, not {weights!r}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
 
 
 def list_models() -> tuple[ModelCard, ...]:
