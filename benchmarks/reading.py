@@ -4,7 +4,8 @@
 
 The volume is like a chest CT: 512 x 512 x 200 voxels in int16 with noise, and labels of seven organs. All tools take
 turns in every round, so that a busy neighbour disturbs them alike; medians of the wall time and minima of the processor
-time are kept. What is read lies in the page cache: this compares programs, not disks.
+time are kept, and the load: above the number of cores only the processor time says anything. What is read lies in
+the page cache: this compares programs, not disks.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ def main() -> None:
     facts = {
         "device": processor(),
         "cores": os.cpu_count(),
+        "load": [round(part, 1) for part in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("numpy", "nibabel", "SimpleITK", "pydicom")}
         | {"isal": version("isal") if gzipped.has_isal() else None},

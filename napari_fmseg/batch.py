@@ -72,13 +72,14 @@ def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None
     Raises
     ------
     UnreadableVolume
-        If a path does not exist or a folder holds no volume.
+        If the only path does not exist, or a folder holds no volume.
     UnwritableVolume
         If the output has no suffix that can be written, or its folder cannot be.
     FmsegError
         If nothing is named, one output file is for several volumes, or the result would overwrite its image.
     """
-    found = [volume for image in images for volume in _volumes(image, series)]
+    images = list(images)
+    found = [volume for image in images for volume in _volumes(image, series, alone=len(images) == 1)]
     if not found:
         raise FmsegError("There is nothing to segment. Name at least one file or folder.")
     if suffix_of(output) or (output.suffix and len(found) == 1 and not output.is_dir()):
@@ -194,7 +195,9 @@ def _manifest(
     )
 
 
-def _volumes(image: Path, series: str | None) -> list[Path]:
+def _volumes(image: Path, series: str | None, *, alone: bool) -> list[Path]:
+    if not image.exists() and not alone:
+        return [image]  # it fails when its turn comes, and is listed; the others are not held up
     if not image.exists():
         raise UnreadableVolume(f"There is no {image}. Is the path right, and the drive there?")
     if not image.is_dir() or series is not None:

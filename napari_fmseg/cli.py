@@ -347,13 +347,24 @@ def _mean_dice(scores: dict[str, dict[str, float]]) -> float:
 # --- train ------------------------------------------------------------------------------------------------------
 
 
-def train(recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]], /, *, events: bool = False) -> int:
+def train(
+    recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]],
+    /,
+    *,
+    dataset: Path | None = None,
+    out: Path | None = None,
+    events: bool = False,
+) -> int:
     """Learn a model from labelled volumes, from scratch or from another model; started again, it goes on.
 
     Parameters
     ----------
     recipe
         A TOML file; resources/recipes has those of the shipped models.
+    dataset
+        Folder to learn from instead of the recipe's: imagesTr, labelsTr and dataset.json as nnU-Net has them.
+    out
+        Folder of the run instead of the recipe's.
     events
         Print every event as one JSON line to stdout, for another program to follow.
     """
@@ -362,7 +373,9 @@ def train(recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]], /, *,
     from napari_fmseg.training.loop import train as learn
 
     with Bars(quiet=events) as bars:
-        for event in learn(load_recipe(recipe)):
+        given = {"dataset": dataset, "out": out}
+        changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
+        for event in learn(load_recipe(recipe, **changes)):
             if events:
                 say(to_json(event))
                 continue

@@ -99,7 +99,7 @@ def resize(data: Tensor, shape: Sequence[int]) -> Tensor:
     Returns
     -------
     Tensor
-        (c, \\*shape), float.
+        (c, z, y, x) of `shape`, float.
     """
     return zoom(data, [(0, n) for n in data.shape[1:]], shape)
 
@@ -120,7 +120,7 @@ def zoom(data: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int
     Returns
     -------
     Tensor
-        (c, \\*shape), float.
+        (c, z, y, x) of `shape`, float.
     """
     data = data if data.is_floating_point() else data.float()
     # The strongest reduction first, so that the later products are small.

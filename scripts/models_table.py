@@ -1,7 +1,7 @@
-"""Write the table of shipped models into README.md, between its two marks, from the model cards.
+"""Write the table of shipped models into README.md, between its two marks, and docs/models.md, from the model cards.
 
 python scripts/models_table.py            prints the table
-python scripts/models_table.py --write    writes it into README.md
+python scripts/models_table.py --write    writes README.md and docs/models.md
 """
 
 from __future__ import annotations
@@ -51,6 +51,34 @@ def table(cards: Iterable[ModelCard]) -> str:
     return "\n".join(rows)
 
 
+def page(cards: Iterable[ModelCard]) -> str:
+    """Give docs/models.md: every card, with Dice by class and stage."""
+    parts = [
+        "# Models\n\nMade from the model cards by `scripts/models_table.py --write`. Research use only. Not a medical device.\n\n"
+        "Dice is the mean over cases that were not trained on; each stage was run to the volume's own grid. A model's recipe "
+        "lies in `resources/recipes` under its name.\n"
+    ]
+    for card in cards:
+        stages = [stage for stage in card.scores if stage != "labels"]
+        rows = [f"| Class | {' | '.join(stages)} |", f"| --- |{' --- |' * len(stages)}"]
+        for name in card.labels.values():
+            rows.append(f"| {name} | " + " | ".join(f"{card.scores[s][name]:.3f}" for s in stages) + " |")
+        means = (sum(card.scores[s].values()) / len(card.scores[s]) for s in stages)
+        rows.append("| **mean** | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |")
+        facts = {
+            "Modality and region": f"{card.modality}, {card.body_part}",
+            "Trained on": card.trained_on,
+            "Scored on": card.scored_on,
+            "What it cannot do": card.limits,
+            "Licence": card.licence,
+            "Restriction": card.restriction,
+            "Cite": card.citation,
+        }
+        told = "\n".join(f"- **{name}.** {' '.join(text.split())}" for name, text in facts.items() if text)
+        parts.append(f"## {card.title} (`{card.name}`)\n\n" + "\n".join(rows) + f"\n\n{told}\n")
+    return "\n".join(parts)
+
+
 def written(readme: str) -> str:
     """Give `readme` with the table of today."""
     before, rest = readme.split(START)
@@ -65,6 +93,7 @@ def main(words: list[str]) -> None:
         return
     path = ROOT / "README.md"
     path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
+    (ROOT / "docs" / "models.md").write_text(page(shipped_cards()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ A stage is a label map, or a map of real numbers (drawn as heat). Planes go thro
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +50,17 @@ def read_at(volume: Volume, places: Places) -> tuple[npt.NDArray[np.float64], np
     return volume.channels[0][tuple(np.moveaxis(index, -1, 0))].astype(float), inside
 
 
-def painted(grey: Picture, stage: Volume, places: Places) -> Picture:
-    """Lay `stage` over `grey` (h, w, 3)."""
+def painted(
+    grey: Picture, stage: Volume, places: Places, colors: Mapping[int, tuple[float, float, float]] = COLORS
+) -> Picture:
+    """Lay `stage` over `grey` (h, w, 3), its labels in `colors`."""
     values, inside = read_at(stage, places)
     if not isinstance(stage, LabelMap):
         heat = np.clip(values / max(float(stage.data.max()), 1e-6), 0, 1)[..., None]
         return np.where(inside[..., None], (1 - 0.6 * heat) * grey + 0.6 * heat * (1.0, 0.55, 0.1), 0.35 * grey)
     picture = np.where(inside[..., None], grey, 0.35 * grey)
     for value in np.unique(values[inside & (values > 0)]).astype(int):
-        color = stage.colors.get(value) or COLORS.get(value) or (0.9, 0.3, 0.7)
+        color = colors.get(value) or (0.9, 0.3, 0.7)
         here = inside & (values == value)
         picture[here] = 0.5 * picture[here] + 0.5 * np.array(color)
     return picture
@@ -71,6 +74,7 @@ def draw(image: Volume, stages: dict[str, Volume]) -> Image.Image:
         middle = np.median(np.argwhere(last.data > 0), axis=0)
     views = planes(image.geometry, last.geometry.place(middle))
     low, high = (-160.0, 240.0) if image.channels.min() < -500 else np.percentile(image.channels[0], (1, 99))
+    colors = (last.colors if isinstance(last, LabelMap) else {}) or COLORS  # one colour per label through all rows
     rows = []
     for stage in (None, *stages.values()):
         row = []
@@ -78,7 +82,7 @@ def draw(image: Volume, stages: dict[str, Volume]) -> Image.Image:
             values, inside = read_at(image, places)
             grey = np.clip((values - low) / max(high - low, 1e-6), 0, 1) * inside
             grey = np.repeat(grey[..., None], 3, -1)
-            row.append(grey if stage is None else painted(grey, stage, places))
+            row.append(grey if stage is None else painted(grey, stage, places, colors))
         height = max(len(view) for view in row)
         rows.append(np.hstack([np.pad(view, ((0, height - len(view)), (0, 4), (0, 0))) for view in row]))
     canvas = Image.fromarray((np.vstack(rows) * 255).astype(np.uint8))

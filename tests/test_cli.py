@@ -105,6 +105,14 @@ def test_segment_goes_on_past_a_bad_volume_and_lists_it(image, tmp_path, capsys)
     assert told.err.strip().count("broken.nii.gz") >= 2
 
 
+def test_a_path_that_does_not_exist_holds_up_no_other(tmp_path, capsys):
+    image = write_volume(volume(), tmp_path / "case.nii.gz")
+    missing = tmp_path / "missing.nii.gz"
+    assert run("segment", missing, image, "--model", "tiny", "--output", tmp_path / "out") == 1
+    assert (tmp_path / "out" / "case_seg.nii.gz").exists()
+    assert "1 of 2 volumes failed" in capsys.readouterr().err
+
+
 def test_segment_takes_a_folder_of_volumes(tmp_path):
     for n in range(2):
         write_volume(volume(n), tmp_path / "in" / f"case{n}.nii.gz")

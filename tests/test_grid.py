@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.grid import (

@@ -1,6 +1,7 @@
 # ruff: noqa: E501 (the table of bad input: one case, one line)
 """Bad input says what is wrong and what to do, and DICOM is read by its slices' own places."""
 
+import contextlib
 import gzip
 import os
 import struct
@@ -200,6 +201,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Path], str, str]] = {  # how to mak
     "no orientation": (lambda t: write_series(t, change=spoil(ImageOrientationPatient=None)), "lacks ImageOrientation", "Export"),
     "no pixel spacing": (lambda t: write_series(t, change=spoil(PixelSpacing=None)), "lacks PixelSpacing", "Export the series"),
     "pixels cut short": (lambda t: write_series(t, change=spoil(PixelData=bytes(40))), "pixels of IM", "export the series again"),
+    "mosaic": (lambda t: write_series(t, 1, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "mosaic", "dcm2niix"),
     "film": (lambda t: write_series(t, 1, NumberOfFrames=3), "3 frames", "slices have positions"),
     "contours": (rtstruct, r"contours \(RTSTRUCT\), but no image", "Choose the folder"),
     "contours, the file": (lambda t: rtstruct(t) / "IM0", r"contours \(RTSTRUCT\), but no image", "Choose the folder"),
@@ -378,3 +380,64 @@ def test_pixels_compressed_without_loss_are_the_same(tmp_path: Path) -> None:
         dataset.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
         dataset.save_as(path)
     np.testing.assert_array_equal(read_volume(tmp_path / "rle").data, plain.data)
+
+
+def test_a_screenshot_beside_the_series_is_left_out_and_said(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct")
+    write_series(tmp_path / "dose", 1, spoil_all, SeriesInstanceUID="1.9", SamplesPerPixel=3)
+    volume = read_volume(tmp_path)
+    assert volume.data.shape == (5, 6, 7)
+    assert any("1 more series" in text for text in volume.meta["warnings"])
+
+
+def spoil_all(i: int, dataset: Any) -> None:
+    del dataset.ImagePositionPatient
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_bits_above_the_stored_ones_are_ignored(tmp_path: Path, signed: int) -> None:
+    def fill(i: int, dataset: Any) -> None:
+        dataset.PixelRepresentation = signed
+        dataset.PixelData = (np.arange(42, dtype="<u2") * 90 | 0x5000).tobytes()
+
+    folder = write_series(tmp_path, change=fill, RescaleIntercept=0)
+    truth = np.arange(42) * 90
+    truth = np.where(signed & (truth >= 2048), truth - 4096, truth)
+    np.testing.assert_array_equal(read_volume(folder).data[0].ravel(), truth)
+
+
+def test_the_index_of_a_disc_stands_for_its_folder(tmp_path: Path) -> None:
+    write_series(tmp_path / "IMAGES")
+    as_is(tmp_path / "DICOMDIR", bytes(128) + b"DICM")
+    assert read_volume(tmp_path / "DICOMDIR").data.shape == (5, 6, 7)
+
+
+def test_a_damaged_file_does_not_hide_the_others(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct")
+    as_is(tmp_path / "bad.dcm", bytes(128) + b"DICM" + b"\x02\0\0\0UL\x04\0\xff\xff")
+    nifti(tmp_path / "t1.nii.gz")
+    as_is(tmp_path / "notes.txt", "x")
+    assert [path.name for path in find_volumes(tmp_path)] == ["ct", "t1.nii.gz"]
+
+
+@pytest.mark.parametrize("kind", ["nii", "nii.gz", "nrrd", "mha", "dcm", "zip"])
+def test_damage_anywhere_is_read_or_refused_and_never_crashes(tmp_path: Path, kind: str) -> None:
+    whole = {
+        "nii": lambda: nifti(tmp_path / "a.nii"),
+        "nii.gz": lambda: nifti(tmp_path / "a.nii.gz"),
+        "nrrd": lambda: nrrd(tmp_path / "a.nrrd"),
+        "mha": lambda: mha(tmp_path / "a.mha"),
+        "dcm": lambda: write_series(tmp_path / "series", 1) / "IM0",
+        "zip": lambda: zipped(tmp_path / "a.zip", {"a.nii": nifti(tmp_path / "a.nii").read_bytes()}),
+    }[kind]().read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "in" / f"x.{kind}"
+    path.parent.mkdir()
+    for _ in range(60):
+        content = bytearray(whole)
+        for at in rng.integers(0, min(len(whole), 500), rng.integers(1, 9)):
+            content[at] = rng.integers(0, 256)
+        path.write_bytes(content)
+        for read in (read_volume, read_labels):
+            with contextlib.suppress(UnreadableVolume):
+                assert np.isfinite(read(path).data).all()

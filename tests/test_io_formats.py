@@ -213,6 +213,12 @@ def test_one_slice_is_read_and_said(tmp_path: Path, suffix: str) -> None:
     assert any("one voxel thick along z" in text for text in volume.meta["warnings"])
 
 
+def test_an_empty_label_map_is_nothing_to_warn_of(tmp_path: Path) -> None:
+    labels = read_labels(write_labels(LabelMap(np.zeros(SHAPE, bool), GRID), tmp_path / "a.nii.gz"))
+    assert labels.meta["warnings"] == []
+    assert labels.data.dtype == np.uint8
+
+
 def test_time_and_vector_components_become_channels(tmp_path: Path) -> None:
     data = np.arange(120, dtype=np.float32).reshape(2, *SHAPE)
     nib.save(nib.Nifti1Image(data.T, np.eye(4)), tmp_path / "time.nii.gz")

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 
 from napari_fmseg.errors import FmsegError, GeometryMismatch
 from napari_fmseg.grid import from_canonical, to_canonical

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def read_labels(path: Path | str) -> LabelMap:
     """
     data, geometry, meta, path = _read(Path(path), None)
     names, colors = meta.pop("names", {}), meta.pop("colors", {})
-    return to_labels(checked(data, geometry, meta, path), path, names, colors)
+    return to_labels(checked(data, geometry, meta, path, is_image=False), path, names, colors)
 
 
 def list_series(folder: Path | str) -> tuple[SeriesInfo, ...]:
@@ -203,6 +204,8 @@ def _read(path: Path, series: str | None) -> _Parts:
     with _told(path):
         if path.is_dir():
             return _read_folder(path, series)
+        if path.name.upper() == "DICOMDIR":  # the index of a disc: what it lists lies beside it
+            return _read_folder(path.parent, series)
         kind = format_of(path)
         if kind == "nifti":
             from napari_fmseg.io import nifti
@@ -268,6 +271,8 @@ def _check_suffix(path: Path) -> None:
 
 def _write(volume: Volume, path: Path, source: Volume | None) -> None:
     _check_suffix(path)
+    if volume.data.dtype == bool:
+        volume = replace(volume, data=volume.data.view(np.uint8))
     if suffix_of(path) in (".nii.gz", ".nii"):
         from napari_fmseg.io import nifti
 

@@ -89,9 +89,12 @@ def span(data: npt.NDArray[Any]) -> tuple[Any, Any]:
     return ends.min(), ends.max()
 
 
-def checked(data: npt.NDArray[Any], geometry: Geometry, meta: Mapping[str, Any], path: Path) -> Volume:
+def checked(
+    data: npt.NDArray[Any], geometry: Geometry, meta: Mapping[str, Any], path: Path, *, is_image: bool = True
+) -> Volume:
     """Make a `Volume` whose values are finite, and say in ``meta`` what was repaired or looks odd.
 
+    An image of one value or one slice looks odd; a label map may well be empty or thin (`is_image` False).
     ``meta["repaired"]`` and ``meta["warnings"]`` are lists of sentences for the user, empty when all is well.
 
     Raises
@@ -108,11 +111,13 @@ def checked(data: npt.NDArray[Any], geometry: Geometry, meta: Mapping[str, Any],
         if not (math.isfinite(low) and math.isfinite(high)):
             repaired.append(_made_finite(channel, which, path))
             low, high = float(channel.min()), float(channel.max())
+        if not is_image:
+            continue
         if low == high:
             warnings.append(f"{which} has the same value {low:g} everywhere: there is nothing to see in it.")
         elif max(-low, high) > _INCREDIBLE:
             warnings.append(f"{which} has values up to {max(-low, high):.3g}, which no scanner gives.")
-    warnings += _thin(geometry)
+    warnings += _thin(geometry) if is_image else []
     return Volume(data, geometry, {**meta, "repaired": repaired, "warnings": warnings})
 
 

@@ -6,6 +6,7 @@ The slices' own positions decide: their order, the spacing, and a shear where a 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import UnreadableVolume
 from napari_fmseg.io.checks import REVERSED, rescaled
-from napari_fmseg.io.dicomslices import Header, Slice, decoded, headers, is_dicom, kind_of, number, slices_of
+from napari_fmseg.io.dicomslices import Header, Slice, decoded, headers, is_dicom, kind_of, number, quiet, slices_of
 from napari_fmseg.io.finding import files_below
 from napari_fmseg.volume import Geometry
 
@@ -57,14 +58,16 @@ def any_dicom(files: list[Path]) -> bool:
     return any(is_dicom(path) for path in files)
 
 
+@quiet()
 def list_series(files: list[Path]) -> tuple[SeriesInfo, ...]:
     """List the image series among `files`, in the order of their first files."""
     return tuple(_info(uid, found) for uid, found in _image_series(headers(files)).items())
 
 
+@quiet()
 def files_by_series(files: list[Path]) -> dict[str, list[Path]]:
-    """Return the image files of each series among `files`."""
-    return {uid: [file.path for file in found] for uid, found in _image_series(headers(files)).items()}
+    """Return the image files of each series among `files`, without damaged ones."""
+    return {uid: [file.path for file in found] for uid, found in _image_series(_sound_headers(files)).items()}
 
 
 def _image_series(found: _Headers) -> dict[str, _Headers]:
@@ -86,6 +89,15 @@ def _info(uid: str, found: _Headers) -> SeriesInfo:
     return SeriesInfo(uid, description, modality, shape, spacing, len(found))
 
 
+def _sound_headers(files: list[Path]) -> _Headers:
+    found: _Headers = []
+    for path in files:
+        with suppress(UnreadableVolume):
+            found += headers([path])
+    return found
+
+
+@quiet()
 def read(path: Path, series: str | None) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
     """Read one series.
 
@@ -118,7 +130,14 @@ def read(path: Path, series: str | None) -> tuple[npt.NDArray[Any], Geometry, di
     found = _image_series(every)
     if not found:
         raise UnreadableVolume(_no_image(path, every))
-    return _volume(_chosen(found, series, path), path.name)
+    chosen = _chosen(found, series, path)
+    data, geometry, meta = _volume(chosen, path.name)
+    if series is None and len(found) > 1:
+        meta["warnings"].append(
+            f"The folder holds {len(found) - 1} more series without a place in the patient, "
+            "such as screenshots; they were left out."
+        )
+    return data, geometry, meta
 
 
 def _no_image(path: Path, every: _Headers) -> str:
@@ -132,6 +151,9 @@ def _no_image(path: Path, every: _Headers) -> str:
 def _chosen(found: dict[str, _Headers], series: str | None, path: Path) -> _Headers:
     if series is None and len(found) == 1:
         return next(iter(found.values()))
+    placed = [part for part in found.values() if _is_placed(part)]
+    if series is None and len(placed) == 1:
+        return placed[0]
     infos = [_info(uid, part) for uid, part in found.items()]
     fitting = [info for info in infos if series is not None and series in (info.uid, info.description)]
     if len(fitting) == 1:
@@ -146,6 +168,14 @@ def _chosen(found: dict[str, _Headers], series: str | None, path: Path) -> _Head
         else f"has no single series {series!r} among its {len(infos)}"
     )
     raise UnreadableVolume(f"{path.name} {trouble}. Choose one with series=, by its uid:\n{listed}")
+
+
+def _is_placed(found: _Headers) -> bool:
+    """Whether every slice says where it lies: a screenshot beside a CT does not."""
+    try:
+        return bool([slices_of(file) for file in found])
+    except UnreadableVolume:
+        return False
 
 
 def _volume(found: _Headers, name: str) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from napari_fmseg.errors import MissingExtra, UnreadableVolume
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["NOT_IMAGES", "Header", "Slice", "decoded", "headers", "is_dicom", "kind_of", "number", "slices_of"]
+__all__ = ["NOT_IMAGES", "Header", "Slice", "decoded", "headers", "is_dicom", "kind_of", "number", "quiet", "slices_of"]
 
 NOT_IMAGES = {
     "RTSTRUCT": "contours (RTSTRUCT)",
@@ -46,9 +47,9 @@ NOT_IMAGES = {
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns",
          "NumberOfFrames", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "SamplesPerPixel",
          "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-         "RescaleSlope", "RescaleIntercept", "RescaleType", "Units",
-         "InstanceNumber", "AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "DiffusionBValue",
-         "TriggerTime", "AcquisitionTime", "WindowCenter", "WindowWidth", "SliceThickness", "SpacingBetweenSlices",
+         "RescaleSlope", "RescaleIntercept", "RescaleType", "Units", "InstanceNumber", "AcquisitionNumber",
+         "TemporalPositionIdentifier", "EchoNumbers", "DiffusionBValue", "TriggerTime", "AcquisitionTime",
+         "WindowCenter", "WindowWidth", "SliceThickness", "SpacingBetweenSlices", "ImageType",
          "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]  # fmt: skip
 _FIRST_BYTES = (  # of the tags that a file without a preamble starts with
     b"\x08\x00\x05\x00",
@@ -96,7 +97,7 @@ class Slice:
 
 
 @contextmanager
-def _quiet() -> Iterator[Any]:
+def quiet() -> Iterator[Any]:
     """Give pydicom, without its many remarks on values that are slightly against the standard."""
     try:
         import pydicom
@@ -105,6 +106,21 @@ def _quiet() -> Iterator[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield pydicom
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Turn what pydicom raises on a damaged header into a sentence; values are parsed only when asked for."""
+    import pydicom.errors as lib
+
+    try:
+        yield
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError, ArithmeticError, EOFError, RecursionError,
+            NotImplementedError, struct.error, lib.BytesLengthException, lib.InvalidDicomError) as error:  # fmt: skip
+        raise UnreadableVolume(
+            f"{path.name} starts as DICOM, but its header is damaged: {str(error)[:200]}. "
+            "Copy it again from its source."
+        ) from error
 
 
 def is_dicom(path: Path) -> bool:
@@ -120,18 +136,14 @@ def is_dicom(path: Path) -> bool:
 def headers(paths: Iterable[Path]) -> list[Header]:
     """Read the headers of those `paths` that are DICOM, in their order."""
     found = []
-    with _quiet() as pydicom:
+    with quiet() as pydicom:
         for path in paths:
             if not is_dicom(path) or path.name.upper() == "DICOMDIR":
                 continue
-            try:
-                with path.open("rb") as file:
-                    tags = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
-                    found.append(Header(path, tags, file.tell()))
-            except (OSError, ValueError, KeyError, AttributeError, NotImplementedError, EOFError) as error:
-                raise UnreadableVolume(
-                    f"{path.name} starts as DICOM, but its header is damaged: {error}. Copy it again from its source."
-                ) from error
+            with _damage_told(path), path.open("rb") as file:
+                tags = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+                kind_of(tags)  # what is damaged shows here
+                found.append(Header(path, tags, file.tell()))
     return [header for header in found if header.tags]
 
 
@@ -151,11 +163,21 @@ def slices_of(file: Header) -> list[Slice]:
     UnreadableVolume
         If it is in colour or does not say where its planes lie.
     """
+    with _damage_told(file.path):
+        return _slices_of(file)
+
+
+def _slices_of(file: Header) -> list[Slice]:
     path, header, _ = file
     if int(header.get("SamplesPerPixel") or 1) > 1:
         raise UnreadableVolume(
             f"{path.name} holds colours (RGB), not intensities: it is a screenshot or a photograph. "
             "Choose the series of original grey values."
+        )
+    if "MOSAIC" in (header.get("ImageType") or []):
+        raise UnreadableVolume(
+            f"{path.name} is a mosaic: all slices of a volume drawn into one picture. "
+            "Convert the series to NIfTI with a program that takes it apart, such as dcm2niix."
         )
     n_frames = int(header.get("NumberOfFrames") or 1)
     frames = header.get("PerFrameFunctionalGroupsSequence")
@@ -284,7 +306,7 @@ def decoded(slices: list[Slice], scaled_by_gdcm: bool) -> Iterator[npt.NDArray[A
         return
     planes = _by_gdcm if scaled_by_gdcm else _by_pydicom
     workers = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, _quiet():
+    with ThreadPoolExecutor(workers) as pool, quiet():
         files = list(dict.fromkeys(part.path for part in slices))
         if len(files) == len(slices):
             # A few slices ahead, not all: the stack should not lie in memory twice.
@@ -311,7 +333,8 @@ def _straight(part: Slice) -> npt.NDArray[Any]:
     with part.path.open("rb", buffering=0) as file:
         file.seek(element_at)
         if file.read(4) != b"\xe0\x7f\x10\x00":
-            return _by_pydicom(part.path)[part.frame]
+            other: npt.NDArray[Any] = _by_pydicom(part.path)[part.frame]
+            return other
         file.seek(voxels_at)
         count = file.readinto(plane.reshape(-1).view(np.uint8).data)
     if count != plane.nbytes:

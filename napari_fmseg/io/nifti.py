@@ -29,6 +29,7 @@ __all__ = ["read", "write"]
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metre and micrometre; 2 is millimetre, 0 is taken for it
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}
+_TABLE_BYTES = 1 << 20
 _KEPT = ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "quatern_d",
          "qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units")  # fmt: skip
 
@@ -61,7 +62,7 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
             offset = _data_offset(header, path)
             read_so_far = int(header["sizeof_hdr"])
             if not header.is_single:
-                table = stream.read()
+                table = stream.read(_TABLE_BYTES)
             else:
                 _check_size(shape, kind, offset, path)
                 table = stream.read(offset - read_so_far)

@@ -94,7 +94,7 @@ def from_xml(text: bytes) -> tuple[Names, Colors]:
         return names, colors
     try:
         root = ElementTree.fromstring(text)
-    except ElementTree.ParseError:
+    except (ElementTree.ParseError, LookupError):  # the latter for an encoding that nobody knows
         return names, colors
     for label in root.iter("Label"):
         value = _whole(label.get("Key", ""))

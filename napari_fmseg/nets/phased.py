@@ -51,7 +51,7 @@ def calm_weights(net: nn.Module, *inputs: Tensor) -> nn.Module:
 
     def scale(conv: nn.Module, _: object, out: Tensor) -> Tensor:
         factor = out.std().clamp_min(1e-6) * (4 if id(conv) in heads else 1)
-        conv.weight.div_(factor)  # type: ignore[operator, union-attr]
+        conv.weight.div_(factor)  # type: ignore[operator]
         return out / factor
 
     hooks = [p.register_forward_hook(scale) for p in net.modules() if isinstance(p, nn.Conv3d)]

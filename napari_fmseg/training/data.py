@@ -117,12 +117,12 @@ def window_around(spans: Sequence[tuple[float, float]], augment: Augment, rng: n
 
 
 def target_in(labels: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int], n_classes: int) -> Tensor:
-    r"""One-hot labels between the edges `spans` on a grid: fractions at the borders; background outside.
+    """One-hot labels between the edges `spans` on a grid: fractions at the borders; background outside.
 
     Returns
     -------
     Tensor
-        (n_classes, \*shape) float32, adding up to 1.
+        (n_classes, z, y, x) of `shape`, float32, adding up to 1.
     """
     size = labels.shape
     if any(b <= 0 or a >= n for (a, b), n in zip(spans, size, strict=True)):

@@ -105,9 +105,7 @@ class _Run:
         total = len(training) + len(validation)
         for i, case in enumerate(training):
             yield Progress("reading", i, total)
-            self.samples.append(
-                load_sample(case, names, recipe.labels, recipe.intensity, settings, self.fabric.device)
-            )
+            self.samples.append(load_sample(case, names, recipe.labels, recipe.intensity, settings, self.fabric.device))
         for i, case in enumerate(validation):
             yield Progress("reading", len(training) + i, total)
             self.held.append(read_case(case, names, recipe.labels))
@@ -246,16 +244,17 @@ class _Run:
         for step in range(stage.steps_per_epoch):
             picks = order[step * stage.batch : (step + 1) * stage.batch]
             drawn = [task.sample(i, rng, noise) for i in picks]
-            inputs = [torch.stack(parts) for parts in zip(*(d[0] for d in drawn), strict=True)]
-            loss = task.loss(model, inputs, torch.stack([d[1] for d in drawn]))
+            batches = _batches(drawn)
+            parts = [task.loss(model, inputs, target) * (len(target) / stage.batch) for inputs, target in batches]
+            loss = torch.stack(parts).sum()
             optimiser.zero_grad()
             fabric.backward(loss)
             norm = fabric.clip_gradients(model, optimiser, max_norm=stage.clip, error_if_nonfinite=False)
             # bf16 convolutions on the CPU may give uninitialised gradients (torch 2.13, depth 2): skip such a step.
             if norm is None or bool(torch.isfinite(torch.as_tensor(norm))):
                 optimiser.step()
-            if stage.schedule != "plateau":
-                scheduler.step()
+                if stage.schedule != "plateau":
+                    scheduler.step()
             rate = float(optimiser.param_groups[0]["lr"])
             yield StepDone(stage.stage, epoch * stage.steps_per_epoch + step + 1, total, float(loss.detach()), rate)
 
@@ -340,6 +339,14 @@ def _labels_of(volume: Volume, model: Model, options: SegmentOptions) -> LabelMa
     assert isinstance(last, StageResult)
     assert isinstance(last.output, LabelMap)
     return last.output
+
+
+def _batches(drawn: Sequence[tuple[list[Tensor], Tensor]]) -> list[tuple[list[Tensor], Tensor]]:
+    """Stack samples of one size; native crops, whose sizes differ, stay single."""
+    if len({target.shape for _, target in drawn}) > 1:
+        return [([x[None] for x in inputs], target[None]) for inputs, target in drawn]
+    inputs = [torch.stack(parts) for parts in zip(*(d[0] for d in drawn), strict=True)]
+    return [(inputs, torch.stack([d[1] for d in drawn]))]
 
 
 def _order(n_cases: int, n_draws: int, rng: np.random.Generator) -> list[int]:

@@ -154,9 +154,10 @@ class JaccardLoss(nn.Module):
 class DiceCELoss(nn.Module):
     """Mean of 1 - Dice over the structures, plus cross entropy: what most of the field trains with.
 
-    Dice_c = (2 sum pt + s) / (sum p² + sum t² + s) per sample and without the background. s is small, so that a structure
-    of a few voxels on a coarse head still counts; an absent one that is not predicted costs nothing. Cross entropy is
-    taken of the probabilities, hardly bounded: a floor as high as 1e-5 leaves no gradient where a class is as good as excluded.
+    Dice_c = (2 sum pt + s) / (sum p² + sum t² + s) per sample and without the background. s is small, so that a
+    structure of a few voxels on a coarse head still counts; an absent one that is not predicted costs nothing. Cross
+    entropy is taken of the probabilities with a floor of 1e-30: one as high as 1e-5 leaves no gradient where a class is
+    as good as excluded.
 
     Parameters
     ----------
