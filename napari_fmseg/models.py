@@ -52,8 +52,10 @@ class Intensity:
     kind
         ``"window"``: `low` and `high` are intensities (HU for CT). ``"percentile"``: they are percentiles of the
         volume, for modalities without a unit. Values are clamped to the window and mapped to 0..1.
-    low, high
-        The window.
+    low
+        Lower end of the window: what becomes 0.
+    high
+        Upper end of the window: what becomes 1.
     minmax
         Stretch the resampled volume to 0..1 once more, as the published FMSF-PT code does.
     """

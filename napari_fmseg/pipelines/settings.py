@@ -18,17 +18,19 @@ class PhasedSettings:
 
     Parameters
     ----------
-    consensus_grid, attention_grid
-        Voxels (z, y, x) of the two grids. Published: 128 x 128 x 128.
+    consensus_grid
+        Voxels (z, y, x) on which the whole volume is seen, at least 32 each. Published: 128 x 128 x 128.
+    attention_grid
+        Voxels (z, y, x) on which the window is seen, at least 32 each. Published: 128 x 128 x 128.
     window
         ``"largest"``: around the largest piece of likely foreground (published 2023). ``"all"``: around every piece
         of at least `window_share` of the largest, for organs that lie apart. ``"certain"``: published 2022.
     window_threshold
         Probability of foreground from which a voxel counts.
     window_share
-        See `window`.
+        Share of the largest piece that another one needs, with a window around ``"all"``.
     window_margin
-        Consensus voxels added before and after.
+        Consensus voxels added before and after the foreground, at most to the border.
     edge_grid
         ``"native"``: the window's native voxels, exact by planes with a halo. ``"attention"``: the attention grid, as
         published.

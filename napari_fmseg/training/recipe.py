@@ -51,13 +51,22 @@ class Augment:
         Axes out of ``"zyx"`` that may be mirrored; x is left-right.
     swap
         Pairs of class names that change places when x is mirrored (left and right organs).
-    shift, zoom
-        Largest shift of the window and change of its size, as a share of its size.
-    rotate_deg, rotate_p
-        Largest turn about any axis in degrees, and how often one happens.
-    contrast, brightness, gamma, noise
-        Largest change of contrast (factor), brightness, gamma (exponent) and standard deviation of the noise, for
-        intensities of 0..1.
+    shift
+        Largest shift of the window, as a share of its size.
+    zoom
+        Largest change of the window's size, as a share of it.
+    rotate_deg
+        Largest turn about any axis, in degrees.
+    rotate_p
+        How often a turn happens, 0..1.
+    contrast
+        Intensities (0..1) are multiplied by 1 - contrast to 1 + contrast.
+    brightness
+        Largest value that is added to intensities.
+    gamma
+        Intensities are raised to a power of exp(-gamma) to exp(gamma).
+    noise
+        Largest standard deviation of the noise that half of the samples get.
     """
 
     flip: str = ""
@@ -84,16 +93,25 @@ class StageRecipe:
     ----------
     stage
         Its name in the pipeline: ``"consensus"``, ``"attention"`` or ``"edge"``.
-    network, kwargs
-        Its name in the registry, and arguments beside channels and classes.
+    network
+        Its name in the registry: ``"snet"``, ``"attnnet"`` or ``"edgenet"``.
+    kwargs
+        Its arguments beside channels and classes, such as ``width``.
     loss
-        ``"attn"`` (published for consensus and edge), ``"tversky"`` (published for attention), ``"dice_ce"``...
+        ``"attn"`` (published for consensus and edge), ``"attn_v2"``, ``"tversky"`` (published for attention),
+        ``"dice"``, ``"jaccard"``, ``"dice_ce"``, or ``"dice_ce_balanced"`` for many small structures.
     steps
         Optimiser steps in all.
     steps_per_epoch
         Steps between two validations, each of which ends an epoch.
-    batch, lr, weight_decay, clip
-        Samples per step, highest learning rate, weight decay, largest norm of the gradient.
+    batch
+        Samples per step.
+    lr
+        Highest learning rate.
+    weight_decay
+        Of AdamW.
+    clip
+        Largest norm of the gradient.
     schedule
         ``"cosine"`` (a short rise, then down to 0), ``"plateau"`` (as published: a fifth when the loss stalls), or
         ``"constant"``.
@@ -133,8 +151,10 @@ class Recipe:
 
     Parameters
     ----------
-    name, title
-        Of the model that comes out.
+    name
+        To type; the files of the model that comes out are called so.
+    title
+        To read.
     stages
         What to train, in order. Stages that the pipeline has and that are not listed come from `start_from`.
     dataset
@@ -142,8 +162,10 @@ class Recipe:
         dataset.json.
     phantom
         Instead of a folder: how many phantom CTs to make for training and for validation.
-    training, validation
-        Cases, when there is no `dataset`; or names of the dataset's cases for validation in `holdout`.
+    training
+        Cases to learn from, when there is no `dataset`.
+    validation
+        Cases to validate on, when there is no `dataset`.
     holdout
         Names of the dataset's cases that validate; else its own list, else every fifth case by name.
     labels
@@ -152,16 +174,40 @@ class Recipe:
         A model to fine-tune, by name or card; "" starts anew.
     out
         Folder of the run: checkpoints, then the model's card and weights.
-    pipeline, settings, intensity, channels, modality, body_part
-        As in `ModelCard`.
+    pipeline
+        How the networks are combined.
+    settings
+        Of the pipeline: grids, window, margins.
+    intensity
+        How intensities become 0..1.
+    channels
+        Names of the input channels.
+    modality
+        ``"CT"``, ``"MR"`` or ``"PET"``; of another one the user is warned.
+    body_part
+        Where in the body.
     augment
         See `Augment`.
     validate_cases
         Validate on so many cases after each epoch (all of them at the end); 0 takes all.
-    seed, devices, device, precision
-        Random seed; number of processes; ``"auto"``, ``"cpu"``, ``"cuda"``; ``"auto"``, ``"float32"``, ``"bfloat16"``.
-    licence, restriction, citation, trained_on, limits
-        For the card.
+    seed
+        Random seed: the same one gives the same weights on a CPU.
+    devices
+        Number of processes, one per GPU.
+    device
+        ``"auto"`` (CUDA, then MPS, then CPU), ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    precision
+        ``"auto"`` (16 bit on CUDA), ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    licence
+        Of the weights, for the card.
+    restriction
+        What the data's licence forbids, for the card; it is shown before first use.
+    citation
+        The paper, for the card.
+    trained_on
+        The data, with case counts, for the card.
+    limits
+        What the model cannot do, for the card.
     half
         Write the finished weights in float16.
     """

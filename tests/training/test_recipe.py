@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -378,3 +380,23 @@ def test_the_lists_beside_the_project_are_read_as_their_splits_say(path: Path) -
     for case in (*training, *validation):
         assert case.labels is not None
         assert all(p.is_file() for p in (*case.images, case.labels))
+
+
+def test_the_guide_tells_every_field_with_its_default() -> None:
+    spec = importlib.util.spec_from_file_location("make_recipes", ROOT / "docs" / "make_recipes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    guide = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(guide)
+    page = guide.PAGE.read_text(encoding="utf-8")
+    assert guide.filled(page) == page, "run python docs/make_recipes.py"
+    for kind in (Recipe, StageRecipe, Augment, Intensity, PhasedSettings, Case):
+        assert f"fields of {kind.__name__} -->" in page
+        assert all(f"| `{field.name}` | " in page for field in dataclasses.fields(kind))
+
+
+def test_the_recipe_in_the_guide_is_a_recipe(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "my.toml").write_text(text)
+    assert load_recipe(tmp_path / "my.toml").dataset == tmp_path / "my-data"
