@@ -54,9 +54,9 @@ def table(cards: Iterable[ModelCard]) -> str:
 def page(cards: Iterable[ModelCard]) -> str:
     """Give docs/models.md: every card, with Dice by class and stage."""
     parts = [
-        "# Models\n\nMade from the model cards by `scripts/models_table.py --write`. Research use only. Not a medical device.\n\n"
-        "Dice is the mean over cases that were not trained on; each stage was run to the volume's own grid. A model's recipe "
-        "lies in `resources/recipes` under its name.\n"
+        "# Models\n\nMade from the model cards by `scripts/models_table.py --write`. Research use only. Not a medical "
+        "device.\n\nDice is the mean over cases that were not trained on; each stage was run to the volume's own grid. "
+        "A model's recipe lies in `resources/recipes` under its name.\n"
     ]
     for card in cards:
         stages = [stage for stage in card.scores if stage != "labels"]
