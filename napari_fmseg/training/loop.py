@@ -175,6 +175,11 @@ class _Run:
             net.load_state_dict({**own, **fitting})
         return net, spec
 
+    def _starts_well(self, stage: StageRecipe, net: nn.Module) -> bool:
+        """Whether the network gives something sensible before the first step."""
+        same = self._source(stage) == stage.stage
+        return same or (isinstance(net, EdgeNet) and net.variant == "v1")
+
     def _source(self, stage: StageRecipe) -> str:
         """Name the network whose weights a stage starts from, or "" for new ones."""
         source = stage.init_from or (stage.stage if self.recipe.start_from else "")
@@ -197,6 +202,9 @@ class _Run:
             scheduler.load_state_dict(saved["scheduler"])
             state, best = _State(**saved["state"]), saved["best"]
         epochs = max(1, math.ceil(stage.steps / stage.steps_per_epoch))
+        if saved is None and self._starts_well(stage, net):
+            metrics = yield from self._validate(stage.stage, net, every=False)
+            state.best = metrics.get("dice", -math.inf)  # training must beat the start, or the start is kept
         while state.epoch < epochs and not state.done:
             start = time.perf_counter()
             losses: list[float] = []
