@@ -1,0 +1,293 @@
+"""From volumes to the data of napari's layers and back; imports no napari, so that it can be tested without a window.
+
+What is opened is listed along the patient's axes first (z to superior, y to posterior, x to left, as near as they go;
+no voxel is interpolated), so that the first view is axial whatever the order in the file. All layers of one case share
+that frame, in mm: `place` gives scale and translate in it, so that coarse, cropped and full grids agree. An oblique
+direction and the order in the file stay in the metadata, for export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_fmseg.errors import GeometryMismatch
+from napari_fmseg.volume import Geometry, LabelMap, Volume
+
+__all__ = [
+    "KEY",
+    "LayerData",
+    "along",
+    "as_filed",
+    "geometry_of",
+    "image_layers",
+    "labels_layer",
+    "labels_of",
+    "map_layer",
+    "place",
+    "volume_of",
+]
+
+LayerData: TypeAlias = tuple[Any, dict[str, Any], str]
+KEY = "fmseg"  # in a layer's metadata: geometry, meta, source, ...
+UNITS = ("mm", "mm", "mm")
+AXES = ("z", "y", "x")
+CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue, as radiologists set it for the abdomen
+CHANNEL_COLORMAPS = ("gray", "green", "magenta", "cyan", "yellow", "red", "blue")
+GLASBEY_STEP = 0.61803398875  # turns of the hue between two labels without a colour
+
+
+def place(geometry: Geometry) -> dict[str, Any]:
+    """Give the arguments that put a layer in its place: scale, translate, units and axis labels, all (z, y, x)."""
+    return {
+        "scale": geometry.spacing,
+        "translate": tuple((geometry.direction.T @ geometry.origin).tolist()),
+        "units": UNITS,
+        "axis_labels": AXES,
+    }
+
+
+def along(volume: Volume, frame: Geometry) -> Volume:
+    """List the voxels of `volume` along the axes of `frame`, by transposing and flipping; none is interpolated.
+
+    A stage may be computed with its axes in another order than the image's; napari lines layers up by their axes.
+
+    Parameters
+    ----------
+    volume
+        (z, y, x) or (c, z, y, x); a `LabelMap` stays one.
+    frame
+        The geometry of the case's image.
+
+    Returns
+    -------
+    Volume
+        The same voxels in the same places; a view.
+
+    Raises
+    ------
+    GeometryMismatch
+        If the two grids are turned against each other by other than right angles.
+    """
+    turn = frame.direction.T @ volume.geometry.direction  # column i: where axis i of the volume runs in the frame
+    order = tuple(int(i) for i in np.abs(turn).argmax(1))
+    if sorted(order) != [0, 1, 2] or np.abs(turn)[range(3), order].min() < 0.9:
+        raise GeometryMismatch("This grid is turned against the image's and cannot be shown on it. Resample it first.")
+    flips = tuple(axis for axis in range(3) if turn[axis, order[axis]] < 0)
+    if order == (0, 1, 2) and not flips:
+        return volume
+    to_source = np.zeros((4, 4))
+    to_source[3, 3] = 1
+    for axis, source in enumerate(order):
+        to_source[source, axis] = -1 if axis in flips else 1
+        to_source[source, 3] = volume.geometry.shape[source] - 1 if axis in flips else 0
+    extra = volume.data.ndim - 3
+    data = volume.data.transpose(*range(extra), *(extra + i for i in order))
+    data = np.flip(data, tuple(extra + axis for axis in flips))
+    z, y, x = (volume.geometry.shape[i] for i in order)
+    geometry = Geometry((z, y, x), volume.geometry.affine @ to_source)
+    if isinstance(volume, LabelMap):
+        return LabelMap(data, geometry, volume.meta, volume.names, volume.colors)
+    return Volume(data, geometry, volume.meta)
+
+
+def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerData]:
+    """Give one image layer per channel, in its place, with a contrast that shows something.
+
+    Parameters
+    ----------
+    volume
+        (z, y, x) or (c, z, y, x).
+    name
+        Of the layer; channels get their own name after it.
+    source
+        File or folder it was read from; export needs it for DICOM. It stays in the layer's metadata.
+    """
+    filed = volume.geometry
+    volume = along(volume, filed.canonical()[0])
+    layers: list[LayerData] = []
+    for i, data in enumerate(volume.channels):
+        told = {
+            "geometry": volume.geometry,
+            "filed": filed,
+            "meta": dict(volume.meta),
+            "source": source,
+            "channel": i,
+            "n_channels": volume.n_channels,
+        }
+        options = {
+            "name": name if volume.n_channels == 1 else f"{name} [{i}]",
+            "contrast_limits": window_of(data, volume.meta),
+            "colormap": CHANNEL_COLORMAPS[i % len(CHANNEL_COLORMAPS)],
+            "blending": "translucent_no_depth" if i == 0 else "additive",
+            "metadata": {KEY: told},
+            **place(volume.geometry),
+        }
+        layers.append((data, options, "image"))
+    return layers
+
+
+def window_of(data: npt.NDArray[Any], meta: Mapping[str, Any]) -> tuple[float, float]:
+    """Choose contrast limits: the file's own window, the soft tissue window for CT, else robust percentiles."""
+    centre, width = (float(meta.get(key, 0)) for key in ("window_center", "window_width"))
+    if width > 0:
+        return (centre - width / 2, centre + width / 2)
+    if meta.get("modality") == "CT":
+        return CT_WINDOW_HU
+    steps = tuple(slice(None, None, max(1, n // 64)) for n in data.shape)
+    some = np.asarray(data[steps], np.float32)
+    low, high = (float(v) for v in np.percentile(some, (0.5, 99.5)))
+    if high <= low:
+        low, high = float(some.min()), float(some.max())
+    return (low, high if high > low else low + 1.0)
+
+
+def map_layer(stage: Volume, name: str, *, frame: Geometry | None = None) -> LayerData:
+    """Give a map of real numbers in 0..1, such as attention, as heat over the image whose geometry is `frame`."""
+    shown = along(stage, frame or stage.geometry.canonical()[0])
+    options = {
+        "name": name,
+        "colormap": "inferno",
+        "blending": "additive",
+        "opacity": 0.6,
+        "contrast_limits": (0.0, 1.0),
+        "metadata": {KEY: {"geometry": shown.geometry, "filed": stage.geometry}},
+        **place(shown.geometry),
+    }
+    return (shown.data, options, "image")
+
+
+def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | None = None, source: str = "") -> LayerData:
+    """Give labels as a labels layer in its place, with the names and colours of their classes.
+
+    What is painted with a number of no name is white, never invisible; the class name stands in the status bar.
+
+    Parameters
+    ----------
+    labels
+        On any grid.
+    name
+        Of the layer.
+    frame
+        Geometry of the image layer over which they are shown; without it the patient's axes.
+    source
+        File they were read from.
+    """
+    shown = along(labels, frame or labels.geometry.canonical()[0])
+    told = {
+        "geometry": shown.geometry,
+        "filed": labels.geometry,
+        "names": dict(labels.names),
+        "colors": dict(labels.colors),
+        "meta": dict(labels.meta),
+        "source": source,
+    }
+    options = {
+        "name": name,
+        "opacity": 0.5,
+        "features": features_of(labels.names),
+        "colormap": colormap_of(labels),
+        "metadata": {KEY: told},
+        **place(shown.geometry),
+    }
+    return (shown.data, options, "labels")
+
+
+def features_of(names: Mapping[int, str]) -> dict[str, list[Any]]:
+    """Give the table that napari reads class names for its status bar from."""
+    return {"index": [0, *names], "name": ["background", *names.values()]}
+
+
+def colormap_of(labels: LabelMap) -> dict[int | None, tuple[float, float, float, float]]:
+    """Give every named label its colour, or one far from its neighbours' where it has none."""
+    seen: dict[int | None, tuple[float, float, float, float]] = {None: (1.0, 1.0, 1.0, 1.0), 0: (0.0, 0.0, 0.0, 0.0)}
+    present = {int(v) for v in labels.names} | {int(v) for v in labels.colors}
+    for label in sorted(present - {0}):
+        seen[label] = (*labels.colors.get(label, _hue(label)), 1.0)
+    return seen
+
+
+def _hue(label: int) -> tuple[float, float, float]:
+    import colorsys
+
+    return colorsys.hsv_to_rgb(label * GLASBEY_STEP % 1, 0.65 if label % 2 else 0.85, 0.95)
+
+
+def geometry_of(layer: Any) -> Geometry:
+    """Tell where a layer's voxels lie: as its file said, if it was not moved since, else as scale and translate say.
+
+    Parameters
+    ----------
+    layer
+        A napari Image or Labels layer with three axes (the last three count).
+
+    Raises
+    ------
+    GeometryMismatch
+        If the layer has fewer than three axes.
+    """
+    shape = tuple(int(n) for n in layer.data.shape[-3:])
+    if len(shape) != 3:
+        raise GeometryMismatch(f"Layer {layer.name!r} has {layer.data.ndim} axes; a volume needs three (z, y, x).")
+    known = (layer.metadata.get(KEY) or {}).get("geometry")
+    scale, translate = np.asarray(layer.scale[-3:], float), np.asarray(layer.translate[-3:], float)
+    if isinstance(known, Geometry) and known.shape == shape:
+        seen = place(known)
+        if np.allclose(scale, seen["scale"], rtol=1e-5) and np.allclose(translate, seen["translate"], atol=1e-3):
+            return known
+    return Geometry.from_spacing(shape, tuple(np.abs(scale)), tuple(translate))
+
+
+def volume_of(layers: Sequence[Any]) -> Volume:
+    """Make the volume that one image layer shows, or several that are its channels.
+
+    Raises
+    ------
+    GeometryMismatch
+        If the layers do not lie on one grid, or are RGB.
+    """
+    if any(getattr(layer, "rgb", False) for layer in layers):
+        raise GeometryMismatch("This layer holds colours (RGB). Choose a volume of intensities.")
+    first = geometry_of(layers[0])
+    for layer in layers[1:]:
+        if not geometry_of(layer).matches(first):
+            raise GeometryMismatch(f"{layer.name!r} does not lie on the grid of {layers[0].name!r}: channels of one "
+                                   "volume need the same size and place.")  # fmt: skip
+    data = [np.asarray(layer.data) for layer in layers]
+    meta = dict((layers[0].metadata.get(KEY) or {}).get("meta") or {})
+    return Volume(data[0] if len(data) == 1 else np.stack(data), first, meta)
+
+
+def labels_of(layer: Any) -> LabelMap:
+    """Make the label map that a labels layer shows, with the names and colours of its classes.
+
+    Names come from the layer's `features` (which the user may have edited), else from its metadata.
+
+    Raises
+    ------
+    GeometryMismatch
+        If the layer has not three axes.
+    """
+    told = layer.metadata.get(KEY) or {}
+    names = {int(k): str(v) for k, v in (told.get("names") or {}).items()}
+    features = layer.features
+    if "index" in features and "name" in features:
+        names = {int(i): str(n) for i, n in zip(features["index"], features["name"], strict=True) if int(i) > 0}
+    colors: dict[int, tuple[float, float, float]] = {}
+    for label in names:
+        red, green, blue = (float(v) for v in np.asarray(layer.colormap.map(np.array([label]))).reshape(-1)[:3])
+        colors[label] = (red, green, blue)
+    return LabelMap(np.asarray(layer.data), geometry_of(layer), told.get("meta") or {}, names, colors)
+
+
+def as_filed(labels: LabelMap, filed: Geometry | None) -> LabelMap:
+    """List labels in the order of the file that their image came from, so that a mask matches it index by index."""
+    if filed is None or sorted(filed.shape) != sorted(labels.geometry.shape):
+        return labels
+    turned = along(labels, filed)
+    if not (isinstance(turned, LabelMap) and turned.geometry.matches(filed)):
+        return labels
+    return LabelMap(np.ascontiguousarray(turned.data), filed, turned.meta, turned.names, turned.colors)
