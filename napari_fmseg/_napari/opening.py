@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -161,7 +162,7 @@ def _read(wanted: _Wanted) -> _Outcome:
                 raise
             return _Outcome(wanted, offers=offers_instead(wanted.path, error))
     except FmsegError as error:
-        return _Outcome(wanted, error=error)
+        return _Outcome(wanted, error=_without_frames(error))
     except MemoryError as error:
         return _Outcome(wanted, error=_unexpected(wanted, error, "There is too little memory free for it."))
     except Exception as error:  # noqa: BLE001 - the thread's boundary: whatever it is, the user must be told
@@ -170,8 +171,17 @@ def _read(wanted: _Wanted) -> _Outcome:
 
 def _unexpected(wanted: _Wanted, error: BaseException, advice: str) -> FmsegError:
     told = UnreadableVolume(f"{Path(wanted.path).name} could not be read: {type(error).__name__}: {error}. {advice}")
-    told.__cause__ = error
+    told.add_note("".join(traceback.format_exception(error)))
     return told
+
+
+def _without_frames(error: FmsegError) -> FmsegError:
+    """Drop the tracebacks: through the frames of the thread they would keep the viewer alive as long as the error."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def open_paths(

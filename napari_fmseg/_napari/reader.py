@@ -200,6 +200,7 @@ def _is_open_already(path: str, viewer: Any) -> bool:
         source = str(told.get("source") or "")
         is_same = (told.get("meta") or {}).get("series_uid") == uid
         if is_same and source != path and os.path.dirname(source) == os.path.dirname(path):
+            viewer.status = f"{os.path.basename(path)} belongs to {layer.name}, which is open already."
             return True
     return False
 
