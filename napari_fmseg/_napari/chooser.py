@@ -63,6 +63,8 @@ class SeriesChooser(QDialog):
         head.setWordWrap(True)
         hint = QLabel("Ctrl or Shift and a click take several; a double click opens one.")
         self._buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Open | QDialogButtonBox.StandardButton.Cancel)
+        for button in self._buttons.buttons():
+            button.setIcon(QIcon())  # napari's own buttons have none
         self._open = self._buttons.button(QDialogButtonBox.StandardButton.Open)
         layout = QVBoxLayout(self)
         for part in (head, self._list, hint, self._buttons):
@@ -72,7 +74,7 @@ class SeriesChooser(QDialog):
         self._list.itemSelectionChanged.connect(self._on_selection)
         self._list.itemDoubleClicked.connect(self.accept)
         self._list.setFocus()
-        self.resize(780, min(560, 190 + 82 * len(self._offers)))
+        self.resize(780, min(560, 150 + (_PICTURE + 4) * len(self._offers)))
         self._select_largest()
 
     @property
@@ -87,7 +89,7 @@ class SeriesChooser(QDialog):
         self._list.setHeaderLabels(list(_COLUMNS))
         self._list.setRootIsDecorated(False)
         self._list.setUniformRowHeights(True)
-        self._list.setAlternatingRowColors(True)
+        self._list.setStyleSheet("QTreeView::item:selected { background: rgb(0, 98, 163); color: white; }")
         self._list.setAllColumnsShowFocus(True)
         self._list.setIconSize(QSize(_PICTURE, _PICTURE))
         self._list.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)

@@ -13,6 +13,7 @@ from qtpy.QtWidgets import (
     QLabel,
     QProgressBar,
     QPushButton,
+    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
@@ -25,7 +26,7 @@ _FILTER = (
     "Volumes (*.nii *.nii.gz *.hdr *.img *.nrrd *.nhdr *.mha *.mhd *.dcm *.zip DICOMDIR);;"
     "All files, also DICOM without a suffix (*)"
 )
-_FRAME = "#fmsegDropZone { border: 1px dashed rgba(128, 128, 128, 200); border-radius: 6px; }"
+_FRAME = "#fmsegDropZone { border: 2px dashed rgba(128, 128, 128, 200); border-radius: 6px; }"
 _HOVER = "#fmsegDropZone { border: 2px solid rgb(0, 122, 204); border-radius: 6px; background: rgba(0, 122, 204, 40); }"
 
 
@@ -88,7 +89,8 @@ class DropZone(QWidget):
         buttons.addWidget(self.folder_button)
         inside.addLayout(buttons)
         outside = QVBoxLayout(self)
-        outside.setContentsMargins(0, 0, 0, 0)
+        outside.setContentsMargins(2, 2, 2, 2)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
         outside.addWidget(self._frame)
 
     @property

@@ -36,7 +36,8 @@ class _Outcome:
     """What the thread found: layers, or several volumes to choose from, or an error."""
 
     wanted: _Wanted
-    layers: list[LayerData] = field(default_factory=list)
+    layers: list[Any] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     offers: tuple[Offer, ...] = ()
     error: FmsegError | None = None
 
@@ -123,7 +124,7 @@ class Opening(QObject):
         elif outcome.offers:
             self._ask(outcome)
         else:
-            self._add(outcome.layers)
+            self._add(outcome)
         if self.running:
             self._next()
 
@@ -133,15 +134,13 @@ class Opening(QObject):
         chosen = choose(outcome.offers, self._window)
         self._wanted.extendleft(_Wanted(str(offer.path), offer.series, offer.description) for offer in reversed(chosen))
 
-    def _add(self, read: list[LayerData]) -> None:
-        from napari.layers import Layer
+    def _add(self, outcome: _Outcome) -> None:
         from napari.utils.notifications import show_warning
 
-        added = [self._viewer.add_layer(Layer.create(data, options, kind)) for data, options, kind in read]
-        self.layers += added
-        for remark in remarks_on(read):
+        self.layers += [self._viewer.add_layer(layer) for layer in outcome.layers]
+        for remark in outcome.remarks:
             show_warning(remark)
-        self.opened.emit(added)
+        self.opened.emit(outcome.layers)
 
     def _finish(self) -> None:
         if not self.running:
@@ -156,7 +155,7 @@ class Opening(QObject):
 def _read(wanted: _Wanted) -> _Outcome:
     try:
         try:
-            return _Outcome(wanted, layers_of(wanted.path, series=wanted.series, name=wanted.name))
+            return _made(wanted, layers_of(wanted.path, series=wanted.series, name=wanted.name))
         except UnreadableVolume as error:
             if wanted.series is not None:
                 raise
@@ -167,6 +166,14 @@ def _read(wanted: _Wanted) -> _Outcome:
         return _Outcome(wanted, error=_unexpected(wanted, error, "There is too little memory free for it."))
     except Exception as error:  # noqa: BLE001 - the thread's boundary: whatever it is, the user must be told
         return _Outcome(wanted, error=_unexpected(wanted, error, "Please report this, with the file if you may."))
+
+
+def _made(wanted: _Wanted, read: list[LayerData]) -> _Outcome:
+    """Make the layers here: the first of a kind takes napari a second of imports, and only adding needs the window."""
+    from napari.layers import Layer
+
+    layers = [Layer.create(data, options, kind) for data, options, kind in read]
+    return _Outcome(wanted, layers, remarks_on(read))
 
 
 def _unexpected(wanted: _Wanted, error: BaseException, advice: str) -> FmsegError:

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 napari = pytest.importorskip("napari")
 npe2 = pytest.importorskip("npe2")
+from napari.settings import get_settings  # noqa: E402
 from napari.utils.notifications import notification_manager  # noqa: E402
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl  # noqa: E402
 from qtpy.QtGui import QDragEnterEvent, QDropEvent  # noqa: E402
@@ -320,12 +321,12 @@ def test_a_folder_of_volumes_is_offered_file_by_file(qtbot: Any, tmp_path: Path)
 
 
 def settings() -> dict[str, str]:
-    return napari.settings.get_settings().plugins.extension2reader
+    return get_settings().plugins.extension2reader
 
 
 @pytest.fixture
 def no_choices() -> Iterator[None]:
-    plugins = napari.settings.get_settings().plugins
+    plugins = get_settings().plugins
     before, plugins.extension2reader = dict(plugins.extension2reader), {}
     yield
     plugins.extension2reader = before
@@ -355,7 +356,7 @@ def test_precedence_is_taken_only_with_consent_and_asked_for_once() -> None:
 
 @pytest.mark.usefixtures("no_choices")
 def test_another_readers_choice_stays_and_is_named() -> None:
-    napari.settings.get_settings().plugins.extension2reader = {"*.gz": "napari-nifti", "*.dcm": "other", "*.zarr/": "z"}
+    get_settings().plugins.extension2reader = {"*.gz": "napari-nifti", "*.dcm": "other", "*.zarr/": "z"}
     asked: list[str] = []
     precedence.offer_precedence(None, ask=lambda question, answer: (asked.append(question), answer(True)))
     assert "*.dcm stays with other" in asked[0]
@@ -370,7 +371,7 @@ def test_a_choice_for_special_folders_comes_before_ours(tmp_path: Path) -> None:
     from napari.plugins.utils import get_preferred_reader
 
     precedence.take_precedence()
-    plugins = napari.settings.get_settings().plugins
+    plugins = get_settings().plugins
     plugins.extension2reader = {**plugins.extension2reader, "*.zarr/": "z"}
     (tmp_path / "a.zarr").mkdir()
     assert get_preferred_reader(tmp_path / "a.zarr") == "z"
