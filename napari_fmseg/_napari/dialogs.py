@@ -30,7 +30,7 @@ from qtpy.QtWidgets import (
 from napari_fmseg import __version__
 from napari_fmseg.errors import FmsegError
 
-__all__ = ["ErrorDialog", "Question", "ResearchOnly", "ask", "on_screen", "show_error"]
+__all__ = ["ErrorDialog", "Question", "ResearchOnly", "TextDialog", "ask", "on_screen", "show_error", "text_label"]
 
 Kind = TypeVar("Kind", bound=QDialog)
 
@@ -130,7 +130,7 @@ class ResearchOnly(QLabel):
         self.setFont(font)
 
 
-class _Dialog(QDialog):
+class TextDialog(QDialog):
     """A title with a mark, text that can be selected and scrolled, and a row of buttons."""
 
     def __init__(self, title: str, mark: QStyle.StandardPixmap, parent: QWidget | None) -> None:
@@ -138,7 +138,7 @@ class _Dialog(QDialog):
         self.setWindowTitle(title)
         self.setMinimumWidth(WIDTH)
         self.setStyleSheet(_FOCUS)
-        self.heading = _text(title, bold=True)
+        self.heading = text_label(title, bold=True)
         self.heading.setObjectName("fmseg_heading")
         icon = QLabel()
         icon.setPixmap(self.style().standardIcon(mark).pixmap(32, 32))
@@ -176,7 +176,7 @@ class _Dialog(QDialog):
         self.adjustSize()
 
 
-class ErrorDialog(_Dialog):
+class ErrorDialog(TextDialog):
     """An error: what happened, what to do, and details for those who help.
 
     Attributes
@@ -192,10 +192,10 @@ class ErrorDialog(_Dialog):
         self.setObjectName("fmseg_error")
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         happened, to_do = sentences(error)
-        self.happened, self.to_do = _text(happened), _text(to_do)
+        self.happened, self.to_do = text_label(happened), text_label(to_do)
         self.body.addWidget(self.happened)
         if to_do:
-            self.body.addWidget(_text("What to do", bold=True))
+            self.body.addWidget(text_label("What to do", bold=True))
             self.body.addWidget(self.to_do)
         self.report = "\n\n".join(part for part in (title, happened, to_do, details(error)) if part)
         self.details = QPlainTextEdit(details(error))
@@ -232,7 +232,7 @@ class ErrorDialog(_Dialog):
         self.copy_button.setText("Copied")
 
 
-class Question(_Dialog):
+class Question(TextDialog):
     """A question with two answers; accepted means yes.
 
     Attributes
@@ -246,7 +246,7 @@ class Question(_Dialog):
     ) -> None:
         super().__init__(title, QStyle.StandardPixmap.SP_MessageBoxQuestion, parent)
         self.setObjectName("fmseg_question")
-        self.body.addWidget(_text(text))
+        self.body.addWidget(text_label(text))
         self.yes_button, self.no_button = QPushButton(yes), QPushButton(no)
         self.yes_button.setObjectName("fmseg_yes")
         self.no_button.setObjectName("fmseg_no")
@@ -323,7 +323,7 @@ def _without_paths(text: str) -> str:
     return _PLAIN_PATH.sub("<path>", _QUOTED_PATH.sub("<path>", text))
 
 
-def _text(text: str, *, bold: bool = False) -> QLabel:
+def text_label(text: str, *, bold: bool = False) -> QLabel:
     """Give text that wraps and can be selected; what looks like markup stays as it is."""
     label = QLabel(text)
     label.setTextFormat(Qt.TextFormat.PlainText)
