@@ -41,7 +41,8 @@ TIPS = (
     "Voxels of the class",
 )
 WAIT_MS = 400  # after the last stroke, before counting again
-SWATCH = 14
+SWATCH, ROW = 14, 24  # pixels
+ROWS = 8  # in sight without scrolling
 
 
 class ClassTable(QWidget):
@@ -90,12 +91,12 @@ class ClassTable(QWidget):
         for column, tip in enumerate(TIPS):
             table.horizontalHeaderItem(column).setToolTip(tip)
         table.verticalHeader().hide()
+        table.verticalHeader().setDefaultSectionSize(ROW)
         table.setShowGrid(False)
         table.setIconSize(QSize(SWATCH, SWATCH))
         table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         table.setTabKeyNavigation(False)
-        table.setMinimumHeight(110)
         header = table.horizontalHeader()
         header.setMinimumSectionSize(24)
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
@@ -178,6 +179,7 @@ class ClassTable(QWidget):
             else "There are no labels to measure. Run a model, or choose a labels layer."
         )
         self.table.setVisible(layer is not None)
+        self.table.setToolTip("A click goes to the structure and chooses its label for painting.")
         if layer is None:
             return
         names = labels_of(layer).names
@@ -188,6 +190,7 @@ class ClassTable(QWidget):
         self.table.setRowCount(len(labels))
         for row, label in enumerate(labels):
             self._fill_row(row, label, names.get(label, ""), colors[label], found.get(label))
+        self.table.setMinimumHeight(ROW * min(len(labels) + 1, ROWS) + 12)
         self._filling = False
 
     def _fill_row(self, row: int, label: int, name: str, color: Any, found: Measure | None) -> None:

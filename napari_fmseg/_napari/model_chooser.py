@@ -21,6 +21,8 @@ class ModelChooser(QWidget):
 
     Attributes
     ----------
+    facts, accept
+        What the card says, and the box with which its terms are accepted; the dock puts them over its whole width.
     chosen
         Signal: another model was chosen, or its terms were accepted.
     """
@@ -47,8 +49,8 @@ class ModelChooser(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(3)
-        for widget in (self.search, self.list, self.facts, self.accept):
-            layout.addWidget(widget)
+        layout.addWidget(self.search)
+        layout.addWidget(self.list)
         self.search.textChanged.connect(self._on_search)
         self.list.currentItemChanged.connect(self._on_chosen)
         self.accept.toggled.connect(self._on_accepted)
@@ -74,7 +76,7 @@ class ModelChooser(QWidget):
         self._cards = cards
         self.list.clear()
         for card in cards.values():
-            item = QListWidgetItem(f"{card.title}  ·  {card.modality}" if card.modality else card.title)
+            item = QListWidgetItem(f"{card.modality}  ·  {card.title}" if card.modality else card.title)
             item.setData(Qt.ItemDataRole.UserRole, card.name)
             item.setToolTip(f"{card.name}: {', '.join(card.labels.values())}")
             self.list.addItem(item)
@@ -125,11 +127,8 @@ def _searched(card: ModelCard) -> str:
 def facts_of(card: ModelCard) -> str:
     """Tell what a card says, as rich text of a few lines."""
     dice = card.scores.get("labels", {})
-    mean = card.mean_dice
     told = ", ".join(f"{name} {dice[name]:.2f}" if name in dice else name for name in card.labels.values())
     lines = [f"<b>Segments</b> {escape(told)}" if not dice else f"<b>Segments (Dice)</b> {escape(told)}"]
-    if mean is not None:
-        lines[0] += f"; mean {mean:.2f}"
     lines.append(
         f"<b>Measured on</b> {escape(card.scored_on)}"
         if card.scored_on

@@ -89,7 +89,8 @@ class SegmentDock(QWidget):
         _row(form, "&Image", self.image, self.image)
         _row(form, "&Model", self.model, self.model.search)
         rows.addLayout(form)
-        rows.addWidget(self.doubts)
+        for widget in (self.model.facts, self.model.accept, self.doubts):
+            rows.addWidget(widget)
         below = QFormLayout()
         below.setContentsMargins(0, 0, 0, 0)
         below.setSpacing(6)
@@ -129,7 +130,7 @@ class SegmentDock(QWidget):
         self.bar.cancel.connect(self._on_cancel)
         self.error.asked.connect(self._on_details)
         self.classes.failed.connect(self._on_failed)
-        self.session.event.connect(self._on_event)
+        self.session.came.connect(self._on_event)
         self.session.failed.connect(self._on_failed)
         self.session.finished.connect(self._on_finished)
         self._links = Links(self)
@@ -223,6 +224,8 @@ class SegmentDock(QWidget):
             self._remark(event.text)
         elif isinstance(event, Staged):
             self._times.append(f"{event.stage} {said(event.seconds)}")
+            if not self._is_painting():
+                self.classes.set_layer(self.session.newest)
             if event.note:
                 self._remark(f"{event.stage.capitalize()}: {event.note}")
 
@@ -247,11 +250,13 @@ class SegmentDock(QWidget):
 
     def _show_classes(self, layer: Any) -> None:
         """Choose the new labels, unless the user is painting on others."""
-        active = self.viewer.layers.selection.active
-        painting = str(getattr(active, "mode", "pan_zoom")) not in ("pan_zoom", "transform", "add_rectangle")
-        if layer is not None and layer in self.viewer.layers and not painting:
+        if layer is not None and layer in self.viewer.layers and not self._is_painting():
             self.viewer.layers.selection.active = layer
         self._scroll.ensureWidgetVisible(self.classes)
+
+    def _is_painting(self) -> bool:
+        mode = str(getattr(self.viewer.layers.selection.active, "mode", "pan_zoom"))
+        return mode in ("paint", "polygon", "erase", "fill", "pick")
 
     def _on_details(self, error: Any) -> None:
         from napari_fmseg._napari.dialogs import show_error

@@ -28,17 +28,17 @@ class Session(QObject):
 
     Attributes
     ----------
-    event
+    came
         Signal: `Progress`, `Warned` or `Staged`, after its layer was placed.
     failed, finished
         Signals as those of `Job`.
-    final
-        The layer with the last labels, or None.
+    newest, final
+        The layer with the newest labels, and that with the last ones of a run that came to its end; or None.
     kept
         Names of edited layers that were not replaced.
     """
 
-    event = Signal(object)
+    came = Signal(object)
     failed = Signal(object)
     finished = Signal(bool)
 
@@ -48,6 +48,7 @@ class Session(QObject):
         self._job: Job | None = None
         self._layers: StageLayers | None = None
         self.warm = False  # whether a run came to its end, so that the engine need not start
+        self.newest: Any = None
         self.final: Any = None
         self.kept: list[str] = []
         # Widgets of a window that closes are deleted without a word: a signal is all that is left then.
@@ -64,7 +65,7 @@ class Session(QObject):
         engine = self._ready()
         self._layers = layers = StageLayers(self._viewer, request.run)
         self._held.layers = layers
-        self.final, self.kept = None, layers.kept
+        self.newest, self.final, self.kept = None, None, layers.kept
         asked = dataclasses.replace(request, before=layers.before())
         self._job = start_job(lambda: staged(asked, engine), engine.cancel, self.parent())
         self._held.job = self._job
@@ -98,9 +99,11 @@ class Session(QObject):
             return
         if isinstance(event, Staged):
             layer = self._layers.place(event)
+            if event.layer[2] == "labels":
+                self.newest = layer
             if event.stage == "labels":
                 self.final = layer
-        self.event.emit(event)
+        self.came.emit(event)
 
     def _on_finished(self, done: bool) -> None:
         if self._layers is not None:
@@ -124,8 +127,7 @@ class _Held:
     def end(self) -> None:
         """End all of it; again does no harm."""
         if self.job is not None:
-            self.job.mute()
-            self.job.cancel()
+            self.job.abandon()
         if self.layers is not None:
             self.layers.release()
         if self.engine is not None:

@@ -57,10 +57,13 @@ class StageLayers:
         """
         data, options, _ = staged.layer
         old = next((layer for layer in self._mine() if made_of(layer)["stage"] == staged.stage), None)
-        if old is not None and str(old.unique_id) in self._edited:
+        if old is None:
+            layer = self._added(staged)
+        elif str(old.unique_id) in self._edited:
             self._keep(old)
-            old = None
-        layer = self._added(staged) if old is None else _replaced(old, data, options)
+            layer = self._added(staged, over=old)
+        else:
+            layer = _replaced(old, data, options)
         self._fresh.append(layer)
         for other in self._mine():
             if other is layer:
@@ -97,14 +100,19 @@ class StageLayers:
         layer.metadata = {**layer.metadata, KEY: told}
         self.kept.append(str(layer.name))
 
-    def _added(self, staged: Staged) -> Any:
+    def _added(self, staged: Staged, over: Any = None) -> Any:
         from napari.layers import Layer
 
         data, options, kind = staged.layer
         layer = Layer.create(data, {**options, "name": _free_name(options["name"], self._viewer.layers)}, kind)
-        below = [i for i, other in enumerate(self._viewer.layers)
-                 if run_of(other) == self._run and _rank(made_of(other)["stage"]) < _rank(staged.stage)]  # fmt: skip
+        below = [
+            i for i, other in enumerate(self._viewer.layers)
+            if other is over
+            or (run_of(other) == self._run and _rank(made_of(other)["stage"]) < _rank(staged.stage))
+        ]  # fmt: skip
+        active = self._viewer.layers.selection.active
         self._viewer.layers.insert(max(below) + 1 if below else len(self._viewer.layers), layer)
+        self._viewer.layers.selection.active = active  # whoever paints on another layer goes on doing so
         return layer
 
 
