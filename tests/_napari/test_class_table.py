@@ -71,7 +71,7 @@ def test_every_class_stands_with_its_name_and_volume_also_the_empty(make_table: 
 def test_a_click_goes_to_the_structure(make_table: Any, qtbot: Any) -> None:
     table, layer = make_table()
     click(qtbot, table, 1, NAME)
-    dims, camera = table._viewer.dims, table._viewer.camera
+    dims, camera = table._viewer.dims, table._viewer.scene.camera
     index = layer.world_to_data(dims.point)
     assert round(index[0]) == 6
     y, x = (round(v) for v in layer.world_to_data((dims.point[0], *camera.center[-2:]))[1:])
