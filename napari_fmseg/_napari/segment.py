@@ -76,6 +76,7 @@ class SegmentDock(QWidget):
         self._build()
         self._connect()
         self._on_model()
+        self._show(None)
         self._on_active()
         self._recovery = Recovery.start(napari_viewer)
 
@@ -99,7 +100,8 @@ class SegmentDock(QWidget):
         _row(form, "&Image", self.image, self.image)
         _row(form, "&Model", self.model, self.model.search)
         rows.addLayout(form)
-        for widget in (self.model.facts, self.model.accept, self.doubts):
+        about = More("About this model", self.model.rest, SEGMENT.model_card)
+        for widget in (self.model.facts, about, self.model.accept, self.doubts):
             rows.addWidget(widget)
         below = QFormLayout()
         below.setContentsMargins(0, 0, 0, 0)
@@ -237,10 +239,10 @@ class SegmentDock(QWidget):
             self._remark(event.text)
         elif isinstance(event, Staged):
             self._times.append(f"{event.stage} {said(event.seconds)}")
-            if event.layer[2] == "labels":
+            if event.is_labels:
                 self._recovery.settled(self.session.newest)  # computed, not painted: it can be computed again
                 if not self._is_painting():
-                    self.classes.set_layer(self.session.newest)
+                    self._show(self.session.newest)
             if event.note:
                 self._remark(f"{event.stage.capitalize()}: {event.note}")
 
@@ -288,11 +290,16 @@ class SegmentDock(QWidget):
 
         active = self.viewer.layers.selection.active
         if isinstance(active, Labels) and active.ndim == 3:
-            self.classes.set_layer(active)
+            self._show(active)
+
+    def _show(self, labels: Any) -> None:
+        """Fill the table with the classes of a labels layer, or of none."""
+        self.classes.set_layer(labels)
+        self.all_stages.setEnabled(labels is not None and run_of(labels) is not None)
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.classes.layer:
-            self.classes.set_layer(None)
+            self._show(None)
         if self.session.running and self._case is not None and any(event.value is part for part in self._case.layers):
             self._on_cancel()
 
