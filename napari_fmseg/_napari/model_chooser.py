@@ -7,12 +7,12 @@ from html import escape
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QListWidget, QListWidgetItem, QVBoxLayout, QWidget
 
+from napari_fmseg._napari.tooltips import SEGMENT
 from napari_fmseg.licences import remember_terms, unread_terms
 from napari_fmseg.models import ModelCard, list_models
 
-__all__ = ["USE", "ModelChooser", "facts_of"]
+__all__ = ["ModelChooser", "facts_of"]
 
-USE = "Research use only, not a medical device"
 ROWS = 4
 
 
@@ -35,7 +35,7 @@ class ModelChooser(QWidget):
         self.search = QLineEdit()
         self.search.setPlaceholderText("Search: organ, modality, name …")
         self.search.setClearButtonEnabled(True)
-        self.search.setToolTip("Shows the models in whose card every word occurs: organ, modality, licence, name.")
+        self.search.setToolTip(SEGMENT.model)
         self.list = QListWidget()
         self.list.setToolTip("The model that will segment the image. Arrow keys choose another.")
         self.list.setSpacing(1)
@@ -43,6 +43,7 @@ class ModelChooser(QWidget):
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.facts = QLabel()
         self.facts.setWordWrap(True)
+        self.facts.setToolTip(SEGMENT.model_card)
         self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.accept = QCheckBox("I &accept the terms of this model")
         self.accept.setToolTip("The data this model learned from restrict its use. You are asked once.")

@@ -6,20 +6,25 @@ from typing import Any
 
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QShowEvent
-from qtpy.QtWidgets import QComboBox, QFormLayout, QFrame, QLabel, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QFormLayout, QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.class_table import ClassTable
 from napari_fmseg._napari.devices import offered_devices
+from napari_fmseg._napari.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.estimate import said
 from napari_fmseg._napari.form import OptionsForm
 from napari_fmseg._napari.image_chooser import ImageChooser, RegionChooser
 from napari_fmseg._napari.layers import KEY
 from napari_fmseg._napari.links import Links
-from napari_fmseg._napari.model_chooser import USE, ModelChooser
+from napari_fmseg._napari.model_chooser import ModelChooser
 from napari_fmseg._napari.parts import ErrorBox, More, Note
+from napari_fmseg._napari.preferences import load
+from napari_fmseg._napari.recovery import Recovery
 from napari_fmseg._napari.run_bar import RunBar
 from napari_fmseg._napari.session import Session
+from napari_fmseg._napari.stages import run_of, toggle_stages
 from napari_fmseg._napari.staging import Engine, Request, Run, Staged
+from napari_fmseg._napari.tooltips import SEGMENT
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Warned
 from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
@@ -67,17 +72,22 @@ class SegmentDock(QWidget):
         self.doubts, self.remarks, self.error = Note(), Note(), ErrorBox()
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
+        self.all_stages = QPushButton("Show stages")
         self._build()
         self._connect()
         self._on_model()
         self._on_active()
+        self._recovery = Recovery.start(napari_viewer)
 
     # --- how it looks ---
 
     def _build(self) -> None:
         self.device.addItems(offered_devices())
-        self.device.setToolTip("Where to compute: auto takes the graphics card if there is one that fits.")
-        self.until.setToolTip("The last stage to run. Each one is finer than the one before, and takes longer.")
+        self.device.setToolTip(SEGMENT.device)
+        self.until.setToolTip(SEGMENT.stage)
+        preferred = load()
+        self.device.setCurrentText(preferred.device)
+        self.options.set_values({"precision": preferred.precision})
         inside = QWidget()
         rows = QVBoxLayout(inside)
         rows.setContentsMargins(8, 8, 8, 4)
@@ -102,12 +112,14 @@ class SegmentDock(QWidget):
         for widget in (self.more, self.error, self.remarks):
             rows.addWidget(widget)
         rows.addWidget(self.classes, 1)
+        self.all_stages.setToolTip(SEGMENT.show_all)
+        self.classes.buttons.insertWidget(0, self.all_stages)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
         scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         scroll.setWidget(inside)
-        use = QLabel(USE)
+        use = ResearchOnly()
         use.setAlignment(Qt.AlignmentFlag.AlignCenter)
         use.setToolTip("What the models find may be wrong. Do not base a diagnosis or a treatment on it.")
         foot = QVBoxLayout()  # always in sight, however low the window
@@ -129,6 +141,7 @@ class SegmentDock(QWidget):
         self.bar.run.connect(self._on_run)
         self.bar.cancel.connect(self._on_cancel)
         self.error.asked.connect(self._on_details)
+        self.all_stages.clicked.connect(self._on_all_stages)
         self.classes.failed.connect(self._on_failed)
         self.session.came.connect(self._on_event)
         self.session.failed.connect(self._on_failed)
@@ -165,9 +178,9 @@ class SegmentDock(QWidget):
     def _why_not(self) -> str:
         case, card = self.image.case, self.model.card
         if case is None:
-            return "There is no volume yet. Drop a file or a DICOM folder on the window."
+            return SEGMENT.run_no_image
         if card is None:
-            return "Choose a model first."
+            return SEGMENT.run_no_model
         if self.model.terms:
             return "Accept the terms of this model first."
         if case.n_channels != len(card.channels):
@@ -224,8 +237,10 @@ class SegmentDock(QWidget):
             self._remark(event.text)
         elif isinstance(event, Staged):
             self._times.append(f"{event.stage} {said(event.seconds)}")
-            if not self._is_painting():
-                self.classes.set_layer(self.session.newest)
+            if event.layer[2] == "labels":
+                self._recovery.settled(self.session.newest)  # computed, not painted: it can be computed again
+                if not self._is_painting():
+                    self.classes.set_layer(self.session.newest)
             if event.note:
                 self._remark(f"{event.stage.capitalize()}: {event.note}")
 
@@ -258,9 +273,12 @@ class SegmentDock(QWidget):
         mode = str(getattr(self.viewer.layers.selection.active, "mode", "pan_zoom"))
         return mode in ("paint", "polygon", "erase", "fill", "pick")
 
-    def _on_details(self, error: Any) -> None:
-        from napari_fmseg._napari.dialogs import show_error
+    def _on_all_stages(self) -> None:
+        run = run_of(self.classes.layer) if self.classes.layer is not None else None
+        if run is not None:
+            toggle_stages(self.viewer, run)
 
+    def _on_details(self, error: Any) -> None:
         show_error(self, error, title="The volume could not be segmented")
 
     # --- what happens in the viewer ---

@@ -8,7 +8,7 @@ from typing import Any
 from napari_fmseg._napari.layers import KEY
 from napari_fmseg._napari.staging import Run, Staged
 
-__all__ = ["ORDER", "StageLayers", "made_of", "run_of"]
+__all__ = ["ORDER", "StageLayers", "made_of", "run_of", "toggle_stages"]
 
 ORDER = ("consensus", "attention map", "attention", "edge", "labels")
 """From the bottom to the top of the layer list; what is not named here stands before the labels."""
@@ -127,6 +127,14 @@ def run_of(layer: Any) -> Run | None:
     """Tell to which run a layer belongs, or None."""
     made = made_of(layer)
     return Run(made["image"], made["model"], made["region"]) if made else None
+
+
+def toggle_stages(viewer: Any, run: Run) -> None:
+    """Show all layers of a run, or, when all of them are seen, only the last one."""
+    layers = sorted((x for x in viewer.layers if run_of(x) == run), key=lambda x: _rank(made_of(x)["stage"]))
+    show_all = not all(layer.visible for layer in layers)
+    for layer in layers:
+        layer.visible = show_all or layer is layers[-1]
 
 
 def _rank(stage: str) -> int:

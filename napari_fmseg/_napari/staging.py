@@ -169,5 +169,5 @@ def check_sum(data: npt.ArrayLike) -> int:
     """Give a number that changes when a voxel does; zlib releases Python's lock, so the window stays quick."""
     found = 0
     for plane in np.asanyarray(data):
-        found = zlib.crc32(np.ascontiguousarray(plane).reshape(-1).view(np.uint8), found)
+        found = zlib.crc32(np.ascontiguousarray(plane).reshape(-1).view(np.uint8).data, found)
     return found

@@ -242,7 +242,7 @@ def test_after_a_cancel_the_next_run_works(make_dock: Any, qtbot: Any, phantom: 
 def test_what_is_missing_stands_in_the_tooltip_of_run(make_dock: Any, phantom: Volume) -> None:
     dock = make_dock(InProcess())
     assert not dock.bar.run_button.isEnabled()
-    assert "no volume" in dock.bar.run_button.toolTip()
+    assert "Open an image" in dock.bar.run_button.toolTip()
     dropped(dock, phantom)
     assert dock.bar.run_button.isEnabled()
     dock.model.search.setText("no such model")
@@ -369,3 +369,44 @@ def test_closing_the_dock_ends_the_engines_process(make_dock: Any, qtbot: Any, p
     qtbot.waitUntil(lambda: engine.pid is not None, timeout=30_000)
     dock.viewer.window.remove_dock_widget(dock)
     qtbot.waitUntil(lambda: engine.pid is None and quiet(), timeout=10_000)
+
+
+def test_the_current_view_is_what_is_looked_at(make_dock: Any, qtbot: Any, phantom: Volume) -> None:
+    engine = InProcess()
+    dock = make_dock(engine, show=True)
+    image = dropped(dock, phantom)
+    dock.viewer.scene.camera.zoom *= 4
+    dock.viewer.screenshot(canvas_only=True, flash=False)  # draws, so that the layer knows what is seen
+    dock.region.combo.setCurrentIndex(1)
+    low, high = image.corner_pixels.copy()
+    press(qtbot, dock.bar.run_button)
+    wait(qtbot, dock)
+    seen = engine.volumes[0].geometry.shape
+    assert seen == (image.data.shape[0], *(int(b - a) + 1 for a, b in zip(low[1:], high[1:], strict=True)))
+    assert seen[2] < image.data.shape[2]
+    assert dock.viewer.layers[-1].name == f"scan · {NAME} (view) · labels"
+    assert dock.viewer.layers[-1].data.shape == image.data.shape
+
+
+def test_everything_can_be_reached_by_keyboard_and_says_what_it_does(make_dock: Any, phantom: Volume) -> None:
+    from qtpy.QtWidgets import (
+        QAbstractButton,
+        QAbstractSpinBox,
+        QComboBox,
+        QLabel,
+        QLineEdit,
+        QListWidget,
+        QTableWidget,
+    )
+
+    dock = make_dock(InProcess())
+    dropped(dock, phantom)
+    kinds = (QAbstractButton, QAbstractSpinBox, QComboBox, QListWidget)
+    mute = [w for kind in kinds for w in dock.findChildren(kind) if not w.toolTip() and w.objectName() != "qt_spinbox"]
+    mute = [w for w in mute if not isinstance(w.parent(), (QAbstractSpinBox, QLineEdit, QTableWidget))]
+    assert mute == []
+    keys = [w.text() for kind in (QAbstractButton, QLabel) for w in dock.findChildren(kind)]
+    keys = [t[t.index("&") + 1].lower() for t in keys if "&" in t and "<" not in t]
+    assert len(keys) == len(set(keys)), f"two parts answer to one key: {sorted(keys)}"
+    assert not {"f", "v", "l", "p", "w", "h"} & set(keys), "a key of napari's own menus"
+    assert dock.findChildren(QLineEdit)
