@@ -63,10 +63,16 @@ def taken(viewer: Any, key: str) -> bool:
         actions = [action for widget in (window, *window.findChildren(QWidget)) for action in widget.actions()]
         if any(wanted in action.shortcuts() for action in actions):
             return True
-        if any(wanted == shortcut.key() for shortcut in window.findChildren(QShortcut)):
+        if any(wanted == shortcut.key() and not _is_idle(shortcut) for shortcut in window.findChildren(QShortcut)):
             return True
     bound = [str(k) for k in (*viewer.keymap, *type(viewer).class_keymap)]
     return any(QKeySequence(text.replace("-", "+")) == wanted for text in [*bound, *_users_keys()])
+
+
+def _is_idle(shortcut: QShortcut) -> bool:
+    """Tell whether it belongs to a dock of ours that was closed: a hidden widget's key does nothing."""
+    owner = shortcut.parent()
+    return bool(shortcut.objectName().startswith("fmseg_") and isinstance(owner, QWidget) and not owner.isVisible())
 
 
 def _users_keys() -> list[str]:

@@ -13,11 +13,14 @@ if not os.environ.get("DISPLAY"):
     pytest.skip("needs a display: run under xvfb-run", allow_module_level=True)
 
 from qtpy.QtCore import Qt
+from qtpy.QtGui import QShortcut
 from qtpy.QtWidgets import QPushButton
 
 import napari_fmseg
 from napari_fmseg._napari.doctor import DoctorDock
+from napari_fmseg._napari.segment import SegmentDock
 from napari_fmseg._napari.shortcuts import KEYS, bind, taken
+from napari_fmseg._napari.tooltips import SEGMENT
 
 MANIFEST = Path(napari_fmseg.__file__).parent / "napari.yaml"
 CTRL_ALT = Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.AltModifier
@@ -61,6 +64,19 @@ def test_a_key_that_somebody_else_has_is_left_to_him(shown):
     assert bind(button, viewer, "run", button.click) is None
     assert bind(button, viewer, "cancel", button.click) is not None
     assert bind(button, viewer, "cancel", button.click) is None
+
+
+def test_the_segment_dock_has_its_keys_and_a_closed_one_gives_them_free(make_napari_viewer, qtbot):
+    viewer = make_napari_viewer(show=True)
+    for _ in range(2):
+        dock = SegmentDock(viewer)
+        area = viewer.window.add_dock_widget(dock, name="Segment")
+        qtbot.waitUntil(dock.isVisible)
+        for name in ("run", "cancel", "stages"):
+            assert dock.findChild(QShortcut, f"fmseg_{name}").key().toString() == KEYS[name]
+            assert KEYS[name] in getattr(SEGMENT, "show_all" if name == "stages" else name)
+        area.close()
+        qtbot.wait(50)
 
 
 def test_the_doctor_opens_from_naparis_plugins(npe2pm, make_napari_viewer, qtbot):
