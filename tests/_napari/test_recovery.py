@@ -287,6 +287,7 @@ layer = viewer.add_labels(np.zeros((20, 24, 28), np.uint8), name="mine")
 recovery = Recovery.start(viewer)
 layer.paint((3, 4, 5), 1)
 def copied(name):
+    recovery.saved.disconnect(copied)
     print("copied", len(list(recovery.session.folder.glob("*.nii.gz"))), flush=True)
     layer.paint((3, 9, 9), 1)
     recovery.save_now()  # the user closes the window while this is written
