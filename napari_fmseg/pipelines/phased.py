@@ -37,7 +37,7 @@ from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.nets.phased import HALO
 from napari_fmseg.pipelines.running import Engine
-from napari_fmseg.pipelines.settings import PhasedSettings
+from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["STAGES", "PhasedSettings", "body_box", "normalise", "run"]
 
-STAGES = ("consensus", "attention", "edge")
 _LEAST_PLANES = 4  # with fewer at once most of the work would go into the halo
 _FEWER = "the edge was computed in smaller parts"
 
