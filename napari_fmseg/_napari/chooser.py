@@ -108,10 +108,11 @@ class SeriesChooser(QDialog):
 
     def _select_largest(self) -> None:
         """Start with the series of most slices: it is rarely the localizer."""
-        sizes = [offer.shape[0] for offer in self._offers]
+        sizes = [(z, y * x) for z, y, x in (offer.shape for offer in self._offers)]
         if sizes:
             item = self._list.topLevelItem(sizes.index(max(sizes)))
-            self._list.setCurrentItem(item, 0, QItemSelectionModel.SelectionFlag.ClearAndSelect)
+            flags = QItemSelectionModel.SelectionFlag
+            self._list.setCurrentItem(item, 0, flags.ClearAndSelect | flags.Rows)
         self._on_selection()
 
     def _on_selection(self) -> None:
