@@ -169,10 +169,8 @@ class DropZone(QWidget):
         show_error(str(error))
 
     def _on_finished(self) -> None:
+        self._opening = None
         self.show_busy("")
-        if self._opening is not None:
-            self._opening.deleteLater()
-            self._opening = None
 
 
 def _paths_in(mime: QMimeData | None) -> list[str]:

@@ -45,6 +45,8 @@ class _Outcome:
 class Opening(QObject):
     """Reads paths one after the other in a thread and adds each as layers, always with our own reader.
 
+    It deletes itself when it has finished.
+
     Parameters
     ----------
     viewer
@@ -138,6 +140,8 @@ class Opening(QObject):
         from napari.utils.notifications import show_warning
 
         self.layers += [self._viewer.add_layer(layer) for layer in outcome.layers]
+        if outcome.layers:
+            _look_at(self._viewer, outcome.layers[0])
         for remark in outcome.remarks:
             show_warning(remark)
         self.opened.emit(outcome.layers)
@@ -150,6 +154,22 @@ class Opening(QObject):
         with suppress(RuntimeError):  # the viewer may be gone
             self._viewer.status = "Ready"
         self.finished.emit()
+        with suppress(RuntimeError):  # its window may have gone with the last signal
+            self.deleteLater()
+
+
+def _look_at(viewer: Any, layer: Any) -> None:
+    """Go to the middle of a layer that the current slice does not meet: two patients rarely lie at the same place."""
+    low, high = layer.extent.world
+    axis = viewer.dims.order[0]
+    first = viewer.dims.ndim - len(low)
+    if (
+        viewer.dims.ndisplay == 2
+        and axis >= first
+        and not (low[axis - first] <= viewer.dims.point[axis] <= high[axis - first])
+    ):
+        viewer.dims.set_point(axis, (low[axis - first] + high[axis - first]) / 2)
+        viewer.reset_view()
 
 
 def _read(wanted: _Wanted) -> _Outcome:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,23 @@ def test_opening_waits_for_the_layers_while_the_window_lives(viewer: Any, qtbot:
     errors: list[FmsegError] = []
     assert open_paths(viewer, [str(tmp_path / "missing.nii")], on_error=errors.append) == []
     assert "does not exist" in str(errors[0])
+
+
+def test_a_second_patient_who_lies_elsewhere_is_looked_at(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+    there = sitk.ReadImage(scan(tmp_path / "a.nrrd"))
+    there.SetOrigin((0, 0, 900))
+    sitk.WriteImage(there, tmp_path / "b.nrrd")
+    open_paths(viewer, [str(tmp_path / "a.nrrd")])
+    open_paths(viewer, [str(tmp_path / "b.nrrd")])
+    assert 900 <= viewer.dims.point[0] <= 909
+
+
+def test_a_layer_that_is_removed_frees_its_memory(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+    [layer] = open_paths(viewer, [str(scan(tmp_path / "a.nrrd"))])
+    seen = weakref.ref(layer)
+    viewer.layers.clear()
+    del layer
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and seen() is None, timeout=5000)
 
 
 def test_closing_the_viewer_while_it_reads_ends_the_opening(

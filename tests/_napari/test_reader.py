@@ -225,6 +225,17 @@ def test_a_telling_name_and_flat_values_make_labels(name: str, tmp_path: Path) -
     assert not np.allclose(layer.colormap.map(20), layer.colormap.map(60))
 
 
+@pytest.mark.parametrize(
+    "table", ['{"background": 0, "liver": 1, "spleen": 3}', '{"0": "background", "1": "liver", "3": "spleen"}']
+)
+def test_the_names_of_a_data_sets_labels_are_found_beside_it(table: str, tmp_path: Path) -> None:
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / "dataset.json").write_text(f'{{"labels": {table}}}')
+    sitk.WriteImage(sitk.GetImageFromArray(blocks()), tmp_path / "labelsTr" / "a.nii.gz")
+    [layer] = opened(tmp_path / "labelsTr" / "a.nii.gz")
+    assert list(layer.features["name"]) == ["background", "liver", "spleen"]
+
+
 def test_values_from_0_to_7_in_flat_areas_make_labels_under_any_name(tmp_path: Path) -> None:
     data = np.zeros((10, 30, 30), np.uint8)
     data[2:8, 5:25, 5:25] = 2
