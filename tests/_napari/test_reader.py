@@ -18,6 +18,7 @@ from napari_fmseg._napari.kinds import Hint, are_labels, hint_of
 from napari_fmseg._napari.reader import distinct, get_reader, layers_of
 from napari_fmseg.errors import UnreadableVolume
 from napari_fmseg.io import read_volume, write_labels
+from napari_fmseg.io.offers import list_offers
 from napari_fmseg.volume import Geometry, LabelMap
 
 napari = pytest.importorskip("napari")
@@ -417,3 +418,18 @@ def test_no_real_image_is_taken_for_labels_nor_labels_for_an_image() -> None:
     wrong = [name for name, kind in taken.items() if ("/labels/" in name) != (kind == "labels")]
     assert len(taken) > 20
     assert wrong == []
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real volumes are not here (FMSEG_SHARED says where)")
+def test_a_real_study_of_three_series_is_listed_with_pictures() -> None:
+    study = DATA / "prostate_dicom/images/px_0000"
+    with pytest.raises(UnreadableVolume, match="holds 3 image series"):
+        opened(study)
+    offers = list_offers(study)
+    assert [offer.modality for offer in offers] == ["MR"] * 3
+    for offer in offers:
+        assert offer.picture is not None
+        assert max(offer.picture.shape) == 96
+        assert offer.shape[0] == 19
+        assert read_volume(offer.path, series=offer.series).geometry.shape == offer.shape
