@@ -186,7 +186,8 @@ def test_a_drop_on_the_canvas_opens_with_our_reader_once_it_has_precedence(
     viewer: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     precedence.take_precedence()
-    canvas = viewer.window.qt_viewer if not hasattr(viewer.window, "_qt_viewer") else viewer.window._qt_viewer
+    widgets = window_of(viewer).findChildren(QWidget)
+    canvas = next(widget for widget in widgets if type(widget).__name__ == "QtViewer")  # it takes the canvas's drops
     for path in (scan(tmp_path / "ct.nii.gz"), series(tmp_path / "c", 1, "chest")):
         assert drop(canvas, path)
     assert [layer.name for layer in viewer.layers] == ["ct", "chest"]
@@ -236,6 +237,16 @@ def test_closing_the_viewer_while_it_reads_ends_the_opening(
     viewer.close()
     qtbot.wait(300)
     assert len(viewer.layers) == 0
+
+
+def test_closing_the_viewer_ends_the_wait_for_its_layers(
+    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
+) -> None:
+    viewer = make_napari_viewer()
+    path = scan(tmp_path / "ct.nii.gz")
+    QTimer.singleShot(0, viewer.close)
+    assert open_paths(viewer, [str(path)]) == []
+    qtbot.wait(300)
 
 
 def test_a_stopped_opening_adds_nothing(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
