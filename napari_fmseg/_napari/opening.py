@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import QEventLoop, QObject, Signal
+from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.layers import LayerData
 from napari_fmseg._napari.reader import distinct, layers_of, offers_instead, remarks_on
@@ -19,7 +20,7 @@ from napari_fmseg._napari.windows import window_of
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io.offers import Offer
 
-__all__ = ["Opening", "open_paths"]
+__all__ = ["Opening", "open_paths", "tell"]
 
 _alive: set[Opening] = set()  # an opening that nobody holds must not be collected while it reads
 
@@ -229,7 +230,7 @@ def open_paths(
     paths
         Files and folders.
     on_error
-        Is given each error; by default napari shows it.
+        Is given each error; by default a dialog shows it.
     parent
         A widget with which the opening ends.
 
@@ -239,7 +240,8 @@ def open_paths(
         The layers that were added; fewer than paths if some failed or were not chosen.
     """
     opening = Opening(viewer, paths, parent)
-    opening.failed.connect(on_error or _show)
+    window = window_of(viewer)
+    opening.failed.connect(on_error or (lambda error: tell(error, window)))
     loop = QEventLoop()
     opening.finished.connect(loop.quit)
     opening.destroyed.connect(loop.quit)
@@ -250,7 +252,13 @@ def open_paths(
     return layers
 
 
-def _show(error: FmsegError) -> None:
+def tell(error: FmsegError, window: QWidget | None) -> None:
+    """Show an error in a dialog before its window; where none is on the screen, as one of napari's notes."""
+    if window is not None and window.isVisible():
+        from napari_fmseg._napari import dialogs
+
+        dialogs.show_error(window, error, title="This could not be opened")
+        return
     from napari.utils.notifications import show_error
 
     show_error(str(error))

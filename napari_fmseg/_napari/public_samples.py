@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from napari_fmseg._napari.preferences import load
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress
 from napari_fmseg.io import suffix_of
@@ -72,11 +73,8 @@ class PublicSample:
 
 
 def samples_folder() -> Path:
-    """Where downloaded volumes are kept: ``FMSEG_HOME``/samples, or the platform's cache folder."""
-    from platformdirs import user_cache_path
-
-    home = os.environ.get("FMSEG_HOME")
-    return (Path(home) if home else user_cache_path("napari-fmseg", appauthor=False)) / "samples"
+    """Where downloaded volumes are kept: below the folder for downloads that the preferences name."""
+    return load().folder / "samples"
 
 
 def list_public_samples() -> tuple[PublicSample, ...]:

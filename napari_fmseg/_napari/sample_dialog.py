@@ -27,6 +27,7 @@ from napari_fmseg._napari.public_samples import (
     list_public_samples,
     samples_folder,
 )
+from napari_fmseg._napari.tooltips import OPEN
 from napari_fmseg._napari.windows import window_of
 from napari_fmseg.errors import FmsegError
 
@@ -151,7 +152,7 @@ class PublicSamplesDialog(QDialog):
 
     def _on_row(self, row: int) -> None:
         self.agree.setEnabled(row >= 0)
-        self.agree.setToolTip("" if row >= 0 else "There is nothing to download.")
+        self.agree.setToolTip(OPEN.download if row >= 0 else OPEN.no_download)
         self.says.setText(_told(self._samples[row]) if row >= 0 else _nothing())
 
     def _on_agree(self) -> None:

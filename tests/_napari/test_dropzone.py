@@ -18,10 +18,11 @@ from napari.settings import get_settings  # noqa: E402
 from napari.utils.notifications import notification_manager  # noqa: E402
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl  # noqa: E402
 from qtpy.QtGui import QDragEnterEvent, QDropEvent  # noqa: E402
-from qtpy.QtWidgets import QApplication, QDialogButtonBox, QMessageBox, QWidget  # noqa: E402
+from qtpy.QtWidgets import QApplication, QDialogButtonBox, QLabel, QMessageBox, QWidget  # noqa: E402
 
 from napari_fmseg._napari import precedence  # noqa: E402
 from napari_fmseg._napari.chooser import SeriesChooser, choose  # noqa: E402
+from napari_fmseg._napari.dialogs import ErrorDialog  # noqa: E402
 from napari_fmseg._napari.dropzone import DropZone, Opening, open_paths  # noqa: E402
 from napari_fmseg._napari.windows import window_of  # noqa: E402
 from napari_fmseg.errors import FmsegError, UnreadableVolume  # noqa: E402
@@ -160,7 +161,19 @@ def test_a_broken_file_is_told_and_the_others_still_open(
     assert "bad.nii.gz" in str(errors[0])
 
 
-def test_without_a_listener_napari_shows_the_error(zone: DropZone, qtbot: Any, tmp_path: Path) -> None:
+def test_an_error_in_a_window_on_the_screen_stands_in_a_dialog(
+    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    (tmp_path / "bad.mha").write_bytes(b"no")
+    assert open_paths(viewer, [str(tmp_path / "bad.mha")]) == []
+    dialog = window_of(viewer).findChild(ErrorDialog)
+    assert "bad.mha is neither NRRD nor MetaImage" in "".join(label.text() for label in dialog.findChildren(QLabel))
+    dialog.close_button.click()
+    qtbot.wait(20)
+
+
+def test_without_a_window_on_the_screen_napari_notes_the_error(zone: DropZone, qtbot: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.mha").write_bytes(b"no")
     assert drop(zone, tmp_path / "bad.mha")
     qtbot.waitUntil(lambda: not zone.busy, timeout=20_000)
