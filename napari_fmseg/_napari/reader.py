@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from napari_fmseg._napari.kinds import Hint, are_labels, hint_of, labels_in
+from napari_fmseg._napari.kinds import Hint, are_labels, hint_of, labels_in, names_beside
 from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io import read_labels, read_volume, suffix_of
@@ -320,7 +320,8 @@ def _labels(path: Path, hint: Hint) -> LabelMap | None:
 def _labels_layer(labels: LabelMap, name: str, source: str) -> LayerData:
     present = labels_in(labels.data)
     if len(present) <= _NAMED_LABELS:
-        names = {value: labels.names.get(value, f"label {value}") for value in sorted({*present, *labels.names} - {0})}
+        known = labels.names or names_beside(Path(source))
+        names = {value: known.get(value, f"label {value}") for value in sorted({*present, *labels.names} - {0})}
         return labels_layer(replace(labels, names=names), name, source=source)
     data, options, kind = labels_layer(labels, name, source=source)
     del options["colormap"]
