@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import UnreadableVolume
 from napari_fmseg.io.checks import REVERSED, smallest_integer
-from napari_fmseg.io.dicomslices import Header, Slice, is_dicom, quiet, slices_of
+from napari_fmseg.io.dicomslices import Header, Slice, damage_told, headers, is_dicom, quiet, slices_of
 from napari_fmseg.volume import Geometry, LabelMap
 
 if TYPE_CHECKING:
@@ -24,12 +24,10 @@ _CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # s
 @quiet()
 def is_seg(path: Path) -> bool:
     """Whether a file is a DICOM SEG."""
-    import pydicom
-
     if not path.is_file() or not is_dicom(path):
         return False
-    tags = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=["SOPClassUID"])
-    return str(tags.get("SOPClassUID", "")) in _CLASSES
+    with damage_told(path):
+        return any(str(file.tags.get("SOPClassUID", "")) in _CLASSES for file in headers([path]))
 
 
 @quiet()
@@ -45,22 +43,30 @@ def read(path: Path) -> LabelMap:
     """
     import pydicom
 
-    tags = pydicom.dcmread(path, force=True)
-    kind = str(tags.get("SegmentationType", ""))
-    if kind not in ("BINARY", "LABELMAP"):
-        raise UnreadableVolume(
-            f"{path.name} is a DICOM SEG of {kind.lower() or 'unknown'} values, not of segments with clear borders. "
-            "Export it as a binary segmentation."
-        )
-    try:
+    with damage_told(path):
+        tags = pydicom.dcmread(path, force=True)
+        kind = str(tags.get("SegmentationType", ""))
+        if kind not in ("BINARY", "LABELMAP"):
+            raise UnreadableVolume(
+                f"{path.name} is a DICOM SEG of {kind.lower() or 'unknown'} values, not of segments with clear "
+                "borders. Export it as a binary segmentation."
+            )
         planes, numbers = slices_of(Header(path, tags, 0)), _numbers(tags)
         frames = tags.pixel_array.reshape(-1, *planes[0].shape)
-    except (AttributeError, ValueError, KeyError, IndexError, EOFError, TypeError) as error:
-        raise UnreadableVolume(f"{path.name} is a damaged DICOM SEG: {error}. Export it again.") from error
-    geometry, z = _grid(planes, path)
-    data = np.zeros(geometry.shape, smallest_integer(0, max(numbers, default=0) or int(frames.max(initial=0))))
+        names, colors = _segments(tags)
+        geometry, z = _grid(planes, path)
+        data = _stacked(frames, numbers, z, geometry, path)
+    meta = {"format": "DICOM SEG", "modality": "SEG", "repaired": [], "warnings": []}
+    return LabelMap(data, geometry, meta, names, colors)
+
+
+def _stacked(
+    frames: npt.NDArray[Any], numbers: list[int], z: list[int], geometry: Geometry, path: Path
+) -> npt.NDArray[Any]:
+    """Labels (z, y, x) from frames of one segment each, or of all (number 0)."""
+    data = np.zeros(geometry.shape, smallest_integer(0, max(max(numbers), int(frames.max()))))
     for frame, number, at in zip(frames, numbers, z, strict=True):
-        if kind == "LABELMAP":
+        if number == 0:
             data[at] = frame
             continue
         inside = frame > 0
@@ -69,9 +75,7 @@ def read(path: Path) -> LabelMap:
                 f"{path.name} has segments that overlap, which one label map cannot hold. Export them one by one."
             )
         data[at][inside] = number
-    names, colors = _segments(tags)
-    meta = {"format": "DICOM SEG", "modality": "SEG", "repaired": [], "warnings": []}
-    return LabelMap(data, geometry, meta, names, colors)
+    return data
 
 
 def _numbers(tags: Dataset) -> list[int]:
