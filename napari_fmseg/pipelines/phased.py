@@ -37,15 +37,13 @@ from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.nets.phased import HALO
 from napari_fmseg.pipelines.running import Engine
-from napari_fmseg.pipelines.settings import PhasedSettings
+from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
 __all__ = ["STAGES", "PhasedSettings", "body_box", "normalise", "run"]
-
-STAGES = ("consensus", "attention", "edge")
 
 
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:

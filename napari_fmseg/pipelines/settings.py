@@ -9,7 +9,9 @@ from typing import Any
 from napari_fmseg.errors import UnknownModel
 from napari_fmseg.tables import dataclass_from
 
-__all__ = ["PhasedSettings"]
+__all__ = ["STAGES", "PhasedSettings"]
+
+STAGES = ("consensus", "attention", "edge")
 
 
 @dataclass(frozen=True)

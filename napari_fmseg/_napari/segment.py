@@ -1,0 +1,327 @@
+"""The dock that segments: choose a volume and a model, press Run, watch the stages arrive, look at the classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtGui import QShowEvent
+from qtpy.QtWidgets import QComboBox, QFormLayout, QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+
+from napari_fmseg._napari.class_table import ClassTable
+from napari_fmseg._napari.devices import offered_devices
+from napari_fmseg._napari.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.estimate import said
+from napari_fmseg._napari.form import OptionsForm
+from napari_fmseg._napari.image_chooser import ImageChooser, RegionChooser
+from napari_fmseg._napari.layers import KEY
+from napari_fmseg._napari.links import Links
+from napari_fmseg._napari.model_chooser import ModelChooser
+from napari_fmseg._napari.parts import ErrorBox, More, Note
+from napari_fmseg._napari.preferences import load
+from napari_fmseg._napari.recovery import Recovery
+from napari_fmseg._napari.run_bar import RunBar
+from napari_fmseg._napari.session import Session
+from napari_fmseg._napari.stages import run_of, toggle_stages
+from napari_fmseg._napari.staging import Engine, Request, Run, Staged
+from napari_fmseg._napari.tooltips import SEGMENT
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.events import Progress, Warned
+from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
+
+__all__ = ["SegmentDock"]
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+WORDS = {
+    "precision": "Precision",
+    "keep_largest": "Keep the largest part only",
+    "min_part_ml": "Remove parts below (ml)",
+    "show_stages": "Show the stages",
+}
+
+
+class SegmentDock(QWidget):
+    """Segments a volume of the viewer and shows its stages as layers.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer; napari gives it.
+    engine
+        What runs the models; without one a process of its own, started at the first run.
+    """
+
+    def __init__(self, napari_viewer: Any, engine: Engine | None = None) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.session = Session(napari_viewer, engine, self)
+        self._known: dict[tuple[str, str], dict[str, float]] = {}
+        self._case: Any = None
+        self._times: list[str] = []
+        self._remarks: list[str] = []
+        self._key = ("", "")
+        self._docked = False
+        self.image = ImageChooser(napari_viewer)
+        self.model = ModelChooser()
+        self.region = RegionChooser(napari_viewer)
+        self.until, self.device = QComboBox(), QComboBox()
+        self.options = OptionsForm(
+            SegmentOptions, skip=("until", "device"), choices={"precision": PRECISIONS}, labels=WORDS
+        )
+        self.more = More("More &options", self.options, "Precision, and how the labels are cleaned.")
+        self.doubts, self.remarks, self.error = Note(), Note(), ErrorBox()
+        self.bar = RunBar()
+        self.classes = ClassTable(napari_viewer)
+        self.all_stages = QPushButton("Show stages")
+        self._build()
+        self._connect()
+        self._on_model()
+        self._on_active()
+        self._recovery = Recovery.start(napari_viewer)
+
+    # --- how it looks ---
+
+    def _build(self) -> None:
+        self.device.addItems(offered_devices())
+        self.device.setToolTip(SEGMENT.device)
+        self.until.setToolTip(SEGMENT.stage)
+        preferred = load()
+        self.device.setCurrentText(preferred.device)
+        self.options.set_values({"precision": preferred.precision})
+        inside = QWidget()
+        rows = QVBoxLayout(inside)
+        rows.setContentsMargins(8, 8, 8, 4)
+        rows.setSpacing(6)
+        form = QFormLayout()
+        form.setContentsMargins(0, 0, 0, 0)
+        form.setSpacing(6)
+        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        _row(form, "&Image", self.image, self.image)
+        _row(form, "&Model", self.model, self.model.search)
+        rows.addLayout(form)
+        for widget in (self.model.facts, self.model.accept, self.doubts):
+            rows.addWidget(widget)
+        below = QFormLayout()
+        below.setContentsMargins(0, 0, 0, 0)
+        below.setSpacing(6)
+        below.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        _row(below, "S&tage", self.until, self.until)
+        _row(below, "Re&gion", self.region, self.region.combo)
+        _row(below, "&Device", self.device, self.device)
+        rows.addLayout(below)
+        for widget in (self.more, self.error, self.remarks):
+            rows.addWidget(widget)
+        rows.addWidget(self.classes, 1)
+        self.all_stages.setToolTip(SEGMENT.show_all)
+        self.classes.buttons.insertWidget(0, self.all_stages)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setWidget(inside)
+        use = ResearchOnly()
+        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        use.setToolTip("What the models find may be wrong. Do not base a diagnosis or a treatment on it.")
+        foot = QVBoxLayout()  # always in sight, however low the window
+        foot.setContentsMargins(8, 4, 8, 4)
+        foot.setSpacing(4)
+        foot.addWidget(self.bar)
+        foot.addWidget(use)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        layout.addWidget(scroll, 1)
+        layout.addLayout(foot)
+        self._scroll = scroll
+        self.setMinimumWidth(320)
+
+    def _connect(self) -> None:
+        self.image.chosen.connect(self._on_image)
+        self.model.chosen.connect(self._on_model)
+        self.bar.run.connect(self._on_run)
+        self.bar.cancel.connect(self._on_cancel)
+        self.error.asked.connect(self._on_details)
+        self.all_stages.clicked.connect(self._on_all_stages)
+        self.classes.failed.connect(self._on_failed)
+        self.session.came.connect(self._on_event)
+        self.session.failed.connect(self._on_failed)
+        self.session.finished.connect(self._on_finished)
+        self._links = Links(self)
+        self._links.connect(self._on_active, self.viewer.layers.selection.events.active)
+        self._links.connect(self._on_removed, self.viewer.layers.events.removed)
+
+    # --- what is chosen ---
+
+    def _on_image(self) -> None:
+        self._look()
+
+    def _on_model(self) -> None:
+        card, before = self.model.card, self.until.currentData()
+        self.until.clear()
+        try:
+            stages = stages_of(card) if card is not None else ()
+        except FmsegError:
+            stages = ()  # a card of a newer version; `_why_not` says so
+        self.until.addItem(f"All: {', '.join(stages)}" if stages else "All", "")
+        for i, stage in enumerate(stages[:-1]):
+            self.until.addItem(f"Up to {stage} ({'coarse, fastest' if i == 0 else 'finer'})", stage)
+        self.until.setCurrentIndex(max(0, self.until.findData(before)))
+        self._look()
+
+    def _look(self) -> None:
+        """Tell what does not fit, and whether a run is possible."""
+        case, card = self.image.case, self.model.card
+        seen = list(doubts(case.geometry, case.meta, card)) if case is not None and card is not None else []
+        self.doubts.tell(seen)
+        self.bar.allow(self._why_not())
+
+    def _why_not(self) -> str:
+        case, card = self.image.case, self.model.card
+        if case is None:
+            return SEGMENT.run_no_image
+        if card is None:
+            return SEGMENT.run_no_model
+        if self.model.terms:
+            return "Accept the terms of this model first."
+        if case.n_channels != len(card.channels):
+            return (f"This model takes {len(card.channels)} channel(s) ({', '.join(card.channels)}); the volume has "
+                    f"{case.n_channels}. Choose another model or volume.")  # fmt: skip
+        try:
+            stages_of(card)
+            _ = card.weights_path
+        except FmsegError as error:
+            return str(error)
+        return ""
+
+    def _options(self) -> SegmentOptions:
+        return SegmentOptions(
+            until=self.until.currentData() or "", device=self.device.currentText(), **self.options.values()
+        )
+
+    # --- a run ---
+
+    def _on_run(self) -> None:
+        case, card = self.image.case, self.model.card
+        if case is None or card is None or self.session.running:
+            return
+        self.error.tell(None)
+        self.remarks.tell([])
+        options = self._options()
+        try:
+            box = self.region.box(case.layers[0])
+        except FmsegError as error:
+            self.error.tell(error)
+            return
+        told = case.layers[0].metadata.get(KEY) or {}
+        request = Request(
+            Run(case.id, card.name, self.region.region if box is not None else ""),
+            case.name, tuple(layer.data for layer in case.layers), case.geometry, dict(case.meta),
+            told.get("filed"), str(told.get("source") or ""), options, box,
+        )  # fmt: skip
+        stages = stages_of(card)
+        stages = stages[: stages.index(options.until) + 1] if options.until else stages
+        self._case, self._times, self._remarks = case, [], []
+        self._key = (card.name, options.device)
+        first = ("loading model",) if self.session.warm else ("starting engine", "loading model")
+        self.bar.begin((*first, *stages), self._known.get(self._key, {}))
+        self.session.start(request)
+
+    def _on_cancel(self) -> None:
+        self.bar.stopping()
+        self.session.cancel()
+
+    def _on_event(self, event: Any) -> None:
+        if isinstance(event, Progress):
+            self.bar.move(event.stage, event.done, event.total)
+        elif isinstance(event, Warned):
+            self._remark(event.text)
+        elif isinstance(event, Staged):
+            self._times.append(f"{event.stage} {said(event.seconds)}")
+            if event.layer[2] == "labels":
+                self._recovery.settled(self.session.newest)  # computed, not painted: it can be computed again
+                if not self._is_painting():
+                    self.classes.set_layer(self.session.newest)
+            if event.note:
+                self._remark(f"{event.stage.capitalize()}: {event.note}")
+
+    def _remark(self, text: str) -> None:
+        self._remarks.append(text)
+        self.remarks.tell([t for t in self._remarks if t not in self.doubts.text().splitlines()])
+
+    def _on_failed(self, error: Any) -> None:
+        self.error.tell(error)
+
+    def _on_finished(self, done: bool) -> None:
+        seconds = self.bar.end("")
+        if done:
+            self._known[self._key] = seconds
+            self.bar.end(f"Done in {said(sum(seconds.values()))}: {', '.join(self._times)}")
+            for name in self.session.kept:
+                self._remark(f"“{name}” was edited and is kept as it is; the new result lies beside it.")
+            self._show_classes(self.session.final)
+        elif self.error.isHidden():
+            self.bar.end("Cancelled. Stages that were there stay.")
+        self.bar.allow(self._why_not())
+
+    def _show_classes(self, layer: Any) -> None:
+        """Choose the new labels, unless the user is painting on others."""
+        if layer is not None and layer in self.viewer.layers and not self._is_painting():
+            self.viewer.layers.selection.active = layer
+        self._scroll.ensureWidgetVisible(self.classes)
+
+    def _is_painting(self) -> bool:
+        mode = str(getattr(self.viewer.layers.selection.active, "mode", "pan_zoom"))
+        return mode in ("paint", "polygon", "erase", "fill", "pick")
+
+    def _on_all_stages(self) -> None:
+        run = run_of(self.classes.layer) if self.classes.layer is not None else None
+        if run is not None:
+            toggle_stages(self.viewer, run)
+
+    def _on_details(self, error: Any) -> None:
+        show_error(self, error, title="The volume could not be segmented")
+
+    # --- what happens in the viewer ---
+
+    def _on_active(self) -> None:
+        from napari.layers import Labels
+
+        active = self.viewer.layers.selection.active
+        if isinstance(active, Labels) and active.ndim == 3:
+            self.classes.set_layer(active)
+
+    def _on_removed(self, event: Any) -> None:
+        if event.value is self.classes.layer:
+            self.classes.set_layer(None)
+        if self.session.running and self._case is not None and any(event.value is part for part in self._case.layers):
+            self._on_cancel()
+
+    # --- coming and going ---
+
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        self.model.refresh()
+
+    def event(self, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.ParentChange:
+            if self.parent() is not None:
+                self._docked = True
+            elif self._docked:  # napari takes the widget out of its dock when that is closed
+                self._docked = False
+                self.close_down()
+        return bool(super().event(event))
+
+    def close_down(self) -> None:
+        """End what runs and let go of the viewer; the dock may be deleted afterwards."""
+        self.session.close()
+        self._links.end()
+        for part in (self.image, self.region, self.classes):
+            part.close_down()
+
+
+def _row(form: QFormLayout, name: str, widget: QWidget, buddy: QWidget) -> None:
+    label = QLabel(name)
+    label.setBuddy(buddy)
+    label.setToolTip(buddy.toolTip())
+    label.setMinimumWidth(48)  # one column over both forms
+    form.addRow(label, widget)
