@@ -86,12 +86,14 @@ def export(labels: LabelMap, wanted: Export) -> Iterator[Progress | Warned | Sav
         yield from meshes(labels, wanted.to, "" if _is_mesh(wanted.to) else wanted.suffix, smooth=wanted.smooth)
     elif wanted.what == "classes":
         yield from _per_class(labels, wanted.to, wanted.suffix, wanted.like)
-    elif wanted.what == "dicom-seg":
-        yield from _seg(labels, wanted)
     else:
         if not labels.data.any():
             yield Warned("The labels are empty: the file holds background only.")
-        yield Saved(write_labels(labels, wanted.to, source=wanted.like), best=True)
+        with written_together(wanted.to.parent) as part:
+            write = _write_seg if wanted.what == "dicom-seg" else _write_map
+            write(labels, part / wanted.to.name, wanted)
+            yield Progress(wanted.what, 1, 1)  # who closes the iterator here wants no file
+        yield Saved(wanted.to, best=True)
 
 
 def files_of(labels: LabelMap, wanted: Export) -> tuple[Path, ...]:
@@ -163,11 +165,14 @@ def _mask(labels: LabelMap, value: int) -> LabelMap:
     return LabelMap(labels.data == value, labels.geometry, labels.meta, names, colors)
 
 
-def _seg(labels: LabelMap, wanted: Export) -> Iterator[Saved]:
+def _write_map(labels: LabelMap, path: Path, wanted: Export) -> None:
+    write_labels(labels, path, source=wanted.like)
+
+
+def _write_seg(labels: LabelMap, path: Path, wanted: Export) -> None:
     if wanted.source is None:
         raise UnwritableVolume("A DICOM SEG refers to a DICOM series. Say where it is, or write NIfTI, NRRD or MHA.")
-    options = {"series": wanted.series, "model": wanted.model, "made": wanted.made}
-    yield Saved(write_dicom_seg(labels, wanted.to, wanted.source, **options), best=True)  # type: ignore[arg-type]
+    write_dicom_seg(labels, path, wanted.source, series=wanted.series, model=wanted.model, made=wanted.made)
 
 
 def _is_mesh(path: Path) -> bool:
