@@ -58,14 +58,27 @@ class EXPORT:
     """The Export dock."""
 
     labels = "The labels to export."
+    what = (
+        "One file with numbers, a file for every class, surfaces for print and 3-D, or what a hospital's archive takes."
+    )
     format = "NIfTI, NRRD or MHA for other programs, DICOM SEG for a hospital's archive, meshes for print and 3-D."
-    per_class = "One file for every class instead of one file with numbers."
+    classes = "The classes to export. Classes without a voxel are left out."
+    all_classes = "Tick every class."
+    no_classes = "Tick no class."
+    painted = "These labels have no names: every number that was painted is exported."
     destination = "Where to write. An existing file is replaced only after you agree."
     browse = "Choose the file or folder to write."
+    dicom = "Labels as hospital archives take them, tied to the DICOM series that they were made on."
     dicom_disabled = "DICOM SEG needs labels on an image that was opened from DICOM."
     mesh_smooth = "Smooth the steps between slices. The volume changes by less than about one voxel at the surface."
     export = "Write the files. A file appears whole or not at all."
     export_no_labels = "There are no labels yet: segment an image, or open a label file."
+    export_no_class = "Tick at least one class."
+    export_no_place = "Say where to write first."
+    export_busy = "An export is going on. Cancel it, or wait until it is done."
+    cancel = "Stop. Nothing half-written is left."
+    show_folder = "Open the folder in the file manager."
+    copy_path = "Copy where the files are."
     statistics = "Write name, volume and voxels of every class as a CSV table."
 
 
