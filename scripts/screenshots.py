@@ -53,7 +53,7 @@ class Photographer:
             self.viewer.window.screenshot(str(path), canvas_only=False, flash=False)
         picture = Image.open(path).convert("RGB").quantize(192, dither=Image.Dither.NONE)
         picture.save(path, optimize=True)
-        print(path.name, picture.size, f"{path.stat().st_size / 1000:.0f} kB")  # noqa: T201
+        print(path.name, picture.size, f"{path.stat().st_size / 1000:.0f} kB")
 
 
 def main(folder: Path) -> None:
@@ -97,7 +97,7 @@ def main(folder: Path) -> None:
         camera.take("8-three-d")
         viewer.dims.ndisplay = 2
         image.visible = True
-        _, export = viewer.window.add_plugin_dock_widget("napari-fmseg", "Export")
+        viewer.window.add_plugin_dock_widget("napari-fmseg", "Export")
         rest(1)
         camera.take("9-export")
         _, doctor = viewer.window.add_plugin_dock_widget("napari-fmseg", "Doctor")
