@@ -22,6 +22,7 @@ from napari_fmseg._napari.preferences import load
 from napari_fmseg._napari.recovery import Recovery
 from napari_fmseg._napari.run_bar import RunBar
 from napari_fmseg._napari.session import Session
+from napari_fmseg._napari.shortcuts import bind
 from napari_fmseg._napari.stages import run_of, toggle_stages
 from napari_fmseg._napari.staging import Engine, Request, Run, Staged
 from napari_fmseg._napari.tooltips import SEGMENT
@@ -79,6 +80,9 @@ class SegmentDock(QWidget):
         self._show(None)
         self._on_active()
         self._recovery = Recovery.start(napari_viewer)
+        keys = {"run": self.bar.run_button, "cancel": self.bar.cancel_button, "stages": self.all_stages}
+        for name, button in keys.items():
+            bind(self, napari_viewer, name, button.click)
 
     # --- how it looks ---
 
