@@ -48,11 +48,14 @@ class DropZone(QWidget):
         The layers of one path, when it was opened in `viewer`.
     failed : Signal(object)
         An `FmsegError`; where nothing is connected, napari shows it.
+    idle : Signal
+        Everything that was dropped has been read, or could not be.
     """
 
     dropped = Signal(list)
     opened = Signal(list)
     failed = Signal(object)
+    idle = Signal()
 
     def __init__(self, parent: QWidget | None = None, *, viewer: Any = None) -> None:
         super().__init__(parent)
@@ -67,9 +70,9 @@ class DropZone(QWidget):
         self._busy.setRange(0, 0)
         self._busy.setTextVisible(False)
         self._busy.setMaximumHeight(6)
-        self.file_button = QPushButton("Open &file…")
+        self.file_button = QPushButton("&Open file…")
         self.file_button.setToolTip("Open NIfTI, NRRD, MetaImage, DICOM or zip files.")
-        self.folder_button = QPushButton("Open f&older…")
+        self.folder_button = QPushButton("Ope&n folder…")
         self.folder_button.setToolTip("Open a folder with a DICOM series or with a volume.")
         self._lay_out()
         self.setAcceptDrops(True)
@@ -170,6 +173,7 @@ class DropZone(QWidget):
 
     def _on_finished(self) -> None:
         self.show_busy("")
+        self.idle.emit()
         if self._opening is not None:
             self._opening.deleteLater()
             self._opening = None
