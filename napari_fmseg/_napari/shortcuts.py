@@ -14,6 +14,8 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import QWidget
 
+from napari_fmseg._napari.windows import window_of
+
 __all__ = ["KEYS", "bind", "taken"]
 
 KEYS = MappingProxyType(
@@ -58,7 +60,7 @@ def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) ->
 def taken(viewer: Any, key: str) -> bool:
     """Tell whether a key such as "Ctrl+Alt+R" does something in `viewer` already."""
     wanted = QKeySequence(key)
-    window = getattr(getattr(viewer, "window", None), "_qt_window", None)  # napari has no public way to its window
+    window = window_of(viewer)
     if window is not None:
         actions = [action for widget in (window, *window.findChildren(QWidget)) for action in widget.actions()]
         if any(wanted in action.shortcuts() for action in actions):
