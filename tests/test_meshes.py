@@ -9,7 +9,7 @@ import pytest
 
 from napari_fmseg.errors import GeometryMismatch, UnwritableVolume
 from napari_fmseg.events import Progress, Saved, Warned
-from napari_fmseg.io import read_labels
+from napari_fmseg.io import read_labels, write_labels
 from napari_fmseg.io.exporting import Export, export, files_of, is_dicom_source, write_labels_per_class
 from napari_fmseg.io.meshes import Mesh, mesh_of, write_meshes
 from napari_fmseg.volume import Geometry, LabelMap, Volume
@@ -221,3 +221,22 @@ def test_what_cannot_be_exported_is_refused_with_cause_and_fix(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
     assert not is_dicom_source(tmp_path)
     assert not is_dicom_source("")
+
+
+def test_the_command_line_exports_meshes_masks_and_says_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from napari_fmseg.cli import main
+
+    path = write_labels(two_classes(), tmp_path / "organs.nii.gz")
+    assert main(["export", str(path), "--output", str(tmp_path / "all.obj")]) == 0
+    assert (tmp_path / "all.obj").read_text().count("\ng ") == 2
+    assert main(["export", str(path), "--output", str(tmp_path / "m"), "--format", "stl", "--json"]) == 0
+    assert sorted(file.name for file in (tmp_path / "m").iterdir()) == ["a_b_c.stl", "left_kidney.stl"]
+    assert main(["export", str(path), "--output", str(tmp_path / "m"), "--format", "nrrd"]) == 0
+    assert (tmp_path / "m" / "left_kidney.nrrd").is_file()
+    capsys.readouterr()
+    assert main(["export", str(path), "--output", str(tmp_path / "seg.dcm")]) == 2
+    assert "--source" in capsys.readouterr().err
+    assert main(["export", str(path), "--output", str(tmp_path / "m")]) == 1
+    assert "one of stl" in capsys.readouterr().err

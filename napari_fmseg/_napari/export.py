@@ -69,7 +69,6 @@ class ExportDock(QWidget):
     def _build(self) -> None:
         self.bar.setTextVisible(False)
         self.bar.setFixedHeight(8)
-        self.labels.setToolTip(EXPORT.labels)
         self.cancel_button.setToolTip(EXPORT.cancel)
         for combo in (self.labels, self.way.what, self.way.format):
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -151,6 +150,7 @@ class ExportDock(QWidget):
         layer = self.layer
         self.origin = Origin() if layer is None else origin_of(layer, self.viewer.layers)
         self.classes.show_classes(None if layer is None else _named(layer))
+        self.labels.setToolTip(EXPORT.labels if layer is None else f"{EXPORT.labels} Now: {layer.name}")
         self.way.allow_dicom(EXPORT.export_no_labels if layer is None else self.origin.why_no_dicom())
         if layer is not None and self.place.stem in ("", self._suggested):
             self._suggested = re.sub(r"[^\w-]+", "_", layer.name).strip("_") or "labels"

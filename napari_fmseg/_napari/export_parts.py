@@ -47,6 +47,7 @@ class ClassList(QWidget):
         self.list.setToolTip(EXPORT.classes)
         self.list.setIconSize(QSize(14, 14))
         self.list.setUniformItemSizes(True)
+        self.list.setStyleSheet("QListWidget { padding: 2px 4px; }")
         self.all, self.none = QPushButton("&All"), QPushButton("&None")
         self.all.setToolTip(EXPORT.all_classes)
         self.none.setToolTip(EXPORT.no_classes)
@@ -83,8 +84,8 @@ class ClassList(QWidget):
             self.list.addItem(item)
         self.list.blockSignals(False)
         rows = min(max(self.list.count(), 1), _SHOWN)
-        height = max(self.list.sizeHintForRow(0), 18) if self.list.count() else 18
-        self.list.setFixedHeight(rows * height + 2 * self.list.frameWidth() + 4)
+        height = self.list.sizeHintForRow(0) if self.list.count() else 18
+        self.list.setFixedHeight(rows * height + 2 * self.list.frameWidth() + 8)
         for button in (self.all, self.none):
             button.setEnabled(bool(self._items()))
         self.changed.emit()
@@ -140,7 +141,7 @@ class Destination(QWidget):
         layout.addWidget(self.line, 1)
         layout.addWidget(self.browse)
         self._suffix = ""
-        self.line.textChanged.connect(lambda: self.changed.emit())
+        self.line.textChanged.connect(self._on_typed)
         self.browse.clicked.connect(self._on_browse)
 
     @property
@@ -150,6 +151,8 @@ class Destination(QWidget):
         if not text:
             return None
         path = Path(text).expanduser()
+        if not path.name:  # the root, or a drive: a folder, and no file
+            return None if self._suffix else path
         if self._suffix and not path.name.lower().endswith(self._suffix):
             path = path.with_name(path.name + self._suffix)
         return path
@@ -172,8 +175,12 @@ class Destination(QWidget):
         """Ask for a file with `suffix`, or for a folder with ""."""
         path, stem = self.path, self.stem
         self._suffix = suffix
-        if path is not None:
+        if path is not None and stem:
             self.line.setText(str(path.with_name(f"{stem}{suffix}")))
+
+    def _on_typed(self, text: str) -> None:
+        self.line.setToolTip(f"{text}\n{EXPORT.destination}".strip())
+        self.changed.emit()
 
     def _on_browse(self) -> None:
         start = str(self.path or Path.home())

@@ -18,7 +18,7 @@ from napari_fmseg.io.meshes import MESH_FORMATS, meshes
 from napari_fmseg.io.writing import written_together
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["Export", "Kind", "export", "files_of", "is_dicom_source", "write_labels_per_class"]
+__all__ = ["Export", "Kind", "export", "files_of", "is_dicom_source", "kind_of", "write_labels_per_class"]
 
 Kind = Literal["map", "classes", "meshes", "dicom-seg"]
 MAP_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -163,6 +163,26 @@ def _mask(labels: LabelMap, value: int) -> LabelMap:
     names = {1: labels.names[value]} if value in labels.names else {}
     colors = {1: labels.colors[value]} if value in labels.colors else {}
     return LabelMap(labels.data == value, labels.geometry, labels.meta, names, colors)
+
+
+def kind_of(to: Path, fmt: str = "") -> Kind:
+    """Tell from the name of a file, or for a folder from the format, what is wanted.
+
+    Raises
+    ------
+    UnwritableVolume
+        If it is a folder and the format is none that can be written.
+    """
+    if suffix_of(to) == ".dcm":
+        return "dicom-seg"
+    if _is_mesh(to) or fmt.lower().lstrip(".") in MESH_FORMATS:
+        return "meshes"
+    if suffix_of(to) and not to.is_dir():
+        return "map"
+    if "." + fmt.lower().lstrip(".") in MAP_SUFFIXES:
+        return "classes"
+    formats = ", ".join((*MESH_FORMATS, *(suffix[1:] for suffix in MAP_SUFFIXES)))
+    raise UnwritableVolume(f"{to.name} is a folder: say with the format what to write into it, one of {formats}.")
 
 
 def _write_map(labels: LabelMap, path: Path, wanted: Export) -> None:

@@ -99,7 +99,7 @@ def written_together(folder: Path) -> Iterator[Path]:
     UnwritableVolume
         As `written_beside`; and if a folder has the name of one of the files.
     """
-    made = check_folder(folder / "file")
+    made = check_folder(folder / "The export")
     part = folder / f".{uuid.uuid4().hex[:8]}.part"
     try:
         part.mkdir()
@@ -113,5 +113,5 @@ def written_together(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         remove_folders(made)
         if isinstance(error, OSError):
-            raise _unwritable(folder / "The files", error) from error
+            raise _unwritable(folder / "The export", error) from error
         raise
