@@ -24,7 +24,6 @@ KEYS = MappingProxyType(
         "cancel": "Ctrl+Alt+C",
         "stages": "Ctrl+Alt+G",  # show all stages' layers, or only the best
         "export": "Ctrl+Alt+E",
-        "doctor": "Ctrl+Alt+D",
     }
 )
 
@@ -39,7 +38,7 @@ def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) ->
     viewer
         napari's; its own keys are respected.
     name
-        "run", "cancel", "stages", "export" or "doctor".
+        "run", "cancel", "stages" or "export".
     action
         Such as a button's ``click``, which does nothing while the button is disabled.
 
