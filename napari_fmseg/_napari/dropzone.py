@@ -49,11 +49,14 @@ class DropZone(QWidget):
         The layers of one path, when it was opened in `viewer`.
     failed : Signal(object)
         An `FmsegError`; where nothing is connected, a dialog shows it.
+    idle : Signal
+        Everything that was dropped has been read, or could not be.
     """
 
     dropped = Signal(list)
     opened = Signal(list)
     failed = Signal(object)
+    idle = Signal()
 
     def __init__(self, parent: QWidget | None = None, *, viewer: Any = None) -> None:
         super().__init__(parent)
@@ -68,9 +71,9 @@ class DropZone(QWidget):
         self._busy.setRange(0, 0)
         self._busy.setTextVisible(False)
         self._busy.setMaximumHeight(6)
-        self.file_button = QPushButton("Open &file…")
+        self.file_button = QPushButton("&Open file…")
         self.file_button.setToolTip(OPEN.file)
-        self.folder_button = QPushButton("Open f&older…")
+        self.folder_button = QPushButton("Ope&n folder…")
         self.folder_button.setToolTip(OPEN.folder)
         self.setToolTip(OPEN.drop_zone)
         self._lay_out()
@@ -171,6 +174,7 @@ class DropZone(QWidget):
     def _on_finished(self) -> None:
         self._opening = None
         self.show_busy("")
+        self.idle.emit()
 
 
 def _paths_in(mime: QMimeData | None) -> list[str]:
