@@ -46,13 +46,15 @@ class Photographer:
         from PIL import Image
 
         rest()
-        path = self.folder / f"{name}.png"
-        if widget is not None:
-            widget.grab().save(str(path))
-        else:
-            self.viewer.window.screenshot(str(path), canvas_only=False, flash=False)
-        picture = Image.open(path).convert("RGB").quantize(192, dither=Image.Dither.NONE)
-        picture.save(path, optimize=True)
+        path = self.folder / f"{name}.jpg"
+        with tempfile.TemporaryDirectory() as temporary:
+            raw = str(Path(temporary) / "raw.png")
+            if widget is not None:
+                widget.grab().save(raw)
+            else:
+                self.viewer.window.screenshot(raw, canvas_only=False, flash=False)
+            picture = Image.open(raw).convert("RGB")
+            picture.save(path, quality=88, optimize=True)
         print(path.name, picture.size, f"{path.stat().st_size / 1000:.0f} kB")
 
 
@@ -97,11 +99,11 @@ def main(folder: Path) -> None:
         camera.take("8-three-d")
         viewer.dims.ndisplay = 2
         image.visible = True
-        viewer.window.add_plugin_dock_widget("napari-fmseg", "Export")
+        viewer.window.add_plugin_dock_widget("napari-fmseg", "Export", tabify=True)
         rest(1)
         camera.take("9-export")
-        _, doctor = viewer.window.add_plugin_dock_widget("napari-fmseg", "Doctor")
-        wait(lambda: not doctor.running)
+        _, doctor = viewer.window.add_plugin_dock_widget("napari-fmseg", "Doctor", tabify=True)
+        wait(lambda: bool(doctor.findings))
         camera.take("10-doctor")
         broken = Path(temporary) / "broken.nii.gz"
         broken.write_bytes(scan.read_bytes()[:4000])
