@@ -20,6 +20,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_fmseg._napari.tooltips import OPEN
 from napari_fmseg.io.offers import Offer
 
 __all__ = ["SeriesChooser", "choose"]
@@ -88,6 +89,7 @@ class SeriesChooser(QDialog):
         self._list.setColumnCount(len(_COLUMNS))
         self._list.setHeaderLabels(list(_COLUMNS))
         self._list.setRootIsDecorated(False)
+        self._list.setToolTip(OPEN.series)
         self._list.setUniformRowHeights(True)
         self._list.setStyleSheet("QTreeView::item:selected { background: rgb(0, 98, 163); color: white; }")
         self._list.setAllColumnsShowFocus(True)
@@ -108,17 +110,18 @@ class SeriesChooser(QDialog):
 
     def _select_largest(self) -> None:
         """Start with the series of most slices: it is rarely the localizer."""
-        sizes = [offer.shape[0] for offer in self._offers]
+        sizes = [(z, y * x) for z, y, x in (offer.shape for offer in self._offers)]
         if sizes:
             item = self._list.topLevelItem(sizes.index(max(sizes)))
-            self._list.setCurrentItem(item, 0, QItemSelectionModel.SelectionFlag.ClearAndSelect)
+            flags = QItemSelectionModel.SelectionFlag
+            self._list.setCurrentItem(item, 0, flags.ClearAndSelect | flags.Rows)
         self._on_selection()
 
     def _on_selection(self) -> None:
         count = len(self.chosen)
         self._open.setEnabled(count > 0)
         self._open.setText("Open" if count < 2 else f"Open {count}")
-        self._open.setToolTip("" if count else "Select a row first.")
+        self._open.setToolTip("" if count else OPEN.no_series)
 
 
 def _texts(offer: Offer) -> list[str]:

@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 from napari_fmseg._napari.class_colors import colors_of, rename, set_colors
 from napari_fmseg._napari.layers import labels_of
 from napari_fmseg._napari.links import Links
+from napari_fmseg._napari.tooltips import CLASSES
 from napari_fmseg._napari.worker import Job, start_job
 from napari_fmseg.measures import Measure, measure, write_measures
 from napari_fmseg.volume import LabelMap
@@ -33,13 +34,7 @@ __all__ = ["ClassTable"]
 
 SHOWN, COLOR, NAME, ML, VOXELS = range(5)
 TITLES = ("", "", "Class", "ml", "Voxels")
-TIPS = (
-    "Show or hide the class",
-    "Colour of the class; click to change it",
-    "Name of the class; double click or F2 to change it. A click goes to the structure.",
-    "Volume of the class in millilitres",
-    "Voxels of the class",
-)
+TIPS = (CLASSES.visible, CLASSES.color, f"{CLASSES.name} {CLASSES.jump}", CLASSES.volume_ml, CLASSES.voxels)
 WAIT_MS = 400  # after the last stroke, before counting again
 SWATCH, ROW = 14, 24  # pixels
 ROWS = 8  # in sight without scrolling
@@ -72,16 +67,17 @@ class ClassTable(QWidget):
         self._timer.timeout.connect(self._on_time)
         self.title = QLabel()
         self.title.setWordWrap(True)
+        self.title.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.table = self._made_table()
         self.save = QPushButton("Stati&stics …")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.title)
         layout.addWidget(self.table)
-        row = QHBoxLayout()
-        row.addStretch(1)
-        row.addWidget(self.save)
-        layout.addLayout(row)
+        self.buttons = QHBoxLayout()
+        self.buttons.addStretch(1)
+        self.buttons.addWidget(self.save)
+        layout.addLayout(self.buttons)
         self.save.clicked.connect(self._on_save)
         self.set_layer(None)
 
@@ -93,6 +89,7 @@ class ClassTable(QWidget):
         table.verticalHeader().hide()
         table.verticalHeader().setDefaultSectionSize(ROW)
         table.setShowGrid(False)
+        table.setCornerButtonEnabled(False)
         table.setIconSize(QSize(SWATCH, SWATCH))
         table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
@@ -141,7 +138,7 @@ class ClassTable(QWidget):
         point = tuple(self._viewer.dims.point)
         if event.type == "set_data" and point != self._point:
             self._point = point
-        elif event.type != "set_data" or self._timer.isActive() or self._job is None:
+        else:
             self._timer.start()
 
     def _on_time(self) -> None:
@@ -174,12 +171,10 @@ class ClassTable(QWidget):
         self.title.setText("No labels yet. Run a model, or choose a labels layer." if layer is None else layer.name)
         self.save.setEnabled(layer is not None)
         self.save.setToolTip(
-            "Saves label, name, volume, voxels and centre of every class as a CSV file."
-            if layer is not None
-            else "There are no labels to measure. Run a model, or choose a labels layer."
+            CLASSES.statistics if layer is not None else "There are no labels yet: segment an image, or choose labels."
         )
         self.table.setVisible(layer is not None)
-        self.table.setToolTip("A click goes to the structure and chooses its label for painting.")
+        self.table.setToolTip(CLASSES.jump)
         if layer is None:
             return
         names = labels_of(layer).names
@@ -253,7 +248,7 @@ class ClassTable(QWidget):
         dims = self._viewer.dims
         axes = tuple(range(dims.ndim - 3, dims.ndim))
         dims.set_point(axes, world)
-        self._viewer.camera.center = tuple(world[axis - axes[0]] for axis in dims.displayed if axis >= axes[0])
+        _camera(self._viewer).center = tuple(world[axis - axes[0]] for axis in dims.displayed if axis >= axes[0])
 
     def _on_save(self) -> None:
         labels = labels_of(self.layer)
@@ -261,6 +256,12 @@ class ClassTable(QWidget):
         if path:
             job = start_job(lambda: _saved(labels, Path(path)), parent=self)
             job.failed.connect(self.failed)
+
+
+def _camera(viewer: Any) -> Any:
+    """Give the viewer's camera, which napari 0.9 has moved into the scene."""
+    scene = getattr(viewer, "scene", None)
+    return viewer.camera if scene is None else scene.camera
 
 
 def _measured(labels: LabelMap) -> Iterator[tuple[Measure, ...]]:

@@ -18,7 +18,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_fmseg._napari.opening import Opening, open_paths
+from napari_fmseg._napari.opening import Opening, open_paths, tell
+from napari_fmseg._napari.tooltips import OPEN
 
 __all__ = ["DropZone", "Opening", "open_paths"]
 
@@ -47,12 +48,15 @@ class DropZone(QWidget):
     opened : Signal(list)
         The layers of one path, when it was opened in `viewer`.
     failed : Signal(object)
-        An `FmsegError`; where nothing is connected, napari shows it.
+        An `FmsegError`; where nothing is connected, a dialog shows it.
+    idle : Signal
+        Everything that was dropped has been read, or could not be.
     """
 
     dropped = Signal(list)
     opened = Signal(list)
     failed = Signal(object)
+    idle = Signal()
 
     def __init__(self, parent: QWidget | None = None, *, viewer: Any = None) -> None:
         super().__init__(parent)
@@ -67,10 +71,11 @@ class DropZone(QWidget):
         self._busy.setRange(0, 0)
         self._busy.setTextVisible(False)
         self._busy.setMaximumHeight(6)
-        self.file_button = QPushButton("Open &file…")
-        self.file_button.setToolTip("Open NIfTI, NRRD, MetaImage, DICOM or zip files.")
-        self.folder_button = QPushButton("Open f&older…")
-        self.folder_button.setToolTip("Open a folder with a DICOM series or with a volume.")
+        self.file_button = QPushButton("&Open file…")
+        self.file_button.setToolTip(OPEN.file)
+        self.folder_button = QPushButton("Ope&n folder…")
+        self.folder_button.setToolTip(OPEN.folder)
+        self.setToolTip(OPEN.drop_zone)
         self._lay_out()
         self.setAcceptDrops(True)
         self.setAccessibleName("Drop a volume here")
@@ -163,16 +168,13 @@ class DropZone(QWidget):
     def _on_failed(self, error: Any) -> None:
         if self.receivers(self.failed) > 0:
             self.failed.emit(error)
-            return
-        from napari.utils.notifications import show_error
-
-        show_error(str(error))
+        else:
+            tell(error, self.window())
 
     def _on_finished(self) -> None:
+        self._opening = None
         self.show_busy("")
-        if self._opening is not None:
-            self._opening.deleteLater()
-            self._opening = None
+        self.idle.emit()
 
 
 def _paths_in(mime: QMimeData | None) -> list[str]:

@@ -11,6 +11,7 @@ from napari_fmseg._napari.cases import Case, case_with, cases_of
 from napari_fmseg._napari.layers import AXES, UNITS
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.roi import box_of_shapes, box_of_view
+from napari_fmseg._napari.tooltips import SEGMENT
 from napari_fmseg.volume import Box
 
 __all__ = ["ImageChooser", "RegionChooser"]
@@ -33,7 +34,7 @@ class ImageChooser(QComboBox):
         super().__init__(parent)
         self._viewer = viewer
         self._cases: list[Case] = []
-        self.setToolTip("The volume to segment. Channels that were opened together come together.")
+        self.setToolTip(SEGMENT.image)
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(12)
         self._links, self._names = Links(self), Links(self)
@@ -70,7 +71,7 @@ class ImageChooser(QComboBox):
             now = next((case for case in self._cases if case.id == before.id), None)
         self.blockSignals(True)
         self.clear()
-        self.addItems([case.name for case in self._cases] or ["No volume is open: drop one on the window"])
+        self.addItems([case.name for case in self._cases] or ["No volume is open"])
         self.setEnabled(bool(self._cases))
         self.setCurrentIndex(self._cases.index(now) if now is not None else 0)
         self.blockSignals(False)
@@ -87,14 +88,11 @@ class RegionChooser(QWidget):
         self._viewer = viewer
         self._shapes: list[Any] = []
         self.combo = QComboBox()
-        self.combo.setToolTip(
-            "Look at a part of the volume only: faster, and finer where the part is small. What is drawn in one plane "
-            "holds for the whole depth."
-        )
+        self.combo.setToolTip(f"{SEGMENT.region} What is drawn in one plane holds for the whole depth.")
         self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.combo.setMinimumContentsLength(10)
-        self.draw = QPushButton("Dra&w box")
-        self.draw.setToolTip("Adds a layer to draw a rectangle in, around what is to be segmented.")
+        self.draw = QPushButton("Draw &box")
+        self.draw.setToolTip(SEGMENT.region_draw)
         self.draw.clicked.connect(self._on_draw)
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)

@@ -5,6 +5,7 @@ A name alone is never believed ("image_without_label.nii.gz"): the values must l
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from enum import Enum
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.io import suffix_of
 
-__all__ = ["Hint", "are_labels", "hint_of", "labels_in"]
+__all__ = ["Hint", "are_labels", "hint_of", "labels_in", "names_beside"]
 
 _WORDS = re.compile(
     r"(?<![a-z])(labels?(?:map)?s?|masks?|segs?|segmentations?|annotations?|contours?|rois?|gt|ground[ _-]?truth|aseg)"
@@ -136,3 +137,18 @@ def labels_in(data: npt.NDArray[Any]) -> list[int]:
             found |= np.bincount(plane.reshape(-1), minlength=high + 1) > 0
         return [int(value) for value in np.flatnonzero(found) if value]
     return [int(value) for value in np.unique(data) if value]
+
+
+def names_beside(path: Path) -> dict[int, str]:
+    """Read the names of labels from the dataset.json of the data set that a label file belongs to; {} without one.
+
+    Both ways that nnU-Net and the Decathlon write them are understood: {"liver": 1} and {"1": "liver"}.
+    """
+    for folder in (path.parent, path.parent.parent):
+        try:
+            table = json.loads((folder / "dataset.json").read_text(encoding="utf-8")).get("labels", {})
+            pairs = [(key, value) if isinstance(value, int) else (value, int(key)) for key, value in table.items()]
+        except (OSError, ValueError, TypeError, AttributeError):  # none, or not of this kind
+            continue
+        return {value: str(name) for name, value in pairs if value > 0}
+    return {}

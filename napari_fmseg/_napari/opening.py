@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import QEventLoop, QObject, Signal
+from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.layers import LayerData
 from napari_fmseg._napari.reader import distinct, layers_of, offers_instead, remarks_on
@@ -19,7 +20,7 @@ from napari_fmseg._napari.windows import window_of
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io.offers import Offer
 
-__all__ = ["Opening", "open_paths"]
+__all__ = ["Opening", "open_paths", "tell"]
 
 _alive: set[Opening] = set()  # an opening that nobody holds must not be collected while it reads
 
@@ -44,6 +45,8 @@ class _Outcome:
 
 class Opening(QObject):
     """Reads paths one after the other in a thread and adds each as layers, always with our own reader.
+
+    It deletes itself when it has finished.
 
     Parameters
     ----------
@@ -138,6 +141,8 @@ class Opening(QObject):
         from napari.utils.notifications import show_warning
 
         self.layers += [self._viewer.add_layer(layer) for layer in outcome.layers]
+        if outcome.layers:
+            _look_at(self._viewer, outcome.layers[0])
         for remark in outcome.remarks:
             show_warning(remark)
         self.opened.emit(outcome.layers)
@@ -150,6 +155,22 @@ class Opening(QObject):
         with suppress(RuntimeError):  # the viewer may be gone
             self._viewer.status = "Ready"
         self.finished.emit()
+        with suppress(RuntimeError):  # its window may have gone with the last signal
+            self.deleteLater()
+
+
+def _look_at(viewer: Any, layer: Any) -> None:
+    """Go to the middle of a layer that the current slice does not meet: two patients rarely lie at the same place."""
+    low, high = layer.extent.world
+    axis = viewer.dims.order[0]
+    first = viewer.dims.ndim - len(low)
+    if (
+        viewer.dims.ndisplay == 2
+        and axis >= first
+        and not (low[axis - first] <= viewer.dims.point[axis] <= high[axis - first])
+    ):
+        viewer.dims.set_point(axis, (low[axis - first] + high[axis - first]) / 2)
+        viewer.reset_view()
 
 
 def _read(wanted: _Wanted) -> _Outcome:
@@ -209,7 +230,7 @@ def open_paths(
     paths
         Files and folders.
     on_error
-        Is given each error; by default napari shows it.
+        Is given each error; by default a dialog shows it.
     parent
         A widget with which the opening ends.
 
@@ -219,7 +240,8 @@ def open_paths(
         The layers that were added; fewer than paths if some failed or were not chosen.
     """
     opening = Opening(viewer, paths, parent)
-    opening.failed.connect(on_error or _show)
+    window = window_of(viewer)
+    opening.failed.connect(on_error or (lambda error: tell(error, window)))
     loop = QEventLoop()
     opening.finished.connect(loop.quit)
     opening.destroyed.connect(loop.quit)
@@ -230,7 +252,13 @@ def open_paths(
     return layers
 
 
-def _show(error: FmsegError) -> None:
+def tell(error: FmsegError, window: QWidget | None) -> None:
+    """Show an error in a dialog before its window; where none is on the screen, as one of napari's notes."""
+    if window is not None and window.isVisible():
+        from napari_fmseg._napari import dialogs
+
+        dialogs.show_error(window, error, title="This could not be opened")
+        return
     from napari.utils.notifications import show_error
 
     show_error(str(error))

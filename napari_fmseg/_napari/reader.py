@@ -1,21 +1,17 @@
-"""Files and folders as layers: npe2's reader, and `layers_of`, which any thread may call.
-
-Knowing whether a path is ours takes a glance: a suffix, the first bytes, or a few names in a folder.
-"""
+"""Files and folders as layers: npe2's reader, and `layers_of`, which any thread may call."""
 
 from __future__ import annotations
 
 import os
 import sys
-import zipfile
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from napari_fmseg._napari.kinds import Hint, are_labels, hint_of, labels_in
+from napari_fmseg._napari.kinds import Hint, are_labels, hint_of, labels_in, names_beside
 from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer
+from napari_fmseg._napari.sniffing import is_ours
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io import read_labels, read_volume, suffix_of
 from napari_fmseg.io.offers import Offer, list_offers
@@ -26,10 +22,9 @@ __all__ = ["NOTHING", "distinct", "get_reader", "layers_of", "offers_instead", "
 PathOrPaths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 NOTHING: list[tuple[None]] = [(None,)]
 """What npe2 takes for "read, but nothing to add"."""
-_LOOKED_AT = 400  # names in a folder before it is taken for none of ours
-_OPENED = 24  # files among them whose first bytes are read
 _NAMED_LABELS = 4096  # more labels than these get napari's own cycle of colours
 _MAX_CHANNELS = 24
+_SEARCHED = 24  # files of a folder in which the name of a series is looked for
 _SHOWN_CHANNELS = 4  # more are time points or the like: only the first is shown
 
 
@@ -47,7 +42,7 @@ def get_reader(path: PathOrPaths) -> Callable[[PathOrPaths], list[Any]] | None:
         `read`, or None if another reader should be asked.
     """
     paths = _listed(path)
-    return read if paths and all(_is_ours(Path(one)) for one in paths) else None
+    return read if paths and all(is_ours(Path(one)) for one in paths) else None
 
 
 def read(path: PathOrPaths) -> list[Any]:
@@ -220,76 +215,6 @@ def _series_of_file(path: Path) -> str:
     return str(found[0].tags.get("SeriesInstanceUID") or "")
 
 
-def _is_ours(path: Path) -> bool:
-    suffix = suffix_of(path)
-    try:
-        if path.is_dir():
-            return path.suffix.lower() != ".zarr" and _has_ours(path)
-        if suffix == ".zip":
-            return _zip_has_ours(path)
-        if suffix in (".hdr", ".img"):  # also what Radiance and ENVI call theirs
-            return _is_nifti_pair(path)
-        return bool(suffix) or path.name.upper() == "DICOMDIR" or _starts_as_ours(path)
-    except OSError:
-        return bool(suffix)  # reading it says what is wrong
-
-
-def _has_ours(folder: Path) -> bool:
-    """Whether one of the first names in a folder, level by level, is one of ours."""
-    looked_at = opened = 0
-    folders = deque([folder])
-    while folders:
-        with os.scandir(folders.popleft()) as entries:
-            for entry in entries:
-                looked_at += 1
-                if looked_at > _LOOKED_AT:
-                    return False
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    if not entry.name.lower().endswith(".zarr"):
-                        folders.append(Path(entry.path))
-                    continue
-                suffix = suffix_of(entry.name)
-                if suffix and suffix not in (".zip", ".hdr", ".img"):
-                    return True
-                if "." in entry.name and not suffix and Path(entry.name).suffix[1:].isalpha():
-                    continue  # a suffix of somebody else's
-                opened += 1
-                if opened <= _OPENED and _starts_as_ours(Path(entry.path)):
-                    return True
-    return False
-
-
-def _starts_as_ours(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(352)
-    nifti = start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2")
-    return nifti or start[128:132] == b"DICM" or start.startswith(b"NRRD000")
-
-
-def _is_nifti_pair(path: Path) -> bool:
-    header = path.with_suffix(".hdr")
-    if not header.is_file():
-        header = path.with_suffix(".HDR")
-    return header.is_file() and _starts_as_ours(header)
-
-
-def _zip_has_ours(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()][:_LOOKED_AT]
-            if any(suffix_of(member.filename) not in ("", ".zip") for member in members):
-                return True
-            for member in members[:_OPENED]:
-                with archive.open(member) as file:
-                    if file.read(132)[128:] == b"DICM":
-                        return True
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError):  # damaged or encrypted: reading it says so
-        return True
-    return False
-
-
 def _the_only_volume(path: Path) -> Path:
     """Return the file that a folder without DICOM holds, if it is one: its name and header tell more."""
     if not path.is_dir():
@@ -320,7 +245,8 @@ def _labels(path: Path, hint: Hint) -> LabelMap | None:
 def _labels_layer(labels: LabelMap, name: str, source: str) -> LayerData:
     present = labels_in(labels.data)
     if len(present) <= _NAMED_LABELS:
-        names = {value: labels.names.get(value, f"label {value}") for value in sorted({*present, *labels.names} - {0})}
+        known = labels.names or names_beside(Path(source))
+        names = {value: known.get(value, f"label {value}") for value in sorted({*present, *labels.names} - {0})}
         return labels_layer(replace(labels, names=names), name, source=source)
     data, options, kind = labels_layer(labels, name, source=source)
     del options["colormap"]
@@ -369,7 +295,7 @@ def _description(path: Path, uid: Any) -> str:
         return ""
     folder = path if path.is_dir() else path.parent
     files = [path] if path.is_file() and path.name.upper() != "DICOMDIR" else files_below(folder)
-    for file in [file for file in files[:_LOOKED_AT] if is_dicom(file)][:_OPENED]:
+    for file in [file for file in files[:_SEARCHED] if is_dicom(file)]:
         try:
             found = headers([file])
         except FmsegError:

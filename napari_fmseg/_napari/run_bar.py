@@ -9,6 +9,7 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.estimate import Estimate, said
+from napari_fmseg._napari.tooltips import SEGMENT
 
 __all__ = ["RunBar"]
 
@@ -45,7 +46,7 @@ class RunBar(QWidget):
         self.bar.setRange(0, STEPS)
         self.bar.setTextVisible(False)
         self.bar.setFixedHeight(8)
-        self.bar.setToolTip("Each stage counts as long as it took the last time.")
+        self.bar.setToolTip(SEGMENT.progress)
         self.text = QLabel()
         self.text.setWordWrap(True)
         self._timer = QTimer(self, interval=TICK_MS)
@@ -72,11 +73,11 @@ class RunBar(QWidget):
 
     def allow(self, why_not: str) -> None:
         """Let the user run, or say in the tooltip why not."""
-        why_not = "A run is under way. Cancel it, or wait for its end." if self.running else why_not
+        why_not = SEGMENT.run_busy if self.running else why_not
         self.run_button.setEnabled(not why_not)
-        self.run_button.setToolTip(why_not or "Segments the volume; its stages appear as layers one after the other.")
+        self.run_button.setToolTip(why_not or SEGMENT.run)
         self.cancel_button.setEnabled(self.running)
-        self.cancel_button.setToolTip("Ends the run; stages that are there stay." if self.running else "Nothing runs.")
+        self.cancel_button.setToolTip(SEGMENT.cancel if self.running else "Nothing is running.")
 
     def begin(self, stages: Sequence[str], known: Mapping[str, float]) -> None:
         """Show a run that begins."""
@@ -110,6 +111,7 @@ class RunBar(QWidget):
         self.bar.hide()
         self.text.setText(text)
         self.text.setVisible(bool(text))
+        self.text.setToolTip(SEGMENT.times if text else "")
         return seconds
 
     def _on_tick(self) -> None:

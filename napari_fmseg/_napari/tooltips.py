@@ -8,11 +8,13 @@ __all__ = ["CLASSES", "DOCTOR", "EXPORT", "OPEN", "RECOVERY", "SEGMENT"]
 class OPEN:
     """Opening volumes."""
 
-    drop_zone = "Drop NIfTI, NRRD, MHA or DICOM files, a DICOM folder or a zip here; or click to choose."
-    choose = "Choose files or a folder with one DICOM series or several."
-    precedence = "Whether napari opens medical volumes with fmseg from now on. You can change it under Preferences."
-    series = "One row per DICOM series found. Choose the one to open; hold Ctrl for several."
-    thumbnail = "The middle slice of the series."
+    drop_zone = "Drop NIfTI, NRRD, MHA or DICOM files, a DICOM folder or a zip here; or use the buttons."
+    file = "Open NIfTI, NRRD, MetaImage, DICOM or zip files."
+    folder = "Open a folder with a DICOM series or several, or with a volume."
+    series = "One row per series or volume found. Choose the one to open; hold Ctrl for several."
+    no_series = "Select a row first."
+    download = "Fetch this volume from its host, check it and open it. Nothing is fetched before."
+    no_download = "There is nothing to download."
 
 
 class SEGMENT:
@@ -56,14 +58,27 @@ class EXPORT:
     """The Export dock."""
 
     labels = "The labels to export."
+    what = (
+        "One file with numbers, a file for every class, surfaces for print and 3-D, or what a hospital's archive takes."
+    )
     format = "NIfTI, NRRD or MHA for other programs, DICOM SEG for a hospital's archive, meshes for print and 3-D."
-    per_class = "One file for every class instead of one file with numbers."
+    classes = "The classes to export. Classes without a voxel are left out."
+    all_classes = "Tick every class."
+    no_classes = "Tick no class."
+    painted = "These labels have no names: every number that was painted is exported."
     destination = "Where to write. An existing file is replaced only after you agree."
     browse = "Choose the file or folder to write."
+    dicom = "Labels as hospital archives take them, tied to the DICOM series that they were made on."
     dicom_disabled = "DICOM SEG needs labels on an image that was opened from DICOM."
     mesh_smooth = "Smooth the steps between slices. The volume changes by less than about one voxel at the surface."
     export = "Write the files. A file appears whole or not at all."
     export_no_labels = "There are no labels yet: segment an image, or open a label file."
+    export_no_class = "Tick at least one class."
+    export_no_place = "Say where to write first."
+    export_busy = "An export is going on. Cancel it, or wait until it is done."
+    cancel = "Stop. Nothing half-written is left."
+    show_folder = "Open the folder in the file manager."
+    copy_path = "Copy where the files are."
     statistics = "Write name, volume and voxels of every class as a CSV table."
 
 

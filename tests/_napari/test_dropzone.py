@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,11 @@ from napari.settings import get_settings  # noqa: E402
 from napari.utils.notifications import notification_manager  # noqa: E402
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl  # noqa: E402
 from qtpy.QtGui import QDragEnterEvent, QDropEvent  # noqa: E402
-from qtpy.QtWidgets import QApplication, QDialogButtonBox, QMessageBox, QWidget  # noqa: E402
+from qtpy.QtWidgets import QApplication, QDialogButtonBox, QLabel, QMessageBox, QWidget  # noqa: E402
 
 from napari_fmseg._napari import precedence  # noqa: E402
 from napari_fmseg._napari.chooser import SeriesChooser, choose  # noqa: E402
+from napari_fmseg._napari.dialogs import ErrorDialog  # noqa: E402
 from napari_fmseg._napari.dropzone import DropZone, Opening, open_paths  # noqa: E402
 from napari_fmseg._napari.windows import window_of  # noqa: E402
 from napari_fmseg.errors import FmsegError, UnreadableVolume  # noqa: E402
@@ -158,7 +161,19 @@ def test_a_broken_file_is_told_and_the_others_still_open(
     assert "bad.nii.gz" in str(errors[0])
 
 
-def test_without_a_listener_napari_shows_the_error(zone: DropZone, qtbot: Any, tmp_path: Path) -> None:
+def test_an_error_in_a_window_on_the_screen_stands_in_a_dialog(
+    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    (tmp_path / "bad.mha").write_bytes(b"no")
+    assert open_paths(viewer, [str(tmp_path / "bad.mha")]) == []
+    dialog = window_of(viewer).findChild(ErrorDialog)
+    assert "bad.mha is neither NRRD nor MetaImage" in "".join(label.text() for label in dialog.findChildren(QLabel))
+    dialog.close_button.click()
+    qtbot.wait(20)
+
+
+def test_without_a_window_on_the_screen_napari_notes_the_error(zone: DropZone, qtbot: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.mha").write_bytes(b"no")
     assert drop(zone, tmp_path / "bad.mha")
     qtbot.waitUntil(lambda: not zone.busy, timeout=20_000)
@@ -184,7 +199,8 @@ def test_a_drop_on_the_canvas_opens_with_our_reader_once_it_has_precedence(
     viewer: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     precedence.take_precedence()
-    canvas = viewer.window.qt_viewer if not hasattr(viewer.window, "_qt_viewer") else viewer.window._qt_viewer
+    widgets = window_of(viewer).findChildren(QWidget)
+    canvas = next(widget for widget in widgets if type(widget).__name__ == "QtViewer")  # it takes the canvas's drops
     for path in (scan(tmp_path / "ct.nii.gz"), series(tmp_path / "c", 1, "chest")):
         assert drop(canvas, path)
     assert [layer.name for layer in viewer.layers] == ["ct", "chest"]
@@ -208,6 +224,23 @@ def test_opening_waits_for_the_layers_while_the_window_lives(viewer: Any, qtbot:
     assert "does not exist" in str(errors[0])
 
 
+def test_a_second_patient_who_lies_elsewhere_is_looked_at(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+    there = sitk.ReadImage(scan(tmp_path / "a.nrrd"))
+    there.SetOrigin((0, 0, 900))
+    sitk.WriteImage(there, tmp_path / "b.nrrd")
+    open_paths(viewer, [str(tmp_path / "a.nrrd")])
+    open_paths(viewer, [str(tmp_path / "b.nrrd")])
+    assert 900 <= viewer.dims.point[0] <= 909
+
+
+def test_a_layer_that_is_removed_frees_its_memory(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+    [layer] = open_paths(viewer, [str(scan(tmp_path / "a.nrrd"))])
+    seen = weakref.ref(layer)
+    viewer.layers.clear()
+    del layer
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and seen() is None, timeout=5000)
+
+
 def test_closing_the_viewer_while_it_reads_ends_the_opening(
     make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
 ) -> None:
@@ -217,6 +250,16 @@ def test_closing_the_viewer_while_it_reads_ends_the_opening(
     viewer.close()
     qtbot.wait(300)
     assert len(viewer.layers) == 0
+
+
+def test_closing_the_viewer_ends_the_wait_for_its_layers(
+    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
+) -> None:
+    viewer = make_napari_viewer()
+    path = scan(tmp_path / "ct.nii.gz")
+    QTimer.singleShot(0, viewer.close)
+    assert open_paths(viewer, [str(path)]) == []
+    qtbot.wait(300)
 
 
 def test_a_stopped_opening_adds_nothing(viewer: Any, qtbot: Any, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from napari_fmseg._napari.kinds import Hint, are_labels, hint_of
 from napari_fmseg._napari.reader import distinct, get_reader, layers_of
 from napari_fmseg.errors import UnreadableVolume
 from napari_fmseg.io import read_volume, write_labels
+from napari_fmseg.io.offers import list_offers
 from napari_fmseg.volume import Geometry, LabelMap
 
 napari = pytest.importorskip("napari")
@@ -225,6 +226,17 @@ def test_a_telling_name_and_flat_values_make_labels(name: str, tmp_path: Path) -
     assert not np.allclose(layer.colormap.map(20), layer.colormap.map(60))
 
 
+@pytest.mark.parametrize(
+    "table", ['{"background": 0, "liver": 1, "spleen": 3}', '{"0": "background", "1": "liver", "3": "spleen"}']
+)
+def test_the_names_of_a_data_sets_labels_are_found_beside_it(table: str, tmp_path: Path) -> None:
+    (tmp_path / "labelsTr").mkdir()
+    (tmp_path / "dataset.json").write_text(f'{{"labels": {table}}}')
+    sitk.WriteImage(sitk.GetImageFromArray(blocks()), tmp_path / "labelsTr" / "a.nii.gz")
+    [layer] = opened(tmp_path / "labelsTr" / "a.nii.gz")
+    assert list(layer.features["name"]) == ["background", "liver", "spleen"]
+
+
 def test_values_from_0_to_7_in_flat_areas_make_labels_under_any_name(tmp_path: Path) -> None:
     data = np.zeros((10, 30, 30), np.uint8)
     data[2:8, 5:25, 5:25] = 2
@@ -406,3 +418,18 @@ def test_no_real_image_is_taken_for_labels_nor_labels_for_an_image() -> None:
     wrong = [name for name, kind in taken.items() if ("/labels/" in name) != (kind == "labels")]
     assert len(taken) > 20
     assert wrong == []
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real volumes are not here (FMSEG_SHARED says where)")
+def test_a_real_study_of_three_series_is_listed_with_pictures() -> None:
+    study = DATA / "prostate_dicom/images/px_0000"
+    with pytest.raises(UnreadableVolume, match="holds 3 image series"):
+        opened(study)
+    offers = list_offers(study)
+    assert [offer.modality for offer in offers] == ["MR"] * 3
+    for offer in offers:
+        assert offer.picture is not None
+        assert max(offer.picture.shape) == 96
+        assert offer.shape[0] == 19
+        assert read_volume(offer.path, series=offer.series).geometry.shape == offer.shape

@@ -242,7 +242,7 @@ def test_after_a_cancel_the_next_run_works(make_dock: Any, qtbot: Any, phantom: 
 def test_what_is_missing_stands_in_the_tooltip_of_run(make_dock: Any, phantom: Volume) -> None:
     dock = make_dock(InProcess())
     assert not dock.bar.run_button.isEnabled()
-    assert "no volume" in dock.bar.run_button.toolTip()
+    assert "Open an image" in dock.bar.run_button.toolTip()
     dropped(dock, phantom)
     assert dock.bar.run_button.isEnabled()
     dock.model.search.setText("no such model")
@@ -297,6 +297,22 @@ def test_the_class_under_the_pointer_stands_in_the_status_bar(make_dock: Any, qt
     where = final.data_to_world(np.array(final.data.shape) // 2)
     status = final.get_status(where, view_direction=None, dims_displayed=[1, 2], world=True)
     assert "liver" in status["value"] + status["coordinates"]
+
+
+def test_a_cancelled_run_leaves_the_best_labels_in_sight(make_dock: Any, qtbot: Any, phantom: Volume) -> None:
+    engine = InProcess()
+    dock = make_dock(engine)
+    dropped(dock, phantom)
+    press(qtbot, dock.bar.run_button)
+    wait(qtbot, dock)
+    engine.go.clear()
+    engine.seen.clear()
+    press(qtbot, dock.bar.run_button)
+    qtbot.waitUntil(lambda: dock.viewer.layers[1].visible, timeout=10_000)
+    assert "under way" in dock.bar.run_button.toolTip() or "going on" in dock.bar.run_button.toolTip()
+    press(qtbot, dock.bar.cancel_button)
+    wait(qtbot, dock)
+    assert [layer.visible for layer in dock.viewer.layers] == [True, False, True]
 
 
 def test_an_edited_layer_is_kept_and_the_user_is_told(make_dock: Any, qtbot: Any, phantom: Volume) -> None:
@@ -369,3 +385,59 @@ def test_closing_the_dock_ends_the_engines_process(make_dock: Any, qtbot: Any, p
     qtbot.waitUntil(lambda: engine.pid is not None, timeout=30_000)
     dock.viewer.window.remove_dock_widget(dock)
     qtbot.waitUntil(lambda: engine.pid is None and quiet(), timeout=10_000)
+
+
+def test_the_current_view_is_what_is_looked_at(make_dock: Any, qtbot: Any, phantom: Volume) -> None:
+    engine = InProcess()
+    dock = make_dock(engine, show=True)
+    image = dropped(dock, phantom)
+    dock.viewer.scene.camera.zoom *= 4
+    dock.viewer.screenshot(canvas_only=True, flash=False)  # draws, so that the layer knows what is seen
+    dock.region.combo.setCurrentIndex(1)
+    low, high = image.corner_pixels.copy()
+    press(qtbot, dock.bar.run_button)
+    wait(qtbot, dock)
+    seen = engine.volumes[0].geometry.shape
+    assert seen == (image.data.shape[0], *(int(b - a) + 1 for a, b in zip(low[1:], high[1:], strict=True)))
+    assert seen[2] < image.data.shape[2]
+    assert dock.viewer.layers[-1].name == f"scan · {NAME} (view) · labels"
+    assert dock.viewer.layers[-1].data.shape == image.data.shape
+
+
+def test_everything_can_be_reached_by_keyboard_and_says_what_it_does(make_dock: Any, phantom: Volume) -> None:
+    from qtpy.QtWidgets import (
+        QAbstractButton,
+        QAbstractSpinBox,
+        QComboBox,
+        QLabel,
+        QLineEdit,
+        QListWidget,
+        QTableWidget,
+    )
+
+    dock = make_dock(InProcess())
+    dropped(dock, phantom)
+    kinds = (QAbstractButton, QAbstractSpinBox, QComboBox, QListWidget)
+    mute = [w for kind in kinds for w in dock.findChildren(kind) if not w.toolTip() and w.objectName() != "qt_spinbox"]
+    mute = [w for w in mute if not isinstance(w.parent(), (QAbstractSpinBox, QLineEdit, QTableWidget))]
+    assert mute == []
+    keys = [w.text() for kind in (QAbstractButton, QLabel) for w in dock.findChildren(kind)]
+    keys = [t[t.index("&") + 1].lower() for t in keys if "&" in t and "<" not in t]
+    assert len(keys) == len(set(keys)), f"two parts answer to one key: {sorted(keys)}"
+    assert not {"f", "v", "l", "p", "w", "h"} & set(keys), "a key of napari's own menus"
+    assert dock.findChildren(QLineEdit)
+
+
+def test_napari_finds_the_dock_in_the_manifest() -> None:
+    import inspect
+
+    from npe2 import PluginManifest
+
+    manifest = PluginManifest.from_file(Path(__file__).parents[2] / "napari.yaml")
+    commands = {command.id: command for command in manifest.contributions.commands or ()}
+    assert "napari-fmseg.segment" in {widget.command for widget in manifest.contributions.widgets or ()}
+    menu = (manifest.contributions.menus or {})["napari/layers/segment"]
+    assert "napari-fmseg.segment" in {getattr(item, "command", "") for item in menu}
+    module, _, name = str(commands["napari-fmseg.segment"].python_name).partition(":")
+    assert (module, name) == (SegmentDock.__module__, SegmentDock.__name__)
+    assert "napari_viewer" in inspect.signature(SegmentDock).parameters

@@ -11,7 +11,7 @@ pytest.importorskip("napari")
 from napari.components import ViewerModel
 
 from napari_fmseg._napari.layers import KEY, as_filed, image_layers, labels_of
-from napari_fmseg._napari.stages import StageLayers
+from napari_fmseg._napari.stages import StageLayers, toggle_stages
 from napari_fmseg._napari.staging import Edited, Request, Run, Staged, check_sum, staged
 from napari_fmseg.events import Event, StageResult
 from napari_fmseg.pipelines import SegmentOptions
@@ -175,3 +175,12 @@ def test_undo_does_not_bring_an_older_run_back(viewer: ViewerModel) -> None:
     before = final.data.copy()
     final.undo()
     np.testing.assert_array_equal(final.data, before)
+
+
+def test_all_stages_are_shown_and_hidden_again_at_once(viewer: ViewerModel) -> None:
+    run(viewer, Stand())
+    who = Run(str(viewer.layers["scan"].unique_id), "m")
+    toggle_stages(viewer, who)
+    assert all(layer.visible for layer in viewer.layers)
+    toggle_stages(viewer, who)
+    assert [layer.visible for layer in viewer.layers] == [True, False, False, False, True]
