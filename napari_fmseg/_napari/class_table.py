@@ -67,6 +67,7 @@ class ClassTable(QWidget):
         self._timer.timeout.connect(self._on_time)
         self.title = QLabel()
         self.title.setWordWrap(True)
+        self.title.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.table = self._made_table()
         self.save = QPushButton("Stati&stics …")
         layout = QVBoxLayout(self)

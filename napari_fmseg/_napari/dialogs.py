@@ -55,9 +55,10 @@ _PACKAGES = (
     "pydicom",
     "highdicom",
 )
-# A path: from a slash, a drive letter or ~ up to the next quote, or to the end of its word.
+# A path starts with a slash, a drive letter or ~. In quotes it ends with them; without, as names of folders may have
+# spaces in them, nobody knows where, so the rest of the line goes too.
 _QUOTED_PATH = re.compile(r"""(['"])(?:~|[A-Za-z]:)?[\\/].*?\1""")
-_PLAIN_PATH = re.compile(r"(?<![\w<])(?:~|[A-Za-z]:)?[\\/][^\s'\",;:)]+")
+_PLAIN_PATH = re.compile(r"(?<![\w<])(?:~|[A-Za-z]:)?[\\/](?=\S).*")
 
 
 def show_error(parent: QWidget | None, error: BaseException, *, title: str = "fmseg could not do this") -> ErrorDialog:

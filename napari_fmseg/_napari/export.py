@@ -27,6 +27,7 @@ from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.origin import Origin, in_file_order, origin_of, snapshot
 from napari_fmseg._napari.parts import ErrorBox, Note
 from napari_fmseg._napari.tooltips import EXPORT
+from napari_fmseg._napari.windows import plain
 from napari_fmseg._napari.worker import Job, start_job
 from napari_fmseg.errors import FmsegError, GeometryMismatch
 from napari_fmseg.events import Progress, Saved, Warned
@@ -47,7 +48,7 @@ class ExportDock(QWidget):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
-        self.viewer = napari_viewer
+        self.viewer = napari_viewer = plain(napari_viewer)
         self.origin = Origin()
         self.job: Job | None = None
         self._written: list[Path] = []

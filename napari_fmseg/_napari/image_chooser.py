@@ -71,7 +71,7 @@ class ImageChooser(QComboBox):
             now = next((case for case in self._cases if case.id == before.id), None)
         self.blockSignals(True)
         self.clear()
-        self.addItems([case.name for case in self._cases] or ["No volume is open: drop one on the window"])
+        self.addItems([case.name for case in self._cases] or ["No volume is open"])
         self.setEnabled(bool(self._cases))
         self.setCurrentIndex(self._cases.index(now) if now is not None else 0)
         self.blockSignals(False)

@@ -122,6 +122,7 @@ def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerDa
             "name": name if volume.n_channels == 1 else f"{name} [{i}]",
             "contrast_limits": window_of(data, volume.meta),
             "colormap": CHANNEL_COLORMAPS[i % len(CHANNEL_COLORMAPS)],
+            "rgb": False,  # napari takes a last axis of 3 or 4 voxels for colours unless it is told
             "blending": "translucent_no_depth" if i == 0 else "additive",
             "metadata": {KEY: told},
             **place(volume.geometry),
@@ -151,6 +152,7 @@ def map_layer(stage: Volume, name: str, *, frame: Geometry | None = None) -> Lay
     options = {
         "name": name,
         "colormap": "inferno",
+        "rgb": False,
         "blending": "additive",
         "opacity": 0.6,
         "contrast_limits": (0.0, 1.0),

@@ -11,7 +11,7 @@ from napari_fmseg._napari.tooltips import SEGMENT
 from napari_fmseg.licences import remember_terms, unread_terms
 from napari_fmseg.models import ModelCard, list_models
 
-__all__ = ["ModelChooser", "facts_of"]
+__all__ = ["ModelChooser", "all_of", "facts_of"]
 
 ROWS = 4
 
@@ -21,8 +21,9 @@ class ModelChooser(QWidget):
 
     Attributes
     ----------
-    facts, accept
-        What the card says, and the box with which its terms are accepted; the dock puts them over its whole width.
+    facts, rest, accept
+        What the card says in short and in full, and the box with which its terms are accepted; the dock puts them
+        over its whole width.
     chosen
         Signal: another model was chosen, or its terms were accepted.
     """
@@ -45,6 +46,9 @@ class ModelChooser(QWidget):
         self.facts.setWordWrap(True)
         self.facts.setToolTip(SEGMENT.model_card)
         self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.rest = QLabel()
+        self.rest.setWordWrap(True)
+        self.rest.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.accept = QCheckBox("I &accept the terms of this model")
         self.accept.setToolTip("The data this model learned from restrict its use. You are asked once.")
         layout = QVBoxLayout(self)
@@ -107,6 +111,7 @@ class ModelChooser(QWidget):
     def _on_chosen(self) -> None:
         card = self.card
         self.facts.setText(facts_of(card) if card else "No model fits the search. Clear it to see all of them.")
+        self.rest.setText(all_of(card) if card else "")
         self.accept.blockSignals(True)
         self.accept.setChecked(False)
         self.accept.blockSignals(False)
@@ -126,22 +131,39 @@ def _searched(card: ModelCard) -> str:
 
 
 def facts_of(card: ModelCard) -> str:
-    """Tell what a card says, as rich text of a few lines."""
+    """Tell what a card says and everybody must know, as rich text of a few lines."""
     dice = card.scores.get("labels", {})
-    told = ", ".join(f"{name} {dice[name]:.2f}" if name in dice else name for name in card.labels.values())
-    lines = [f"<b>Segments</b> {escape(told)}" if not dice else f"<b>Segments (Dice)</b> {escape(told)}"]
-    lines.append(
-        f"<b>Measured on</b> {escape(card.scored_on)}"
-        if card.scored_on
-        else "<b>Never measured</b> on cases of its own"
+    told = ", ".join(
+        f"{_words(name)} {dice[name]:.2f}" if name in dice else _words(name) for name in card.labels.values()
     )
+    measured = f"on {card.scored_on}" if card.scored_on else "never measured on cases that it did not learn from"
     about = " · ".join(part for part in (card.modality, card.body_part, _spacing(card)) if part)
-    lines.append(f"<b>For</b> {escape(about)} &nbsp; <b>Licence</b> {escape(card.licence or 'not stated')}")
-    if card.limits:
-        lines.append(f"<b>Limits</b> {escape(card.limits)}")
+    lines = [
+        f"<b>Segments</b> {escape(told)}",
+        f"<b>Dice</b> {'above, ' if dice else ''}{escape(measured)}",
+        f"<b>For</b> {escape(about)} &nbsp; <b>Licence</b> {escape(card.licence or 'not stated')}",
+    ]
     if card.restriction:
         lines.append(f"<b>Restriction</b> {escape(card.restriction)}")
+    if card.limits:
+        first = card.limits.split(". ")[0].rstrip(".")
+        lines.append(f"<b>Limits</b> {escape(first)}{'.' if first == card.limits.rstrip('.') else '. …'}")
     return "<br>".join(lines)
+
+
+def all_of(card: ModelCard) -> str:
+    """Tell the rest of a card, as rich text."""
+    told = {
+        "Limits": card.limits,
+        "Trained on": card.trained_on,
+        "Citation": card.citation,
+        "Name": f"{card.name}, version {card.version}" + (f", from {card.parent}" if card.parent else ""),
+    }
+    return "<br>".join(f"<b>{title}</b> {escape(text)}" for title, text in told.items() if text)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _spacing(card: ModelCard) -> str:

@@ -49,7 +49,7 @@ class ErrorBox(QFrame):
         self.text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.copy = QPushButton("Cop&y")
         self.copy.setToolTip("Copies the message, to be sent or searched for.")
-        self.more = QPushButton("D&etails")
+        self.more = QPushButton("Details")
         self.more.setToolTip("Opens the message in a window of its own, with what a report needs.")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(6, 6, 6, 6)

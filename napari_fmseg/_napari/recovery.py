@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_fmseg._napari.autosaves import Autosave, Session, Work, abandoned, delete, read, work_of
 from napari_fmseg._napari.preferences import Preferences, load
+from napari_fmseg._napari.windows import plain, window_of
 from napari_fmseg.errors import FmsegError
 
 __all__ = ["Recovery"]
@@ -51,7 +52,8 @@ class Recovery(QObject):
     @classmethod
     def of(cls, viewer: Any) -> Recovery:
         """Give the one that watches `viewer`, and make it if there is none."""
-        window = _window(viewer)
+        viewer = plain(viewer)
+        window = window_of(viewer)
         found = window.findChild(cls) if window is not None else None
         return found if found is not None else cls(viewer, window)
 
@@ -247,11 +249,6 @@ class Recovery(QObject):
 
 def _root(preferences: Preferences) -> Path:
     return preferences.folder / "recovery"
-
-
-def _window(viewer: Any) -> QWidget | None:
-    """Find the viewer's window. napari has no public way to it; a `ViewerModel` has no window."""
-    return getattr(getattr(viewer, "window", None), "_qt_window", None)
 
 
 def _tell(error: FmsegError) -> None:

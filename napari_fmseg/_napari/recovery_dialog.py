@@ -112,7 +112,7 @@ def _table(saves: Sequence[Autosave]) -> QTableWidget:
         name.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable)
         name.setCheckState(Qt.CheckState.Checked)
         name.setToolTip(save.name)
-        size = " x ".join(map(str, save.shape)) + f", {save.n_bytes / 1e6:.1f} MB"
+        size = " x ".join(map(str, save.shape)) + f", {_bytes(save.n_bytes)}"
         for column, item in enumerate((name, QTableWidgetItem(_when(save.saved_at)), QTableWidgetItem(size))):
             table.setItem(row, column, item)
         table.setRowHeight(row, ROW_HEIGHT)
@@ -124,3 +124,7 @@ def _when(saved_at: float) -> str:
     """Tell a time as people do: today's by the clock, others with their date."""
     then, now = time.localtime(saved_at), time.localtime()
     return time.strftime("today, %H:%M:%S" if then[:3] == now[:3] else "%d %b %Y, %H:%M", then)
+
+
+def _bytes(n: int) -> str:
+    return f"{n / 1e6:.1f} MB" if n >= 1e5 else f"{n / 1e3:.1f} kB"

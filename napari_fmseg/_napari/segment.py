@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from qtpy.QtCore import QEvent, Qt
-from qtpy.QtGui import QShowEvent
+from qtpy.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
 from qtpy.QtWidgets import QComboBox, QFormLayout, QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.class_table import ClassTable
 from napari_fmseg._napari.devices import offered_devices
 from napari_fmseg._napari.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.dropzone import DropZone
 from napari_fmseg._napari.estimate import said
 from napari_fmseg._napari.form import OptionsForm
 from napari_fmseg._napari.image_chooser import ImageChooser, RegionChooser
@@ -22,9 +23,11 @@ from napari_fmseg._napari.preferences import load
 from napari_fmseg._napari.recovery import Recovery
 from napari_fmseg._napari.run_bar import RunBar
 from napari_fmseg._napari.session import Session
+from napari_fmseg._napari.shortcuts import bind
 from napari_fmseg._napari.stages import run_of, toggle_stages
 from napari_fmseg._napari.staging import Engine, Request, Run, Staged
 from napari_fmseg._napari.tooltips import SEGMENT
+from napari_fmseg._napari.windows import plain
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Warned
 from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
@@ -53,7 +56,7 @@ class SegmentDock(QWidget):
 
     def __init__(self, napari_viewer: Any, engine: Engine | None = None) -> None:
         super().__init__()
-        self.viewer = napari_viewer
+        self.viewer = napari_viewer = plain(napari_viewer)
         self.session = Session(napari_viewer, engine, self)
         self._known: dict[tuple[str, str], dict[str, float]] = {}
         self._case: Any = None
@@ -61,6 +64,7 @@ class SegmentDock(QWidget):
         self._remarks: list[str] = []
         self._key = ("", "")
         self._docked = False
+        self.drop = DropZone(viewer=napari_viewer)
         self.image = ImageChooser(napari_viewer)
         self.model = ModelChooser()
         self.region = RegionChooser(napari_viewer)
@@ -68,7 +72,7 @@ class SegmentDock(QWidget):
         self.options = OptionsForm(
             SegmentOptions, skip=("until", "device"), choices={"precision": PRECISIONS}, labels=WORDS
         )
-        self.more = More("More &options", self.options, "Precision, and how the labels are cleaned.")
+        self.more = More("Mor&e options", self.options, "Precision, and how the labels are cleaned.")
         self.doubts, self.remarks, self.error = Note(), Note(), ErrorBox()
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
@@ -76,8 +80,12 @@ class SegmentDock(QWidget):
         self._build()
         self._connect()
         self._on_model()
+        self._show(None)
         self._on_active()
         self._recovery = Recovery.start(napari_viewer)
+        keys = {"run": self.bar.run_button, "cancel": self.bar.cancel_button, "stages": self.all_stages}
+        for name, button in keys.items():
+            bind(self, napari_viewer, name, button.click)
 
     # --- how it looks ---
 
@@ -92,6 +100,7 @@ class SegmentDock(QWidget):
         rows = QVBoxLayout(inside)
         rows.setContentsMargins(8, 8, 8, 4)
         rows.setSpacing(6)
+        rows.addWidget(self.drop)
         form = QFormLayout()
         form.setContentsMargins(0, 0, 0, 0)
         form.setSpacing(6)
@@ -99,7 +108,8 @@ class SegmentDock(QWidget):
         _row(form, "&Image", self.image, self.image)
         _row(form, "&Model", self.model, self.model.search)
         rows.addLayout(form)
-        for widget in (self.model.facts, self.model.accept, self.doubts):
+        about = More("About this model", self.model.rest, SEGMENT.model_card)
+        for widget in (self.model.facts, about, self.model.accept, self.doubts):
             rows.addWidget(widget)
         below = QFormLayout()
         below.setContentsMargins(0, 0, 0, 0)
@@ -136,6 +146,10 @@ class SegmentDock(QWidget):
         self.setMinimumWidth(320)
 
     def _connect(self) -> None:
+        self.setAcceptDrops(True)
+        self.drop.dropped.connect(self._on_dropped)
+        self.drop.idle.connect(self._look)
+        self.drop.failed.connect(self._on_failed)
         self.image.chosen.connect(self._on_image)
         self.model.chosen.connect(self._on_model)
         self.bar.run.connect(self._on_run)
@@ -151,6 +165,10 @@ class SegmentDock(QWidget):
         self._links.connect(self._on_removed, self.viewer.layers.events.removed)
 
     # --- what is chosen ---
+
+    def _on_dropped(self) -> None:
+        self.error.tell(None)
+        self.drop.show()
 
     def _on_image(self) -> None:
         self._look()
@@ -173,6 +191,7 @@ class SegmentDock(QWidget):
         case, card = self.image.case, self.model.card
         seen = list(doubts(case.geometry, case.meta, card)) if case is not None and card is not None else []
         self.doubts.tell(seen)
+        self.drop.setVisible(case is None or self.drop.busy)
         self.bar.allow(self._why_not())
 
     def _why_not(self) -> str:
@@ -237,10 +256,10 @@ class SegmentDock(QWidget):
             self._remark(event.text)
         elif isinstance(event, Staged):
             self._times.append(f"{event.stage} {said(event.seconds)}")
-            if event.layer[2] == "labels":
+            if event.is_labels:
                 self._recovery.settled(self.session.newest)  # computed, not painted: it can be computed again
                 if not self._is_painting():
-                    self.classes.set_layer(self.session.newest)
+                    self._show(self.session.newest)
             if event.note:
                 self._remark(f"{event.stage.capitalize()}: {event.note}")
 
@@ -279,7 +298,7 @@ class SegmentDock(QWidget):
             toggle_stages(self.viewer, run)
 
     def _on_details(self, error: Any) -> None:
-        show_error(self, error, title="The volume could not be segmented")
+        show_error(self, error)
 
     # --- what happens in the viewer ---
 
@@ -288,11 +307,16 @@ class SegmentDock(QWidget):
 
         active = self.viewer.layers.selection.active
         if isinstance(active, Labels) and active.ndim == 3:
-            self.classes.set_layer(active)
+            self._show(active)
+
+    def _show(self, labels: Any) -> None:
+        """Fill the table with the classes of a labels layer, or of none."""
+        self.classes.set_layer(labels)
+        self.all_stages.setEnabled(labels is not None and run_of(labels) is not None)
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.classes.layer:
-            self.classes.set_layer(None)
+            self._show(None)
         if self.session.running and self._case is not None and any(event.value is part for part in self._case.layers):
             self._on_cancel()
 
@@ -301,6 +325,14 @@ class SegmentDock(QWidget):
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
         self.model.refresh()
+
+    def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
+        """Take files wherever they are dropped on the dock."""
+        self.drop.dragEnterEvent(event)
+
+    def dropEvent(self, event: QDropEvent | None) -> None:
+        """Open what was dropped."""
+        self.drop.dropEvent(event)
 
     def event(self, event: QEvent) -> bool:
         if event.type() == QEvent.Type.ParentChange:

@@ -99,7 +99,7 @@ class Session(QObject):
             return
         if isinstance(event, Staged):
             layer = self._layers.place(event)
-            if event.layer[2] == "labels":
+            if event.is_labels:
                 self.newest = layer
             if event.stage == "labels":
                 self.final = layer
@@ -110,7 +110,8 @@ class Session(QObject):
             if done:
                 self.warm = True
                 self._layers.finish()
-            self._layers.release()
+            else:
+                self._layers.stop()
         self._job = self._layers = None
         self._held.job = self._held.layers = None
         self.finished.emit(done)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from napari_fmseg._napari.layers import KEY
 from napari_fmseg._napari.staging import Run, Staged
 
@@ -55,7 +57,6 @@ class StageLayers:
         napari.layers.Layer
             The layer that shows it now.
         """
-        data, options, _ = staged.layer
         old = next((layer for layer in self._mine() if made_of(layer)["stage"] == staged.stage), None)
         if old is None:
             layer = self._added(staged)
@@ -63,7 +64,7 @@ class StageLayers:
             self._keep(old)
             layer = self._added(staged, over=old)
         else:
-            layer = _replaced(old, data, options)
+            layer = _replaced(old, staged.layer)
         self._fresh.append(layer)
         for other in self._mine():
             if other is layer:
@@ -82,8 +83,16 @@ class StageLayers:
                     self._viewer.layers.remove(layer)
         self.release()
 
+    def stop(self) -> None:
+        """End a run that did not come to its end: the best that there is, perhaps of the run before, is shown."""
+        layers = sorted(self._mine(), key=lambda layer: _rank(made_of(layer)["stage"]))
+        if self._fresh:
+            for layer in layers:
+                layer.visible = layer is layers[-1]
+        self.release()
+
     def release(self) -> None:
-        """Stop watching; also after a run that was cancelled or failed."""
+        """Stop watching; again does no harm."""
         for layer in self._watched:
             layer.events.paint.disconnect(self._on_painted)
         self._watched.clear()
@@ -101,10 +110,8 @@ class StageLayers:
         self.kept.append(str(layer.name))
 
     def _added(self, staged: Staged, over: Any = None) -> Any:
-        from napari.layers import Layer
-
-        data, options, kind = staged.layer
-        layer = Layer.create(data, {**options, "name": _free_name(options["name"], self._viewer.layers)}, kind)
+        layer = staged.layer
+        layer.name = _free_name(layer.name, self._viewer.layers)
         below = [
             i for i, other in enumerate(self._viewer.layers)
             if other is over
@@ -147,10 +154,11 @@ def _free_name(name: str, layers: Any) -> str:
     return next(n for n in names if n not in taken)
 
 
-def _replaced(layer: Any, data: Any, options: dict[str, Any]) -> Any:
-    """Put new data into a layer; its name, colours and opacity stay as the user set them."""
-    layer.data = data
-    layer.scale, layer.translate = options["scale"], options["translate"]
-    told = {**options["metadata"][KEY]}
-    layer.metadata = {**layer.metadata, KEY: told}
+def _replaced(layer: Any, by: Any) -> Any:
+    """Put the data of another layer into `layer`; its name, colours and opacity stay as the user set them."""
+    layer.data = by.data
+    for name in ("scale", "translate"):  # each costs the window a new look at all layers
+        if not np.array_equal(getattr(layer, name), getattr(by, name)):
+            setattr(layer, name, getattr(by, name))
+    layer.metadata = {**layer.metadata, KEY: by.metadata[KEY]}
     return layer

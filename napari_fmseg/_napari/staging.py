@@ -1,7 +1,7 @@
-"""One run of a model on a volume of the viewer, as a generator for a thread: every stage comes out ready to be shown.
+"""One run of a model on a volume of the viewer, as a generator for a thread: every stage comes out as a layer.
 
-Nothing here touches a layer or a widget. Stacking, cropping, turning and check sums are done where they cannot make
-the window wait.
+Nothing here touches the viewer, a layer in it, or a widget. Stacking, cropping, turning, check sums and the making of
+layers are done where they cannot make the window wait.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg._napari.layers import KEY, LayerData, labels_layer, map_layer
+from napari_fmseg._napari.layers import KEY, labels_layer, map_layer
 from napari_fmseg._napari.roi import cropped, pasted
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Event, Progress, StageResult, Warned
@@ -104,12 +104,13 @@ class Edited:
 
 @dataclass(frozen=True)
 class Staged:
-    """One stage as a layer that waits to be added."""
+    """One stage as a napari layer that waits to be added."""
 
     stage: str
-    layer: LayerData
+    layer: Any
     seconds: float
     note: str = ""
+    is_labels: bool = True
 
 
 StagedEvent: TypeAlias = Progress | Warned | Edited | Staged
@@ -162,7 +163,13 @@ def _layered(result: StageResult, request: Request, whole: Volume) -> Staged:
         "stage": result.stage,
         "check_sum": check_sum(data),
     }
-    return Staged(result.stage, (data, options, kind), result.seconds, result.note)
+    return Staged(result.stage, _made(data, options, kind), result.seconds, result.note, kind == "labels")
+
+
+def _made(data: Any, options: dict[str, Any], kind: str) -> Any:
+    from napari.layers import Layer
+
+    return Layer.create(data, options, kind)
 
 
 def check_sum(data: npt.ArrayLike) -> int:

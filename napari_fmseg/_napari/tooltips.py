@@ -8,11 +8,13 @@ __all__ = ["CLASSES", "DOCTOR", "EXPORT", "OPEN", "RECOVERY", "SEGMENT"]
 class OPEN:
     """Opening volumes."""
 
-    drop_zone = "Drop NIfTI, NRRD, MHA or DICOM files, a DICOM folder or a zip here; or click to choose."
-    choose = "Choose files or a folder with one DICOM series or several."
-    precedence = "Whether napari opens medical volumes with fmseg from now on. You can change it under Preferences."
-    series = "One row per DICOM series found. Choose the one to open; hold Ctrl for several."
-    thumbnail = "The middle slice of the series."
+    drop_zone = "Drop NIfTI, NRRD, MHA or DICOM files, a DICOM folder or a zip here; or use the buttons."
+    file = "Open NIfTI, NRRD, MetaImage, DICOM or zip files."
+    folder = "Open a folder with a DICOM series or several, or with a volume."
+    series = "One row per series or volume found. Choose the one to open; hold Ctrl for several."
+    no_series = "Select a row first."
+    download = "Fetch this volume from its host, check it and open it. Nothing is fetched before."
+    no_download = "There is nothing to download."
 
 
 class SEGMENT:

@@ -21,7 +21,7 @@ from napari_fmseg.io.dicomslices import Header, Slice, decoded, headers, is_dico
 from napari_fmseg.io.finding import files_below
 from napari_fmseg.volume import Geometry
 
-__all__ = ["SeriesInfo", "any_dicom", "files_by_series", "list_series", "planes", "read"]
+__all__ = ["SeriesInfo", "any_dicom", "files_by_series", "list_series", "planes", "read", "survey"]
 
 _Headers = list[Header]
 
@@ -63,6 +63,22 @@ def any_dicom(files: list[Path]) -> bool:
 def list_series(files: list[Path]) -> tuple[SeriesInfo, ...]:
     """List the image series among `files`, in the order of their first files."""
     return tuple(_info(uid, found) for uid, found in _image_series(headers(files)).items())
+
+
+@quiet()
+def survey(files: list[Path]) -> list[tuple[SeriesInfo, Slice | None]]:
+    """List the image series among `files` as `list_series` does, each with the slice in its middle if it has places."""
+    return [(_info(uid, found), _middle(found)) for uid, found in _image_series(headers(files)).items()]
+
+
+def _middle(found: _Headers) -> Slice | None:
+    try:
+        slices = [part for file in found for part in slices_of(file)]
+    except UnreadableVolume:  # a screenshot, say: nothing to sort by
+        return None
+    row, column = np.array(slices[0].orientation[:3]), np.array(slices[0].orientation[3:])
+    normal = np.cross(row, column)
+    return sorted(slices, key=lambda part: float(normal @ part.position))[len(slices) // 2]
 
 
 @quiet()

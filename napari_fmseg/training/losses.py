@@ -164,19 +164,27 @@ class DiceCELoss(nn.Module):
     balanced
         Weigh structure voxels by (background / structure voxels)^0.75, at most 60. Without it a network that has no
         normalisation may settle for background everywhere when the structures fill less than a hundredth.
+    by_class
+        Weigh the voxels of each class by (background / voxels of the class)^0.75 instead, at most 60, so that a small
+        class inside a large one (a tumour in a liver) is not left to the large one.
     """
 
     smooth = 0.05
 
-    def __init__(self, balanced: bool = False) -> None:
+    def __init__(self, balanced: bool = False, by_class: bool = False) -> None:
         super().__init__()
-        self.balanced = balanced
+        self.balanced, self.by_class = balanced, by_class
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Give the loss, a scalar."""
         p, t, w = _prepared(prediction, target, weight)
         overlap = (2 * _sums(p * t, w) + self.smooth) / (_sums(p * p + t * t, w) + self.smooth)  # (b, C)
-        if self.balanced:
+        if self.by_class:
+            voxels = t.sum((0, 2, 3, 4), keepdim=True)  # (1, C, 1, 1, 1)
+            ratio = (voxels[:, :1] / voxels.clamp_min(1)).pow(0.75).clamp(1, 60)
+            emphasis = (t * ratio).sum(1, keepdim=True)
+            w = emphasis if w is None else w * emphasis
+        elif self.balanced:
             background = t[:, :1]
             ratio = (background.sum() / (1 - background).sum().clamp_min(1)).pow(0.75).clamp(1, 60)
             emphasis = background + ratio * (1 - background)

@@ -76,6 +76,7 @@ def make_loss(name: str) -> nn.Module:
         "jaccard": losses.JaccardLoss,
         "dice_ce": losses.DiceCELoss,
         "dice_ce_balanced": partial(losses.DiceCELoss, balanced=True),
+        "dice_ce_by_class": partial(losses.DiceCELoss, by_class=True),
     }
     return kinds[name]()
 

@@ -19,7 +19,7 @@ from napari_fmseg.tables import dataclass_from
 
 __all__ = ["Augment", "Case", "Recipe", "StageRecipe", "cases_of", "load_recipe"]
 
-LOSSES = ("attn", "attn_v2", "tversky", "dice", "jaccard", "dice_ce", "dice_ce_balanced")
+LOSSES = ("attn", "attn_v2", "tversky", "dice", "jaccard", "dice_ce", "dice_ce_balanced", "dice_ce_by_class")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class StageRecipe:
         Its arguments beside channels and classes, such as ``width``.
     loss
         ``"attn"`` (published for consensus and edge), ``"attn_v2"``, ``"tversky"`` (published for attention),
-        ``"dice"``, ``"jaccard"``, ``"dice_ce"``, or ``"dice_ce_balanced"`` for many small structures.
+        ``"dice"``, ``"jaccard"``, ``"dice_ce"``, ``"dice_ce_balanced"`` for many small structures, or
+        ``"dice_ce_by_class"`` for a small one inside a large one.
     steps
         Optimiser steps in all.
     steps_per_epoch

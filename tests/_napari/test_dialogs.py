@@ -14,7 +14,7 @@ if not os.environ.get("DISPLAY"):
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QApplication, QDialog, QWidget
 
-from napari_fmseg._napari.dialogs import ErrorDialog, Question, ResearchOnly, ask, on_screen, show_error
+from napari_fmseg._napari.dialogs import ErrorDialog, Question, ResearchOnly, ask, details, on_screen, show_error
 from napari_fmseg.errors import UnreadableVolume
 
 MESSAGE = "scan.nii.gz cannot be read as a NIfTI file. Expected 348 bytes of header. Copy the file again."
@@ -68,6 +68,27 @@ def test_the_report_holds_versions_and_causes_and_no_name_from_a_path(qtbot, win
     assert "Mueller" not in report
     assert str(os.path.expanduser("~/")) not in report
     click(qtbot, dialog.close_button)
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("/data/Mueller Anna/scan.nii is damaged.", "<path>"),
+        (r"cannot open C:\Mueller Anna\scan.nii", "cannot open <path>"),
+        (
+            "[Errno 2] No such file: '/data/Mueller Anna/x'; expected 1/2 of 3 mm/px",
+            "No such file: <path>; expected 1/2",
+        ),
+        ("~/Mueller/x\nis gone", "<path>\nis gone"),
+    ],
+)
+def test_a_cause_keeps_its_words_and_loses_its_paths(told, shown):
+    try:
+        raise UnreadableVolume("The scan cannot be read.") from OSError(told)
+    except UnreadableVolume as error:
+        text = details(error)
+    assert shown in text
+    assert "Mueller" not in text
 
 
 def test_details_are_shown_when_asked_for_and_fit_on_a_small_screen(qtbot, window):

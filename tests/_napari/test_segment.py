@@ -299,6 +299,22 @@ def test_the_class_under_the_pointer_stands_in_the_status_bar(make_dock: Any, qt
     assert "liver" in status["value"] + status["coordinates"]
 
 
+def test_a_cancelled_run_leaves_the_best_labels_in_sight(make_dock: Any, qtbot: Any, phantom: Volume) -> None:
+    engine = InProcess()
+    dock = make_dock(engine)
+    dropped(dock, phantom)
+    press(qtbot, dock.bar.run_button)
+    wait(qtbot, dock)
+    engine.go.clear()
+    engine.seen.clear()
+    press(qtbot, dock.bar.run_button)
+    qtbot.waitUntil(lambda: dock.viewer.layers[1].visible, timeout=10_000)
+    assert "under way" in dock.bar.run_button.toolTip() or "going on" in dock.bar.run_button.toolTip()
+    press(qtbot, dock.bar.cancel_button)
+    wait(qtbot, dock)
+    assert [layer.visible for layer in dock.viewer.layers] == [True, False, True]
+
+
 def test_an_edited_layer_is_kept_and_the_user_is_told(make_dock: Any, qtbot: Any, phantom: Volume) -> None:
     dock = make_dock(InProcess())
     dropped(dock, phantom)
@@ -410,3 +426,18 @@ def test_everything_can_be_reached_by_keyboard_and_says_what_it_does(make_dock: 
     assert len(keys) == len(set(keys)), f"two parts answer to one key: {sorted(keys)}"
     assert not {"f", "v", "l", "p", "w", "h"} & set(keys), "a key of napari's own menus"
     assert dock.findChildren(QLineEdit)
+
+
+def test_napari_finds_the_dock_in_the_manifest() -> None:
+    import inspect
+
+    from npe2 import PluginManifest
+
+    manifest = PluginManifest.from_file(Path(__file__).parents[2] / "napari.yaml")
+    commands = {command.id: command for command in manifest.contributions.commands or ()}
+    assert "napari-fmseg.segment" in {widget.command for widget in manifest.contributions.widgets or ()}
+    menu = (manifest.contributions.menus or {})["napari/layers/segment"]
+    assert "napari-fmseg.segment" in {getattr(item, "command", "") for item in menu}
+    module, _, name = str(commands["napari-fmseg.segment"].python_name).partition(":")
+    assert (module, name) == (SegmentDock.__module__, SegmentDock.__name__)
+    assert "napari_viewer" in inspect.signature(SegmentDock).parameters

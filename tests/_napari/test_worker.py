@@ -66,7 +66,7 @@ def raising(error: BaseException) -> Callable[[], Iterator[Any]]:
 
 
 def test_events_arrive_in_order_in_the_windows_thread(qtbot: Any) -> None:
-    said = [Warned(str(i)) for i in range(200)]
+    said = [Warned(str(i)) for i in range(60)]
     heard = ran(qtbot, lambda: iter(said))
     assert heard.events == said
     assert heard.threads == {threading.get_ident()}

@@ -12,6 +12,7 @@ from napari_fmseg.training.losses import (
     AttnLoss,
     AttnLossV2,
     DeepSupervision,
+    DiceCELoss,
     DiceLoss,
     JaccardLoss,
     TverskyLoss,
@@ -137,3 +138,18 @@ def test_target_on_another_grid_is_refused():
         AttnLoss()(p, t.argmax(1, keepdim=True))
     with pytest.raises(GeometryMismatch, match="one channel"):
         AttnLoss()(p, t, torch.ones(2, 2, 12, 14, 16))
+
+
+def test_a_small_class_weighs_more_where_the_loss_is_balanced_by_class() -> None:
+    truth = torch.zeros(1, 8, 8, 8, dtype=torch.long)
+    truth[:, 2:7, 2:7, 2:7] = 1  # an organ
+    truth[:, 3, 3, 3:5] = 2  # a small tumour in it
+    target = torch.nn.functional.one_hot(truth, 3).movedim(-1, 1).float()
+    missed = target.clone() * 0.9 + 0.05
+    missed[:, 1:] = torch.where(truth[:, None] == 2, torch.tensor([0.9, 0.05]).view(1, 2, 1, 1, 1), missed[:, 1:])
+
+    def cost(**kind: bool) -> float:
+        loss = DiceCELoss(**kind)
+        return float(loss(missed, target) - loss(target * 0.9 + 0.05, target))
+
+    assert cost(by_class=True) > 2 * cost(balanced=True) > 0
