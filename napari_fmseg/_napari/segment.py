@@ -6,41 +6,27 @@ from typing import Any
 
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
-from qtpy.QtWidgets import QComboBox, QFormLayout, QFrame, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFrame, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
+from napari_fmseg._napari.choices import Choices
 from napari_fmseg._napari.class_table import ClassTable
-from napari_fmseg._napari.devices import offered_devices
 from napari_fmseg._napari.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.dropzone import DropZone
 from napari_fmseg._napari.estimate import said
-from napari_fmseg._napari.form import OptionsForm
-from napari_fmseg._napari.image_chooser import ImageChooser, RegionChooser
-from napari_fmseg._napari.layers import KEY
 from napari_fmseg._napari.links import Links
-from napari_fmseg._napari.model_chooser import ModelChooser
-from napari_fmseg._napari.parts import ErrorBox, More, Note
-from napari_fmseg._napari.preferences import load
+from napari_fmseg._napari.parts import ErrorBox, Note
 from napari_fmseg._napari.recovery import Recovery
 from napari_fmseg._napari.run_bar import RunBar
 from napari_fmseg._napari.session import Session
 from napari_fmseg._napari.shortcuts import bind
 from napari_fmseg._napari.stages import run_of, toggle_stages
-from napari_fmseg._napari.staging import Engine, Request, Run, Staged
+from napari_fmseg._napari.staging import Engine, Staged
 from napari_fmseg._napari.tooltips import SEGMENT
 from napari_fmseg._napari.windows import plain
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Warned
-from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
 
 __all__ = ["SegmentDock"]
-
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-WORDS = {
-    "precision": "Precision",
-    "keep_largest": "Keep the largest part only",
-    "min_part_ml": "Remove parts below (ml)",
-    "show_stages": "Show the stages",
-}
 
 
 class SegmentDock(QWidget):
@@ -65,21 +51,16 @@ class SegmentDock(QWidget):
         self._key = ("", "")
         self._docked = False
         self.drop = DropZone(viewer=napari_viewer)
-        self.image = ImageChooser(napari_viewer)
-        self.model = ModelChooser()
-        self.region = RegionChooser(napari_viewer)
-        self.until, self.device = QComboBox(), QComboBox()
-        self.options = OptionsForm(
-            SegmentOptions, skip=("until", "device"), choices={"precision": PRECISIONS}, labels=WORDS
-        )
-        self.more = More("Mor&e options", self.options, "Precision, and how the labels are cleaned.")
-        self.doubts, self.remarks, self.error = Note(), Note(), ErrorBox()
+        self.choices = Choices(napari_viewer)
+        self.image, self.model, self.region = self.choices.image, self.choices.model, self.choices.region
+        self.until, self.device, self.more = self.choices.until, self.choices.device, self.choices.more
+        self.doubts, self.remarks, self.error = self.choices.doubts, Note(), ErrorBox()
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
         self.all_stages = QPushButton("Show stages")
         self._build()
         self._connect()
-        self._on_model()
+        self._on_changed()
         self._show(None)
         self._on_active()
         self._recovery = Recovery.start(napari_viewer)
@@ -90,36 +71,11 @@ class SegmentDock(QWidget):
     # --- how it looks ---
 
     def _build(self) -> None:
-        self.device.addItems(offered_devices())
-        self.device.setToolTip(SEGMENT.device)
-        self.until.setToolTip(SEGMENT.stage)
-        preferred = load()
-        self.device.setCurrentText(preferred.device)
-        self.options.set_values({"precision": preferred.precision})
         inside = QWidget()
         rows = QVBoxLayout(inside)
         rows.setContentsMargins(8, 8, 8, 4)
         rows.setSpacing(6)
-        rows.addWidget(self.drop)
-        form = QFormLayout()
-        form.setContentsMargins(0, 0, 0, 0)
-        form.setSpacing(6)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        _row(form, "&Image", self.image, self.image)
-        _row(form, "&Model", self.model, self.model.search)
-        rows.addLayout(form)
-        about = More("About this model", self.model.rest, SEGMENT.model_card)
-        for widget in (self.model.facts, about, self.model.accept, self.doubts):
-            rows.addWidget(widget)
-        below = QFormLayout()
-        below.setContentsMargins(0, 0, 0, 0)
-        below.setSpacing(6)
-        below.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        _row(below, "S&tage", self.until, self.until)
-        _row(below, "Re&gion", self.region, self.region.combo)
-        _row(below, "&Device", self.device, self.device)
-        rows.addLayout(below)
-        for widget in (self.more, self.error, self.remarks):
+        for widget in (self.drop, self.choices, self.error, self.remarks):
             rows.addWidget(widget)
         rows.addWidget(self.classes, 1)
         self.all_stages.setToolTip(SEGMENT.show_all)
@@ -148,10 +104,9 @@ class SegmentDock(QWidget):
     def _connect(self) -> None:
         self.setAcceptDrops(True)
         self.drop.dropped.connect(self._on_dropped)
-        self.drop.idle.connect(self._look)
+        self.drop.idle.connect(self._on_changed)
         self.drop.failed.connect(self._on_failed)
-        self.image.chosen.connect(self._on_image)
-        self.model.chosen.connect(self._on_model)
+        self.choices.changed.connect(self._on_changed)
         self.bar.run.connect(self._on_run)
         self.bar.cancel.connect(self._on_cancel)
         self.error.asked.connect(self._on_details)
@@ -170,79 +125,27 @@ class SegmentDock(QWidget):
         self.error.tell(None)
         self.drop.show()
 
-    def _on_image(self) -> None:
-        self._look()
-
-    def _on_model(self) -> None:
-        card, before = self.model.card, self.until.currentData()
-        self.until.clear()
-        try:
-            stages = stages_of(card) if card is not None else ()
-        except FmsegError:
-            stages = ()  # a card of a newer version; `_why_not` says so
-        self.until.addItem(f"All: {', '.join(stages)}" if stages else "All", "")
-        for i, stage in enumerate(stages[:-1]):
-            self.until.addItem(f"Up to {stage} ({'coarse, fastest' if i == 0 else 'finer'})", stage)
-        self.until.setCurrentIndex(max(0, self.until.findData(before)))
-        self._look()
-
-    def _look(self) -> None:
-        """Tell what does not fit, and whether a run is possible."""
-        case, card = self.image.case, self.model.card
-        seen = list(doubts(case.geometry, case.meta, card)) if case is not None and card is not None else []
-        self.doubts.tell(seen)
-        self.drop.setVisible(case is None or self.drop.busy)
-        self.bar.allow(self._why_not())
-
-    def _why_not(self) -> str:
-        case, card = self.image.case, self.model.card
-        if case is None:
-            return SEGMENT.run_no_image
-        if card is None:
-            return SEGMENT.run_no_model
-        if self.model.terms:
-            return "Accept the terms of this model first."
-        if case.n_channels != len(card.channels):
-            return (f"This model takes {len(card.channels)} channel(s) ({', '.join(card.channels)}); the volume has "
-                    f"{case.n_channels}. Choose another model or volume.")  # fmt: skip
-        try:
-            stages_of(card)
-            _ = card.weights_path
-        except FmsegError as error:
-            return str(error)
-        return ""
-
-    def _options(self) -> SegmentOptions:
-        return SegmentOptions(
-            until=self.until.currentData() or "", device=self.device.currentText(), **self.options.values()
-        )
+    def _on_changed(self) -> None:
+        """Let the user run, or say why not; the place for a drop goes when there is a volume."""
+        self.drop.setVisible(self.image.case is None or self.drop.busy)
+        self.bar.allow(self.choices.why_not())
 
     # --- a run ---
 
     def _on_run(self) -> None:
-        case, card = self.image.case, self.model.card
-        if case is None or card is None or self.session.running:
+        if self.session.running or self.choices.why_not():
             return
         self.error.tell(None)
         self.remarks.tell([])
-        options = self._options()
         try:
-            box = self.region.box(case.layers[0])
+            request = self.choices.request()
         except FmsegError as error:
             self.error.tell(error)
             return
-        told = case.layers[0].metadata.get(KEY) or {}
-        request = Request(
-            Run(case.id, card.name, self.region.region if box is not None else ""),
-            case.name, tuple(layer.data for layer in case.layers), case.geometry, dict(case.meta),
-            told.get("filed"), str(told.get("source") or ""), options, box,
-        )  # fmt: skip
-        stages = stages_of(card)
-        stages = stages[: stages.index(options.until) + 1] if options.until else stages
-        self._case, self._times, self._remarks = case, [], []
-        self._key = (card.name, options.device)
+        self._case, self._times, self._remarks = self.image.case, [], []
+        self._key = (request.run.model, request.options.device)
         first = ("loading model",) if self.session.warm else ("starting engine", "loading model")
-        self.bar.begin((*first, *stages), self._known.get(self._key, {}))
+        self.bar.begin((*first, *self.choices.stages), self._known.get(self._key, {}))
         self.session.start(request)
 
     def _on_cancel(self) -> None:
@@ -280,7 +183,7 @@ class SegmentDock(QWidget):
             self._show_classes(self.session.final)
         elif self.error.isHidden():
             self.bar.end("Cancelled. Stages that were there stay.")
-        self.bar.allow(self._why_not())
+        self.bar.allow(self.choices.why_not())
 
     def _show_classes(self, layer: Any) -> None:
         """Choose the new labels, unless the user is painting on others."""
@@ -347,13 +250,5 @@ class SegmentDock(QWidget):
         """End what runs and let go of the viewer; the dock may be deleted afterwards."""
         self.session.close()
         self._links.end()
-        for part in (self.image, self.region, self.classes):
+        for part in (self.choices, self.classes):
             part.close_down()
-
-
-def _row(form: QFormLayout, name: str, widget: QWidget, buddy: QWidget) -> None:
-    label = QLabel(name)
-    label.setBuddy(buddy)
-    label.setToolTip(buddy.toolTip())
-    label.setMinimumWidth(48)  # one column over both forms
-    form.addRow(label, widget)

@@ -441,3 +441,32 @@ def test_napari_finds_the_dock_in_the_manifest() -> None:
     module, _, name = str(commands["napari-fmseg.segment"].python_name).partition(":")
     assert (module, name) == (SegmentDock.__module__, SegmentDock.__name__)
     assert "napari_viewer" in inspect.signature(SegmentDock).parameters
+
+
+def test_a_file_dropped_on_the_dock_is_opened_and_chosen(
+    make_dock: Any, qtbot: Any, phantom: Volume, tmp_path: Path
+) -> None:
+    from qtpy.QtCore import QMimeData, QPointF, QUrl
+    from qtpy.QtGui import QDropEvent
+
+    from napari_fmseg.io import write_volume
+
+    dock = make_dock(InProcess())
+    assert not dock.drop.isHidden()
+    path = tmp_path / "abdomen.nii.gz"
+    write_volume(phantom, path)
+
+    def drop(what: Path) -> None:
+        mime = QMimeData()
+        mime.setUrls([QUrl.fromLocalFile(str(what))])
+        actions, buttons = Qt.DropAction.CopyAction, Qt.MouseButton.LeftButton
+        dock.dropEvent(QDropEvent(QPointF(5, 5), actions, mime, buttons, Qt.KeyboardModifier.NoModifier))
+
+    drop(path)
+    qtbot.waitUntil(lambda: dock.image.case is not None and not dock.drop.busy, timeout=30_000)
+    assert dock.image.currentText().startswith("abdomen")
+    assert dock.drop.isHidden()
+    path.write_bytes(path.read_bytes()[:3000])
+    drop(path)
+    qtbot.waitUntil(lambda: not dock.error.isHidden(), timeout=30_000)
+    assert "abdomen.nii.gz" in dock.error.text.text()
