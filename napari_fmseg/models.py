@@ -307,7 +307,7 @@ def _read_weights(card: ModelCard) -> dict[str, torch.Tensor]:
             f"{found[:12]}, expected {card.sha256[:12]}. It was altered or only partly copied; install the model again."
         )
     try:
-        return {key: value.float() for key, value in load(content).items()}
+        return {key: value.float() if value.is_floating_point() else value for key, value in load(content).items()}
     except SafetensorError as error:
         raise WeightsMismatch(f"{path.name} is not a safetensors file: {error}. Install the model again.") from error
 
@@ -351,7 +351,7 @@ def save_model(card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | st
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else torch.float32
     state = {
-        f"{part}.{key}": value.detach().cpu().to(dtype).contiguous()
+        f"{part}.{key}": (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
         for part in card.nets
         for key, value in nets[part].state_dict().items()
     }
