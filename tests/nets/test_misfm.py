@@ -63,6 +63,7 @@ def test_network_has_the_published_number_of_parameters(name, kwargs, n_paramete
     assert sum(p.numel() for p in net.parameters()) == n_parameters
 
 
+@pytest.mark.real
 def test_published_positions_are_the_published_ones(golden_shared):
     with np.load(golden_shared / "misfm_relative_position.npz") as data:
         values = json.loads(str(data["about"]))["values"]
