@@ -51,7 +51,8 @@ class Intensity:
     ----------
     kind
         ``"window"``: `low` and `high` are intensities (HU for CT). ``"percentile"``: they are percentiles of the
-        volume, for modalities without a unit. Values are clamped to the window and mapped to 0..1.
+        volume, for modalities without a unit. Values are clamped to the window and mapped to 0..1. ``"zscore"``: each
+        channel gets mean 0 and standard deviation 1, as MIS-FM is fine-tuned; `low` and `high` have no effect.
     low
         Lower end of the window: what becomes 0.
     high
@@ -66,9 +67,10 @@ class Intensity:
     minmax: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("window", "percentile") or not self.low < self.high:
+        if self.kind not in ("window", "percentile", "zscore") or not self.low < self.high:
             raise UnknownModel(
-                f"An intensity is a window or a percentile with low < high, not {self.kind!r} {self.low}..{self.high}."
+                f"An intensity is a window or a percentile with low < high, or zscore, not {self.kind!r} "
+                f"{self.low}..{self.high}."
             )
 
 

@@ -21,6 +21,7 @@ __all__ = ["PIPELINES", "SegmentOptions", "segment", "stages_of"]
 
 PIPELINES: dict[str, str] = {
     "phased": "napari_fmseg.pipelines.phased",
+    "single": "napari_fmseg.pipelines.single",
 }
 """Name of a pipeline to the module with its ``STAGES`` and its generator ``run(volume, model, options)``."""
 

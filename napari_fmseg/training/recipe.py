@@ -265,6 +265,8 @@ class Recipe:
             )
         if self.pipeline not in PIPELINES:
             raise InvalidRecipe(f"There is no pipeline {self.pipeline!r}. Known: {', '.join(PIPELINES)}.")
+        if self.pipeline != "phased":
+            raise InvalidRecipe(f"A recipe trains the phased pipeline only, not {self.pipeline!r} so far.")
         if self.precision not in ("auto", "float32", "bfloat16", "float16"):
             raise InvalidRecipe(f"precision is auto, float32, bfloat16 or float16, not {self.precision!r}.")
         self._check_order()
