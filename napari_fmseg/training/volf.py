@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
+from napari_fmseg.errors import GeometryMismatch
+from napari_fmseg.training.pretrain_recipe import Fusion
 from napari_fmseg.volume import Box
 
 __all__ = [
-    "Fusion",
     "adaptive_contrast",
     "draw_block_map",
     "draw_box_map",
@@ -37,60 +36,7 @@ __all__ = [
     "resized_crop",
 ]
 
-Size = tuple[int, int, int]
 _TRIES = 8
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """What Volume Fusion draws.
-
-    Parameters
-    ----------
-    patch
-        Size (z, y, x) of a sample.
-    classes
-        K: classes beside the background, which is class 0. The network has K + 1.
-    mode
-        ``"blocks"``: a grid of equal blocks (2025). ``"boxes"``: random boxes, one over the other (2023).
-    share
-        Share of the grid's blocks that are foreground. The share of voxels is smaller, 0.41 for a patch of
-        32 x 64 x 64 and 0.56 for 64 x 128 x 128 with thinner blocks: what is left beside the whole blocks is
-        background, and their number is rounded down.
-    block
-        Smallest and largest size of a block along (z, y, x); never longer than the patch.
-    boxes
-        Fewest and most boxes.
-    box
-        Smallest and largest size of a box along (z, y, x).
-    scale
-        Smallest and largest size of a crop, as a multiple of the patch; it is resampled to the patch.
-    spatial
-        Whether crops vary in size and are mirrored.
-    intensity
-        Whether contrast and gamma vary and pairs are inverted. Samples then lie in 0..1.
-    """
-
-    patch: Size = (64, 128, 128)
-    classes: int = 4
-    mode: str = "blocks"
-    share: float = 0.7
-    block: tuple[Size, Size] = ((8, 8, 8), (32, 32, 32))
-    boxes: tuple[int, int] = (10, 40)
-    box: tuple[Size, Size] = ((8, 8, 8), (40, 80, 80))
-    scale: tuple[float, float] = (0.7, 1.5)
-    spatial: bool = True
-    intensity: bool = True
-
-    def __post_init__(self) -> None:
-        ranges = [self.boxes, self.scale, *zip(*self.block, strict=True), *zip(*self.box, strict=True)]
-        if any(not 0 < low <= high for low, high in ranges) or min(self.patch) < 1:
-            raise InvalidRecipe(f"Patch, block, boxes, box and scale are positive, the smaller first; not {self}.")
-        if self.mode not in ("blocks", "boxes") or not 1 <= self.classes <= 255 or not 0 < self.share <= 1:
-            raise InvalidRecipe(
-                f"mode is 'blocks' or 'boxes', classes 1 to 255 and share above 0 to 1, not {self.mode!r}, "
-                f"{self.classes} and {self.share}."
-            )
 
 
 def fusion_sample(

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
+from napari_fmseg.training.pretrain_recipe import Fusion
 from napari_fmseg.training.volf import (
-    Fusion,
     adaptive_contrast,
     draw_block_map,
     draw_box_map,
