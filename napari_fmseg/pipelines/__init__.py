@@ -12,6 +12,7 @@ import numpy as np
 
 from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
 from napari_fmseg.events import Event, StageResult, Warned
+from napari_fmseg.pipelines.settings import STAGES
 
 if TYPE_CHECKING:
     from napari_fmseg.models import Model, ModelCard
@@ -21,13 +22,9 @@ __all__ = ["PIPELINES", "SegmentOptions", "doubts", "segment", "stages_of"]
 
 PIPELINES: dict[str, str] = {
     "phased": "napari_fmseg.pipelines.phased",
+    "single": "napari_fmseg.pipelines.single",
 }
 """Name of a pipeline to the module with its generator ``run(volume, model, options)``."""
-
-_SETTINGS: dict[str, str] = {
-    "phased": "napari_fmseg.pipelines.settings",
-}
-"""Name of a pipeline to the module with its ``STAGES``; it loads no torch, so that a panel can ask for them."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,7 @@ class SegmentOptions:
 def stages_of(card: ModelCard) -> tuple[str, ...]:
     """Name the stages that a model can stop after, in their order; loads no torch."""
     _module_of(card)  # tells an unknown pipeline in plain words
-    stages: tuple[str, ...] = import_module(_SETTINGS[card.pipeline]).STAGES
-    return tuple(stage for stage in stages if stage in card.nets)
+    return tuple(stage for stage in STAGES[card.pipeline] if stage in card.nets)
 
 
 def doubts(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:

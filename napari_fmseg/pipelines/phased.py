@@ -43,7 +43,7 @@ from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["STAGES", "PhasedSettings", "body_box", "normalise", "run"]
+__all__ = ["PhasedSettings", "body_box", "normalise", "run"]
 
 _LEAST_PLANES = 4  # with fewer at once most of the work would go into the halo
 _FEWER = "the edge was computed in smaller parts"
@@ -62,7 +62,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
 
 def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     stages = _Stages(volume, model, options)
-    for stage in STAGES:
+    for stage in STAGES["phased"]:
         if stage not in model.nets:
             break
         yield Progress(stage, 0, 1)
@@ -74,9 +74,13 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
 
 
 def normalise(data: Tensor, intensity: Intensity) -> Tensor:
-    """Map intensities (c, z, y, x) to 0..1 by the card's window; each channel by its own percentiles."""
+    """Map intensities (c, z, y, x) as the card says: to 0..1 by a window or by percentiles, or to z-scores."""
     out = data.float() if data.dtype != torch.float32 else data.clone()
     for channel in out:
+        if intensity.kind == "zscore":
+            std, mean = torch.std_mean(channel, correction=0)
+            channel.sub_(mean).div_(std + 1e-5)
+            continue
         low, high = intensity.low, intensity.high
         if intensity.kind == "percentile":
             low, high = _percentiles(channel, low, high)

@@ -20,9 +20,27 @@ def draw(seed, dist, shape, scale, shift):
 
 
 def fill(key, shape, rule="B"):
-    """One entry of a state dict: rule A fades the signal, rule B keeps its variance."""
-    scale = np.sqrt(1 / np.prod(shape[1:])) if rule == "B" and len(shape) > 1 else 0.05
-    return draw(zlib.crc32(key.encode()), "standard_normal", shape, scale, 0)
+    """One entry of a state dict: rule A fades the signal, rules B and C keep its variance (C for convolutions)."""
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.int64)
+    if key.endswith("relative_position_index"):
+        return published_index(round(shape[0] ** (1 / 3)))
+    scale, shift = 0.05, 0.0
+    if rule == "C" and "relative_position_bias_table" in key:
+        scale = 1.0
+    elif rule != "A" and len(shape) > 1:
+        scale = np.sqrt({"B": 1, "C": 2}[rule] / np.prod(shape[1:]))
+    elif rule == "C" and key.endswith("weight"):
+        shift = 0.25 if shape[0] == 1 else 1.0  # the slope of a PReLU, the scales of a norm
+    values = draw(zlib.crc32(key.encode()), "standard_normal", shape, scale, shift)
+    return values.abs() + 1 if key.endswith("running_var") else values
+
+
+def published_index(window):
+    """PCT-Net's table of positions, with 3 w - 1 where (2 w - 1)^2 would tell all offsets apart."""
+    place = np.indices((window,) * 3).reshape(3, -1)
+    offset = place[:, :, None] - place[:, None, :] + window - 1
+    return torch.from_numpy(np.tensordot([3 * window - 1, 2 * window - 1, 1], offset, axes=1))
 
 
 def fill_network(net, rule="B"):

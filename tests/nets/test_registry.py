@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from napari_fmseg.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.nets import NETWORKS, build
@@ -17,6 +18,11 @@ CASES = {
     "attnnet": ({"width": 4}, (1,), 32, (33, 40, 47)),
     "edgenet": ({"hidden": 4}, (3,), 1, (7, 1, 9)),
     "edgenet v2": ({"width": 4, "variant": "v2"}, (3,), 32, (33, 70, 47)),
+    "fmunet": ({"widths": [4, 4, 8, 8, 8]}, (), 1, (19, 17, 33)),
+    "fmunet flat": ({"widths": [4, 4, 8, 8, 8], "flat_levels": 1}, (), 1, (9, 17, 33)),
+    "pctnet": ({"widths": [4, 4, 8, 8, 16], "heads": [2, 2, 4], "windows": [3, 3, 3]}, (), 1, (19, 17, 33)),
+    "pctnet flat": ({"widths": [4, 4, 8, 8, 8], "heads": [1, 1, 1], "flat_levels": 2}, (), 1, (5, 17, 33)),
+    "pctnet legacy": ({"widths": [4, 4, 8, 8, 16], "windows": [3, 3, 3], "legacy": True}, (), 1, (19, 17, 33)),
 }
 
 
@@ -27,6 +33,24 @@ def make(case, shape=None, batch=1):
     net = build(case.split()[0], in_channels=2, n_classes=3, **kwargs)
     inputs = [torch.rand(batch, channels, *(shape or odd)) for channels in (2, *beside)]
     return net, inputs
+
+
+def probabilities(net, output):
+    return output.softmax(1) if getattr(net, "gives_logits", False) else output
+
+
+def atol(net):
+    """Logits are some ten times larger than probabilities."""
+    return 1e-4 if getattr(net, "gives_logits", False) else 1e-5
+
+
+def training(net):
+    """In training mode, but without what makes training differ from one call to the next."""
+    net.train()
+    for part in net.modules():
+        if isinstance(part, nn.Dropout | nn.BatchNorm3d):
+            part.eval()
+    return net
 
 
 def first(output):
@@ -41,7 +65,8 @@ def test_every_network_is_tried_here():
 def test_probabilities_add_up_on_odd_sizes(case):
     net, inputs = make(case, batch=2)
     with torch.inference_mode():
-        p = net.eval()(*inputs)
+        out = net.eval()(*inputs)
+    p = probabilities(net, out)
     assert p.shape == (2, 3, *inputs[0].shape[2:])
     assert p.dtype == torch.float32
     torch.testing.assert_close(p.sum(1), torch.ones(2, *inputs[0].shape[2:]))
@@ -52,7 +77,7 @@ def test_each_volume_of_a_batch_is_independent(case):
     net, inputs = make(case, batch=2)
     with torch.inference_mode():
         both = net.eval()(*inputs)
-        torch.testing.assert_close(net(*(x[1:] for x in inputs)), both[1:], rtol=0, atol=1e-5)
+        torch.testing.assert_close(net(*(x[1:] for x in inputs)), both[1:], rtol=0, atol=atol(net))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -60,7 +85,7 @@ def test_gradient_reaches_every_weight_that_is_used(case):
     net, inputs = make(case)
     outputs = net.train()(*inputs)
     sum((p[:, 1] ** 2).sum() for p in ([outputs] if isinstance(outputs, torch.Tensor) else outputs)).backward()
-    untouched = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is None}
+    untouched = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad and p.grad is None}
     assert untouched <= {"firsten"}
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
 
@@ -69,8 +94,8 @@ def test_gradient_reaches_every_weight_that_is_used(case):
 def test_evaluation_gives_the_finest_head_of_training(case):
     net, inputs = make(case)
     with torch.no_grad():
-        finest, heads = net.eval()(*inputs), net.train()(*inputs)
-    torch.testing.assert_close(finest, first(heads), rtol=0, atol=1e-6)
+        finest, heads = net.eval()(*inputs), training(net)(*inputs)
+    torch.testing.assert_close(finest, first(heads), rtol=0, atol=atol(net) / 10)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if CASES[case][2] > 1])
@@ -106,7 +131,7 @@ def test_frozen_trace_gives_the_same(case):
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         frozen = torch.jit.freeze(torch.jit.trace(net, tuple(inputs), check_trace=False))
-        torch.testing.assert_close(frozen(*inputs), net(*inputs), rtol=0, atol=1e-5)
+        torch.testing.assert_close(frozen(*inputs), net(*inputs), rtol=0, atol=atol(net))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -116,7 +141,7 @@ def test_channels_last_gives_the_same(case):
         expected = net.eval()(*inputs)
         net.to(memory_format=torch.channels_last_3d)
         ours = net(*(x.contiguous(memory_format=torch.channels_last_3d) for x in inputs))
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=atol(net))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -126,11 +151,14 @@ def test_bfloat16_is_near(case):
         expected = net.eval()(*inputs)
         ours = net.to(torch.bfloat16)(*(x.to(torch.bfloat16) for x in inputs))
     assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-2)
+    if getattr(net, "gives_logits", False):  # many normalised layers: single voxels may differ more
+        assert (ours - expected).pow(2).mean().sqrt() < 0.1 * expected.std()
+    else:
+        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-2)
 
 
 def test_unknown_network_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownModel, match=r"'unet'.*attnnet, edgenet, snet"):
+    with pytest.raises(UnknownModel, match=r"'unet'.*attnnet, edgenet, fmunet, pctnet, snet"):
         build("unet")
 
 
