@@ -15,6 +15,7 @@ from napari_fmseg._napari.dropzone import DropZone
 from napari_fmseg._napari.estimate import said
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.parts import ErrorBox, Note
+from napari_fmseg._napari.precedence import offer_precedence
 from napari_fmseg._napari.recovery import Recovery
 from napari_fmseg._napari.run_bar import RunBar
 from napari_fmseg._napari.session import Session
@@ -105,6 +106,7 @@ class SegmentDock(QWidget):
         self.setAcceptDrops(True)
         self.drop.dropped.connect(self._on_dropped)
         self.drop.idle.connect(self._on_changed)
+        self.drop.opened.connect(self._on_opened)
         self.drop.failed.connect(self._on_failed)
         self.choices.changed.connect(self._on_changed)
         self.bar.run.connect(self._on_run)
@@ -124,6 +126,9 @@ class SegmentDock(QWidget):
     def _on_dropped(self) -> None:
         self.error.tell(None)
         self.drop.show()
+
+    def _on_opened(self) -> None:
+        offer_precedence(self)  # who drops scans here will drop them on the canvas too
 
     def _on_changed(self) -> None:
         """Let the user run, or say why not; the place for a drop goes when there is a volume."""
