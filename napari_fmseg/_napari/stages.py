@@ -68,9 +68,9 @@ class StageLayers:
         self._fresh.append(layer)
         for other in self._mine():
             if other is layer:
-                other.visible = True
+                _show(other, True)
             elif str(other.unique_id) not in self._edited:
-                other.visible = False
+                _show(other, False)
         return layer
 
     def finish(self) -> None:
@@ -88,7 +88,7 @@ class StageLayers:
         layers = sorted(self._mine(), key=lambda layer: _rank(made_of(layer)["stage"]))
         if self._fresh:
             for layer in layers:
-                layer.visible = layer is layers[-1]
+                _show(layer, layer is layers[-1])
         self.release()
 
     def release(self) -> None:
@@ -152,6 +152,12 @@ def _free_name(name: str, layers: Any) -> str:
     taken = {layer.name for layer in layers}
     names = [name, *(f"{name} ({i})" for i in range(2, len(taken) + 3))]
     return next(n for n in names if n not in taken)
+
+
+def _show(layer: Any, shown: bool) -> None:
+    """Show or hide a layer, if it is not so already: napari slices and draws anew at every assignment."""
+    if layer.visible != shown:
+        layer.visible = shown
 
 
 def _replaced(layer: Any, by: Any) -> Any:
