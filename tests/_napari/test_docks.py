@@ -2,23 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("napari._qt")
-
-from npe2 import PluginManager, PluginManifest
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def our_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FMSEG_HOME", str(tmp_path))
-    plugins = PluginManager.instance()
-    if "napari-fmseg" not in {manifest.name for manifest in plugins.iter_manifests()}:
-        plugins.register(PluginManifest.from_file(ROOT / "napari.yaml"))
 
 
 @pytest.mark.parametrize("name", ["Segment", "Export", "Doctor"])

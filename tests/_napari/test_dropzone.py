@@ -31,15 +31,6 @@ from napari_fmseg.io.offers import Offer, list_offers  # noqa: E402
 SHAPE = (4, 30, 40)
 
 
-@pytest.fixture(autouse=True)
-def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    manager = npe2.PluginManager.instance()
-    manager.discover()
-    if "napari-fmseg" not in manager:
-        manager.register(npe2.PluginManifest.from_file(Path(__file__).parents[2] / "napari.yaml"))
-    monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
-
-
 @pytest.fixture
 def viewer(make_napari_viewer: Callable[..., Any]) -> Iterator[Any]:
     made = make_napari_viewer()

@@ -37,15 +37,6 @@ NAMES = {1: "liver", 3: "left kidney"}
 COLORS = {1: (0.8, 0.4, 0.2), 3: (0.1, 0.9, 0.3)}
 
 
-@pytest.fixture(autouse=True)
-def ours() -> None:
-    """Make the plugin known where it runs from the checkout, without being installed."""
-    manager = npe2.PluginManager.instance()
-    manager.discover()
-    if "napari-fmseg" not in manager:
-        manager.register(npe2.PluginManifest.from_file(Path(__file__).parents[2] / "napari.yaml"))
-
-
 def opened(*paths: Path | str, stack: bool = False) -> list[Any]:
     return ViewerModel().open([str(path) for path in paths], plugin="napari-fmseg", stack=stack)
 

@@ -31,15 +31,6 @@ from napari.layers import Image, Labels  # noqa: E402
 MANIFEST = Path(__file__).parents[2] / "napari.yaml"
 
 
-@pytest.fixture(autouse=True)
-def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    manager = npe2.PluginManager.instance()
-    manager.discover()
-    if "napari-fmseg" not in manager:
-        manager.register(npe2.PluginManifest.from_file(MANIFEST))
-    monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
-
-
 def test_the_manifest_is_valid_and_all_its_commands_exist() -> None:
     manifest = npe2.PluginManifest.from_file(MANIFEST)
     manifest.validate_imports()

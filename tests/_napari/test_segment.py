@@ -47,11 +47,6 @@ def otherwise_filed(volume: Volume) -> Volume:
     return Volume(turned, Geometry.from_spacing(turned.shape, tuple(spacing), (9, -8, 7), direction), volume.meta)
 
 
-@pytest.fixture(autouse=True)
-def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FMSEG_HOME", str(tmp_path))
-
-
 @pytest.fixture
 def make_dock(make_napari_viewer: Any, qtbot: Any) -> Iterator[Callable[..., SegmentDock]]:
     docks: list[SegmentDock] = []

@@ -164,7 +164,7 @@ def test_cancel_returns_at_once_and_nothing_but_the_end_arrives(qtbot: Any) -> N
     start = time.monotonic()
     job.cancel()
     job.cancel()
-    assert time.monotonic() - start < 0.05
+    assert time.monotonic() - start < 1  # it does not wait for the thread, which would take 5
     qtbot.waitUntil(lambda: bool(heard.ends), timeout=2000)
     assert heard.events == [Warned("first")]
     assert heard.ends == [False]

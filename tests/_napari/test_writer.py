@@ -30,14 +30,6 @@ ORDERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def ours() -> None:
-    manager = npe2.PluginManager.instance()
-    manager.discover()
-    if "napari-fmseg" not in manager:
-        manager.register(npe2.PluginManifest.from_file(Path(__file__).parents[2] / "napari.yaml"))
-
-
 def scan(path: Path, direction: np.ndarray) -> sitk.Image:
     image = sitk.GetImageFromArray(np.random.default_rng(2).integers(-500, 900, SHAPE).astype(np.int16))
     image.SetSpacing((1.25, 1.5, 2.5))
