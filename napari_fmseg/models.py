@@ -108,6 +108,11 @@ class ModelCard:
         How many cases that was, and which.
     version, parent
         Counted up by retraining; the model it was trained from.
+    cases
+        Hashes of the images that it, or a model before it, learned from, where that is known: on none of them it can
+        be measured honestly.
+    recipe_sha256
+        Hash of the recipe.
     """
 
     name: str
@@ -132,6 +137,8 @@ class ModelCard:
     scored_on: str = ""
     version: int = 1
     parent: str = ""
+    cases: tuple[str, ...] = ()
+    recipe_sha256: str = ""
     folder: Path = field(default=Path(), compare=False)
 
     @property
