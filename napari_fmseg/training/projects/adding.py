@@ -262,8 +262,8 @@ def _stage_image(
     )
     if link and not as_they_are:
         raise FmsegError(
-            f"{files[0].name} cannot be linked: the project needs one {facts.ending} file per channel. Copy it instead; "
-            "it is converted then."
+            f"{files[0].name} cannot be linked: the project needs one {facts.ending} file per channel. Copy it, "
+            "which converts it."
         )
     staged = []
     for i, channel in enumerate(volume.channels):

@@ -30,7 +30,7 @@ class LabelOptions:
     resample
         Read labels that lie on another grid on the image's, nearest voxel. Without it they are refused.
     unlabelled
-        What was not labelled: ``"nothing"`` (a voxel without a label is background), ``"empty slices"`` (a slice
+        What was not labelled: ``"nothing"`` (a voxel without a label is background), ``"empty-slices"`` (a slice
         without any label was not looked at) or ``"zeros"`` (scribbles: only painted voxels count, and background is
         painted with a label called background). A label called ignore always means not labelled.
     axis
@@ -48,9 +48,9 @@ class LabelOptions:
     new_classes: bool = False
 
     def __post_init__(self) -> None:
-        if self.unlabelled not in ("nothing", "empty slices", "zeros") or self.axis not in (0, 1, 2):
+        if self.unlabelled not in ("nothing", "empty-slices", "zeros") or self.axis not in (0, 1, 2):
             raise FmsegError(
-                f"What is unlabelled is nothing, empty slices or zeros, along axis 0, 1 or 2; not {self.unlabelled!r} "
+                f"What is unlabelled is nothing, empty-slices or zeros, along axis 0, 1 or 2; not {self.unlabelled!r} "
                 f"along {self.axis}."
             )
 
@@ -200,7 +200,7 @@ def _renumbered(
     others = tuple(a for a in range(3) if a != options.axis)
     if options.unlabelled == "zeros":
         ignored |= data == 0
-    elif options.unlabelled == "empty slices":
+    elif options.unlabelled == "empty-slices":
         ignored |= ~(data != 0).any(others, keepdims=True)
     out[ignored] = max(ignore, 0)
     return out.astype(smallest_integer(0, int(out.max()))), ignored
