@@ -33,7 +33,8 @@ from napari_fmseg.nets.phased import EdgeNet, calm_weights, init_weights
 from napari_fmseg.phantom.dataset import write_phantom_dataset
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.pipelines.phased import PhasedSettings
-from napari_fmseg.training.data import Sample, load_sample, read_case
+from napari_fmseg.training.data import Held, Sample, load_sample, missing_in, read_case
+from napari_fmseg.training.partial import IGNORE, missing_of
 from napari_fmseg.training.phased import Task, make_task
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table, cases_of
 from napari_fmseg.training.schedules import rate_of
@@ -92,7 +93,7 @@ class _Run:
         self.nets: dict[str, nn.Module] = {}
         self.specs: dict[str, NetSpec] = {}
         self.samples: list[Sample] = []
-        self.held: list[tuple[Volume, LabelMap]] = []
+        self.held: list[Held] = []
         self.card: ModelCard
 
     def prepare(self) -> Iterator[TrainEvent]:
@@ -107,10 +108,13 @@ class _Run:
         total = len(training) + len(validation)
         for i, case in enumerate(training):
             yield Progress("reading", i, total)
-            self.samples.append(load_sample(case, names, recipe.labels, recipe.intensity, settings, self.fabric.device))
+            place = self.fabric.device
+            sample = load_sample(case, names, recipe.labels, recipe.intensity, settings, place, recipe.ignore)
+            self.samples.append(sample)
         for i, case in enumerate(validation):
             yield Progress("reading", len(training) + i, total)
-            self.held.append(read_case(case, names, recipe.labels))
+            volume, truth = read_case(case, names, recipe.labels, recipe.ignore)
+            self.held.append(Held(volume, truth, missing_in(case, names, recipe.labels)))
         for label, name in enumerate(recipe.labels, 1):
             if not any((s.labels == label).any() for s in self.samples):
                 yield Warned(f"No training case has {name!r}; it cannot be learned.")
@@ -118,7 +122,7 @@ class _Run:
             start = load_model(recipe.start_from, device=recipe.device)
             self.nets.update(start.nets)
             self.specs.update(start.card.nets)
-        spacing = np.median([v.geometry.canonical()[0].spacing for v, _ in self.held], 0) if self.held else ()
+        spacing = np.median([h.volume.geometry.canonical()[0].spacing for h in self.held], 0) if self.held else ()
         self.card = ModelCard(
             name=recipe.name,
             title=recipe.title or recipe.name,
@@ -254,8 +258,8 @@ class _Run:
         for step in range(stage.steps_per_epoch):
             picks = order[step * stage.batch : (step + 1) * stage.batch]
             drawn = [task.sample(i, rng, noise) for i in picks]
-            batches = _batches(drawn)
-            parts = [task.loss(model, inputs, target) * (len(target) / stage.batch) for inputs, target in batches]
+            batches = _batches(drawn, [self.samples[i].missing for i in picks], len(self.recipe.labels) + 1)
+            parts = [task.loss(model, x, target, gone) * (len(target) / stage.batch) for x, target, gone in batches]
             loss = torch.stack(parts).sum()
             optimiser.zero_grad()
             fabric.backward(loss)
@@ -279,19 +283,18 @@ class _Run:
         return metrics
 
     def _score(
-        self, nets: Mapping[str, nn.Module], until: str, cases: Sequence[tuple[Volume, LabelMap]]
+        self, nets: Mapping[str, nn.Module], until: str, cases: Sequence[Held]
     ) -> Generator[TrainEvent, None, dict[str, float]]:
         specs = {name: self.specs[name] for name in self.specs if name in nets}
         model = Model(dataclasses.replace(self.card, nets=specs), nets, self.fabric.device)
         options = SegmentOptions(until=until, show_stages=False, precision="float32")
         table = []
-        for i, (volume, truth) in enumerate(cases):
+        for i, case in enumerate(cases):
             yield Progress("validating", i, len(cases))
-            found = _labels_of(volume, model, options)
-            table.append(dice_per_label(found.data, truth.data, len(self.recipe.labels) + 1))
-        means = np.nanmean(np.array(table), 0)
-        named = {f"dice/{name}": float(m) for name, m in zip(self.recipe.labels, means, strict=True)}
-        return {"dice": float(np.nanmean(means)), **named}
+            table.append(_dice(_labels_of(case.volume, model, options), case, len(self.recipe.labels) + 1))
+        means = _means(np.array(table))
+        named = {f"dice/{name}": float(m) for name, m in zip(self.recipe.labels, means, strict=True) if m == m}
+        return {"dice": float(_means(means[:, None])[0]), **named} if named else {}
 
     def finish(self) -> Iterator[TrainEvent]:
         """Measure every stage on all held-out cases and write the model."""
@@ -351,12 +354,32 @@ def _labels_of(volume: Volume, model: Model, options: SegmentOptions) -> LabelMa
     return last.output
 
 
-def _batches(drawn: Sequence[tuple[list[Tensor], Tensor]]) -> list[tuple[list[Tensor], Tensor]]:
+def _dice(found: LabelMap, case: Held, n_classes: int) -> np.ndarray:
+    """Dice per class on the voxels that were labelled; nan for classes that the case was never labelled with."""
+    told = case.truth.data != IGNORE
+    dice = dice_per_label(found.data * told, case.truth.data * told, n_classes)
+    dice[[label - 1 for label in case.missing]] = np.nan
+    return dice
+
+
+def _means(table: np.ndarray) -> np.ndarray:
+    """Means over the first axis of what is a number; nan where nothing is."""
+    counts = np.isfinite(table).sum(0)
+    means: np.ndarray = np.divide(np.nansum(table, 0), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+    return means
+
+
+def _batches(
+    drawn: Sequence[tuple[list[Tensor], Tensor]], missing: Sequence[Sequence[int]], n_classes: int
+) -> list[tuple[list[Tensor], Tensor, Tensor | None]]:
     """Stack samples of one size; native crops, whose sizes differ, stay single."""
     if len({target.shape for _, target in drawn}) > 1:
-        return [([x[None] for x in inputs], target[None]) for inputs, target in drawn]
+        return [
+            ([x[None] for x in inputs], target[None], missing_of([gone], n_classes))
+            for (inputs, target), gone in zip(drawn, missing, strict=True)
+        ]
     inputs = [torch.stack(parts) for parts in zip(*(d[0] for d in drawn), strict=True)]
-    return [(inputs, torch.stack([d[1] for d in drawn]))]
+    return [(inputs, torch.stack([d[1] for d in drawn]), missing_of(missing, n_classes))]
 
 
 def _order(n_cases: int, n_draws: int, rng: np.random.Generator) -> list[int]:

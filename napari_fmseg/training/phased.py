@@ -6,6 +6,7 @@ now frozen one is computed once per case.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from napari_fmseg.nets.phased import HALO
 from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, consensus_input, cut, look_closer, stretched
 from napari_fmseg.training import losses
 from napari_fmseg.training.data import Sample, target_in, varied, vary_intensity, window_around
+from napari_fmseg.training.partial import IGNORE, partial_loss
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 from napari_fmseg.volume import Box
 
@@ -36,8 +38,8 @@ class Task(Protocol):
     def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
         """Give the inputs, each (c, z, y, x), and the target (classes, z, y, x) of one case, varied."""
 
-    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Give the loss of a batch."""
+    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Tensor | None = None) -> Tensor:
+        """Give the loss of a batch; `missing` (b, classes) tells the classes that a case was never labelled with."""
 
 
 def make_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]) -> Task:
@@ -94,8 +96,14 @@ class _Phase:
         self.n_classes = len(recipe.labels) + 1
         self.swap = [(recipe.labels.index(a) + 1, recipe.labels.index(b) + 1) for a, b in recipe.augment.swap]
         self.criterion = make_loss(stage.loss)
+        self.sparse = any(case.is_sparse for case in samples)
 
-    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
+    def augment_of(self, case: Sample) -> Augment:
+        """Do not mirror a case that was labelled with the left organ and not with the right one: the sides change."""
+        torn = any((a in case.missing) != (b in case.missing) for a, b in self.swap)
+        return dataclasses.replace(self.augment, flip=self.augment.flip.replace("x", "")) if torn else self.augment
+
+    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Tensor | None = None) -> Tensor:
         """Sum the loss over the heads: the finest on the target's grid, the others on their own.
 
         The published code zooms all heads to the full size first; comparing where they live costs a fraction of it.
@@ -105,7 +113,8 @@ class _Phase:
         weights = losses.deep_supervision_weights(len(heads))
         total = torch.zeros((), device=target.device)
         for weight, head in zip(weights, heads, strict=True):
-            total = total + weight * self.criterion(head, _on(target, head.shape[2:]))
+            there = _on(target, head.shape[2:])
+            total = total + weight * partial_loss(self.criterion, head, there, sparse=self.sparse, missing=missing)
         return total
 
 
@@ -122,7 +131,7 @@ class _Consensus(_Phase):
         spans = window_around(whole, self.augment, rng)
         x = stretched(zoom(case.image, spans, self.settings.consensus_grid), self.intensity)
         target = target_in(case.labels, spans, self.settings.consensus_grid, self.n_classes)
-        (x,), target = varied([x], target, self.augment, self.swap, rng)
+        (x,), target = varied([x], target, self.augment_of(case), self.swap, rng)
         return [vary_intensity(x, self.augment, rng, noise)], target
 
 
@@ -137,7 +146,7 @@ class _Attention(_Phase):
         spans = window_around([(s.start, s.stop) for s in box], self.augment, rng)
         x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
         target = target_in(case.labels, spans, self.settings.attention_grid, self.n_classes)
-        (x, a), target = varied([x, a], target, self.augment, self.swap, rng)
+        (x, a), target = varied([x, a], target, self.augment_of(case), self.swap, rng)
         return [vary_intensity(x, self.augment, rng, noise), a], target
 
 
@@ -166,12 +175,24 @@ class _Edge(_Phase):
             target = target_in(labels, [(0.0, float(n)) for n in labels.shape], grid, self.n_classes)
         else:
             depth = max(2 * HALO + 1, _EDGE_VOXELS // (labels.shape[1] * labels.shape[2]))
-            first = int(rng.integers(0, max(1, labels.shape[0] - depth + 1)))
+            first = _first_plane(labels, depth, rng)
             planes = slice(first, min(labels.shape[0], first + depth))
             x, s = crop[:, planes], resize_slab(s, labels.shape, planes)
             whole = [(0.0, float(n)) for n in labels[planes].shape]
             target = target_in(labels[planes], whole, labels[planes].shape, self.n_classes)
         return [vary_intensity(x, self.augment, rng, noise), s], target
+
+
+def _first_plane(labels: Tensor, depth: int, rng: np.random.Generator) -> int:
+    """Draw where a slab of planes starts; one of a case that is labelled in parts lies around a labelled plane."""
+    last = max(0, labels.shape[0] - depth)
+    if not (labels == IGNORE).any():
+        return int(rng.integers(0, last + 1))
+    told = (labels != IGNORE).any(2).any(1).nonzero()[:, 0]
+    if not len(told):
+        return int(rng.integers(0, last + 1))
+    middle = int(told[int(rng.integers(len(told)))])
+    return min(last, max(0, middle - int(rng.integers(0, depth))))
 
 
 @torch.inference_mode()

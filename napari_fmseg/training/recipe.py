@@ -19,6 +19,11 @@ from napari_fmseg.tables import dataclass_from
 
 __all__ = ["Augment", "Case", "Recipe", "StageRecipe", "cases_of", "load_recipe"]
 
+IGNORE_NAME = "ignore"
+"""What nnU-Net calls the voxels that nobody labelled."""
+
+MOST_LABELS = 254
+
 LOSSES = ("attn", "attn_v2", "tversky", "dice", "jaccard", "dice_ce", "dice_ce_balanced", "dice_ce_by_class")
 
 
@@ -34,11 +39,15 @@ class Case:
         One file per channel, or one file with all channels.
     labels
         The label file, or None.
+    classes
+        The classes that somebody looked for in this case, whether they are there or not; empty for all. In the
+        background of the others it stays open whether it is background or one of them.
     """
 
     name: str
     images: tuple[Path, ...]
     labels: Path | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,9 @@ class Recipe:
         Names of the dataset's cases that validate; else its own list, else every fifth case by name.
     labels
         Class names in the order of the model's labels 1, 2...; they are looked up in dataset.json.
+    ignore
+        The number in the label files that means "not labelled"; such voxels are never learned from nor counted. 0: what
+        dataset.json calls "ignore", as nnU-Net does.
     start_from
         A model to fine-tune, by name or card; "" starts anew.
     out
@@ -223,6 +235,7 @@ class Recipe:
     training: tuple[Case, ...] = ()
     validation: tuple[Case, ...] = ()
     holdout: tuple[str, ...] = ()
+    ignore: int = 0
     start_from: str = ""
     pipeline: str = "phased"
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -256,6 +269,11 @@ class Recipe:
             raise InvalidRecipe(f"phantom needs at least one case to train on, not {self.phantom[0]}.")
         if Path(self.name).name != self.name:
             raise InvalidRecipe(f"name is the name of a file and cannot hold a folder: {self.name!r}.")
+        if len(self.labels) > MOST_LABELS or IGNORE_NAME in self.labels:
+            raise InvalidRecipe(
+                f"labels are at most {MOST_LABELS} classes, and {IGNORE_NAME!r} is none: it is what dataset.json calls "
+                "voxels that nobody labelled. Leave it out."
+            )
         if len(set(self.labels)) != len(self.labels):
             raise InvalidRecipe(f"labels has a name twice: {', '.join(self.labels)}.")
         unknown = [name for pair in self.augment.swap for name in pair if name not in self.labels]
@@ -330,14 +348,18 @@ def _case(entry: Mapping[str, Any], folder: Path) -> Case:
         raise ValueError(f"a case needs an image: {entry!r}")
     labels = entry.get("labels", entry.get("label"))
     name = str(entry.get("name", entry.get("case", _stem(Path(images[0])))))
-    return Case(name, tuple(folder / i for i in images), folder / labels if labels else None)
+    classes = entry.get("classes", ())
+    if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
+        raise ValueError(f"the classes of case {name!r} are a list of names, not {classes!r}")
+    return Case(name, tuple(folder / i for i in images), folder / labels if labels else None, tuple(classes))
 
 
 def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
     """Find the cases of a dataset folder.
 
     Understands the nnU-Net raw layout (imagesTr/NAME_0000.nii.gz per channel, labelsTr/NAME.nii.gz) and case lists
-    `training` and `validation` in dataset.json.
+    `training` and `validation` in dataset.json. Where cases were labelled with some of the classes only, `classes` in
+    dataset.json says with which: ``{"anna": ["liver"]}``.
 
     Parameters
     ----------
@@ -362,11 +384,14 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
         labels = _labels_in(facts["labels"])
         listed = [_case(e, folder) for e in facts.get("training", ()) if isinstance(e, dict)]
         held = [_case(e, folder) for e in facts.get("validation", ()) if isinstance(e, dict)]
+        partly = {str(name): tuple(map(str, c)) for name, c in facts.get("classes", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRecipe(
             f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
         ) from error
     cases = listed if listed and all(c.images[0].exists() for c in listed) else _nnunet_cases(folder)
+    cases = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in cases]
+    held = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in held]
     cases = [c for c in cases if c.labels is not None]
     if not cases:
         raise InvalidRecipe(
