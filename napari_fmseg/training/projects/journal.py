@@ -89,6 +89,7 @@ class Change:
         """Make everything happen; with nothing collected, nothing does."""
         if not self._moves and not self._removals:
             return
+        self._check()
         self._to_disk()
         document = json.dumps({"moves": self._moves, "removals": self._removals})
         self._staging.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,14 @@ class Change:
         shutil.rmtree(self._staging, ignore_errors=True)
         with suppress(OSError):
             self._staging.parent.rmdir()
+
+    def _check(self) -> None:
+        """Refuse before the commit what could not be carried out after it."""
+        for path in (*(target for _, target in self._moves), *self._removals):
+            target = _inside(self._folder, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(target.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "no permission", str(target.parent))
 
     def _to_disk(self) -> None:
         for place in self._staging.rglob("*") if self._staging.exists() else ():

@@ -37,12 +37,10 @@ class Plan:
     ignore
         The number in the label files that means "not labelled", or None.
     training, validation
-        The cases. Without a locked split nothing validates: the model learns from all.
+        The cases, each with the classes that its labels tell of. Without a locked split nothing validates: the model
+        learns from all.
     folds
         With two or three labelled images and no locked split: leave-one-out, to measure what such a model is worth.
-    classes
-        For each case the classes that its labels tell of. Of any other class of the project its background says
-        nothing.
     images
         The hash of each case's image.
     note
@@ -55,14 +53,14 @@ class Plan:
     training: tuple[Case, ...]
     validation: tuple[Case, ...] = ()
     folds: tuple[Fold, ...] = ()
-    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
 
     @property
     def partial(self) -> dict[str, tuple[str, ...]]:
-        """The classes that are missing, of the cases that lack some."""
-        missing = {name: tuple(n for n in self.labels if n not in own) for name, own in self.classes.items()}
+        """For the cases whose labels do not tell of every class, the classes that they say nothing of."""
+        told = {case.name: case.classes for case in (*self.training, *self.validation)}
+        missing = {name: tuple(n for n in self.labels if n not in own) for name, own in told.items()}
         return {name: names for name, names in missing.items() if names}
 
 
@@ -90,7 +88,10 @@ def training_plan(project: Project) -> Plan:
             "project first: `fmseg project split` does it."
         )
     names = [name for name in project.labelled if not project.record(name).problem]
-    cases = {name: Case(name, project.files[name].images, project.files[name].labels) for name in names}
+    cases = {
+        name: Case(name, project.files[name].images, project.files[name].labels, project.record(name).classes)
+        for name in names
+    }
     images = {name: project.record(name).image for name in names}
     held = tuple(case for name, case in cases.items() if project.role(name) == HELD_OUT)
     training = tuple(case for name, case in cases.items() if project.role(name) != HELD_OUT)
@@ -108,7 +109,6 @@ def training_plan(project: Project) -> Plan:
         training=training,
         validation=held,
         folds=() if locked else _left_out(training, images),
-        classes={name: project.record(name).classes for name in names},
         images=images,
         note=_told(len(set(images.values())), len(training), len(held)),
     )
@@ -163,7 +163,7 @@ def start_run(project: Project, plan: Plan) -> Run:
                 "validation": {case.name: plan.images[case.name] for case in plan.validation},
                 "labels": {str(value): name for value, name in plan.names.items()},
                 "ignore": plan.ignore,
-                "classes": {name: list(classes) for name, classes in plan.classes.items()},
+                "missing_classes": plan.partial,
                 "note": plan.note,
             },
         )
@@ -203,6 +203,7 @@ def recipe_for(run: Run, stages: tuple[StageRecipe, ...], *, name: str = "", **f
         labels=plan.labels,
         training=plan.training,
         validation=plan.validation,
+        ignore=plan.ignore or 0,
         channels=facts.channels,
         out=run.folder,
         **given,

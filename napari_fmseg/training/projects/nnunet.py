@@ -192,7 +192,12 @@ def _listed(folder: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, CaseF
 
 def _files_of(folder: Path, images: Sequence[str], labels: str | None) -> CaseFiles:
     there = labels is not None and (folder / labels).exists()
-    return CaseFiles(tuple(folder / i for i in images), folder / str(labels) if there else None)
+    return CaseFiles(tuple(_at(folder, i) for i in images), _at(folder, str(labels)) if there else None)
+
+
+def _at(folder: Path, path: str) -> Path:
+    """Give a place without ``..``, so that one sees whether it is in the project; links stay links."""
+    return Path(os.path.abspath(folder / path))
 
 
 def _entries_by_name(table: Mapping[str, Any]) -> Mapping[str, Any]:
