@@ -28,16 +28,20 @@ from napari_fmseg.events import EpochDone, Progress, Saved, StageResult, StepDon
 from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
+from napari_fmseg.nets.blocks import draw_weights
 from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
-from napari_fmseg.nets.phased import EdgeNet, calm_weights, init_weights
+from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet, calm_weights, init_weights
 from napari_fmseg.phantom.dataset import write_phantom_dataset
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.pipelines.phased import PhasedSettings
 from napari_fmseg.training.data import Held, Sample, load_sample, missing_in, read_case
+from napari_fmseg.training.growth import grow
 from napari_fmseg.training.partial import IGNORE, missing_of
-from napari_fmseg.training.phased import Task, make_task
+from napari_fmseg.training.phased import make_task
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table, cases_of
 from napari_fmseg.training.schedules import rate_of
+from napari_fmseg.training.single import Patches
+from napari_fmseg.training.tasks import Task
 from napari_fmseg.volume import LabelMap, Volume
 
 __all__ = ["train"]
@@ -95,6 +99,7 @@ class _Run:
         self.samples: list[Sample] = []
         self.held: list[Held] = []
         self.card: ModelCard
+        self.parent: Model | None = None
 
     def prepare(self) -> Iterator[TrainEvent]:
         """Read the cases, and the model to start from."""
@@ -104,7 +109,7 @@ class _Run:
         unknown = [label for label in recipe.labels if label not in names.values()]
         if unknown:
             raise InvalidRecipe(f"The dataset has no label {unknown[0]!r}. It has: {', '.join(names.values())}.")
-        settings = PhasedSettings.of(recipe.settings)
+        settings = PhasedSettings.of(recipe.settings) if recipe.pipeline == "phased" else PhasedSettings()
         total = len(training) + len(validation)
         for i, case in enumerate(training):
             yield Progress("reading", i, total)
@@ -119,9 +124,7 @@ class _Run:
             if not any((s.labels == label).any() for s in self.samples):
                 yield Warned(f"No training case has {name!r}; it cannot be learned.")
         if recipe.start_from:
-            start = load_model(recipe.start_from, device=recipe.device)
-            self.nets.update(start.nets)
-            self.specs.update(start.card.nets)
+            yield from self._start()
         spacing = np.median([h.volume.geometry.canonical()[0].spacing for h in self.held], 0) if self.held else ()
         self.card = ModelCard(
             name=recipe.name,
@@ -133,6 +136,21 @@ class _Run:
             parent=recipe.start_from,
             **{f: getattr(recipe, f) for f in _SHARED},
         )
+
+    def _start(self) -> Iterator[TrainEvent]:
+        """Take the networks of the model to start from, with the recipe's classes."""
+        recipe, start = self.recipe, load_model(self.recipe.start_from, device=self.recipe.device)
+        self.parent = start
+        if start.card.pipeline != recipe.pipeline or len(start.card.channels) != len(recipe.channels):
+            raise InvalidRecipe(
+                f"{start.card.name} is a {start.card.pipeline} model of {len(start.card.channels)} channel(s), and the "
+                f"recipe is for {recipe.pipeline} and {len(recipe.channels)}. Start from another model, or anew."
+            )
+        for stage, net in start.nets.items():
+            grown, spec, how = grow(start.card.nets[stage], net, start.card.labels, recipe.labels)
+            self.nets[stage], self.specs[stage] = grown.eval().requires_grad_(False), spec
+            if how.grown or how.fresh or how.dropped:
+                yield Warned(how.said(stage, start.card.name))
 
     def _claim(self) -> None:
         """Make the run's folder ours, or continue what lies there if it is the same recipe."""
@@ -152,13 +170,19 @@ class _Run:
     def stage(self, number: int, stage: StageRecipe) -> Iterator[TrainEvent]:
         """Train one network, or take it from its finished checkpoint."""
         path = self.folder / f"{number}-{stage.stage}.pt"
-        net, spec = self._network(number, stage)
+        net, spec, unfit = self._network(number, stage)
         self.specs[stage.stage] = spec
+        if unfit:
+            yield Warned(
+                f"{stage.stage}: {len(net.state_dict()) - len(unfit)} tensors were taken from {self._source(stage)}; "
+                f"{len(unfit)} do not fit and were drawn anew ({', '.join(unfit[:3])}...)."
+            )
         saved = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
         if saved is None or not saved["state"]["done"]:
             yield Progress(stage.stage, 0, stage.steps)
-            task = make_task(stage, self.recipe, self.samples, self.nets)
-            if not self._source(stage) and not isinstance(net, EdgeNet):
+            make = make_task if self.recipe.pipeline == "phased" else Patches
+            task: Task = make(stage, self.recipe, self.samples, self.nets)
+            if not self._source(stage) and isinstance(net, SNet | AttnNet):
                 inputs, _ = task.sample(0, np.random.default_rng(self.recipe.seed), torch.Generator())
                 calm_weights(net, *(x.cpu()[None] for x in inputs))
             yield from self._fit(number, stage, net, task, saved, path)
@@ -166,20 +190,24 @@ class _Run:
         net.load_state_dict(saved["best"])
         self.nets[stage.stage] = net.to(self.fabric.device).eval().requires_grad_(False)
 
-    def _network(self, number: int, stage: StageRecipe) -> tuple[nn.Module, NetSpec]:
-        recipe = self.recipe
-        kwargs = {"in_channels": len(recipe.channels), "n_classes": len(recipe.labels) + 1, **stage.kwargs}
+    def _network(self, number: int, stage: StageRecipe) -> tuple[nn.Module, NetSpec, tuple[str, ...]]:
+        """Make a stage's network with its first weights; name the tensors of its source that do not fit."""
+        recipe, source = self.recipe, self._source(stage)
+        given = {"in_channels": len(recipe.channels), "n_classes": len(recipe.labels) + 1, **stage.kwargs}
+        own_past = recipe.start_from and source == stage.stage and self.specs[source].network == stage.network
+        kwargs = {**self.specs[source].kwargs, **given} if own_past else given
         spec = NetSpec(stage.network, kwargs)
         net = build(stage.network, **kwargs)
-        init_weights(net, torch.Generator().manual_seed(recipe.seed * 1000 + number))
+        generator = torch.Generator().manual_seed(recipe.seed * 1000 + number)
+        (init_weights if isinstance(net, SNet | AttnNet | EdgeNet) else draw_weights)(net, generator)
         if isinstance(net, EdgeNet):
             net.pass_through()
-        source = self._source(stage)
-        if source:
-            own, other = net.state_dict(), self.nets[source].state_dict()
-            fitting = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
-            net.load_state_dict({**own, **fitting})
-        return net, spec
+        if not source:
+            return net, spec, ()
+        own, other = net.state_dict(), self.nets[source].state_dict()
+        fitting = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
+        net.load_state_dict({**own, **fitting})
+        return net, spec, tuple(k for k in own if k not in fitting)
 
     def _starts_well(self, stage: StageRecipe, net: nn.Module) -> bool:
         """Whether the network gives something sensible before the first step."""

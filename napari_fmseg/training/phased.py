@@ -6,14 +6,11 @@ now frozen one is computed once per case.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.errors import InvalidRecipe
@@ -21,25 +18,15 @@ from napari_fmseg.grid import resize, resize_slab, zoom
 from napari_fmseg.models import Intensity
 from napari_fmseg.nets.phased import HALO
 from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, consensus_input, cut, look_closer, stretched
-from napari_fmseg.training import losses
 from napari_fmseg.training.data import Sample, target_in, varied, vary_intensity, window_around
-from napari_fmseg.training.partial import IGNORE, partial_loss
-from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
+from napari_fmseg.training.partial import IGNORE
+from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.training.tasks import Labelled, Task
 from napari_fmseg.volume import Box
 
-__all__ = ["Task", "make_task"]
+__all__ = ["make_task"]
 
 _EDGE_VOXELS = 400_000
-
-
-class Task(Protocol):
-    """What the training loop needs of a stage."""
-
-    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
-        """Give the inputs, each (c, z, y, x), and the target (classes, z, y, x) of one case, varied."""
-
-    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Tensor | None = None) -> Tensor:
-        """Give the loss of a batch; `missing` (b, classes) tells the classes that a case was never labelled with."""
 
 
 def make_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]) -> Task:
@@ -68,64 +55,25 @@ def make_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], fro
     return task
 
 
-def make_loss(name: str) -> nn.Module:
-    """Make the loss that a recipe names."""
-    kinds: dict[str, Callable[[], nn.Module]] = {
-        "attn": losses.AttnLoss,
-        "attn_v2": losses.AttnLossV2,
-        "tversky": losses.TverskyLoss,
-        "dice": losses.DiceLoss,
-        "jaccard": losses.JaccardLoss,
-        "dice_ce": losses.DiceCELoss,
-        "dice_ce_balanced": partial(losses.DiceCELoss, balanced=True),
-        "dice_ce_by_class": partial(losses.DiceCELoss, by_class=True),
-    }
-    return kinds[name]()
-
-
-class _Phase:
+class _Phase(Labelled):
     """What the three tasks share."""
 
     def __init__(
         self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
     ) -> None:
+        super().__init__(stage, recipe, samples)
         self.settings = PhasedSettings.of(recipe.settings)
-        self.intensity: Intensity = recipe.intensity
-        self.augment: Augment = recipe.augment
-        self.samples = samples
-        self.n_classes = len(recipe.labels) + 1
-        self.swap = [(recipe.labels.index(a) + 1, recipe.labels.index(b) + 1) for a, b in recipe.augment.swap]
-        self.criterion = make_loss(stage.loss)
-        self.sparse = any(case.is_sparse for case in samples)
-
-    def augment_of(self, case: Sample) -> Augment:
-        """Do not mirror a case that was labelled with the left organ and not with the right one: the sides change."""
-        torn = any((a in case.missing) != (b in case.missing) for a, b in self.swap)
-        return dataclasses.replace(self.augment, flip=self.augment.flip.replace("x", "")) if torn else self.augment
 
     def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Tensor | None = None) -> Tensor:
-        """Sum the loss over the heads: the finest on the target's grid, the others on their own.
-
-        The published code zooms all heads to the full size first; comparing where they live costs a fraction of it.
-        """
+        """Sum the loss over the heads."""
         heads = net(*inputs)
-        heads = heads if isinstance(heads, tuple) else (heads,)
-        weights = losses.deep_supervision_weights(len(heads))
-        total = torch.zeros((), device=target.device)
-        for weight, head in zip(weights, heads, strict=True):
-            there = _on(target, head.shape[2:])
-            total = total + weight * partial_loss(self.criterion, head, there, sparse=self.sparse, missing=missing)
-        return total
-
-
-def _on(target: Tensor, size: Sequence[int]) -> Tensor:
-    return (
-        target if tuple(target.shape[2:]) == tuple(size) else F.adaptive_avg_pool3d(target, (size[0], size[1], size[2]))
-    )
+        return self.summed(heads if isinstance(heads, tuple) else (heads,), target, missing)
 
 
 class _Consensus(_Phase):
-    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    def sample(
+        self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
         case = self.samples[index]
         whole = [(0.0, float(n)) for n in case.labels.shape]
         spans = window_around(whole, self.augment, rng)
@@ -141,7 +89,9 @@ class _Attention(_Phase):
         frozen = args[3]
         self.looks = [_look(case, frozen["consensus"], self.settings, self.intensity) for case in self.samples]
 
-    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    def sample(
+        self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
         case, (attention, box) = self.samples[index], self.looks[index]
         spans = window_around([(s.start, s.stop) for s in box], self.augment, rng)
         x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
@@ -165,7 +115,9 @@ class _Edge(_Phase):
             self.boxes.append(box)
             self.segmentations.append(s.half())
 
-    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    def sample(
+        self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
         case, box = self.samples[index], self.boxes[index]
         crop, labels = cut(case.image, box), case.labels[box]
         s = self.segmentations[index].float()
@@ -175,7 +127,7 @@ class _Edge(_Phase):
             target = target_in(labels, [(0.0, float(n)) for n in labels.shape], grid, self.n_classes)
         else:
             depth = max(2 * HALO + 1, _EDGE_VOXELS // (labels.shape[1] * labels.shape[2]))
-            first = _first_plane(labels, depth, rng)
+            first = _first_plane(labels, depth, rng, focus)
             planes = slice(first, min(labels.shape[0], first + depth))
             x, s = crop[:, planes], resize_slab(s, labels.shape, planes)
             whole = [(0.0, float(n)) for n in labels[planes].shape]
@@ -183,13 +135,14 @@ class _Edge(_Phase):
         return [vary_intensity(x, self.augment, rng, noise), s], target
 
 
-def _first_plane(labels: Tensor, depth: int, rng: np.random.Generator) -> int:
-    """Draw where a slab of planes starts; one of a case that is labelled in parts lies around a labelled plane."""
+def _first_plane(labels: Tensor, depth: int, rng: np.random.Generator, focus: int = 0) -> int:
+    """Draw where a slab of planes starts: around a labelled plane, or around one with the class `focus`."""
     last = max(0, labels.shape[0] - depth)
-    if not (labels == IGNORE).any():
-        return int(rng.integers(0, last + 1))
-    told = (labels != IGNORE).any(2).any(1).nonzero()[:, 0]
-    if not len(told):
+    wanted = labels == focus if focus else labels != IGNORE
+    if focus and not wanted.any():
+        wanted = labels != IGNORE
+    told = wanted.any(2).any(1).nonzero()[:, 0]
+    if not len(told) or (not focus and len(told) == labels.shape[0]):
         return int(rng.integers(0, last + 1))
     middle = int(told[int(rng.integers(len(told)))])
     return min(last, max(0, middle - int(rng.integers(0, depth))))

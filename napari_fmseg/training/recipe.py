@@ -14,7 +14,7 @@ from typing import Any
 from napari_fmseg.errors import InvalidRecipe, UnknownModel
 from napari_fmseg.models import Intensity
 from napari_fmseg.pipelines import PIPELINES
-from napari_fmseg.pipelines.settings import PhasedSettings
+from napari_fmseg.pipelines.settings import PhasedSettings, SingleSettings
 from napari_fmseg.tables import dataclass_from
 
 __all__ = ["Augment", "Case", "Recipe", "StageRecipe", "cases_of", "load_recipe"]
@@ -101,9 +101,9 @@ class StageRecipe:
     Parameters
     ----------
     stage
-        Its name in the pipeline: ``"consensus"``, ``"attention"`` or ``"edge"``.
+        Its name in the pipeline: ``"consensus"``, ``"attention"`` or ``"edge"``; ``"net"`` where there is one only.
     network
-        Its name in the registry: ``"snet"``, ``"attnnet"`` or ``"edgenet"``.
+        Its name in the registry: ``"snet"``, ``"attnnet"`` or ``"edgenet"``; any other for ``"net"``.
     kwargs
         Its arguments beside channels and classes, such as ``width``.
     loss
@@ -283,12 +283,13 @@ class Recipe:
             )
         if self.pipeline not in PIPELINES:
             raise InvalidRecipe(f"There is no pipeline {self.pipeline!r}. Known: {', '.join(PIPELINES)}.")
-        if self.pipeline != "phased":
-            raise InvalidRecipe(f"A recipe trains the phased pipeline only, not {self.pipeline!r} so far.")
         if self.precision not in ("auto", "float32", "bfloat16", "float16"):
             raise InvalidRecipe(f"precision is auto, float32, bfloat16 or float16, not {self.precision!r}.")
         self._check_order()
-        PhasedSettings.of(self.settings)
+        if self.pipeline == "single":
+            SingleSettings.of(self.settings)
+        else:
+            PhasedSettings.of(self.settings)
 
     def _check_order(self) -> None:
         """A stage may start from the weights of an earlier one only."""

@@ -19,8 +19,9 @@ from napari_fmseg.training.data import Held, Sample, missing_in, read_case, targ
 from napari_fmseg.training.logit_losses import cross_entropy, dice_ce_of_logits, dice_of_logits
 from napari_fmseg.training.loop import _dice, train
 from napari_fmseg.training.partial import IGNORE, merged, missing_of, partial_loss, shares
-from napari_fmseg.training.phased import _first_plane, make_loss, make_task
+from napari_fmseg.training.phased import _first_plane, make_task
 from napari_fmseg.training.recipe import LOSSES, Augment, Case, Recipe, StageRecipe, cases_of
+from napari_fmseg.training.tasks import make_loss
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 STILL = Augment(shift=0, zoom=0, rotate_deg=0, contrast=0, brightness=0, gamma=0, noise=0)
