@@ -1,0 +1,73 @@
+"""After a training: the new model is measured on the held-out cases, kept as a version, and used if it is better."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.events import Progress, Saved, Warned
+from napari_fmseg.models import load_model
+from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.training.projects.learning import open_run
+from napari_fmseg.training.projects.measuring import measure, unmeasured
+from napari_fmseg.training.projects.proposing import recipe_file
+from napari_fmseg.training.projects.state import Project
+from napari_fmseg.training.projects.table import record_scores
+from napari_fmseg.training.projects.versions import Kept, keep_version, present_version, publish
+from napari_fmseg.training.recipe import load_recipe
+
+__all__ = ["keep_run"]
+
+
+def keep_run(
+    project: Project, number: int, *, force: bool = False
+) -> Generator[Progress | Warned | Saved, None, Kept]:
+    """Measure the model of a run, and the model in use where it was not measured yet; keep it as a version.
+
+    Parameters
+    ----------
+    project
+        See `Project`.
+    number
+        Of the run; its folder holds the recipe and the model, finished or the best until it was stopped.
+    force
+        Use it whatever its scores.
+
+    Yields
+    ------
+    Progress, Warned or Saved
+        Per case; then why it is in use or not, and the card of the version.
+
+    Returns
+    -------
+    Kept
+        What became of it.
+
+    Raises
+    ------
+    FmsegError
+        If the run has no model yet.
+    """
+    run = open_run(project, number)
+    recipe = load_recipe(recipe_file(run))
+    card = run.folder / f"{recipe.name}.toml"
+    if not card.exists():
+        raise FmsegError(f"Run {number} has no model yet: it was ended before anything was learned. Resume it.")
+    held = [case.name for case in run.plan.validation]
+    options = SegmentOptions(show_stages=False, device=recipe.device)
+    model = load_model(card, device=recipe.device)
+    scores = yield from measure(project, model, held, options)
+    old = present_version(project)
+    if old is not None and (waiting := unmeasured(project, old.number)):
+        found = yield from measure(project, load_model(old.card, device=recipe.device), waiting, options)
+        project = record_scores(project, old.number, found)
+    kept = keep_version(run, card, recipe=recipe, scores=scores, force=force)
+    if not held:  # little to say, but a case on which even its own model fails shows
+        names = [case.name for case in run.plan.training]
+        found = yield from measure(kept.project, model, names, options)
+        record_scores(kept.project, kept.version.number, found)
+    if kept.in_use:
+        publish(kept.project)
+    yield Warned(kept.why)
+    yield Saved(kept.version.card.folder / f"{kept.version.card.name}.toml", kept.in_use)
+    return kept
