@@ -19,7 +19,6 @@ def main(words: list[str]) -> None:
     """Read the command line and show the window until it is closed."""
     image, *named = words
     viewer = napari.Viewer(title="napari-fmseg: demo")
-    viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
     volume = read_volume(image)
     for data, options, _ in image_layers(volume, "CT phantom", source=image):
         viewer.add_image(data, **options)
@@ -33,6 +32,9 @@ def main(words: list[str]) -> None:
         else:
             data, options, _ = map_layer(stage, name)
             viewer.add_image(data, **{**options, **shown})
+    viewer.layers.selection.active = viewer.layers["labels"] if "labels" in viewer.layers else viewer.layers[-1]
+    _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
+    dock.model.choose("fmsf-phantom-ct")
     napari.run()
 
 

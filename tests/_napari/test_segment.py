@@ -129,11 +129,10 @@ class InProcess:
 # --- the real engine ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("filed", ["as usual", "flipped and oblique"])
-def test_one_press_on_run_gives_the_labels_of_segment_voxel_for_voxel(
-    make_dock: Any, qtbot: Any, phantom: Volume, filed: str
+def test_one_press_on_run_gives_the_labels_of_segment_voxel_for_voxel_also_of_a_flipped_and_oblique_volume(
+    make_dock: Any, qtbot: Any, phantom: Volume
 ) -> None:
-    volume = phantom if filed == "as usual" else otherwise_filed(phantom)
+    volume = otherwise_filed(phantom)
     truth = drain(segment(volume, load_model(NAME, device="cpu"), SegmentOptions(device="cpu")))
     dock = make_dock(RemoteEngine())
     image = dropped(dock, volume)
