@@ -40,7 +40,7 @@ def dataclass_from(kind: type[T], table: Mapping[str, Any], where: str = "") -> 
     missing = [name for name in needed if name not in table]
     if missing:
         raise ValueError(f"the field {where}{missing[0]} is missing")
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     return kind(**{name: _fitted(value, hints[name], where + name) for name, value in table.items()})
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from napari_fmseg.training.projects.adding import add_case, free_name, label_case, restore_labels, save_prediction
 from napari_fmseg.training.projects.content import image_hash
 from napari_fmseg.training.projects.labelling import LabelOptions
-from napari_fmseg.training.projects.learning import Fold, Plan, Run, recipe_for, start_run, training_plan
+from napari_fmseg.training.projects.learning import Fold, Plan, Run, open_run, recipe_for, start_run, training_plan
 from napari_fmseg.training.projects.state import (
     CaseRecord,
     Project,
@@ -31,6 +31,8 @@ from napari_fmseg.training.projects.versions import (
     publish,
     put_in_use,
     roll_back,
+    seen_held_out,
+    start_without,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ __all__ = [
     "list_versions",
     "measure",
     "open_project",
+    "open_run",
     "present_version",
     "publish",
     "put_in_use",
@@ -70,7 +73,9 @@ __all__ = [
     "restore_labels",
     "roll_back",
     "save_prediction",
+    "seen_held_out",
     "start_run",
+    "start_without",
     "training_plan",
     "unmeasured",
 ]

@@ -185,7 +185,8 @@ def _carry_out(folder: Path) -> None:
 def _inside(folder: Path, path: str) -> Path:
     """Give `path` within the project; a project from elsewhere must not name files outside of itself."""
     pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path:
+    windows = os.name == "nt" and ("\\" in path or ":" in path)
+    if pure.is_absolute() or ".." in pure.parts or windows:
         raise ValueError(f"it names {path}, which lies outside of the project")
     return folder / pure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 from napari_fmseg.errors import FmsegError, InvalidRecipe
 from napari_fmseg.training.projects.journal import OURS, changing
-from napari_fmseg.training.projects.split import HELD_OUT, LEAST, is_locked
-from napari_fmseg.training.projects.state import Project, now, open_project, stale, write_state
+from napari_fmseg.training.projects.split import HELD_OUT, LEAST, TRAINING, is_locked
+from napari_fmseg.training.projects.state import Project, examined, now, open_project, stale, write_state
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe
 
-__all__ = ["Fold", "Plan", "Run", "recipe_for", "start_run", "training_plan"]
+__all__ = ["Fold", "Plan", "Run", "learnable", "open_run", "recipe_for", "start_run", "training_plan"]
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,7 @@ def training_plan(project: Project) -> Plan:
             "project first: `fmseg project split` does it."
         )
     names = [name for name in project.labelled if not project.record(name).problem]
-    cases = {
-        name: Case(name, project.files[name].images, project.files[name].labels, project.record(name).classes)
-        for name in names
-    }
+    cases = {name: _case(project, name) for name in names}
     images = {name: project.record(name).image for name in names}
     held = tuple(case for name, case in cases.items() if project.role(name) == HELD_OUT)
     training = tuple(case for name, case in cases.items() if project.role(name) != HELD_OUT)
@@ -169,6 +167,84 @@ def start_run(project: Project, plan: Plan) -> Run:
         )
         write_state(change, fresh, learned=tuple(plan.images[case.name] for case in plan.training))
     return Run(open_project(project.folder), project.folder / OURS / "runs" / str(number), plan)
+
+
+def open_run(project: Project, number: int) -> Run:
+    """Open a run that was started before, to resume it: it has the same cases, whatever came or was renamed since.
+
+    Raises
+    ------
+    FmsegError
+        If there is no such run, or one of its cases is gone.
+    """
+    folder = project.folder / OURS / "runs" / str(number)
+    try:
+        told = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        parts = {part: dict(told[part]) for part in ("training", "validation")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FmsegError(f"There is no run {number} in {project.folder}, or its plan.json is damaged.") from error
+    now_called = {project.record(name).image: name for name in project.labelled}
+    cases: dict[str, tuple[Case, ...]] = {}
+    for part, images in parts.items():
+        gone = [name for name, image in images.items() if image not in now_called]
+        if gone:
+            raise FmsegError(f"{gone[0]}, which run {number} learns from or validates on, is gone. Start a new run.")
+        cases[part] = tuple(
+            _case(project, name if name in project.files and project.record(name).image == image else now_called[image])
+            for name, image in images.items()
+        )
+    everyone = (*cases["training"], *cases["validation"])
+    plan = Plan(
+        labels=tuple(project.facts.labels.values()),
+        names=dict(project.facts.labels),
+        ignore=project.facts.ignore,
+        training=cases["training"],
+        validation=cases["validation"],
+        images={case.name: project.record(case.name).image for case in everyone},
+        note=str(told.get("note", "")),
+    )
+    return Run(project, folder, plan)
+
+
+def _case(project: Project, name: str) -> Case:
+    files = project.files[name]
+    return Case(name, files.images, files.labels, project.record(name).classes)
+
+
+def learnable(folder: Path, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
+    """Give class names, training and validation cases of a project for a recipe that names its folder.
+
+    The locked split is obeyed, and what is handed out is noted as learned from.
+
+    Parameters
+    ----------
+    folder
+        Of the project.
+    holdout
+        Names of cases that validate as well.
+
+    Raises
+    ------
+    InvalidRecipe
+        If one of `holdout` is not there or was learned from before.
+    """
+    project = examined(open_project(folder))
+    plan = training_plan(project)
+    names = {case.name for case in plan.training}
+    unknown = sorted(set(holdout) - names - {case.name for case in plan.validation})
+    learned = [name for name in holdout if project.role(name) == TRAINING]
+    if unknown or learned:
+        raise InvalidRecipe(
+            f"{(unknown or learned)[0]} cannot be held out: "
+            + (f"it is no labelled case of {folder}." if unknown else "the split of the project has it for training.")
+            + " Leave holdout out; the project knows its held-out cases."
+        )
+    training = tuple(case for case in plan.training if case.name not in holdout)
+    held = [*plan.validation, *(case for case in plan.training if case.name in holdout)]
+    with changing(project.folder) as change:
+        write_state(change, open_project(folder), learned=tuple(plan.images[case.name] for case in training))
+    ignored = {} if plan.ignore is None else {plan.ignore: "ignore"}
+    return {**plan.names, **ignored}, list(training), held
 
 
 def recipe_for(run: Run, stages: tuple[StageRecipe, ...], *, name: str = "", **fields: Any) -> Recipe:

@@ -54,6 +54,12 @@ class Facts:
         """Class numbers by name."""
         return {name: value for value, name in self.labels.items()}
 
+    def told_by(self, name: str) -> tuple[str, ...]:
+        """Give the classes that a case was labelled with, where dataset.json says so under ``classes``."""
+        said = self.table.get("classes", {})
+        classes = said.get(name, ()) if isinstance(said, Mapping) else ()
+        return tuple(label for label in self.labels.values() if label in classes)
+
 
 @dataclass(frozen=True)
 class CaseFiles:

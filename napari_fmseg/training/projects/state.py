@@ -224,14 +224,15 @@ def _read(folder: Path) -> Project:
     files = nnunet.find_cases(folder, facts)
     index = _table(folder / INDEX)
     ledger = _table(folder / LEDGER).get("roles") or _roles_of_models(folder)
+    if index.get("format", _FORMAT) != _FORMAT:
+        raise FmsegError(
+            f"{folder} was written by another version of fmseg ({index['format']}, not {_FORMAT}). Update fmseg to "
+            "open it."
+        )
     try:
-        read = dataclass_from(Index, index) if index else Index()
+        read = dataclass_from(Index, index)
     except ValueError as error:
         raise FmsegError(f"{folder / INDEX} is damaged: {error}. Restore it from a copy.") from error
-    if read.format != _FORMAT:
-        raise FmsegError(
-            f"{folder} was written by another version of fmseg ({read.format}, not {_FORMAT}). Update fmseg to open it."
-        )
     return Project(folder, facts, files, read, ledger)
 
 
@@ -296,6 +297,8 @@ def examine(project: Project) -> Generator[Progress, None, Project]:
         With every case known. A case that cannot be read has its `problem` told and takes no part.
     """
     names = stale(project)
+    if not names and (project.folder / INDEX).exists():
+        return project
     records = {}
     for i, name in enumerate(names):
         yield Progress("examining", i, len(names))
@@ -306,6 +309,9 @@ def examine(project: Project) -> Generator[Progress, None, Project]:
         for name, record in records.items():
             if name in fresh.files and stamped(record, fresh.files[name]) == record:
                 known = fresh.record(name)
+                if not known.image:
+                    known = _renamed(fresh, record)
+                    record = dataclasses.replace(record, classes=known.classes or record.classes)
                 record = dataclasses.replace(record, earlier=known.earlier)
                 if known.image == record.image:  # what was predicted belongs to the image, not to the name
                     record = dataclasses.replace(record, uncertainty=known.uncertainty, predicted=known.predicted)
@@ -325,6 +331,13 @@ def examined(project: Project) -> Project:
             return found
 
 
+def _renamed(project: Project, record: CaseRecord) -> CaseRecord:
+    """Find what is known of an image whose files were renamed: its labels still tell of the same classes."""
+    gone = (old for name, old in project.index.cases.items() if name not in project.files and old.image)
+    same = (old for old in gone if old.image == record.image and old.label_stamp == record.label_stamp)
+    return next(same, CaseRecord())
+
+
 def _examined(project: Project, name: str) -> CaseRecord:
     files, known, facts = project.files[name], project.record(name), project.facts
     found = stamped(CaseRecord(), files)
@@ -340,7 +353,7 @@ def _examined(project: Project, name: str) -> CaseRecord:
     return dataclasses.replace(
         found,
         image=image,
-        classes=known.classes or tuple(facts.labels.values()),
+        classes=known.classes or facts.told_by(name) or tuple(facts.labels.values()),
         sparse=bool(ignored.any()),
         labelled=labelled_share(ignored),
         changed=datetime.fromtimestamp(os.stat(files.labels).st_mtime, UTC).isoformat(timespec="seconds"),

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ __all__ = [
     "publish",
     "put_in_use",
     "roll_back",
+    "seen_held_out",
+    "start_without",
 ]
 
 MODELS = f"{OURS}/models"
@@ -226,9 +228,7 @@ def _stage(change: Change, project: Project, card: ModelCard, lineage: Lineage) 
 
 def _is_better(project: Project, new: Lineage) -> tuple[bool, str]:
     """Compare with the version in use."""
-    leaked = [
-        name for name in project.labelled if project.role(name) == HELD_OUT and project.record(name).image in new.seen
-    ]
+    leaked = _held_out_among(project, new.seen)
     if leaked:
         return False, (
             f"The model it started from had learned from {leaked[0]}, which is held out: its Dice there means nothing."
@@ -254,6 +254,28 @@ def _is_better(project: Project, new: Lineage) -> tuple[bool, str]:
     mine, its = np.mean([np.mean(values, 0) for values in pairs.values()], 0)
     told = f"Dice {mine:.4f} on {cases} case(s) that it did not learn from, version {old.number} has {its:.4f}"
     return bool(mine > its), f"{told}{'.' if mine > its else ', so that stays in use.'}"
+
+
+def _held_out_among(project: Project, seen: Iterable[str]) -> tuple[str, ...]:
+    images = set(seen)
+    return tuple(
+        name for name in project.labelled if project.role(name) == HELD_OUT and project.record(name).image in images
+    )
+
+
+def seen_held_out(project: Project, card: ModelCard) -> tuple[str, ...]:
+    """Name the held-out cases that a model has learned from, as far as its card tells: do not start from such a one."""
+    return _held_out_among(project, card.cases)
+
+
+def start_without(project: Project, images: Iterable[str]) -> Version | None:
+    """Give the newest version that has learned from none of these images, or None.
+
+    From it a model may start that is to be measured on them, such as in a `Fold`.
+    """
+    images = set(images)
+    clean = [version for version in list_versions(project) if not images & {*version.lineage.seen}]
+    return clean[-1] if clean else None
 
 
 def put_in_use(project: Project, number: int) -> Project:

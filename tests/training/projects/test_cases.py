@@ -291,10 +291,12 @@ def test_listed_cases_are_found_where_the_list_says_and_new_ones_join_it(tmp_pat
         write_labels(labels(), tmp_path / "masks" / f"{name}.nii.gz")
     entries = [{"image": f"./volumes/{n}.nii.gz", "label": f"./masks/{n}.nii.gz", "age": 7} for n in "abc"]
     table = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "liver", "2": "tumour"},
+             "classes": {"b": ["liver"]},
              "training": entries[:2], "validation": entries[2:]}  # fmt: skip
     (tmp_path / "dataset.json").write_text(json.dumps(table))
     project = examined(open_project(tmp_path))
     assert [row.status for row in case_table(project)] == ["corrected", "corrected", "held out"]
+    assert [row.classes for row in case_table(project)] == [("liver", "tumour"), ("liver",), ("liver", "tumour")]
     project = add_case(project, "d", image(9), labels())
     project = label_case(project, "a", labels(tumour=1))
     assert (read_labels(tmp_path / "masks" / "a.nii.gz").data == labels(tumour=1).data).all()

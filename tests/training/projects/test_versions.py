@@ -11,31 +11,35 @@ import numpy as np
 import pytest
 import torch
 
-from napari_fmseg.errors import FmsegError, WeightsMismatch
+from napari_fmseg.errors import FmsegError, InvalidRecipe, WeightsMismatch
 from napari_fmseg.events import Saved
 from napari_fmseg.io import read_labels
 from napari_fmseg.models import ModelCard, NetSpec, find_card, list_models, load_model, save_model, user_models_folder
 from napari_fmseg.nets import build
 from napari_fmseg.sharing import export_model, import_model
-from napari_fmseg.training import StageRecipe, train
+from napari_fmseg.training import StageRecipe, cases_of, train
 from napari_fmseg.training.data import missing_in, read_case
 from napari_fmseg.training.partial import IGNORE
 from napari_fmseg.training.projects import (
     LabelOptions,
     add_case,
     case_table,
+    examined,
     init_project,
     keep_version,
     label_case,
     list_versions,
     measure,
     open_project,
+    open_run,
     present_version,
     publish,
     put_in_use,
     recipe_for,
     roll_back,
+    seen_held_out,
     start_run,
+    start_without,
     training_plan,
     unmeasured,
 )
@@ -138,6 +142,56 @@ def test_a_start_that_had_seen_a_held_out_case_never_replaces_the_present_model(
     assert not told.in_use
     assert held in told.why
     assert told.project.role(held) == "held out"
+
+
+def test_a_start_is_offered_that_has_not_seen_what_is_left_out(project, image, labels, tmp_path):
+    for i in range(2):
+        project = add_case(project, f"c{i}", image(i), labels())
+    run = start_run(project, training_plan(project))
+    project = keep_version(run, a_model(tmp_path / "1")).project
+    project = add_case(project, "c2", image(2), labels())
+    run = start_run(project, training_plan(project))
+    project = keep_version(run, a_model(tmp_path / "2", 2), force=True).project
+    assert start_without(project, [project.record("c2").image]).number == 1
+    assert start_without(project, [project.record("c0").image]) is None
+    project = add_case(project, "c3", image(3), labels())
+    seen = a_model(tmp_path / "3", cases=(project.record("c3").image,))
+    assert seen_held_out(project, seen) == ("c3",)
+
+
+def test_a_run_is_resumed_with_its_own_cases(filled, image, labels):
+    filled = label_case(filled, "c0", labels(tumour=1), LabelOptions(classes=("liver",)))
+    run = start_run(filled, training_plan(filled))
+    project = add_case(run.project, "later", image(50), labels())
+    old = run.plan.training[0].name
+    for part, end in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        (project.folder / part / f"{old}{end}").rename(project.folder / part / f"renamed{end}")
+    again = open_run(examined(open_project(project.folder)), 1)
+    assert [c.classes for c in again.plan.training] == [c.classes for c in run.plan.training]
+    assert [c.name for c in again.plan.training] == ["renamed", *(c.name for c in run.plan.training[1:])]
+    assert again.plan.validation == run.plan.validation
+    assert again.folder == run.folder
+    with pytest.raises(FmsegError, match="no run 7"):
+        open_run(project, 7)
+
+
+def test_a_recipe_that_names_the_folder_obeys_the_locked_split(filled, image, labels):
+    project = add_case(filled, "sparse", image(9), labels(), LabelOptions(unlabelled="empty-slices"))
+    plan = training_plan(project)
+    names, training, held = cases_of(project.folder)
+    assert names == {1: "liver", 2: "tumour", 3: "ignore"}
+    assert (tuple(training), tuple(held)) == (plan.training, plan.validation)
+    with pytest.raises(InvalidRecipe, match="has it for training"):
+        cases_of(project.folder, (plan.training[0].name,))
+
+
+def test_what_a_recipe_learned_from_in_the_days_of_few_cases_never_validates(project, image, labels):
+    for i in range(3):
+        project = add_case(project, f"c{i}", image(i), labels())
+    _, training, held = cases_of(project.folder)
+    assert (len(training), held) == (3, [])
+    project = add_case(open_project(project.folder), "c3", image(3), labels())
+    assert [c.name for c in training_plan(project).validation] == ["c3"]
 
 
 def test_the_split_is_found_again_from_the_models_where_its_file_was_lost(filled, tmp_path):
