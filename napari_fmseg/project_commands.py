@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.errors import FmsegError
+from napari_fmseg.events import Progress, StepDone, Warned, to_json
 from napari_fmseg.terminal import Bars, Json, note, number, say, table, write_json
 from napari_fmseg.training.projects import (
+    PRESENT,
     CaseRow,
     LabelOptions,
+    LessonOptions,
     Project,
     add_case,
     case_table,
@@ -23,15 +26,19 @@ from napari_fmseg.training.projects import (
     label_case,
     list_versions,
     open_project,
+    prepare_run,
     present_version,
     publish,
     put_in_use,
     ranked,
+    recipe_file,
     roll_back,
     training_plan,
 )
 
 __all__ = ["MODEL_COMMANDS", "PROJECT_COMMANDS"]
+
+T = TypeVar("T")
 
 Folder = Positional[Annotated[Path, arg(metavar="PROJECT")]]
 
@@ -163,6 +170,99 @@ def rank(folder: Folder, /, *, as_json: Json = False) -> int:
     return 0
 
 
+def teach(
+    folder: Folder,
+    /,
+    *,
+    start_from: str = PRESENT,
+    lesson: OmitArgPrefixes[LessonOptions] = LessonOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Train the project's model on its cases, measure it on the held-out ones, and use it if it is better.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    start_from
+        "project" for its model in use, the name of another model or its card's path, or "" for nothing.
+    """
+    from napari_fmseg.training import load_recipe
+    from napari_fmseg.training.loop import train as learn
+
+    run = prepare_run(
+        _settled(open_project(folder)), start_from, lesson, gpu=bool(list(Path("/dev").glob("nvidia[0-9]*")))
+    )
+    note(f"{run.plan.note}\nRun {run.folder.name}; ended early, `fmseg train {recipe_file(run)}` goes on.")
+    with Bars() as bars:
+        for event in learn(load_recipe(recipe_file(run))):
+            if isinstance(event, Progress):
+                bars.move(event.stage, event.done, event.total)
+            elif isinstance(event, StepDone):
+                bars.move(event.stage, event.step, event.total)
+            elif isinstance(event, Warned):
+                bars.note(event.text)
+    return keep(folder, run=int(run.folder.name))
+
+
+def keep(folder: Folder, /, *, run: int, force: bool = False, events: bool = False) -> int:
+    """Measure what a run has learned on the held-out cases, keep it as a version, and use it if it is better.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    run
+        The number of the run, as its folder in fmseg/runs is called.
+    force
+        Use it whatever its scores.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from napari_fmseg.training.projects import keep_run
+
+    kept = _followed(keep_run(open_project(folder), run, force=force), events=events)
+    if not events:
+        say(f"version {kept.version.number}: {kept.why} {'It is' if kept.in_use else 'It is not'} in use.")
+    return 0
+
+
+def predict(folder: Folder, /, *, cases: tuple[str, ...] = (), device: str = "auto", events: bool = False) -> int:
+    """Segment the cases without labels with the model in use, to be corrected, and say how unsure it is of each.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    cases
+        Only these.
+    device
+        Where it runs.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from napari_fmseg.training.projects import predict as find
+
+    project = _followed(find(open_project(folder), cases, device=device), events=events)
+    if not events:
+        _show(ranked(project))
+    return 0
+
+
+def _followed(work: Generator[Any, None, T], *, events: bool) -> T:
+    """Run work to its end, with a bar or with events for another program; gives what it returns."""
+    with Bars(quiet=events) as bars:
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as done:
+                found: T = done.value
+                return found
+            if events:
+                say(to_json(event))
+            elif isinstance(event, Progress):
+                bars.move(event.stage, event.done, event.total)
+
+
 def _settled(project: Project, *, quiet: bool = False) -> Project:
     """Examine what is new, with a bar; remark what cannot be used."""
     work = examine(project)
@@ -264,6 +364,9 @@ PROJECT_COMMANDS: dict[str, Callable[..., int]] = {
     "list": list_cases,
     "split": split,
     "rank": rank,
+    "teach": teach,
+    "keep": keep,
+    "predict": predict,
 }
 
 MODEL_COMMANDS: dict[str, Callable[..., int]] = {"export": export, "import": import_, "rollback": rollback}

@@ -6,12 +6,14 @@ Nothing here loads torch before a model is measured or labels are resampled.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from napari_fmseg.training.projects.adding import add_case, free_name, label_case, restore_labels, save_prediction
 from napari_fmseg.training.projects.content import image_hash
 from napari_fmseg.training.projects.labelling import LabelOptions
 from napari_fmseg.training.projects.learning import Fold, Plan, Run, open_run, recipe_for, start_run, training_plan
+from napari_fmseg.training.projects.proposing import PRESENT, SCRATCH, LessonOptions, prepare_run, recipe_file
 from napari_fmseg.training.projects.state import (
     CaseRecord,
     Project,
@@ -36,15 +38,20 @@ from napari_fmseg.training.projects.versions import (
 )
 
 if TYPE_CHECKING:
+    from napari_fmseg.training.projects.keeping import keep_run as keep_run
     from napari_fmseg.training.projects.measuring import measure as measure
     from napari_fmseg.training.projects.measuring import unmeasured as unmeasured
+    from napari_fmseg.training.projects.predicting import predict as predict
 
 __all__ = [
+    "PRESENT",
+    "SCRATCH",
     "CaseRecord",
     "CaseRow",
     "Fold",
     "Kept",
     "LabelOptions",
+    "LessonOptions",
     "Lineage",
     "Plan",
     "Project",
@@ -57,16 +64,20 @@ __all__ = [
     "free_name",
     "image_hash",
     "init_project",
+    "keep_run",
     "keep_version",
     "label_case",
     "list_versions",
     "measure",
     "open_project",
     "open_run",
+    "predict",
+    "prepare_run",
     "present_version",
     "publish",
     "put_in_use",
     "ranked",
+    "recipe_file",
     "recipe_for",
     "record_scores",
     "record_uncertainty",
@@ -81,9 +92,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in ("measure", "unmeasured"):  # the pipelines' rooms are loaded with the first model
-        from napari_fmseg.training.projects import measuring
+_WITH_MODELS = {"keep_run": "keeping", "measure": "measuring", "unmeasured": "measuring", "predict": "predicting"}
 
-        return getattr(measuring, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _WITH_MODELS:  # the pipelines' rooms are loaded with the first model
+        return getattr(import_module(f"{__name__}.{_WITH_MODELS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

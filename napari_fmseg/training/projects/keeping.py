@@ -19,9 +19,7 @@ from napari_fmseg.training.recipe import load_recipe
 __all__ = ["keep_run"]
 
 
-def keep_run(
-    project: Project, number: int, *, force: bool = False
-) -> Generator[Progress | Warned | Saved, None, Kept]:
+def keep_run(project: Project, number: int, *, force: bool = False) -> Generator[Progress | Warned | Saved, None, Kept]:
     """Measure the model of a run, and the model in use where it was not measured yet; keep it as a version.
 
     Parameters

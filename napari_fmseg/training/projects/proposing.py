@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from napari_fmseg.models import Intensity, ModelCard, find_card
 from napari_fmseg.pipelines.settings import STAGES
 from napari_fmseg.training.projects.learning import Plan, Run, recipe_for, start_run, training_plan
 from napari_fmseg.training.projects.state import Project
-from napari_fmseg.training.projects.versions import present_version
+from napari_fmseg.training.projects.versions import present_version, seen_held_out
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe, as_table
 
 __all__ = ["PRESENT", "SCRATCH", "LessonOptions", "prepare_run", "proposed_stages", "recipe_file"]
@@ -91,7 +90,7 @@ class _Seen:
 def prepare_run(
     project: Project,
     start: str,
-    options: LessonOptions = LessonOptions(),  # noqa: B008 - frozen
+    options: LessonOptions = LessonOptions(),
     augment: Augment | None = None,
     *,
     gpu: bool = False,
@@ -154,6 +153,12 @@ def _card(project: Project, start: str) -> ModelCard | None:
         raise FmsegError(
             f"{card.name} takes {len(card.channels)} channel(s) and the project has {len(project.facts.channels)}. "
             "Start from another model, or from scratch."
+        )
+    leaked = seen_held_out(project, card)
+    if leaked:
+        raise FmsegError(
+            f"{card.name} has learned from {leaked[0]}, which is held out in this project to measure honestly. Start "
+            "from another model, or from scratch."
         )
     return card
 
