@@ -13,7 +13,14 @@ from napari_fmseg.training.projects.adding import add_case, free_name, label_cas
 from napari_fmseg.training.projects.content import image_hash
 from napari_fmseg.training.projects.labelling import LabelOptions
 from napari_fmseg.training.projects.learning import Fold, Plan, Run, open_run, recipe_for, start_run, training_plan
-from napari_fmseg.training.projects.proposing import PRESENT, SCRATCH, LessonOptions, prepare_run, recipe_file
+from napari_fmseg.training.projects.proposing import (
+    PRESENT,
+    SCRATCH,
+    LessonOptions,
+    prepare_run,
+    recipe_file,
+    unfinished_run,
+)
 from napari_fmseg.training.projects.state import (
     CaseRecord,
     Project,
@@ -88,6 +95,7 @@ __all__ = [
     "start_run",
     "start_without",
     "training_plan",
+    "unfinished_run",
     "unmeasured",
 ]
 

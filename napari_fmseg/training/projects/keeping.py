@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator
 
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Saved, Warned
+from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import load_model
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.training.projects.learning import open_run
 from napari_fmseg.training.projects.measuring import measure, unmeasured
-from napari_fmseg.training.projects.proposing import recipe_file
+from napari_fmseg.training.projects.proposing import KEPT, recipe_file
 from napari_fmseg.training.projects.state import Project
 from napari_fmseg.training.projects.table import record_scores
 from napari_fmseg.training.projects.versions import Kept, keep_version, present_version, publish
@@ -66,6 +68,8 @@ def keep_run(project: Project, number: int, *, force: bool = False) -> Generator
         record_scores(kept.project, kept.version.number, found)
     if kept.in_use:
         publish(kept.project)
+    with written_beside(run.folder / KEPT) as file:
+        file.write(json.dumps({"version": kept.version.number, "in_use": kept.in_use, "why": kept.why}).encode())
     yield Warned(kept.why)
     yield Saved(kept.version.card.folder / f"{kept.version.card.name}.toml", kept.in_use)
     return kept

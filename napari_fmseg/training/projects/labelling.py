@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,11 +152,24 @@ def _on(labels: LabelMap, grid: Geometry, options: LabelOptions) -> tuple[LabelM
             f"{np.round(grid.origin, 1).tolist()} mm. Export them on the image's grid, or allow "
             "resampling (--resample)."
         )
-    from napari_fmseg.grid import resample  # torch comes only where it is needed
+    found, outside = _nearest(labels, grid)
+    return LabelMap(found, grid, {}, labels.names), outside
 
-    seen = dataclasses.replace(labels, data=np.ones(labels.geometry.shape, np.uint8))
-    found = resample(labels, grid, order=0)
-    return LabelMap(found.data, grid, {}, labels.names), resample(seen, grid, order=0).data == 0
+
+def _nearest(labels: LabelMap, grid: Geometry) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]:
+    """Read labels at the voxels of another grid, however turned, plane by plane; say which lie outside."""
+    to_source = np.linalg.inv(labels.geometry.affine) @ grid.affine
+    z, y, x = grid.shape
+    found, outside = np.zeros(grid.shape, labels.data.dtype), np.ones(grid.shape, bool)
+    rows, columns = np.mgrid[:y, :x].reshape(2, -1)
+    size = np.array(labels.geometry.shape)
+    for plane in range(z):
+        at = np.stack([np.full(len(rows), plane), rows, columns, np.ones(len(rows))])
+        index = np.floor((to_source @ at)[:3].T + 0.5).astype(np.int64)
+        inside = ((index >= 0) & (index < size)).all(1)
+        found[plane].reshape(-1)[inside] = labels.data[tuple(index[inside].T)]
+        outside[plane].reshape(-1)[inside] = False
+    return found, outside
 
 
 def _meaning(names: Mapping[int, str], present: list[int], facts: Facts) -> dict[int, str]:

@@ -16,15 +16,19 @@ from napari_fmseg.io import read_labels, read_volume
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import Intensity, ModelCard, find_card
 from napari_fmseg.pipelines.settings import STAGES
+from napari_fmseg.training.projects.journal import OURS
 from napari_fmseg.training.projects.learning import Plan, Run, recipe_for, start_run, training_plan
 from napari_fmseg.training.projects.state import Project
 from napari_fmseg.training.projects.versions import present_version, seen_held_out
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe, as_table
 
-__all__ = ["PRESENT", "SCRATCH", "LessonOptions", "prepare_run", "proposed_stages", "recipe_file"]
+__all__ = ["PRESENT", "SCRATCH", "LessonOptions", "prepare_run", "proposed_stages", "recipe_file", "unfinished_run"]
 
 PRESENT, SCRATCH = "project", ""
 """To start from the project's model in use, or from nothing."""
+
+KEPT = "kept.json"
+"""In the folder of a run whose model became a version."""
 
 _STEP = 8  # voxels: grids are multiples of it
 _LEAST, _MOST = 32, 160  # voxels along an axis of a grid
@@ -140,6 +144,15 @@ def prepare_run(
 def recipe_file(run: Run) -> Path:
     """Where the recipe of a run lies."""
     return run.folder / "recipe.toml"
+
+
+def unfinished_run(project: Project) -> int:
+    """Give the number of the last run if it did not come to a version, so that it can be resumed; else 0."""
+    runs = [p for p in (project.folder / OURS / "runs").glob("[0-9]*") if p.name.isdigit()]
+    last = max(runs, key=lambda p: int(p.name), default=None)
+    if last is None or (last / KEPT).exists() or not (last / "recipe.toml").exists():
+        return 0
+    return int(last.name)
 
 
 def _card(project: Project, start: str) -> ModelCard | None:
