@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CLASSES", "DOCTOR", "EXPORT", "OPEN", "RECOVERY", "SEGMENT"]
+__all__ = ["CLASSES", "DOCTOR", "EXPORT", "OPEN", "RECOVERY", "SEGMENT", "TEACH"]
 
 
 class OPEN:
@@ -98,3 +98,55 @@ class RECOVERY:
     later = "Close this window. You are asked again at the next start."
     delete = "Delete the ticked labels for good."
     autosave = "Keeps a copy of labels that you paint, offered back if napari ends unexpectedly."
+
+
+class TEACH:
+    """The Teach dock."""
+
+    project = "The project that is open. It is a folder in nnU-Net's layout; other programs can read it."
+    new = "Make a project: choose a folder and name the structures to be learned."
+    open = "Open a folder that is a project, or any data set in nnU-Net's raw layout."
+    new_folder = "Where volumes, labels and models will lie. Nothing leaves this machine."
+    new_names = "The structures that you will label, with a comma between them."
+    new_kind = "What the images are. CT has intensities with a meaning (HU), which is made use of."
+    new_channels = "Images per patient, such as 2 for T1 and T2 on one grid."
+    image = "The image to add. A scan with several channels is one entry."
+    labels = "The labels of that image, from any tool: painted here, opened from a file, or found by a model."
+    part = (
+        "What you have labelled. Slices without any label, or with scribbles all that is not painted, are then neither "
+        "learned as background nor counted."
+    )
+    files = "A copy keeps the project whole when the original moves; a link needs no room."
+    name = "How the case is called in tables. Leave it empty for the next number; never a patient's name."
+    new_labels = "Add an empty layer with the project's structures, and paint on the image."
+    add = "Put the image and its labels into the project. Either all of it is there afterwards, or nothing."
+    save_labels = "Give this case these labels. Those before are kept in the project's history."
+    case = "The name of the case. Double-click to open it."
+    status = (
+        "unlabelled: nobody has labelled it; predicted: a model's labels wait to be corrected; corrected: it is "
+        "learned from; held out: never learned from, it only measures."
+    )
+    dice = "How well the present model's labels agree with yours: 1 is perfect. Honest for held-out cases only."
+    unsure = "How unsure the present model is of this case, from 0 to 1. The most unsure ones teach it most."
+    changed = "When its labels changed last."
+    next = "The case without labels that the present model is least sure of."
+    open_case = "Show the image and its labels, or what the model found, as layers."
+    predict = "Let the present model label the cases that have no labels, to be corrected, and say how unsure it is."
+    source = "A model that knows something similar learns faster. The project's own model goes on from where it is."
+    minutes = "About how long the training may take on this machine. Five minutes show whether it works."
+    details = "What follows from your data and the time, unless you change it."
+    start = "Train on all corrected cases. napari stays usable; the training is a program of its own."
+    stop = "Stop within two seconds. The best that was learned so far is measured and kept."
+    resume = "Go on with the training that was interrupted, from its last checkpoint."
+    loss = "How far the network's answers are from your labels, step by step. It should fall."
+    dice_curve = "Dice of every structure on the held-out cases while it learns: 1 is perfect. It should rise."
+    picture = "What the network finds in a held-out case, as it learns."
+    version = "Every training makes a version; none is ever deleted. The full dot is in use."
+    version_dice = "Mean Dice on cases that it had not learned from, when it was made."
+    version_cases = "From how many cases it learned."
+    version_from = "What it started from."
+    version_made = "When it was made (UTC)."
+    use_version = "Put this version in use, whatever its Dice. It is the one in the Segment dock then."
+    roll_back = "Put version {} in use again. The present one stays in the list."
+    export_model = "Write the chosen version as one file, for another machine."
+    import_model = "Take a model from such a file; its hash is checked. It is in the Segment dock's list then."

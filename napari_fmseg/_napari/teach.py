@@ -1,0 +1,475 @@
+"""The dock that teaches: label a few volumes, train the model on them, let it do the next ones, correct, go round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtGui import QDragEnterEvent, QDropEvent
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDialog,
+    QFileDialog,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QTabWidget,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_fmseg._napari.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.layers import KEY, colormap_of
+from napari_fmseg._napari.model_chooser import ModelChooser
+from napari_fmseg._napari.opening import Opening
+from napari_fmseg._napari.parts import ErrorBox, Note
+from napari_fmseg._napari.teach_add import AddCase
+from napari_fmseg._napari.teach_cases import CaseTable
+from napari_fmseg._napari.teach_new import NewProject
+from napari_fmseg._napari.teach_recent import recent_projects, remember
+from napari_fmseg._napari.teach_round import Round
+from napari_fmseg._napari.teach_train import TrainPanel
+from napari_fmseg._napari.teach_versions import VersionList
+from napari_fmseg._napari.teach_work import Addition, Opened, Prepared, Shown, added, opened, put_back, shown
+from napari_fmseg._napari.tooltips import TEACH
+from napari_fmseg._napari.training_run import TrainingRun
+from napari_fmseg._napari.windows import plain, window_of
+from napari_fmseg._napari.worker import start_job
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.events import EpochDone, Progress, Warned
+from napari_fmseg.training.projects import Project, case_table, ranked
+
+__all__ = ["TeachDock"]
+
+
+class TeachDock(QWidget):
+    """A project: its cases, its training, its versions.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer; napari gives it.
+    """
+
+    def __init__(self, napari_viewer: Any) -> None:
+        super().__init__()
+        self.viewer = napari_viewer = plain(napari_viewer)
+        self.project: Project | None = None
+        self._known: Opened | None = None
+        self._job: Any = None
+        self._adding: Addition | None = None
+        self._docked = False
+        self.folders, self.new, self.open = QComboBox(), QPushButton("New …"), QPushButton("Open …")
+        self.facts, self.note, self.error = QLabel(), Note(), ErrorBox()
+        self.add, self.cases = AddCase(napari_viewer), CaseTable()
+        self.train, self.versions = TrainPanel(), VersionList()
+        self.round, self.predicting = Round(self), TrainingRun(self)
+        self.pages = QTabWidget()
+        self._build()
+        self._connect()
+        self._list_folders()
+        self._refresh()
+        last = recent_projects()
+        if last:
+            self.open_folder(last[0])
+
+    # --- how it looks ---
+
+    def _build(self) -> None:
+        top = QHBoxLayout()
+        top.addWidget(self.folders, 1)
+        for button, tip in ((self.new, TEACH.new), (self.open, TEACH.open)):
+            button.setToolTip(tip)
+            top.addWidget(button)
+        self.folders.setToolTip(TEACH.project)
+        self.folders.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.folders.setMinimumContentsLength(12)
+        self.facts.setWordWrap(True)
+        first = QWidget()
+        rows = QVBoxLayout(first)
+        rows.setContentsMargins(6, 6, 6, 6)
+        rows.setSpacing(8)
+        rows.addWidget(self.add)
+        rows.addWidget(self.cases, 1)
+        for page, title in ((first, "Cases"), (self.train, "Train"), (self.versions, "Versions")):
+            self.pages.addTab(_scrolled(page), title)
+        use = ResearchOnly()
+        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(6, 6, 6, 4)
+        layout.setSpacing(5)
+        layout.addLayout(top)
+        layout.addWidget(self.facts)
+        layout.addWidget(self.pages, 1)
+        for widget in (self.note, self.error, use):
+            layout.addWidget(widget)
+        self.setMinimumWidth(340)
+        self.setAcceptDrops(True)
+
+    def _connect(self) -> None:
+        self.new.clicked.connect(self._on_new)
+        self.open.clicked.connect(self._on_open)
+        self.folders.activated.connect(self._on_folder)
+        self.error.asked.connect(self._on_details)
+        self.add.add.connect(self._on_add)
+        self.add.failed.connect(self._on_failed)
+        self.cases.opened.connect(self._on_case)
+        self.cases.predict.connect(self._on_predict)
+        self.train.start.connect(self._on_start)
+        self.train.stop.connect(self.round.stop)
+        self.train.resume.connect(self._on_resume)
+        self.round.changed.connect(self._on_state)
+        self.round.began.connect(self._on_began)
+        self.round.came.connect(self._on_event)
+        self.round.failed.connect(self._on_failed)
+        self.round.over.connect(self._on_over)
+        self.predicting.failed.connect(self._on_failed)
+        self.predicting.changed.connect(self._on_predicting)
+        self.predicting.event.connect(self._on_predicted)
+        self.versions.use.connect(self._on_use)
+        self.versions.roll_back.connect(self._on_roll_back)
+        self.versions.export.connect(self._on_export)
+        self.versions.import_.connect(self._on_import)
+
+    # --- which project ---
+
+    def open_folder(self, folder: Path, **new: Any) -> None:
+        """Open a project, or make it with the arguments `new` of `init_project`."""
+        self._do(lambda: opened(folder, new or None))
+
+    def _list_folders(self) -> None:
+        paths = recent_projects()
+        self.folders.clear()
+        for path in paths:
+            self.folders.addItem(path.name, str(path))
+            self.folders.setItemData(self.folders.count() - 1, str(path), Qt.ItemDataRole.ToolTipRole)
+        if not paths:
+            self.folders.addItem("No project yet")
+        self.folders.setEnabled(bool(paths))
+
+    def _on_folder(self, at: int) -> None:
+        if self.folders.itemData(at):
+            self.open_folder(Path(self.folders.itemData(at)))
+
+    def _on_open(self) -> None:
+        start = str(self.project.folder.parent) if self.project else ""
+        found = QFileDialog.getExistingDirectory(self, "Open a project", start)
+        if found:
+            self.open_folder(Path(found))
+
+    def _on_new(self) -> None:
+        image, layer = self.add.image.case, self.add.layer
+        names = tuple((layer.metadata.get(KEY) or {}).get("names", {}).values()) if layer is not None else ()
+        dialog = NewProject(
+            self.window(),
+            names=names,
+            n_channels=image.n_channels if image else 1,
+            modality=str(image.meta.get("modality", "")) if image else "",
+        )
+        try:
+            if dialog.exec() == QDialog.DialogCode.Accepted:
+                self.open_folder(dialog.place, **dialog.arguments())
+        finally:
+            dialog.deleteLater()
+
+    # --- work beside the window ---
+
+    def _do(self, work: Callable[[], Iterator[Any]]) -> None:
+        """Start a job that ends with the project as it is then; one at a time."""
+        if self._job is not None:
+            return
+        self.error.tell(None)
+        self._job = start_job(work, parent=self)
+        self._job.event.connect(self._on_done)
+        self._job.failed.connect(self._on_failed)
+        self._job.finished.connect(self._on_finished)
+        self.pages.setEnabled(self.round.running)
+
+    def _on_done(self, event: Any) -> None:
+        if isinstance(event, Progress):
+            self.facts.setText(f"{event.stage.capitalize()} … {event.done} of {event.total}")
+        elif isinstance(event, Opened):
+            self._take(event)
+        elif isinstance(event, Shown):
+            self._show_case(event)
+
+    def _on_finished(self, done: bool) -> None:
+        self._job = self._adding = None
+        self.pages.setEnabled(True)
+        self._refresh()
+
+    def _take(self, what: Opened) -> None:
+        before = self.project.folder if self.project is not None else None
+        self._known, self.project = what, what.project
+        if what.project.folder != before:
+            remember(what.project.folder)
+            self._list_folders()
+            self.note.tell([])
+            if not self.round.running:
+                self.train.show_state("idle", "")
+        if self._adding is not None:
+            self._mark(self._adding)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Show the project as it is."""
+        known, project = self._known, self.project
+        self.add.set_project(project)
+        self.pages.setTabEnabled(1, project is not None)
+        self.pages.setTabEnabled(2, project is not None)
+        used = project.index.used if project is not None else ()
+        why = "" if used else "There is no model yet. Train one first."
+        why = why or ("A training is under way." if self.round.running else "")
+        why = why or ("The cases are being predicted." if self.predicting.running else "")
+        if project is None or known is None:
+            self.facts.setText("A project is a folder with volumes, your labels, and the models that learn from them.")
+            self.cases.show_cases((), (), "Open or make a project first.")
+        else:
+            rows = case_table(project)
+            self.facts.setText(_facts(project, rows))
+            self.cases.show_cases(rows, ranked(project), why)
+            self.train.note.setText(known.note)
+            self.versions.show_versions(known.versions, used)
+            self.train.refresh(known.versions, used[-1] if used else 0)
+        self._allow()
+
+    def _allow(self) -> None:
+        why = "" if self._known is not None and self._known.can_train else "Add a volume with its labels first."
+        why = why or ("The cases are being predicted." if self.predicting.running else "")
+        unfinished = bool(self._known and self._known.unfinished and not self.round.running)
+        self.train.allow(why, can_resume=self.round.can_resume or unfinished)
+
+    def _on_failed(self, error: Any) -> None:
+        self.error.tell(error)
+
+    def _on_details(self, error: Any) -> None:
+        show_error(self, error)
+
+    # --- cases ---
+
+    def _on_add(self, what: Addition) -> None:
+        if self._job is None:
+            self._adding = what
+            self._do(lambda: added(what))
+
+    def _mark(self, what: Addition) -> None:
+        """Note on the layers which case they are, so that later labels go to it."""
+        told = {"case": what.name, "project": str(what.folder)}
+        image = self.add.image.case
+        for layer in (*(image.layers if image is not None else ()), self.add.layer):
+            if layer is not None:
+                layer.metadata = {**layer.metadata, KEY: {**(layer.metadata.get(KEY) or {}), **told}}
+        saved = "has its labels" if what.labels is not None else "was added, to be labelled later"
+        self.note.tell([f"{what.name} {saved}."])
+        self.add.name.clear()
+        self.cases.choose(what.name)
+
+    def _on_case(self, name: str) -> None:
+        if self.project is not None:
+            folder = self.project.folder
+            self._do(lambda: shown(folder, name))
+
+    def _show_case(self, case: Shown) -> None:
+        """Add the layers of a case, unless they are there already."""
+        from napari.layers import Layer
+
+        assert self.project is not None
+        mine = {"case": case.name, "project": str(self.project.folder)}
+        there = [layer for layer in self.viewer.layers if mine.items() <= dict(layer.metadata.get(KEY) or {}).items()]
+        if not any(layer._type_string == "image" for layer in there):
+            for layer in case.images:
+                self.viewer.add_layer(Layer.create(*layer))
+        labels = next((layer for layer in there if layer._type_string == "labels"), None)
+        if labels is None:
+            labels = self.viewer.add_layer(Layer.create(*case.labels))
+        for layer in self.viewer.layers:
+            other = dict(layer.metadata.get(KEY) or {})
+            if "case" in other:
+                layer.visible = mine.items() <= other.items()
+        self.viewer.layers.selection.active = labels
+
+    def _on_predict(self) -> None:
+        if self.project is not None and not self.round.running:
+            self.error.tell(None)
+            self.predicting.start(("project", "predict", str(self.project.folder)))
+
+    def _on_predicted(self, event: Any) -> None:
+        if isinstance(event, Progress):
+            self.note.tell([f"Predicting, {event.done} of {event.total} cases."])
+
+    def _on_predicting(self, state: str) -> None:
+        if state in ("done", "stopped", "failed"):
+            self.note.tell([])
+            self._on_over()
+        self._refresh()
+
+    # --- training ---
+
+    def _on_start(self) -> None:
+        if self.project is None or self._job is not None:
+            return
+        self.error.tell(None)
+        self.note.tell([])
+        try:
+            source, options, augment = self.train.choices()
+        except FmsegError as error:
+            self.error.tell(error)
+            return
+        gpu = options.device.startswith("cuda") or (options.device == "auto" and _has_card())
+        self.round.start(self.project.folder, source, options, augment, gpu=gpu)
+
+    def _on_resume(self) -> None:
+        if self.project is not None and self._job is None:
+            self.error.tell(None)
+            self.round.resume(self.project.folder, self._known.unfinished if self._known else 0)
+
+    def _on_began(self, run: Prepared) -> None:
+        names = run.run.plan.names
+        colors = colormap_of_names(names)
+        self.train.expect({s.stage: -(-s.steps // s.steps_per_epoch) * s.steps_per_epoch for s in run.recipe.stages})
+        self.train.begin(colors, fresh=self.round.fresh)
+
+    def _on_event(self, event: Any) -> None:
+        if isinstance(event, Warned):
+            self.note.tell([*self.note.text().splitlines(), event.text][-4:])
+        self.train.take(event)
+        if isinstance(event, EpochDone):
+            self._allow()
+
+    def _on_state(self, state: str, text: str) -> None:
+        self.train.show_state(state, text, lambda: self.round.left)
+        self._allow()
+
+    def _on_over(self) -> None:
+        """Read the project again, and list a new model wherever models are chosen."""
+        if self.project is not None and self._job is None:
+            folder = self.project.folder
+            self._do(lambda: opened(folder))
+        self._list_models()
+
+    def _list_models(self) -> None:
+        window = window_of(self.viewer)
+        for chooser in window.findChildren(ModelChooser) if window is not None else ():
+            chooser.refresh()
+
+    # --- versions ---
+
+    def _on_use(self, number: int) -> None:
+        if self.project is not None:
+            folder = self.project.folder
+            self._do(lambda: put_back(folder, number))
+            self._list_models()
+
+    def _on_roll_back(self) -> None:
+        self._on_use(0)
+
+    def _on_export(self) -> None:
+        from napari_fmseg.sharing import export_model
+
+        version = (
+            next((v for v in self._known.versions if v.number == self.versions.chosen), None) if self._known else None
+        )
+        if version is None:
+            return
+        name = f"{version.card.name}-{version.number}.zip"
+        path, _ = QFileDialog.getSaveFileName(self, "Export the model", name, "Models (*.zip)")
+        if path:
+            try:
+                export_model(version.card, path if path.endswith(".zip") else f"{path}.zip")
+            except FmsegError as error:
+                self.error.tell(error)
+            else:
+                self.note.tell([f"Version {version.number} was written to {Path(path).name}."])
+
+    def _on_import(self) -> None:
+        from napari_fmseg.sharing import import_model
+
+        path, _ = QFileDialog.getOpenFileName(self, "Import a model", "", "Models (*.zip)")
+        if path:
+            try:
+                card = import_model(path)
+            except FmsegError as error:
+                self.error.tell(error)
+            else:
+                self.note.tell([f"{card.title} can be chosen in the Segment dock, and to start from."])
+                self._list_models()
+                self._refresh()
+
+    # --- coming and going ---
+
+    def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
+        """Take files and folders."""
+        if event is not None and event.mimeData() is not None and event.mimeData().hasUrls():
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: QDropEvent | None) -> None:
+        """Open a project; anything else is opened as a scan."""
+        if event is None or event.mimeData() is None:
+            return
+        paths = [Path(url.toLocalFile()) for url in event.mimeData().urls() if url.isLocalFile()]
+        event.acceptProposedAction()
+        projects = [path for path in paths if (path / "dataset.json").exists()]
+        if projects:
+            self.open_folder(projects[0])
+        elif paths:
+            opening = Opening(self.viewer, [str(path) for path in paths], self)
+            opening.failed.connect(self._on_failed)
+            opening.start()
+
+    def event(self, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.ParentChange:
+            if self.parent() is not None:
+                self._docked = True
+            elif self._docked:  # napari takes the widget out of its dock when that is closed
+                self._docked = False
+                self.close_down()
+        return bool(super().event(event))
+
+    def close_down(self) -> None:
+        """End what runs and let go of the viewer; the dock may be deleted afterwards."""
+        self.round.close()
+        self.predicting.close()
+        if self._job is not None:
+            self._job.abandon()
+            self._job = None
+        self.add.close_down()
+
+
+def colormap_of_names(names: Any) -> dict[str, tuple[float, ...]]:
+    """Give structures the colours that their labels have."""
+    import numpy as np
+
+    from napari_fmseg.volume import Geometry, LabelMap
+
+    some = LabelMap(np.zeros((1, 1, 1), np.uint8), Geometry.from_spacing((1, 1, 1), (1, 1, 1)), {}, dict(names))
+    colors = colormap_of(some)
+    return {name: colors[value][:3] for value, name in names.items() if value in colors}
+
+
+def _facts(project: Project, rows: Any) -> str:
+    held = sum(row.status == "held out" for row in rows)
+    learned = sum(row.status == "corrected" for row in rows)
+    rest = len(rows) - held - learned
+    used = project.index.used
+    model = f"version {used[-1]} in use" if used else "no model yet"
+    return (
+        f"<b>{', '.join(project.facts.numbers)}</b><br>{learned} case(s) to learn from, {held} held out, "
+        f"{rest} without labels; {model}"
+    )
+
+
+def _scrolled(page: QWidget) -> QScrollArea:
+    area = QScrollArea()
+    area.setWidgetResizable(True)
+    area.setFrameShape(QFrame.Shape.NoFrame)
+    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    area.setWidget(page)
+    return area
+
+
+def _has_card() -> bool:
+    return bool(list(Path("/dev").glob("nvidia[0-9]*")))

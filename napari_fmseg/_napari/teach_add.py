@@ -1,0 +1,294 @@
+"""Adding a case: which image and which labels of the viewer, how much of it was labelled, copied or linked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
+
+from napari_fmseg._napari.cases import Case
+from napari_fmseg._napari.dialogs import ask
+from napari_fmseg._napari.image_chooser import ImageChooser
+from napari_fmseg._napari.layers import KEY, along, as_filed, geometry_of, labels_layer, labels_of, volume_of
+from napari_fmseg._napari.links import Links
+from napari_fmseg._napari.teach_work import Addition
+from napari_fmseg._napari.tooltips import TEACH
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.training.projects import LabelOptions, Project, free_name
+from napari_fmseg.volume import Geometry, LabelMap
+
+__all__ = ["AddCase"]
+
+LATER = "None yet: to be labelled later"
+PARTS = {
+    "The whole volume": "nothing",
+    "Only some slices": "empty-slices",
+    "Scribbles: what is painted counts": "zeros",
+}
+
+
+class AddCase(QWidget):
+    """A form over the layers of the viewer, and the button that adds them to the project.
+
+    Attributes
+    ----------
+    add
+        Signal with an `Addition` that the user wants.
+    failed
+        Signal with an error that the user should see.
+    """
+
+    add = Signal(object)
+    failed = Signal(object)
+
+    def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self._project: Project | None = None
+        self._layers: list[Any] = []
+        self.image = ImageChooser(viewer)
+        self.labels, self.part, self.files = QComboBox(), QComboBox(), QComboBox()
+        self.name = QLineEdit()
+        self.new_button, self.add_button = QPushButton("&New labels"), QPushButton("&Add to the project")
+        self._lay_out()
+        self._links = Links(self)
+        events = viewer.layers.events
+        self._links.connect(self._on_layers, events.inserted, events.removed, events.reordered)
+        self._links.connect(self._on_active, viewer.layers.selection.events.active)
+        self.image.chosen.connect(self._on_image)
+        self.labels.currentIndexChanged.connect(self._on_changed)
+        self.new_button.clicked.connect(self._on_new)
+        self.add_button.clicked.connect(self._on_add)
+        self._fill()
+
+    def _lay_out(self) -> None:
+        form = QFormLayout()
+        form.setContentsMargins(0, 0, 0, 0)
+        self.image.setToolTip(TEACH.image)
+        rows = (
+            ("Image", self.image, TEACH.image),
+            ("Labels", self.labels, TEACH.labels),
+            ("Labelled is", self.part, TEACH.part),
+            ("Image file", self.files, TEACH.files),
+            ("Name", self.name, TEACH.name),
+        )
+        for title, widget, tip in rows:
+            label = QLabel(title)
+            label.setBuddy(widget)
+            for one in (label, widget):
+                one.setToolTip(tip)
+            form.addRow(label, widget)
+            if isinstance(widget, QComboBox):
+                widget.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+                widget.setMinimumContentsLength(12)
+        self.part.addItems(list(PARTS))
+        self.files.addItems(["Copy it into the project", "Link to it where it is"])
+        self.new_button.setToolTip(TEACH.new_labels)
+        row = QHBoxLayout()
+        row.addWidget(self.new_button, 1)
+        row.addWidget(self.add_button, 2)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(4)
+        layout.addLayout(form)
+        layout.addLayout(row)
+
+    def set_project(self, project: Project | None) -> None:
+        """Say which project is open."""
+        self._project = project
+        self.name.setPlaceholderText(free_name(project) if project is not None else "")
+        self._on_changed()
+
+    def close_down(self) -> None:
+        """Let go of the viewer."""
+        self._links.end()
+        self.image.close_down()
+
+    @property
+    def layer(self) -> Any:
+        """The chosen labels layer, or None."""
+        at = self.labels.currentIndex() - 1
+        return self._layers[at] if 0 <= at < len(self._layers) else None
+
+    @property
+    def case(self) -> str:
+        """The case of the project that the chosen image is, or "" for one that is not in it."""
+        if self._project is None or self.image.case is None:
+            return ""
+        told = _told(self.image.case.layers[0])
+        here = told.get("project") == str(self._project.folder)
+        name = str(told.get("case", ""))
+        return name if here and name in self._project.files else ""
+
+    # --- what the viewer has ---
+
+    def _on_layers(self) -> None:
+        self._fill()
+
+    def _on_active(self) -> None:
+        layer = self._viewer.layers.selection.active
+        if layer in self._layers:
+            self.labels.setCurrentIndex(self._layers.index(layer) + 1)
+
+    def _fill(self, chosen: Any = None) -> None:
+        from napari.layers import Labels
+
+        before = chosen if chosen is not None else self.layer
+        found = [layer for layer in self._viewer.layers if isinstance(layer, Labels) and layer.data.ndim == 3]
+        newest = [layer for layer in found if layer not in self._layers]
+        self._layers = found
+        self.labels.blockSignals(True)
+        self.labels.clear()
+        self.labels.addItems([LATER, *(layer.name for layer in found)])
+        wanted = chosen or (newest[-1] if newest else before)
+        self.labels.setCurrentIndex(found.index(wanted) + 1 if wanted in found else 0)
+        self.labels.blockSignals(False)
+        self._on_changed()
+
+    def _on_image(self) -> None:
+        """Take the labels of the case that was chosen."""
+        mine = [layer for layer in self._layers if self.case and _told(layer).get("case") == self.case]
+        if mine:
+            self.labels.setCurrentIndex(self._layers.index(mine[-1]) + 1)
+        self._on_changed()
+
+    def _on_changed(self) -> None:
+        case, image, known = self.case, self.image.case, self._project is not None
+        why = "" if known else "Open or make a project first."
+        why = why or ("Open an image first: drop a file on the window." if image is None else "")
+        why = why or (f"Choose the labels of {case}." if case and self.layer is None else "")
+        self.add_button.setText(f"Save labels of {case}" if case else "&Add to the project")
+        self.add_button.setEnabled(not why)
+        self.add_button.setToolTip(why or (TEACH.save_labels if case else TEACH.add))
+        self.new_button.setEnabled(known and image is not None)
+        source = _source(image)
+        self.files.setEnabled(not case and source is not None)
+        self.files.setToolTip(TEACH.files if source is not None else "This image was not opened from a single file.")
+        self.name.setEnabled(not case)
+        self.part.setEnabled(self.layer is not None)
+
+    # --- what the user does ---
+
+    def _on_new(self) -> None:
+        """Add an empty layer on the image, with the project's classes."""
+        if self._project is None or self.image.case is None:
+            return
+        grid = geometry_of(self.image.case.layers[0])
+        names = dict(self._project.facts.labels)
+        blank = LabelMap(np.zeros(grid.shape, np.uint8), grid, {}, names)
+        data, options, _ = labels_layer(blank, f"{self.image.case.name} · labels", frame=grid)
+        layer = self._viewer.add_labels(data, **options)
+        layer.selected_label = next(iter(names), 1)
+        layer.mode = "paint"
+        self._viewer.layers.selection.active = layer
+        self._fill(layer)
+
+    def _on_add(self) -> None:
+        try:
+            wanted = self._wanted()
+        except FmsegError as error:
+            self.failed.emit(error)
+            return
+        if wanted is not None:
+            self.add.emit(wanted)
+
+    def _wanted(self) -> Addition | None:
+        """Put together what is to be added; None if the user does not agree to something."""
+        project, image = self._project, self.image.case
+        if project is None or image is None:
+            return None
+        grid = geometry_of(image.layers[0])
+        filed = _told(image.layers[0]).get("filed")
+        filed = filed if isinstance(filed, Geometry) else grid
+        labels, options = None, LabelOptions()
+        if self.layer is not None:
+            labels = self._on_image_grid(self.layer, image.layers[0], grid)
+            resample = not labels.geometry.matches(grid, atol_mm=0.1)
+            if resample and not self._agrees_to_resampling(labels, grid):
+                return None
+            new = self._new_classes(labels, project)
+            if new and not self._agrees_to_classes(new):
+                return None
+            options = LabelOptions(
+                resample=resample,
+                unlabelled=PARTS[self.part.currentText()],
+                axis=_axis(labels, grid, filed),
+                new_classes=bool(new),
+            )
+            labels = as_filed(labels, filed) if not resample else labels
+        if self.case:
+            return Addition(project.folder, self.case, None, labels, options)
+        link = self.files.isEnabled() and self.files.currentIndex() == 1
+        volume = along(volume_of(image.layers), filed)
+        return Addition(
+            project.folder,
+            self.name.text().strip() or free_name(project),
+            _source(image) if link else volume,
+            labels,
+            options,
+            link,
+        )
+
+    @staticmethod
+    def _on_image_grid(layer: Any, image: Any, grid: Geometry) -> LabelMap:
+        """Copy the labels; a layer that shares the image's frame, as napari's own new ones do, lies on its grid."""
+        labels = labels_of(layer)
+        data = np.array(labels.data)
+        same = data.shape == grid.shape and np.allclose(layer.scale, image.scale[-3:], rtol=1e-4)
+        same = same and np.allclose(layer.translate, image.translate[-3:], atol=1e-2)
+        own = not isinstance(_told(layer).get("geometry"), Geometry)
+        return LabelMap(data, grid if same and own else labels.geometry, labels.meta, labels.names)
+
+    def _agrees_to_resampling(self, labels: LabelMap, grid: Geometry) -> bool:
+        return ask(
+            self,
+            "Move the labels onto the image's voxels?",
+            f"The labels have {_size(labels.geometry)}, the image {_size(grid)}. They can be read at the image's "
+            "voxels, each from the nearest one; edges may shift by half a voxel. What lies outside of the labels "
+            "counts as not labelled.",
+            "Move them",
+            "Cancel",
+        )
+
+    @staticmethod
+    def _new_classes(labels: LabelMap, project: Project) -> list[str]:
+        known = {name.casefold() for name in project.facts.numbers} | {"ignore", "background"}
+        there = set(np.unique(labels.data).tolist())
+        return [name for value, name in labels.names.items() if value in there and name.casefold() not in known]
+
+    def _agrees_to_classes(self, new: list[str]) -> bool:
+        return ask(
+            self,
+            "Add new classes to the project?",
+            f"The labels hold {', '.join(new)}, which the project does not have. The model will learn it from this "
+            "case on; of the cases before, nobody has said whether they have it.",
+            "Add",
+            "Cancel",
+        )
+
+
+def _told(layer: Any) -> dict[str, Any]:
+    return dict(layer.metadata.get(KEY) or {})
+
+
+def _source(case: Case | None) -> Path | None:
+    """The one file that an image was read from, if it is there."""
+    if case is None or len(case.layers) != 1:
+        return None
+    source = str(_told(case.layers[0]).get("source") or "")
+    return Path(source) if source and Path(source).is_file() else None
+
+
+def _axis(labels: LabelMap, grid: Geometry, filed: Geometry) -> int:
+    """Along which axis of the file slices were labelled: that with the smallest share of slices that have any."""
+    shares = [(labels.data != 0).any(tuple(b for b in range(3) if b != a)).mean() for a in range(3)]
+    turn = np.abs(filed.direction.T @ labels.geometry.direction)
+    return int(turn[:, int(np.argmin(shares))].argmax())
+
+
+def _size(grid: Geometry) -> str:
+    voxels, mm = (" x ".join(f"{n:.3g}" for n in values) for values in (grid.shape, grid.spacing))
+    return f"{voxels} voxels of {mm} mm"

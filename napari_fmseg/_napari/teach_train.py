@@ -1,0 +1,260 @@
+"""Training: from what, for how long, and how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtGui import QPixmap
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDoubleSpinBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_fmseg._napari.curves import Curves
+from napari_fmseg._napari.devices import offered_devices
+from napari_fmseg._napari.estimate import said
+from napari_fmseg._napari.form import OptionsForm
+from napari_fmseg._napari.parts import More
+from napari_fmseg._napari.tooltips import TEACH
+from napari_fmseg.events import EpochDone, Progress, StepDone, TrainEvent
+from napari_fmseg.models import list_models
+from napari_fmseg.training import Augment
+from napari_fmseg.training.projects import PRESENT, SCRATCH, LessonOptions, Version
+
+__all__ = ["TrainPanel"]
+
+_FILE = "a file"
+_TICK_MS = 500
+_COLORS = {
+    "idle": "#8a8a8a",
+    "preparing": "#e69f00",
+    "training": "#3d8bd4",
+    "validating": "#3d8bd4",
+    "done": "#2f9e62",
+    "stopped": "#e69f00",
+    "failed": "#d9534f",
+}
+_WORDS = {"rate": "Learning rate, times", "batch": "Volumes per step"}
+
+
+class TrainPanel(QWidget):
+    """What to start from, the minutes, three buttons, and what is learned.
+
+    Attributes
+    ----------
+    start, stop, resume
+        Signals: a button was pressed.
+    """
+
+    start = Signal()
+    stop = Signal()
+    resume = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.state, self._text, self._count = "idle", "", 0.0
+        self._left: Any = lambda: None
+        self.source, self.minutes = QComboBox(), QDoubleSpinBox()
+        self.options = OptionsForm(
+            LessonOptions,
+            skip=("minutes",),
+            choices={"device": offered_devices(), "precision": ("auto", "float32", "bfloat16", "float16")},
+            labels=_WORDS,
+        )
+        self.augment = OptionsForm(Augment, skip=("swap",))
+        inside = QWidget()
+        rows = QVBoxLayout(inside)
+        rows.setContentsMargins(0, 0, 0, 0)
+        for form in (self.options, self.augment):
+            rows.addWidget(form)
+        self.more = More("Details", inside, TEACH.details)
+        self.start_button, self.stop_button = QPushButton("&Start"), QPushButton("S&top")
+        self.resume_button = QPushButton("R&esume")
+        self.light, self.said = QLabel(), QLabel()
+        self.bar = QProgressBar()
+        self.note = QLabel()
+        self.loss = Curves("step", "loss")
+        self.dice = Curves("step", "Dice", y_range=(0, 1), digits=2)
+        self.picture = QLabel()
+        self._lay_out()
+        self._timer = QTimer(self, interval=_TICK_MS)
+        self._timer.timeout.connect(self._on_tick)
+        self.start_button.clicked.connect(self.start)
+        self.stop_button.clicked.connect(self.stop)
+        self.resume_button.clicked.connect(self.resume)
+        self.source.activated.connect(self._on_source)
+        self.refresh((), 0)
+        self.show_state("idle", "")
+        self.allow("Open or make a project first.", can_resume=False)
+
+    def _lay_out(self) -> None:
+        self.source.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.source.setMinimumContentsLength(14)
+        self.minutes.setRange(0.1, 10_000)
+        self.minutes.setDecimals(1)
+        self.minutes.setValue(LessonOptions().minutes)
+        self.minutes.setPrefix("about ")
+        self.minutes.setSuffix(" minutes")
+        self.start_button.setStyleSheet(
+            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
+            "QPushButton:enabled:hover { background: #2a80d6; } QPushButton:disabled { padding: 5px; }"
+        )
+        form = QFormLayout()
+        form.setContentsMargins(0, 0, 0, 0)
+        for title, widget, tip in (("Start from", self.source, TEACH.source), ("Time", self.minutes, TEACH.minutes)):
+            label = QLabel(title)
+            for one in (label, widget):
+                one.setToolTip(tip)
+            form.addRow(label, widget)
+        buttons = QHBoxLayout()
+        for button, width in ((self.start_button, 2), (self.stop_button, 1), (self.resume_button, 1)):
+            buttons.addWidget(button, width)
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(8)
+        self.bar.setRange(0, 1000)
+        status = QHBoxLayout()
+        status.addWidget(self.light)
+        status.addWidget(self.said, 1)
+        for label in (self.said, self.note):
+            label.setWordWrap(True)
+        self.loss.setToolTip(TEACH.loss)
+        self.dice.setToolTip(TEACH.dice_curve)
+        self.picture.setToolTip(TEACH.picture)
+        self.picture.hide()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(6, 6, 6, 6)
+        layout.setSpacing(5)
+        layout.addLayout(form)
+        layout.addWidget(self.note)
+        layout.addWidget(self.more)
+        layout.addLayout(buttons)
+        layout.addLayout(status)
+        layout.addWidget(self.bar)
+        layout.addWidget(self.loss, 1)
+        layout.addWidget(self.dice, 1)
+        layout.addWidget(self.picture)
+
+    # --- what to start from ---
+
+    def refresh(self, versions: Sequence[Version], present: int) -> None:
+        """List what a training can start from; what was chosen stays."""
+        before = self.source.currentData()
+        self.source.clear()
+        if present:
+            self.source.addItem(f"The project's model, version {present}", PRESENT)
+        self.source.addItem("Scratch: a new network", SCRATCH)
+        own = {version.card.sha256 for version in versions}
+        for card in list_models():
+            if card.sha256 not in own:
+                self.source.addItem(f"{card.modality} · {card.title}" if card.modality else card.title, card.name)
+        self.source.addItem("Pretrained or other model file …", _FILE)
+        at = self.source.findData(before) if before not in (None, _FILE) else -1
+        self.source.setCurrentIndex(at if at >= 0 and not (present and before == SCRATCH) else 0)
+
+    def begin_from(self, path: Path) -> None:
+        """Start from the card of a model in a file."""
+        self.source.insertItem(0, path.stem, str(path))
+        self.source.setCurrentIndex(0)
+
+    def _on_source(self) -> None:
+        if self.source.currentData() != _FILE:
+            return
+        path, _ = QFileDialog.getOpenFileName(self, "A model's card", "", "Model cards (*.toml)")
+        self.source.setCurrentIndex(0)
+        if path:
+            self.begin_from(Path(path))
+
+    def choices(self) -> tuple[str, LessonOptions, Augment]:
+        """What the user has chosen."""
+        options = LessonOptions(minutes=self.minutes.value(), **self.options.values())
+        return str(self.source.currentData()), options, Augment(**self.augment.values())
+
+    # --- how it goes ---
+
+    def allow(self, why_not: str, *, can_resume: bool) -> None:
+        """Let the user start, or say in the tooltip why not."""
+        running = self.state in ("preparing", "training", "validating")
+        why = "A training is under way. Stop it, or wait until it is done." if running else why_not
+        self.start_button.setEnabled(not why)
+        self.start_button.setToolTip(why or TEACH.start)
+        self.stop_button.setEnabled(running)
+        self.stop_button.setToolTip(TEACH.stop if running else "Nothing is running.")
+        self.resume_button.setEnabled(can_resume and not running)
+        self.resume_button.setToolTip(TEACH.resume if can_resume else "No training was interrupted.")
+
+    def show_state(self, state: str, text: str, left: Any = None) -> None:
+        """Show a state and what it means; `left` gives share and seconds left while it runs."""
+        self.state, self._text = state, text
+        self._left = left or (lambda: None)
+        self.light.setText(
+            f'<span style="color: {_COLORS[state]}; font-size: 14pt">●</span> <b>{state.capitalize()}</b>'
+        )
+        running = state in ("preparing", "training", "validating")
+        self.bar.setVisible(running)
+        (self._timer.start if running else self._timer.stop)()
+        self._on_tick()
+
+    def begin(self, colors: Mapping[str, Any], *, fresh: bool) -> None:
+        """Empty the plots for a new training; one that is resumed goes on."""
+        if fresh:
+            self.loss.clear()
+            self.dice.clear()
+            self._count = 0
+            self.picture.hide()
+        self.dice.set_colors(dict(colors))
+
+    def take(self, event: TrainEvent) -> None:
+        """Draw an event."""
+        if isinstance(event, StepDone):
+            self._count += 1
+            self.loss.add(self._at(event.stage, event.step), {event.stage: event.loss})
+            self._doing = f"{event.stage}, step {event.step} of {event.total}"
+        elif isinstance(event, EpochDone):
+            values = {name.removeprefix("dice/"): v for name, v in event.metrics.items() if name.startswith("dice/")}
+            self.dice.add(self._last, values)
+            self._doing = f"{event.stage}, round {event.epoch} of {event.total}"
+        elif isinstance(event, Progress):
+            self._doing = f"{event.stage}, {event.done} of {event.total}"
+        self._on_tick()
+
+    _doing = ""
+    _last = 0.0
+
+    def _at(self, stage: str, step: int) -> float:
+        """Where a step lies, behind those of the stages before."""
+        names = list(self._steps)
+        before = sum(self._steps[name] for name in names[: names.index(stage)]) if stage in names else 0
+        self._last = float(before + step)
+        return self._last
+
+    _steps: Mapping[str, int] = {}
+
+    def expect(self, steps: Mapping[str, int]) -> None:
+        """Say how many steps every stage will take."""
+        self._steps = dict(steps)
+
+    def show_picture(self, pixels: QPixmap) -> None:
+        """Show what the network finds in a held-out case."""
+        self.picture.setPixmap(pixels)
+        self.picture.show()
+
+    def _on_tick(self) -> None:
+        told = self._left()
+        text = self._text
+        if told is not None:
+            share, seconds = told
+            self.bar.setValue(int(1000 * share))
+            rest = f", about {said(max(1.0, round(seconds)))} left" if seconds is not None else ""
+            text = f"{self._doing or text}{rest}"
+        self.said.setText(text)

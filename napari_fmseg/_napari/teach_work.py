@@ -1,0 +1,192 @@
+"""What the Teach dock does beside the window: iterators for jobs that give the project as it is then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.events import Progress
+from napari_fmseg.io import read_labels
+from napari_fmseg.training import Augment, Recipe, load_recipe
+from napari_fmseg.training.projects import (
+    LabelOptions,
+    LessonOptions,
+    Project,
+    Run,
+    Version,
+    add_case,
+    examine,
+    init_project,
+    label_case,
+    list_versions,
+    open_project,
+    open_run,
+    prepare_run,
+    publish,
+    put_in_use,
+    recipe_file,
+    roll_back,
+    training_plan,
+    unfinished_run,
+)
+from napari_fmseg.training.projects.state import read_image
+from napari_fmseg.volume import LabelMap, Volume
+
+__all__ = ["Addition", "Opened", "Prepared", "Shown", "added", "opened", "prepared", "put_back", "resumed", "shown"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A project as it is now.
+
+    Attributes
+    ----------
+    project, versions
+        See there.
+    note
+        How the next model will be measured, or why nothing can be trained yet.
+    can_train
+        Whether something can.
+    unfinished
+        The number of a run that can be resumed, or 0.
+    """
+
+    project: Project
+    versions: tuple[Version, ...] = ()
+    note: str = ""
+    can_train: bool = False
+    unfinished: int = 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin."""
+
+    run: Run
+    recipe: Recipe
+    file: Path
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case to be shown: the layers of its image, and one with its labels."""
+
+    name: str
+    images: tuple[LayerData, ...]
+    labels: LayerData
+
+
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """What the user wants to add.
+
+    Attributes
+    ----------
+    folder
+        Of the project.
+    name
+        Of the case.
+    image
+        A volume or its file; None if the case is there and gets new labels.
+    labels
+        Or None, to be labelled later.
+    options
+        How they are understood.
+    link
+        Whether the file is linked, not copied.
+    """
+
+    folder: Path
+    name: str
+    image: Volume | Path | None = None
+    labels: LabelMap | None = None
+    options: LabelOptions = field(default_factory=LabelOptions)
+    link: bool = False
+
+
+def opened(folder: Path, new: Mapping[str, Any] | None = None) -> Iterator[Progress | Opened]:
+    """Open a project, or make it with the arguments `new` of `init_project`, and examine what it does not know yet."""
+    project = init_project(folder, **new) if new is not None else open_project(folder)
+    yield Progress("opening", 0, 1)
+    project = yield from examine(project)
+    yield _opened(project)
+
+
+def added(what: Addition) -> Iterator[Opened]:
+    """Add a case, or give one its labels."""
+    project = open_project(what.folder)
+    if what.image is not None:
+        project = add_case(project, what.name, what.image, what.labels, what.options, link=what.link)
+    elif what.labels is not None:
+        project = label_case(project, what.name, what.labels, what.options)
+    yield _opened(project)
+
+
+def shown(folder: Path, name: str) -> Iterator[Shown]:
+    """Read a case: its image, and its labels, what a model found, or an empty layer to label it in."""
+    project = open_project(folder)
+    files = project.known(name)
+    volume = read_image(files)
+    told = {"case": name, "project": str(folder)}
+    images = tuple(_marked(layer, told) for layer in image_layers(volume, name, source=str(files.images[0])))
+    names = dict(project.facts.labels)
+    prediction = folder / "fmseg" / "predictions" / f"{name.rpartition('/')[2]}.nii.gz"
+    if files.labels is not None:
+        found, title = read_labels(files.labels), f"{name} · labels"
+        if project.facts.ignore is not None:
+            names[project.facts.ignore] = "ignore"
+    elif prediction.exists():
+        found, title = read_labels(prediction), f"{name} · predicted, to be corrected"
+    else:
+        found, title = LabelMap(np.zeros(volume.geometry.shape, np.uint8), volume.geometry), f"{name} · new labels"
+    labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, names)
+    layer = labels_layer(labels, title, frame=volume.geometry.canonical()[0])
+    data, options, kind = _marked(layer, told)
+    yield Shown(name, images, (np.ascontiguousarray(data), options, kind))
+
+
+def _marked(layer: LayerData, told: Mapping[str, str]) -> LayerData:
+    data, options, kind = layer
+    metadata = {KEY: {**options["metadata"][KEY], **told}}
+    return data, {**options, "metadata": metadata}, kind
+
+
+def prepared(
+    folder: Path, start: str, options: LessonOptions, augment: Augment, *, gpu: bool
+) -> Iterator[Progress | Prepared]:
+    """Examine the project and write the recipe of a run."""
+    project = yield from examine(open_project(folder))
+    run = prepare_run(project, start, options, augment, gpu=gpu)
+    yield _prepared(run)
+
+
+def resumed(folder: Path, number: int) -> Iterator[Progress | Prepared]:
+    """Take up a run that was begun before."""
+    project = yield from examine(open_project(folder))
+    yield _prepared(open_run(project, number))
+
+
+def _prepared(run: Run) -> Prepared:
+    return Prepared(run, load_recipe(recipe_file(run)), recipe_file(run))
+
+
+def put_back(folder: Path, number: int = 0) -> Iterator[Opened]:
+    """Use a version, 0 the one before, and list it where models are chosen."""
+    project = open_project(folder)
+    project = put_in_use(project, number) if number else roll_back(project)
+    publish(project)
+    yield _opened(project)
+
+
+def _opened(project: Project) -> Opened:
+    try:
+        note, can_train = training_plan(project).note, True
+    except FmsegError:
+        note, can_train = "Nothing to learn from yet: add a volume with its labels.", False
+    return Opened(project, list_versions(project), note, can_train, unfinished_run(project))
