@@ -17,6 +17,7 @@ from qtpy.QtWidgets import (
     QLabel,
     QProgressBar,
     QPushButton,
+    QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
@@ -45,6 +46,7 @@ _COLORS = {
     "stopped": "#e69f00",
     "failed": "#d9534f",
 }
+_DOING = {"reading": "Reading the cases", "validating": "Measuring on the held-out cases"}
 _WORDS = {"rate": "Learning rate, times", "batch": "Volumes per step"}
 
 
@@ -63,7 +65,9 @@ class TrainPanel(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.state, self._text, self._count = "idle", "", 0.0
+        self.state, self._text, self._doing = "idle", "", ""
+        self._steps: Mapping[str, int] = {}
+        self._last = 0.0  # where on the x axis the last step lies
         self._left: Any = lambda: None
         self.source, self.minutes = QComboBox(), QDoubleSpinBox()
         self.options = OptionsForm(
@@ -128,6 +132,8 @@ class TrainPanel(QWidget):
         status.addWidget(self.said, 1)
         for label in (self.said, self.note):
             label.setWordWrap(True)
+        for curves in (self.loss, self.dice):  # as high as there is room: the plot itself asks for 640 x 480
+            curves.plot.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Ignored)
         self.loss.setToolTip(TEACH.loss)
         self.dice.setToolTip(TEACH.dice_curve)
         self.picture.setToolTip(TEACH.picture)
@@ -210,26 +216,22 @@ class TrainPanel(QWidget):
         if fresh:
             self.loss.clear()
             self.dice.clear()
-            self._count = 0
+            self._doing = ""
             self.picture.hide()
         self.dice.set_colors(dict(colors))
 
     def take(self, event: TrainEvent) -> None:
         """Draw an event."""
         if isinstance(event, StepDone):
-            self._count += 1
             self.loss.add(self._at(event.stage, event.step), {event.stage: event.loss})
-            self._doing = f"{event.stage}, step {event.step} of {event.total}"
+            self._doing = f"Learning: {event.stage}, step {event.step} of {event.total}"
         elif isinstance(event, EpochDone):
             values = {name.removeprefix("dice/"): v for name, v in event.metrics.items() if name.startswith("dice/")}
             self.dice.add(self._last, values)
-            self._doing = f"{event.stage}, round {event.epoch} of {event.total}"
-        elif isinstance(event, Progress):
-            self._doing = f"{event.stage}, {event.done} of {event.total}"
+            self._doing = f"Learning: {event.stage}, round {event.epoch} of {event.total}"
+        elif isinstance(event, Progress) and event.stage in ("reading", "validating"):
+            self._doing = f"{_DOING[event.stage]}, {event.done} of {event.total}"
         self._on_tick()
-
-    _doing = ""
-    _last = 0.0
 
     def _at(self, stage: str, step: int) -> float:
         """Where a step lies, behind those of the stages before."""
@@ -237,8 +239,6 @@ class TrainPanel(QWidget):
         before = sum(self._steps[name] for name in names[: names.index(stage)]) if stage in names else 0
         self._last = float(before + step)
         return self._last
-
-    _steps: Mapping[str, int] = {}
 
     def expect(self, steps: Mapping[str, int]) -> None:
         """Say how many steps every stage will take."""
