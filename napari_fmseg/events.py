@@ -17,6 +17,7 @@ from napari_fmseg.volume import LabelMap, Volume
 __all__ = [
     "EpochDone",
     "Event",
+    "Pictures",
     "Progress",
     "Saved",
     "StageResult",
@@ -98,10 +99,28 @@ class Saved:
     best: bool
 
 
-Event: TypeAlias = Progress | Warned | StageResult
-TrainEvent: TypeAlias = Progress | Warned | StepDone | EpochDone | Saved
+@dataclass(frozen=True)
+class Pictures:
+    """What a network makes of one example, for a window to show.
 
-_LINES = {c.__name__: c for c in (Progress, Warned, StepDone, EpochDone, Saved)}
+    Attributes
+    ----------
+    stage, step
+        When it was made.
+    path
+        An npz file without pickle: arrays (z, y, x) by their names, such as "fused volume", and "spacing", (3,) in mm.
+        The next one replaces it.
+    """
+
+    stage: str
+    step: int
+    path: Path
+
+
+Event: TypeAlias = Progress | Warned | StageResult
+TrainEvent: TypeAlias = Progress | Warned | StepDone | EpochDone | Saved | Pictures
+
+_LINES = {c.__name__: c for c in (Progress, Warned, StepDone, EpochDone, Saved, Pictures)}
 
 
 def drain(events: Iterable[Any]) -> LabelMap:
@@ -146,6 +165,6 @@ def from_json(line: str) -> TrainEvent:
     try:
         facts = json.loads(line)
         event = _LINES[facts.pop("event")](**facts)
-        return dataclasses.replace(event, path=Path(event.path)) if isinstance(event, Saved) else event
+        return dataclasses.replace(event, path=Path(event.path)) if isinstance(event, Saved | Pictures) else event
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FmsegError(f"This line is no event: {line[:80]!r}. Expected JSON with an 'event' field.") from error

@@ -6,10 +6,8 @@ import faulthandler
 import gc
 import os
 import queue
-import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from napari_fmseg import errors
 from napari_fmseg.errors import DeviceMemory, FmsegError
 from napari_fmseg.events import Event, Progress
+from napari_fmseg.processes import be_polite, when_parent_ends
 from napari_fmseg.remote.wire import LinkBroken, Wire
 
 if TYPE_CHECKING:
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-NICENESS = 5
 _KEPT_MODELS = 2
-_LOOK_FOR_PARENT_S = 2.0
 _NO_LISTENER = 70
 _TIDY_AFTER_S = 1.0
 
@@ -36,7 +33,7 @@ _TIDY_AFTER_S = 1.0
 def main(idle_minutes: float = 10.0) -> int:
     """Serve until the other end closes, or nobody has asked for anything for `idle_minutes`."""
     wire = _take_over()
-    _be_polite()
+    be_polite()
     inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     cancelled: set[int] = set()
     threading.Thread(target=_listen, args=(wire, inbox, cancelled), daemon=True).start()
@@ -71,22 +68,6 @@ def _take_over() -> Wire:
     return Wire(os.fdopen(reading, "rb", 0), os.fdopen(writing, "wb", 0))
 
 
-def _be_polite() -> None:
-    """Leave the processor to the window where both want it, and Ctrl-C to the parent.
-
-    The threads of OpenMP wait for each other asleep: where other programs run too, waiting awake made a run of 0.7 s
-    take 6 to 20 s, against 2 s (measured on two processors).
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if hasattr(os, "nice"):
-        os.nice(NICENESS)
-    else:
-        import psutil
-
-        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
-
-
 def _leave_one_processor() -> None:
     """Let torch have one thread less than there are processors: the window is never short of one.
 
@@ -117,10 +98,7 @@ def _listen(wire: Wire, inbox: queue.SimpleQueue[dict[str, Any]], cancelled: set
 
 def _leave_with_parent(parent: int) -> None:
     """End with the parent even if a process that it forked still holds the pipes open."""
-    while hasattr(os, "fork") and os.getppid() == parent:
-        time.sleep(_LOOK_FOR_PARENT_S)
-    if hasattr(os, "fork"):
-        os._exit(0)
+    when_parent_ends(parent, lambda: os._exit(0))
 
 
 def _warm_up(wire: Wire) -> None:

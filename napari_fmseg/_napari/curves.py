@@ -1,0 +1,175 @@
+"""A plot that grows while a network learns: loss, Dice per class, or anything else over steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtGui import QPalette
+from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
+
+__all__ = ["COLORS", "Curves"]
+
+COLORS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#7f8cff", "#b8a900", "#999999")
+"""Told apart with every kind of sight, and on a dark and a light ground (after Okabe and Ito)."""
+
+MOST_POINTS = 2000  # in a curve; then every two neighbours become one
+FEW_POINTS = 40  # marked by dots, so that the first is seen
+_REDRAW_MS = 100
+
+Color = str | Sequence[float]
+
+
+class Curves(QWidget):
+    """Lines over one x axis, with a legend that tells the last value of each.
+
+    Parameters
+    ----------
+    x_name, y_name
+        What stands at the axes.
+    y_range
+        Of the y axis, such as ``(0, 1)`` for Dice; without it, what the values need.
+    colors
+        Of curves by their names: "#rrggbb", or red, green, blue in 0..1; the others get their own.
+    digits
+        Of the values in the legend, behind the point.
+    """
+
+    def __init__(
+        self,
+        x_name: str = "step",
+        y_name: str = "",
+        *,
+        y_range: tuple[float, float] | None = None,
+        colors: Mapping[str, Color] | None = None,
+        digits: int = 3,
+        parent: QWidget | None = None,
+    ) -> None:
+        super().__init__(parent)
+        import pyqtgraph
+
+        self._digits = digits
+        self._colors: dict[str, Color] = dict(colors or {})
+        self._points: dict[str, list[tuple[float, float, int]]] = {}  # x, y, of how many values it is the mean
+        self._grain: dict[str, int] = {}
+        self._lines: dict[str, Any] = {}
+        self.plot = pyqtgraph.PlotWidget(background=None)
+        self.plot.setMouseEnabled(False, False)  # the wheel scrolls the dock
+        self.plot.setMenuEnabled(False)
+        self.plot.hideButtons()
+        self.plot.setMinimumHeight(110)
+        self.plot.setLabel("bottom", x_name)
+        self.plot.setLabel("left", y_name)
+        self.plot.showGrid(x=False, y=True, alpha=0.25)
+        if y_range is not None:
+            self.plot.setYRange(*y_range, padding=0.02)
+        self.legend = QLabel()
+        self.legend.setWordWrap(True)
+        self.legend.setTextFormat(Qt.TextFormat.RichText)
+        self.legend.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(2)
+        rows.addWidget(self.plot, 1)
+        rows.addWidget(self.legend)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(_REDRAW_MS)
+        self._timer.timeout.connect(self._redraw)
+        self._redraw()
+
+    def add(self, x: float, values: Mapping[str, float]) -> None:
+        """Add a point to each curve that is named; a value that is no number leaves none."""
+        for name, value in values.items():
+            points = self._points.setdefault(name, [])
+            if not math.isfinite(value):
+                continue
+            grain = self._grain.setdefault(name, 1)
+            if points and points[-1][2] < grain:
+                x0, y0, n = points[-1]
+                points[-1] = ((x0 * n + x) / (n + 1), (y0 * n + value) / (n + 1), n + 1)
+            else:
+                points.append((float(x), float(value), 1))
+            if len(points) > MOST_POINTS:
+                points[:] = [_joined(*points[i : i + 2]) for i in range(0, len(points), 2)]
+                self._grain[name] = 2 * grain
+        if not self._timer.isActive():
+            self._timer.start()
+
+    def clear(self) -> None:
+        """Take all curves away; their colours stay."""
+        for line in self._lines.values():
+            self.plot.removeItem(line)
+        for kept in (self._points, self._grain, self._lines):
+            kept.clear()
+        self._redraw()
+
+    def set_colors(self, colors: Mapping[str, Color]) -> None:
+        """Give curves their colours, those that are drawn already too."""
+        self._colors.update(colors)
+        self._redraw()
+
+    def values(self, name: str) -> tuple[list[float], list[float]]:
+        """Give the points of a curve: their x and their y."""
+        points = self._points.get(name, [])
+        return [x for x, _, _ in points], [y for _, y, _ in points]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The curves, in the order in which they came."""
+        return tuple(self._points)
+
+    def color(self, name: str) -> str:
+        """Give the colour of a curve as "#rrggbb"."""
+        given = self._colors.get(name)
+        if isinstance(given, str):
+            return given
+        if given is not None:
+            return "#" + "".join(f"{round(255 * float(v)):02x}" for v in given[:3])
+        others = [n for n in self._points if n not in self._colors]
+        return COLORS[others.index(name) % len(COLORS)] if name in others else COLORS[-1]
+
+    def changeEvent(self, event: QEvent) -> None:
+        """Follow the theme."""
+        super().changeEvent(event)
+        if event.type() in (QEvent.Type.StyleChange, QEvent.Type.PaletteChange) and hasattr(self, "_timer"):
+            self._timer.start()
+
+    def _redraw(self) -> None:
+        import pyqtgraph
+
+        self.legend.ensurePolished()  # a style sheet, as napari's, tells its colours only to those that it has dressed
+        text = self.legend.palette().color(QPalette.ColorRole.WindowText)
+        for side in ("left", "bottom"):
+            axis = self.plot.getAxis(side)
+            axis.setPen(pyqtgraph.mkPen(text, width=1))
+            axis.setTextPen(text)
+            axis.label.setDefaultTextColor(text)
+        for name, points in self._points.items():
+            color, few = self.color(name), len(points) <= FEW_POINTS
+            line = self._lines.get(name)
+            if line is None:
+                line = self._lines[name] = self.plot.plot(name=name)
+            line.setPen(pyqtgraph.mkPen(color, width=2))
+            line.setSymbol("o" if few else None)
+            line.setSymbolSize(5)
+            line.setSymbolBrush(color)
+            line.setSymbolPen(None)
+            line.setData(*self.values(name))
+        self.legend.setText("&nbsp;&nbsp; ".join(self._said(name) for name in self._points))
+        self.legend.setVisible(bool(self._points))
+
+    def _said(self, name: str) -> str:
+        points = self._points[name]
+        value = f" {points[-1][1]:.{self._digits}f}" if points else ""
+        said = f"{name}{value}".replace("<", "&lt;").replace(" ", "&nbsp;")
+        return f'<span style="color: {self.color(name)}">●</span>&nbsp;{said}'
+
+
+def _joined(first: tuple[float, float, int], *second: tuple[float, float, int]) -> tuple[float, float, int]:
+    """Give two points of a curve as one, at their mean."""
+    points = (first, *second)
+    n = sum(count for _, _, count in points)
+    return sum(x * k for x, _, k in points) / n, sum(y * k for _, y, k in points) / n, n
