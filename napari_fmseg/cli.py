@@ -6,12 +6,15 @@ machine (device, memory, disk), 70 for a defect of the program, 130 when stopped
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -372,10 +375,15 @@ def train(
     from napari_fmseg.training import load_recipe
     from napari_fmseg.training.loop import train as learn
 
-    with Bars(quiet=events) as bars:
-        given = {"dataset": dataset, "out": out}
-        changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
-        for event in learn(load_recipe(recipe, **changes)):
+    given = {"dataset": dataset, "out": out}
+    changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
+    # Closing keeps the best so far, wherever an interruption falls.
+    with (
+        _stopping_on_request(),
+        Bars(quiet=events) as bars,
+        contextlib.closing(learn(load_recipe(recipe, **changes))) as run,
+    ):
+        for event in run:
             if events:
                 say(to_json(event))
                 continue
@@ -388,6 +396,27 @@ def train(
             elif isinstance(event, Saved) and event.best:
                 bars.note(f"Saved {event.path}")
     return 0
+
+
+@contextlib.contextmanager
+def _stopping_on_request() -> Iterator[None]:
+    """Let a request to end stop the training as Ctrl-C does; a second one changes nothing while the best is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = (signal.SIGTERM, signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        for one in asked:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(one, stop) for one in asked]
+    try:
+        yield
+    finally:
+        for one, handler in zip(asked, before, strict=True):
+            signal.signal(one, handler)
 
 
 # --- bench, phantom, doctor, convert ----------------------------------------------------------------------------

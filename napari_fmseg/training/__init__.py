@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from napari_fmseg.training.pretrain_recipe import Fusion, PretrainRecipe, load_pretrain_recipe
-from napari_fmseg.training.recipe import Augment, Case, Recipe, StageRecipe, cases_of, load_recipe
+from napari_fmseg.training.recipe import Augment, Case, Recipe, Replay, StageRecipe, cases_of, load_recipe
 
 __all__ = [
     "Augment",
@@ -11,6 +11,7 @@ __all__ = [
     "Fusion",
     "PretrainRecipe",
     "Recipe",
+    "Replay",
     "StageRecipe",
     "cases_of",
     "load_pretrain_recipe",
