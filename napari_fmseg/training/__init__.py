@@ -17,6 +17,7 @@ __all__ = [
     "load_pretrain_recipe",
     "load_recipe",
     "pretrain",
+    "suggest_recipe",
     "train",
 ]
 
@@ -30,4 +31,8 @@ def __getattr__(name: str) -> object:
         from napari_fmseg.training.pretraining import pretrain
 
         return pretrain
+    if name == "suggest_recipe":
+        from napari_fmseg.training.suggest import suggest_recipe
+
+        return suggest_recipe
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
