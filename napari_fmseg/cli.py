@@ -6,12 +6,15 @@ machine (device, memory, disk), 70 for a defect of the program, 130 when stopped
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -438,12 +441,13 @@ def pretrain(
     return _tell(learn(recipe), events)
 
 
-def _tell(learning: Iterator[TrainEvent], as_json: bool) -> int:
+def _tell(learning: Generator[TrainEvent, None, None], as_json: bool) -> int:
     """Follow a training: JSON lines for a program, bars and a line per epoch for a person."""
     from napari_fmseg.events import EpochDone, Saved, to_json
 
-    with Bars(quiet=as_json) as bars:
-        for event in learning:
+    # Closing keeps the best so far, wherever an interruption falls.
+    with _stopping_on_request(), Bars(quiet=as_json) as bars, contextlib.closing(learning) as run:
+        for event in run:
             if as_json:
                 say(to_json(event))
                 continue
@@ -456,6 +460,27 @@ def _tell(learning: Iterator[TrainEvent], as_json: bool) -> int:
             elif isinstance(event, Saved) and event.best:
                 bars.note(f"Saved {event.path}")
     return 0
+
+
+@contextlib.contextmanager
+def _stopping_on_request() -> Iterator[None]:
+    """Let a request to end stop the training as Ctrl-C does; a second one changes nothing while the best is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = (signal.SIGTERM, signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        for one in asked:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(one, stop) for one in asked]
+    try:
+        yield
+    finally:
+        for one, handler in zip(asked, before, strict=True):
+            signal.signal(one, handler)
 
 
 # --- bench, phantom, doctor, convert ----------------------------------------------------------------------------

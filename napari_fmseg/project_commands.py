@@ -10,8 +10,9 @@ from typing import Annotated, Any, TypeVar
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.events import Progress, StepDone, Warned, to_json
+from napari_fmseg.events import Progress, Warned, to_json
 from napari_fmseg.terminal import Bars, Json, note, number, say, table, write_json
+from napari_fmseg.training import Augment
 from napari_fmseg.training.projects import (
     PRESENT,
     CaseRow,
@@ -170,14 +171,16 @@ def rank(folder: Folder, /, *, as_json: Json = False) -> int:
     return 0
 
 
-def teach(
+def prepare(
     folder: Folder,
     /,
     *,
     start_from: str = PRESENT,
     lesson: OmitArgPrefixes[LessonOptions] = LessonOptions(),  # noqa: B008 - frozen
+    augment: Augment = Augment(),  # noqa: B008 - frozen
+    events: bool = False,
 ) -> int:
-    """Train the project's model on its cases, measure it on the held-out ones, and use it if it is better.
+    """Choose a recipe for the project's cases, this machine and the minutes; `fmseg train` then carries it out.
 
     Parameters
     ----------
@@ -185,23 +188,17 @@ def teach(
         The project.
     start_from
         "project" for its model in use, the name of another model or its card's path, or "" for nothing.
+    lesson
+        How long, and with what.
+    augment
+        How volumes are varied.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
     """
-    from napari_fmseg.training import load_recipe
-    from napari_fmseg.training.loop import train as learn
-
-    run = prepare_run(
-        _settled(open_project(folder)), start_from, lesson, gpu=bool(list(Path("/dev").glob("nvidia[0-9]*")))
-    )
-    note(f"{run.plan.note}\nRun {run.folder.name}; ended early, `fmseg train {recipe_file(run)}` goes on.")
-    with Bars() as bars:
-        for event in learn(load_recipe(recipe_file(run))):
-            if isinstance(event, Progress):
-                bars.move(event.stage, event.done, event.total)
-            elif isinstance(event, StepDone):
-                bars.move(event.stage, event.step, event.total)
-            elif isinstance(event, Warned):
-                bars.note(event.text)
-    return keep(folder, run=int(run.folder.name))
+    run = _followed(prepare_run(open_project(folder), start_from, lesson, augment), events=events)
+    if not events:
+        say(f"{run.plan.note}\nfmseg train {recipe_file(run)}\nfmseg project keep {folder} --run {run.folder.name}")
+    return 0
 
 
 def keep(folder: Folder, /, *, run: int, force: bool = False, events: bool = False) -> int:
@@ -222,7 +219,7 @@ def keep(folder: Folder, /, *, run: int, force: bool = False, events: bool = Fal
 
     kept = _followed(keep_run(open_project(folder), run, force=force), events=events)
     if not events:
-        say(f"version {kept.version.number}: {kept.why} {'It is' if kept.in_use else 'It is not'} in use.")
+        say(f"version {kept.version.number} {'is' if kept.in_use else 'is not'} in use. {kept.why}")
     return 0
 
 
@@ -261,6 +258,8 @@ def _followed(work: Generator[Any, None, T], *, events: bool) -> T:
                 say(to_json(event))
             elif isinstance(event, Progress):
                 bars.move(event.stage, event.done, event.total)
+            elif isinstance(event, Warned):
+                bars.note(event.text)
 
 
 def _settled(project: Project, *, quiet: bool = False) -> Project:
@@ -364,7 +363,7 @@ PROJECT_COMMANDS: dict[str, Callable[..., int]] = {
     "list": list_cases,
     "split": split,
     "rank": rank,
-    "teach": teach,
+    "prepare": prepare,
     "keep": keep,
     "predict": predict,
 }

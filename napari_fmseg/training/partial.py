@@ -19,7 +19,7 @@ from torch import Tensor
 
 from napari_fmseg.errors import GeometryMismatch
 
-__all__ = ["IGNORE", "merged", "missing_of", "partial_loss", "shares"]
+__all__ = ["IGNORE", "merged", "partial_loss", "shares"]
 
 IGNORE = 255
 """What stands for "not labelled" in a training sample's labels, whatever the files call it."""
@@ -46,44 +46,35 @@ def shares(target: Tensor) -> tuple[Tensor, Tensor]:
     return told, torch.where(share > _LEAST_SHARE, share, torch.zeros_like(share))
 
 
-def missing_of(samples: Sequence[Sequence[int]], n_classes: int) -> Tensor | None:
-    """Give which classes each sample of a batch was never labelled with, (b, classes) bool; None if it is none."""
-    if not any(samples):
-        return None
-    table = torch.zeros(len(samples), n_classes, dtype=torch.bool)
-    for row, classes in zip(table, samples, strict=True):
-        row[list(classes)] = True
-    return table
-
-
-def merged(values: Tensor, missing: Tensor) -> Tensor:
-    """Add the missing classes to the background, sample by sample.
+def merged(values: Tensor, missing: Sequence[int]) -> Tensor:
+    """Add missing classes to the background and leave them out.
 
     Parameters
     ----------
     values
         (b, classes, z, y, x): probabilities or targets.
     missing
-        (b, classes) bool; never True for the background.
+        Classes; never the background.
 
     Returns
     -------
     Tensor
-        Of the same shape; 0 in the missing classes.
+        (b, classes that are left, z, y, x).
 
     Raises
     ------
     GeometryMismatch
-        If `missing` does not fit, or names the background.
+        If `missing` names the background or no class of `values`.
     """
-    if missing.shape != values.shape[:2] or bool(missing[:, 0].any()):
+    if not missing:
+        return values
+    if min(missing) < 1 or max(missing) >= values.shape[1]:
         raise GeometryMismatch(
-            f"missing must be {tuple(values.shape[:2])} and never name the background, not {tuple(missing.shape)}."
+            f"Missing classes lie between 1 and {values.shape[1] - 1}, and the background is none; not {list(missing)}."
         )
-    away = missing.to(values.device)[:, :, None, None, None]
-    hidden = (values * away).sum(1, keepdim=True)
-    kept = values.masked_fill(away, 0)
-    return torch.cat([kept[:, :1] + hidden, kept[:, 1:]], 1)
+    kept = [c for c in range(1, values.shape[1]) if c not in missing]
+    background = values[:, [0, *missing]].sum(1, keepdim=True)
+    return torch.cat([background, values[:, kept]], 1)
 
 
 def partial_loss(
@@ -92,7 +83,7 @@ def partial_loss(
     target: Tensor,
     *,
     sparse: bool = True,
-    missing: Tensor | None = None,
+    missing: Sequence[Sequence[int]] = (),
 ) -> Tensor:
     """Compare probabilities with a target that may leave voxels and classes open.
 
@@ -107,10 +98,18 @@ def partial_loss(
     sparse
         False if every voxel was labelled, which saves a look at them.
     missing
-        (b, classes) bool: see `merged`. None if every case has every class.
+        For each sample the classes that it was never labelled with; empty if all have all. A loss sees such a sample
+        without these classes, so that those that are there keep their weight.
     """
-    if missing is not None:
-        prediction, target = merged(prediction, missing), merged(target, missing)
+    sets = [tuple(gone) for gone in missing]
+    if any(sets):
+        total = torch.zeros((), device=prediction.device)
+        for gone in dict.fromkeys(sets):
+            own = [i for i, other in enumerate(sets) if other == gone]
+            parts = [merged(values[own], gone) for values in (prediction, target)]
+            if parts[0].shape[1] > 1:
+                total = total + partial_loss(criterion, parts[0], parts[1], sparse=sparse) * (len(own) / len(sets))
+        return total
     if not sparse:
         return criterion(prediction, target)
     told, share = shares(target)

@@ -64,11 +64,6 @@ class _Phase(Labelled):
         super().__init__(stage, recipe, samples)
         self.settings = PhasedSettings.of(recipe.settings)
 
-    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Tensor | None = None) -> Tensor:
-        """Sum the loss over the heads."""
-        heads = net(*inputs)
-        return self.summed(heads if isinstance(heads, tuple) else (heads,), target, missing)
-
 
 class _Consensus(_Phase):
     def sample(

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ _STAGE = "pretrain"
 _INTENSITY = Intensity("percentile", 0.5, 99.5)
 
 
-def pretrain(recipe: PretrainRecipe) -> Iterator[TrainEvent]:
+def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
     """Pretrain a network on unlabelled volumes.
 
     Parameters

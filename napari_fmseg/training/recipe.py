@@ -17,7 +17,7 @@ from napari_fmseg.pipelines import PIPELINES
 from napari_fmseg.pipelines.settings import PhasedSettings, SingleSettings
 from napari_fmseg.tables import dataclass_from
 
-__all__ = ["Augment", "Case", "Recipe", "StageRecipe", "cases_of", "load_recipe"]
+__all__ = ["Augment", "Case", "Recipe", "Replay", "StageRecipe", "cases_of", "load_recipe"]
 
 IGNORE_NAME = "ignore"
 """What nnU-Net calls the voxels that nobody labelled."""
@@ -156,6 +156,43 @@ class StageRecipe:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Cases of before, with labels of their own, that keep what a model knew.
+
+    Parameters
+    ----------
+    dataset
+        Their folder; its own list of validation cases, or every fifth case, validates.
+    training, validation
+        The cases, when there is no `dataset`.
+    holdout
+        Names of the dataset's cases that validate.
+    names
+        What their classes are called in this recipe, where it is something else: ``{"LA" = "left_atrium"}``.
+    classes
+        The recipe's classes that are known not to hide in their background; empty for those that they were labelled
+        with.
+    most
+        Learn from at most so many of them, evenly chosen; 0 takes all.
+    watch
+        Do not learn from them, only show what becomes of their classes; they do not choose the best epoch either.
+    """
+
+    dataset: Path | None = None
+    training: tuple[Case, ...] = ()
+    validation: tuple[Case, ...] = ()
+    holdout: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    most: int = 0
+    watch: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.dataset is None) == (not self.training and not self.validation) or self.most < 0:
+            raise InvalidRecipe("A replay needs either a dataset folder or lists of cases, and most is not negative.")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that a training run depends on.
 
@@ -201,6 +238,17 @@ class Recipe:
         Where in the body.
     augment
         See `Augment`.
+    balance
+        Draw every class as often as any other, however few cases have it, rather than every case.
+    replay
+        Cases of before: see `Replay`.
+    replay_share
+        Share of the samples that are theirs, 0..1.
+    keep_weights
+        How strongly weights are held near those of `start_from` (L2-SP); 0 not at all. Try 0.01.
+    keep_answers
+        How strongly the answers of `start_from` about its classes are kept; 0 not at all. Try 1. For where the cases of
+        before are not there.
     validate_cases
         Validate on so many cases after each epoch (all of them at the end); 0 takes all.
     seed
@@ -244,6 +292,11 @@ class Recipe:
     modality: str = ""
     body_part: str = ""
     augment: Augment = field(default_factory=Augment)
+    balance: bool = False
+    replay: tuple[Replay, ...] = ()
+    replay_share: float = 0.5
+    keep_weights: float = 0.0
+    keep_answers: float = 0.0
     validate_cases: int = 0
     seed: int = 0
     devices: int = 1
@@ -285,11 +338,22 @@ class Recipe:
             raise InvalidRecipe(f"There is no pipeline {self.pipeline!r}. Known: {', '.join(PIPELINES)}.")
         if self.precision not in ("auto", "float32", "bfloat16", "float16"):
             raise InvalidRecipe(f"precision is auto, float32, bfloat16 or float16, not {self.precision!r}.")
+        self._check_memory()
         self._check_order()
         if self.pipeline == "single":
             SingleSettings.of(self.settings)
         else:
             PhasedSettings.of(self.settings)
+
+    def _check_memory(self) -> None:
+        """What keeps the classes of before must make sense."""
+        if not 0 <= self.replay_share <= 1 or min(self.keep_weights, self.keep_answers) < 0:
+            raise InvalidRecipe(
+                f"replay_share is 0..1, keep_weights and keep_answers are not negative; not {self.replay_share}, "
+                f"{self.keep_weights} and {self.keep_answers}."
+            )
+        if (self.keep_weights or self.keep_answers) and not self.start_from:
+            raise InvalidRecipe("keep_weights and keep_answers hold on to a model: name it in start_from.")
 
     def _check_order(self) -> None:
         """A stage may start from the weights of an earlier one only."""
@@ -336,10 +400,24 @@ def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
     for name in ("training", "validation"):
         if isinstance(table.get(name), list):
             table[name] = [_case(entry, folder) for entry in table[name]]
+    if isinstance(table.get("replay"), list):
+        table["replay"] = [_replay(entry, folder) for entry in table["replay"]]
     start = table.get("start_from")
     if isinstance(start, str) and start.endswith(".toml"):
         table["start_from"] = str(folder / start)
     return dataclass_from(Recipe, table)
+
+
+def _replay(entry: Any, folder: Path) -> Any:
+    if not isinstance(entry, Mapping):
+        return entry
+    table = dict(entry)
+    if isinstance(table.get("dataset"), str):
+        table["dataset"] = folder / table["dataset"]
+    for name in ("training", "validation"):
+        if isinstance(table.get(name), list):
+            table[name] = [_case(case, folder) for case in table[name]]
+    return table
 
 
 def _case(entry: Mapping[str, Any], folder: Path) -> Case:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,14 +10,13 @@ from torch import Tensor, nn
 
 from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.grid import zoom
-from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet
 from napari_fmseg.pipelines.settings import SingleSettings
 from napari_fmseg.training.data import Sample, target_in, varied, vary_intensity, window_around
 from napari_fmseg.training.partial import IGNORE
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks import Labelled
 
-__all__ = ["Patches", "probabilities"]
+__all__ = ["Patches"]
 
 
 class Patches(Labelled):
@@ -48,12 +46,6 @@ class Patches(Labelled):
         (x,), target = varied([x], target, augment, self.swap, rng)
         return [vary_intensity(x, augment, rng, noise)], target
 
-    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Tensor | None = None) -> Tensor:
-        """Sum the loss over the heads."""
-        heads = net(*inputs)
-        heads = heads if isinstance(heads, tuple | list) else (heads,)
-        return self.summed([probabilities(net, head) for head in heads], target, missing)
-
     def _window(self, index: int, rng: np.random.Generator, focus: int) -> list[tuple[float, float]]:
         """Edges of a window in the case's own voxels, within the volume where it fits."""
         case, spans = self.samples[index], []
@@ -71,20 +63,6 @@ class Patches(Labelled):
             first = (n - size) / 2 if size >= n else min(max(first, 0.0), n - size)
             spans.append((first, first + size))
         return spans
-
-
-def probabilities(net: nn.Module, out: Tensor) -> Tensor:
-    """Give probabilities, whether the network gives them or logits.
-
-    Raises
-    ------
-    InvalidRecipe
-        If its structures may overlap (a sigmoid), which no loss here is made for.
-    """
-    own: Any = getattr(net, "module", net)
-    if getattr(own, "activation", "softmax") == "sigmoid":
-        raise InvalidRecipe(f"{type(own).__name__} with a sigmoid cannot be trained here: build it with a softmax.")
-    return out if isinstance(own, SNet | AttnNet | EdgeNet) else out.float().softmax(1)
 
 
 def _places(labels: Tensor, most: int = 4096) -> dict[int, np.ndarray]:

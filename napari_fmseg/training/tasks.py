@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.models import Intensity
+from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet
 from napari_fmseg.training import losses
 from napari_fmseg.training.data import Sample
 from napari_fmseg.training.partial import partial_loss
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 
-__all__ = ["Labelled", "Task", "make_loss"]
+__all__ = ["Labelled", "Task", "make_loss", "probabilities"]
+
+
+Missing: TypeAlias = Sequence[Sequence[int]]
 
 
 class Task(Protocol):
@@ -32,8 +37,11 @@ class Task(Protocol):
         `focus` is a class that the sample should show, 0 for none.
         """
 
-    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Tensor | None = None) -> Tensor:
-        """Give the loss of a batch; `missing` (b, classes) tells the classes that a case was never labelled with."""
+    def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give the probabilities (b, classes, z, y, x) of every head of the network, finest first."""
+
+    def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
+        """Give the loss of a batch; `missing` tells for each sample the classes that it was never labelled with."""
 
 
 def make_loss(name: str) -> nn.Module:
@@ -49,6 +57,20 @@ def make_loss(name: str) -> nn.Module:
         "dice_ce_by_class": partial(losses.DiceCELoss, by_class=True),
     }
     return kinds[name]()
+
+
+def probabilities(net: nn.Module, out: Tensor) -> Tensor:
+    """Give probabilities, whether the network gives them or logits.
+
+    Raises
+    ------
+    InvalidRecipe
+        If its structures may overlap (a sigmoid), which no loss here is made for.
+    """
+    own: Any = getattr(net, "module", net)
+    if getattr(own, "activation", "softmax") == "sigmoid":
+        raise InvalidRecipe(f"{type(own).__name__} with a sigmoid cannot be trained here: build it with a softmax.")
+    return out if isinstance(own, SNet | AttnNet | EdgeNet) else out.float().softmax(1)
 
 
 class Labelled:
@@ -68,7 +90,16 @@ class Labelled:
         torn = any((a in case.missing) != (b in case.missing) for a, b in self.swap)
         return dataclasses.replace(self.augment, flip=self.augment.flip.replace("x", "")) if torn else self.augment
 
-    def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Tensor | None) -> Tensor:
+    def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give the probabilities of every head, finest first."""
+        heads = net(*inputs)
+        return [probabilities(net, head) for head in (heads if isinstance(heads, tuple | list) else (heads,))]
+
+    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Missing = ()) -> Tensor:
+        """Give the loss of a batch."""
+        return self.summed(self.heads(net, inputs), target, missing)
+
+    def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
         """Sum the loss of probabilities over the heads: the finest on the target's grid, the others on their own.
 
         The published code zooms all heads to the full size first; comparing where they live costs a fraction of it.

@@ -103,7 +103,6 @@ def test_before_training_the_labels_are_those_of_before_and_new_classes_a_share_
     # The phased networks blend probabilities after the softmax, where the share of the new classes may tip a tie.
     assert same > 0.99 if name in ("snet", "attnnet") else same == 1
     assert (b[:, [1, 4]].sum(1) <= 1.001 * NEW_SHARE * (b[:, 0] + 1e-6) + 1e-4).all()
-    assert (b[:, [1, 4]] > 0).all()
 
 
 def test_an_edge_network_hands_a_new_class_through() -> None:

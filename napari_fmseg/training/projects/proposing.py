@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
 
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.io import read_labels, read_volume
+from napari_fmseg.events import Progress, Saved, Warned
 from napari_fmseg.io.writing import written_beside
-from napari_fmseg.models import Intensity, ModelCard, find_card
-from napari_fmseg.pipelines.settings import STAGES
+from napari_fmseg.models import ModelCard, find_card
 from napari_fmseg.training.projects.journal import OURS
-from napari_fmseg.training.projects.learning import Plan, Run, recipe_for, start_run, training_plan
-from napari_fmseg.training.projects.state import Project
+from napari_fmseg.training.projects.learning import Run, recipe_for, start_run, training_plan
+from napari_fmseg.training.projects.state import Project, examine
 from napari_fmseg.training.projects.versions import present_version, seen_held_out
-from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe, as_table
+from napari_fmseg.training.recipe import Augment, Recipe, as_table
 
-__all__ = ["PRESENT", "SCRATCH", "LessonOptions", "prepare_run", "proposed_stages", "recipe_file", "unfinished_run"]
+__all__ = ["PRESENT", "SCRATCH", "LessonOptions", "prepare_run", "recipe_file", "unfinished_run"]
 
 PRESENT, SCRATCH = "project", ""
 """To start from the project's model in use, or from nothing."""
 
 KEPT = "kept.json"
 """In the folder of a run whose model became a version."""
-
-_STEP = 8  # voxels: grids are multiples of it
-_LEAST, _MOST = 32, 160  # voxels along an axis of a grid
-_VOXELS_PER_MINUTE = 25_000  # of a grid: more detail needs more steps than a short lesson has
-_FEWEST_VOXELS, _MOST_VOXELS = 60_000, 2_000_000
-_US_PER_VOXEL = {"snet": 8.0, "attnnet": 8.0, "edgenet": 4.0}  # a step, two processor threads (measured)
-_OTHER_US = 20.0
-_SLAB_VOXELS = 300_000  # that the edge stage looks at in a step
-_GPU_GAIN = 25.0
-_OVERHEAD_S = 15.0  # starting, reading, and writing the model
-_FOR_STEPS = 0.75  # the rest validates
-_SHARES = {"consensus": 0.35, "attention": 0.5, "edge": 0.15, "net": 1.0}
-_EPOCHS = 8
-_SAMPLED = 4  # cases that are looked at
 
 
 @dataclass(frozen=True)
@@ -55,8 +39,6 @@ class LessonOptions:
         About how long it may take. More minutes see more detail and learn it better.
     rate
         Factor on the learning rate: below 1 learns more carefully, above 1 faster and less surely.
-    batch
-        Volumes per step; more need more memory.
     seed
         Random seed: the same one gives the same model on a processor.
     device
@@ -67,50 +49,39 @@ class LessonOptions:
 
     minutes: float = 5.0
     rate: float = 1.0
-    batch: int = 2
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 0 < self.minutes <= 7 * 24 * 60 or self.rate <= 0 or self.batch < 1:
+        if not 0 < self.minutes <= 7 * 24 * 60 or self.rate <= 0:
             raise FmsegError(
-                f"A training takes more than 0 minutes and at most a week, its rate is above 0 and a step has at least "
-                f"one volume; not {self.minutes:g} minutes, {self.rate:g} and {self.batch}."
+                f"A training takes more than 0 minutes and at most a week, and its rate is above 0; not "
+                f"{self.minutes:g} minutes and {self.rate:g}."
             )
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What the cases look like."""
-
-    extent_mm: tuple[float, ...]
-    spacing_mm: tuple[float, ...]
-    window_mm: tuple[float, ...]
-    low: float = 0.0
-    high: float = 1.0
 
 
 def prepare_run(
     project: Project,
-    start: str,
+    start: str = PRESENT,
     options: LessonOptions = LessonOptions(),
     augment: Augment | None = None,
-    *,
-    gpu: bool = False,
-) -> Run:
-    """Open a run and write its recipe, ready for ``fmseg train``.
+) -> Generator[Progress | Warned | Saved, None, Run]:
+    """Open a run and write its recipe, ready for ``fmseg train``; torch measures this machine for it.
 
     Parameters
     ----------
     project
-        With labelled cases, all of them examined.
+        With labelled cases.
     start
         `PRESENT`, `SCRATCH`, the name of a model, or the path of a card.
     options, augment
         See there.
-    gpu
-        Whether there is a graphics card, which does more in the same time.
+
+    Yields
+    ------
+    Progress, Warned or Saved
+        Cases that are examined, the reasons for what was chosen, and the recipe.
 
     Returns
     -------
@@ -122,22 +93,46 @@ def prepare_run(
     FmsegError
         If there is nothing to learn from, or the model to start from does not fit the project.
     """
+    from napari_fmseg.training.suggest import suggest_recipe  # torch comes only here
+
+    project = yield from examine(project)
     plan = training_plan(project)
     card = _card(project, start)
-    stages, fields = proposed_stages(project, plan, card, options, gpu=gpu)
-    fields |= {
-        "start_from": _name(card),
-        "augment": augment or Augment(),
-        "seed": options.seed,
-        "device": options.device,
-        "precision": options.precision,
-        "validate_cases": 3,
-        "title": str(project.facts.table.get("name") or project.folder.name),
-        "trained_on": f"{len(plan.training)} case(s) of a project; {len(plan.validation)} held out.",
-    }
+    yield Progress("choosing", 0, 1)
+    suggestion = suggest_recipe(
+        plan.training,
+        options.minutes,
+        _name(card) or None,
+        None if options.device == "auto" else options.device,
+        labels=plan.labels,
+        validation=plan.validation,
+    )
+    for word in suggestion.words:
+        yield Warned(word)
+    found = suggestion.recipe
+    stages = tuple(replace(stage, lr=stage.lr * options.rate) for stage in found.stages)
+    known = card is not None and any(name in plan.labels for name in card.labels.values())
     run = start_run(project, plan)
-    recipe = recipe_for(run, stages, name=_plain(project.folder.name), **fields)
+    recipe = recipe_for(
+        run,
+        stages,
+        name=_plain(project.folder.name),
+        title=str(project.facts.table.get("name") or project.folder.name),
+        start_from=_name(card),
+        pipeline=found.pipeline,
+        settings=found.settings,
+        intensity=found.intensity,
+        augment=augment or found.augment,
+        balance=found.balance,
+        keep_answers=found.keep_answers if known else 0.0,
+        validate_cases=min(3, found.validate_cases),
+        seed=options.seed,
+        device=options.device,
+        precision=options.precision,
+        trained_on=f"{len(plan.training)} case(s) of a project; {len(plan.validation)} held out.",
+    )
     _write(recipe, recipe_file(run))
+    yield Saved(recipe_file(run), True)
     return run
 
 
@@ -181,102 +176,6 @@ def _name(card: ModelCard | None) -> str:
         return ""
     own = card.folder / f"{card.name}.toml"
     return str(own) if own.exists() else card.name
-
-
-def proposed_stages(
-    project: Project, plan: Plan, card: ModelCard | None, options: LessonOptions, *, gpu: bool = False
-) -> tuple[tuple[StageRecipe, ...], dict[str, Any]]:
-    """Choose networks, grids and steps.
-
-    Returns
-    -------
-    tuple
-        The stages, and the fields of the recipe that belong to them.
-    """
-    seen = _look(plan, project.facts.channels)
-    if card is not None:
-        pipeline, settings, intensity = card.pipeline, dict(card.settings), card.intensity
-        nets = {name: card.nets[name].network for name in STAGES[pipeline] if name in card.nets}
-        rate = 5e-4 * options.rate
-    else:
-        pipeline, intensity = "phased", _intensity(project.facts.channels, seen)
-        gain = _GPU_GAIN if gpu else 1.0
-        voxels = int(np.clip(gain * _VOXELS_PER_MINUTE * options.minutes, _FEWEST_VOXELS, _MOST_VOXELS))
-        settings = {
-            "consensus_grid": _grid(seen.extent_mm, seen.spacing_mm, voxels),
-            "attention_grid": _grid(seen.window_mm, seen.spacing_mm, voxels),
-            "window": "largest" if len(plan.labels) == 1 else "all",
-            "window_margin": (3, 4),
-        }
-        nets = dict(zip(STAGES["phased"], ("snet", "attnnet", "edgenet"), strict=True))
-        rate = 2e-3 * options.rate
-    seconds = max(4.0, _FOR_STEPS * (60 * options.minutes - _OVERHEAD_S))
-    stages = []
-    for stage, network in nets.items():
-        cost = _seconds_per_step(stage, network, settings, options.batch) / (_GPU_GAIN if gpu else 1.0)
-        steps = max(8, int(seconds * _SHARES[stage] / cost))
-        per_epoch = max(2, -(-steps // _EPOCHS))
-        stages.append(
-            StageRecipe(
-                stage,
-                network,
-                steps=steps,
-                steps_per_epoch=per_epoch,
-                batch=1 if stage == "edge" else options.batch,
-                lr=rate,
-                init_from="consensus" if stage == "attention" and card is None else "",
-            )
-        )
-    return tuple(stages), {"pipeline": pipeline, "settings": settings, "intensity": intensity}
-
-
-def _seconds_per_step(stage: str, network: str, settings: Mapping[str, Any], batch: int) -> float:
-    grid = {"consensus": "consensus_grid", "attention": "attention_grid", "net": "window"}.get(stage)
-    voxels = float(np.prod(settings.get(grid, (128, 128, 128)))) * batch if grid else float(_SLAB_VOXELS)
-    return voxels * _US_PER_VOXEL.get(network, _OTHER_US) * 1e-6
-
-
-def _look(plan: Plan, channels: Sequence[str]) -> _Seen:
-    """Measure some of the training cases along the patient's axes: field of view, spacing, and where the labels are."""
-    extents, spacings, windows, inside = [], [], [], []
-    for case in plan.training[:_SAMPLED]:
-        volume = read_volume(case.images[0])
-        grid, order, _ = volume.geometry.canonical()
-        spacing = np.array(grid.spacing)
-        extents.append(spacing * grid.shape)
-        spacings.append(spacing)
-        if case.labels is None:
-            continue
-        data = read_labels(case.labels).data
-        found = np.isin(data, list(plan.names))
-        if found.any():
-            own = np.array(volume.geometry.spacing)
-            sides = [np.ptp(np.flatnonzero(found.any(tuple(b for b in range(3) if b != a)))) + 1 for a in range(3)]
-            windows.append((np.array(sides) * own)[list(order)])
-            if volume.data.shape == data.shape:
-                inside.append(np.percentile(np.asarray(volume.data[found], np.float32), (1, 99)))
-    extent, spacing = np.median(extents, 0), np.median(spacings, 0)
-    window = np.minimum(extent, 1.3 * np.max(windows, 0)) if windows else extent
-    low, high = (float(v) for v in np.mean(inside, 0)) if inside else (0.0, 1.0)
-    return _Seen(tuple(extent), tuple(spacing), tuple(window), low, high)
-
-
-def _intensity(channels: Sequence[str], seen: _Seen) -> Intensity:
-    """Give CT the window in which the structures lie, anything else percentiles."""
-    if tuple(channels) == ("CT",) and seen.high > seen.low:
-        return Intensity("window", round(max(-1024.0, seen.low - 150)), round(seen.high + 150))
-    return Intensity()
-
-
-def _grid(extent_mm: Sequence[float], spacing_mm: Sequence[float], voxels: int) -> tuple[int, int, int]:
-    """Give a grid over `extent_mm`, as fine as the scan where `voxels` allow it, else coarser on all axes alike."""
-    extent, sides = np.array(extent_mm), np.array(extent_mm) / np.array(spacing_mm)
-    if sides.prod() > voxels:
-        side_mm = (extent.prod() / voxels) ** (1 / 3)
-        sides = np.minimum(sides, extent / side_mm)
-        sides *= (voxels / sides.prod()) ** (1 / 3)
-    z, y, x = (int(np.clip(_STEP * round(float(n) / _STEP), _LEAST, _MOST)) for n in sides)
-    return (z, y, x)
 
 
 def _plain(name: str) -> str:
