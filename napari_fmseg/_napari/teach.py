@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import (
@@ -31,17 +32,19 @@ from napari_fmseg._napari.teach_add import AddCase
 from napari_fmseg._napari.teach_cases import CaseTable
 from napari_fmseg._napari.teach_new import NewProject
 from napari_fmseg._napari.teach_recent import recent_projects, remember
-from napari_fmseg._napari.teach_round import Round
+from napari_fmseg._napari.teach_round import Round, steps_of
 from napari_fmseg._napari.teach_train import TrainPanel
 from napari_fmseg._napari.teach_versions import VersionList
-from napari_fmseg._napari.teach_work import Addition, Opened, Prepared, Shown, added, opened, put_back, shown
+from napari_fmseg._napari.teach_work import Addition, Opened, Shown, added, opened, put_back, shown
 from napari_fmseg._napari.tooltips import TEACH
 from napari_fmseg._napari.training_run import TrainingRun
 from napari_fmseg._napari.windows import plain, window_of
 from napari_fmseg._napari.worker import start_job
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import EpochDone, Progress, Warned
+from napari_fmseg.training import Recipe
 from napari_fmseg.training.projects import Project, case_table, ranked
+from napari_fmseg.volume import Geometry, LabelMap
 
 __all__ = ["TeachDock"]
 
@@ -123,6 +126,7 @@ class TeachDock(QWidget):
         self.train.stop.connect(self.round.stop)
         self.train.resume.connect(self._on_resume)
         self.round.changed.connect(self._on_state)
+        self.round.chosen.connect(self.train.add_choice)
         self.round.began.connect(self._on_began)
         self.round.came.connect(self._on_event)
         self.round.failed.connect(self._on_failed)
@@ -319,19 +323,16 @@ class TeachDock(QWidget):
         except FmsegError as error:
             self.error.tell(error)
             return
-        gpu = options.device.startswith("cuda") or (options.device == "auto" and _has_card())
-        self.round.start(self.project.folder, source, options, augment, gpu=gpu)
+        self.train.tell_choices([])
+        self.round.start(self.project.folder, source, options, augment)
 
     def _on_resume(self) -> None:
         if self.project is not None and self._job is None:
             self.error.tell(None)
             self.round.resume(self.project.folder, self._known.unfinished if self._known else 0)
 
-    def _on_began(self, run: Prepared) -> None:
-        names = run.run.plan.names
-        colors = colormap_of_names(names)
-        self.train.expect({s.stage: -(-s.steps // s.steps_per_epoch) * s.steps_per_epoch for s in run.recipe.stages})
-        self.train.begin(colors, fresh=self.round.fresh)
+    def _on_began(self, recipe: Recipe) -> None:
+        self.train.begin(steps_of(recipe), _colors(recipe.labels), fresh=self.round.fresh)
 
     def _on_event(self, event: Any) -> None:
         if isinstance(event, Warned):
@@ -439,15 +440,11 @@ class TeachDock(QWidget):
         self.add.close_down()
 
 
-def colormap_of_names(names: Any) -> dict[str, tuple[float, ...]]:
+def _colors(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Give structures the colours that their labels have."""
-    import numpy as np
-
-    from napari_fmseg.volume import Geometry, LabelMap
-
-    some = LabelMap(np.zeros((1, 1, 1), np.uint8), Geometry.from_spacing((1, 1, 1), (1, 1, 1)), {}, dict(names))
-    colors = colormap_of(some)
-    return {name: colors[value][:3] for value, name in names.items() if value in colors}
+    grid = Geometry.from_spacing((1, 1, 1), (1, 1, 1))
+    of_label = colormap_of(LabelMap(np.zeros((1, 1, 1), np.uint8), grid, {}, dict(enumerate(names, 1))))
+    return {name: of_label[value][:3] for value, name in enumerate(names, 1)}
 
 
 def _facts(project: Project, rows: Any) -> str:
@@ -469,7 +466,3 @@ def _scrolled(page: QWidget) -> QScrollArea:
     area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
     area.setWidget(page)
     return area
-
-
-def _has_card() -> bool:
-    return bool(list(Path("/dev").glob("nvidia[0-9]*")))

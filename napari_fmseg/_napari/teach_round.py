@@ -1,22 +1,20 @@
-"""One round: a run is prepared, trained in a process of its own, then measured and kept as a version in another."""
+"""One round: a recipe is chosen, carried out, and what was learned is measured and kept; each in its own process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import QObject, Signal
 
-from napari_fmseg._napari.teach_work import Prepared, prepared, resumed
 from napari_fmseg._napari.training_run import TrainingRun
-from napari_fmseg._napari.worker import start_job
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.events import Progress, Warned
-from napari_fmseg.training import Augment
+from napari_fmseg.events import Progress, Saved, Warned
+from napari_fmseg.training import Augment, Recipe, load_recipe
 from napari_fmseg.training.projects import LessonOptions
 
-__all__ = ["Round"]
+__all__ = ["Round", "steps_of"]
 
 _SAID = {
     "preparing": "Starting, and reading the cases",
@@ -32,8 +30,10 @@ class Round(QObject):
     ----------
     changed
         Signal with the state, one of `training_run.STATES`, and what it means.
+    chosen
+        Signal with a sentence on why the recipe is as it is.
     began
-        Signal with the `Prepared` run, when its process starts.
+        Signal with the recipe, when its process starts.
     came
         Signal with each event of the training.
     failed
@@ -43,6 +43,7 @@ class Round(QObject):
     """
 
     changed = Signal(str, str)
+    chosen = Signal(str)
     began = Signal(object)
     came = Signal(object)
     failed = Signal(object)
@@ -52,14 +53,15 @@ class Round(QObject):
         super().__init__(parent)
         self.state = "idle"
         self.fresh = True
-        self.training, self.keeping = TrainingRun(parent), TrainingRun(parent)
-        self._job: Any = None
-        self._prepared: Prepared | None = None
-        self._folder = Path()
-        self._why = ""
-        self._end = "done"
-        for run in (self.training, self.keeping):
+        self.preparing, self.training, self.keeping = (TrainingRun(parent) for _ in range(3))
+        self._runs = (self.preparing, self.training, self.keeping)
+        self._recipe: Recipe | None = None
+        self._file = Path()
+        self._why, self._end = "", "done"
+        for run in self._runs:
             run.failed.connect(self._on_failed)
+        self.preparing.event.connect(self._on_prepared)
+        self.preparing.changed.connect(self._on_preparing)
         self.training.event.connect(self.came)
         self.training.changed.connect(self._on_training)
         self.keeping.event.connect(self._on_kept)
@@ -68,79 +70,82 @@ class Round(QObject):
     @property
     def running(self) -> bool:
         """Whether a round is under way."""
-        return self._job is not None or self.training.running or self.keeping.running
+        return any(run.running for run in self._runs)
+
+    @property
+    def folder(self) -> Path:
+        """The project of the last run."""
+        return self._file.parents[3]
 
     @property
     def can_resume(self) -> bool:
         """Whether the last training of this window can go on."""
-        return not self.running and self._prepared is not None and self.state in ("stopped", "failed")
+        return not self.running and self._recipe is not None and self.state in ("stopped", "failed")
 
     @property
     def left(self) -> tuple[float, float | None] | None:
         """Share of the steps that are done and about how many seconds the rest takes; None while nothing is learned."""
         return (self.training.fraction, self.training.seconds_left) if self.training.running else None
 
-    def start(self, folder: Path, source: str, options: LessonOptions, augment: Augment, *, gpu: bool) -> None:
+    def start(self, folder: Path, source: str, options: LessonOptions, augment: Augment) -> None:
         """Begin a round."""
-        self.fresh = True
-        self._prepare(folder, lambda: prepared(folder, source, options, augment, gpu=gpu))
+        if self.running:
+            return
+        self.fresh, self._recipe = True, None
+        words = [*_changed(options, ""), *_changed(augment, "augment.")]
+        self.preparing.start(("project", "prepare", str(folder), "--start-from", source, *words))
 
     def resume(self, folder: Path, number: int) -> None:
         """Go on with the training of this window that was stopped or failed, else with run `number` of the project."""
         if self.running:
             return
-        if self.can_resume and folder == self._folder and self._prepared is not None:
-            self.fresh = False
-            self._begin(self._prepared)
+        self.fresh = not (self.can_resume and folder == self.folder)
+        if not self.fresh:
+            self._begin()
         elif number:
-            self.fresh = True
-            self._prepare(folder, lambda: resumed(folder, number))
+            self._take(folder / "fmseg" / "runs" / str(number) / "recipe.toml")
 
     def stop(self) -> None:
         """Ask for the end; the best so far is then measured and kept."""
-        if self._job is not None:
-            self._job.cancel()
-        self.training.stop()
-        self.keeping.stop()
+        for run in self._runs:
+            run.stop()
 
     def close(self) -> None:
         """End everything at once; nothing is told any more."""
-        if self._job is not None:
-            self._job.abandon()
-        self._job = None
-        self.training.close()
-        self.keeping.close()
+        for run in self._runs:
+            run.close()
 
     # --- preparing ---
 
-    def _prepare(self, folder: Path, work: Callable[[], Iterator[Any]]) -> None:
-        if self.running:
-            return
-        self._folder, self._prepared, self._why = folder, None, ""
-        self._job = start_job(work, parent=self)
-        self._job.event.connect(self._on_prepared)
-        self._job.failed.connect(self._on_failed)
-        self._job.finished.connect(self._on_prepared_all)
-        self._enter("preparing", _SAID["preparing"])
-
     def _on_prepared(self, event: Any) -> None:
-        if isinstance(event, Prepared):
-            self._prepared = event
+        if isinstance(event, Warned):
+            self.chosen.emit(event.text)
+        elif isinstance(event, Saved):
+            self._file = event.path
 
-    def _on_prepared_all(self, done: bool) -> None:
-        self._job = None
-        if done and self._prepared is not None:
-            self._begin(self._prepared)
-        elif self.state != "failed":
-            self._enter("stopped", "Stopped before anything was learned.")
+    def _on_preparing(self, state: str) -> None:
+        if state == "preparing":
+            self._enter(state, "Choosing networks, grids and steps for your cases and this machine")
+        elif state == "done":
+            self._take(self._file)
+        elif state == "stopped":
+            self._enter(state, "Stopped before anything was learned.")
+
+    def _take(self, file: Path) -> None:
+        try:
+            self._recipe, self._file = load_recipe(file), file
+        except FmsegError as error:
+            self._on_failed(error)
+            return
+        self._begin()
 
     # --- training ---
 
-    def _begin(self, run: Prepared) -> None:
+    def _begin(self) -> None:
+        assert self._recipe is not None
         self._why = ""
-        steps = {s.stage: -(-s.steps // s.steps_per_epoch) * s.steps_per_epoch for s in run.recipe.stages}
-        self.began.emit(run)
-        self.training.start(("train", str(run.file)), steps=steps)
+        self.began.emit(self._recipe)
+        self.training.start(("train", str(self._file)), steps=steps_of(self._recipe))
 
     def _on_training(self, state: str) -> None:
         if state in _SAID:
@@ -151,12 +156,12 @@ class Round(QObject):
 
     def _keep(self) -> None:
         """Measure what was learned and keep it; a training that was stopped early may have learned nothing."""
-        run = self._prepared
-        if run is None or not (run.run.folder / f"{run.recipe.name}.toml").exists():
+        run = self._file.parent
+        if self._recipe is None or not (run / f"{self._recipe.name}.toml").exists():
             self._enter("stopped", "Stopped before anything was learned. Resume goes on from the last checkpoint.")
             self.over.emit()
             return
-        self.keeping.start(("project", "keep", str(self._folder), "--run", run.run.folder.name))
+        self.keeping.start(("project", "keep", str(self.folder), "--run", run.name))
 
     # --- keeping ---
 
@@ -177,12 +182,26 @@ class Round(QObject):
             self.over.emit()
 
     def _on_failed(self, error: FmsegError) -> None:
+        rest = " Resume goes on from what was saved." if self._recipe is not None else ""
         self.failed.emit(error)
-        self._enter(
-            "failed", "It did not come to its end; the reason stands below. Resume goes on from what was saved."
-        )
+        self._enter("failed", f"It did not come to its end; the reason stands below.{rest}")
         self.over.emit()
 
     def _enter(self, state: str, text: str) -> None:
         self.state = state
         self.changed.emit(state, text)
+
+
+def steps_of(recipe: Recipe) -> dict[str, int]:
+    """Steps that every stage takes: whole epochs."""
+    return {stage.stage: -(-stage.steps // stage.steps_per_epoch) * stage.steps_per_epoch for stage in recipe.stages}
+
+
+def _changed(options: Any, prefix: str) -> list[str]:
+    """Give what differs from the defaults as the words of a command."""
+    words = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value != field.default:
+            words += [f"--{prefix}{field.name.replace('_', '-')}", str(value)]
+    return words

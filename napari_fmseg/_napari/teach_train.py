@@ -47,7 +47,7 @@ _COLORS = {
     "failed": "#d9534f",
 }
 _DOING = {"reading": "Reading the cases", "validating": "Measuring on the held-out cases"}
-_WORDS = {"rate": "Learning rate, times", "batch": "Volumes per step"}
+_WORDS = {"rate": "Learning rate, times"}
 
 
 class TrainPanel(QWidget):
@@ -77,9 +77,14 @@ class TrainPanel(QWidget):
             labels=_WORDS,
         )
         self.augment = OptionsForm(Augment, skip=("swap",))
+        self.choices_made = QLabel()
+        self.choices_made.setWordWrap(True)
+        self.choices_made.setToolTip(TEACH.choices)
+        self.choices_made.hide()
         inside = QWidget()
         rows = QVBoxLayout(inside)
         rows.setContentsMargins(0, 0, 0, 0)
+        rows.addWidget(self.choices_made)
         for form in (self.options, self.augment):
             rows.addWidget(form)
         self.more = More("Details", inside, TEACH.details)
@@ -211,14 +216,24 @@ class TrainPanel(QWidget):
         (self._timer.start if running else self._timer.stop)()
         self._on_tick()
 
-    def begin(self, colors: Mapping[str, Any], *, fresh: bool) -> None:
-        """Empty the plots for a new training; one that is resumed goes on."""
+    def begin(self, steps: Mapping[str, int], colors: Mapping[str, Any], *, fresh: bool) -> None:
+        """Get ready for the steps of every stage; a training that is resumed goes on in its plots."""
+        self._steps = dict(steps)
         if fresh:
             self.loss.clear()
             self.dice.clear()
             self._doing = ""
             self.picture.hide()
         self.dice.set_colors(dict(colors))
+
+    def tell_choices(self, texts: Sequence[str]) -> None:
+        """Say under the details what was chosen for the last training, and why."""
+        self.choices_made.setText("\n".join(texts))
+        self.choices_made.setVisible(bool(texts))
+
+    def add_choice(self, text: str) -> None:
+        """Say one thing more."""
+        self.tell_choices([*filter(None, self.choices_made.text().splitlines()), text])
 
     def take(self, event: TrainEvent) -> None:
         """Draw an event."""
@@ -239,10 +254,6 @@ class TrainPanel(QWidget):
         before = sum(self._steps[name] for name in names[: names.index(stage)]) if stage in names else 0
         self._last = float(before + step)
         return self._last
-
-    def expect(self, steps: Mapping[str, int]) -> None:
-        """Say how many steps every stage will take."""
-        self._steps = dict(steps)
 
     def show_picture(self, pixels: QPixmap) -> None:
         """Show what the network finds in a held-out case."""

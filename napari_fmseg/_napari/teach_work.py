@@ -13,12 +13,9 @@ from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_lay
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress
 from napari_fmseg.io import read_labels
-from napari_fmseg.training import Augment, Recipe, load_recipe
 from napari_fmseg.training.projects import (
     LabelOptions,
-    LessonOptions,
     Project,
-    Run,
     Version,
     add_case,
     examine,
@@ -26,11 +23,8 @@ from napari_fmseg.training.projects import (
     label_case,
     list_versions,
     open_project,
-    open_run,
-    prepare_run,
     publish,
     put_in_use,
-    recipe_file,
     roll_back,
     training_plan,
     unfinished_run,
@@ -38,7 +32,7 @@ from napari_fmseg.training.projects import (
 from napari_fmseg.training.projects.state import read_image
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["Addition", "Opened", "Prepared", "Shown", "added", "opened", "prepared", "put_back", "resumed", "shown"]
+__all__ = ["Addition", "Opened", "Shown", "added", "opened", "put_back", "shown"]
 
 
 @dataclass(frozen=True)
@@ -62,15 +56,6 @@ class Opened:
     note: str = ""
     can_train: bool = False
     unfinished: int = 0
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that can begin."""
-
-    run: Run
-    recipe: Recipe
-    file: Path
 
 
 @dataclass(frozen=True)
@@ -155,25 +140,6 @@ def _marked(layer: LayerData, told: Mapping[str, str]) -> LayerData:
     data, options, kind = layer
     metadata = {KEY: {**options["metadata"][KEY], **told}}
     return data, {**options, "metadata": metadata}, kind
-
-
-def prepared(
-    folder: Path, start: str, options: LessonOptions, augment: Augment, *, gpu: bool
-) -> Iterator[Progress | Prepared]:
-    """Examine the project and write the recipe of a run."""
-    project = yield from examine(open_project(folder))
-    run = prepare_run(project, start, options, augment, gpu=gpu)
-    yield _prepared(run)
-
-
-def resumed(folder: Path, number: int) -> Iterator[Progress | Prepared]:
-    """Take up a run that was begun before."""
-    project = yield from examine(open_project(folder))
-    yield _prepared(open_run(project, number))
-
-
-def _prepared(run: Run) -> Prepared:
-    return Prepared(run, load_recipe(recipe_file(run)), recipe_file(run))
 
 
 def put_back(folder: Path, number: int = 0) -> Iterator[Opened]:

@@ -135,6 +135,7 @@ class TEACH:
     source = "A model that knows something similar learns faster. The project's own model goes on from where it is."
     minutes = "About how long the training may take on this machine. Five minutes show whether it works."
     details = "What follows from your data and the time, unless you change it."
+    choices = "What was chosen for the last training, and why."
     start = "Train on all corrected cases. napari stays usable; the training is a program of its own."
     stop = "Stop within two seconds. The best that was learned so far is measured and kept."
     resume = "Go on with the training that was interrupted, from its last checkpoint."
