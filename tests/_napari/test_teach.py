@@ -1,0 +1,433 @@
+"""The Teach dock in a real window: what is painted is what is learned from, and a training never takes napari along."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pytestqt")
+pytest.importorskip("napari")
+pytest.importorskip("pyqtgraph")
+if not os.environ.get("DISPLAY"):
+    pytest.skip("needs a display: run under xvfb-run", allow_module_level=True)
+
+from napari.layers import Layer
+from qtpy.QtCore import QMimeData, QPoint, Qt, QTimer, QUrl
+from qtpy.QtGui import QDropEvent
+from qtpy.QtWidgets import QApplication
+
+from napari_fmseg._napari.dialogs import Question, on_screen
+from napari_fmseg._napari.layers import image_layers, labels_layer
+from napari_fmseg._napari.model_chooser import ModelChooser
+from napari_fmseg._napari.teach import TeachDock
+from napari_fmseg.io import read_labels
+from napari_fmseg.models import ModelCard, NetSpec, find_card, save_model
+from napari_fmseg.training.projects import (
+    add_case,
+    init_project,
+    keep_version,
+    open_project,
+    record_uncertainty,
+    start_run,
+    training_plan,
+)
+from napari_fmseg.volume import Geometry, LabelMap, Volume
+
+PATIENCE_MS = 120_000
+SHAPE = (16, 28, 32)
+TURN = np.linalg.qr(np.eye(3) + 0.05 * np.random.default_rng(3).standard_normal((3, 3)))[0]
+TURN = (TURN * np.sign(np.diag(TURN)))[:, [1, 0, 2]] @ np.diag([1, -1, 1])  # filed in an order of its own
+
+
+def case_of(seed: int, direction: Any = None) -> tuple[Volume, LabelMap]:
+    """Make a bright ball in noise, and its labels."""
+    rng = np.random.default_rng(seed)
+    grid = Geometry.from_spacing(SHAPE, (2.0, 1.5, 1.5), (3, -4, 5), np.eye(3) if direction is None else direction)
+    where = np.indices(SHAPE).T * grid.spacing
+    middle = np.array(SHAPE) * grid.spacing / 2 + rng.uniform(-2, 2, 3)
+    ball = (((where - middle) ** 2).sum(-1) < 10**2).T
+    image = (rng.normal(100, 15, SHAPE) + 150 * ball).astype(np.int16)
+    return Volume(image, grid), LabelMap(ball.astype(np.uint8), grid, {}, {1: "ball"})
+
+
+def project_at(folder: Path, n: int) -> Any:
+    project = init_project(folder, ("ball",), channels=("MR",))
+    for i in range(n):
+        project = add_case(project, f"case-{i + 1:03d}", *case_of(i))
+    return project
+
+
+@pytest.fixture
+def make_dock(make_napari_viewer: Any, qtbot: Any) -> Iterator[Callable[..., TeachDock]]:
+    docks: list[TeachDock] = []
+
+    def made(folder: Path | None = None) -> TeachDock:
+        viewer = make_napari_viewer(show=True)
+        dock = TeachDock(viewer)
+        viewer.window.add_dock_widget(dock, name="fmseg: Teach")
+        docks.append(dock)
+        if folder is not None:
+            dock.open_folder(folder)
+            wait(qtbot, dock)
+        return dock
+
+    yield made
+    for dock in docks:
+        dock.round.close()
+        dock.predicting.close()
+    docks.clear()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and [t for t in threading.enumerate() if t.name.startswith("fmseg")]:
+        time.sleep(0.05)
+
+
+def wait(qtbot: Any, dock: TeachDock) -> None:
+    qtbot.waitUntil(lambda: dock._job is None, timeout=PATIENCE_MS)
+
+
+def press(qtbot: Any, button: Any) -> None:
+    assert button.isEnabled(), button.toolTip()
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def answering(yes: bool) -> list[str]:
+    """Answer the next question that opens, and note what it was."""
+    asked: list[str] = []
+
+    def look() -> None:
+        question = on_screen(Question)
+        if question is None:
+            QTimer.singleShot(20, look)
+            return
+        asked.append(question.objectName())
+        (question.yes_button if yes else question.no_button).click()
+
+    QTimer.singleShot(20, look)
+    return asked
+
+
+def shown_in(viewer: Any, volume: Volume, name: str = "scan") -> Any:
+    for layer in image_layers(volume, name):
+        viewer.add_layer(Layer.create(*layer))
+    return viewer.layers[-1]
+
+
+def a_version(folder: Path, place: Path) -> None:
+    """Give the project a model that knows nothing."""
+    import torch
+
+    from napari_fmseg.nets import build
+
+    project = open_project(folder)
+    kwargs = {"in_channels": 1, "n_classes": 2, "width": 4}
+    torch.manual_seed(0)
+    nets = {stage: build(net, **({**kwargs} if net != "edgenet" else {"in_channels": 1, "n_classes": 2}))
+            for stage, net in (("consensus", "snet"), ("attention", "attnnet"), ("edge", "edgenet"))}  # fmt: skip
+    specs = {
+        "consensus": NetSpec("snet", kwargs),
+        "attention": NetSpec("attnnet", kwargs),
+        "edge": NetSpec("edgenet", {"in_channels": 1, "n_classes": 2}),
+    }
+    card = ModelCard(
+        folder.name, "the ball", "phased", specs, {1: "ball"},
+        settings={"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]},
+    )  # fmt: skip
+    saved = save_model(card, nets, place)
+    keep_version(start_run(project, training_plan(project)), place / f"{folder.name}.toml", force=True)
+    assert saved is not None
+
+
+class Clock:
+    """Notes the longest gap between two ticks of a 10 ms timer."""
+
+    def __init__(self) -> None:
+        self.longest_ms, self._last = 0.0, time.perf_counter()
+        self._timer = QTimer(interval=10)
+        self._timer.timeout.connect(self._on_tick)
+        self._timer.start()
+
+    def _on_tick(self) -> None:
+        now = time.perf_counter()
+        self.longest_ms = max(self.longest_ms, 1000 * (now - self._last))
+        self._last = now
+
+    def stop(self) -> float:
+        self._timer.stop()
+        return self.longest_ms
+
+
+# --- with the real training -----------------------------------------------------------------------------------------
+
+
+def test_labels_are_painted_added_learned_from_stopped_and_rolled_back(
+    make_dock: Any, qtbot: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project_at(tmp_path / "balls", 4).folder
+    a_version(folder, tmp_path / "first")
+    dock = make_dock(folder)
+    chooser = ModelChooser()
+    qtbot.addWidget(chooser)
+    chooser.setParent(dock.viewer.window._qt_window, Qt.WindowType.Widget)
+    volume, truth = case_of(9)
+    shown_in(dock.viewer, volume)
+    press(qtbot, dock.add.new_button)
+    layer = dock.viewer.layers.selection.active
+    assert layer.mode == "paint"
+    for at in np.argwhere(truth.data[:, ::4, ::4]) * (1, 4, 4):
+        layer.brush_size = 5
+        layer.paint(at, 1)
+    painted = layer.data.copy()
+    assert painted.any()
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    assert dock.error.error is None
+    np.testing.assert_array_equal(read_labels(folder / "labelsTr" / "case-005.nii.gz").data, painted)
+    assert "5 case(s)" in dock.facts.text() or "4 case(s) to learn from, 1 held out" in dock.facts.text()
+    assert dock.add.add_button.text() == "Save labels of case-005"
+
+    dock.pages.setCurrentIndex(1)
+    dock.train.minutes.setValue(0.5)
+    clock = Clock()
+    press(qtbot, dock.train.start_button)
+    assert not dock.train.start_button.isEnabled()
+    states: list[str] = []
+    dock.round.changed.connect(lambda state, _: states.append(state))
+    qtbot.waitUntil(
+        lambda: len(dock.train.dice.values("ball")[0]) > 1 or states[-1:] == ["failed"], timeout=PATIENCE_MS
+    )
+    assert dock.error.error is None
+    steps = [len(dock.train.loss.values(name)[0]) for name in dock.train.loss.names]
+    gap = clock.stop()
+    asked = time.perf_counter()
+    press(qtbot, dock.train.stop_button)
+    qtbot.waitUntil(lambda: not dock.round.training.running, timeout=10_000)
+    stopped = time.perf_counter() - asked
+    with capsys.disabled():
+        sys.stdout.write(f"\nlongest gap of a 10 ms timer while it learns: {gap:.0f} ms; stopped in {stopped:.2f} s\n")
+    assert sum(steps) > 1
+    qtbot.waitUntil(lambda: not dock.round.running, timeout=PATIENCE_MS)
+    wait(qtbot, dock)
+    assert (dock.round.state, dock.error.error) == ("stopped", None), dock.error.text.text()
+    assert {"preparing", "training", "validating"} <= set(states)
+    assert [version.number for version in dock._known.versions] == [1, 2]
+
+    dock.pages.setCurrentIndex(2)
+    if dock.versions.present == 1:  # not better on the held-out case: the user says so
+        dock.versions.choose(2)
+        press(qtbot, dock.versions.use_button)
+        wait(qtbot, dock)
+    assert dock.versions.present == 2
+    assert find_card("balls").version == 2
+    assert "balls" in [chooser.list.item(i).data(Qt.ItemDataRole.UserRole) for i in range(chooser.list.count())]
+    press(qtbot, dock.versions.back_button)
+    wait(qtbot, dock)
+    assert dock.versions.present == 1
+    assert find_card("balls").version == 1
+
+
+def test_a_killed_training_shows_as_failed_is_resumed_and_ends_with_napari(
+    make_dock: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 2).folder)
+    dock.train.minutes.setValue(2)
+    press(qtbot, dock.train.start_button)
+    qtbot.waitUntil(lambda: dock.round.state in ("training", "failed"), timeout=PATIENCE_MS)
+    pid = dock.round.training.pid
+    assert pid is not None, dock.error.text.text()
+    os.kill(pid, signal.SIGKILL)
+    qtbot.waitUntil(lambda: dock.round.state == "failed", timeout=10_000)
+    assert "ended" in dock.error.text.text()
+    assert dock.train.start_button.isEnabled()
+    wait(qtbot, dock)
+    n_points = sum(len(dock.train.loss.values(name)[0]) for name in dock.train.loss.names)
+    press(qtbot, dock.train.resume_button)
+    assert dock.error.error is None
+    qtbot.waitUntil(lambda: dock.round.state in ("training", "failed"), timeout=PATIENCE_MS)
+    assert sum(len(dock.train.loss.values(name)[0]) for name in dock.train.loss.names) >= n_points
+    pid = dock.round.training.pid
+    assert pid is not None
+    dock.viewer.close()
+    qtbot.waitUntil(lambda: not alive(pid), timeout=10_000)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] if Path(f"/proc/{pid}/stat").exists() else True
+
+
+def test_opening_the_dock_and_a_project_loads_no_torch(tmp_path: Path) -> None:
+    folder = project_at(tmp_path / "balls", 2).folder
+    code = f"""
+        import sys, time
+        from pathlib import Path
+        import napari
+        from qtpy.QtWidgets import QApplication
+        from napari_fmseg._napari.teach import TeachDock
+        viewer = napari.Viewer(show=False)
+        dock = TeachDock(viewer)
+        viewer.window.add_dock_widget(dock)
+        dock.open_folder(Path({str(folder)!r}))
+        end = time.monotonic() + 60
+        while dock._job is not None and time.monotonic() < end:
+            QApplication.processEvents()
+            time.sleep(0.01)
+        assert dock.project is not None
+        assert "torch" not in sys.modules
+        viewer.close()
+        QApplication.processEvents()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
+# --- without it -----------------------------------------------------------------------------------------------------
+
+
+def test_labels_of_a_new_layer_of_napari_lie_on_an_oblique_image_voxel_by_voxel(
+    make_dock: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 0).folder)
+    volume, truth = case_of(1, TURN)
+    image = shown_in(dock.viewer, volume)
+    shown = labels_layer(truth, "ball", frame=volume.geometry.canonical()[0])[0]
+    dock.viewer.add_labels(np.array(shown), scale=image.scale, translate=image.translate, name="mine")
+    assert dock.add.labels.currentText() == "mine"
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    assert dock.error.error is None
+    found = read_labels(tmp_path / "balls" / "labelsTr" / "case-001.nii.gz")
+    assert found.geometry.matches(volume.geometry, atol_mm=0.01)
+    np.testing.assert_array_equal(found.data, truth.data)
+
+
+def test_labels_on_another_grid_are_moved_only_with_consent(make_dock: Any, qtbot: Any, tmp_path: Path) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 0).folder)
+    volume, truth = case_of(1)
+    shown_in(dock.viewer, volume)
+    half = truth.geometry.resized((SHAPE[0] // 2, SHAPE[1] // 2, SHAPE[2] // 2))
+    coarse = LabelMap(truth.data[::2, ::2, ::2].copy(), half, {}, truth.names)
+    dock.viewer.add_layer(Layer.create(*labels_layer(coarse, "coarse")))
+    asked = answering(yes=False)
+    press(qtbot, dock.add.add_button)
+    assert asked == ["fmseg_question"]
+    assert not dock.project.files
+    answering(yes=True)
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    assert dock.error.error is None
+    found = read_labels(tmp_path / "balls" / "labelsTr" / "case-001.nii.gz").data
+    np.testing.assert_array_equal(found == 1, np.kron(coarse.data, np.ones((2, 2, 2))) == 1)
+
+
+def test_a_class_that_the_project_does_not_have_is_added_only_with_consent(
+    make_dock: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 0).folder)
+    volume, truth = case_of(1)
+    shown_in(dock.viewer, volume)
+    other = LabelMap(truth.data * 3, truth.geometry, {}, {3: "cyst"})
+    dock.viewer.add_layer(Layer.create(*labels_layer(other, "other")))
+    answering(yes=False)
+    press(qtbot, dock.add.add_button)
+    assert list(open_project(dock.project.folder).facts.numbers) == ["ball"]
+    answering(yes=True)
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    assert list(dock.project.facts.numbers) == ["ball", "cyst"]
+    found = read_labels(tmp_path / "balls" / "labelsTr" / "case-001.nii.gz").data
+    np.testing.assert_array_equal(found == 2, truth.data == 1)
+
+
+def test_slices_that_nobody_labelled_are_not_background(make_dock: Any, qtbot: Any, tmp_path: Path) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 0).folder)
+    volume, truth = case_of(1, TURN)
+    shown_in(dock.viewer, volume)
+    data, options, _ = labels_layer(truth, "ball", frame=volume.geometry.canonical()[0])
+    few = np.zeros_like(data)
+    few[5::4] = data[5::4]
+    dock.viewer.add_labels(few, **options)
+    dock.add.part.setCurrentText("Only some slices")
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    assert dock.error.error is None
+    found = read_labels(tmp_path / "balls" / "labelsTr" / "case-001.nii.gz").data
+    assert dock.project.facts.ignore == 2
+    expected = truth.data.copy()
+    axis = int(np.abs(volume.geometry.canonical()[0].direction.T @ volume.geometry.direction)[0].argmax())
+    kept = np.moveaxis(few != 0, 0, axis) if axis else few != 0
+    told = kept.any(tuple(a for a in range(3) if a != axis))
+    order = volume.geometry.canonical()
+    if axis in [order[1][i] for i in order[2]]:
+        told = told[::-1]
+    index = [None, None, None]
+    index[axis] = slice(None)
+    expected = np.where(told[tuple(index)], expected, 2)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_table_sorts_opens_a_case_and_takes_its_correction(make_dock: Any, qtbot: Any, tmp_path: Path) -> None:
+    project = project_at(tmp_path / "balls", 2)
+    for i, unsure in ((5, 0.1), (6, 0.9)):
+        project = add_case(project, f"case-{i:03d}", case_of(i)[0])
+        project = record_uncertainty(project, 0, {f"case-{i:03d}": unsure})
+    dock = make_dock(project.folder)
+    table = dock.cases.table
+    assert "case-006" in dock.cases.next.text()
+    assert "least sure" in dock.cases.next.text()
+    table.sortItems(3, Qt.SortOrder.DescendingOrder)
+    assert [table.item(i, 0).text() for i in range(2)] == ["case-006", "case-005"]
+    assert [table.item(i, 1).text() for i in range(4)] == ["● unlabelled"] * 2 + ["● corrected"] * 2
+    row = next(i for i in range(4) if table.item(i, 0).text() == "case-002")
+    table.cellDoubleClicked.emit(row, 0)
+    table.selectRow(row)
+    press(qtbot, dock.cases.open_button)
+    wait(qtbot, dock)
+    assert [layer.name for layer in dock.viewer.layers] == ["case-002", "case-002 · labels"]
+    layer = dock.viewer.layers.selection.active
+    layer.data_setitem((np.array([0]), np.array([0]), np.array([0])), 1)
+    assert dock.add.add_button.text() == "Save labels of case-002"
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    assert dock.error.error is None
+    assert read_labels(project.folder / "labelsTr" / "case-002.nii.gz").data[0, 0, 0] == 1
+    assert len(dock.project.record("case-002").earlier) == 1
+    dock.cases.choose("case-005")
+    press(qtbot, dock.cases.open_button)
+    wait(qtbot, dock)
+    assert [layer.visible for layer in dock.viewer.layers] == [False, False, True, True]
+
+
+def test_a_dropped_project_is_opened_and_remembered(make_dock: Any, qtbot: Any, tmp_path: Path) -> None:
+    folder = project_at(tmp_path / "balls", 1).folder
+    dock = make_dock()
+    assert not dock.pages.isTabEnabled(1)
+    assert "Open or make a project" in dock.add.add_button.toolTip()
+    mime = QMimeData()
+    mime.setUrls([QUrl.fromLocalFile(str(folder))])
+    where = QPoint(5, 5).toPointF() if hasattr(QPoint, "toPointF") else QPoint(5, 5)
+    drop = QDropEvent(where, Qt.DropAction.CopyAction, mime, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier)
+    dock.dropEvent(drop)
+    wait(qtbot, dock)
+    assert dock.project is not None
+    assert dock.project.folder == folder
+    assert dock.folders.currentText() == "balls"
+    again = TeachDock(dock.viewer)
+    qtbot.addWidget(again)
+    qtbot.waitUntil(lambda: again.project is not None, timeout=10_000)
+    assert again.project.folder == folder
+    again.close_down()
+    QApplication.processEvents()
