@@ -183,10 +183,12 @@ class TeachDock(QWidget):
     # --- work beside the window ---
 
     def _do(self, work: Callable[[], Iterator[Any]]) -> None:
-        """Start a job that ends with the project as it is then; one at a time."""
-        if self._job is not None:
-            return
-        self.error.tell(None)
+        """Start what the user asked for, unless something is being done already."""
+        if self._job is None:
+            self.error.tell(None)
+            self._start_job(work)
+
+    def _start_job(self, work: Callable[[], Iterator[Any]]) -> None:
         self._job = start_job(work, parent=self)
         self._job.event.connect(self._on_done)
         self._job.failed.connect(self._on_failed)
@@ -217,6 +219,7 @@ class TeachDock(QWidget):
                 self.train.show_state("idle", "")
         if self._adding is not None:
             self._mark(self._adding)
+        self._list_models()
         self._refresh()
 
     def _refresh(self) -> None:
@@ -346,13 +349,13 @@ class TeachDock(QWidget):
         self._allow()
 
     def _on_over(self) -> None:
-        """Read the project again, and list a new model wherever models are chosen."""
+        """Read the project again."""
         if self.project is not None and self._job is None:
             folder = self.project.folder
-            self._do(lambda: opened(folder))
-        self._list_models()
+            self._start_job(lambda: opened(folder))  # what went wrong stays in sight
 
     def _list_models(self) -> None:
+        """List a new model wherever models are chosen, such as in the Segment dock."""
         window = window_of(self.viewer)
         for chooser in window.findChildren(ModelChooser) if window is not None else ():
             chooser.refresh()
@@ -363,7 +366,6 @@ class TeachDock(QWidget):
         if self.project is not None:
             folder = self.project.folder
             self._do(lambda: put_back(folder, number))
-            self._list_models()
 
     def _on_roll_back(self) -> None:
         self._on_use(0)

@@ -33,15 +33,19 @@ from napari_fmseg._napari.model_chooser import ModelChooser
 from napari_fmseg._napari.teach import TeachDock
 from napari_fmseg.io import read_labels
 from napari_fmseg.models import ModelCard, NetSpec, find_card, save_model
+from napari_fmseg.training import StageRecipe
 from napari_fmseg.training.projects import (
     add_case,
     init_project,
     keep_version,
     open_project,
+    recipe_file,
+    recipe_for,
     record_uncertainty,
     start_run,
     training_plan,
 )
+from napari_fmseg.training.projects.proposing import write_recipe
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 PATIENCE_MS = 120_000
@@ -197,7 +201,7 @@ def test_labels_are_painted_added_learned_from_stopped_and_rolled_back(
     assert dock.add.add_button.text() == "Save labels of case-005"
 
     dock.pages.setCurrentIndex(1)
-    dock.train.minutes.setValue(0.5)
+    dock.train.minutes.setValue(0.2)
     clock = Clock()
     press(qtbot, dock.train.start_button)
     assert not dock.train.start_button.isEnabled()
@@ -239,9 +243,13 @@ def test_labels_are_painted_added_learned_from_stopped_and_rolled_back(
 def test_a_killed_training_shows_as_failed_is_resumed_and_ends_with_napari(
     make_dock: Any, qtbot: Any, tmp_path: Path
 ) -> None:
-    dock = make_dock(project_at(tmp_path / "balls", 2).folder)
-    dock.train.minutes.setValue(2)
-    press(qtbot, dock.train.start_button)
+    project = project_at(tmp_path / "balls", 2)
+    run = start_run(project, training_plan(project))
+    stage = StageRecipe("consensus", "snet", kwargs={"width": 4}, steps=2000, steps_per_epoch=20, batch=1)
+    settings = {"consensus_grid": (32, 32, 32), "attention_grid": (32, 32, 32)}
+    write_recipe(recipe_for(run, (stage,), settings=settings), recipe_file(run))
+    dock = make_dock(project.folder)
+    press(qtbot, dock.train.resume_button)  # begun before napari was started
     qtbot.waitUntil(lambda: dock.round.state in ("training", "failed"), timeout=PATIENCE_MS)
     pid = dock.round.training.pid
     assert pid is not None, dock.error.text.text()

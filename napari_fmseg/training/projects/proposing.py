@@ -20,7 +20,7 @@ from napari_fmseg.training.projects.state import Project, examine
 from napari_fmseg.training.projects.versions import present_version, seen_held_out
 from napari_fmseg.training.recipe import Augment, Recipe, as_table
 
-__all__ = ["PRESENT", "SCRATCH", "LessonOptions", "prepare_run", "recipe_file", "unfinished_run"]
+__all__ = ["PRESENT", "SCRATCH", "LessonOptions", "prepare_run", "recipe_file", "unfinished_run", "write_recipe"]
 
 PRESENT, SCRATCH = "project", ""
 """To start from the project's model in use, or from nothing."""
@@ -131,7 +131,7 @@ def prepare_run(
         precision=options.precision,
         trained_on=f"{len(plan.training)} case(s) of a project; {len(plan.validation)} held out.",
     )
-    _write(recipe, recipe_file(run))
+    write_recipe(recipe, recipe_file(run))
     yield Saved(recipe_file(run), True)
     return run
 
@@ -183,7 +183,8 @@ def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "project"
 
 
-def _write(recipe: Recipe, path: Path) -> None:
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as TOML, for `load_recipe`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = tomli_w.dumps(_filled(as_table(recipe)))
     with written_beside(path) as file:
