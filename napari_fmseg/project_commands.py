@@ -74,7 +74,7 @@ def add(
     case: str = "",
     link: bool = False,
     again: bool = False,
-    options: OmitArgPrefixes[LabelOptions] = LabelOptions(),  # noqa: B008 - frozen
+    labelling: OmitArgPrefixes[LabelOptions] = LabelOptions(),  # noqa: B008 - frozen
 ) -> int:
     """Add a volume with or without labels; or, without --image, give a case its corrected labels.
 
@@ -99,10 +99,10 @@ def add(
     name = case or free_name(project)
     if not image:
         assert labels is not None
-        project = label_case(project, name, labels, options)
+        project = label_case(project, name, labels, labelling)
     else:
         files = image[0] if len(image) == 1 else image
-        project = add_case(project, name, files, labels, options, link=link, again=again)
+        project = add_case(project, name, files, labels, labelling, link=link, again=again)
     row = next(row for row in case_table(project) if row.name == name)
     say(f"{name}: {row.status}{f', {100 * row.labelled:.0f} % of its slices' if row.classes else ''}")
     return 0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_fmseg.training.projects.adding import add_case, free_name, label_case, restore_labels, save_prediction
 from napari_fmseg.training.projects.content import image_hash
+from napari_fmseg.training.projects.examining import examine, examined
 from napari_fmseg.training.projects.labelling import LabelOptions
 from napari_fmseg.training.projects.learning import Fold, Plan, Run, open_run, recipe_for, start_run, training_plan
 from napari_fmseg.training.projects.proposing import (
@@ -21,14 +22,7 @@ from napari_fmseg.training.projects.proposing import (
     recipe_file,
     unfinished_run,
 )
-from napari_fmseg.training.projects.state import (
-    CaseRecord,
-    Project,
-    examine,
-    examined,
-    init_project,
-    open_project,
-)
+from napari_fmseg.training.projects.state import CaseRecord, Project, init_project, open_project
 from napari_fmseg.training.projects.table import CaseRow, case_table, ranked, record_scores, record_uncertainty
 from napari_fmseg.training.projects.versions import (
     Kept,

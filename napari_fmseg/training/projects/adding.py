@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.io import read_labels, suffix_of, write_labels, write_volume
+from napari_fmseg.io import read_labels, write_labels
 from napari_fmseg.io.checks import checked
 from napari_fmseg.training.projects import nnunet
 from napari_fmseg.training.projects.content import image_hash
-from napari_fmseg.training.projects.journal import OURS, Change, changing
-from napari_fmseg.training.projects.labelling import Labelled, LabelOptions, labelled_for
-from napari_fmseg.training.projects.nnunet import CaseFiles, Facts
+from napari_fmseg.training.projects.examining import read_image
+from napari_fmseg.training.projects.journal import changing
+from napari_fmseg.training.projects.labelling import LabelOptions
+from napari_fmseg.training.projects.nnunet import CaseFiles
+from napari_fmseg.training.projects.staging import (
+    StagedCase,
+    moved_to_training,
+    prediction_of,
+    stage_image,
+    stage_labels,
+    stage_state,
+)
 from napari_fmseg.training.projects.state import (
     CaseRecord,
-    Earlier,
     Project,
     now,
     open_project,
-    read_image,
-    stale,
-    stamped,
     with_record,
     write_state,
 )
@@ -112,11 +115,11 @@ def add_case(
                 f"{', '.join(fresh.facts.channels)}. Give one file for each, in this order."
             )
         part = nnunet.UNLABELLED if labels is None else nnunet.IMAGES
-        staged = _stage_image(change, fresh.facts, volume, files, f"{part}/{name}", link=link)
-        case = _Case(name, staged, CaseRecord(image=found, changed=now()))
+        staged = stage_image(change, fresh.facts, volume, files, f"{part}/{name}", link=link)
+        case = StagedCase(name, staged, CaseRecord(image=found, changed=now()))
         if labels is not None:
-            fresh, case = _stage_labels(change, fresh, case, _read(labels), options, volume)
-        _write(change, fresh, case)
+            fresh, case = stage_labels(change, fresh, case, _read(labels), options, volume)
+        stage_state(change, fresh, case)
     return open_project(project.folder)
 
 
@@ -149,9 +152,9 @@ def label_case(
     found = image_hash(volume)
     with changing(project.folder) as change:
         fresh = open_project(project.folder)
-        case = _moved_to_training(change, fresh, name, dataclasses.replace(fresh.record(name), image=found))
-        fresh, case = _stage_labels(change, fresh, case, given, options, volume)
-        _write(change, fresh, case)
+        case = moved_to_training(change, fresh, name, dataclasses.replace(fresh.record(name), image=found))
+        fresh, case = stage_labels(change, fresh, case, given, options, volume)
+        stage_state(change, fresh, case)
     return open_project(project.folder)
 
 
@@ -209,22 +212,12 @@ def save_prediction(
     with changing(project.folder) as change:
         fresh = open_project(project.folder)
         fresh.known(name)
-        write_labels(labels, change.place(_prediction(name)))
+        write_labels(labels, change.place(prediction_of(name)))
         record = fresh.record(name)
         told = record.uncertainty if uncertainty is None else {**record.uncertainty, version: uncertainty}
         fresh = with_record(fresh, name, dataclasses.replace(record, predicted=version, uncertainty=told))
         write_state(change, fresh)
     return open_project(project.folder)
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A case while it is written: where its files will lie, relative to the project, and what is known."""
-
-    name: str
-    images: tuple[tuple[str, Path], ...]  # the place in the project, and where the content is now
-    record: CaseRecord
-    labels: tuple[str, Path] | None = None
 
 
 def _check_name(name: str) -> None:
@@ -251,130 +244,3 @@ def _finite(volume: Volume) -> Volume:
     if data.dtype.kind == "f" and not np.isfinite(data).all():
         return checked(data.copy(), volume.geometry, volume.meta, Path("The volume"))
     return dataclasses.replace(volume, data=data)
-
-
-def _stage_image(
-    change: Change, facts: Facts, volume: Volume, files: tuple[Path, ...], stem: str, *, link: bool
-) -> tuple[tuple[str, Path], ...]:
-    """Copy, link or write the channels."""
-    as_they_are = len(files) == volume.n_channels and all(
-        path.is_file() and path.name.lower().endswith(facts.ending) and facts.ending not in _TWO_FILES for path in files
-    )
-    if link and not as_they_are:
-        raise FmsegError(
-            f"{files[0].name} cannot be linked: the project needs one {facts.ending} file per channel. Copy it, "
-            "which converts it."
-        )
-    staged = []
-    for i, channel in enumerate(volume.channels):
-        path = f"{stem}_{i:04d}{facts.ending}"
-        if link:
-            change.link(files[i], path)
-            staged.append((path, files[i].absolute()))
-        elif as_they_are:
-            staged.append((path, change.place(path)))
-            shutil.copyfile(files[i], staged[-1][1])
-        else:
-            staged.append((path, change.place(path)))
-            write_volume(Volume(np.ascontiguousarray(channel), volume.geometry, volume.meta), staged[-1][1])
-    return tuple(staged)
-
-
-_TWO_FILES = (".mhd", ".nhdr", ".hdr", ".img")
-
-
-def _moved_to_training(change: Change, project: Project, name: str, record: CaseRecord) -> _Case:
-    """Bring the images of an unlabelled case to the labelled ones."""
-    images = []
-    if "/" in name:
-        raise FmsegError(
-            f"{name} cannot be labelled, because a labelled case has the same name. Rename its files in "
-            f"{nnunet.UNLABELLED} first."
-        )
-    for path in project.known(name).images:
-        place = _relative(path, project.folder)
-        if place.startswith(f"{nnunet.UNLABELLED}/"):
-            target = f"{nnunet.IMAGES}/{path.name}"
-            change.move(place, target)
-            place = target
-        images.append((place, path))
-    return _Case(name, tuple(images), record)
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
-
-
-def _stage_labels(
-    change: Change, project: Project, case: _Case, labels: LabelMap, options: LabelOptions, volume: Volume
-) -> tuple[Project, _Case]:
-    facts, old = project.facts, project.files.get(case.name, CaseFiles(())).labels
-    before = case.record.classes if old is not None else ()
-    found = labelled_for(labels, volume.geometry, facts, options, project.folder, before=before)
-    record = case.record
-    if old is not None:
-        kept = f"{OURS}/history/{case.name}/{len(record.earlier) + 1:03d}{suffix_of(old)}"
-        change.copy(old, kept)
-        earlier = Earlier(kept, record.changed, record.classes or tuple(facts.labels.values()), facts.ignore or 0)
-        record = dataclasses.replace(record, earlier=(*record.earlier, earlier))
-    # Where the labels lay outside of the project, that file stays as it is.
-    inside = old is not None and old.is_relative_to(project.folder)
-    path = _relative(old, project.folder) if old and inside else f"{nnunet.LABELS}/{case.name}{facts.ending}"
-    staged = change.place(path)
-    write_labels(found.labels, staged, source=volume)
-    if (project.folder / _prediction(case.name)).exists():
-        change.remove(_prediction(case.name))
-    project = _with_facts(change, project, found, case.name)
-    record = dataclasses.replace(
-        record,
-        classes=found.classes,
-        sparse=found.sparse,
-        labelled=found.share,
-        changed=now(),
-        predicted=0,
-        problem="",
-        dice={},  # they were measured against the labels before
-    )
-    return project, dataclasses.replace(case, record=record, labels=(path, staged))
-
-
-def _prediction(name: str) -> str:
-    return f"{OURS}/predictions/{name.rpartition('/')[2]}.nii.gz"
-
-
-def _with_facts(change: Change, project: Project, found: Labelled, name: str) -> Project:
-    """Take what dataset.json says now; where new classes pushed the ignore label up, the label files follow."""
-    old, new = project.facts.ignore, found.facts.ignore
-    project = dataclasses.replace(project, facts=found.facts)
-    if old is None or old == new or new is None:
-        return project
-    unsure = stale(project)
-    for other in project.labelled:
-        path = project.files[other].labels
-        if other == name or path is None or not (project.record(other).sparse or other in unsure):
-            continue
-        labels = read_labels(path)
-        if not (labels.data == old).any():
-            continue
-        data = labels.data.astype(np.int64)
-        data[data == old] = new
-        names = {**found.facts.labels, new: "ignore"}
-        source = Volume(np.zeros(labels.geometry.shape, np.uint8), labels.geometry, labels.meta)
-        place = change.place(_relative(path, project.folder))
-        write_labels(LabelMap(data, labels.geometry, {}, names), place, source=source)
-        files = CaseFiles(project.files[other].images, place)
-        project = with_record(project, other, stamped(project.record(other), files))
-    return project
-
-
-def _write(change: Change, project: Project, case: _Case) -> None:
-    """Collect dataset.json, index and split with the case in them."""
-    labels = None if case.labels is None else case.labels[0]
-    n_labelled = len({*project.labelled, *([case.name] if labels else [])})
-    table = nnunet.listed(project.facts.table, case.name, tuple(place for place, _ in case.images), labels, n_labelled)
-    if table != nnunet.read_facts(project.folder).table:
-        change.table("dataset.json", table)
-    # Sizes and times of the staged files stay with them when they are moved.
-    files = CaseFiles(tuple(content for _, content in case.images), None if case.labels is None else case.labels[1])
-    project = dataclasses.replace(project, files={**project.files, case.name: files})
-    write_state(change, with_record(project, case.name, stamped(case.record, files)))

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import FmsegError, GeometryMismatch
 from napari_fmseg.io.checks import smallest_integer
+from napari_fmseg.training.projects.examining import labelled_share
 from napari_fmseg.training.projects.nnunet import Facts, grown
-from napari_fmseg.training.projects.state import labelled_share
 from napari_fmseg.volume import Geometry, LabelMap
 
 __all__ = ["LabelOptions", "Labelled", "labelled_for"]

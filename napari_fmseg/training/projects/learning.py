@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from napari_fmseg.errors import FmsegError, InvalidRecipe
+from napari_fmseg.training.projects.examining import examined, stale
 from napari_fmseg.training.projects.journal import OURS, changing
 from napari_fmseg.training.projects.split import HELD_OUT, LEAST, TRAINING, is_locked
-from napari_fmseg.training.projects.state import Project, examined, now, open_project, stale, write_state
+from napari_fmseg.training.projects.state import Project, now, open_project, write_state
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe
 
 __all__ = ["Fold", "Plan", "Run", "learnable", "open_run", "recipe_for", "start_run", "training_plan"]

@@ -11,8 +11,9 @@ from napari_fmseg.io import read_labels
 from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
+from napari_fmseg.training.projects.examining import read_image
 from napari_fmseg.training.projects.split import HELD_OUT
-from napari_fmseg.training.projects.state import Project, read_image
+from napari_fmseg.training.projects.state import Project
 from napari_fmseg.volume import LabelMap
 
 __all__ = ["measure", "unmeasured"]

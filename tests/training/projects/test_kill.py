@@ -21,7 +21,7 @@ import numpy as np
 from napari_fmseg.io import read_labels, read_volume
 from napari_fmseg.models import ModelCard, NetSpec, write_card
 from napari_fmseg.training.projects import *
-from napari_fmseg.training.projects.state import stale
+from napari_fmseg.training.projects.examining import stale
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 assert "torch" not in sys.modules
@@ -158,10 +158,11 @@ EVERY = (
     COMMON
     + """
 import napari_fmseg.training.projects.adding as adding
+import napari_fmseg.training.projects.staging as staging
 import napari_fmseg.training.projects.versions as versions
 
 warmed()
-adding.now = versions.now = lambda: "then"
+adding.now = staging.now = versions.now = lambda: "then"
 base = init_project(place / "base", ("liver",))
 for i in range(4):
     base = add_case(base, f"c{i}", image(i), labels(), SPARSE if i == 0 else LabelOptions())
