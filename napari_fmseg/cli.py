@@ -68,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         note(
-            "Stopped. What was saved stays; the same command goes on from there." if words[0] == "train" else "Stopped."
+            "Stopped. What was saved stays; the same command goes on from there."
+            if words[0] in ("train", "pretrain")
+            else "Stopped."
         )
         return _STOPPED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
@@ -249,7 +251,7 @@ def _follow(event: Any, bars: Bars, whose: str = "") -> None:
         case events.Warned(text):
             bars.note(f"{whose}Warning: {text}")
         case events.StepDone(stage, step, total, loss, _):
-            bars.move(stage, step, total, f"loss {loss:.4f}")
+            bars.move(stage, step, total or None, f"loss {loss:.4f}")
         case _:
             pass
 
@@ -400,6 +402,7 @@ def pretrain(
     output: Path | None = None,
     network: str = "fmunet",
     steps: int | None = None,
+    minutes: float | None = None,
     patch: tuple[int, int, int] | None = None,
     device: str = "auto",
     events: bool = False,
@@ -416,6 +419,8 @@ def pretrain(
         fmunet or pctnet; a recipe names its own.
     steps
         Optimiser steps instead of the recipe's.
+    minutes
+        About how long to learn; the steps follow from the speed of the first ones.
     patch
         Voxels z y x of a sample instead of the recipe's.
     device
@@ -436,9 +441,37 @@ def pretrain(
         recipe = PretrainRecipe(f"{network}-volf", source, output, network, device=device)
     if steps is not None:
         recipe = replace(recipe, steps=steps, steps_per_epoch=min(steps, recipe.steps_per_epoch))
+    if minutes is not None:
+        recipe = replace(recipe, minutes=minutes)
     if patch is not None:
         recipe = replace(recipe, fusion=replace(recipe.fusion, patch=patch))
-    return _tell(learn(recipe), events)
+    return _tell(_until_asked(learn(recipe)), events)
+
+
+def _until_asked(learning: Generator[TrainEvent, None, None]) -> Iterator[TrainEvent]:
+    """Give events until Ctrl-C or SIGTERM, which then end the training between two steps, so that it keeps all."""
+    if threading.current_thread() is not threading.main_thread():  # signals come to that one only
+        yield from learning
+        return
+    asked = threading.Event()
+
+    def stop(*_: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt  # asked twice, somebody is in a hurry
+        asked.set()
+
+    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with contextlib.closing(learning):
+            for event in learning:
+                yield event
+                if asked.is_set():
+                    break
+        if asked.is_set():
+            raise KeyboardInterrupt
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _tell(learning: Generator[TrainEvent, None, None], as_json: bool) -> int:

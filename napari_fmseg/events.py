@@ -70,7 +70,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One optimiser step: `step` of `total` in `stage`."""
+    """One optimiser step: `step` of `total` in `stage`; `total` is 0 while nobody knows it."""
 
     stage: str
     step: int

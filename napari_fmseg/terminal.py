@@ -90,8 +90,8 @@ class Bars:
         if self._progress is not None:
             self._progress.stop()
 
-    def move(self, name: str, done: float, total: float, text: str = "") -> None:
-        """Set the bar `name` to `done` of `total`."""
+    def move(self, name: str, done: float, total: float | None, text: str = "") -> None:
+        """Set the bar `name` to `done` of `total`; None where nobody knows how many there are."""
         if self._progress is None:
             return
         if name not in self._tasks:

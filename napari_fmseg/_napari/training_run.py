@@ -182,14 +182,14 @@ class _Clock:
 
     def fraction(self, steps: Mapping[str, int]) -> float:
         done, total = self._all(steps)
-        return min(1.0, done / total) if total else 0.0
+        return min(1.0, done / total) if self._total else 0.0
 
     def seconds_left(self, steps: Mapping[str, int], now: float) -> float | None:
         if self._first is None or now - self._first[0] < _FIRST_S:
             return None
         seen = sum(self._over.values()) - self._first[1]
         done, total = self._all(steps)
-        return (now - self._first[0]) / seen * (total - done) if seen > 0 else None
+        return (now - self._first[0]) / seen * (total - done) if seen > 0 and self._total else None
 
 
 def _thinned(events: Generator[TrainEvent, None, None]) -> Iterator[TrainEvent]:

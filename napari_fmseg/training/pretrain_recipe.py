@@ -88,6 +88,9 @@ class PretrainRecipe:
         What is drawn; see `Fusion`.
     steps
         Optimiser steps in all. Published: 80,000 and more.
+    minutes
+        About how long to learn, instead of `steps`: their number, and that of an epoch, is set by how fast the first
+        ones are, and kept. 0 takes `steps`.
     steps_per_epoch
         Steps between two validations and checkpoints.
     batch
@@ -123,6 +126,7 @@ class PretrainRecipe:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     fusion: Fusion = field(default_factory=Fusion)
     steps: int = 80_000
+    minutes: float = 0.0
     steps_per_epoch: int = 1000
     batch: int = 2
     lr: float = 1e-3
@@ -140,10 +144,15 @@ class PretrainRecipe:
     def __post_init__(self) -> None:
         if min(self.steps, self.steps_per_epoch, self.batch, self.validate_samples) < 1 or self.lr <= 0:
             raise InvalidRecipe("steps, steps_per_epoch, batch, validate_samples and lr must be positive.")
-        if not 0 <= self.holdout < 1 or self.cache_gb < 0 or Path(self.name).name != self.name or not self.name:
+        if (
+            not 0 <= self.holdout < 1
+            or min(self.cache_gb, self.minutes) < 0
+            or Path(self.name).name != self.name
+            or not self.name
+        ):
             raise InvalidRecipe(
-                "holdout is a share below 1, cache_gb is not negative and name is the name of a file; not "
-                f"{self.holdout}, {self.cache_gb} and {self.name!r}."
+                "holdout is a share below 1, cache_gb and minutes are not negative and name is the name of a file; not "
+                f"{self.holdout}, {self.cache_gb}, {self.minutes} and {self.name!r}."
             )
 
 

@@ -1,13 +1,16 @@
 """Pretraining by Volume Fusion on a folder of unlabelled volumes: it yields what happens, and resumes after a kill.
 
-Every sample is drawn from a generator of its own, seeded by (seed, step, place in the batch), and what a network drops
-by (seed, step); so a run that was killed and started again takes exactly the steps of one that was not.
+What a run has learned stays when it is stopped: closing the iterator writes checkpoint and model. Every sample is drawn
+from a generator of its own, seeded by (seed, step, place in the batch), and what a network drops by (seed, step); so a
+run that was killed and started again takes exactly the steps of one that was not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import time
@@ -23,7 +26,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.events import EpochDone, Progress, Saved, StepDone, TrainEvent, Warned
+from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
 from napari_fmseg.io import find_volumes
 from napari_fmseg.models import Intensity, ModelCard, NetSpec, save_model
 from napari_fmseg.nets import build
@@ -39,6 +42,9 @@ __all__ = ["pretrain"]
 Batch = tuple[Tensor, Tensor]
 _STAGE = "pretrain"
 _INTENSITY = Intensity("percentile", 0.5, 99.5)
+_MEASURED = 5  # steps that tell how many there will be
+_EPOCHS = 20  # of a run whose time is given
+_FOR_STEPS = 0.9  # share of the time for them; the rest is for validation
 
 
 def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
@@ -51,9 +57,11 @@ def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
 
     Yields
     ------
-    Progress, Warned, StepDone, EpochDone or Saved
+    Progress, Warned, StepDone, EpochDone, Pictures or Saved
         A file that cannot be read is told as `Warned` and left out. `EpochDone` has the loss and the Dice of the
-        pretext task on held-out volumes, and which share of the time was spent waiting for samples.
+        pretext task on held-out volumes, which share of the time of the steps was spent waiting for samples, and the
+        samples per second. `Pictures` shows one of the held-out samples: "fused volume", "target" and "prediction".
+        While `recipe.minutes` is being turned into steps, the total of `StepDone` is 0.
 
     Raises
     ------
@@ -62,7 +70,11 @@ def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
     """
     run = _Run(recipe)
     yield from run.read()
-    yield from run.fit()
+    try:
+        yield from run.fit()
+    except GeneratorExit:
+        run.keep()
+        raise
     yield run.save()
 
 
@@ -84,6 +96,14 @@ class _Run:
         draw_weights(self.net, torch.Generator().manual_seed(recipe.seed))
         self.training: list[int] = []
         self.held: list[int] = []
+        self.path = self.folder / "checkpoint.pt"
+        self.optimiser: Any = None
+        self.state: dict[str, Any] = {
+            "step": 0,
+            "best": float("inf"),
+            "steps": 0 if recipe.minutes else recipe.steps,  # 0 while nobody knows
+            "per_epoch": recipe.steps_per_epoch,
+        }
 
     def read(self) -> Iterator[TrainEvent]:
         """Decode every volume once, leave out what cannot be read, and hold some out."""
@@ -109,33 +129,55 @@ class _Run:
         optimiser = torch.optim.Adam(
             [p for p in self.net.parameters() if p.requires_grad], recipe.lr, weight_decay=recipe.weight_decay
         )
-        path = self.folder / "checkpoint.pt"
-        state: dict[str, Any] = {"step": 0, "best": float("inf")}
-        if path.exists():
-            saved = torch.load(path, weights_only=True, map_location="cpu")
+        if self.path.exists():
+            saved = torch.load(self.path, weights_only=True, map_location="cpu")
             self.net.load_state_dict(saved["net"])
             optimiser.load_state_dict(saved["optimiser"])
-            state = saved["state"]
+            self.state |= saved["state"]
         model, optimiser = fabric.setup(self.net, optimiser)
-        epochs = -(-recipe.steps // recipe.steps_per_epoch)
-        while state["step"] < recipe.steps:
-            start, waited, losses = time.perf_counter(), 0.0, []
-            last = min(recipe.steps, state["step"] + recipe.steps_per_epoch)
-            for step, batch, seconds in self._drawn_ahead(state["step"], last):
-                waited += seconds
-                loss = self._step(model, optimiser, step, batch)
-                losses.append(loss)
-                yield StepDone(_STAGE, step + 1, recipe.steps, loss, self._rate(step))
-            state["step"] = last
-            metrics = self._validate(model) | {"waiting": waited / (time.perf_counter() - start)}
-            told = metrics.get("loss", float(np.mean(losses)))
-            better = told < state["best"]
-            state["best"] = min(told, state["best"])
-            _save({"net": self.net.state_dict(), "optimiser": optimiser.state_dict(), "state": state}, path)
-            epoch = -(-last // recipe.steps_per_epoch)
-            seconds = time.perf_counter() - start
-            yield EpochDone(_STAGE, epoch, epochs, float(np.mean(losses)), seconds, metrics)
-            yield Saved(path, better)
+        self.optimiser = optimiser
+        with contextlib.closing(self._drawn_ahead(self.state["step"])) as batches:
+            while not self.state["steps"] or self.state["step"] < self.state["steps"]:
+                yield from self._epoch(model, optimiser, batches)
+
+    def _epoch(self, model: Any, optimiser: Any, batches: Iterator[tuple[int, Batch, float]]) -> Iterator[TrainEvent]:
+        """Take the steps to the next validation, validate, and save."""
+        state, recipe = self.state, self.recipe
+        start, waited, losses, first = time.perf_counter(), 0.0, [], state["step"]
+        for step, batch, seconds in batches:
+            waited += seconds
+            loss = self._step(model, optimiser, step, batch)
+            losses.append(loss)
+            state["step"] = step + 1
+            self._plan(len(losses), time.perf_counter() - start)
+            yield StepDone(_STAGE, step + 1, state["steps"], loss, self._rate(step))
+            if state["steps"] and step + 1 >= self._last(first):
+                break
+        spent = time.perf_counter() - start
+        speed = {"waiting": waited / spent, "samples_per_s": len(losses) * recipe.batch / spent}
+        metrics = (yield from self._validate(model)) | speed
+        told = metrics.get("loss", float(np.mean(losses)))
+        better = told < state["best"]
+        state["best"] = min(told, state["best"])
+        self._checkpoint()
+        epoch, epochs = (-(-n // state["per_epoch"]) for n in (state["step"], state["steps"]))
+        seconds = time.perf_counter() - start
+        yield EpochDone(_STAGE, epoch, epochs, float(np.mean(losses)), seconds, metrics)
+        yield Saved(self.path, better)
+
+    def _plan(self, n: int, seconds: float) -> None:
+        """Set how many steps there are where their time is given: after some of them, or when a tenth of it is over."""
+        budget = 60 * self.recipe.minutes
+        if self.state["steps"] or (n < _MEASURED and seconds < budget / 10):
+            return
+        left = max(0, int(_FOR_STEPS * (budget - seconds) / (seconds / n)))
+        steps = self.state["steps"] = self.state["step"] + left
+        self.state["per_epoch"] = max(1, -(-steps // _EPOCHS))
+
+    def _last(self, first: int) -> int:
+        """Give the step with which the epoch ends in which `first` lies."""
+        per_epoch = self.state["per_epoch"]
+        return int(min(self.state["steps"], (first // per_epoch + 1) * per_epoch))
 
     def _step(self, model: Any, optimiser: Any, step: int, batch: Batch) -> float:
         for group in optimiser.param_groups:
@@ -153,15 +195,15 @@ class _Run:
         return float(loss.detach())
 
     def _rate(self, step: int) -> float:
-        return float(self.recipe.lr * 0.5 ** (4 * step // self.recipe.steps))
+        return float(self.recipe.lr * 0.5 ** (4 * step // (self.state["steps"] or 4 * step + 1)))
 
-    def _drawn_ahead(self, first: int, last: int) -> Iterator[tuple[int, Batch, float]]:
+    def _drawn_ahead(self, first: int) -> Generator[tuple[int, Batch, float], None, None]:
         """Give each step's batch, drawn while the steps before were computed, and how long it was waited for."""
         with ThreadPoolExecutor(2, "samples") as pool:
             ahead: list[Future[Batch]] = []
             try:
-                for step in range(first, last):
-                    while len(ahead) < 3 and step + len(ahead) < last:
+                for step in itertools.count(first):
+                    while len(ahead) < 3 and (not self.state["steps"] or step + len(ahead) < self.state["steps"]):
                         ahead.append(pool.submit(self._batch, step + len(ahead)))
                     start = time.perf_counter()
                     batch = ahead.pop(0).result()
@@ -182,25 +224,56 @@ class _Run:
         x, labels = fusion_sample(self.store.volume(picks[0]), self.recipe.fusion, generator, other)
         return x[None], labels
 
-    @torch.no_grad()
-    def _validate(self, model: nn.Module) -> dict[str, float]:
-        """Loss and Dice of the pretext task on held-out volumes; the same samples every time."""
+    def _validate(self, model: nn.Module) -> Generator[TrainEvent, None, dict[str, float]]:
+        """Loss and Dice of the pretext task on held-out volumes; the same samples every time, the first one shown."""
         if not self.held:
             return {}
         model.eval()
         n_classes, losses, counts = self.recipe.fusion.classes + 1, [], torch.zeros(3, self.recipe.fusion.classes + 1)
-        for i in range(self.recipe.validate_samples):
+        n = self.recipe.validate_samples
+        for i in range(n):
+            yield Progress("validating", i, n)
             x, labels = (part[None].to(self.fabric.device) for part in self._sample(self.held, 3, i))
-            logits, target = model(x), _one_hot(labels, n_classes)
-            losses.append(float(dice_ce_of_logits(logits, target)))
-            found = _one_hot(logits.argmax(1), n_classes)
-            counts += torch.stack([t.sum((0, 2, 3, 4)) for t in (found * target, found, target)]).cpu()
-        both, found, true = counts[:, 1:]
-        return {"loss": float(np.mean(losses)), "dice": float((2 * both / (found + true).clamp_min(1)).mean())}
+            with torch.no_grad():
+                logits, target = model(x), _one_hot(labels, n_classes)
+                losses.append(float(dice_ce_of_logits(logits, target)))
+                found = logits.argmax(1)
+                overlap = _one_hot(found, n_classes)
+                counts += torch.stack([t.sum((0, 2, 3, 4)) for t in (overlap * target, overlap, target)]).cpu()
+            if i == 0:
+                yield self._shown(x[0, 0], labels[0], found[0])
+        both, found_voxels, true_voxels = counts[:, 1:]
+        dice = (2 * both / (found_voxels + true_voxels).clamp_min(1)).mean()
+        return {"loss": float(np.mean(losses)), "dice": float(dice)}
+
+    def _shown(self, fused: Tensor, target: Tensor, prediction: Tensor) -> Pictures:
+        """Write a sample, (z, y, x) each, for a window to show; it was resampled, so its voxels have no size."""
+        tensors = {"fused volume": fused.float(), "target": target.byte(), "prediction": prediction.byte()}
+        arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        path = self.folder / "pictures.npz"
+        beside = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            with beside.open("wb") as file:
+                np.savez_compressed(file, spacing=np.ones(3), **arrays)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+        return Pictures(_STAGE, self.state["step"], path)
+
+    def keep(self) -> None:
+        """Write what was learned when the run is stopped, so that it can go on, and be started from as it is."""
+        if self.optimiser is not None and self.state["step"]:
+            self._checkpoint()
+            self.save()
+
+    def _checkpoint(self) -> None:
+        content = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), "state": self.state}
+        _save(content, self.path)
 
     def save(self) -> Saved:
         """Write the network as a model to start from."""
         recipe, classes = self.recipe, self.recipe.fusion.classes
+        steps = f"{self.state['step']} of {self.state['steps'] or 'not yet known'} steps"
         card = ModelCard(
             name=recipe.name,
             title=f"{recipe.name}: {recipe.network} pretrained by Volume Fusion",
@@ -209,7 +282,7 @@ class _Run:
             labels={k: f"mixed {k} of {classes}" for k in range(1, classes + 1)},
             intensity=_INTENSITY,
             settings={"window": list(recipe.fusion.patch)},
-            trained_on=f"{len(self.training)} unlabelled volumes, {recipe.steps} steps",
+            trained_on=f"{len(self.training)} unlabelled volumes, {steps}",
             limits="It tells mixtures apart and segments nothing: train it on labels before use.",
         )
         save_model(card, {"net": self.net}, self.folder)

@@ -1,6 +1,7 @@
 """Pretraining on a folder of unlabelled volumes: the loss falls, bad files are told, a killed run is continued."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ import torch
 from scipy import ndimage
 
 from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.events import EpochDone, Progress, Saved, StepDone, Warned
+from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StepDone, Warned
 from napari_fmseg.io import write_volume
-from napari_fmseg.models import load_model
+from napari_fmseg.models import find_card, load_model
 from napari_fmseg.training import Fusion, PretrainRecipe, load_pretrain_recipe, pretrain
 from napari_fmseg.volume import Geometry, Volume
 
@@ -50,31 +51,80 @@ def losses(events):
 def test_run_tells_what_happens_and_leaves_a_model_to_start_from(folder, tmp_path):
     events = list(pretrain(recipe_of(folder, tmp_path)))
     assert [type(e) for e in events if not isinstance(e, Progress | StepDone)] == [
-        Warned, EpochDone, Saved, EpochDone, Saved, Saved,
+        Warned, Pictures, EpochDone, Saved, Pictures, EpochDone, Saved, Saved,
     ]  # fmt: skip
     assert "broken.nii.gz is left out" in next(e.text for e in events if isinstance(e, Warned))
     assert [e.step for e in events if isinstance(e, StepDone)] == list(range(1, 9))
     epoch = [e for e in events if isinstance(e, EpochDone)][-1]
-    assert set(epoch.metrics) == {"loss", "dice", "waiting"}
+    assert set(epoch.metrics) == {"loss", "dice", "waiting", "samples_per_s"}
     assert 0 <= epoch.metrics["waiting"] <= 1
     model = load_model(events[-1].path, device="cpu")
     assert model.card.n_classes == 3
     assert "segments nothing" in model.card.limits
 
 
-def test_killed_run_is_continued_exactly(folder, tmp_path):
+def same_weights(one, two):
+    a, b = (load_model(folder / "small.toml", device="cpu").nets["net"].state_dict() for folder in (one, two))
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+def until_step(run, last):
+    for event in run:
+        yield event
+        if isinstance(event, StepDone) and event.step == last:
+            return
+
+
+def test_killed_and_stopped_runs_are_continued_exactly(folder, tmp_path):
     whole = list(pretrain(recipe_of(folder, tmp_path / "whole")))
-    killed = pretrain(recipe_of(folder, tmp_path / "killed"))
-    first = []
-    for event in killed:
-        first.append(event)
-        if isinstance(event, StepDone) and event.step == 6:
-            break
-    killed.close()
-    second = list(pretrain(recipe_of(folder, tmp_path / "killed")))
-    assert losses(first)[:4] + losses(second) == losses(whole)
-    one, two = (load_model(tmp_path / run / "small.toml", device="cpu").nets["net"] for run in ("whole", "killed"))
-    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    stopped = pretrain(recipe_of(folder, tmp_path / "stopped"))
+    first = losses(until_step(stopped, 6))
+    shutil.copytree(tmp_path / "stopped", tmp_path / "killed")  # as it would lie there after kill -9
+    stopped.close()
+    assert "6 of 8 steps" in find_card(tmp_path / "stopped" / "small.toml").trained_on  # to be used as it is
+    for name, done in (("killed", 4), ("stopped", 6)):
+        second = list(pretrain(recipe_of(folder, tmp_path / name)))
+        assert first[:done] + losses(second) == losses(whole)
+        assert [e.metrics["loss"] for e in second if isinstance(e, EpochDone)] == [
+            e.metrics["loss"] for e in whole if isinstance(e, EpochDone)
+        ][1:]
+        assert same_weights(tmp_path / "whole", tmp_path / name)
+
+
+def test_of_a_run_stopped_before_its_first_step_nothing_is_left(folder, tmp_path):
+    run = pretrain(recipe_of(folder, tmp_path))
+    next(run)
+    run.close()
+    assert not list(tmp_path.glob("*.pt"))
+    assert not list(tmp_path.glob("*.toml"))
+
+
+def test_given_minutes_become_steps_that_a_resumed_run_keeps(folder, tmp_path):
+    run = pretrain(recipe_of(folder, tmp_path, minutes=5.0))
+    steps = [e for e in until_step(run, 7) if isinstance(e, StepDone)]
+    run.close()
+    assert steps[0].total == 0  # nobody knows yet
+    assert steps[-1].total > 7
+    assert {e.lr for e in steps} == {1e-3}
+    again = pretrain(recipe_of(folder, tmp_path, minutes=5.0))
+    resumed = next(e for e in again if isinstance(e, StepDone))
+    again.close()
+    assert (resumed.step, resumed.total) == (8, steps[-1].total)
+
+
+def test_time_that_is_over_at_once_still_takes_a_step(folder, tmp_path):
+    events = list(pretrain(recipe_of(folder, tmp_path, minutes=1e-6)))
+    assert [e.step for e in events if isinstance(e, StepDone)] == [1]
+    assert isinstance(events[-1], Saved)
+
+
+def test_pictures_of_a_held_out_sample_lie_in_a_file_without_pickle(folder, tmp_path):
+    events = [e for e in pretrain(recipe_of(folder, tmp_path)) if isinstance(e, Pictures)]
+    assert [e.step for e in events] == [4, 8]
+    with np.load(events[-1].path, allow_pickle=False) as arrays:
+        assert set(arrays) == {"fused volume", "target", "prediction", "spacing"}
+        assert arrays["fused volume"].shape == arrays["target"].shape == arrays["prediction"].shape == (16, 20, 20)
+        assert set(np.unique(arrays["target"])) <= {0, 1, 2}
 
 
 @pytest.mark.parametrize("mode", ["blocks", "boxes"])
