@@ -303,7 +303,7 @@ class _Run:
             state.best = metrics.get("dice", -math.inf)  # training must beat the start, or the start is kept
             state.old = metrics.get("old", math.nan)
         self.unfinished = _Unfinished(stage.stage, self.specs[stage.stage], best, state)
-        watch = _Watch(self.recipe, epochs, first=state.epoch)
+        watch = _Watch(self.recipe, self.samples, epochs, first=state.epoch)
         while state.epoch < epochs and not state.done:
             start = time.perf_counter()
             losses: list[float] = []
@@ -524,8 +524,11 @@ class _Memory:
 class _Watch:
     """Tells early, and once, which class is not being learned or is being forgotten."""
 
-    def __init__(self, recipe: Recipe, epochs: int, first: int) -> None:
-        self.labels, self.after = recipe.labels, max(1, math.ceil(epochs / 3), first + 1)
+    def __init__(self, recipe: Recipe, samples: Sequence[Sample], epochs: int, first: int) -> None:
+        counts = range(1, len(recipe.labels) + 1)  # a class that no case has was told before
+        self.there = {recipe.labels[c - 1] for c in counts if any(bool((s.labels == c).any()) for s in samples)}
+        self.labels, self.epochs = recipe.labels, epochs
+        self.after = max(1, math.ceil(epochs / 3), first + 1)
         self.seen: Tensor | None = None
         self.told = False
 
@@ -547,12 +550,15 @@ class _Watch:
             return
         for name, voxels in zip(self.labels, self.seen.tolist()[1:], strict=True):
             dice = metrics.get(f"dice/{name}", math.nan)
+            if name not in self.there:
+                continue
             if voxels == 0:
                 yield Warned(f"{stage}: {name!r} was in no sample so far. Set balance, or add cases that have it.")
             elif dice < _UNLEARNED:
                 yield Warned(
-                    f"{stage}: {name!r} is not being learned: its Dice is {dice:.2f} after a third of the time. Are "
-                    "its labels right? A finer grid, balance or the loss dice_ce_by_class may help."
+                    f"{stage}: {name!r} is not being learned: its Dice is {dice:.2f} after {state.epoch} of "
+                    f"{self.epochs} epochs. Are its labels right? A finer grid, balance or the loss dice_ce_by_class "
+                    "may help."
                 )
 
 

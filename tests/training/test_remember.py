@@ -22,7 +22,8 @@ from napari_fmseg.events import EpochDone, Saved, StepDone, Warned, from_json
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models import Intensity, load_model
 from napari_fmseg.training import Augment, Recipe, Replay, StageRecipe, load_recipe, train
-from napari_fmseg.training.loop import _Run
+from napari_fmseg.training.data import Sample
+from napari_fmseg.training.loop import _Run, _State, _Watch
 from napari_fmseg.training.remember import Teacher, distance, joined
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
@@ -175,13 +176,23 @@ def test_a_share_of_the_samples_is_replayed(home: Path) -> None:
     assert missing == {False: (1,), True: (2,)}
 
 
-def test_a_class_that_is_not_learned_or_never_sampled_is_told_after_a_third(home: Path) -> None:
-    facts = {"stage": {"steps": 6, "steps_per_epoch": 2, "lr": 1e-9}, "start_from": ""}
+def test_a_class_that_is_not_learned_is_told_after_a_third(home: Path) -> None:
+    facts = {"stage": {"steps": 6, "steps_per_epoch": 2, "lr": 1e-9}}
     events = after(home, "unlearned", **facts, replay=(Replay(home / "bright", holdout=("c0",), watch=True),))
     epochs = [i for i, e in enumerate(events) if isinstance(e, EpochDone)]
     told = [(i, e.text) for i, e in enumerate(events) if isinstance(e, Warned) and "consensus" in e.text]
-    assert any("'bright' was in no sample" in text for _, text in told)
+    assert any("'dark' is not being learned" in text and "1 of 3 epochs" in text for _, text in told)
+    assert not any("'bright' was" in text for _, text in told)  # that no case has it was told before
     assert all(epochs[0] < i < epochs[1] for i, _ in told)
+
+
+def test_a_class_that_no_sample_shows_is_told_once() -> None:
+    here = Sample("a", torch.zeros(1, 2, 2, 2), torch.ones(2, 2, 2, dtype=torch.uint8))
+    watch = _Watch(recipe(Path(), "x", ("bright", "dark")), [here], 6, 0)
+    watch.saw([([], torch.stack([torch.ones(2, 2, 2), torch.zeros(2, 2, 2), torch.zeros(2, 2, 2)]))])
+    told = [list(watch.warnings("net", _State(epoch=epoch), {})) for epoch in range(1, 5)]
+    assert [len(t) for t in told] == [0, 1, 0, 0]
+    assert "'bright' was in no sample" in told[1][0].text
 
 
 @pytest.mark.parametrize(
