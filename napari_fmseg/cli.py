@@ -474,13 +474,15 @@ def _until_asked(learning: Generator[TrainEvent, None, None]) -> Iterator[TrainE
             signal.signal(one, handler)
 
 
-def _tell(learning: Generator[TrainEvent, None, None], as_json: bool) -> int:
+def _tell(learning: Iterator[TrainEvent], as_json: bool) -> int:
     """Follow a training: JSON lines for a program, bars and a line per epoch for a person."""
     from napari_fmseg.events import EpochDone, Saved, to_json
 
     # Closing keeps the best so far, wherever an interruption falls.
-    with _stopping_on_request(), Bars(quiet=as_json) as bars, contextlib.closing(learning) as run:
-        for event in run:
+    with _stopping_on_request(), Bars(quiet=as_json) as bars, contextlib.ExitStack() as at_end:
+        if isinstance(learning, Generator):
+            at_end.callback(learning.close)
+        for event in learning:
             if as_json:
                 say(to_json(event))
                 continue

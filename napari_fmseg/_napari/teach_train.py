@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import QTimer, Signal
-from qtpy.QtGui import QPixmap
 from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
@@ -27,8 +26,9 @@ from napari_fmseg._napari.devices import offered_devices
 from napari_fmseg._napari.estimate import said
 from napari_fmseg._napari.form import OptionsForm
 from napari_fmseg._napari.parts import More
+from napari_fmseg._napari.teach_picture import PlaneView
 from napari_fmseg._napari.tooltips import TEACH
-from napari_fmseg.events import EpochDone, Progress, StepDone, TrainEvent
+from napari_fmseg.events import EpochDone, Pictures, Progress, StepDone, TrainEvent
 from napari_fmseg.models import list_models
 from napari_fmseg.training import Augment
 from napari_fmseg.training.projects import PRESENT, SCRATCH, LessonOptions, Version
@@ -67,6 +67,7 @@ class TrainPanel(QWidget):
         super().__init__(parent)
         self.state, self._text, self._doing = "idle", "", ""
         self._steps: Mapping[str, int] = {}
+        self._colors: dict[int, Sequence[float]] = {}
         self._last = 0.0  # where on the x axis the last step lies
         self._left: Any = lambda: None
         self.source, self.minutes = QComboBox(), QDoubleSpinBox()
@@ -95,7 +96,7 @@ class TrainPanel(QWidget):
         self.note = QLabel()
         self.loss = Curves("step", "loss")
         self.dice = Curves("step", "Dice", y_range=(0, 1), digits=2)
-        self.picture = QLabel()
+        self.picture = PlaneView()
         self._lay_out()
         self._timer = QTimer(self, interval=_TICK_MS)
         self._timer.timeout.connect(self._on_tick)
@@ -141,8 +142,6 @@ class TrainPanel(QWidget):
             curves.plot.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Ignored)
         self.loss.setToolTip(TEACH.loss)
         self.dice.setToolTip(TEACH.dice_curve)
-        self.picture.setToolTip(TEACH.picture)
-        self.picture.hide()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(6, 6, 6, 6)
         layout.setSpacing(5)
@@ -224,6 +223,7 @@ class TrainPanel(QWidget):
             self.dice.clear()
             self._doing = ""
             self.picture.hide()
+        self._colors = dict(enumerate(colors.values(), 1))
         self.dice.set_colors(dict(colors))
 
     def tell_choices(self, texts: Sequence[str]) -> None:
@@ -244,6 +244,8 @@ class TrainPanel(QWidget):
             values = {name.removeprefix("dice/"): v for name, v in event.metrics.items() if name.startswith("dice/")}
             self.dice.add(self._last, values)
             self._doing = f"Learning: {event.stage}, round {event.epoch} of {event.total}"
+        elif isinstance(event, Pictures):
+            self.picture.show_plane(event.path, self._colors)
         elif isinstance(event, Progress) and event.stage in ("reading", "validating"):
             self._doing = f"{_DOING[event.stage]}, {event.done} of {event.total}"
         self._on_tick()
@@ -254,11 +256,6 @@ class TrainPanel(QWidget):
         before = sum(self._steps[name] for name in names[: names.index(stage)]) if stage in names else 0
         self._last = float(before + step)
         return self._last
-
-    def show_picture(self, pixels: QPixmap) -> None:
-        """Show what the network finds in a held-out case."""
-        self.picture.setPixmap(pixels)
-        self.picture.show()
 
     def _on_tick(self) -> None:
         told = self._left()

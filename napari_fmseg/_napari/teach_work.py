@@ -29,7 +29,7 @@ from napari_fmseg.training.projects import (
     training_plan,
     unfinished_run,
 )
-from napari_fmseg.training.projects.state import read_image
+from napari_fmseg.training.projects.examining import read_image
 from napari_fmseg.volume import LabelMap, Volume
 
 __all__ = ["Addition", "Opened", "Shown", "added", "opened", "put_back", "shown"]

@@ -24,7 +24,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.events import EpochDone, Progress, Saved, StageResult, StepDone, TrainEvent, Warned
+from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StageResult, StepDone, TrainEvent, Warned
 from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
@@ -38,6 +38,7 @@ from napari_fmseg.training.data import Held, Sample, load_sample, missing_in, re
 from napari_fmseg.training.growth import grow
 from napari_fmseg.training.partial import IGNORE
 from napari_fmseg.training.phased import make_task
+from napari_fmseg.training.pictures import write_plane
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table, cases_of
 from napari_fmseg.training.remember import Teacher, distance
 from napari_fmseg.training.schedules import rate_of
@@ -58,7 +59,7 @@ def train(recipe: Recipe) -> Generator[TrainEvent, None, None]:
 
     Yields
     ------
-    Progress, Warned, StepDone, EpochDone or Saved
+    Progress, Warned, StepDone, EpochDone, Pictures or Saved
         `Saved` for every checkpoint, and at last for the model's card in `recipe.out`. Closing the iterator, or Ctrl-C,
         writes the best so far as a model; the same recipe goes on from the last checkpoint.
 
@@ -139,6 +140,7 @@ class _Run:
         self.specs: dict[str, NetSpec] = {}
         self.samples: list[Sample] = []
         self.held: list[Held] = []
+        self.found: LabelMap | None = None  # in the first held-out case, at the last validation
         self.card: ModelCard
         self.parent: Model | None = None
         self.old: tuple[str, ...] = ()  # classes that the model to start from knew
@@ -299,7 +301,7 @@ class _Run:
             state, best = _State(**saved["state"]), saved["best"]
         epochs = max(1, math.ceil(stage.steps / stage.steps_per_epoch))
         if saved is None and self._starts_well(stage, net):
-            metrics = yield from self._validate(stage.stage, net, every=False)
+            metrics = yield from self._validate(stage.stage, net, 0, every=False)
             state.best = metrics.get("dice", -math.inf)  # training must beat the start, or the start is kept
             state.old = metrics.get("old", math.nan)
         self.unfinished = _Unfinished(stage.stage, self.specs[stage.stage], best, state)
@@ -315,7 +317,8 @@ class _Run:
             mean = float(np.mean(losses))
             if stage.schedule == "plateau":
                 scheduler.step(mean)
-            metrics = yield from self._validate(stage.stage, net, every=state.epoch == epochs)
+            steps = state.epoch * stage.steps_per_epoch
+            metrics = yield from self._validate(stage.stage, net, steps, every=state.epoch == epochs)
             score = metrics.get("dice", -mean)
             better = score > state.best
             if better:
@@ -441,7 +444,9 @@ class _Run:
         save_model(card, nets, self.folder, half=self.recipe.half)
         return self.folder / f"{card.name}.toml"
 
-    def _validate(self, stage: str, net: nn.Module, *, every: bool) -> Generator[TrainEvent, None, dict[str, float]]:
+    def _validate(
+        self, stage: str, net: nn.Module, step: int, *, every: bool
+    ) -> Generator[TrainEvent, None, dict[str, float]]:
         """Dice on the held-out cases by the pipeline that users run, as far as the stage that is being trained."""
         if not self.held:
             return {}
@@ -449,6 +454,9 @@ class _Run:
         cases = self.held if every or not few else [case for group in self.held_groups for case in group[:few]]
         net.eval()
         metrics = yield from self._score({**self.nets, stage: net}, stage, cases)
+        if self.fabric.is_global_zero and self.found is not None:
+            case = cases[0]
+            yield Pictures(stage, step, write_plane(case.volume, case.truth, self.found, self.folder / "pictures.npz"))
         return metrics
 
     def _score(
@@ -460,7 +468,9 @@ class _Run:
         table = []
         for i, case in enumerate(cases):
             yield Progress("validating", i, len(cases))
-            table.append(_dice(_labels_of(case.volume, model, options), case, len(self.recipe.labels) + 1))
+            found = _labels_of(case.volume, model, options)
+            table.append(_dice(found, case, len(self.recipe.labels) + 1))
+            self.found = found if i == 0 else self.found
         rows, watched = np.array(table), np.array([case.watched for case in cases])
         n_labels = len(self.recipe.labels)
         chosen, shown = _means(rows[~watched].reshape(-1, n_labels)), _means(rows[watched].reshape(-1, n_labels))

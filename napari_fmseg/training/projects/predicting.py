@@ -10,7 +10,8 @@ from napari_fmseg.events import Progress, StageResult
 from napari_fmseg.models import load_model
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.training.projects.adding import save_prediction
-from napari_fmseg.training.projects.state import Project, read_image
+from napari_fmseg.training.projects.examining import read_image
+from napari_fmseg.training.projects.state import Project
 from napari_fmseg.training.projects.table import ranked
 from napari_fmseg.training.projects.versions import present_version
 from napari_fmseg.uncertainty import uncertainty

@@ -14,9 +14,9 @@ from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Saved, Warned
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import ModelCard, find_card
+from napari_fmseg.training.projects.examining import examine
 from napari_fmseg.training.projects.journal import OURS
 from napari_fmseg.training.projects.learning import Run, recipe_for, start_run, training_plan
-from napari_fmseg.training.projects.examining import examine
 from napari_fmseg.training.projects.state import Project
 from napari_fmseg.training.projects.versions import present_version, seen_held_out
 from napari_fmseg.training.recipe import Augment, Recipe, as_table
