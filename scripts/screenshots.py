@@ -1,6 +1,7 @@
 """Makes the pictures of docs/tour.md by driving the real window on a CT phantom; scripts/screenshots calls it.
 
-python scripts/screenshots.py FOLDER
+python scripts/screenshots.py FOLDER          for docs/tour.md
+python scripts/screenshots.py FOLDER teach    for docs/teach.md
 """
 
 from __future__ import annotations
@@ -114,6 +115,113 @@ def main(folder: Path) -> None:
     viewer.close()
 
 
+def teach(folder: Path) -> None:
+    """Take the pictures of the Teach panel: a project of phantoms, two short trainings, one stopped and killed."""
+    import os
+    import signal
+
+    import napari
+
+    from napari_fmseg import phantom_ct, write_volume
+    from napari_fmseg._napari.layers import labels_layer
+    from napari_fmseg._napari.teach_new import NewProject
+    from napari_fmseg.training.projects import add_case, init_project
+    from napari_fmseg.volume import LabelMap
+
+    folder.mkdir(parents=True, exist_ok=True)
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*SIZE)
+    camera = Photographer(viewer, folder)
+
+    def patient(number: int) -> tuple[Any, LabelMap]:
+        volume, labels = phantom_ct(SEED + number, spacing=(6.0, 3.5, 3.5))
+        own = np.select([labels.data == 1, labels.data == 3], [1, 2], 0).astype(np.uint8)
+        return volume, LabelMap(own, volume.geometry, {}, {1: "liver", 2: "spleen"})
+
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["FMSEG_HOME"] = str(Path(temporary) / "fmseg")
+        _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Teach")
+        rest(1)
+        camera.take("1-start")
+        place = Path(temporary) / "abdomen"
+        dialog = NewProject(dock.window())
+        dialog.show()
+        dialog.folder.setText("projects/abdomen")
+        dialog.names.setText("liver, spleen")
+        dialog.kind.setCurrentText("CT")
+        camera.take("2-new", dialog)
+        dialog.reject()
+        dialog.deleteLater()
+        project = init_project(place, ("liver", "spleen"), channels=("CT",))
+        for i in range(6):
+            volume, labels = patient(i)
+            project = add_case(project, f"case-{i + 1:03d}", volume, labels if i < 4 else None)
+        dock.open_folder(place)
+        wait(lambda: dock.project is not None and dock._job is None)
+        volume, labels = patient(9)
+        scan = Path(temporary) / "scan.nii.gz"
+        write_volume(volume, scan)
+        viewer.open(str(scan), plugin="napari-fmseg")
+        dock.add.new_button.click()
+        painted = viewer.layers.selection.active
+        truth = labels_layer(labels, "truth", frame=volume.geometry.canonical()[0])[0]
+        painted.data[4::5] = truth[4::5]
+        painted.refresh()
+        planes = np.flatnonzero(painted.data.any((1, 2)))
+        middle = planes[len(planes) // 2]
+        viewer.dims.set_point(0, float(painted.translate[0] + painted.scale[0] * middle))
+        dock.add.part.setCurrentText("Only some slices")
+        camera.take("3-painted")
+        dock.add.add_button.click()
+        wait(lambda: dock._job is None)
+        camera.take("4-cases")
+        dock.pages.setCurrentIndex(1)
+        dock.train.minutes.setValue(MINUTES)
+        camera.take("5-idle")
+        dock.train.start_button.click()
+        rest(2)
+        camera.take("6-preparing")
+        wait(lambda: len(dock.train.dice.values("liver")[0]) >= 6 and dock.round.state == "training", 900)
+        camera.take("7-training")
+        wait(lambda: dock.round.keeping.running, 900)
+        rest(3)
+        camera.take("8-validating")
+        wait(lambda: not dock.round.running and dock._job is None, 600)
+        camera.take("9-done")
+        dock.pages.setCurrentIndex(0)
+        dock.cases.predict_button.click()
+        wait(lambda: not dock.predicting.running and dock._job is None, 300)
+        dock.cases.table.sortItems(3)
+        dock.cases.table.sortItems(3)
+        dock._on_case(dock.cases.next.text().split("</b> ")[1].split(":")[0])
+        wait(lambda: dock._job is None)
+        rest(1)
+        camera.take("10-predicted")
+        dock.pages.setCurrentIndex(1)
+        dock.train.start_button.click()
+        wait(lambda: len(dock.train.dice.values("liver")[0]) >= 2, 900)
+        dock.train.stop_button.click()
+        wait(lambda: not dock.round.running and dock._job is None, 300)
+        rest(1)
+        camera.take("11-stopped")
+        dock.train.resume_button.click()
+        wait(lambda: dock.round.state == "training", 300)
+        os.kill(dock.round.training.pid, signal.SIGKILL)
+        wait(lambda: not dock.round.running and dock._job is None)
+        camera.take("12-failed")
+        dock.error.tell(None)
+        dock.pages.setCurrentIndex(2)
+        camera.take("13-versions")
+        napari.settings.get_settings().appearance.theme = "light"
+        camera.take("14-light")
+        dock.close_down()
+    viewer.close()
+
+
+MINUTES = 2.0  # of the trainings in the pictures
+
+
 if __name__ == "__main__":
     np.seterr(all="ignore")
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images/tour"))
+    kind = sys.argv[2] if len(sys.argv) > 2 else "tour"
+    {"tour": main, "teach": teach}[kind](Path(sys.argv[1] if len(sys.argv) > 1 else f"docs/images/{kind}"))
