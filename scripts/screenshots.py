@@ -1,7 +1,8 @@
-"""Makes the pictures of docs/tour.md by driving the real window on a CT phantom; scripts/screenshots calls it.
+"""Makes the pictures of the guide by driving the real window on CT phantoms; scripts/screenshots calls it.
 
-python scripts/screenshots.py FOLDER          for docs/tour.md
-python scripts/screenshots.py FOLDER teach    for docs/teach.md
+python scripts/screenshots.py FOLDER            for docs/tour.md
+python scripts/screenshots.py FOLDER pretrain   for docs/pretraining.md
+python scripts/screenshots.py FOLDER teach      for docs/teach.md
 """
 
 from __future__ import annotations
@@ -115,6 +116,66 @@ def main(folder: Path) -> None:
     viewer.close()
 
 
+def pretrain(folder: Path) -> None:
+    """Take the pictures of the Pretrain panel: a short run on a few phantoms, stopped, gone on with, killed."""
+    import os
+    import signal
+
+    import napari
+
+    from napari_fmseg import phantom_ct, write_volume
+
+    folder.mkdir(parents=True, exist_ok=True)
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*SIZE)
+    camera = Photographer(viewer, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["FMSEG_HOME"] = str(Path(temporary) / "fmseg")
+        scans = Path(temporary) / "scans"
+        for i in range(8):
+            write_volume(phantom_ct(SEED + i, spacing=(5.0, 3.0, 3.0))[0], scans / f"patient-{i}" / "ct.nii.gz")
+        (scans / "patient-3" / "half-copied.nii.gz").write_bytes(b"\x1f\x8bnot a volume")
+        _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Pretrain")
+        rest(1)
+        camera.take("1-start")
+        dock.form.volumes.set_path(scans)
+        dock.form.unit.setCurrentText("steps")
+        dock.form.budget.setValue(240)
+        dock.form.more_fields = {
+            "kwargs": {"widths": [8, 16, 32, 64, 64], "dropout": 0.0},
+            "lr": 3e-3,
+            "fusion": {"classes": 1},
+        }
+        dock.form.patch.setCurrentIndex(0)
+        dock.form.more.button.click()
+        camera.take("2-chosen")
+        dock.form.more.button.click()
+        dock.start_button.click()
+        wait(lambda: "reading" in dock.text.text())
+        camera.take("3-preparing")
+        wait(lambda: len(dock.plots.dice.values("held-out Dice")[0]) >= 8 and dock.training.state == "training", 600)
+        camera.take("4-learning")
+        dock.left_out.more.button.click()
+        dock.stop_button.click()
+        wait(lambda: not dock.training.running)
+        rest(1)
+        camera.take("5-stopped")
+        dock.left_out.more.button.click()
+        dock.resume_button.click()
+        wait(lambda: dock.training.state == "training")
+        os.kill(dock.training.pid, signal.SIGKILL)
+        wait(lambda: not dock.training.running)
+        camera.take("6-failed")
+        dock.resume_button.click()
+        wait(lambda: not dock.training.running, 900)
+        rest(1)
+        camera.take("7-done")
+        napari.settings.get_settings().appearance.theme = "light"
+        camera.take("8-light")
+        dock.close_down()
+    viewer.close()
+
+
 def teach(folder: Path) -> None:
     """Take the pictures of the Teach panel: a project of phantoms, two short trainings, one stopped and killed."""
     import os
@@ -224,4 +285,5 @@ MINUTES = 2.0  # of the trainings in the pictures
 if __name__ == "__main__":
     np.seterr(all="ignore")
     kind = sys.argv[2] if len(sys.argv) > 2 else "tour"
-    {"tour": main, "teach": teach}[kind](Path(sys.argv[1] if len(sys.argv) > 1 else f"docs/images/{kind}"))
+    takes = {"tour": main, "pretrain": pretrain, "teach": teach}[kind]
+    takes(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images/tour"))

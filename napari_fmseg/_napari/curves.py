@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtGui import QPalette
-from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
+from qtpy.QtGui import QPalette, QResizeEvent
+from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 __all__ = ["COLORS", "Curves"]
 
@@ -18,6 +18,7 @@ COLORS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#7f8cff", "#b8
 MOST_POINTS = 2000  # in a curve; then every two neighbours become one
 FEW_POINTS = 40  # marked by dots, so that the first is seen
 _REDRAW_MS = 100
+_LEAST_HEIGHT, _SPACING = 110, 2  # of the plot, and to the legend, in pixels
 
 Color = str | Sequence[float]
 
@@ -59,7 +60,10 @@ class Curves(QWidget):
         self.plot.setMouseEnabled(False, False)  # the wheel scrolls the dock
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()
-        self.plot.setMinimumHeight(110)
+        self.plot.setMinimumHeight(_LEAST_HEIGHT)
+        self.plot.setSizePolicy(
+            QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Ignored
+        )  # by itself it asks for 640 x 480
         self.plot.setLabel("bottom", x_name)
         self.plot.setLabel("left", y_name)
         self.plot.showGrid(x=False, y=True, alpha=0.25)
@@ -71,7 +75,7 @@ class Curves(QWidget):
         self.legend.setAlignment(Qt.AlignmentFlag.AlignCenter)
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
-        rows.setSpacing(2)
+        rows.setSpacing(_SPACING)
         rows.addWidget(self.plot, 1)
         rows.addWidget(self.legend)
         self._timer = QTimer(self)
@@ -137,6 +141,10 @@ class Curves(QWidget):
         if event.type() in (QEvent.Type.StyleChange, QEvent.Type.PaletteChange) and hasattr(self, "_timer"):
             self._timer.start()
 
+    def resizeEvent(self, event: QResizeEvent | None) -> None:
+        super().resizeEvent(event)
+        self._fit()
+
     def _redraw(self) -> None:
         import pyqtgraph
 
@@ -160,6 +168,12 @@ class Curves(QWidget):
             line.setData(*self.values(name))
         self.legend.setText("&nbsp;&nbsp; ".join(self._said(name) for name in self._points))
         self.legend.setVisible(bool(self._points))
+        self._fit()
+
+    def _fit(self) -> None:
+        """Ask for the height that plot and legend need: a layout does not, where the one has a policy to be ignored."""
+        below = self.legend.heightForWidth(self.width()) + _SPACING if self._points else 0
+        self.setMinimumHeight(_LEAST_HEIGHT + below)
 
     def _said(self, name: str) -> str:
         points = self._points[name]

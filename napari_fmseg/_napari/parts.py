@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QApplication, QFrame, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent, QObject, Qt, Signal
+from qtpy.QtGui import QResizeEvent
+from qtpy.QtWidgets import QApplication, QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
-__all__ = ["ErrorBox", "More", "Note"]
+__all__ = ["Column", "ErrorBox", "More", "Note"]
 
 # Its own ground and its own text, so that both of napari's themes can be read.
 _NOTE = "QLabel { background: #ffe08a; color: #2b2300; border-radius: 3px; padding: 4px 6px; }"
@@ -86,7 +87,9 @@ class More(QWidget):
         self.button = QPushButton()
         self.button.setCheckable(True)
         self.button.setFlat(True)
-        self.button.setStyleSheet("QPushButton { text-align: left; background: transparent; padding: 2px 0px; }")
+        self.button.setStyleSheet(
+            "QPushButton { text-align: left; background: transparent; border: none; padding: 2px 0px; }"
+        )
         self.button.setToolTip(tip)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -96,6 +99,47 @@ class More(QWidget):
         self.button.toggled.connect(self._on_toggled)
         self._on_toggled(False)
 
+    def set_title(self, title: str) -> None:
+        """Call it otherwise."""
+        self._title = title
+        self._on_toggled(self.button.isChecked())
+
     def _on_toggled(self, is_open: bool) -> None:
         self.button.setText(f"{'▾' if is_open else '▸'} {self._title}")
         self._inside.setVisible(is_open)
+
+
+class Column(QScrollArea):
+    """Widgets below one another that scroll where they do not fit; text that wraps gets the height that it needs.
+
+    Attributes
+    ----------
+    rows
+        The layout to add them to.
+    """
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._inside = QWidget()
+        self.rows = QVBoxLayout(self._inside)
+        self.rows.setContentsMargins(8, 8, 8, 4)
+        self.rows.setSpacing(6)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setWidget(self._inside)
+        self._inside.installEventFilter(self)
+
+    def resizeEvent(self, event: QResizeEvent | None) -> None:
+        super().resizeEvent(event)
+        self._fit()
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Measure again when something in it has changed."""
+        if event is not None and event.type() == QEvent.Type.LayoutRequest:
+            self._fit()
+        return bool(super().eventFilter(watched, event))
+
+    def _fit(self) -> None:
+        # A scroll area asks its widget for one smallest height, and not for that at the width that it has.
+        self._inside.setMinimumHeight(self.rows.minimumHeightForWidth(self.viewport().width()))

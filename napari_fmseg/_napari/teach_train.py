@@ -66,6 +66,7 @@ class TrainPanel(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.state, self._text, self._doing = "idle", "", ""
+        self._files: list[str] = []  # cards that the user has chosen
         self._steps: Mapping[str, int] = {}
         self._colors: dict[int, Sequence[float]] = {}
         self._last = 0.0  # where on the x axis the last step lies
@@ -168,14 +169,18 @@ class TrainPanel(QWidget):
         for card in list_models():
             if card.sha256 not in own:
                 self.source.addItem(f"{card.modality} · {card.title}" if card.modality else card.title, card.name)
+        for file in self._files:
+            self.source.addItem(Path(file).stem, file)
         self.source.addItem("Pretrained or other model file …", _FILE)
         at = self.source.findData(before) if before not in (None, _FILE) else -1
         self.source.setCurrentIndex(at if at >= 0 and not (present and before == SCRATCH) else 0)
 
     def begin_from(self, path: Path) -> None:
         """Start from the card of a model in a file."""
-        self.source.insertItem(0, path.stem, str(path))
-        self.source.setCurrentIndex(0)
+        if str(path) not in self._files:
+            self._files.append(str(path))
+            self.source.addItem(path.stem, str(path))
+        self.source.setCurrentIndex(self.source.findData(str(path)))
 
     def _on_source(self) -> None:
         if self.source.currentData() != _FILE:

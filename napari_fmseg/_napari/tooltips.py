@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CLASSES", "DOCTOR", "EXPORT", "OPEN", "RECOVERY", "SEGMENT", "TEACH"]
+__all__ = ["CLASSES", "DOCTOR", "EXPORT", "OPEN", "PRETRAIN", "RECOVERY", "SEGMENT", "TEACH"]
 
 
 class OPEN:
@@ -151,3 +151,35 @@ class TEACH:
     roll_back = "Put version {} in use again. The present one stays in the list."
     export_model = "Write the chosen version as one file, for another machine."
     import_model = "Take a model from such a file; its hash is checked. It is in the Segment dock's list then."
+
+
+class PRETRAIN:
+    """The Pretrain dock."""
+
+    volumes = "A folder with scans of any kind, in folders below it too. No labels are needed. Drop it here, or browse."
+    browse = "Choose the folder."
+    network = "What is pretrained. FMUNet is the faster one; PCT-Net looks further, by attention."
+    budget = "How long to learn. The number of steps follows from how fast the first ones are."
+    unit = "Minutes on this machine, or a number of steps."
+    out = "Where the run is kept: decoded scans, what was learned so far, and in the end the model."
+    patch = "Size of the samples, in voxels z, y, x. Larger ones see more at once, need more memory and take longer."
+    batch = "Samples per step. More need more memory."
+    device = 'Where it runs. "auto" takes a graphics card where there is one, else the processor.'
+    cache = "Scans are decoded once and kept in the run's folder, up to this size; the oldest go first."
+    samples = "Show what the network makes of a held-out sample: what it sees, what is right, what it says."
+    start = "Begin. It runs in a process of its own; napari stays usable."
+    start_no_folder = "Choose a folder with scans first."
+    start_no_place = "Say where to save first."
+    start_there = "There is a run in this folder already: resume it, or save somewhere else."
+    start_busy = "A pretraining is going on. Stop it, or wait until it is done."
+    stop = "Stop within two seconds. What was learned is kept, can be resumed, and can be started from."
+    stop_idle = "Nothing is running."
+    resume = "Go on with the run that lies where you save, exactly where it was."
+    resume_none = "There is no run to go on with where you save."
+    progress = "How much is done, and about how long the rest takes."
+    facts = "Waiting for data: the share of the time in which nothing is computed. A slow disk makes it large."
+    loss = "The loss: the lower the better. Held out: on scans that the network does not learn from."
+    dice = "How much of the mixture the network tells right on held-out scans, 0 to 1."
+    left_out = "Files that could not be read. The others are learned from."
+    use = "Open the Teach panel with this model to start from, and copy where it is."
+    show_folder = "Open the folder of the run in the file manager."

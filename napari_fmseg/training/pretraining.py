@@ -264,11 +264,12 @@ class _Run:
         """Write what was learned when the run is stopped, so that it can go on, and be started from as it is."""
         if self.optimiser is not None and self.state["step"]:
             self._checkpoint()
-            self.save()
 
     def _checkpoint(self) -> None:
+        """Write what a later run goes on from, and the model, which so is there even after a kill."""
         content = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), "state": self.state}
         _save(content, self.path)
+        self.save()
 
     def save(self) -> Saved:
         """Write the network as a model to start from."""
