@@ -1,4 +1,9 @@
-"""Networks by name: tensors in, tensors out; they know nothing of volumes, files or stages."""
+"""Networks by name: tensors in, tensors out; they know nothing of volumes, files or stages.
+
+Every network takes ``in_channels`` and ``n_classes``, which counts the background. The phased ones give probabilities.
+All others have an attribute ``activation`` and give logits: ``"softmax"``, one channel per class; or
+``"sigmoid"``, one channel per structure (``n_classes - 1``), which may overlap.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,9 @@ NETWORKS: dict[str, str] = {
     "snet": "napari_fmseg.nets.phased:SNet",
     "attnnet": "napari_fmseg.nets.phased:AttnNet",
     "edgenet": "napari_fmseg.nets.phased:EdgeNet",
+    "baseunet": "napari_fmseg.nets.efficient:BaseUNet",
+    "contextunet": "napari_fmseg.nets.efficient:ContextUNet",
+    "efficientsegnet": "napari_fmseg.nets.efficient:EfficientSegNet",
 }
 
 

@@ -19,14 +19,24 @@ def draw(seed, dist, shape, scale, shift):
     return torch.from_numpy(np.asarray(values, np.float32) * np.float32(scale) + np.float32(shift))
 
 
-def fill(key, shape, rule="B"):
-    """One entry of a state dict: rule A fades the signal, rule B keeps its variance."""
-    scale = np.sqrt(1 / np.prod(shape[1:])) if rule == "B" and len(shape) > 1 else 0.05
-    return draw(zlib.crc32(key.encode()), "standard_normal", shape, scale, 0)
+def fill(key, shape, rule="B", dtype="float32"):
+    """One entry of a state dict: rule A fades the signal, rule B keeps its variance; a table names scale and shift."""
+    if dtype != "float32":
+        return torch.zeros(shape, dtype=getattr(torch, dtype))
+    scale, shift = 0.05, 0
+    if isinstance(rule, dict):
+        scale, shift = rule[key]
+    elif rule == "B" and len(shape) > 1:
+        scale = np.sqrt(1 / np.prod(shape[1:]))
+    elif rule == "B" and key.endswith(("weight", "gamma")):
+        shift = 1
+    values = draw(zlib.crc32(key.encode()), "standard_normal", shape, scale, shift)
+    return values.abs() + 1 if key.endswith("running_var") else values
 
 
 def fill_network(net, rule="B"):
-    net.load_state_dict({key: fill(key, tuple(value.shape), rule) for key, value in net.state_dict().items()})
+    state = {k: fill(k, tuple(v.shape), rule, str(v.dtype)[6:]) for k, v in net.state_dict().items()}
+    net.load_state_dict(state)
     return net.eval()
 
 
@@ -46,7 +56,7 @@ class Vector:
             return cls(spec, [data[f"out{i}"] for i in range(len(spec["outputs"]))], stored)
 
     def state(self):
-        return {key: fill(key, shape, self.spec["fill"]) for key, shape, _ in self.spec["state"]}
+        return {key: fill(key, shape, self.spec["fill"], dtype) for key, shape, dtype in self.spec["state"]}
 
     def inputs(self):
         fields = ("seed", "dist", "shape", "scale", "shift")
@@ -59,7 +69,9 @@ class Vector:
         for full, expected, facts in zip(outputs, self.outputs, self.spec["outputs"], strict=True):
             full = full.double().numpy()
             assert list(full.shape) == facts["shape"]
-            part = full[(..., *(slice(None, None, step) for step in facts["sampling"]["stride"]))]
+            steps = facts["sampling"]["stride"]
+            flat = facts["sampling"]["kind"] == "flat"
+            part = full.ravel()[::steps] if flat else full[(..., *(slice(None, None, step) for step in steps))]
             np.testing.assert_allclose(part, expected, rtol, atol)
             np.testing.assert_allclose([full.mean(), full.std()], [facts["mean"], facts["std"]], rtol, atol)
 

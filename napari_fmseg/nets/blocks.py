@@ -1,0 +1,129 @@
+"""What several networks are built of: checks of the input, resizing, convolutions with their norm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_fmseg.errors import GeometryMismatch, UnknownModel
+
+__all__ = ["ACTIVATIONS", "ConvNorm", "Kernel", "check_channels", "check_choice", "check_image", "resize", "tracing"]
+
+ACTIVATIONS = ("softmax", "sigmoid")
+"""How logits are read: classes exclude each other (with the background), or structures may overlap (without it)."""
+
+Kernel: TypeAlias = tuple[int, int, int]
+
+
+def tracing() -> bool:
+    """Say whether torch is recording a trace: comparing sizes would warn there.
+
+    Whoever traces has run the network on the same sizes before.
+    """
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def resize(x: Tensor, size: Sequence[int], *, mode: str = "trilinear", align_corners: bool = True) -> Tensor:
+    """Resize `x` (b, c, z, y, x) to `size` (z, y, x); `x` itself if it has that size.
+
+    Parameters
+    ----------
+    x, size
+        The maps and the size they shall have.
+    mode
+        ``"trilinear"`` or ``"nearest"``.
+    align_corners
+        Whether the outermost voxel centres lie on each other (trilinear only).
+    """
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode=mode, align_corners=align_corners if mode == "trilinear" else None)
+
+
+def check_channels(name: str, in_channels: int, n_classes: int) -> None:
+    """Refuse numbers of channels and classes that no network can have.
+
+    Raises
+    ------
+    UnknownModel
+        If there is no channel, or no structure beside the background.
+    """
+    if in_channels < 1 or n_classes < 2:
+        raise UnknownModel(
+            f"{name} needs at least one channel and two classes (background and one structure), "
+            f"not in_channels={in_channels}, n_classes={n_classes}."
+        )
+
+
+def check_choice(name: str, argument: str, value: object, known: Sequence[object]) -> None:
+    """Refuse an argument that is none of those known.
+
+    Raises
+    ------
+    UnknownModel
+        Lists what is known.
+    """
+    if value not in known:
+        raise UnknownModel(f"{name} does not know {argument}={value!r}. Choose one of: {', '.join(map(str, known))}.")
+
+
+def check_image(name: str, x: Tensor, in_channels: int, smallest: int = 1) -> None:
+    """Refuse an image with another number of axes or channels, or smaller than `smallest` voxels along an axis.
+
+    Raises
+    ------
+    GeometryMismatch
+        With the sizes in question.
+    """
+    if tracing():
+        return
+    if x.ndim != 5 or x.shape[1] != in_channels:
+        raise GeometryMismatch(f"{name} takes (batch, {in_channels}, z, y, x), not {tuple(x.shape)}.")
+    if min(x.shape[2:]) < smallest:
+        raise GeometryMismatch(
+            f"{name} needs at least {smallest} voxels along each axis, not {tuple(x.shape[2:])}. "
+            "Resample or pad the volume."
+        )
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, instance norm without parameters, dropout of whole channels, ReLU.
+
+    Parameters
+    ----------
+    ins, outs
+        Channels.
+    kernel
+        Along (z, y, x), odd; or one number for all.
+    stride
+        The same along all axes.
+    padding
+        Along (z, y, x); by default what keeps the size.
+    dropout
+        Share of channels that training sets to 0; None where the block ends with the norm (no dropout, no ReLU).
+    """
+
+    def __init__(
+        self,
+        ins: int,
+        outs: int,
+        kernel: Kernel | int = 3,
+        *,
+        stride: int = 1,
+        padding: Kernel | None = None,
+        dropout: float | None = None,
+    ) -> None:
+        super().__init__()
+        kernel = (kernel,) * 3 if isinstance(kernel, int) else kernel
+        pads = padding or (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+        self.conv = nn.Conv3d(ins, outs, kernel, stride, pads, bias=False)
+        self.drop = None if dropout is None else nn.Dropout3d(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give (b, outs, z, y, x)."""
+        x = F.instance_norm(self.conv(x))
+        return x if self.drop is None else F.relu(self.drop(x), inplace=True)
