@@ -25,6 +25,8 @@ NETWORKS: dict[str, str] = {
     "baseunet": "napari_fmseg.nets.efficient:BaseUNet",
     "contextunet": "napari_fmseg.nets.efficient:ContextUNet",
     "efficientsegnet": "napari_fmseg.nets.efficient:EfficientSegNet",
+    "uxnet3d": "napari_fmseg.nets.ma3dseg:UXNet",
+    "ma3dseg": "napari_fmseg.nets.ma3dseg:MA3DSeg",
 }
 
 

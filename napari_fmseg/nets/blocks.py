@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from napari_fmseg.errors import GeometryMismatch, UnknownModel
 
-__all__ = ["ACTIVATIONS", "ConvNorm", "Kernel", "check_channels", "check_choice", "check_image", "resize", "tracing"]
+__all__ = [
+    "ACTIVATIONS",
+    "ConvNorm",
+    "Kernel",
+    "check_channels",
+    "check_choice",
+    "check_image",
+    "draw_kaiming",
+    "resize",
+    "tracing",
+]
 
 ACTIVATIONS = ("softmax", "sigmoid")
 """How logits are read: classes exclude each other (with the background), or structures may overlap (without it)."""
@@ -90,6 +100,15 @@ def check_image(name: str, x: Tensor, in_channels: int, smallest: int = 1) -> No
         )
 
 
+def draw_kaiming(net: nn.Module) -> None:
+    """Draw the kernels of all convolutions anew: Kaiming normal for ReLU; their biases become 0."""
+    for part in net.modules():
+        if isinstance(part, nn.Conv3d):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
 class ConvNorm(nn.Module):
     """Convolution without bias, instance norm without parameters, dropout of whole channels, ReLU.
 
@@ -127,3 +146,26 @@ class ConvNorm(nn.Module):
         """Give (b, outs, z, y, x)."""
         x = F.instance_norm(self.conv(x))
         return x if self.drop is None else F.relu(self.drop(x), inplace=True)
+
+
+class Unit(nn.Module):
+    """Convolution with bias, a learned slope per channel, then instance norm with scale and shift: in this order.
+
+    Parameters
+    ----------
+    ins, outs
+        Channels.
+    kernel, stride
+        The same along all axes; the padding keeps the size of a stride of 1.
+    """
+
+    def __init__(self, ins: int, outs: int, kernel: int = 3, *, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(ins, outs, kernel, stride, (kernel - 1) // 2)
+        self.pReLU = nn.PReLU(outs)
+        self.instancenorm = nn.InstanceNorm3d(outs, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give (b, outs, z, y, x)."""
+        out: Tensor = self.instancenorm(self.pReLU(self.conv(x)))
+        return out

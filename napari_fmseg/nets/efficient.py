@@ -23,6 +23,7 @@ from napari_fmseg.nets.blocks import (
     check_channels,
     check_choice,
     check_image,
+    draw_kaiming,
     resize,
     tracing,
 )
@@ -209,9 +210,7 @@ class _Ladder(nn.Module):
             wide = self.channels[2]
             last = nn.Conv3d(wide, self._auxiliary, 1, bias=False)
             self.final1 = nn.Sequential(ConvNorm(wide, wide, dropout=dropout), last)
-        for part in self.modules():
-            if isinstance(part, nn.Conv3d):
-                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+        draw_kaiming(self)
 
     @property
     def _depth(self) -> int:
