@@ -27,6 +27,8 @@ NETWORKS: dict[str, str] = {
     "efficientsegnet": "napari_fmseg.nets.efficient:EfficientSegNet",
     "uxnet3d": "napari_fmseg.nets.ma3dseg:UXNet",
     "ma3dseg": "napari_fmseg.nets.ma3dseg:MA3DSeg",
+    "unet3d": "napari_fmseg.nets.zoo:UNet3D",
+    "vnet": "napari_fmseg.nets.zoo:VNet",
 }
 
 

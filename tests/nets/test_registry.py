@@ -14,6 +14,7 @@ from napari_fmseg.nets import NETWORKS, build
 
 FEW = {"channels": [2, 4, 4, 4, 8], "dropout": 0.0}
 NARROW = {"widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1]}
+PAM = {"width": 4, "attention": "pam", "slices": 24, "reduction": 2, "slice_reduction": 4}
 
 # name: arguments, channels of the inputs beside the image, smallest size per axis, an odd size
 CASES = {
@@ -31,6 +32,11 @@ CASES = {
     "uxnet3d dx": ({**NARROW, "hidden": 8, "block": "dx"}, (), 32, (32, 48, 32)),
     "ma3dseg": ({**NARROW, "stem": 4, "supervised": True}, (), 16, (33, 40, 47)),
     "ma3dseg boundary": ({**NARROW, "stem": 4, "boundary": True, "activation": "sigmoid"}, (), 16, (33, 40, 47)),
+    "unet3d": ({"width": 4}, (), 8, (17, 33, 26)),
+    "unet3d pam": ({**PAM, "gated": True, "activation": "sigmoid"}, (), 8, (17, 33, 26)),
+    "unet3d stn": ({"width": 4, "attention": "stn"}, (), 8, (17, 33, 26)),
+    "vnet": ({"width": 4}, (), 16, (17, 33, 40)),
+    "vnet pam": (PAM, (), 16, (17, 33, 40)),
 }
 
 
