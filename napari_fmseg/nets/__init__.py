@@ -29,6 +29,12 @@ NETWORKS: dict[str, str] = {
     "ma3dseg": "napari_fmseg.nets.ma3dseg:MA3DSeg",
     "unet3d": "napari_fmseg.nets.zoo:UNet3D",
     "vnet": "napari_fmseg.nets.zoo:VNet",
+    "monai-unet": "napari_fmseg.nets.classic:unet",
+    "monai-attentionunet": "napari_fmseg.nets.classic:attention_unet",
+    "monai-dynunet": "napari_fmseg.nets.classic:dynunet",
+    "monai-segresnet": "napari_fmseg.nets.classic:segresnet",
+    "monai-unetr": "napari_fmseg.nets.classic:unetr",
+    "monai-swinunetr": "napari_fmseg.nets.classic:swin_unetr",
 }
 
 
