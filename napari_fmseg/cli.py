@@ -531,6 +531,10 @@ def convert(
     in_channels: int | None = None,
     variant: str | None = None,
     width: int | None = None,
+    widths: tuple[int, ...] | None = None,
+    flat_levels: int | None = None,
+    input_size: tuple[int, int, int] | None = None,
+    new_heads: bool = False,
     part: str = "",
 ) -> int:
     """Turn a published checkpoint (.pt, .pth) into safetensors and a model card; no code in it is ever run.
@@ -538,9 +542,9 @@ def convert(
     Parameters
     ----------
     checkpoint
-        As FMSF-PT saves it ({net, optimizer, epoch}), or a plain state dict.
+        As FMSF-PT ({net, optimizer, epoch}) or MIS-FM saves it ({model_state_dict, iteration}), or a plain state dict.
     network
-        snet, attnnet or edgenet.
+        snet, attnnet, edgenet, fmunet or pctnet.
     output
         Where to write: NAME.safetensors, with NAME.toml beside it.
     n_classes
@@ -550,17 +554,82 @@ def convert(
     variant
         v1 (2022) or v2 (2023).
     width
-        Channels of its levels.
+        Channels of its levels (phased networks).
+    widths
+        Channels of its five levels (fmunet, pctnet).
+    flat_levels
+        Levels that look within slices only, 0 to 2 (fmunet, pctnet).
+    input_size
+        Patch z y x that it was trained with (pctnet).
+    new_heads
+        Where only the number of classes differs, draw the last layers anew and take the rest.
     part
         Its name in the model; by default the stage that it serves.
     """
     from napari_fmseg.convert import convert_checkpoint
 
-    given = {"n_classes": n_classes, "in_channels": in_channels, "variant": variant, "width": width}
+    given = {
+        **{"n_classes": n_classes, "in_channels": in_channels, "variant": variant, "width": width},
+        **{"widths": widths, "flat_levels": flat_levels, "input_size": input_size},
+    }
     kwargs = {name: value for name, value in given.items() if value is not None}
-    done = convert_checkpoint(checkpoint, network, output, part=part, **kwargs)
+    done = convert_checkpoint(checkpoint, network, output, part=part, new_heads=new_heads, **kwargs)
     say(f"{done.weights}\n{done.card}")
+    if done.fresh:
+        note(f"{len(done.taken)} tensors were taken. {len(done.fresh)} are new: {', '.join(done.fresh)}.")
     note("Fill in what the checkpoint does not say: the card's comments tell what is missing.")
+    return 0
+
+
+def export(
+    labels: Positional[Annotated[Path, arg(metavar="LABELS")]],
+    /,
+    *,
+    output: Path,
+    format: str = "",
+    source: Path | None = None,
+    series: str | None = None,
+    smooth: bool = True,
+    as_json: Json = False,
+) -> int:
+    """Turn a file with labels into masks per class, meshes for print and 3-D, or a DICOM SEG for an archive.
+
+    Parameters
+    ----------
+    labels
+        A file with labels.
+    output
+        NAME.dcm for a DICOM SEG; NAME.stl, .ply or .obj for one mesh of all classes; NAME.nii.gz, .nrrd or .mha for
+        one map; a folder for one file per class.
+    format
+        Of the files in a folder: stl, ply, obj, nii.gz, nrrd or mha.
+    source
+        The DICOM series that the labels lie on, for a DICOM SEG.
+    series
+        Which series of that folder, if it holds several.
+    smooth
+        Take the steps between slices off a mesh.
+    """
+    from napari_fmseg.events import Saved
+    from napari_fmseg.io import exporting, read_labels
+
+    if exporting.kind_of(output, format) == "dicom-seg" and source is None:
+        raise _Usage("A DICOM SEG refers to the series that the labels lie on: name its folder with --source.")
+    wanted = exporting.Export(
+        exporting.kind_of(output, format), output, format, smooth=smooth, source=source, series=series
+    )
+    written = []
+    with Bars(quiet=as_json) as bars:
+        for event in exporting.export(read_labels(labels), wanted):
+            _follow(event, bars)
+            if isinstance(event, Saved):
+                written.append(event.path)
+    if as_json:
+        write_json({"use": USE, "written": written})
+        return 0
+    for path in written:
+        say(str(path))
+    note(USE)
     return 0
 
 
@@ -573,4 +642,5 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "phantom": phantom,
     "doctor": doctor,
     "convert": convert,
+    "export": export,
 }

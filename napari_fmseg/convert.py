@@ -43,7 +43,11 @@ class Converted:
     n_parameters
         Numbers in all entries together.
     epoch
-        Rounds of training that the checkpoint names, or None.
+        Rounds or steps of training that the checkpoint names, or None.
+    taken
+        Names of the entries that come from the checkpoint.
+    fresh
+        Names of the entries that were drawn anew, because the classes differ; they must be trained before use.
     """
 
     weights: Path
@@ -51,13 +55,17 @@ class Converted:
     part: str
     n_parameters: int
     epoch: int | None
+    taken: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
 
 
-def convert_checkpoint(path: Path | str, network: str, out: Path | str, *, part: str = "", **kwargs: Any) -> Converted:
+def convert_checkpoint(
+    path: Path | str, network: str, out: Path | str, *, part: str = "", new_heads: bool = False, **kwargs: Any
+) -> Converted:
     """Turn a published checkpoint into safetensors and a card to fill in.
 
-    The file may be ``{net, optimizer, epoch}``, as FMSF-PT saves it, or the state dict itself. It is read without
-    running code from it; a file that would need that is refused.
+    The file may be ``{net, optimizer, epoch}``, as FMSF-PT saves it, ``{model_state_dict, iteration, ...}``, as MIS-FM
+    does, or the state dict itself. It is read without running code from it; a file that would need that is refused.
 
     Parameters
     ----------
@@ -69,6 +77,8 @@ def convert_checkpoint(path: Path | str, network: str, out: Path | str, *, part:
         Where to write: NAME.safetensors; NAME.toml comes beside it.
     part
         The network's name in the model; by default the stage it serves.
+    new_heads
+        Where only the last layers differ, because they give other classes, draw those anew and take the rest.
     **kwargs
         Arguments of the network, such as ``n_classes=14`` or ``variant="v2"``.
 
@@ -92,16 +102,21 @@ def convert_checkpoint(path: Path | str, network: str, out: Path | str, *, part:
 
     path = Path(path)
     weights = Path(out).with_suffix(".safetensors")
-    net = build(network, **kwargs)
     state, epoch = _state_of(path, _read(path))
+    kwargs = _told_by(network, state) | kwargs
+    net = build(network, **kwargs)
+    fresh = _heads_of_other_classes(net, state) if new_heads else ()
+    state |= {key: net.state_dict()[key] for key in fresh}
     _check_fit(path, network, {k: tuple(v.shape) for k, v in net.state_dict().items()}, state)
-    part = part or _PARTS.get(network, network)
+    net.load_state_dict(state)  # the network may look closer
+    part = part or _PARTS.get(network, "net")
     # Clones, since a checkpoint may hold two views of one storage, which safetensors does not store.
     content = save({f"{part}.{key}": value.clone().contiguous() for key, value in state.items()})
     card = weights.with_suffix(".toml")
     _write_whole(weights, content)
-    _write_whole(card, _card(weights, path, content, part, network, kwargs, net).encode())
-    return Converted(weights, card, part, sum(v.numel() for v in state.values()), epoch)
+    _write_whole(card, _card(weights, path, content, part, network, kwargs, net, fresh).encode())
+    taken = tuple(key for key in state if key not in fresh)
+    return Converted(weights, card, part, sum(v.numel() for v in state.values()), epoch, taken, fresh)
 
 
 def _read(path: Path) -> Any:
@@ -110,13 +125,51 @@ def _read(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol; whether it can be read is all that matters
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_plain_numbers()):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsMismatch(
             f"{path.name} was refused: {reason[0][:200]} Expected a torch checkpoint that holds tensors and plain "
             "values only; anything else could run code when it is opened. Ask its authors for a plain state dict."
         ) from error
+
+
+def _plain_numbers() -> list[Any]:
+    """Name what makes a numpy scalar: MIS-FM stores its best score as one. None of it can run code of the file's."""
+    import numpy as np
+
+    core = getattr(np, "_core", None) or np.core
+    scalar = core.multiarray.scalar
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of numpy 1 and numpy 2
+    return [*((scalar, name) for name in names), np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
+
+
+def _told_by(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the weights say about the arguments: whether PCT-Net's positions are numbered as published."""
+    import torch
+
+    from napari_fmseg.nets.windowed import relative_position_index
+
+    index = next((value for key, value in state.items() if key.endswith("relative_position_index")), None)
+    if network != "pctnet" or index is None or index.ndim != 2:
+        return {}
+    legacy = relative_position_index(round(len(index) ** (1 / 3)), legacy=True)
+    return {"legacy": True} if torch.equal(legacy, index.long()) else {}
+
+
+def _heads_of_other_classes(net: Any, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Entries that differ only in the number of classes that they give."""
+    n_classes = net.n_classes
+    return tuple(
+        key
+        for key, own in net.state_dict().items()
+        if key in state
+        and own.shape != state[key].shape
+        and own.ndim == state[key].ndim > 0
+        and len(own) == n_classes
+        and own.shape[1:] == state[key].shape[1:]
+    )
 
 
 def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], int | None]:
@@ -126,9 +179,11 @@ def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], int | None]:
     state, epoch = content, None
     if isinstance(content, Mapping) and isinstance(content.get("net"), Mapping):
         state, epoch = content["net"], content.get("epoch")
+    elif isinstance(content, Mapping) and isinstance(content.get("model_state_dict"), Mapping):
+        state, epoch = content["model_state_dict"], content.get("iteration")
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsMismatch(
-            f"{path.name} holds no weights: expected a table of tensors, or one under 'net', "
+            f"{path.name} holds no weights: expected a table of tensors, or one under 'net' or 'model_state_dict', "
             f"not {_kind(state)}. Is it another kind of checkpoint?"
         )
     state = {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
@@ -159,12 +214,19 @@ def _check_fit(path: Path, network: str, expected: Mapping[str, tuple[int, ...]]
     raise WeightsMismatch(
         f"{path.name} does not fit {network}: {len(missing)} missing {missing[:3]}, {len(surplus)} surplus "
         f"{surplus[:3]}, {len(differ)} of another shape {differ[:3]}. Give the number of classes, the channels and the "
-        "variant that it was trained with, or another network."
+        "variant that it was trained with, or another network. Where only the classes differ, ask for new heads."
     )
 
 
 def _card(
-    weights: Path, source: Path, content: bytes, part: str, network: str, kwargs: Mapping[str, Any], net: Any
+    weights: Path,
+    source: Path,
+    content: bytes,
+    part: str,
+    network: str,
+    kwargs: Mapping[str, Any],
+    net: Any,
+    fresh: tuple[str, ...],
 ) -> str:
     """Write what is known; the rest is for the person who converts."""
     text = json.dumps  # a JSON string, number or truth value is a TOML one too
@@ -176,11 +238,12 @@ def _card(
         "# intensity, licence, citation, trained_on. A phased model needs consensus, attention and edge in one file.",
         f"name = {text(name)}",
         f"title = {text(name)}",
-        'pipeline = "phased"',
+        f"pipeline = {text('phased' if network in _PARTS else 'single')}",
         f"weights = {text(weights.name)}",
         f"sha256 = {text(hashlib.sha256(content).hexdigest())}",
         'licence = "unknown: ask the authors before you pass it on"',
         'trained_on = "unknown"',
+        *(['limits = "The last layers are new: train the model before you use it."'] if fresh else []),
         "",
         f"[nets.{part}]",
         f"network = {text(network)}",

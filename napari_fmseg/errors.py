@@ -11,7 +11,8 @@
     ├── InvalidRecipe       a recipe or option that cannot be carried out
     ├── DeviceUnavailable   a device that this machine does not have
     ├── DeviceMemory        not enough memory, after everything was tried
-    └── MissingExtra        an optional package that is not installed
+    ├── MissingExtra        an optional package that is not installed
+    └── Cancelled           what the user asked to stop has stopped
 
 No class derives from RuntimeError: napari's and superqt's generator workers swallow RuntimeError
 silently, and the user would wait for ever.
@@ -20,6 +21,7 @@ silently, and the user would wait for ever.
 from __future__ import annotations
 
 __all__ = [
+    "Cancelled",
     "DeviceMemory",
     "DeviceUnavailable",
     "FmsegError",
@@ -85,3 +87,7 @@ class MissingExtra(FmsegError):
     """An optional package that is not installed; says which one and how to get it."""
 
     exit_code = 3
+
+
+class Cancelled(FmsegError):
+    """What the user asked to stop has stopped; nothing went wrong, and nothing need be shown."""

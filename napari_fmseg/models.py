@@ -51,7 +51,8 @@ class Intensity:
     ----------
     kind
         ``"window"``: `low` and `high` are intensities (HU for CT). ``"percentile"``: they are percentiles of the
-        volume, for modalities without a unit. Values are clamped to the window and mapped to 0..1.
+        volume, for modalities without a unit. Values are clamped to the window and mapped to 0..1. ``"zscore"``: each
+        channel gets mean 0 and standard deviation 1, as MIS-FM is fine-tuned; `low` and `high` have no effect.
     low
         Lower end of the window: what becomes 0.
     high
@@ -66,9 +67,10 @@ class Intensity:
     minmax: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("window", "percentile") or not self.low < self.high:
+        if self.kind not in ("window", "percentile", "zscore") or not self.low < self.high:
             raise UnknownModel(
-                f"An intensity is a window or a percentile with low < high, not {self.kind!r} {self.low}..{self.high}."
+                f"An intensity is a window or a percentile with low < high, or zscore, not {self.kind!r} "
+                f"{self.low}..{self.high}."
             )
 
 
@@ -307,7 +309,7 @@ def _read_weights(card: ModelCard) -> dict[str, torch.Tensor]:
             f"{found[:12]}, expected {card.sha256[:12]}. It was altered or only partly copied; install the model again."
         )
     try:
-        return {key: value.float() for key, value in load(content).items()}
+        return {key: value.float() if value.is_floating_point() else value for key, value in load(content).items()}
     except SafetensorError as error:
         raise WeightsMismatch(f"{path.name} is not a safetensors file: {error}. Install the model again.") from error
 
@@ -352,7 +354,7 @@ def save_model(card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | st
     dtype = torch.float16 if half else torch.float32
     state = {
         # A clone, since some networks (MONAI's DynUNet) list a layer twice, and safetensors wants each entry alone.
-        f"{part}.{key}": value.detach().cpu().to(dtype).clone().contiguous()
+        f"{part}.{key}": (value.to(dtype) if value.is_floating_point() else value).detach().cpu().clone().contiguous()
         for part in card.nets
         for key, value in nets[part].state_dict().items()
     }

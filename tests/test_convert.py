@@ -4,12 +4,14 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from napari_fmseg.convert import convert_checkpoint
 from napari_fmseg.errors import UnknownModel, UnwritableVolume, WeightsMismatch
+from napari_fmseg.models import load_model
 from napari_fmseg.nets import build
 
 
@@ -145,3 +147,85 @@ def test_unknown_network_is_refused(edge, tmp_path):
 def test_place_that_is_not_there_is_refused(edge, tmp_path):
     with pytest.raises(UnwritableVolume, match="Choose a folder"):
         convert_checkpoint(save(edge.state_dict(), tmp_path / "a.pt"), "edgenet", tmp_path / "no" / "out")
+
+
+SMALL = {
+    "fmunet": {"widths": [2, 2, 4, 4, 4]},
+    "pctnet": {"widths": [2, 2, 4, 4, 8], "heads": [1, 1, 2], "windows": [3, 2, 2], "flat_levels": 1},
+}
+
+
+def misfm(net):
+    """As MIS-FM saves it: the best score is a numpy scalar."""
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    return {
+        "iteration": 6000, "valid_pred": np.float32(0.9071), "model_state_dict": net.state_dict(),
+        "optimizer_state_dict": optimizer.state_dict(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("network", SMALL)
+def test_checkpoint_of_misfm_converts_and_loads(network, tmp_path):
+    net = build(network, **SMALL[network], **({"legacy": True} if network == "pctnet" else {}))
+    path = save({**misfm(net), "valid_pred": np.float64(0.9)}, tmp_path / "volf.pt")
+    assert b"multiarray" in path.read_bytes()
+    done = convert_checkpoint(save(misfm(net), path), network, tmp_path / "out", **SMALL[network])
+    assert done.epoch == 6000
+    assert done.taken == tuple(net.state_dict())
+    assert done.fresh == ()
+    model = load_model(done.card, device="cpu")
+    assert model.card.pipeline == "single"
+    again = model.nets["net"].state_dict()
+    assert all(torch.equal(again[key], value) for key, value in net.state_dict().items())
+    assert model.card.nets["net"].kwargs.get("legacy", False) is (network == "pctnet")
+
+
+def test_weights_with_correct_positions_are_told_from_the_published_ones(tmp_path):
+    net = build("pctnet", **SMALL["pctnet"])
+    done = convert_checkpoint(save(misfm(net), tmp_path / "a.pt"), "pctnet", tmp_path / "out", **SMALL["pctnet"])
+    assert not load_model(done.card, device="cpu").nets["net"].legacy
+    with pytest.raises(WeightsMismatch, match="legacy=False"):
+        convert_checkpoint(tmp_path / "a.pt", "pctnet", tmp_path / "out", legacy=True, **SMALL["pctnet"])
+
+
+@pytest.mark.parametrize(("network", "fresh"), [
+    ("fmunet", {f"out_layers.{i}.2.{w}" for i in range(4) for w in ("weight", "bias")}),
+    ("pctnet", {f"{place}.conv.2.{w}" for w in ("weight", "bias") for place in (
+        "pyramid_ct.out_conv2", "pyramid_ct.out_conv3",
+        *(f"pred_heads.{m}.out_conv{i}" for m in range(3) for i in range(2)),
+    )}),
+])  # fmt: skip
+def test_heads_of_other_classes_are_drawn_anew_and_named(network, fresh, tmp_path):
+    kwargs = {**SMALL[network], **({"legacy": True} if network == "pctnet" else {})}
+    net = build(network, n_classes=5, **kwargs)
+    path = save(misfm(net), tmp_path / "volf.pt")
+    with pytest.raises(WeightsMismatch, match="ask for new heads"):
+        convert_checkpoint(path, network, tmp_path / "out", n_classes=3, **kwargs)
+    done = convert_checkpoint(path, network, tmp_path / "out", n_classes=3, new_heads=True, **kwargs)
+    assert set(done.fresh) == fresh
+    assert {*done.taken, *done.fresh} == net.state_dict().keys()
+    again = load_model(done.card, device="cpu").nets["net"].state_dict()
+    assert all(torch.equal(again[key], net.state_dict()[key]) for key in done.taken)
+    assert "train the model" in done.card.read_text()
+
+
+def test_new_heads_do_not_hide_another_network(tmp_path):
+    path = save(misfm(build("fmunet", **SMALL["fmunet"])), tmp_path / "volf.pt")
+    with pytest.raises(WeightsMismatch, match="of another shape"):
+        convert_checkpoint(path, "fmunet", tmp_path / "out", new_heads=True, widths=[2, 2, 4, 4, 8])
+
+
+@pytest.mark.parametrize("place", ["valid_pred", "iteration", "note"])
+def test_code_beside_the_numpy_scalar_is_refused_and_does_not_run(place, tmp_path):
+    witness = tmp_path / "it ran"
+    path = save({**misfm(build("fmunet", **SMALL["fmunet"])), place: Payload(witness)}, tmp_path / "evil.pt")
+    with pytest.raises(WeightsMismatch, match=r"evil\.pt was refused.*run code"):
+        convert_checkpoint(path, "fmunet", tmp_path / "out", **SMALL["fmunet"])
+    assert not witness.exists()
+
+
+def test_array_of_objects_is_refused(tmp_path):
+    content = {**misfm(build("fmunet", **SMALL["fmunet"])), "valid_pred": np.array([Payload(tmp_path / "it ran")])}
+    with pytest.raises(WeightsMismatch, match="was refused"):
+        convert_checkpoint(save(content, tmp_path / "a.pt"), "fmunet", tmp_path / "out", **SMALL["fmunet"])
+    assert not (tmp_path / "it ran").exists()

@@ -357,7 +357,7 @@ def test_a_folder_without_permission_is_said(open_folder: Path) -> None:
     assert list((open_folder / "locked").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["a.png", "a", "a.gz", "a.hdr", "a.dcm"])
+@pytest.mark.parametrize("name", ["a.png", "a", "a.gz", "a.hdr"])
 def test_an_unknown_suffix_is_not_written(tmp_path: Path, name: str) -> None:
     labels = LabelMap(np.ones(SHAPE, np.uint8), Geometry.from_spacing(SHAPE))
     with pytest.raises(UnwritableVolume, match=r"Use one of \.nii\.gz"):

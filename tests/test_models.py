@@ -251,3 +251,14 @@ def test_neighbouring_labels_have_colours_that_can_be_told_apart() -> None:
     colors = dataclasses.replace(CARD, labels={i: str(i) for i in range(1, 8)}).colors
     for i in range(1, 7):
         assert max(abs(a - b) for a, b in zip(colors[i], colors[i + 1], strict=True)) > 0.3
+
+
+def test_counters_and_positions_stay_whole_numbers_in_half_weights(tmp_path: Path) -> None:
+    """A position beyond 2048 has no exact float16; a network of windowed attention holds such."""
+    kwargs = {"widths": [4, 4, 8, 8, 8], "heads": [1, 1, 1], "windows": [7, 2, 2]}
+    net = build("pctnet", **kwargs)
+    card = dataclasses.replace(CARD, nets={"net": NetSpec("pctnet", kwargs)})
+    again = load_model(save_model(card, {"net": net}, tmp_path, half=True), device="cpu").nets["net"]
+    whole = {k: v for k, v in net.state_dict().items() if not v.is_floating_point()}
+    assert max(v.max().item() for v in whole.values()) > 2048
+    assert all(torch.equal(again.state_dict()[k], v) for k, v in whole.items())

@@ -1,4 +1,6 @@
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,3 +135,28 @@ def test_a_wrong_wish_is_refused_with_the_labels_there_are():
         clean(labels, keep_largest=["lver"])
     with pytest.raises(FmsegError, match="0 ml or more"):
         clean(labels, min_part_ml=-1)
+
+
+@pytest.mark.real
+def test_largest_part_is_the_published_one(packages):
+    shared = Path(os.environ.get("FMSEG_SHARED", Path(__file__).parents[1].parent / "shared")) / "golden"
+    if not shared.is_dir():
+        pytest.skip(f"the golden vectors are not beside the project ({shared})")
+    with np.load(shared / "misfm_components.npz") as data:
+        labels, union, per_class = data["labels"], data["union"], data["per_class"]
+    assert np.array_equal(clean(label_map(labels), keep_largest=True, neighbours=6).data, per_class)
+    assert np.array_equal(clean(label_map(labels), keep_largest=True, neighbours=6, together=True).data, union)
+
+
+def test_labels_that_touch_are_one_part_together(packages):
+    data = np.zeros(SHAPE, np.uint8)
+    data[2:5, 2:5, 2:5], data[5:8, 2:5, 2:5], data[10, 10, 10:14] = 1, 2, 1
+    expected = data.copy()
+    expected[10] = 0
+    assert np.array_equal(clean(label_map(data), keep_largest=True, together=True).data, expected)
+    assert np.array_equal(clean(label_map(data), min_part_ml=0.01, together=True).data, expected)
+
+
+def test_other_numbers_of_neighbours_are_refused():
+    with pytest.raises(FmsegError, match="not 18"):
+        clean(label_map(noisy()), keep_largest=True, neighbours=18)

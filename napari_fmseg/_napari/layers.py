@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.errors import GeometryMismatch
+from napari_fmseg.labels import label_info
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 __all__ = [
@@ -36,6 +37,7 @@ KEY = "fmseg"  # in a layer's metadata: geometry, meta, source, ...
 UNITS = ("mm", "mm", "mm")
 AXES = ("z", "y", "x")
 CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue, as radiologists set it for the abdomen
+AIR_HU = (-1100.0, -900.0)
 CHANNEL_COLORMAPS = ("gray", "green", "magenta", "cyan", "yellow", "red", "blue")
 GLASBEY_STEP = 0.61803398875  # turns of the hue between two labels without a colour
 
@@ -122,6 +124,7 @@ def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerDa
             "name": name if volume.n_channels == 1 else f"{name} [{i}]",
             "contrast_limits": window_of(data, volume.meta),
             "colormap": CHANNEL_COLORMAPS[i % len(CHANNEL_COLORMAPS)],
+            "rgb": False,  # napari takes a last axis of 3 or 4 voxels for colours unless it is told
             "blending": "translucent_no_depth" if i == 0 else "additive",
             "metadata": {KEY: told},
             **place(volume.geometry),
@@ -139,6 +142,8 @@ def window_of(data: npt.NDArray[Any], meta: Mapping[str, Any]) -> tuple[float, f
         return CT_WINDOW_HU
     steps = tuple(slice(None, None, max(1, n // 64)) for n in data.shape)
     some = np.asarray(data[steps], np.float32)
+    if data.dtype.kind == "i" and AIR_HU[0] <= some.min() <= AIR_HU[1] and some.max() > 300:
+        return CT_WINDOW_HU  # a CT in a format that has no word for it: from air to bone
     low, high = (float(v) for v in np.percentile(some, (0.5, 99.5)))
     if high <= low:
         low, high = float(some.min()), float(some.max())
@@ -151,6 +156,7 @@ def map_layer(stage: Volume, name: str, *, frame: Geometry | None = None) -> Lay
     options = {
         "name": name,
         "colormap": "inferno",
+        "rgb": False,
         "blending": "additive",
         "opacity": 0.6,
         "contrast_limits": (0.0, 1.0),
@@ -204,9 +210,13 @@ def features_of(names: Mapping[int, str]) -> dict[str, list[Any]]:
 def colormap_of(labels: LabelMap) -> dict[int | None, tuple[float, float, float, float]]:
     """Give every named label its colour, or one far from its neighbours' where it has none."""
     seen: dict[int | None, tuple[float, float, float, float]] = {None: (1.0, 1.0, 1.0, 1.0), 0: (0.0, 0.0, 0.0, 0.0)}
-    present = {int(v) for v in labels.names} | {int(v) for v in labels.colors}
-    for label in sorted(present - {0}):
-        seen[label] = (*labels.colors.get(label, _hue(label)), 1.0)
+    colors = dict(labels.colors)
+    for label, name in labels.names.items():
+        usual = label_info(name).color  # as atlases colour it; not twice, or left and right look the same
+        if label not in colors and usual is not None and usual not in colors.values():
+            colors[label] = usual
+    for label in sorted(({int(v) for v in labels.names} | {int(v) for v in colors}) - {0}):
+        seen[label] = (*colors.get(label, _hue(label)), 1.0)
     return seen
 
 

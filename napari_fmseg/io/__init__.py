@@ -21,6 +21,7 @@ from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
     from napari_fmseg.io.dicom import SeriesInfo
+    from napari_fmseg.io.dicomseg import Source
 
 __all__ = [
     "check_destination",
@@ -75,13 +76,18 @@ def read_labels(path: Path | str) -> LabelMap:
     Parameters
     ----------
     path
-        As for `read_volume`.
+        As for `read_volume`, or a DICOM SEG.
 
     Raises
     ------
     UnreadableVolume
         As `read_volume`; and if there are several channels, or values that are not near whole numbers.
     """
+    from napari_fmseg.io import segreading
+
+    with _told(Path(path)):
+        if segreading.is_seg(Path(path)):
+            return segreading.read(Path(path))
     data, geometry, meta, path = _read(Path(path), None)
     names, colors = meta.pop("names", {}), meta.pop("colors", {})
     return to_labels(checked(data, geometry, meta, path, is_image=False), path, names, colors)
@@ -108,7 +114,7 @@ def list_series(folder: Path | str) -> tuple[SeriesInfo, ...]:
             return dicom.list_series(files_below(unpacked))
 
 
-def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | None = None) -> Path:
+def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | Source | None = None) -> Path:
     """Write a label map in the smallest integer type that fits, whole or not at all.
 
     Parameters
@@ -117,9 +123,11 @@ def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | None = 
         What to write. Names and colours are kept: in NIfTI as a label table in a header extension, in NRRD and
         MetaImage as the fields of a 3D Slicer segmentation.
     path
-        Ends in .nii.gz, .nii, .nrrd, .nhdr, .mha or .mhd. Missing folders are made. An existing file is replaced.
+        Ends in .nii.gz, .nii, .nrrd, .nhdr, .mha or .mhd; or in .dcm for a DICOM SEG. Missing folders are made. An
+        existing file is replaced.
     source
         The volume that was segmented: its affine is written exactly, and for a NIfTI its sform, qform and codes.
+        For a DICOM SEG the folder or the files of the series (see `napari_fmseg.io.dicomseg`).
 
     Returns
     -------
@@ -133,6 +141,10 @@ def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | None = 
     GeometryMismatch
         If `labels` does not lie on the grid of `source`.
     """
+    if suffix_of(path) == ".dcm":
+        return _write_seg(labels, Path(path), source)
+    if source is not None and not isinstance(source, Volume):
+        raise UnwritableVolume(f"{Path(path).name} needs the volume itself as source, not its files. Read it first.")
     if source is not None and not labels.geometry.matches(source.geometry):
         raise GeometryMismatch(
             f"The labels (shape {labels.geometry.shape}, origin {np.round(labels.geometry.origin, 2).tolist()} "
@@ -146,6 +158,17 @@ def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | None = 
     geometry = labels.geometry if source is None else source.geometry
     _write(LabelMap(data, geometry, labels.meta, labels.names, labels.colors), Path(path), source)
     return Path(path)
+
+
+def _write_seg(labels: LabelMap, path: Path, source: Volume | Source | None) -> Path:
+    from napari_fmseg.io.dicomseg import write_dicom_seg
+
+    if source is None or isinstance(source, Volume):
+        raise UnwritableVolume(
+            f"{path.name} would be a DICOM SEG, which refers to the files of a DICOM series. "
+            "Say which with source=, the folder of the series; or use .nii.gz, .nrrd or .mha."
+        )
+    return write_dicom_seg(labels, path, source)
 
 
 def write_volume(volume: Volume, path: Path | str) -> Path:

@@ -6,6 +6,7 @@ The slices' own positions decide: their order, the spacing, and a shear where a 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from napari_fmseg.io.dicomslices import Header, Slice, decoded, headers, is_dico
 from napari_fmseg.io.finding import files_below
 from napari_fmseg.volume import Geometry
 
-__all__ = ["SeriesInfo", "any_dicom", "files_by_series", "list_series", "read"]
+__all__ = ["SeriesInfo", "any_dicom", "files_by_series", "list_series", "planes", "read", "survey"]
 
 _Headers = list[Header]
 
@@ -62,6 +63,22 @@ def any_dicom(files: list[Path]) -> bool:
 def list_series(files: list[Path]) -> tuple[SeriesInfo, ...]:
     """List the image series among `files`, in the order of their first files."""
     return tuple(_info(uid, found) for uid, found in _image_series(headers(files)).items())
+
+
+@quiet()
+def survey(files: list[Path]) -> list[tuple[SeriesInfo, Slice | None]]:
+    """List the image series among `files` as `list_series` does, each with the slice in its middle if it has places."""
+    return [(_info(uid, found), _middle(found)) for uid, found in _image_series(headers(files)).items()]
+
+
+def _middle(found: _Headers) -> Slice | None:
+    try:
+        slices = [part for file in found for part in slices_of(file)]
+    except UnreadableVolume:  # a screenshot, say: nothing to sort by
+        return None
+    row, column = np.array(slices[0].orientation[:3]), np.array(slices[0].orientation[3:])
+    normal = np.cross(row, column)
+    return sorted(slices, key=lambda part: float(normal @ part.position))[len(slices) // 2]
 
 
 @quiet()
@@ -113,7 +130,48 @@ def read(path: Path, series: str | None) -> tuple[npt.NDArray[Any], Geometry, di
     UnreadableVolume
         If there is no image, several series to choose from, a slice missing, or no common grid.
     """
-    if path.is_dir():
+    chosen, n_series = _found(path, series)
+    data, geometry, meta = _volume(chosen, path.name)
+    if series is None and n_series > 1:
+        meta["warnings"].append(
+            f"The folder holds {n_series - 1} more series without a place in the patient, "
+            "such as screenshots; they were left out."
+        )
+    return data, geometry, meta
+
+
+@quiet()
+def planes(path: Path | Sequence[Path], series: str | None) -> tuple[list[Slice], Geometry]:
+    """Return the slices of one series as `read` stacks them, and their grid, without the voxels.
+
+    Parameters
+    ----------
+    path
+        As for `read`, or the files themselves.
+    series
+        As for `read`.
+
+    Returns
+    -------
+    tuple
+        The slices along z, of the first channel or time point, and the grid of the volume.
+
+    Raises
+    ------
+    UnreadableVolume
+        As `read`.
+    """
+    name = path.name if isinstance(path, Path) else "The series"
+    chosen, _ = _found(path, series)
+    stacks, geometry, _ = _stack([part for file in chosen for part in slices_of(file)], name)
+    return stacks[0], geometry
+
+
+def _found(path: Path | Sequence[Path], series: str | None) -> tuple[_Headers, int]:
+    """Return the headers of the one series that is wanted, and how many there are."""
+    if not isinstance(path, Path):
+        every, path = headers(path), Path("The list of files")
+    elif path.is_dir():
         every = headers(files_below(path))
     else:
         every = headers([path])
@@ -130,14 +188,7 @@ def read(path: Path, series: str | None) -> tuple[npt.NDArray[Any], Geometry, di
     found = _image_series(every)
     if not found:
         raise UnreadableVolume(_no_image(path, every))
-    chosen = _chosen(found, series, path)
-    data, geometry, meta = _volume(chosen, path.name)
-    if series is None and len(found) > 1:
-        meta["warnings"].append(
-            f"The folder holds {len(found) - 1} more series without a place in the patient, "
-            "such as screenshots; they were left out."
-        )
-    return data, geometry, meta
+    return _chosen(found, series, path), len(found)
 
 
 def _no_image(path: Path, every: _Headers) -> str:

@@ -25,7 +25,19 @@ from napari_fmseg.errors import MissingExtra, UnreadableVolume
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["NOT_IMAGES", "Header", "Slice", "decoded", "headers", "is_dicom", "kind_of", "number", "quiet", "slices_of"]
+__all__ = [
+    "NOT_IMAGES",
+    "Header",
+    "Slice",
+    "damage_told",
+    "decoded",
+    "headers",
+    "is_dicom",
+    "kind_of",
+    "number",
+    "quiet",
+    "slices_of",
+]
 
 NOT_IMAGES = {
     "RTSTRUCT": "contours (RTSTRUCT)",
@@ -109,7 +121,7 @@ def quiet() -> Iterator[Any]:
 
 
 @contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def damage_told(path: Path) -> Iterator[None]:
     """Turn what pydicom raises on a damaged header into a sentence; values are parsed only when asked for."""
     import pydicom.errors as lib
 
@@ -140,7 +152,7 @@ def headers(paths: Iterable[Path]) -> list[Header]:
         for path in paths:
             if not is_dicom(path) or path.name.upper() == "DICOMDIR":
                 continue
-            with _damage_told(path), path.open("rb") as file:
+            with damage_told(path), path.open("rb") as file:
                 tags = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
                 kind_of(tags)  # what is damaged shows here
                 found.append(Header(path, tags, file.tell()))
@@ -163,7 +175,7 @@ def slices_of(file: Header) -> list[Slice]:
     UnreadableVolume
         If it is in colour or does not say where its planes lie.
     """
-    with _damage_told(file.path):
+    with damage_told(file.path):
         return _slices_of(file)
 
 

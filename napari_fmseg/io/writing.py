@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from typing import IO
 
 from napari_fmseg.errors import UnwritableVolume
 
-__all__ = ["check_folder", "remove_folders", "written_beside"]
+__all__ = ["check_folder", "remove_folders", "written_beside", "written_together"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -86,4 +87,31 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         remove_folders(made)
         if isinstance(error, OSError):
             raise _unwritable(path, error) from error
+        raise
+
+
+@contextmanager
+def written_together(folder: Path) -> Iterator[Path]:
+    """Give an empty folder whose files move into `folder` when the block ends, and vanish when it fails.
+
+    Raises
+    ------
+    UnwritableVolume
+        As `written_beside`; and if a folder has the name of one of the files.
+    """
+    made = check_folder(folder / "The export")
+    part = folder / f".{uuid.uuid4().hex[:8]}.part"
+    try:
+        part.mkdir()
+        yield part
+        for file in sorted(part.iterdir()):
+            check_folder(folder / file.name)
+        for file in sorted(part.iterdir()):
+            os.replace(file, folder / file.name)
+        shutil.rmtree(part, ignore_errors=True)
+    except BaseException as error:  # an interruption, too, must leave nothing behind
+        shutil.rmtree(part, ignore_errors=True)
+        remove_folders(made)
+        if isinstance(error, OSError):
+            raise _unwritable(folder / "The export", error) from error
         raise

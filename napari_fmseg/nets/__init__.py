@@ -22,6 +22,8 @@ NETWORKS: dict[str, str] = {
     "snet": "napari_fmseg.nets.phased:SNet",
     "attnnet": "napari_fmseg.nets.phased:AttnNet",
     "edgenet": "napari_fmseg.nets.phased:EdgeNet",
+    "fmunet": "napari_fmseg.nets.fmunet:FMUNet",
+    "pctnet": "napari_fmseg.nets.pctnet:PCTNet",
     "baseunet": "napari_fmseg.nets.efficient:BaseUNet",
     "contextunet": "napari_fmseg.nets.efficient:ContextUNet",
     "efficientsegnet": "napari_fmseg.nets.efficient:EfficientSegNet",

@@ -1,4 +1,4 @@
-"""What several networks are built of: checks of the input, resizing, convolutions with their norm."""
+"""What networks of several families share: checks of arguments and images, resizing, convolutions, fresh weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ __all__ = [
     "check_channels",
     "check_choice",
     "check_image",
-    "draw_kaiming",
+    "conv",
+    "draw_weights",
     "resize",
+    "stride",
     "tracing",
 ]
 
@@ -100,13 +102,35 @@ def check_image(name: str, x: Tensor, in_channels: int, smallest: int = 1) -> No
         )
 
 
-def draw_kaiming(net: nn.Module) -> None:
-    """Draw the kernels of all convolutions anew: Kaiming normal for ReLU; their biases become 0."""
+def draw_weights(net: nn.Module, generator: torch.Generator | None = None, *, slope: float = 0.01) -> nn.Module:
+    """Draw the weights anew: convolutions Kaiming normal for a leaky ReLU of `slope`, linear layers normal with 0.02.
+
+    Biases become 0; norms and slopes stay as they are. Gives `net` back.
+    """
     for part in net.modules():
-        if isinstance(part, nn.Conv3d):
-            nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+        if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
+            # A transposed convolution lists its channels the other way round.
+            nn.init.kaiming_normal_(
+                part.weight, a=slope, mode="fan_in" if isinstance(part, nn.Conv3d) else "fan_out", generator=generator
+            )
+        elif isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02, generator=generator)
+        else:
+            continue
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+    return net
+
+
+def conv(ins: int, outs: int, flat: bool, *, halve: bool = False) -> nn.Conv3d:
+    """Make a 3 x 3 x 3 convolution, or a 1 x 3 x 3 one where the level is `flat`; with `halve` its stride is 2."""
+    kernel, padding = ((1, 3, 3), (0, 1, 1)) if flat else ((3, 3, 3), (1, 1, 1))
+    return nn.Conv3d(ins, outs, kernel, stride(flat) if halve else 1, padding)
+
+
+def stride(flat: bool) -> Kernel:
+    """By how much a level shrinks (z, y, x); a flat one keeps its slices."""
+    return (1, 2, 2) if flat else (2, 2, 2)
 
 
 class ConvNorm(nn.Module):

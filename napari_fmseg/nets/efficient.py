@@ -23,7 +23,7 @@ from napari_fmseg.nets.blocks import (
     check_channels,
     check_choice,
     check_image,
-    draw_kaiming,
+    draw_weights,
     resize,
     tracing,
 )
@@ -210,7 +210,7 @@ class _Ladder(nn.Module):
             wide = self.channels[2]
             last = nn.Conv3d(wide, self._auxiliary, 1, bias=False)
             self.final1 = nn.Sequential(ConvNorm(wide, wide, dropout=dropout), last)
-        draw_kaiming(self)
+        draw_weights(self, slope=0)
 
     @property
     def _depth(self) -> int:

@@ -21,7 +21,7 @@ from napari_fmseg.nets.blocks import (
     check_channels,
     check_choice,
     check_image,
-    draw_kaiming,
+    draw_weights,
     resize,
     tracing,
 )
@@ -373,7 +373,7 @@ class MA3DSeg(nn.Module):
         self.side_heads = nn.ModuleList(nn.Conv3d(w, outs, 1) for w in widths[:3]) if supervised else None
         self.guide = nn.Conv3d(widths[3], outs, 1) if boundary else None
         self.boundaries = nn.ModuleList(GuidedBoundary(w, outs) for w in widths[:3]) if boundary else None
-        draw_kaiming(self)
+        draw_weights(self, slope=0)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Segment a batch of images of any size from 16 voxels.

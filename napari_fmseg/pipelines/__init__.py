@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
 from napari_fmseg.events import Event, StageResult, Warned
+from napari_fmseg.pipelines.settings import STAGES
 
 if TYPE_CHECKING:
     from napari_fmseg.models import Model, ModelCard
-    from napari_fmseg.volume import Volume
+    from napari_fmseg.volume import Geometry, Volume
 
-__all__ = ["PIPELINES", "SegmentOptions", "segment", "stages_of"]
+__all__ = ["PIPELINES", "SegmentOptions", "doubts", "segment", "stages_of"]
 
 PIPELINES: dict[str, str] = {
     "phased": "napari_fmseg.pipelines.phased",
+    "single": "napari_fmseg.pipelines.single",
 }
-"""Name of a pipeline to the module with its ``STAGES`` and its generator ``run(volume, model, options)``."""
+"""Name of a pipeline to the module with its generator ``run(volume, model, options)``."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,32 @@ class SegmentOptions:
 
 
 def stages_of(card: ModelCard) -> tuple[str, ...]:
-    """Name the stages that a model can stop after, in their order."""
-    stages: tuple[str, ...] = import_module(_module_of(card)).STAGES
-    return tuple(stage for stage in stages if stage in card.nets)
+    """Name the stages that a model can stop after, in their order; loads no torch."""
+    _module_of(card)  # tells an unknown pipeline in plain words
+    return tuple(stage for stage in STAGES[card.pipeline] if stage in card.nets)
+
+
+def doubts(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
+    """Tell what does not look like the volumes that the model has learned from, one sentence each.
+
+    Parameters
+    ----------
+    geometry, meta
+        Of the volume that is to be segmented.
+    card
+        Of the model.
+    """
+    for text in (*meta.get("repaired", ()), *meta.get("warnings", ())):
+        yield str(text)
+    modality = str(meta.get("modality", ""))
+    if modality and card.modality and modality != card.modality:
+        yield f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result."
+    if card.spacing_mm:
+        spacing = np.sort(geometry.spacing)
+        ratio = spacing / np.sort(card.spacing_mm)
+        if ratio.max() > 2 or ratio.min() < 0.5:
+            have, want = (" x ".join(f"{s:.3g}" for s in group) for group in (spacing, np.sort(card.spacing_mm)))
+            yield f"The voxels are {have} mm; {card.name} was trained with about {want} mm. Look at the result closely."
 
 
 def segment(volume: Volume, model: Model, options: SegmentOptions | None = None) -> Iterator[Event]:
@@ -96,7 +121,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
             f"{card.name} takes {len(card.channels)} channel(s) ({', '.join(card.channels)}), "
             f"but the volume has {volume.n_channels}. Choose the channels that it was trained with."
         )
-    yield from (Warned(text) for text in _doubts(volume, card))
+    yield from (Warned(text) for text in doubts(volume.geometry, volume.meta, card))
     yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
 
 
@@ -123,18 +148,3 @@ def _finished(events: Iterator[Event], options: SegmentOptions) -> Iterator[Even
             yield StageResult(event.stage, kept, event.seconds + time.perf_counter() - start, event.note)
         else:
             yield event
-
-
-def _doubts(volume: Volume, card: ModelCard) -> Iterator[str]:
-    """What does not look like the volumes that the model has learned from."""
-    for text in (*volume.meta.get("repaired", ()), *volume.meta.get("warnings", ())):
-        yield str(text)
-    modality = str(volume.meta.get("modality", ""))
-    if modality and card.modality and modality != card.modality:
-        yield f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result."
-    if card.spacing_mm:
-        spacing = np.sort(volume.geometry.spacing)
-        ratio = spacing / np.sort(card.spacing_mm)
-        if ratio.max() > 2 or ratio.min() < 0.5:
-            have, want = (" x ".join(f"{s:.3g}" for s in group) for group in (spacing, np.sort(card.spacing_mm)))
-            yield f"The voxels are {have} mm; {card.name} was trained with about {want} mm. Look at the result closely."

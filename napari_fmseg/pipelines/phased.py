@@ -37,15 +37,16 @@ from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.nets.phased import HALO
 from napari_fmseg.pipelines.running import Engine
-from napari_fmseg.pipelines.settings import PhasedSettings
+from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["STAGES", "PhasedSettings", "body_box", "normalise", "run"]
+__all__ = ["PhasedSettings", "body_box", "normalise", "run"]
 
-STAGES = ("consensus", "attention", "edge")
+_LEAST_PLANES = 4  # with fewer at once most of the work would go into the halo
+_FEWER = "the edge was computed in smaller parts"
 
 
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
@@ -61,7 +62,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
 
 def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     stages = _Stages(volume, model, options)
-    for stage in STAGES:
+    for stage in STAGES["phased"]:
         if stage not in model.nets:
             break
         yield Progress(stage, 0, 1)
@@ -73,9 +74,13 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
 
 
 def normalise(data: Tensor, intensity: Intensity) -> Tensor:
-    """Map intensities (c, z, y, x) to 0..1 by the card's window; each channel by its own percentiles."""
+    """Map intensities (c, z, y, x) as the card says: to 0..1 by a window or by percentiles, or to z-scores."""
     out = data.float() if data.dtype != torch.float32 else data.clone()
     for channel in out:
+        if intensity.kind == "zscore":
+            std, mean = torch.std_mean(channel, correction=0)
+            channel.sub_(mean).div_(std + 1e-5)
+            continue
         low, high = intensity.low, intensity.high
         if intensity.kind == "percentile":
             low, high = _percentiles(channel, low, high)
@@ -202,8 +207,8 @@ class _Stages:
             self.crop_labels = labels_on(self.probabilities, shape)
         else:
             self.crop_labels = torch.empty(shape, dtype=_label_dtype(self.card), device=crop.device)
-            for planes in slabs(shape, self.card.n_classes):
-                self.crop_labels[planes] = self._edge_planes(crop, planes).to(self.crop_labels.dtype)
+            for planes, part in self._edge_parts(crop):
+                self.crop_labels[planes] = part.to(self.crop_labels.dtype)
                 spent = time.perf_counter() - start
                 yield Progress("edge", planes.stop, shape[0])
                 start = time.perf_counter() - spent  # the consumer's time is not ours
@@ -211,14 +216,39 @@ class _Stages:
         seconds = time.perf_counter() - start
         yield StageResult("edge", self._label_map(labels, self.geometry.crop(self.box)), seconds)
 
-    def _edge_planes(self, crop: Tensor, planes: slice) -> Tensor:
-        """Labels of some planes of the window; the halo makes them equal to those of the whole window."""
+    def _edge_parts(self, crop: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Give the labels of the window, some planes at a time; fewer at once where the memory does not suffice."""
+        depth, first = next(slabs(crop.shape[1:], self.card.n_classes)).stop, 0
+        while first < crop.shape[1]:
+            planes = slice(first, min(crop.shape[1], first + depth))
+            labels = self._edge_planes(crop, planes, or_fewer=depth > _LEAST_PLANES)
+            if labels is not None:
+                yield planes, labels
+                first = planes.stop
+                continue
+            if not any(_FEWER in note for note in self.engine.notes):
+                self.engine.notes.append(f"The memory of {self.engine.device} did not suffice: {_FEWER}.")
+            depth = max(_LEAST_PLANES, depth // 2)
+
+    def _edge_planes(self, crop: Tensor, planes: slice, *, or_fewer: bool) -> Tensor | None:
+        """Labels of some planes of the window; the halo makes them equal to those of the whole window.
+
+        None if the memory does not suffice and it may be tried with fewer planes; else the network steps down itself.
+        """
         assert self.probabilities is not None
         first, last = max(0, planes.start - HALO), min(crop.shape[1], planes.stop + HALO)
-        x = crop[:, first:last]
-        s = resize_slab(self.probabilities, crop.shape[1:], slice(first, last))
-        out = self.engine(self.nets["edge"], x[None], s[None])[0]
-        return out[:, planes.start - first : planes.stop - first].argmax(0)
+        try:
+            s = resize_slab(self.probabilities, crop.shape[1:], slice(first, last))
+        except torch.OutOfMemoryError:
+            if not or_fewer:
+                raise
+            s = None
+        if s is None:
+            self.engine.free()
+            return None
+        run = self.engine.attempt if or_fewer else self.engine
+        out = run(self.nets["edge"], crop[:, first:last][None], s[None])
+        return None if out is None else out[0, :, planes.start - first : planes.stop - first].argmax(0)
 
     def labels(self) -> StageResult:
         """Put the last stage's labels on the volume's own grid."""

@@ -21,6 +21,8 @@ def clean(
     keep_largest: bool | Collection[int | str] = False,
     min_part_ml: float = 0.0,
     fill_holes: bool = False,
+    together: bool = False,
+    neighbours: int = 26,
 ) -> LabelMap:
     """Remove stray parts of every label and fill its holes.
 
@@ -35,20 +37,27 @@ def clean(
         Remove parts smaller than this many millilitres.
     fill_holes
         Fill background that one label encloses on all sides. Another label inside is no hole and stays.
+    together
+        Parts are those of all labels together: with `keep_largest` only the largest piece of any foreground stays.
+    neighbours
+        26: voxels are connected through faces, edges and corners. 6: through faces, as MIS-FM does it.
 
     Returns
     -------
     LabelMap
-        On the same grid, same type and names; the input itself where nothing is asked for. Voxels are connected
-        through faces, edges and corners. Parts are removed first, then holes are filled. An empty map stays empty.
+        On the same grid, same type and names; the input itself where nothing is asked for. Parts are removed first,
+        then holes are filled. An empty map stays empty.
 
     Raises
     ------
     FmsegError
-        If `keep_largest` names a label that the map does not have, or `min_part_ml` is negative.
+        If `keep_largest` names a label that the map does not have, `min_part_ml` is negative, or
+        `neighbours` is neither 6 nor 26.
     """
     if not min_part_ml >= 0:
         raise FmsegError(f"min_part_ml is {min_part_ml}. Expected a volume of 0 ml or more.")
+    if neighbours not in (6, 26):
+        raise FmsegError(f"A voxel has 6 neighbours through faces or 26 in all, not {neighbours}.")
     chosen = _chosen(labels, keep_largest)
     if not (keep_largest or min_part_ml or fill_holes):
         return labels
@@ -58,7 +67,14 @@ def clean(
     data = labels.data.copy()
     part = data[box]  # a view: what is written here is written to data
     if keep_largest or min_part_ml:
-        _remove_parts(part, chosen, min_part_ml / labels.geometry.voxel_ml)
+        mask = (part != 0).astype(np.uint8) if together else part
+        _remove_parts(
+            part,
+            mask,
+            None if together and keep_largest else chosen,
+            min_part_ml / labels.geometry.voxel_ml,
+            neighbours,
+        )
     if fill_holes:
         _fill(part)
     return dataclasses.replace(labels, data=data)
@@ -87,14 +103,16 @@ def _foreground(data: npt.NDArray[Any]) -> Box | None:
     return (bounds[0], bounds[1], bounds[2])
 
 
-def _remove_parts(data: npt.NDArray[Any], chosen: set[int] | None, min_voxels: float) -> None:
-    """Set to 0, in place, what is too small or not the largest of its label."""
-    parts = _parts(data)
+def _remove_parts(
+    data: npt.NDArray[Any], kinds: npt.NDArray[Any], chosen: set[int] | None, min_voxels: float, neighbours: int
+) -> None:
+    """Set to 0, in place, what is too small or not the largest of its kind."""
+    parts = _parts(kinds, neighbours)
     where = parts != 0
     flat = parts[where]  # the foreground alone: a label map is mostly background
     sizes = np.bincount(flat)
-    values = np.zeros(len(sizes), data.dtype)
-    values[flat] = data[where]  # all voxels of a part have one value, so any of them may be the last
+    values = np.zeros(len(sizes), kinds.dtype)
+    values[flat] = kinds[where]  # all voxels of a part have one value, so any of them may be the last
     keep = sizes >= min_voxels * (1 - 1e-9)
     for value in np.unique(values[1:]):
         if chosen is not None and int(value) not in chosen:
@@ -109,16 +127,16 @@ def _remove_parts(data: npt.NDArray[Any], chosen: set[int] | None, min_voxels: f
         data[where] = np.where(keep[flat], data[where], 0)
 
 
-def _parts(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Number the connected parts of all labels, 1 and up, 0 the background; 26 neighbours."""
+def _parts(data: npt.NDArray[Any], neighbours: int) -> npt.NDArray[Any]:
+    """Number the connected parts of all labels, 1 and up, 0 the background."""
     data = np.ascontiguousarray(data)
     try:
         import cc3d
     except ImportError:
         from skimage import measure
 
-        return np.asarray(measure.label(data, background=0, connectivity=3))
-    return np.asarray(cc3d.connected_components(data, connectivity=26))
+        return np.asarray(measure.label(data, background=0, connectivity=3 if neighbours == 26 else 1))
+    return np.asarray(cc3d.connected_components(data, connectivity=neighbours))
 
 
 def _fill(data: npt.NDArray[Any]) -> None:

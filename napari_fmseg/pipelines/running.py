@@ -45,15 +45,24 @@ class Engine:
         DeviceMemory
             If the memory does not suffice on the CPU either.
         """
-        home = inputs[0].device
+        out = self.attempt(net, *inputs)
+        return self._step_down(net, inputs).to(inputs[0].device) if out is None else out
+
+    def attempt(self, net: nn.Module, *inputs: Tensor) -> Tensor | None:
+        """Give the network's output on the device of the first input, or None if the memory does not suffice."""
         try:
-            out = self._run(net, inputs)
+            return self._run(net, inputs).to(inputs[0].device)
         except torch.OutOfMemoryError:
-            out = None
+            pass
         # Outside the handler: the exception's traceback would keep the tensors of the failed run alive.
-        if out is None:
-            out = self._step_down(net, inputs)
-        return out.to(home)
+        self.free()
+        return None
+
+    def free(self) -> None:
+        """Give back what a failed run has left."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _run(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         try:
@@ -66,9 +75,6 @@ class Engine:
 
     def _step_down(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         size = " x ".join(str(n) for n in inputs[0].shape[2:])
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
         if self.device.type == "cpu":
             raise DeviceMemory(
                 f"A network on {size} voxels does not fit into this computer's memory. Close other programs, or use a "

@@ -1,4 +1,4 @@
-"""What a phased model's card and recipe set beside the networks; without torch, so that recipes can be checked."""
+"""What a model's card and recipe set beside the networks; without torch, so that recipes can be checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from typing import Any
 from napari_fmseg.errors import UnknownModel
 from napari_fmseg.tables import dataclass_from
 
-__all__ = ["PhasedSettings"]
+__all__ = ["STAGES", "PhasedSettings", "SingleSettings"]
+
+STAGES: dict[str, tuple[str, ...]] = {
+    "phased": ("consensus", "attention", "edge"),
+    "single": ("net",),
+}
+"""The stages of every pipeline in their order; kept apart from the pipelines, so that a panel can ask without torch."""
 
 
 @dataclass(frozen=True)
@@ -74,4 +80,65 @@ class PhasedSettings:
                 "consensus_grid and attention_grid are positive and window_margin is not negative, not "
                 f"{settings.consensus_grid}, {settings.attention_grid} and {settings.window_margin}. Correct them."
             )
+        return settings
+
+
+@dataclass(frozen=True)
+class SingleSettings:
+    """What the card of a model with one network stores beside it.
+
+    Parameters
+    ----------
+    window
+        Voxels (z, y, x) that the network sees at once; cut to the volume where that is smaller. Published: 64 x 128 x
+        128.
+    overlap
+        Share of a window that the next one sees again, from 0 to below 1.
+    batch
+        Windows at once.
+    spacing_mm
+        Spacing (z, y, x) on which the network sees the volume; empty for the volume's own, as published.
+    flips
+        Axes out of ``"zyx"`` along which the volume is mirrored too, and the results averaged: 2, 4 or 8 times the
+        work. Published: ``"yx"``.
+    keep_largest
+        ``"each"`` keeps the largest part of every class, ``"together"`` the largest part of all classes joined (both
+        through faces, as published); ``""`` keeps everything.
+    half_is_right
+        Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
+    """
+
+    window: tuple[int, int, int] = (64, 128, 128)
+    overlap: float = 0.5
+    batch: int = 1
+    spacing_mm: tuple[float, ...] = ()
+    flips: str = ""
+    keep_largest: str = ""
+    half_is_right: bool = False
+
+    @classmethod
+    def of(cls, card_settings: Mapping[str, Any]) -> SingleSettings:
+        """Read the settings of a card.
+
+        Raises
+        ------
+        UnknownModel
+            If one of them is unknown or makes no sense.
+        """
+        try:
+            settings = dataclass_from(cls, card_settings)
+        except ValueError as error:
+            raise UnknownModel(f"The settings are not those of a single network: {error}. Correct them.") from error
+        spacing = settings.spacing_mm
+        right = {
+            "window": min(settings.window) >= 1,
+            "overlap": 0 <= settings.overlap < 1,
+            "batch": settings.batch >= 1,
+            "spacing_mm": not spacing or (len(spacing) == 3 and min(spacing) > 0),
+            "flips": set(settings.flips) <= set("zyx") and len(set(settings.flips)) == len(settings.flips),
+            "keep_largest": settings.keep_largest in ("", "each", "together"),
+        }
+        wrong = [f"{name} = {getattr(settings, name)!r}" for name, fine in right.items() if not fine]
+        if wrong:
+            raise UnknownModel(f"The settings of a single network make no sense: {', '.join(wrong)}. Correct them.")
         return settings

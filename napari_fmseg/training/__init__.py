@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from napari_fmseg.training.pretrain_recipe import Fusion, PretrainRecipe, load_pretrain_recipe
 from napari_fmseg.training.recipe import Augment, Case, Recipe, StageRecipe, cases_of, load_recipe
 
-__all__ = ["Augment", "Case", "Recipe", "StageRecipe", "cases_of", "load_recipe", "train"]
+__all__ = [
+    "Augment",
+    "Case",
+    "Fusion",
+    "PretrainRecipe",
+    "Recipe",
+    "StageRecipe",
+    "cases_of",
+    "load_pretrain_recipe",
+    "load_recipe",
+    "pretrain",
+    "train",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -12,4 +25,8 @@ def __getattr__(name: str) -> object:
         from napari_fmseg.training.loop import train
 
         return train
+    if name == "pretrain":
+        from napari_fmseg.training.pretraining import pretrain
+
+        return pretrain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from napari_fmseg.pipelines.phased import PhasedSettings
 from napari_fmseg.training.data import Sample, load_sample, read_case
 from napari_fmseg.training.phased import Task, make_task
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table, cases_of
+from napari_fmseg.training.schedules import rate_of
 from napari_fmseg.volume import LabelMap, Volume
 
 __all__ = ["train"]
@@ -366,15 +368,7 @@ def _order(n_cases: int, n_draws: int, rng: np.random.Generator) -> list[int]:
 def _scheduler(optimiser: torch.optim.Optimizer, stage: StageRecipe) -> Any:
     if stage.schedule == "plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.2, patience=4)
-    total = stage.steps_per_epoch * max(1, math.ceil(stage.steps / stage.steps_per_epoch))
-    rise = max(1, min(100, total // 10))
-
-    def rate(step: int) -> float:
-        if stage.schedule == "constant":
-            return 1.0
-        return min((step + 1) / rise, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))) + 1e-3)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, partial(rate_of, stage))
 
 
 def _save_checkpoint(

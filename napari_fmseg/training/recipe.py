@@ -114,8 +114,8 @@ class StageRecipe:
     clip
         Largest norm of the gradient.
     schedule
-        ``"cosine"`` (a short rise, then down to 0), ``"plateau"`` (as published: a fifth when the loss stalls), or
-        ``"constant"``.
+        ``"cosine"`` (a short rise, then down to 0), ``"plateau"`` (as published: a fifth when the loss stalls),
+        ``"polynomial"`` (down to 0 epoch by epoch, as MIS-FM) or ``"constant"``.
     patience
         Stop after so many epochs without a better validation; 0 never.
     init_from
@@ -137,10 +137,10 @@ class StageRecipe:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES or self.schedule not in ("cosine", "plateau", "constant"):
+        if self.loss not in LOSSES or self.schedule not in ("cosine", "plateau", "polynomial", "constant"):
             raise InvalidRecipe(
                 f"Stage {self.stage!r}: loss {self.loss!r} is one of {', '.join(LOSSES)}; "
-                f"schedule {self.schedule!r} is cosine, plateau or constant."
+                f"schedule {self.schedule!r} is cosine, plateau, polynomial or constant."
             )
         if min(self.steps, self.steps_per_epoch, self.batch) < 1 or self.lr <= 0:
             raise InvalidRecipe(f"Stage {self.stage!r}: steps, steps_per_epoch, batch and lr must be positive.")
@@ -265,6 +265,8 @@ class Recipe:
             )
         if self.pipeline not in PIPELINES:
             raise InvalidRecipe(f"There is no pipeline {self.pipeline!r}. Known: {', '.join(PIPELINES)}.")
+        if self.pipeline != "phased":
+            raise InvalidRecipe(f"A recipe trains the phased pipeline only, not {self.pipeline!r} so far.")
         if self.precision not in ("auto", "float32", "bfloat16", "float16"):
             raise InvalidRecipe(f"precision is auto, float32, bfloat16 or float16, not {self.precision!r}.")
         self._check_order()

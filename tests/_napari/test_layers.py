@@ -18,6 +18,7 @@ from napari_fmseg._napari.layers import (
     volume_of,
 )
 from napari_fmseg.errors import GeometryMismatch
+from napari_fmseg.labels import label_info
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 napari_layers = pytest.importorskip("napari.layers")
@@ -121,6 +122,21 @@ def test_a_layer_that_is_no_volume_is_refused() -> None:
 def test_grids_turned_against_each_other_are_not_shown_on_each_other() -> None:
     with pytest.raises(GeometryMismatch, match="turned"):
         along(made(np.eye(3)), made(np.linalg.qr(np.ones((3, 3)) - 2 * np.eye(3))[0]).geometry)
+
+
+def test_a_ct_without_a_word_of_it_is_shown_in_the_soft_tissue_window() -> None:
+    volume = made(np.eye(3), "int16")
+    data = volume.data * 500 - 1000
+    [(_, options, _)] = image_layers(Volume(data, volume.geometry, {"format": "NIfTI"}), "scan")
+    assert options["contrast_limits"] == (-160, 240)
+
+
+def test_a_known_organ_has_its_usual_colour_and_no_two_look_the_same() -> None:
+    volume = made(np.eye(3), "uint8")
+    names = {1: "liver", 2: "kidney_left", 3: "kidney_right"}
+    colormap = labels_layer(LabelMap(volume.data, volume.geometry, {}, names), "mask")[1]["colormap"]
+    assert colormap[1][:3] == label_info("liver").color
+    assert len({colormap[label] for label in names}) == 3
 
 
 @pytest.mark.parametrize(

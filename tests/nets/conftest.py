@@ -19,23 +19,39 @@ def draw(seed, dist, shape, scale, shift):
     return torch.from_numpy(np.asarray(values, np.float32) * np.float32(scale) + np.float32(shift))
 
 
-def fill(key, shape, rule="B", dtype="float32"):
-    """One entry of a state dict: rule A fades the signal, rule B keeps its variance; a table names scale and shift."""
-    if dtype != "float32":
-        return torch.zeros(shape, dtype=getattr(torch, dtype))
-    scale, shift = 0.05, 0
+def fill(key, shape, rule="B"):
+    """One entry of a state dict: rule A fades the signal, rules B and C keep its variance (C for convolutions).
+
+    A table instead of a rule names scale and shift of every entry.
+    """
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.int64)
+    if key.endswith("relative_position_index"):
+        return published_index(round(shape[0] ** (1 / 3)))
+    scale, shift = 0.05, 0.0
     if isinstance(rule, dict):
         scale, shift = rule[key]
-    elif rule == "B" and len(shape) > 1:
-        scale = np.sqrt(1 / np.prod(shape[1:]))
+    elif rule == "C" and "relative_position_bias_table" in key:
+        scale = 1.0
+    elif rule != "A" and len(shape) > 1:
+        scale = np.sqrt({"B": 1, "C": 2}[rule] / np.prod(shape[1:]))
+    elif rule == "C" and key.endswith("weight"):
+        shift = 0.25 if shape[0] == 1 else 1.0  # the slope of a PReLU, the scales of a norm
     elif rule == "B" and key.endswith(("weight", "gamma")):
-        shift = 1
+        shift = 1.0
     values = draw(zlib.crc32(key.encode()), "standard_normal", shape, scale, shift)
     return values.abs() + 1 if key.endswith("running_var") else values
 
 
+def published_index(window):
+    """PCT-Net's table of positions, with 3 w - 1 where (2 w - 1)^2 would tell all offsets apart."""
+    place = np.indices((window,) * 3).reshape(3, -1)
+    offset = place[:, :, None] - place[:, None, :] + window - 1
+    return torch.from_numpy(np.tensordot([3 * window - 1, 2 * window - 1, 1], offset, axes=1))
+
+
 def fill_network(net, rule="B"):
-    state = {k: fill(k, tuple(v.shape), rule, str(v.dtype)[6:]) for k, v in net.state_dict().items()}
+    state = {k: fill(k, tuple(v.shape), rule) for k, v in net.state_dict().items()}
     net.load_state_dict(state)
     return net.eval()
 
@@ -56,7 +72,7 @@ class Vector:
             return cls(spec, [data[f"out{i}"] for i in range(len(spec["outputs"]))], stored)
 
     def state(self):
-        return {key: fill(key, shape, self.spec["fill"], dtype) for key, shape, dtype in self.spec["state"]}
+        return {key: fill(key, shape, self.spec["fill"]) for key, shape, _ in self.spec["state"]}
 
     def inputs(self):
         fields = ("seed", "dist", "shape", "scale", "shift")

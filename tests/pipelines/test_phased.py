@@ -519,3 +519,77 @@ class Careful(Nearest):
 
     def forward(self, x: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
         return super().forward(x, *beside) if x.device.type == "cpu" else full()
+
+
+class Narrow(nn.Module):
+    """A real edge network that fits into the memory for a few planes only, and on some devices only."""
+
+    def __init__(self, planes: int, *, only_cpu: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = build("edgenet", in_channels=1, n_classes=2).eval().requires_grad_(False)
+        self.planes, self.only_cpu = planes, only_cpu
+
+    def forward(self, x: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] > self.planes or (self.only_cpu and x.device.type != "cpu"):
+            full()
+        return self.net(x, s)
+
+
+def edged(planes: int) -> Model:
+    net = Nearest(sharpness=8.0)
+    return model_of(nets={"consensus": net, "attention": net, "edge": Narrow(planes)})
+
+
+def noisy() -> Volume:
+    volume = square()
+    noise = np.random.default_rng(0).normal(0, 0.15, volume.data.shape).astype(np.float32)
+    return Volume(volume.data + noise, volume.geometry)
+
+
+@pytest.mark.parametrize("planes", [8, 9, 12])
+def test_an_edge_that_does_not_fit_at_once_is_computed_in_parts_with_the_same_result(planes: int) -> None:
+    whole = results(segment(noisy(), edged(1000), FLOAT))["labels"].output.data
+    events = list(segment(noisy(), edged(planes), FLOAT))
+    np.testing.assert_array_equal(results(events)["labels"].output.data, whole)
+    (warned,) = [e.text for e in events if isinstance(e, Warned)]
+    assert "memory" in warned
+    assert "smaller parts" in warned
+    moves = [e.done for e in events if isinstance(e, Progress) and e.stage == "edge"]
+    assert moves == sorted(set(moves))
+    assert 0 < whole.sum() < whole.size
+
+
+def test_the_zoom_of_the_edge_is_tried_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = results(segment(noisy(), edged(1000), FLOAT))["labels"].output.data
+    zoomed = phased.resize_slab
+
+    def tight(data: torch.Tensor, shape: Any, planes: slice) -> torch.Tensor:
+        return zoomed(data, shape, planes) if planes.stop - planes.start <= 10 else full()
+
+    monkeypatch.setattr(phased, "resize_slab", tight)
+    np.testing.assert_array_equal(results(segment(noisy(), edged(1000), FLOAT))["labels"].output.data, expected)
+
+
+def test_an_edge_that_fits_in_no_part_goes_to_the_cpu_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    bring: Callable[..., torch.Tensor] = phased.to_tensor
+    monkeypatch.setattr(phased, "to_tensor", lambda array, device="cpu": bring(array, "cpu"))
+    net = Careful(sharpness=8.0)
+    nets = {"consensus": net, "attention": net, "edge": Narrow(1000)}
+    expected = results(segment(noisy(), model_of(nets=nets), FLOAT))["labels"].output.data
+    card = model_of(nets=nets).card
+    elsewhere = Model(card, {**nets, "edge": Narrow(1000, only_cpu=True)}, torch.device("meta"))
+    monkeypatch.setattr(Careful, "forward", Nearest.forward)
+    # "meta" computes nothing: only the edge is sent there, whose memory is always full.
+    run = phased.Engine._run
+
+    def only_edge_elsewhere(engine: phased.Engine, net: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        return run(engine, net, inputs) if isinstance(net, Narrow) else net(*inputs)
+
+    monkeypatch.setattr(phased.Engine, "_run", only_edge_elsewhere)
+    events = list(segment(noisy(), elsewhere, FLOAT))
+    np.testing.assert_array_equal(results(events)["labels"].output.data, expected)
+    told = [e.text for e in events if isinstance(e, Warned)]
+    assert len(told) == 2
+    assert "smaller parts" in told[0]
+    assert "continued on the CPU" in told[1]

@@ -1,0 +1,287 @@
+"""Copies of labels on disk that outlive a crash: one folder per running viewer, one label file per layer.
+
+::
+
+    recovery/
+    └── 20260131-101502-4711-a1b2c3/      one viewer; `session.json` says which process it belongs to
+        ├── session.json
+        ├── liver-1.json                  place, names and colours of a layer, and which file holds its voxels
+        └── liver-1.3.nii.gz              its voxels, in the order of its scan's file: useful by itself
+
+The voxels are written first, under a new name; replacing the small json makes them count. So there is a whole copy at
+any moment. A folder whose process runs is nobody else's. Nothing here knows napari or Qt; `write` may run in a thread.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import platform
+import re
+import shutil
+import threading
+import time
+import uuid
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from napari_fmseg._napari.layers import KEY, LayerData, along, as_filed, geometry_of
+from napari_fmseg._napari.packing import packed, unpacked
+from napari_fmseg.errors import FmsegError, UnreadableVolume
+from napari_fmseg.io import read_labels, write_labels
+from napari_fmseg.io.writing import written_beside
+from napari_fmseg.volume import Geometry, LabelMap
+
+__all__ = ["Autosave", "Session", "Work", "abandoned", "delete", "read", "work_of"]
+
+ELSEWHERE_S = 120  # a folder of another machine counts as in use this long after its last sign of life
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A labels layer as it is now; taking one copies no voxels.
+
+    Attributes
+    ----------
+    data
+        The layer's own array.
+    geometry
+        Of `data`, or None if it has not three axes.
+    options
+        What napari needs to make the layer again, but the data.
+    """
+
+    data: Any
+    geometry: Geometry | None
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Autosave:
+    """A copy that can be offered back.
+
+    Attributes
+    ----------
+    name
+        Of the layer.
+    saved_at
+        Seconds since 1970.
+    shape
+        Voxels along each axis.
+    n_bytes
+        On disk.
+    path
+        The json that describes it.
+    """
+
+    name: str
+    saved_at: float
+    shape: tuple[int, ...]
+    n_bytes: int
+    path: Path
+
+
+def work_of(layer: Any) -> Work:
+    """Take down a labels layer; fast, for the thread that may touch layers."""
+    told = dict(layer.metadata.get(KEY) or {})
+    colors = getattr(layer.colormap, "color_dict", None)
+    options = {
+        "name": layer.name,
+        "scale": np.asarray(layer.scale, float),
+        "translate": np.asarray(layer.translate, float),
+        "rotate": np.asarray(layer.rotate, float),
+        "shear": np.asarray(layer.shear, float),
+        "affine": np.asarray(layer.affine.affine_matrix, float),
+        "units": [str(unit) for unit in layer.units],
+        "axis_labels": list(layer.axis_labels),
+        "opacity": float(layer.opacity),
+        "blending": str(layer.blending),
+        "features": {str(k): v.tolist() for k, v in layer.features.items()},
+        "colormap": None if colors is None else {k: np.asarray(v, float).tolist() for k, v in colors.items()},
+        "metadata": {**layer.metadata, KEY: told} if told else dict(layer.metadata),
+    }
+    return Work(layer.data, geometry_of(layer) if layer.ndim == 3 else None, options)
+
+
+class Session:
+    """The copies of one viewer.
+
+    Parameters
+    ----------
+    root
+        The recovery folder; made when something is written first.
+    """
+
+    def __init__(self, root: Path) -> None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        self.folder = root / f"{stamp}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._closed = threading.Event()
+        self._n = 0
+        self._last: dict[str, tuple[int, int]] = {}  # of every key: number of its file, checksum of its voxels
+
+    def new_key(self, name: str) -> str:
+        """Give a name for files of a layer that no other layer has."""
+        self._n += 1
+        return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-')[:40] or 'labels'}-{self._n}"
+
+    def write(self, key: str, work: Work) -> bool:
+        """Copy a layer to disk, if its voxels differ from the last copy's; takes seconds for a large one.
+
+        Raises
+        ------
+        FmsegError
+            If it cannot be written; the copy before stays.
+        """
+        data = np.array(work.data)
+        if data.dtype.kind not in "ui":
+            data = data.astype(np.int64)
+        n, before = self._last.get(key, (0, -1))
+        checksum = zlib.crc32(data.reshape(-1).view(np.uint8).data)
+        if self._closed.is_set() or checksum == before:
+            return False
+        self._begin()
+        file = self._write_voxels(f"{key}.{n + 1}", data, work)
+        facts = {"name": work.options["name"], "saved_at": time.time(), "file": file.name, "dtype": data.dtype.str,
+                 "geometry": work.geometry, "shape": data.shape, "options": work.options}  # fmt: skip
+        with written_beside(self.folder / f"{key}.json") as sheet:
+            sheet.write(json.dumps({k: packed(v) for k, v in facts.items()}).encode())
+            sheet.flush()
+            os.fsync(sheet.fileno())
+        self._last[key] = (n + 1, checksum)
+        for old in self.folder.glob(f"{key}.*.*"):
+            if old.name != file.name:
+                old.unlink(missing_ok=True)
+        if self._closed.is_set():
+            self.close()
+        return True
+
+    def _begin(self) -> None:
+        """Make the folder and say whose it is."""
+        if not (self.folder / "session.json").exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o700)  # labels are of patients
+            own = {"pid": os.getpid(), "started": psutil.Process().create_time(), "host": platform.node()}
+            (self.folder / "session.json").write_text(json.dumps(own))
+
+    def _write_voxels(self, stem: str, data: Any, work: Work) -> Path:
+        if work.geometry is not None:
+            told = work.options["metadata"].get(KEY) or {}
+            labels = LabelMap(data, work.geometry, {}, told.get("names") or {}, told.get("colors") or {})
+            path = write_labels(as_filed(labels, told.get("filed")), self.folder / f"{stem}.nii.gz")
+        else:
+            path = self.folder / f"{stem}.npy.gz"
+            with written_beside(path) as file, gzip.open(file, "wb", compresslevel=1) as packer:
+                np.save(packer, data)
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        return path
+
+    def beat(self) -> None:
+        """Give a sign of life, for other machines that share the folder."""
+        with suppress(OSError):
+            os.utime(self.folder / "session.json")
+
+    def remove(self, key: str) -> None:
+        """Remove the copy of a layer."""
+        self._last.pop(key, None)
+        (self.folder / f"{key}.json").unlink(missing_ok=True)
+        for file in self.folder.glob(f"{key}.*"):
+            file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove all: the viewer was closed by the user. What is being written now is removed when it is done."""
+        self._closed.set()
+        for sheet in self.folder.glob("*.json"):
+            sheet.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def abandoned(roots: Iterable[Path]) -> list[Autosave]:
+    """List the copies of viewers that ended without being closed, newest first."""
+    found = []
+    for folder in {path for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()}:
+        if not _in_use(folder):
+            saves = [save for sheet in folder.glob("*.json") if (save := _look(sheet)) is not None]
+            found += saves
+            if not saves and not list(folder.glob("*.gz")):  # voxels without a sheet may still be wanted by somebody
+                shutil.rmtree(folder, ignore_errors=True)
+    return sorted(found, key=lambda save: -save.saved_at)
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether the process that a folder belongs to still runs; the same number may be another process by now."""
+    try:
+        own = json.loads((folder / "session.json").read_text())
+        age_s = time.time() - (folder / "session.json").stat().st_mtime
+        if own["host"] != platform.node():
+            return age_s < ELSEWHERE_S
+        return bool(abs(psutil.Process(own["pid"]).create_time() - own["started"]) < 1)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError):  # being made by another process, or broken
+            return time.time() - folder.stat().st_mtime < ELSEWHERE_S
+        return True
+
+
+def _look(sheet: Path) -> Autosave | None:
+    """Read what can be offered, or None if it is no whole copy."""
+    if sheet.name == "session.json":
+        return None
+    try:
+        facts = json.loads(sheet.read_text())
+        n_bytes = (sheet.parent / facts["file"]).stat().st_size
+        shape = tuple(int(n) for n in unpacked(facts["shape"]))
+        return Autosave(str(facts["name"]), float(facts["saved_at"]), shape, n_bytes, sheet)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read(save: Autosave) -> LayerData:
+    """Make the layer again: data, options for napari, "labels".
+
+    Raises
+    ------
+    UnreadableVolume
+        If the copy is damaged, or was removed meanwhile.
+    """
+    try:
+        facts = {k: unpacked(v) for k, v in json.loads(save.path.read_text()).items()}
+        file = save.path.parent / facts["file"]
+        if facts["geometry"] is None:
+            with gzip.open(file) as packer:
+                data = np.load(packer, allow_pickle=False)
+        else:
+            data = along(read_labels(file), facts["geometry"]).data
+        if data.shape != tuple(facts["shape"]):
+            raise UnreadableVolume(f"its shape is {data.shape}, not {tuple(facts['shape'])}")
+        return np.array(data, dtype=facts["dtype"], order="C"), _options(facts["options"]), "labels"
+    except (OSError, EOFError, ValueError, KeyError, TypeError, FmsegError) as error:
+        raise UnreadableVolume(
+            f"The autosaved labels {save.name!r} cannot be read from {save.path.parent}. They may be damaged, or "
+            "another napari restored them meanwhile. If a label file (.nii.gz) lies there, try to open it."
+        ) from error
+
+
+def _options(told: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what the layer did not have."""
+    return {key: value for key, value in told.items() if not (key == "colormap" and value is None)}
+
+
+def delete(save: Autosave) -> None:
+    """Remove a copy, and its folder with the last one."""
+    with suppress(OSError, ValueError, KeyError):
+        (save.path.parent / json.loads(save.path.read_text())["file"]).unlink(missing_ok=True)
+    save.path.unlink(missing_ok=True)
+    if not [p for p in save.path.parent.glob("*.json") if p.name != "session.json"]:
+        shutil.rmtree(save.path.parent, ignore_errors=True)

@@ -1,0 +1,100 @@
+"""Which volumes can be segmented: the image layers of a viewer, channels of one volume taken together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from napari_fmseg._napari.layers import KEY, geometry_of
+from napari_fmseg.volume import Geometry
+
+__all__ = ["Case", "case_with", "cases_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One volume of a viewer: an image layer, or several that are its channels.
+
+    Parameters
+    ----------
+    name
+        What the user calls it.
+    layers
+        Its image layers, in the order of the channels.
+    """
+
+    name: str
+    layers: tuple[Any, ...]
+
+    @property
+    def id(self) -> str:
+        """The same as long as the layer lives, whatever it is called."""
+        return str(self.layers[0].unique_id)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where its voxels lie, as shown."""
+        return geometry_of(self.layers[0])
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """What its file said, such as the modality."""
+        return dict(_told(self.layers[0]).get("meta") or {})
+
+    @property
+    def n_channels(self) -> int:
+        """Channels over all layers; a layer with four axes holds several."""
+        return sum(1 if layer.data.ndim == 3 else int(layer.data.shape[0]) for layer in self.layers)
+
+
+def cases_of(layers: Iterable[Any]) -> list[Case]:
+    """Give the volumes among `layers`, in their order; colours, pictures and our own attention maps are none."""
+    groups: list[list[Any]] = []
+    for layer in layers:
+        if not _is_volume(layer):
+            continue
+        home = next((group for group in groups if _belongs(layer, group)), None)
+        if home is None:
+            groups.append([layer])
+        else:
+            home.append(layer)
+    return [_case(group) for group in groups]
+
+
+def case_with(cases: Iterable[Case], layer: Any) -> Case | None:
+    """Give the case that `layer` is part of, or None."""
+    return next((case for case in cases if any(part is layer for part in case.layers)), None)
+
+
+def _told(layer: Any) -> Mapping[str, Any]:
+    told = layer.metadata.get(KEY)
+    return told if isinstance(told, Mapping) else {}
+
+
+def _is_volume(layer: Any) -> bool:
+    from napari.layers import Image
+
+    if not isinstance(layer, Image) or layer.rgb or layer.multiscale or "made" in _told(layer):
+        return False
+    shape = tuple(layer.data.shape)
+    return len(shape) in (3, 4) and min(shape[-3:]) > 1
+
+
+def _belongs(layer: Any, group: list[Any]) -> bool:
+    """Whether `layer` is another channel of the volume whose channels so far are `group`."""
+    ours, theirs = _told(layer), [_told(other) for other in group]
+    n = ours.get("n_channels", 1)
+    return bool(
+        n > 1
+        and len(group) < n
+        and all(t.get("n_channels") == n and t.get("source") == ours.get("source") for t in theirs)
+        and all(t.get("channel") != ours.get("channel") for t in theirs)
+        and all(t.get("geometry") == ours.get("geometry") for t in theirs)
+    )
+
+
+def _case(group: list[Any]) -> Case:
+    group = sorted(group, key=lambda layer: int(_told(layer).get("channel", 0)))
+    name = str(group[0].name)
+    return Case(name.removesuffix(" [0]") if len(group) > 1 else name, tuple(group))

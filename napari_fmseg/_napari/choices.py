@@ -1,0 +1,184 @@
+"""What to segment, with which model, how far and where: the upper part of the segment dock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QVBoxLayout, QWidget
+
+from napari_fmseg._napari.devices import offered_devices
+from napari_fmseg._napari.form import OptionsForm
+from napari_fmseg._napari.image_chooser import ImageChooser, RegionChooser
+from napari_fmseg._napari.layers import KEY
+from napari_fmseg._napari.model_chooser import ModelChooser
+from napari_fmseg._napari.parts import More, Note
+from napari_fmseg._napari.preferences import load
+from napari_fmseg._napari.staging import Request, Run
+from napari_fmseg._napari.tooltips import SEGMENT
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
+
+__all__ = ["Choices"]
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+WORDS = {
+    "precision": "Precision",
+    "keep_largest": "Keep the largest part only",
+    "min_part_ml": "Remove parts below (ml)",
+    "show_stages": "Show the stages",
+}
+
+
+class Choices(QWidget):
+    """The forms for one run.
+
+    Parameters
+    ----------
+    viewer
+        Whose volumes are offered.
+
+    Attributes
+    ----------
+    changed
+        Signal: another volume or model, so that a run may have become possible or impossible.
+    """
+
+    changed = Signal()
+
+    def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.image = ImageChooser(viewer)
+        self.model = ModelChooser()
+        self.region = RegionChooser(viewer)
+        self.until, self.device = QComboBox(), QComboBox()
+        self.options = OptionsForm(
+            SegmentOptions, skip=("until", "device"), choices={"precision": PRECISIONS}, labels=WORDS
+        )
+        self.more = More("Mor&e options", self.options, "Precision, and how the labels are cleaned.")
+        self.doubts = Note()
+        self._fill()
+        self._lay_out()
+        self.image.chosen.connect(self._on_image)
+        self.model.chosen.connect(self._on_model)
+        self._on_model()
+
+    def _fill(self) -> None:
+        preferred = load()
+        self.device.addItems(offered_devices())
+        self.device.setCurrentText(preferred.device)
+        self.device.setToolTip(SEGMENT.device)
+        self.until.setToolTip(SEGMENT.stage)
+        self.options.set_values({"precision": preferred.precision})
+
+    def _lay_out(self) -> None:
+        above, below = _form(), _form()
+        _row(above, "&Image", self.image, self.image)
+        _row(above, "&Model", self.model, self.model.search)
+        _row(below, "S&tage", self.until, self.until)
+        _row(below, "Re&gion", self.region, self.region.combo)
+        _row(below, "&Device", self.device, self.device)
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(6)
+        rows.addLayout(above)
+        about = More("About this model", self.model.rest, SEGMENT.model_card)
+        for widget in (self.model.facts, about, self.model.accept, self.doubts):
+            rows.addWidget(widget)
+        rows.addLayout(below)
+        rows.addWidget(self.more)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that will run."""
+        card, until = self.model.card, self.until.currentData()
+        stages = stages_of(card) if card is not None else ()
+        return stages[: stages.index(until) + 1] if until else stages
+
+    def why_not(self) -> str:
+        """Tell why nothing can be run, or nothing."""
+        case, card = self.image.case, self.model.card
+        if case is None:
+            return SEGMENT.run_no_image
+        if card is None:
+            return SEGMENT.run_no_model
+        if self.model.terms:
+            return "Accept the terms of this model first."
+        if case.n_channels != len(card.channels):
+            return (f"This model takes {len(card.channels)} channel(s) ({', '.join(card.channels)}); the volume has "
+                    f"{case.n_channels}. Choose another model or volume.")  # fmt: skip
+        try:
+            stages_of(card)
+            _ = card.weights_path
+        except FmsegError as error:
+            return str(error)
+        return ""
+
+    def request(self) -> Request:
+        """Give what to run; only while `why_not` is empty.
+
+        Raises
+        ------
+        GeometryMismatch
+            If the region is not over the image.
+        """
+        case, card = self.image.case, self.model.card
+        if case is None or card is None:
+            raise FmsegError(self.why_not())
+        told = case.layers[0].metadata.get(KEY) or {}
+        box = self.region.box(case.layers[0])
+        return Request(
+            Run(case.id, card.name, self.region.region if box is not None else ""),
+            case.name,
+            tuple(layer.data for layer in case.layers),
+            case.geometry,
+            dict(case.meta),
+            told.get("filed"),
+            str(told.get("source") or ""),
+            SegmentOptions(self.until.currentData() or "", self.device.currentText(), **self.options.values()),
+            box,
+        )
+
+    def close_down(self) -> None:
+        """Let go of the viewer."""
+        self.image.close_down()
+        self.region.close_down()
+
+    def _on_image(self) -> None:
+        self._look()
+
+    def _on_model(self) -> None:
+        card, before = self.model.card, self.until.currentData()
+        self.until.clear()
+        try:
+            stages = stages_of(card) if card is not None else ()
+        except FmsegError:
+            stages = ()  # a card of a newer version; `why_not` says so
+        self.until.addItem(f"All: {', '.join(stages)}" if stages else "All", "")
+        for i, stage in enumerate(stages[:-1]):
+            self.until.addItem(f"Up to {stage} ({'coarse, fastest' if i == 0 else 'finer'})", stage)
+        self.until.setCurrentIndex(max(0, self.until.findData(before)))
+        self._look()
+
+    def _look(self) -> None:
+        """Tell what does not fit."""
+        case, card = self.image.case, self.model.card
+        seen = list(doubts(case.geometry, case.meta, card)) if case is not None and card is not None else []
+        self.doubts.tell(seen)
+        self.changed.emit()
+
+
+def _form() -> QFormLayout:
+    form = QFormLayout()
+    form.setContentsMargins(0, 0, 0, 0)
+    form.setSpacing(6)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return form
+
+
+def _row(form: QFormLayout, name: str, widget: QWidget, buddy: QWidget) -> None:
+    label = QLabel(name)
+    label.setBuddy(buddy)
+    label.setToolTip(buddy.toolTip())
+    label.setMinimumWidth(48)  # one column over both forms
+    form.addRow(label, widget)

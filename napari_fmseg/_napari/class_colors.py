@@ -1,0 +1,47 @@
+"""Colour and visibility of single classes of a labels layer, which napari itself keeps per layer only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+__all__ = ["Rgba", "colors_of", "rename", "set_colors"]
+
+Rgba: TypeAlias = tuple[float, float, float, float]
+NAMELESS = (1.0, 1.0, 1.0, 1.0)  # what has no colour of its own is white: a transparent one would paint invisibly
+
+
+def colors_of(layer: Any, labels: Iterable[int]) -> dict[int, Rgba]:
+    """Give the colour of labels, each red, green, blue, alpha in 0..1; alpha 0 where the class is hidden."""
+    own = getattr(layer.colormap, "color_dict", {})
+    found: dict[int, Rgba] = {}
+    for label in labels:
+        color = own.get(label)
+        if color is None:
+            color = layer.colormap.map(np.array([label])).reshape(-1)
+        red, green, blue, alpha = (float(v) for v in color)
+        found[label] = (red, green, blue, alpha)
+    return found
+
+
+def set_colors(layer: Any, colors: Mapping[int, Rgba]) -> None:
+    """Give labels their colours; the others keep theirs."""
+    from napari.utils.colormaps import DirectLabelColormap
+
+    own = dict(getattr(layer.colormap, "color_dict", {}))
+    kept = {label: color for label, color in own.items() if label not in (None, 0)}
+    layer.colormap = DirectLabelColormap(
+        color_dict={**kept, **colors, None: NAMELESS, 0: (0.0, 0.0, 0.0, 0.0)},
+    )
+
+
+def rename(layer: Any, label: int, name: str) -> None:
+    """Name a class; the name stands in the status bar and goes along on export."""
+    features = layer.features
+    names: dict[int, str] = {0: "background"}
+    if "index" in features and "name" in features:
+        names |= {int(i): str(n) for i, n in zip(features["index"], features["name"], strict=True)}
+    names[label] = name
+    layer.features = {"index": list(names), "name": list(names.values())}

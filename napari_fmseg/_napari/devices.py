@@ -1,0 +1,16 @@
+"""Which devices to offer, found without loading torch: the engine's process has the last word."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+__all__ = ["offered_devices"]
+
+
+def offered_devices() -> tuple[str, ...]:
+    """Give the names for a list of devices, ``"auto"`` first."""
+    cards = sorted(Path("/dev").glob("nvidia[0-9]*")) if sys.platform.startswith("linux") else []
+    if sys.platform == "darwin":
+        return ("auto", "cpu", "mps")
+    return ("auto", "cpu", "cuda", *(f"cuda:{i}" for i in range(1, len(cards))))

@@ -1,0 +1,151 @@
+"""Choosing the volume: the image layers of the viewer that are volumes, and the part of it to look at."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QHBoxLayout, QPushButton, QWidget
+
+from napari_fmseg._napari.cases import Case, case_with, cases_of
+from napari_fmseg._napari.layers import AXES, UNITS
+from napari_fmseg._napari.links import Links
+from napari_fmseg._napari.roi import box_of_shapes, box_of_view
+from napari_fmseg._napari.tooltips import SEGMENT
+from napari_fmseg.volume import Box
+
+__all__ = ["ImageChooser", "RegionChooser"]
+
+WHOLE, VIEW = "Whole volume", "Current view"
+
+
+class ImageChooser(QComboBox):
+    """The volumes of a viewer, kept up to date; a volume that is dropped is chosen by itself.
+
+    Attributes
+    ----------
+    chosen
+        Signal: another volume, or the same under another name.
+    """
+
+    chosen = Signal()
+
+    def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self._cases: list[Case] = []
+        self.setToolTip(SEGMENT.image)
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(12)
+        self._links, self._names = Links(self), Links(self)
+        events = viewer.layers.events
+        self._links.connect(self._on_inserted, events.inserted)
+        self._links.connect(self._on_layers, events.removed, events.reordered)
+        self.currentIndexChanged.connect(self._on_index)
+        self._fill()
+
+    @property
+    def case(self) -> Case | None:
+        """The chosen volume, or None."""
+        return self._cases[self.currentIndex()] if 0 <= self.currentIndex() < len(self._cases) else None
+
+    def close_down(self) -> None:
+        """Let go of the viewer."""
+        self._links.end()
+        self._names.end()
+
+    def _on_inserted(self, event: Any) -> None:
+        self._fill(event.value)
+
+    def _on_layers(self) -> None:
+        self._fill()
+
+    def _on_index(self) -> None:
+        self.chosen.emit()
+
+    def _fill(self, newest: Any = None) -> None:
+        before = self.case
+        self._cases = cases_of(self._viewer.layers)
+        now = case_with(self._cases, newest)
+        if now is None and before is not None:
+            now = next((case for case in self._cases if case.id == before.id), None)
+        self.blockSignals(True)
+        self.clear()
+        self.addItems([case.name for case in self._cases] or ["No volume is open"])
+        self.setEnabled(bool(self._cases))
+        self.setCurrentIndex(self._cases.index(now) if now is not None else 0)
+        self.blockSignals(False)
+        self._names.end()
+        self._names.connect(self._on_layers, *(layer.events.name for case in self._cases for layer in case.layers))
+        self.chosen.emit()
+
+
+class RegionChooser(QWidget):
+    """The whole volume, what the view shows, or a box in a Shapes layer."""
+
+    def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self._shapes: list[Any] = []
+        self.combo = QComboBox()
+        self.combo.setToolTip(f"{SEGMENT.region} What is drawn in one plane holds for the whole depth.")
+        self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.combo.setMinimumContentsLength(10)
+        self.draw = QPushButton("Draw &box")
+        self.draw.setToolTip(SEGMENT.region_draw)
+        self.draw.clicked.connect(self._on_draw)
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.combo, 1)
+        layout.addWidget(self.draw)
+        self.setFocusProxy(self.combo)
+        self._links = Links(self)
+        self._links.connect(self._on_layers, viewer.layers.events.inserted, viewer.layers.events.removed)
+        self._fill()
+
+    @property
+    def region(self) -> str:
+        """What the results are named with: ``"box"``, ``"view"``, or nothing for the whole volume."""
+        return "" if self.combo.currentIndex() <= 0 else "view" if self.combo.currentIndex() == 1 else "box"
+
+    def box(self, image: Any) -> Box | None:
+        """Give the voxels of an image layer to look at, None for all.
+
+        Raises
+        ------
+        GeometryMismatch
+            If nothing is drawn, or beside the image.
+        """
+        at = self.combo.currentIndex()
+        if at <= 0:
+            return None
+        dims = self._viewer.dims
+        first = dims.ndim - image.ndim
+        displayed = [axis - first for axis in dims.displayed]
+        return box_of_view(image, displayed) if at == 1 else box_of_shapes(self._shapes[at - 2], image)
+
+    def close_down(self) -> None:
+        """Let go of the viewer."""
+        self._links.end()
+
+    def _on_layers(self) -> None:
+        self._fill()
+
+    def _fill(self, chosen: Any = None) -> None:
+        from napari.layers import Shapes
+
+        at = self.combo.currentIndex()
+        chosen = chosen or (self._shapes[at - 2] if at >= 2 else None)
+        self._shapes = [layer for layer in self._viewer.layers if isinstance(layer, Shapes)]
+        self.combo.clear()
+        self.combo.addItems([WHOLE, VIEW, *(f"Box in “{layer.name}”" for layer in self._shapes)])
+        places = [i + 2 for i, layer in enumerate(self._shapes) if layer is chosen]
+        self.combo.setCurrentIndex(places[0] if places else 1 if at == 1 else 0)
+
+    def _on_draw(self) -> None:
+        place: dict[str, Any] = {"units": UNITS, "axis_labels": AXES} if self._viewer.dims.ndim == 3 else {}
+        layer = self._viewer.add_shapes(
+            name="region of interest", ndim=3, edge_color="#ffd54a", face_color="transparent", edge_width=2, **place
+        )
+        layer.mode = "add_rectangle"
+        self._fill(layer)

@@ -1,0 +1,101 @@
+"""Small parts of the docks: a note, an error that can be copied, a part that opens and closes."""
+
+from __future__ import annotations
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QApplication, QFrame, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
+
+__all__ = ["ErrorBox", "More", "Note"]
+
+# Its own ground and its own text, so that both of napari's themes can be read.
+_NOTE = "QLabel { background: #ffe08a; color: #2b2300; border-radius: 3px; padding: 4px 6px; }"
+_ERROR = "QFrame#error { background: #8c1d18; border-radius: 3px; } QFrame#error QLabel { color: white; background: transparent; }"  # noqa: E501
+
+
+class Note(QLabel):
+    """Yellow lines that the user should read; hidden while there are none."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWordWrap(True)
+        self.setStyleSheet(_NOTE)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.hide()
+
+    def tell(self, texts: list[str]) -> None:
+        """Show these sentences, each once."""
+        self.setText("\n".join(dict.fromkeys(texts)))
+        self.setVisible(bool(texts))
+
+
+class ErrorBox(QFrame):
+    """Red: what happened and what to do, to be read and copied; hidden while all is well.
+
+    Attributes
+    ----------
+    asked
+        Signal: the user wants to see all of it.
+    """
+
+    asked = Signal(object)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setObjectName("error")
+        self.setStyleSheet(_ERROR)
+        self.error: BaseException | None = None
+        self.text = QLabel()
+        self.text.setWordWrap(True)
+        self.text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.copy = QPushButton("Cop&y")
+        self.copy.setToolTip("Copies the message, to be sent or searched for.")
+        self.more = QPushButton("Details")
+        self.more.setToolTip("Opens the message in a window of its own, with what a report needs.")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(6, 6, 6, 6)
+        layout.addWidget(self.text)
+        row = QHBoxLayout()
+        row.addStretch(1)
+        row.addWidget(self.copy)
+        row.addWidget(self.more)
+        layout.addLayout(row)
+        self.copy.clicked.connect(self._on_copy)
+        self.more.clicked.connect(self._on_more)
+        self.hide()
+
+    def tell(self, error: BaseException | None) -> None:
+        """Show an error, or with None that there is none."""
+        self.error = error
+        self.text.setText(str(error) if error is not None else "")
+        self.setVisible(error is not None)
+
+    def _on_copy(self) -> None:
+        QApplication.clipboard().setText(self.text.text())
+
+    def _on_more(self) -> None:
+        if self.error is not None:
+            self.asked.emit(self.error)
+
+
+class More(QWidget):
+    """A part that is closed at first."""
+
+    def __init__(self, title: str, inside: QWidget, tip: str, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._title, self._inside = title, inside
+        self.button = QPushButton()
+        self.button.setCheckable(True)
+        self.button.setFlat(True)
+        self.button.setStyleSheet("QPushButton { text-align: left; background: transparent; padding: 2px 0px; }")
+        self.button.setToolTip(tip)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(2)
+        layout.addWidget(self.button)
+        layout.addWidget(inside)
+        self.button.toggled.connect(self._on_toggled)
+        self._on_toggled(False)
+
+    def _on_toggled(self, is_open: bool) -> None:
+        self.button.setText(f"{'▾' if is_open else '▸'} {self._title}")
+        self._inside.setVisible(is_open)

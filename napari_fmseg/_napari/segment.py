@@ -1,0 +1,259 @@
+"""The dock that segments: choose a volume and a model, press Run, watch the stages arrive, look at the classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
+from qtpy.QtWidgets import QFrame, QPushButton, QScrollArea, QVBoxLayout, QWidget
+
+from napari_fmseg._napari.choices import Choices
+from napari_fmseg._napari.class_table import ClassTable
+from napari_fmseg._napari.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.dropzone import DropZone
+from napari_fmseg._napari.estimate import said
+from napari_fmseg._napari.links import Links
+from napari_fmseg._napari.parts import ErrorBox, Note
+from napari_fmseg._napari.precedence import offer_precedence
+from napari_fmseg._napari.recovery import Recovery
+from napari_fmseg._napari.run_bar import RunBar
+from napari_fmseg._napari.session import Session
+from napari_fmseg._napari.shortcuts import bind
+from napari_fmseg._napari.stages import run_of, toggle_stages
+from napari_fmseg._napari.staging import Engine, Staged
+from napari_fmseg._napari.tooltips import SEGMENT
+from napari_fmseg._napari.windows import plain
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.events import Progress, Warned
+
+__all__ = ["SegmentDock"]
+
+
+class SegmentDock(QWidget):
+    """Segments a volume of the viewer and shows its stages as layers.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer; napari gives it.
+    engine
+        What runs the models; without one a process of its own, started at the first run.
+    """
+
+    def __init__(self, napari_viewer: Any, engine: Engine | None = None) -> None:
+        super().__init__()
+        self.viewer = napari_viewer = plain(napari_viewer)
+        self.session = Session(napari_viewer, engine, self)
+        self._known: dict[tuple[str, str], dict[str, float]] = {}
+        self._case: Any = None
+        self._times: list[str] = []
+        self._remarks: list[str] = []
+        self._key = ("", "")
+        self._docked = False
+        self.drop = DropZone(viewer=napari_viewer)
+        self.choices = Choices(napari_viewer)
+        self.image, self.model, self.region = self.choices.image, self.choices.model, self.choices.region
+        self.until, self.device, self.more = self.choices.until, self.choices.device, self.choices.more
+        self.doubts, self.remarks, self.error = self.choices.doubts, Note(), ErrorBox()
+        self.bar = RunBar()
+        self.classes = ClassTable(napari_viewer)
+        self.all_stages = QPushButton("Show stages")
+        self._build()
+        self._connect()
+        self._on_changed()
+        self._show(None)
+        self._on_active()
+        self._recovery = Recovery.start(napari_viewer)
+        keys = {"run": self.bar.run_button, "cancel": self.bar.cancel_button, "stages": self.all_stages}
+        for name, button in keys.items():
+            bind(self, napari_viewer, name, button.click)
+
+    # --- how it looks ---
+
+    def _build(self) -> None:
+        inside = QWidget()
+        rows = QVBoxLayout(inside)
+        rows.setContentsMargins(8, 8, 8, 4)
+        rows.setSpacing(6)
+        for widget in (self.drop, self.choices, self.error, self.remarks):
+            rows.addWidget(widget)
+        rows.addWidget(self.classes, 1)
+        self.all_stages.setToolTip(SEGMENT.show_all)
+        self.classes.buttons.insertWidget(0, self.all_stages)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setWidget(inside)
+        use = ResearchOnly()
+        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        use.setToolTip("What the models find may be wrong. Do not base a diagnosis or a treatment on it.")
+        foot = QVBoxLayout()  # always in sight, however low the window
+        foot.setContentsMargins(8, 4, 8, 4)
+        foot.setSpacing(4)
+        foot.addWidget(self.bar)
+        foot.addWidget(use)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        layout.addWidget(scroll, 1)
+        layout.addLayout(foot)
+        self._scroll = scroll
+        self.setMinimumWidth(320)
+
+    def _connect(self) -> None:
+        self.setAcceptDrops(True)
+        self.drop.dropped.connect(self._on_dropped)
+        self.drop.idle.connect(self._on_changed)
+        self.drop.opened.connect(self._on_opened)
+        self.drop.failed.connect(self._on_failed)
+        self.choices.changed.connect(self._on_changed)
+        self.bar.run.connect(self._on_run)
+        self.bar.cancel.connect(self._on_cancel)
+        self.error.asked.connect(self._on_details)
+        self.all_stages.clicked.connect(self._on_all_stages)
+        self.classes.failed.connect(self._on_failed)
+        self.session.came.connect(self._on_event)
+        self.session.failed.connect(self._on_failed)
+        self.session.finished.connect(self._on_finished)
+        self._links = Links(self)
+        self._links.connect(self._on_active, self.viewer.layers.selection.events.active)
+        self._links.connect(self._on_removed, self.viewer.layers.events.removed)
+
+    # --- what is chosen ---
+
+    def _on_dropped(self) -> None:
+        self.error.tell(None)
+        self.drop.show()
+
+    def _on_opened(self) -> None:
+        offer_precedence(self)  # who drops scans here will drop them on the canvas too
+
+    def _on_changed(self) -> None:
+        """Let the user run, or say why not; the place for a drop goes when there is a volume."""
+        self.drop.setVisible(self.image.case is None or self.drop.busy)
+        self.bar.allow(self.choices.why_not())
+
+    # --- a run ---
+
+    def _on_run(self) -> None:
+        if self.session.running or self.choices.why_not():
+            return
+        self.error.tell(None)
+        self.remarks.tell([])
+        try:
+            request = self.choices.request()
+        except FmsegError as error:
+            self.error.tell(error)
+            return
+        self._case, self._times, self._remarks = self.image.case, [], []
+        self._key = (request.run.model, request.options.device)
+        first = ("loading model",) if self.session.warm else ("starting engine", "loading model")
+        self.bar.begin((*first, *self.choices.stages), self._known.get(self._key, {}))
+        self.session.start(request)
+
+    def _on_cancel(self) -> None:
+        self.bar.stopping()
+        self.session.cancel()
+
+    def _on_event(self, event: Any) -> None:
+        if isinstance(event, Progress):
+            self.bar.move(event.stage, event.done, event.total)
+        elif isinstance(event, Warned):
+            self._remark(event.text)
+        elif isinstance(event, Staged):
+            self._times.append(f"{event.stage} {said(event.seconds)}")
+            if event.is_labels:
+                self._recovery.settled(self.session.newest)  # computed, not painted: it can be computed again
+                if not self._is_painting():
+                    self._show(self.session.newest)
+            if event.note:
+                self._remark(f"{event.stage.capitalize()}: {event.note}")
+
+    def _remark(self, text: str) -> None:
+        self._remarks.append(text)
+        self.remarks.tell([t for t in self._remarks if t not in self.doubts.text().splitlines()])
+
+    def _on_failed(self, error: Any) -> None:
+        self.error.tell(error)
+
+    def _on_finished(self, done: bool) -> None:
+        seconds = self.bar.end("")
+        if done:
+            self._known[self._key] = seconds
+            self.bar.end(f"Done in {said(sum(seconds.values()))}: {', '.join(self._times)}")
+            for name in self.session.kept:
+                self._remark(f"“{name}” was edited and is kept as it is; the new result lies beside it.")
+            self._show_classes(self.session.final)
+        elif self.error.isHidden():
+            self.bar.end("Cancelled. Stages that were there stay.")
+        self.bar.allow(self.choices.why_not())
+
+    def _show_classes(self, layer: Any) -> None:
+        """Choose the new labels, unless the user is painting on others."""
+        if layer is not None and layer in self.viewer.layers and not self._is_painting():
+            self.viewer.layers.selection.active = layer
+        self._scroll.ensureWidgetVisible(self.classes)
+
+    def _is_painting(self) -> bool:
+        mode = str(getattr(self.viewer.layers.selection.active, "mode", "pan_zoom"))
+        return mode in ("paint", "polygon", "erase", "fill", "pick")
+
+    def _on_all_stages(self) -> None:
+        run = run_of(self.classes.layer) if self.classes.layer is not None else None
+        if run is not None:
+            toggle_stages(self.viewer, run)
+
+    def _on_details(self, error: Any) -> None:
+        show_error(self, error)
+
+    # --- what happens in the viewer ---
+
+    def _on_active(self) -> None:
+        from napari.layers import Labels
+
+        active = self.viewer.layers.selection.active
+        if isinstance(active, Labels) and active.ndim == 3:
+            self._show(active)
+
+    def _show(self, labels: Any) -> None:
+        """Fill the table with the classes of a labels layer, or of none."""
+        self.classes.set_layer(labels)
+        self.all_stages.setEnabled(labels is not None and run_of(labels) is not None)
+
+    def _on_removed(self, event: Any) -> None:
+        if event.value is self.classes.layer:
+            self._show(None)
+        if self.session.running and self._case is not None and any(event.value is part for part in self._case.layers):
+            self._on_cancel()
+
+    # --- coming and going ---
+
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        self.model.refresh()
+
+    def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
+        """Take files wherever they are dropped on the dock."""
+        self.drop.dragEnterEvent(event)
+
+    def dropEvent(self, event: QDropEvent | None) -> None:
+        """Open what was dropped."""
+        self.drop.dropEvent(event)
+
+    def event(self, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.ParentChange:
+            if self.parent() is not None:
+                self._docked = True
+            elif self._docked:  # napari takes the widget out of its dock when that is closed
+                self._docked = False
+                self.close_down()
+        return bool(super().event(event))
+
+    def close_down(self) -> None:
+        """End what runs and let go of the viewer; the dock may be deleted afterwards."""
+        self.session.close()
+        self._links.end()
+        for part in (self.choices, self.classes):
+            part.close_down()

@@ -1,0 +1,99 @@
+"""Every tooltip of the panel, by room and widget, in the words of a user: what it does, and when to touch it."""
+
+from __future__ import annotations
+
+__all__ = ["CLASSES", "DOCTOR", "EXPORT", "OPEN", "RECOVERY", "SEGMENT"]
+
+
+class OPEN:
+    """Opening volumes."""
+
+    drop_zone = "Drop NIfTI, NRRD, MHA or DICOM files, a DICOM folder or a zip here; or use the buttons."
+    file = "Open NIfTI, NRRD, MetaImage, DICOM or zip files."
+    folder = "Open a folder with a DICOM series or several, or with a volume."
+    series = "One row per series or volume found. Choose the one to open; hold Ctrl for several."
+    no_series = "Select a row first."
+    download = "Fetch this volume from its host, check it and open it. Nothing is fetched before."
+    no_download = "There is nothing to download."
+
+
+class SEGMENT:
+    """The Segment dock."""
+
+    image = "The image to segment. A scan with several channels is one entry."
+    model = "Type to search by name, organ or modality. The line below says what the model finds, and how well."
+    model_card = "What the model was trained on, its licence, its Dice on cases it never saw, and its limits."
+    stage = "How far to go. Earlier stages are faster and coarser; the last one gives the finished labels."
+    device = 'Where the model runs. "auto" takes a graphics card where there is one, else the processor.'
+    precision = 'How exactly the model computes. "auto" takes 16 bit where it is faster and gives the same mask.'
+    run = "Segment the image. Every stage is shown as soon as it is done. (Ctrl+Alt+R)"
+    run_no_image = "Open an image first: drop a file on the window, or File > Open Sample > fmseg."
+    run_no_model = "Choose a model first."
+    run_busy = "A run is going on. Cancel it, or wait until it is done."
+    cancel = "Stop the run. Stages that are done stay. (Ctrl+Alt+C)"
+    keep_largest = "Keep only the largest connected part of every class; small islands go."
+    min_part_ml = "Remove connected parts smaller than this, in millilitres. 0 keeps all."
+    show_stages = "Show the coarse labels and the attention map on the way. Without them the run is a little faster."
+    region = "Segment only a part: inside a box that you draw, or what is in view. The rest stays unlabelled."
+    region_draw = "Add a Shapes layer and draw a rectangle over the part to segment."
+    progress = "The stage that is computed now, how much of it is done, and about how long the rest takes."
+    times = "Seconds that every stage took in the last run."
+    show_all = "Show every stage's layers, or only the best ones. (Ctrl+Alt+G)"
+
+
+class CLASSES:
+    """The class table."""
+
+    number = "The number of the class in the labels."
+    color = "The colour of the class. Double-click to change it."
+    name = "The name of the class. Double-click to change it; it goes into exported files."
+    visible = "Show or hide this class. It stays in the labels."
+    volume_ml = "Volume of the class in millilitres."
+    voxels = "Number of voxels of the class."
+    jump = "Click a row to go to the middle of the structure."
+    statistics = "Save name, volume and voxels of every class as a CSV table."
+
+
+class EXPORT:
+    """The Export dock."""
+
+    labels = "The labels to export."
+    what = (
+        "One file with numbers, a file for every class, surfaces for print and 3-D, or what a hospital's archive takes."
+    )
+    format = "NIfTI, NRRD or MHA for other programs, DICOM SEG for a hospital's archive, meshes for print and 3-D."
+    classes = "The classes to export. Classes without a voxel are left out."
+    all_classes = "Tick every class."
+    no_classes = "Tick no class."
+    painted = "These labels have no names: every number that was painted is exported."
+    destination = "Where to write. An existing file is replaced only after you agree."
+    browse = "Choose the file or folder to write."
+    dicom = "Labels as hospital archives take them, tied to the DICOM series that they were made on."
+    dicom_disabled = "DICOM SEG needs labels on an image that was opened from DICOM."
+    mesh_smooth = "Smooth the steps between slices. The volume changes by less than about one voxel at the surface."
+    export = "Write the files. A file appears whole or not at all."
+    export_no_labels = "There are no labels yet: segment an image, or open a label file."
+    export_no_class = "Tick at least one class."
+    export_no_place = "Say where to write first."
+    export_busy = "An export is going on. Cancel it, or wait until it is done."
+    cancel = "Stop. Nothing half-written is left."
+    show_folder = "Open the folder in the file manager."
+    copy_path = "Copy where the files are."
+    statistics = "Write name, volume and voxels of every class as a CSV table."
+
+
+class DOCTOR:
+    """The Doctor dock."""
+
+    report = "What this machine has and lacks for fmseg."
+    again = "Look again. It takes a few seconds; napari stays usable."
+    copy = "Copy the report as text, for a question to the developers. Nothing is sent."
+
+
+class RECOVERY:
+    """Labels that are offered back."""
+
+    restore = "Add the ticked labels to the viewer as they were."
+    later = "Close this window. You are asked again at the next start."
+    delete = "Delete the ticked labels for good."
+    autosave = "Keeps a copy of labels that you paint, offered back if napari ends unexpectedly."

@@ -1,0 +1,84 @@
+"""One network over the whole volume in overlapping windows: how FMUNet, PCT-Net and most other networks are used.
+
+The network is called ``"net"`` in the card. It may give logits or probabilities; what it gives is blended and averaged
+over the mirrored volume before the class is chosen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_fmseg.errors import DeviceMemory
+from napari_fmseg.events import Event, Progress, StageResult, Warned
+from napari_fmseg.grid import from_canonical, labels_on, resize, to_canonical, to_tensor
+from napari_fmseg.models import Model
+from napari_fmseg.pipelines.phased import normalise
+from napari_fmseg.pipelines.postprocess import clean
+from napari_fmseg.pipelines.running import Engine
+from napari_fmseg.pipelines.settings import SingleSettings
+from napari_fmseg.pipelines.windows import flips_along, windowed
+from napari_fmseg.volume import Geometry, LabelMap, Volume
+
+if TYPE_CHECKING:
+    from napari_fmseg.pipelines import SegmentOptions
+
+__all__ = ["run", "working_grid"]
+
+
+def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
+    """Run the network; see `napari_fmseg.pipelines.segment`."""
+    try:
+        yield from _run(volume, model, options)
+    except (torch.OutOfMemoryError, MemoryError) as error:  # the network steps down by itself; this is around it
+        raise DeviceMemory(
+            f"A volume of {' x '.join(str(n) for n in volume.geometry.shape)} voxels and the {model.card.n_classes} "
+            f"classes of {model.card.name} do not fit into the memory of {model.device}. Close other programs, crop "
+            "the volume, or use --device cpu."
+        ) from error
+
+
+def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:
+    """Give the grid that the network sees: the volume's own, or the same field of view at the card's spacing."""
+    if not settings.spacing_mm:
+        return geometry
+    sizes = zip(geometry.shape, geometry.spacing, settings.spacing_mm, strict=True)
+    z, y, x = (max(1, round(n * have / want)) for n, have, want in sizes)
+    return geometry.resized((z, y, x))
+
+
+@torch.inference_mode()
+def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
+    settings = SingleSettings.of(model.card.settings)
+    engine = Engine(model.device, options.precision, half_is_right=settings.half_is_right)
+    start = time.perf_counter()
+    data, native = to_canonical(volume)
+    image = normalise(to_tensor(data, engine.device), model.card.intensity)
+    grid = working_grid(native, settings)
+    image = resize(image, grid.shape) if grid.shape != native.shape else image
+    yield Progress("net", 0, 1)
+    scores = yield from windowed(
+        lambda x: engine(model.nets["net"], x), image, settings.window,
+        overlap=settings.overlap, batch=settings.batch, flips=flips_along(settings.flips), stage="net",
+    )  # fmt: skip
+    seen = _label_map(scores.argmax(0), grid, model)
+    yield StageResult("net", seen, time.perf_counter() - start, "" if seen.data.any() else "Nothing was found.")
+    yield from (Warned(text) for text in engine.notes)
+
+    start = time.perf_counter()
+    found = _label_map(labels_on(scores, native.shape), native, model)
+    if settings.keep_largest:
+        found = clean(found, keep_largest=True, together=settings.keep_largest == "together", neighbours=6)
+    array = from_canonical(found.data, volume.geometry)
+    labels = LabelMap(array, volume.geometry, {}, model.card.labels, model.card.colors)
+    yield StageResult("labels", labels, time.perf_counter() - start)
+
+
+def _label_map(labels: Tensor, geometry: Geometry, model: Model) -> LabelMap:
+    array = labels.cpu().numpy().astype(np.uint8 if model.card.n_classes <= 256 else np.int16)
+    return LabelMap(array, geometry, {}, model.card.labels, model.card.colors)

@@ -1,0 +1,167 @@
+"""What pretraining depends on, written once; without torch, so that forms and commands can read it at once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from napari_fmseg.errors import InvalidRecipe
+from napari_fmseg.tables import dataclass_from
+
+__all__ = ["Fusion", "PretrainRecipe", "load_pretrain_recipe"]
+
+Size = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """What Volume Fusion draws.
+
+    Parameters
+    ----------
+    patch
+        Size (z, y, x) of a sample.
+    classes
+        K: classes beside the background, which is class 0. The network has K + 1.
+    mode
+        ``"blocks"``: a grid of equal blocks (2025). ``"boxes"``: random boxes, one over the other (2023).
+    share
+        Share of the grid's blocks that are foreground. The share of voxels is smaller, 0.41 for a patch of
+        32 x 64 x 64 and 0.56 for 64 x 128 x 128 with thinner blocks: what is left beside the whole blocks is
+        background, and their number is rounded down.
+    block
+        Smallest and largest size of a block along (z, y, x); never longer than the patch.
+    boxes
+        Fewest and most boxes.
+    box
+        Smallest and largest size of a box along (z, y, x).
+    scale
+        Smallest and largest size of a crop, as a multiple of the patch; it is resampled to the patch.
+    spatial
+        Whether crops vary in size and are mirrored.
+    intensity
+        Whether contrast and gamma vary and pairs are inverted. Samples then lie in 0..1.
+    """
+
+    patch: Size = (64, 128, 128)
+    classes: int = 4
+    mode: str = "blocks"
+    share: float = 0.7
+    block: tuple[Size, Size] = ((8, 8, 8), (32, 32, 32))
+    boxes: tuple[int, int] = (10, 40)
+    box: tuple[Size, Size] = ((8, 8, 8), (40, 80, 80))
+    scale: tuple[float, float] = (0.7, 1.5)
+    spatial: bool = True
+    intensity: bool = True
+
+    def __post_init__(self) -> None:
+        ranges = [self.boxes, self.scale, *zip(*self.block, strict=True), *zip(*self.box, strict=True)]
+        if any(not 0 < low <= high for low, high in ranges) or min(self.patch) < 1:
+            raise InvalidRecipe(f"Patch, block, boxes, box and scale are positive, the smaller first; not {self}.")
+        if self.mode not in ("blocks", "boxes") or not 1 <= self.classes <= 255 or not 0 < self.share <= 1:
+            raise InvalidRecipe(
+                f"mode is 'blocks' or 'boxes', classes 1 to 255 and share above 0 to 1, not {self.mode!r}, "
+                f"{self.classes} and {self.share}."
+            )
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """Everything that pretraining by Volume Fusion depends on.
+
+    Parameters
+    ----------
+    name
+        To type; the files of the model that comes out are called so.
+    volumes
+        A folder with volumes of any readable kind, below it too.
+    out
+        Folder of the run: checkpoint, then card and weights.
+    network
+        Its name in the registry: ``"fmunet"``, ``"pctnet"`` or another that gives logits.
+    kwargs
+        Its arguments beside channels and classes.
+    fusion
+        What is drawn; see `Fusion`.
+    steps
+        Optimiser steps in all. Published: 80,000 and more.
+    steps_per_epoch
+        Steps between two validations and checkpoints.
+    batch
+        Samples per step.
+    lr
+        Learning rate of Adam, halved every quarter of the steps.
+    weight_decay
+        Of Adam.
+    clip
+        Largest norm of the gradient.
+    holdout
+        Share of the volumes that validate only; at least one, where there are two.
+    validate_samples
+        Samples of the held-out volumes at each validation; always the same.
+    other_volume
+        Take the foreground from another volume, as published in 2023; otherwise both crops are of one.
+    cache
+        Folder for decoded volumes; by default inside `out`.
+    cache_gb
+        How much they may take.
+    seed
+        Random seed: the same one gives the same weights on a CPU.
+    device
+        ``"auto"`` (CUDA, then MPS, then CPU), ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    precision
+        ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    """
+
+    name: str
+    volumes: Path
+    out: Path
+    network: str = "fmunet"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    fusion: Fusion = field(default_factory=Fusion)
+    steps: int = 80_000
+    steps_per_epoch: int = 1000
+    batch: int = 2
+    lr: float = 1e-3
+    weight_decay: float = 1e-5
+    clip: float = 12.0
+    holdout: float = 0.1
+    validate_samples: int = 16
+    other_volume: bool = False
+    cache: Path | None = None
+    cache_gb: float = 20.0
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.steps_per_epoch, self.batch, self.validate_samples) < 1 or self.lr <= 0:
+            raise InvalidRecipe("steps, steps_per_epoch, batch, validate_samples and lr must be positive.")
+        if not 0 <= self.holdout < 1 or self.cache_gb < 0 or Path(self.name).name != self.name or not self.name:
+            raise InvalidRecipe(
+                "holdout is a share below 1, cache_gb is not negative and name is the name of a file; not "
+                f"{self.holdout}, {self.cache_gb} and {self.name!r}."
+            )
+
+
+def load_pretrain_recipe(path: Path | str, **changes: Any) -> PretrainRecipe:
+    """Read a recipe from TOML; paths in it are relative to the file's folder.
+
+    Raises
+    ------
+    InvalidRecipe
+        If the file cannot be read, or a field is unknown, missing or of the wrong kind.
+    """
+    path = Path(path)
+    changed = {k: Path(v).absolute() if k in ("volumes", "out", "cache") else v for k, v in changes.items()}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")) | changed
+        for name in ("volumes", "out", "cache"):
+            if isinstance(table.get(name), str | Path):
+                table[name] = path.resolve().parent / table[name]
+        return dataclass_from(PretrainRecipe, table)
+    except (OSError, ValueError) as error:
+        raise InvalidRecipe(f"{path.name} is no recipe for pretraining: {error}. Correct that field.") from error

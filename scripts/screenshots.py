@@ -1,0 +1,120 @@
+"""Makes the pictures of docs/tour.md by driving the real window on a CT phantom; scripts/screenshots calls it.
+
+python scripts/screenshots.py FOLDER
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qtpy.QtWidgets import QApplication
+
+SIZE = (1280, 800)
+SEED = 20261  # a patient that no model was trained on
+
+
+def wait(done: Callable[[], bool], seconds: float = 120) -> None:
+    """Let the window live until `done`."""
+    end = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() > end:
+            raise TimeoutError("The window did not get there.")
+        QApplication.processEvents()
+        time.sleep(0.01)
+
+
+def rest(seconds: float = 0.4) -> None:
+    """Let the window draw what has changed."""
+    end = time.monotonic() + seconds
+    wait(lambda: time.monotonic() > end)
+
+
+class Photographer:
+    """Saves numbered pictures of the window."""
+
+    def __init__(self, viewer: Any, folder: Path) -> None:
+        self.viewer, self.folder = viewer, folder
+
+    def take(self, name: str, widget: Any = None) -> None:
+        """Save the whole window, or one widget."""
+        from PIL import Image
+
+        rest()
+        path = self.folder / f"{name}.jpg"
+        with tempfile.TemporaryDirectory() as temporary:
+            raw = str(Path(temporary) / "raw.png")
+            if widget is not None:
+                widget.grab().save(raw)
+            else:
+                self.viewer.window.screenshot(raw, canvas_only=False, flash=False)
+            picture = Image.open(raw).convert("RGB")
+            picture.save(path, quality=88, optimize=True)
+        print(path.name, picture.size, f"{path.stat().st_size / 1000:.0f} kB")
+
+
+def main(folder: Path) -> None:
+    """Take all pictures."""
+    import napari
+
+    from napari_fmseg import phantom_ct, write_volume
+
+    folder.mkdir(parents=True, exist_ok=True)
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*SIZE)
+    camera = Photographer(viewer, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        scan = Path(temporary) / "abdomen.nii.gz"
+        write_volume(phantom_ct(SEED, spacing=(3.0, 1.7, 1.7))[0], scan)
+        _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
+        rest(1)
+        camera.take("1-start")
+        viewer.open(str(scan), plugin="napari-fmseg")
+        image = viewer.layers[0]
+        viewer.dims.set_point(0, float(image.translate[0] + image.scale[0] * 48))
+        wait(lambda: dock.image.case is not None)
+        dock.model.choose("fmsf-phantom-ct")
+        camera.take("2-opened")
+        for number, stage in enumerate(("consensus", "attention", ""), 3):
+            dock.until.setCurrentIndex(dock.until.findData(stage))
+            dock.bar.run_button.click()
+            wait(lambda: dock.session.running, 5)
+            wait(lambda: not dock.session.running)
+            rest(1.5)
+            camera.take(f"{number}-{stage or 'labels'}")
+        heat = next(layer for layer in viewer.layers if "attention map" in layer.name)
+        labels = viewer.layers.selection.active
+        heat.visible, labels.visible = True, False
+        camera.take("6-attention-map")
+        heat.visible, labels.visible = False, True
+        camera.take("7-classes", dock.classes)
+        image.visible = False
+        viewer.dims.ndisplay = 3
+        viewer.camera.angles = (-6, -20, 110)
+        camera.take("8-three-d")
+        viewer.dims.ndisplay = 2
+        image.visible = True
+        viewer.window.add_plugin_dock_widget("napari-fmseg", "Export", tabify=True)
+        rest(1)
+        camera.take("9-export")
+        _, doctor = viewer.window.add_plugin_dock_widget("napari-fmseg", "Doctor", tabify=True)
+        wait(lambda: bool(doctor.findings))
+        camera.take("10-doctor")
+        broken = Path(temporary) / "broken.nii.gz"
+        broken.write_bytes(scan.read_bytes()[:4000])
+        dock.drop.dropped.emit([str(broken)])
+        wait(lambda: bool(dock.error.isVisible()))
+        camera.take("11-error")
+        napari.settings.get_settings().appearance.theme = "light"
+        camera.take("12-light")
+    viewer.close()
+
+
+if __name__ == "__main__":
+    np.seterr(all="ignore")
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images/tour"))

@@ -1,0 +1,31 @@
+"""What all tests of the window need."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+npe2 = pytest.importorskip("npe2")
+
+MANIFEST = Path(__file__).parents[2] / "napari.yaml"
+
+
+@pytest.fixture(autouse=True)
+def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Make the plugin known where it runs from the checkout without being installed, and give it a home of its own."""
+    manager = npe2.PluginManager.instance()
+    if "napari-fmseg" not in manager:
+        manager.discover()
+    if "napari-fmseg" not in manager:
+        manager.register(npe2.PluginManifest.from_file(MANIFEST))
+    monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """End what still runs in threads: while it runs nothing is collected, and napari would take that for a leak."""
+    worker = sys.modules.get("napari_fmseg._napari.worker")
+    if worker is not None:
+        assert worker.close_all_jobs(10)

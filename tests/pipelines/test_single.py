@@ -1,0 +1,135 @@
+"""One network in windows: what it finds lies on the patient, on any grid, in any orientation."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from napari_fmseg.errors import GeometryMismatch, UnknownModel
+from napari_fmseg.events import Progress, StageResult, drain
+from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, load_model, save_model
+from napari_fmseg.nets import build
+from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
+from napari_fmseg.pipelines.phased import normalise
+from napari_fmseg.pipelines.settings import SingleSettings
+from napari_fmseg.volume import Geometry, Volume
+
+FLOAT = SegmentOptions(precision="float32")
+
+
+class Brighter(nn.Module):
+    """Logits of one structure: what is brighter than a half."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(1, 2, 1).requires_grad_(False)
+        self.conv.weight[:] = torch.tensor([-10.0, 10.0])[:, None, None, None, None]
+        self.conv.bias[:] = torch.tensor([5.0, -5.0])
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+def card_of(spec=None, intensity=None, **settings):
+    return ModelCard(
+        name="one", title="One", pipeline="single", nets={"net": spec or NetSpec("conv")}, labels={1: "organ"},
+        intensity=intensity or Intensity("window", 0.0, 1.0), settings={"window": (8, 8, 8), **settings},
+    )  # fmt: skip
+
+
+def model_of(**settings):
+    return Model(card_of(**settings), {"net": Brighter().eval()}, torch.device("cpu"))
+
+
+def volume_of(data, spacing=(2.0, 1.0, 1.5), direction=None):
+    return Volume(np.asarray(data, np.float32), Geometry.from_spacing(data.shape, spacing, (5, 6, 7), direction))
+
+
+@pytest.fixture
+def balls():
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in (12, 19, 21)], indexing="ij"), -1)
+    large = np.linalg.norm(grid - np.array([6, 9, 8]), axis=-1) < 4
+    small = np.linalg.norm(grid - np.array([3, 3, 17]), axis=-1) < 2
+    return large, small
+
+
+@pytest.mark.parametrize("flips", ["", "yx", "zyx"])
+@pytest.mark.parametrize("direction", [None, np.diag([-1, 1, -1]), np.eye(3)[[1, 2, 0]]])
+def test_labels_lie_where_the_structure_is(direction, flips, balls):
+    large, small = balls
+    volume = volume_of(large | small, direction=direction)
+    labels = drain(segment(volume, model_of(flips=flips), FLOAT))
+    assert labels.geometry.matches(volume.geometry)
+    assert np.array_equal(labels.data, large | small)
+    assert labels.names == {1: "organ"}
+
+
+def test_every_group_of_windows_is_told(balls):
+    *events, net, labels = segment(volume_of(balls[0]), model_of(batch=4), FLOAT)
+    assert isinstance(net, StageResult)
+    assert isinstance(labels, StageResult)
+    assert (net.stage, labels.stage) == ("net", "labels")
+    assert events[0] == Progress("net", 0, 1)
+    n = len(events) - 1
+    assert events[1:] == [Progress("net", i, n) for i in range(1, n + 1)]
+    assert n == 2 * 4 * 5 // 4 + (2 * 4 * 5 % 4 > 0)
+    assert stages_of(model_of().card) == ("net",)
+
+
+@pytest.mark.parametrize("keep", ["each", "together"])
+def test_stray_parts_go_if_the_card_says_so(keep, balls):
+    large, small = balls
+    labels = drain(segment(volume_of(large | small), model_of(keep_largest=keep), FLOAT))
+    assert np.array_equal(labels.data, large)
+
+
+def test_network_sees_the_spacing_of_the_card(balls):
+    volume = volume_of(balls[0])
+    _, *_, net, labels = segment(volume, model_of(spacing_mm=(1.0, 1.0, 1.0)), FLOAT)
+    assert net.output.geometry.shape == (24, 19, 32)
+    assert labels.output.geometry.matches(volume.geometry)
+    overlap = 2 * (labels.output.data.astype(bool) & balls[0]).sum() / (labels.output.data.sum() + balls[0].sum())
+    assert overlap > 0.95
+
+
+def test_empty_volume_gives_empty_labels_and_says_so():
+    _, *_, net, labels = segment(volume_of(np.zeros((4, 5, 6))), model_of(), FLOAT)
+    assert net.note == "Nothing was found."
+    assert not labels.output.data.any()
+
+
+def test_zscores_have_mean_0_and_deviation_1():
+    data = torch.rand(2, 6, 7, 8) * torch.tensor([3.0, 50.0])[:, None, None, None] + 9
+    out = normalise(data, Intensity("zscore"))
+    for channel, source in zip(out.numpy(), data.numpy(), strict=True):
+        np.testing.assert_allclose(channel, (source - source.mean()) / (source.std() + 1e-5), rtol=1e-4, atol=1e-4)
+    assert not normalise(torch.full((1, 4, 4, 4), 7), Intensity("zscore")).any()
+
+
+@pytest.mark.parametrize(("network", "kwargs"), [
+    ("fmunet", {"widths": [2, 2, 4, 4, 4]}), ("pctnet", {"widths": [2, 2, 4, 4, 4], "heads": [1, 1, 1]}),
+])  # fmt: skip
+def test_saved_model_of_misfm_segments_a_volume_of_any_size(network, kwargs, tmp_path):
+    torch.manual_seed(0)
+    spec = NetSpec(network, kwargs)
+    card = card_of(spec, Intensity("zscore"), window=(16, 32, 20), flips="x")
+    model = load_model(save_model(card, {"net": build(network, **kwargs)}, tmp_path), device="cpu")
+    volume = volume_of(np.random.default_rng(0).normal(size=(9, 37, 23)))
+    labels = drain(segment(volume, model, FLOAT))
+    assert labels.data.shape == volume.geometry.shape
+    assert set(np.unique(labels.data)) <= {0, 1}
+
+
+@pytest.mark.parametrize("settings", [
+    {"window": (0, 8, 8)}, {"overlap": 1.0}, {"batch": 0}, {"spacing_mm": (1.0, 1.0)}, {"flips": "xx"},
+    {"keep_largest": "all"}, {"consensus_grid": (8, 8, 8)},
+])  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(UnknownModel, match=next(iter(settings))):
+        SingleSettings.of(settings)
+
+
+def test_wrong_number_of_channels_is_refused():
+    volume = Volume(np.zeros((2, 8, 8, 8), np.float32), Geometry.from_spacing((8, 8, 8)))
+    with pytest.raises(GeometryMismatch, match="takes 1 channel"):
+        drain(segment(volume, model_of(), FLOAT))
