@@ -316,6 +316,10 @@ class SpatialTransformer(nn.Module):
             *(nn.Conv3d(width, width, 3, stride=2, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(2), nn.Flatten()),
         )
         self.last = nn.Linear(8 * width, 12)
+        self.draw_own()
+
+    def draw_own(self, generator: torch.Generator | None = None) -> None:
+        """Start with no change, however the other weights are drawn."""
         nn.init.zeros_(self.last.weight)
         with torch.no_grad():
             self.last.bias.copy_(torch.eye(3, 4).flatten())

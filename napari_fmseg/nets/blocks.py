@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ __all__ = [
     "check_choice",
     "check_image",
     "conv",
+    "draw_as_torch",
     "draw_weights",
     "resize",
     "stride",
@@ -105,7 +106,8 @@ def check_image(name: str, x: Tensor, in_channels: int, smallest: int = 1) -> No
 def draw_weights(net: nn.Module, generator: torch.Generator | None = None, *, slope: float = 0.01) -> nn.Module:
     """Draw the weights anew: convolutions Kaiming normal for a leaky ReLU of `slope`, linear layers normal with 0.02.
 
-    Biases become 0; norms and slopes stay as they are. Gives `net` back.
+    Biases become 0; norms and slopes stay as they are. A part that must start otherwise has a method
+    ``draw_own(generator)``, which has the last word. Gives `net` back.
     """
     for part in net.modules():
         if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
@@ -119,7 +121,21 @@ def draw_weights(net: nn.Module, generator: torch.Generator | None = None, *, sl
             continue
         if part.bias is not None:
             nn.init.zeros_(part.bias)
+    for part in net.modules():
+        own: Any = getattr(part, "draw_own", None)
+        if own is not None:
+            own(generator)
     return net
+
+
+def draw_as_torch(net: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draw the convolutions anew as torch draws them when it makes them: uniform, biases too."""
+    for part in net.modules():
+        if isinstance(part, nn.Conv3d | nn.ConvTranspose3d):
+            nn.init.kaiming_uniform_(part.weight, a=5**0.5, generator=generator)
+            if part.bias is not None:
+                bound = part.weight[0].numel() ** -0.5
+                nn.init.uniform_(part.bias, -bound, bound, generator=generator)
 
 
 def conv(ins: int, outs: int, flat: bool, *, halve: bool = False) -> nn.Conv3d:

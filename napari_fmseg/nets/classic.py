@@ -101,7 +101,9 @@ def _made(
         raise UnknownModel(f"MONAI's {name} cannot be built with {given}: {error}.") from error
     own: Any = net
     own.in_channels, own.n_classes, own.activation = in_channels, n_classes, "softmax"
-    net.register_forward_pre_hook(_Check(name, in_channels, step, fixed))
+    rule = _Needs(name, in_channels, step, fixed)
+    own.check = rule.check
+    net.register_forward_pre_hook(rule)
     return net
 
 
@@ -119,7 +121,7 @@ def _monai(name: str, needs: Sequence[str]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Check:
+class _Needs:
     """What an image must be; a class, so that networks can be copied and sent to other processes."""
 
     name: str
@@ -128,8 +130,12 @@ class _Check:
     fixed: tuple[int, int, int] | None
 
     def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        size = tuple(inputs[0].shape[2:])
-        check_image(self.name, inputs[0], self.in_channels, self.step)
+        self.check(inputs[0])
+
+    def check(self, x: Tensor) -> None:
+        """Refuse an image that the network cannot take, with `GeometryMismatch`."""
+        size = tuple(x.shape[2:])
+        check_image(self.name, x, self.in_channels, self.step)
         if tracing():
             return
         if self.fixed is not None and size != self.fixed:

@@ -21,7 +21,7 @@ from napari_fmseg.nets.blocks import (
     check_channels,
     check_choice,
     check_image,
-    draw_weights,
+    draw_as_torch,
     resize,
     tracing,
 )
@@ -233,6 +233,14 @@ class UXNet(nn.Module):
         self.decoder1 = _Skip(wide[0], wide[0])
         self.out = _Bare(_Bare(nn.Conv3d(wide[0], n_classes - (activation == "sigmoid"), 1)))
 
+    def draw_own(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights anew, as they are when the network is built.
+
+        With biases of 0, air (0 in every channel) has no length that a norm over the channels could divide by, and each
+        such norm makes the gradient there a thousand times larger.
+        """
+        draw_as_torch(self, generator)
+
     def forward(self, x: Tensor) -> Tensor:
         """Segment a batch of images.
 
@@ -373,7 +381,10 @@ class MA3DSeg(nn.Module):
         self.side_heads = nn.ModuleList(nn.Conv3d(w, outs, 1) for w in widths[:3]) if supervised else None
         self.guide = nn.Conv3d(widths[3], outs, 1) if boundary else None
         self.boundaries = nn.ModuleList(GuidedBoundary(w, outs) for w in widths[:3]) if boundary else None
-        draw_weights(self, slope=0)
+
+    def draw_own(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights anew; see `UXNet.draw_own`."""
+        draw_as_torch(self, generator)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Segment a batch of images of any size from 16 voxels.

@@ -7,7 +7,7 @@ from napari_fmseg.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.nets import build
 from napari_fmseg.nets.efficient import COARSE, FINE, StripPooling, standardise
 
-HERE = ["effseg_small_efficient_pp", "effseg_small_unet_d5"]
+HERE = ["effseg_small_unet_d5"]
 ALL = [
     *("effseg_context_fine", "effseg_efficient_fine", "effseg_small_context", "effseg_small_efficient_aniso"),
     *("effseg_small_efficient_aux", "effseg_small_efficient_b2", "effseg_small_efficient_blocks"),
@@ -59,7 +59,7 @@ def test_network_gives_the_published_output(name, read_vector, golden_here):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name not in HERE])
 def test_network_gives_every_published_output(name, read_vector, golden_shared):
     check(read_vector(golden_shared / f"{name}.npz"))
 

@@ -4,9 +4,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from napari_fmseg.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.nets import build
+from napari_fmseg.nets.blocks import draw_as_torch, draw_weights
 from napari_fmseg.nets.ma3dseg import CrossRegionAttention, DXBlock, GuidedBoundary
 
-HERE = ["ma3dseg_crmsa_d64_ruleb", "ma3dseg_ibs_sdm_16_2_ruleb"]
+HERE = ["uxnet3d_outc2_aniso"]
 ALL = [
     *("ma3dseg_crmsa_d64_ruleb", "ma3dseg_dx_block_dim48_ruleb", "ma3dseg_ibs_sdm_16_2_ruleb"),
     *("ma3dseg_repo_uxnet_outc2_ruleb", "uxnet3d_outc14", "uxnet3d_outc2_aniso", "uxnet3d_outc2_ruleb"),
@@ -45,7 +46,7 @@ def test_module_gives_the_published_output(name, read_vector, golden_here):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [name for name in ALL if name not in HERE])
 def test_network_gives_every_published_output(name, read_vector, golden_shared):
     check(name, read_vector(golden_shared / f"{name}.npz"))
 
@@ -102,6 +103,28 @@ def test_side_heads_are_given_in_training_only():
     net, x = build("ma3dseg", supervised=True, **SMALL), torch.rand(1, 1, 32, 48, 32)
     assert [tuple(y.shape[2:]) for y in net.train()(x)] == [(32, 48, 32), (16, 24, 16), (8, 12, 8), (4, 6, 4)]
     assert net.eval()(x).shape == (1, 2, 32, 48, 32)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize(("name", "kwargs"), [("ma3dseg", SMALL), ("uxnet3d", {"widths": (4, 4, 8, 8), "hidden": 8})])
+def test_air_does_not_blow_the_gradient_up(name, kwargs, anew):
+    torch.manual_seed(0)
+    net, x = build(name, **kwargs), torch.zeros(1, 1, 32, 48, 32)
+    x[..., 20:28, 20:28, 20:28] = torch.rand(8, 8, 8)
+    if anew:
+        draw_weights(net, torch.Generator().manual_seed(0))
+    net(x).log_softmax(1)[:, 1].mean().backward()
+    assert torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None]).norm() < 10
+
+
+def test_weights_drawn_as_torch_does_have_the_spread_of_its_own_layers():
+    torch.manual_seed(0)
+    theirs, ours = torch.nn.Conv3d(8, 64, 3, groups=2), torch.nn.Conv3d(8, 64, 3, groups=2)
+    draw_as_torch(ours, torch.Generator().manual_seed(1))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert not torch.equal(a, b)
+        assert a.std().item() == pytest.approx(b.std().item(), rel=0.2)
+        assert a.abs().max().item() == pytest.approx(b.abs().max().item(), rel=0.1)
 
 
 def test_items_of_a_batch_do_not_mix_in_the_region_attention(draw):
