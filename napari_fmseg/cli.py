@@ -11,14 +11,15 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.errors import FmsegError
+from napari_fmseg.errors import FmsegError, InvalidRecipe
+from napari_fmseg.events import TrainEvent
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.terminal import Bars, note, number, say, table, write_json
 
@@ -368,15 +369,69 @@ def train(
     events
         Print every event as one JSON line to stdout, for another program to follow.
     """
-    from napari_fmseg.events import EpochDone, Saved, to_json
     from napari_fmseg.training import load_recipe
     from napari_fmseg.training.loop import train as learn
 
-    with Bars(quiet=events) as bars:
-        given = {"dataset": dataset, "out": out}
-        changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
-        for event in learn(load_recipe(recipe, **changes)):
-            if events:
+    given = {"dataset": dataset, "out": out}
+    changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
+    return _tell(learn(load_recipe(recipe, **changes)), events)
+
+
+def pretrain(
+    source: Positional[Annotated[Path, arg(metavar="FOLDER|RECIPE.toml")]],
+    /,
+    *,
+    output: Path | None = None,
+    network: str = "fmunet",
+    steps: int | None = None,
+    patch: tuple[int, int, int] | None = None,
+    device: str = "auto",
+    events: bool = False,
+) -> int:
+    """Pretrain a network on volumes without labels by Volume Fusion; started again, it goes on.
+
+    Parameters
+    ----------
+    source
+        A folder with volumes of any readable kind, or a TOML file with the fields of PretrainRecipe.
+    output
+        Folder of the run: checkpoint, decoded volumes, then card and weights. Needed with a folder.
+    network
+        fmunet or pctnet; a recipe names its own.
+    steps
+        Optimiser steps instead of the recipe's.
+    patch
+        Voxels z y x of a sample instead of the recipe's.
+    device
+        auto, cpu, cuda or mps; a recipe names its own.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from dataclasses import replace
+
+    from napari_fmseg.training import PretrainRecipe, load_pretrain_recipe
+    from napari_fmseg.training.pretraining import pretrain as learn
+
+    if source.suffix == ".toml":
+        recipe = load_pretrain_recipe(source, **({} if output is None else {"out": output}))
+    elif output is None:
+        raise InvalidRecipe("A folder needs --output: where checkpoint, decoded volumes and the model are written.")
+    else:
+        recipe = PretrainRecipe(f"{network}-volf", source, output, network, device=device)
+    if steps is not None:
+        recipe = replace(recipe, steps=steps, steps_per_epoch=min(steps, recipe.steps_per_epoch))
+    if patch is not None:
+        recipe = replace(recipe, fusion=replace(recipe.fusion, patch=patch))
+    return _tell(learn(recipe), events)
+
+
+def _tell(learning: Iterator[TrainEvent], as_json: bool) -> int:
+    """Follow a training: JSON lines for a program, bars and a line per epoch for a person."""
+    from napari_fmseg.events import EpochDone, Saved, to_json
+
+    with Bars(quiet=as_json) as bars:
+        for event in learning:
+            if as_json:
                 say(to_json(event))
                 continue
             _follow(event, bars)
@@ -638,6 +693,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "models": models,
     "score": score,
     "train": train,
+    "pretrain": pretrain,
     "bench": bench,
     "phantom": phantom,
     "doctor": doctor,
