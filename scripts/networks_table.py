@@ -163,8 +163,8 @@ def page(device: torch.device) -> str:
         '`napari_fmseg.nets.build("unet3d", in_channels=2, n_classes=3)`; `n_classes` counts the background.\n\n'
         f"For one channel, two classes and one volume of {SIZE} x {SIZE} x {SIZE} voxels ({LARGE} x {LARGE} x {LARGE} "
         "where the network needs more); a multiply-add counts once. Milliseconds: the fastest of "
-        f"up to {RUNS} runs in float32 on {described(device)}, torch {torch.__version__}, as the network is written, rough "
-        f"where the machine had other work beside; `fmseg segment` may be faster ([Speed](speed.md)).\n\n{rows}\n\n"
+        f"up to {RUNS} runs in float32 on {described(device)}, torch {torch.__version__}, as the network is written, "
+        f"rough where the machine had other work beside; `fmseg segment` may be faster ([Speed](speed.md)).\n\n{rows}\n\n"
         f"`ma3dseg` needs {cheaper:.0f} times fewer multiply-adds and {fewer:.0f} times fewer parameters than "
         "`uxnet3d`; on a CPU its milliseconds shrink less, since most of them go into moving memory. It is a "
         "reconstruction: the network of that name was never published, and its public code is 3D "
