@@ -14,24 +14,24 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.errors import FmsegError
+from napari_fmseg.errors import FmsegError, InvalidRecipe
+from napari_fmseg.events import TrainEvent
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.terminal import Bars, note, number, say, table, write_json
+from napari_fmseg.project_commands import MODEL_COMMANDS, PROJECT_COMMANDS
+from napari_fmseg.terminal import Bars, Json, note, number, say, table, write_json
 
 __all__ = ["main"]
 
 USE = "Research use only. Not a medical device."
 _DEFECT = 70  # EX_SOFTWARE: not to be mistaken for a fault of the input
 _STOPPED = 130  # 128 + SIGINT, as shells have it
-
-Json = Annotated[bool, arg(name="json", help="Print one JSON document for machines, and nothing else, to stdout.")]
 
 
 class _Usage(FmsegError):
@@ -57,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["--version"]:
             return _version()
+        commands, prog, rest = _group(words)
         return int(
             tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="fmseg", args=words or ["--help"], config=(FlagCreatePairsOff,),
+                commands, prog=prog, args=rest or ["--help"], config=(FlagCreatePairsOff,),
                 description=f"Segment 3-D medical images, and learn to. {USE}",
             )
         )  # fmt: skip
@@ -81,6 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--json" in words:
             write_json({"error": {"kind": type(error).__name__, "text": text}})
         return code
+
+
+def _group(words: list[str]) -> tuple[dict[str, Callable[..., int]], str, list[str]]:
+    """Choose the commands that the words are of: ``fmseg project add`` is one of a group."""
+    first, second = words[:1], words[1:2]
+    if first == ["project"]:
+        return PROJECT_COMMANDS, "fmseg project", words[1:]
+    if first == ["models"] and second and second[0] in MODEL_COMMANDS:
+        return MODEL_COMMANDS, "fmseg models", words[1:]
+    return COMMANDS, "fmseg", words
 
 
 def _explain(error: Exception) -> tuple[int, str]:
@@ -260,7 +271,10 @@ def _told(done: Any) -> str:
 
 
 def models(*, as_json: Json = False) -> int:
-    """List the models: what each segments, how well, and what its licence allows."""
+    """List the models: what each segments, how well, and what its licence allows.
+
+    `fmseg models export`, `import` and `rollback` carry models between machines and between versions.
+    """
     from napari_fmseg.models import list_models
 
     cards = list_models()
@@ -371,20 +385,70 @@ def train(
     events
         Print every event as one JSON line to stdout, for another program to follow.
     """
-    from napari_fmseg.events import EpochDone, Saved, to_json
     from napari_fmseg.training import load_recipe
     from napari_fmseg.training.loop import train as learn
 
     given = {"dataset": dataset, "out": out}
     changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
+    return _tell(learn(load_recipe(recipe, **changes)), events)
+
+
+def pretrain(
+    source: Positional[Annotated[Path, arg(metavar="FOLDER|RECIPE.toml")]],
+    /,
+    *,
+    output: Path | None = None,
+    network: str = "fmunet",
+    steps: int | None = None,
+    patch: tuple[int, int, int] | None = None,
+    device: str = "auto",
+    events: bool = False,
+) -> int:
+    """Pretrain a network on volumes without labels by Volume Fusion; started again, it goes on.
+
+    Parameters
+    ----------
+    source
+        A folder with volumes of any readable kind, or a TOML file with the fields of PretrainRecipe.
+    output
+        Folder of the run: checkpoint, decoded volumes, then card and weights. Needed with a folder.
+    network
+        fmunet or pctnet; a recipe names its own.
+    steps
+        Optimiser steps instead of the recipe's.
+    patch
+        Voxels z y x of a sample instead of the recipe's.
+    device
+        auto, cpu, cuda or mps; a recipe names its own.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from dataclasses import replace
+
+    from napari_fmseg.training import PretrainRecipe, load_pretrain_recipe
+    from napari_fmseg.training.pretraining import pretrain as learn
+
+    if source.suffix == ".toml":
+        recipe = load_pretrain_recipe(source, **({} if output is None else {"out": output}))
+    elif output is None:
+        raise InvalidRecipe("A folder needs --output: where checkpoint, decoded volumes and the model are written.")
+    else:
+        recipe = PretrainRecipe(f"{network}-volf", source, output, network, device=device)
+    if steps is not None:
+        recipe = replace(recipe, steps=steps, steps_per_epoch=min(steps, recipe.steps_per_epoch))
+    if patch is not None:
+        recipe = replace(recipe, fusion=replace(recipe.fusion, patch=patch))
+    return _tell(learn(recipe), events)
+
+
+def _tell(learning: Generator[TrainEvent, None, None], as_json: bool) -> int:
+    """Follow a training: JSON lines for a program, bars and a line per epoch for a person."""
+    from napari_fmseg.events import EpochDone, Saved, to_json
+
     # Closing keeps the best so far, wherever an interruption falls.
-    with (
-        _stopping_on_request(),
-        Bars(quiet=events) as bars,
-        contextlib.closing(learn(load_recipe(recipe, **changes))) as run,
-    ):
+    with _stopping_on_request(), Bars(quiet=as_json) as bars, contextlib.closing(learning) as run:
         for event in run:
-            if events:
+            if as_json:
                 say(to_json(event))
                 continue
             _follow(event, bars)
@@ -662,11 +726,18 @@ def export(
     return 0
 
 
+def project() -> int:
+    """Volumes and labels to learn from, in a folder: init, add, list, split, rank."""
+    return main(["project", "--help"])
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "segment": segment,
     "models": models,
     "score": score,
+    "project": project,
     "train": train,
+    "pretrain": pretrain,
     "bench": bench,
     "phantom": phantom,
     "doctor": doctor,

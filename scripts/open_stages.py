@@ -1,4 +1,4 @@
-"""Open a volume and the stages of its segmentation in napari, each stage on its own grid and in its place.
+"""Open a volume and the stages of its segmentation in napari, beside the Segment panel.
 
 python scripts/open_stages.py IMAGE NAME=STAGE.nii.gz ...
 """
@@ -11,34 +11,30 @@ from pathlib import Path
 import napari
 from stages_picture import read_stage
 
-from napari_fmseg import LabelMap, Volume, read_volume
-
-
-def add(viewer: napari.Viewer, name: str, volume: Volume, visible: bool) -> None:
-    """Add one layer."""
-    grid = volume.geometry
-    place = {
-        "scale": grid.spacing,
-        "translate": grid.direction.T @ grid.origin,
-        "units": ("mm", "mm", "mm"),
-        "axis_labels": ("z", "y", "x"),
-    }
-    if isinstance(volume, LabelMap):
-        viewer.add_labels(volume.data, name=name, visible=visible, opacity=0.5, **place)
-    elif name == "image":
-        viewer.add_image(volume.data, name=name, colormap="gray", **place)
-    else:
-        viewer.add_image(volume.data, name=name, visible=visible, colormap="inferno", blending="additive", **place)
+from napari_fmseg import LabelMap, read_volume
+from napari_fmseg._napari.layers import image_layers, labels_layer, map_layer
 
 
 def main(words: list[str]) -> None:
     """Read the command line and show the window until it is closed."""
     image, *named = words
     viewer = napari.Viewer(title="napari-fmseg: demo")
-    add(viewer, "image", read_volume(image), True)
+    volume = read_volume(image)
+    for data, options, _ in image_layers(volume, "CT phantom", source=image):
+        viewer.add_image(data, **options)
     for word in named:
         name, path = word.split("=", 1)
-        add(viewer, name, read_stage(Path(path)), word == named[-1])
+        stage = read_stage(Path(path))
+        shown = {"visible": name == "labels"}
+        if isinstance(stage, LabelMap):
+            data, options, _ = labels_layer(stage, name, source=path)
+            viewer.add_labels(data, **{**options, **shown})
+        else:
+            data, options, _ = map_layer(stage, name)
+            viewer.add_image(data, **{**options, **shown})
+    viewer.layers.selection.active = viewer.layers["labels"] if "labels" in viewer.layers else viewer.layers[-1]
+    _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
+    dock.model.choose("fmsf-phantom-ct")
     napari.run()
 
 

@@ -71,7 +71,8 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         scan = Path(temporary) / "abdomen.nii.gz"
         write_volume(phantom_ct(SEED, spacing=(3.0, 1.7, 1.7))[0], scan)
-        _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
+        docks: dict[str, Any] = {}
+        docks["Segment"], dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
         rest(1)
         camera.take("1-start")
         viewer.open(str(scan), plugin="napari-fmseg")
@@ -93,18 +94,16 @@ def main(folder: Path) -> None:
         camera.take("6-attention-map")
         heat.visible, labels.visible = False, True
         camera.take("7-classes", dock.classes)
-        image.visible = False
-        viewer.dims.ndisplay = 3
-        viewer.camera.angles = (-6, -20, 110)
+        dock.three_d.click()
         camera.take("8-three-d")
-        viewer.dims.ndisplay = 2
-        image.visible = True
+        dock.three_d.click()
         viewer.window.add_plugin_dock_widget("napari-fmseg", "Export", tabify=True)
         rest(1)
         camera.take("9-export")
-        _, doctor = viewer.window.add_plugin_dock_widget("napari-fmseg", "Doctor", tabify=True)
+        docks["Doctor"], doctor = viewer.window.add_plugin_dock_widget("napari-fmseg", "Doctor", tabify=True)
         wait(lambda: bool(doctor.findings))
         camera.take("10-doctor")
+        docks["Segment"].raise_()
         broken = Path(temporary) / "broken.nii.gz"
         broken.write_bytes(scan.read_bytes()[:4000])
         dock.drop.dropped.emit([str(broken)])

@@ -445,3 +445,20 @@ def test_bench_prints_one_document_with_parts_and_pairs(image, capsys):
     assert set(document["benchmark"]["parts"]) == {"reading", "consensus", "labels", "writing"}
     assert run(*words, "--no-compare") == 0
     assert "file to file" in capsys.readouterr().out
+
+
+def test_pretrain_prints_events_as_json_lines_and_leaves_a_model(image, tmp_path, capsys):
+    from napari_fmseg.events import EpochDone, Saved, from_json
+
+    text = 'name = "volf"\nvolumes = "."\nout = "run"\nvalidate_samples = 1\n[kwargs]\nwidths = [2, 2, 2, 2, 2]\n'
+    (tmp_path / "volf.toml").write_text(text)
+    words = ("pretrain", tmp_path / "volf.toml", "--output", tmp_path / "other", "--steps", 2, "--patch", 17, 16, 16)
+    assert run(*words, "--events") == 0
+    events = [from_json(line) for line in capsys.readouterr().out.splitlines()]
+    assert sum(isinstance(event, EpochDone) for event in events) == 1
+    assert [event.path for event in events if isinstance(event, Saved)][-1] == tmp_path / "other" / "volf.toml"
+
+
+def test_pretrain_of_a_folder_asks_where_to_write(image, capsys):
+    assert run("pretrain", image.parent) == 1
+    assert "--output" in capsys.readouterr().err

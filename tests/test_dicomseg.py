@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from pydicom.sr import _concepts_dict
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from napari_fmseg._napari.reader import layers_of
 from napari_fmseg.errors import GeometryMismatch, MissingExtra, UnreadableVolume, UnwritableVolume
 from napari_fmseg.io import read_labels, read_volume, write_labels
 from napari_fmseg.io.classes import only
@@ -114,6 +115,26 @@ def test_labels_of_an_oblique_series_lie_in_place_for_simpleitk_and_highdicom(
             place = (volume.affine @ [*index, 1])[2::-1]
             assert labels.data[tuple(np.rint(np.linalg.solve(geometry.affine, [*place, 1])[:3]).astype(int))] == value
         assert np.count_nonzero(volume.array) == np.count_nonzero(labels.data == value)
+
+
+def test_a_seg_opens_in_the_window_as_labels_with_names_and_one_that_overlaps_says_so(
+    series: Path, tmp_path: Path
+) -> None:
+    labels = labels_on(read_volume(series).geometry)
+    path = write_dicom_seg(labels, tmp_path / "seg.dcm", series)
+    [(data, options, kind)] = layers_of(path)
+    assert kind == "labels"
+    assert sorted(np.unique(data)) == [0, 1, 2]  # numbered anew, as DICOM asks
+    assert "Left parotid" in options["features"]["name"]
+    seg = pydicom.dcmread(path)
+    item = seg.PerFrameFunctionalGroupsSequence
+    item[len(item) // 2 :] = item[: len(item) - len(item) // 2]  # the second class lies where the first does
+    for n, frame in enumerate(item):
+        frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber = 1 + n % 2
+    seg.PixelData = b"\xff" * len(seg.PixelData)
+    seg.save_as(tmp_path / "odd.dcm")
+    with pytest.raises(UnreadableVolume, match="overlap"):
+        layers_of(tmp_path / "odd.dcm")
 
 
 def test_every_frame_refers_to_the_slice_it_was_drawn_on(series: Path, tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ class Choices(QWidget):
         self.model = ModelChooser()
         self.region = RegionChooser(viewer)
         self.until, self.device = QComboBox(), QComboBox()
+        for combo in (self.until, self.device):  # a long name must not make the panel wider than it is
+            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            combo.setMinimumContentsLength(10)
         self.options = OptionsForm(
             SegmentOptions, skip=("until", "device"), choices={"precision": PRECISIONS}, labels=WORDS
         )

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -175,8 +176,9 @@ def _summed(findings: Sequence[dict[str, str]]) -> str:
 
 
 def _end(process: QProcess) -> None:
-    """Stop a process and wait for its end, at most a second."""
-    process.blockSignals(True)
-    if process.state() != QProcess.ProcessState.NotRunning:
-        process.kill()
-        process.waitForFinished(1000)
+    """Stop a process and wait for its end, at most a second; again, or when Qt has deleted it, does no harm."""
+    with suppress(RuntimeError):
+        process.blockSignals(True)
+        if process.state() != QProcess.ProcessState.NotRunning:
+            process.kill()
+            process.waitForFinished(1000)

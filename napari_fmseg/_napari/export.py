@@ -26,6 +26,7 @@ from napari_fmseg._napari.layers import labels_of
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.origin import Origin, in_file_order, origin_of, snapshot
 from napari_fmseg._napari.parts import ErrorBox, Note
+from napari_fmseg._napari.shortcuts import bind
 from napari_fmseg._napari.tooltips import EXPORT
 from napari_fmseg._napari.windows import plain
 from napari_fmseg._napari.worker import Job, start_job
@@ -63,6 +64,7 @@ class ExportDock(QWidget):
         self._connect()
         self._on_way()
         self._on_layers()
+        bind(self, napari_viewer, "export", self.export_button.click)
 
     # --- how it looks ---
 

@@ -42,7 +42,8 @@ class Hint(Enum):
 def hint_of(path: Path) -> Hint:
     """Tell what the header, else the name of a file or of its folder, says.
 
-    A NIfTI's intent or label table and the segment fields of NRRD and MetaImage count as the header's word.
+    A NIfTI's intent or label table, the segment fields of NRRD and MetaImage, and being a DICOM SEG count as the
+    header's word.
     """
     if _header_says_labels(path):
         return Hint.HEADER
@@ -69,7 +70,7 @@ def _inner_name(path: Path) -> str:
 
 
 def _header_says_labels(path: Path) -> bool:
-    from napari_fmseg.io import itk, segments
+    from napari_fmseg.io import itk, segments, segreading
 
     suffix = suffix_of(path)
     try:
@@ -77,6 +78,8 @@ def _header_says_labels(path: Path) -> bool:
             return bool(segments.from_fields(itk.header_fields(path))[0])
         if suffix in (".nii", ".nii.gz", ".hdr", ".hdr.gz"):
             return _nifti_says_labels(path)
+        if suffix in ("", ".dcm"):
+            return segreading.is_seg(path)
     except (FmsegError, OSError):  # reading it says what is wrong
         return False
     return False

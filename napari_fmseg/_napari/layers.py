@@ -158,7 +158,7 @@ def map_layer(stage: Volume, name: str, *, frame: Geometry | None = None) -> Lay
         "colormap": "inferno",
         "rgb": False,
         "blending": "additive",
-        "opacity": 0.6,
+        "opacity": 0.45,
         "contrast_limits": (0.0, 1.0),
         "metadata": {KEY: {"geometry": shown.geometry, "filed": stage.geometry}},
         **place(shown.geometry),

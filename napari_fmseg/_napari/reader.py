@@ -236,6 +236,8 @@ def _labels(path: Path, hint: Hint) -> LabelMap | None:
     try:
         labels = read_labels(path)
     except UnreadableVolume:
+        if hint is Hint.HEADER and suffix_of(path) in ("", ".dcm"):
+            raise  # a DICOM SEG that no label map can hold; it is no image either
         return None  # fractions or several channels; if it is damaged, reading it as an image says so
     if labels.meta.get("format") == "DICOM" or not are_labels(labels.data, hint):
         return None

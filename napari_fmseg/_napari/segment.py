@@ -22,6 +22,7 @@ from napari_fmseg._napari.session import Session
 from napari_fmseg._napari.shortcuts import bind
 from napari_fmseg._napari.stages import run_of, toggle_stages
 from napari_fmseg._napari.staging import Engine, Staged
+from napari_fmseg._napari.three_d import ThreeD
 from napari_fmseg._napari.tooltips import SEGMENT
 from napari_fmseg._napari.windows import plain
 from napari_fmseg.errors import FmsegError
@@ -58,14 +59,20 @@ class SegmentDock(QWidget):
         self.doubts, self.remarks, self.error = self.choices.doubts, Note(), ErrorBox()
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
-        self.all_stages = QPushButton("Show stages")
+        self.all_stages, self.three_d = QPushButton("Show stages"), QPushButton("3-D")
+        self._three_d = ThreeD(napari_viewer)
         self._build()
         self._connect()
         self._on_changed()
         self._show(None)
         self._on_active()
         self._recovery = Recovery.start(napari_viewer)
-        keys = {"run": self.bar.run_button, "cancel": self.bar.cancel_button, "stages": self.all_stages}
+        keys = {
+            "run": self.bar.run_button,
+            "cancel": self.bar.cancel_button,
+            "stages": self.all_stages,
+            "3-D": self.three_d,
+        }
         for name, button in keys.items():
             bind(self, napari_viewer, name, button.click)
 
@@ -80,7 +87,9 @@ class SegmentDock(QWidget):
             rows.addWidget(widget)
         rows.addWidget(self.classes, 1)
         self.all_stages.setToolTip(SEGMENT.show_all)
+        self.three_d.setToolTip(SEGMENT.three_d)
         self.classes.buttons.insertWidget(0, self.all_stages)
+        self.classes.buttons.insertWidget(1, self.three_d)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
@@ -113,6 +122,7 @@ class SegmentDock(QWidget):
         self.bar.cancel.connect(self._on_cancel)
         self.error.asked.connect(self._on_details)
         self.all_stages.clicked.connect(self._on_all_stages)
+        self.three_d.clicked.connect(self._three_d.toggle)
         self.classes.failed.connect(self._on_failed)
         self.session.came.connect(self._on_event)
         self.session.failed.connect(self._on_failed)
@@ -221,6 +231,7 @@ class SegmentDock(QWidget):
         """Fill the table with the classes of a labels layer, or of none."""
         self.classes.set_layer(labels)
         self.all_stages.setEnabled(labels is not None and run_of(labels) is not None)
+        self.three_d.setEnabled(labels is not None)
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.classes.layer:

@@ -23,6 +23,7 @@ KEYS = MappingProxyType(
         "run": "Ctrl+Alt+R",
         "cancel": "Ctrl+Alt+C",
         "stages": "Ctrl+Alt+G",  # show all stages' layers, or only the best
+        "3-D": "Ctrl+Alt+D",  # the labels in three dimensions, or slices
         "export": "Ctrl+Alt+E",
     }
 )
@@ -38,7 +39,7 @@ def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) ->
     viewer
         napari's; its own keys are respected.
     name
-        "run", "cancel", "stages" or "export".
+        One of `KEYS`.
     action
         Such as a button's ``click``, which does nothing while the button is disabled.
 

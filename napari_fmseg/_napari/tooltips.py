@@ -39,6 +39,7 @@ class SEGMENT:
     progress = "The stage that is computed now, how much of it is done, and about how long the rest takes."
     times = "Seconds that every stage took in the last run."
     show_all = "Show every stage's layers, or only the best ones. (Ctrl+Alt+G)"
+    three_d = "Show the labels in three dimensions, from the front, without the image; again: the slices. (Ctrl+Alt+D)"
 
 
 class CLASSES:
@@ -71,7 +72,7 @@ class EXPORT:
     dicom = "Labels as hospital archives take them, tied to the DICOM series that they were made on."
     dicom_disabled = "DICOM SEG needs labels on an image that was opened from DICOM."
     mesh_smooth = "Smooth the steps between slices. The volume changes by less than about one voxel at the surface."
-    export = "Write the files. A file appears whole or not at all."
+    export = "Write the files. A file appears whole or not at all. (Ctrl+Alt+E)"
     export_no_labels = "There are no labels yet: segment an image, or open a label file."
     export_no_class = "Tick at least one class."
     export_no_place = "Say where to write first."

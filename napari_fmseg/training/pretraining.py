@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from napari_fmseg.events import EpochDone, Progress, Saved, StepDone, TrainEvent
 from napari_fmseg.io import find_volumes
 from napari_fmseg.models import Intensity, ModelCard, NetSpec, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.nets.blocks import draw_weights
 from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
 from napari_fmseg.training.logit_losses import deeply_supervised, dice_ce_of_logits
 from napari_fmseg.training.pretrain_recipe import PretrainRecipe
@@ -41,7 +40,7 @@ _STAGE = "pretrain"
 _INTENSITY = Intensity("percentile", 0.5, 99.5)
 
 
-def pretrain(recipe: PretrainRecipe) -> Iterator[TrainEvent]:
+def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
     """Pretrain a network on unlabelled volumes.
 
     Parameters
@@ -78,10 +77,14 @@ class _Run:
         precision = wanted[training_precision(device, recipe.precision)]
         self.fabric = Fabric(accelerator=device.type, devices=1, precision=precision)  # type: ignore[arg-type]
         self.spec = NetSpec(recipe.network, {"in_channels": 1, "n_classes": recipe.fusion.classes + 1, **recipe.kwargs})
-        self.net = build(self.spec.network, **self.spec.kwargs)
-        if not getattr(self.net, "gives_logits", False):
-            raise InvalidRecipe(f"{recipe.network!r} gives no logits. Choose fmunet or pctnet for pretraining.")
-        draw_weights(self.net, torch.Generator().manual_seed(recipe.seed))
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(recipe.seed)
+            self.net = build(self.spec.network, **self.spec.kwargs)
+        if getattr(self.net, "activation", "") != "softmax":
+            raise InvalidRecipe(
+                f"{recipe.network!r} as it is built here gives no logits of classes that exclude each other. Choose "
+                'fmunet, pctnet or another network with activation="softmax" for pretraining.'
+            )
         self.training: list[int] = []
         self.held: list[int] = []
 

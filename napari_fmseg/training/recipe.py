@@ -440,6 +440,8 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     `training` and `validation` in dataset.json. Where cases were labelled with some of the classes only, `classes` in
     dataset.json says with which: ``{"anna": ["liver"]}``.
 
+    The split of a project is its own, and what is given out for training is noted there.
+
     Parameters
     ----------
     folder
@@ -458,6 +460,10 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
         If there is no dataset.json, no labelled case, or an unknown name in `holdout`.
     """
     folder = Path(folder)
+    if (folder / "fmseg" / "project.json").exists():  # a project has its own, locked split
+        from napari_fmseg.training.projects.learning import learnable
+
+        return learnable(folder, holdout)
     try:
         facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         labels = _labels_in(facts["labels"])

@@ -16,7 +16,15 @@ import pytest
 pytest.importorskip("napari")
 from qtpy.QtCore import Qt
 
-from napari_fmseg._napari.layers import KEY, as_filed, geometry_of, image_layers, labels_of, volume_of
+from napari_fmseg._napari.layers import (
+    KEY,
+    as_filed,
+    geometry_of,
+    image_layers,
+    labels_layer,
+    labels_of,
+    volume_of,
+)
 from napari_fmseg._napari.segment import SegmentDock
 from napari_fmseg.events import Event, StageResult, drain
 from napari_fmseg.models import find_card, load_model
@@ -121,11 +129,10 @@ class InProcess:
 # --- the real engine ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("filed", ["as usual", "flipped and oblique"])
-def test_one_press_on_run_gives_the_labels_of_segment_voxel_for_voxel(
-    make_dock: Any, qtbot: Any, phantom: Volume, filed: str
+def test_one_press_on_run_gives_the_labels_of_segment_voxel_for_voxel_also_of_a_flipped_and_oblique_volume(
+    make_dock: Any, qtbot: Any, phantom: Volume
 ) -> None:
-    volume = phantom if filed == "as usual" else otherwise_filed(phantom)
+    volume = otherwise_filed(phantom)
     truth = drain(segment(volume, load_model(NAME, device="cpu"), SegmentOptions(device="cpu")))
     dock = make_dock(RemoteEngine())
     image = dropped(dock, volume)
@@ -229,6 +236,52 @@ def test_after_a_cancel_the_next_run_works(make_dock: Any, qtbot: Any, phantom: 
     press(qtbot, dock.bar.run_button)
     wait(qtbot, dock)
     assert [layer.name.split(" · ")[-1] for layer in dock.viewer.layers] == ["scan", *STAGES]
+
+
+def test_the_three_d_view_shows_the_patient_upright_from_the_front_and_the_slices_come_back(
+    make_dock: Any, qtbot: Any
+) -> None:
+    dock = make_dock(InProcess())
+    assert not dock.three_d.isEnabled()  # there are no labels
+    image = dropped(dock, phantom_ct(7, spacing=SPACING)[0])
+    press(qtbot, dock.bar.run_button)
+    wait(qtbot, dock)
+    press(qtbot, dock.three_d)
+    assert dock.viewer.dims.ndisplay == 3
+    assert not image.visible
+    camera = dock.viewer.scene.camera if hasattr(dock.viewer, "scene") else dock.viewer.camera
+    np.testing.assert_allclose(camera.view_direction, (0, 1, 0), atol=1e-6)  # towards the back of the patient
+    np.testing.assert_allclose(camera.up_direction, (1, 0, 0), atol=1e-6)  # the head is up
+    press(qtbot, dock.three_d)
+    assert dock.viewer.dims.ndisplay == 2
+    assert image.visible
+
+
+def test_in_three_dimensions_the_patients_right_is_at_the_left_of_the_screen(make_dock: Any, qtbot: Any) -> None:
+    dock = make_dock(InProcess(), show=True)
+    data = np.zeros((24, 24, 24), np.uint8)
+    data[14:22, 8:16, 2:8] = 1  # towards the head, on the right: x runs to the left of the patient
+    labels = LabelMap(data, Geometry.from_spacing(data.shape), {}, {1: "liver"}, {1: (1.0, 0.0, 0.0)})
+    data, options, _ = labels_layer(labels, "labels")
+    dock.viewer.add_labels(data, **options)
+    press(qtbot, dock.three_d)
+    qtbot.wait(200)
+    picture = dock.viewer.screenshot(canvas_only=True, flash=False)[..., :3].astype(int)
+    rows, columns = np.nonzero(picture[..., 0] > picture[..., 1:].max(-1) + 40)
+    assert len(rows) > 50
+    assert columns.max() < picture.shape[1] / 2
+    assert rows.max() < picture.shape[0] / 2
+
+
+def test_nothing_in_the_dock_is_cut_at_its_smallest_width(make_dock: Any, qtbot: Any) -> None:
+    dock = make_dock(InProcess(), show=True)
+    dropped(dock, phantom_ct(7, spacing=SPACING)[0])
+    press(qtbot, dock.bar.run_button)
+    wait(qtbot, dock)
+    dock._scroll.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOn)
+    dock.setFixedWidth(dock.minimumWidth())
+    qtbot.wait(50)
+    assert dock._scroll.widget().width() <= dock._scroll.viewport().width()
 
 
 # --- with an engine that waits ------------------------------------------------------------------------------------

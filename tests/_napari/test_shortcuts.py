@@ -18,9 +18,10 @@ from qtpy.QtWidgets import QPushButton
 
 import napari_fmseg
 from napari_fmseg._napari.doctor import DoctorDock
+from napari_fmseg._napari.export import ExportDock
 from napari_fmseg._napari.segment import SegmentDock
 from napari_fmseg._napari.shortcuts import KEYS, bind, taken
-from napari_fmseg._napari.tooltips import SEGMENT
+from napari_fmseg._napari.tooltips import EXPORT, SEGMENT
 
 MANIFEST = Path(napari_fmseg.__file__).parent / "napari.yaml"
 CTRL_ALT = Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.AltModifier
@@ -72,11 +73,20 @@ def test_the_segment_dock_has_its_keys_and_a_closed_one_gives_them_free(make_nap
         dock = SegmentDock(viewer)
         area = viewer.window.add_dock_widget(dock, name="Segment")
         qtbot.waitUntil(dock.isVisible)
-        for name in ("run", "cancel", "stages"):
+        for name, tip in {"run": SEGMENT.run, "cancel": SEGMENT.cancel, "stages": SEGMENT.show_all,
+                          "3-D": SEGMENT.three_d}.items():  # fmt: skip
             assert dock.findChild(QShortcut, f"fmseg_{name}").key().toString() == KEYS[name]
-            assert KEYS[name] in getattr(SEGMENT, "show_all" if name == "stages" else name)
+            assert KEYS[name] in tip
         area.close()
         qtbot.wait(50)
+
+
+def test_the_export_dock_has_its_key(make_napari_viewer):
+    viewer = make_napari_viewer()
+    dock = ExportDock(viewer)
+    viewer.window.add_dock_widget(dock, name="Export")
+    assert dock.findChild(QShortcut, "fmseg_export").key().toString() == KEYS["export"]
+    assert KEYS["export"] in EXPORT.export
 
 
 def test_the_doctor_opens_from_naparis_plugins(npe2pm, make_napari_viewer, qtbot):

@@ -1,0 +1,122 @@
+"""From a file on the disk to a mask on the disk, in a real window, against the command line's mask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+pytest.importorskip("napari")
+from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
+from qtpy.QtGui import QDragEnterEvent, QDropEvent
+from qtpy.QtWidgets import QApplication
+
+from napari_fmseg._napari.export import ExportDock
+from napari_fmseg._napari.segment import SegmentDock
+from napari_fmseg.cli import main
+from napari_fmseg.io import write_volume
+from napari_fmseg.phantom import phantom_ct
+
+SHARED = Path(os.environ.get("FMSEG_SHARED", Path(__file__).parents[2].parent / "shared"))
+PATIENCE_MS = 90_000
+STAGES = ["consensus", "attention map", "attention", "edge", "labels"]
+
+
+@pytest.fixture
+def make_docks(make_napari_viewer: Any) -> Iterator[Callable[[], tuple[SegmentDock, ExportDock]]]:
+    """A window on the screen with both docks; a function, since pytest keeps what a fixture gives for too long."""
+    sessions: list[Any] = []
+
+    def made() -> tuple[SegmentDock, ExportDock]:
+        viewer = make_napari_viewer(show=True)
+        docks = SegmentDock(viewer), ExportDock(viewer)
+        for dock in docks:
+            viewer.window.add_dock_widget(dock, name=type(dock).__name__)
+        sessions.append(docks[0].session)
+        return docks
+
+    yield made
+    sessions.pop().close()
+
+
+def scan_of(kind: str, folder: Path) -> tuple[Path, str]:
+    if kind == "phantom":
+        path = folder / "scan.nii.gz"
+        write_volume(phantom_ct(7, spacing=(9.0, 7.0, 7.0))[0], path)
+        return path, "fmsf-phantom-ct"
+    images = sorted((SHARED / "data" / "hippocampus" / "images").glob("*.nii.gz"))
+    if not images:
+        pytest.skip("the real volumes are not here (FMSEG_SHARED says where)")
+    return images[0], "fmsf-hippocampus-mr"
+
+
+def open_by(way: str, dock: SegmentDock, path: Path) -> None:
+    if way == "viewer.open":
+        dock.viewer.open(str(path), plugin="napari-fmseg")
+        return
+    mime = QMimeData()
+    mime.setUrls([QUrl.fromLocalFile(str(path))])
+    rest = Qt.DropAction.CopyAction, mime, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+    for event in (QDragEnterEvent(QPoint(20, 20), *rest), QDropEvent(QPointF(20, 20), *rest)):
+        QApplication.sendEvent(dock, event)
+        assert event.isAccepted()
+
+
+def corners(layer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Where a layer begins and ends, in mm: the outer corners of its first and last voxel."""
+    low = np.subtract(layer.translate, np.divide(layer.scale, 2))
+    return low, low + np.multiply(layer.data.shape, layer.scale)
+
+
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [("viewer.open", "phantom"), ("a drop", "phantom"), pytest.param("a drop", "real MR", marks=pytest.mark.real)],
+)
+def test_a_file_becomes_the_mask_that_the_command_line_writes(
+    make_docks: Any, qtbot: Any, tmp_path: Path, way: str, kind: str
+) -> None:
+    path, model = scan_of(kind, tmp_path)
+    segment, export = make_docks()
+    viewer = segment.viewer
+    open_by(way, segment, path)
+    qtbot.waitUntil(lambda: segment.image.case is not None and not segment.drop.busy, timeout=PATIENCE_MS)
+    [image] = viewer.layers
+    segment.model.choose(model)
+    segment.device.setCurrentText("cpu")
+    qtbot.mouseClick(segment.bar.run_button, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: segment.session.running, timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: not segment.session.running, timeout=PATIENCE_MS)
+    assert segment.error.error is None
+
+    names = [image.name, *(f"{image.name} · {model} · {stage}" for stage in STAGES)]
+    assert [layer.name for layer in viewer.layers] == names
+    assert [layer.visible for layer in viewer.layers] == [True, False, False, False, False, True]
+    final = viewer.layers[-1]
+    for layer in viewer.layers:
+        assert [str(unit) for unit in layer.units] == ["millimeter"] * 3
+        low, high = corners(layer)
+        first, last = corners(image)
+        if layer is final:
+            np.testing.assert_allclose((low, high), (first, last), atol=1e-4)
+        assert (low >= first - 1e-4).all()
+        assert (high <= last + 1e-4).all()
+
+    ours, theirs = tmp_path / "window.nii.gz", tmp_path / "command_line.nii.gz"
+    export.labels.setCurrentText(final.name)
+    export.place.line.setText(str(ours))
+    qtbot.mouseClick(export.export_button, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(ours.is_file, timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: export.job is None or not export.job.running, timeout=PATIENCE_MS)
+    assert main(["segment", str(path), "--model", model, "--output", str(theirs), "--device", "cpu"]) == 0
+    found, truth, scan = (sitk.ReadImage(str(file)) for file in (ours, theirs, path))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(found), sitk.GetArrayFromImage(truth))
+    assert sitk.GetArrayFromImage(found).any()
+    for image in (found, truth):
+        np.testing.assert_allclose(image.GetOrigin(), scan.GetOrigin(), atol=1e-4)
+        np.testing.assert_allclose(image.GetDirection(), scan.GetDirection(), atol=1e-6)
+        np.testing.assert_allclose(image.GetSpacing(), scan.GetSpacing(), rtol=1e-6)
