@@ -360,7 +360,8 @@ def save_model(card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | st
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else torch.float32
     state = {
-        f"{part}.{key}": (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
+        # A clone, since some networks (MONAI's DynUNet) list a layer twice, and safetensors wants each entry alone.
+        f"{part}.{key}": (value.to(dtype) if value.is_floating_point() else value).detach().cpu().clone().contiguous()
         for part in card.nets
         for key, value in nets[part].state_dict().items()
     }

@@ -110,7 +110,7 @@ class TeachDock(QWidget):
         layout.addWidget(self.pages, 1)
         for widget in (self.note, self.error, use):
             layout.addWidget(widget)
-        self.setMinimumWidth(340)
+        self.setMinimumWidth(370)
         self.setAcceptDrops(True)
 
     def _connect(self) -> None:

@@ -154,8 +154,12 @@ def grow(
 
 
 def _shapes(spec: NetSpec, n_classes: int) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):  # shapes only: no memory, no random numbers
-        net = build(spec.network, **{**spec.kwargs, "n_classes": n_classes})
+    kwargs = {**spec.kwargs, "n_classes": n_classes}
+    try:
+        with torch.device("meta"):  # shapes only: no memory, no random numbers
+            net = build(spec.network, **kwargs)
+    except RuntimeError:  # a network that computes while it is built
+        net = build(spec.network, **kwargs)
     return {key: tuple(value.shape) for key, value in net.state_dict().items()}
 
 
