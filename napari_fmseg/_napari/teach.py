@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,8 @@ import numpy as np
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import (
-    QComboBox,
-    QDialog,
-    QFileDialog,
     QFrame,
-    QHBoxLayout,
     QLabel,
-    QPushButton,
     QScrollArea,
     QTabWidget,
     QVBoxLayout,
@@ -30,13 +25,12 @@ from napari_fmseg._napari.opening import Opening
 from napari_fmseg._napari.parts import ErrorBox, Note
 from napari_fmseg._napari.teach_add import AddCase
 from napari_fmseg._napari.teach_cases import CaseTable
-from napari_fmseg._napari.teach_new import NewProject
-from napari_fmseg._napari.teach_recent import recent_projects, remember
+from napari_fmseg._napari.teach_files import ask_and_export, ask_and_import
+from napari_fmseg._napari.teach_project import ProjectBar
 from napari_fmseg._napari.teach_round import Round, steps_of
 from napari_fmseg._napari.teach_train import TrainPanel
 from napari_fmseg._napari.teach_versions import VersionList
 from napari_fmseg._napari.teach_work import Addition, Opened, Shown, added, opened, put_back, shown
-from napari_fmseg._napari.tooltips import TEACH
 from napari_fmseg._napari.training_run import TrainingRun
 from napari_fmseg._napari.windows import plain, window_of
 from napari_fmseg._napari.worker import start_job
@@ -66,7 +60,7 @@ class TeachDock(QWidget):
         self._job: Any = None
         self._adding: Addition | None = None
         self._docked = False
-        self.folders, self.new, self.open = QComboBox(), QPushButton("New …"), QPushButton("Open …")
+        self.bar = ProjectBar(self._likely)
         self.facts, self.note, self.error = QLabel(), Note(), ErrorBox()
         self.add, self.cases = AddCase(napari_viewer), CaseTable()
         self.train, self.versions = TrainPanel(), VersionList()
@@ -74,23 +68,14 @@ class TeachDock(QWidget):
         self.pages = QTabWidget()
         self._build()
         self._connect()
-        self._list_folders()
         self._refresh()
-        last = recent_projects()
-        if last:
-            self.open_folder(last[0])
+        last = self.bar.last
+        if last is not None:
+            self.open_folder(last)
 
     # --- how it looks ---
 
     def _build(self) -> None:
-        top = QHBoxLayout()
-        top.addWidget(self.folders, 1)
-        for button, tip in ((self.new, TEACH.new), (self.open, TEACH.open)):
-            button.setToolTip(tip)
-            top.addWidget(button)
-        self.folders.setToolTip(TEACH.project)
-        self.folders.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.folders.setMinimumContentsLength(12)
         self.facts.setWordWrap(True)
         first = QWidget()
         rows = QVBoxLayout(first)
@@ -105,7 +90,7 @@ class TeachDock(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(6, 6, 6, 4)
         layout.setSpacing(5)
-        layout.addLayout(top)
+        layout.addWidget(self.bar)
         layout.addWidget(self.facts)
         layout.addWidget(self.pages, 1)
         for widget in (self.note, self.error, use):
@@ -114,9 +99,7 @@ class TeachDock(QWidget):
         self.setAcceptDrops(True)
 
     def _connect(self) -> None:
-        self.new.clicked.connect(self._on_new)
-        self.open.clicked.connect(self._on_open)
-        self.folders.activated.connect(self._on_folder)
+        self.bar.chosen.connect(self.open_folder)
         self.error.asked.connect(self._on_details)
         self.add.add.connect(self._on_add)
         self.add.failed.connect(self._on_failed)
@@ -141,44 +124,19 @@ class TeachDock(QWidget):
 
     # --- which project ---
 
-    def open_folder(self, folder: Path, **new: Any) -> None:
+    def open_folder(self, folder: Path, new: Mapping[str, Any] | None = None) -> None:
         """Open a project, or make it with the arguments `new` of `init_project`."""
-        self._do(lambda: opened(folder, new or None))
+        self._do(lambda: opened(folder, new))
 
-    def _list_folders(self) -> None:
-        paths = recent_projects()
-        self.folders.clear()
-        for path in paths:
-            self.folders.addItem(path.name, str(path))
-            self.folders.setItemData(self.folders.count() - 1, str(path), Qt.ItemDataRole.ToolTipRole)
-        if not paths:
-            self.folders.addItem("No project yet")
-        self.folders.setEnabled(bool(paths))
-
-    def _on_folder(self, at: int) -> None:
-        if self.folders.itemData(at):
-            self.open_folder(Path(self.folders.itemData(at)))
-
-    def _on_open(self) -> None:
-        start = str(self.project.folder.parent) if self.project else ""
-        found = QFileDialog.getExistingDirectory(self, "Open a project", start)
-        if found:
-            self.open_folder(Path(found))
-
-    def _on_new(self) -> None:
+    def _likely(self) -> dict[str, Any]:
+        """What a new project is likely to be, by what the viewer shows."""
         image, layer = self.add.image.case, self.add.layer
-        names = tuple((layer.metadata.get(KEY) or {}).get("names", {}).values()) if layer is not None else ()
-        dialog = NewProject(
-            self.window(),
-            names=names,
-            n_channels=image.n_channels if image else 1,
-            modality=str(image.meta.get("modality", "")) if image else "",
-        )
-        try:
-            if dialog.exec() == QDialog.DialogCode.Accepted:
-                self.open_folder(dialog.place, **dialog.arguments())
-        finally:
-            dialog.deleteLater()
+        names = (layer.metadata.get(KEY) or {}).get("names", {}) if layer is not None else {}
+        return {
+            "names": tuple(names.values()),
+            "n_channels": image.n_channels if image else 1,
+            "modality": str(image.meta.get("modality", "")) if image else "",
+        }
 
     # --- work beside the window ---
 
@@ -212,8 +170,7 @@ class TeachDock(QWidget):
         before = self.project.folder if self.project is not None else None
         self._known, self.project = what, what.project
         if what.project.folder != before:
-            remember(what.project.folder)
-            self._list_folders()
+            self.bar.opened(what.project.folder)
             self.note.tell([])
             if not self.round.running:
                 self.train.show_state("idle", "")
@@ -371,36 +328,23 @@ class TeachDock(QWidget):
         self._on_use(0)
 
     def _on_export(self) -> None:
-        from napari_fmseg.sharing import export_model
-
-        version = (
-            next((v for v in self._known.versions if v.number == self.versions.chosen), None) if self._known else None
-        )
-        if version is None:
-            return
-        name = f"{version.card.name}-{version.number}.zip"
-        path, _ = QFileDialog.getSaveFileName(self, "Export the model", name, "Models (*.zip)")
-        if path:
-            try:
-                export_model(version.card, path if path.endswith(".zip") else f"{path}.zip")
-            except FmsegError as error:
-                self.error.tell(error)
-            else:
-                self.note.tell([f"Version {version.number} was written to {Path(path).name}."])
+        known = self._known.versions if self._known else ()
+        version = next((v for v in known if v.number == self.versions.chosen), None)
+        if version is not None:
+            self._tell(lambda: ask_and_export(self, version))
 
     def _on_import(self) -> None:
-        from napari_fmseg.sharing import import_model
+        self._tell(lambda: ask_and_import(self))
+        self._list_models()
+        self._refresh()
 
-        path, _ = QFileDialog.getOpenFileName(self, "Import a model", "", "Models (*.zip)")
-        if path:
-            try:
-                card = import_model(path)
-            except FmsegError as error:
-                self.error.tell(error)
-            else:
-                self.note.tell([f"{card.title} can be chosen in the Segment dock, and to start from."])
-                self._list_models()
-                self._refresh()
+    def _tell(self, what: Callable[[], str]) -> None:
+        """Do something with a file, and say what was done or why it was not."""
+        self.error.tell(None)
+        try:
+            self.note.tell([*filter(None, [what()])])
+        except FmsegError as error:
+            self.error.tell(error)
 
     # --- coming and going ---
 

@@ -444,7 +444,7 @@ def test_a_dropped_project_is_opened_and_remembered(make_dock: Any, qtbot: Any, 
     wait(qtbot, dock)
     assert dock.project is not None
     assert dock.project.folder == folder
-    assert dock.folders.currentText() == "balls"
+    assert dock.bar.folders.currentText() == "balls"
     again = TeachDock(dock.viewer)
     qtbot.addWidget(again)
     qtbot.waitUntil(lambda: again.project is not None, timeout=10_000)
