@@ -242,7 +242,7 @@ def teach(folder: Path) -> None:
         dock.train.start_button.click()
         rest(2)
         camera.take("6-preparing")
-        wait(lambda: len(dock.train.dice.values("liver")[0]) >= 6 and dock.round.state == "training", 900)
+        wait(lambda: len(dock.train.dice.values("liver")[0]) >= 6, 900)
         camera.take("7-training")
         wait(lambda: dock.round.keeping.running, 900)
         rest(3)

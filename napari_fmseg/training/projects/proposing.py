@@ -26,6 +26,9 @@ __all__ = ["PRESENT", "SCRATCH", "LessonOptions", "prepare_run", "recipe_file", 
 PRESENT, SCRATCH = "project", ""
 """To start from the project's model in use, or from nothing."""
 
+_LOOKS = 4
+"""At the held-out cases during a stage, at least: a curve of one point says nothing."""
+
 KEPT = "kept.json"
 """In the folder of a run whose model became a version."""
 
@@ -111,7 +114,16 @@ def prepare_run(
     for word in suggestion.words:
         yield Warned(word)
     found = suggestion.recipe
-    stages = tuple(replace(stage, lr=stage.lr * options.rate) for stage in found.stages)
+    stages = tuple(
+        replace(
+            stage,
+            lr=stage.lr * options.rate,
+            steps_per_epoch=max(5, min(stage.steps_per_epoch, -(-stage.steps // _LOOKS)))
+            if plan.validation
+            else stage.steps_per_epoch,
+        )
+        for stage in found.stages
+    )
     known = card is not None and any(name in plan.labels for name in card.labels.values())
     run = start_run(project, plan)
     recipe = recipe_for(
