@@ -1,0 +1,147 @@
+"""A round: a recipe that fits the cases, what it learned measured and kept, the next cases predicted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.events import Progress, Saved, Warned
+from napari_fmseg.io import read_labels
+from napari_fmseg.models import ModelCard, NetSpec, find_card, save_model
+from napari_fmseg.nets import build
+from napari_fmseg.training import Augment, load_recipe
+from napari_fmseg.training.projects import (
+    SCRATCH,
+    LabelOptions,
+    LessonOptions,
+    Project,
+    add_case,
+    case_table,
+    keep_run,
+    keep_version,
+    open_project,
+    predict,
+    prepare_run,
+    present_version,
+    recipe_file,
+    start_run,
+    training_plan,
+    unfinished_run,
+)
+from napari_fmseg.volume import Geometry, LabelMap, Volume
+
+SHORT = LessonOptions(minutes=0.02, device="cpu")
+NETS = {"consensus": "snet", "attention": "attnnet", "edge": "edgenet"}
+
+
+def ended(work):
+    """Run a generator; gives its events and what it returns."""
+    events = []
+    while True:
+        try:
+            events.append(next(work))
+        except StopIteration as done:
+            return events, done.value
+
+
+def a_model(folder: Path, name: str, **fields) -> ModelCard:
+    kwargs = {"in_channels": 1, "n_classes": 3, "width": 4}
+    specs = {
+        s: NetSpec(n, {k: v for k, v in kwargs.items() if n != "edgenet" or k != "width"}) for s, n in NETS.items()
+    }
+    torch.manual_seed(0)
+    nets = {stage: build(spec.network, **spec.kwargs) for stage, spec in specs.items()}
+    settings = {"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]}
+    card = ModelCard(name, name, "phased", specs, {1: "liver", 2: "tumour"}, settings=settings, **fields)
+    save_model(card, nets, folder)
+    return find_card(folder / f"{name}.toml")
+
+
+@pytest.fixture
+def filled(project: Project, image, labels, tmp_path, monkeypatch) -> Project:
+    monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
+    for i in range(4):
+        project = add_case(project, f"c{i}", image(i), labels())
+    return add_case(project, "new", image(9))
+
+
+def test_a_prepared_run_has_a_recipe_that_reads_back_as_it_was_written(filled: Project) -> None:
+    augment = Augment(flip="x", noise=0.1)
+    events, run = ended(prepare_run(filled, SCRATCH, dataclasses.replace(SHORT, rate=2.0, seed=7), augment))
+    assert [type(e) for e in events].count(Saved) == 1
+    assert any(isinstance(e, Warned) for e in events)
+    recipe = load_recipe(recipe_file(run))
+    plan = training_plan(run.project)
+    assert (recipe.training, recipe.validation) == (plan.training, plan.validation)
+    assert (recipe.labels, recipe.augment, recipe.seed) == (("liver", "tumour"), augment, 7)
+    assert (recipe.out, recipe.channels, recipe.modality) == (run.folder, ("CT",), "CT")
+    assert [stage.stage for stage in recipe.stages] == ["consensus", "attention", "edge"]
+    assert unfinished_run(open_project(filled.folder)) == int(run.folder.name)
+
+
+def test_a_start_that_has_seen_a_held_out_case_is_refused_before_anything_is_learned(filled: Project, tmp_path) -> None:
+    held = next(name for name in filled.labelled if filled.role(name) == "held out")
+    a_model(tmp_path / "seen", "seen", cases=(filled.record(held).image,))
+    with pytest.raises(FmsegError, match="held out"):
+        ended(prepare_run(filled, str(tmp_path / "seen" / "seen.toml"), SHORT))
+    assert unfinished_run(filled) == 0
+
+
+def test_what_a_run_has_learned_is_measured_on_the_held_out_cases_kept_and_listed(filled: Project) -> None:
+    _, run = ended(prepare_run(filled, SCRATCH, SHORT))
+    with pytest.raises(FmsegError, match="no model yet"):
+        ended(keep_run(run.project, 1))
+    a_model(run.folder, load_recipe(recipe_file(run)).name)
+    events, kept = ended(keep_run(run.project, 1))
+    held = [c.name for c in run.plan.validation]
+    assert [e.stage for e in events if isinstance(e, Progress)] == ["measuring"] * 2
+    assert list(kept.version.lineage.scores) == held
+    assert kept.in_use
+    assert find_card("project").sha256 == present_version(kept.project).card.sha256
+    assert unfinished_run(kept.project) == 0
+    assert json.loads((run.folder / "kept.json").read_text())["version"] == 1
+
+
+def test_cases_without_labels_are_predicted_with_a_number_for_the_doubt(filled: Project, tmp_path) -> None:
+    with pytest.raises(FmsegError, match="no model in use"):
+        ended(predict(filled))
+    project = keep_version(start_run(filled, training_plan(filled)), a_model(tmp_path / "m", "m")).project
+    _, project = ended(predict(project, device="cpu"))
+    row = next(row for row in case_table(project) if row.name == "new")
+    assert row.status == "predicted"
+    assert 0 <= row.uncertainty <= 1
+    found = read_labels(project.folder / "fmseg" / "predictions" / "new.nii.gz")
+    assert found.data.shape == (6, 8, 10)
+
+
+def test_labels_on_a_turned_grid_are_read_as_simpleitk_reads_them(project: Project, image) -> None:
+    volume = image(1)
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(np.eye(3) + 0.3 * rng.standard_normal((3, 3)))[0]
+    turn = turn * np.sign(np.diag(turn))
+    grid = Geometry.from_spacing((7, 9, 8), (2.1, 1.3, 1.1), (4.0, -6.5, 9.5), turn @ volume.geometry.direction)
+    other = LabelMap(rng.integers(0, 3, grid.shape).astype(np.uint8), grid, {}, {1: "liver", 2: "tumour"})
+    project = add_case(project, "turned", volume, other, LabelOptions(resample=True))
+    found = read_labels(project.folder / "labelsTr" / "turned.nii.gz").data
+    outside = SimpleITK.Resample(as_itk(other), as_itk(volume), SimpleITK.Transform(), SimpleITK.sitkNearestNeighbor, 3)
+    expected = SimpleITK.GetArrayFromImage(outside)
+    assert project.facts.ignore == 3
+    assert (found == 3).any()
+    assert (found != 3).any()
+    assert (found == expected).mean() > 0.98  # a voxel in the middle between two goes to either
+
+
+def as_itk(volume: Volume) -> SimpleITK.Image:
+    picture = SimpleITK.GetImageFromArray(volume.data)
+    grid = volume.geometry
+    picture.SetSpacing(grid.spacing[::-1])
+    picture.SetOrigin(tuple(grid.origin[::-1]))
+    picture.SetDirection(grid.direction[::-1, ::-1].ravel())
+    return picture
