@@ -20,7 +20,7 @@ from napari_fmseg._napari.windows import window_of
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io.offers import Offer
 
-__all__ = ["Opening", "open_paths", "tell"]
+__all__ = ["Opening", "look_at", "open_paths", "tell"]
 
 _alive: set[Opening] = set()  # an opening that nobody holds must not be collected while it reads
 
@@ -142,7 +142,7 @@ class Opening(QObject):
 
         self.layers += [self._viewer.add_layer(layer) for layer in outcome.layers]
         if outcome.layers:
-            _look_at(self._viewer, outcome.layers[0])
+            look_at(self._viewer, outcome.layers[0])
         for remark in outcome.remarks:
             show_warning(remark)
         self.opened.emit(outcome.layers)
@@ -159,7 +159,7 @@ class Opening(QObject):
             self.deleteLater()
 
 
-def _look_at(viewer: Any, layer: Any) -> None:
+def look_at(viewer: Any, layer: Any) -> None:
     """Go to the middle of a layer that the current slice does not meet: two patients rarely lie at the same place."""
     low, high = layer.extent.world
     axis = viewer.dims.order[0]

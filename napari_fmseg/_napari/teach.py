@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
 from napari_fmseg._napari.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.layers import KEY, colormap_of
 from napari_fmseg._napari.model_chooser import ModelChooser
-from napari_fmseg._napari.opening import Opening
+from napari_fmseg._napari.opening import Opening, look_at
 from napari_fmseg._napari.parts import ErrorBox, Note
 from napari_fmseg._napari.teach_add import AddCase
 from napari_fmseg._napari.teach_cases import CaseTable
@@ -42,6 +42,8 @@ from napari_fmseg.volume import Geometry, LabelMap
 
 __all__ = ["TeachDock"]
 
+_REMARKS = 2  # of a training that are shown at once
+
 
 class TeachDock(QWidget):
     """A project: its cases, its training, its versions.
@@ -60,6 +62,7 @@ class TeachDock(QWidget):
         self._job: Any = None
         self._adding: Addition | None = None
         self._docked = False
+        self._remarks: dict[str, str] = {}  # of the training, by what they are about
         self.bar = ProjectBar(self._likely)
         self.facts, self.note, self.error = QLabel(), Note(), ErrorBox()
         self.add, self.cases = AddCase(napari_viewer), CaseTable()
@@ -255,6 +258,7 @@ class TeachDock(QWidget):
             if "case" in other:
                 layer.visible = mine.items() <= other.items()
         self.viewer.layers.selection.active = labels
+        look_at(self.viewer, labels)
 
     def _on_predict(self) -> None:
         if self.project is not None and not self.round.running:
@@ -283,6 +287,7 @@ class TeachDock(QWidget):
         except FmsegError as error:
             self.error.tell(error)
             return
+        self._remarks.clear()
         self.train.tell_choices([])
         self.round.start(self.project.folder, source, options, augment)
 
@@ -296,10 +301,17 @@ class TeachDock(QWidget):
 
     def _on_event(self, event: Any) -> None:
         if isinstance(event, Warned):
-            self.note.tell([*self.note.text().splitlines(), event.text][-4:])
+            self._warn(event.text)
         self.train.take(event)
         if isinstance(event, EpochDone):
             self._allow()
+
+    def _warn(self, text: str) -> None:
+        """Show a remark of the training; every stage makes the same ones, so the newest takes the place of the last."""
+        about = text.split(": ", 1)[-1].split(":")[0]
+        self._remarks.pop(about, None)
+        self._remarks[about] = text
+        self.note.tell(list(self._remarks.values())[-_REMARKS:])
 
     def _on_state(self, state: str, text: str) -> None:
         self.train.show_state(state, text, lambda: self.round.left)

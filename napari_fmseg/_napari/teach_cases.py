@@ -11,7 +11,6 @@ from qtpy.QtGui import QColor
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QHBoxLayout,
-    QHeaderView,
     QLabel,
     QPushButton,
     QTableWidget,
@@ -29,6 +28,7 @@ NAME, STATUS, DICE, UNSURE, CHANGED = range(5)
 TITLES = ("Case", "Status", "Dice", "Unsure", "Changed")
 TIPS = (TEACH.case, TEACH.status, TEACH.dice, TEACH.unsure, TEACH.changed)
 _ROW = 22
+_WIDTHS = (86, 92, 48, 60, 50)  # pixels at first; together as wide as the narrowest dock
 _SHOWN = 7
 _DOTS = {"unlabelled": "#8a8a8a", "predicted": "#e69f00", "corrected": "#2f9e62", "held out": "#3d8bd4"}
 
@@ -85,9 +85,9 @@ class CaseTable(QWidget):
         table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         table.setTabKeyNavigation(False)
         header = table.horizontalHeader()
-        header.setStyleSheet("QHeaderView::section { padding: 2px 3px; }")
         header.setMinimumSectionSize(30)
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        for column, width in enumerate(_WIDTHS):
+            header.resizeSection(column, width)
         header.setStretchLastSection(True)
         header.setSortIndicator(NAME, Qt.SortOrder.AscendingOrder)
         table.setSortingEnabled(True)
