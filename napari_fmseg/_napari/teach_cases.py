@@ -25,10 +25,10 @@ from napari_fmseg.training.projects import CaseRow
 __all__ = ["CaseTable"]
 
 NAME, STATUS, DICE, UNSURE, CHANGED = range(5)
-TITLES = ("Case", "Status", "Dice", "Unsure", "Changed")
+TITLES = ("Case", "Status", "Dice", "Unsure", "Edited")
 TIPS = (TEACH.case, TEACH.status, TEACH.dice, TEACH.unsure, TEACH.changed)
 _ROW = 22
-_WIDTHS = (86, 92, 48, 60, 50)  # pixels at first; together as wide as the narrowest dock
+_WIDTHS = (84, 92, 48, 58, 54)  # pixels at first; together as wide as the narrowest dock
 _SHOWN = 7
 _DOTS = {"unlabelled": "#8a8a8a", "predicted": "#e69f00", "corrected": "#2f9e62", "held out": "#3d8bd4"}
 
