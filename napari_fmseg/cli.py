@@ -24,15 +24,14 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 from napari_fmseg.errors import FmsegError, InvalidRecipe
 from napari_fmseg.events import TrainEvent
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.terminal import Bars, note, number, say, table, write_json
+from napari_fmseg.project_commands import MODEL_COMMANDS, PROJECT_COMMANDS
+from napari_fmseg.terminal import Bars, Json, note, number, say, table, write_json
 
 __all__ = ["main"]
 
 USE = "Research use only. Not a medical device."
 _DEFECT = 70  # EX_SOFTWARE: not to be mistaken for a fault of the input
 _STOPPED = 130  # 128 + SIGINT, as shells have it
-
-Json = Annotated[bool, arg(name="json", help="Print one JSON document for machines, and nothing else, to stdout.")]
 
 
 class _Usage(FmsegError):
@@ -58,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[:1] == ["--version"]:
             return _version()
+        commands, prog, rest = _group(words)
         return int(
             tyro.extras.subcommand_cli_from_dict(
-                COMMANDS, prog="fmseg", args=words or ["--help"], config=(FlagCreatePairsOff,),
+                commands, prog=prog, args=rest or ["--help"], config=(FlagCreatePairsOff,),
                 description=f"Segment 3-D medical images, and learn to. {USE}",
             )
         )  # fmt: skip
@@ -84,6 +84,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--json" in words:
             write_json({"error": {"kind": type(error).__name__, "text": text}})
         return code
+
+
+def _group(words: list[str]) -> tuple[dict[str, Callable[..., int]], str, list[str]]:
+    """Choose the commands that the words are of: ``fmseg project add`` is one of a group."""
+    first, second = words[:1], words[1:2]
+    if first == ["project"]:
+        return PROJECT_COMMANDS, "fmseg project", words[1:]
+    if first == ["models"] and second and second[0] in MODEL_COMMANDS:
+        return MODEL_COMMANDS, "fmseg models", words[1:]
+    return COMMANDS, "fmseg", words
 
 
 def _explain(error: Exception) -> tuple[int, str]:
@@ -263,7 +273,10 @@ def _told(done: Any) -> str:
 
 
 def models(*, as_json: Json = False) -> int:
-    """List the models: what each segments, how well, and what its licence allows."""
+    """List the models: what each segments, how well, and what its licence allows.
+
+    `fmseg models export`, `import` and `rollback` carry models between machines and between versions.
+    """
     from napari_fmseg.models import list_models
 
     cards = list_models()
@@ -461,12 +474,13 @@ def _until_asked(learning: Generator[TrainEvent, None, None]) -> Iterator[TrainE
             signal.signal(one, handler)
 
 
-def _tell(learning: Iterator[TrainEvent], as_json: bool) -> int:
+def _tell(learning: Generator[TrainEvent, None, None], as_json: bool) -> int:
     """Follow a training: JSON lines for a program, bars and a line per epoch for a person."""
     from napari_fmseg.events import EpochDone, Saved, to_json
 
-    with Bars(quiet=as_json) as bars:
-        for event in learning:
+    # Closing keeps the best so far, wherever an interruption falls.
+    with _stopping_on_request(), Bars(quiet=as_json) as bars, contextlib.closing(learning) as run:
+        for event in run:
             if as_json:
                 say(to_json(event))
                 continue
@@ -479,6 +493,27 @@ def _tell(learning: Iterator[TrainEvent], as_json: bool) -> int:
             elif isinstance(event, Saved) and event.best:
                 bars.note(f"Saved {event.path}")
     return 0
+
+
+@contextlib.contextmanager
+def _stopping_on_request() -> Iterator[None]:
+    """Let a request to end stop the training as Ctrl-C does; a second one changes nothing while the best is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = (signal.SIGTERM, signal.SIGINT)
+
+    def stop(*_: object) -> None:
+        for one in asked:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(one, stop) for one in asked]
+    try:
+        yield
+    finally:
+        for one, handler in zip(asked, before, strict=True):
+            signal.signal(one, handler)
 
 
 # --- bench, phantom, doctor, convert ----------------------------------------------------------------------------
@@ -724,10 +759,16 @@ def export(
     return 0
 
 
+def project() -> int:
+    """Volumes and labels to learn from, in a folder: init, add, list, split, rank."""
+    return main(["project", "--help"])
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "segment": segment,
     "models": models,
     "score": score,
+    "project": project,
     "train": train,
     "pretrain": pretrain,
     "bench": bench,

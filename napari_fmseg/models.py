@@ -108,6 +108,11 @@ class ModelCard:
         How many cases that was, and which.
     version, parent
         Counted up by retraining; the model it was trained from.
+    cases
+        Hashes of the images that it, or a model before it, learned from, where that is known: on none of them it can
+        be measured honestly.
+    recipe_sha256
+        Hash of the recipe.
     """
 
     name: str
@@ -132,6 +137,8 @@ class ModelCard:
     scored_on: str = ""
     version: int = 1
     parent: str = ""
+    cases: tuple[str, ...] = ()
+    recipe_sha256: str = ""
     folder: Path = field(default=Path(), compare=False)
 
     @property
@@ -353,7 +360,8 @@ def save_model(card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | st
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if half else torch.float32
     state = {
-        f"{part}.{key}": (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous()
+        # A clone, since some networks (MONAI's DynUNet) list a layer twice, and safetensors wants each entry alone.
+        f"{part}.{key}": (value.to(dtype) if value.is_floating_point() else value).detach().cpu().clone().contiguous()
         for part in card.nets
         for key, value in nets[part].state_dict().items()
     }

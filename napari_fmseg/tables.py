@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -39,8 +40,14 @@ def dataclass_from(kind: type[T], table: Mapping[str, Any], where: str = "") -> 
     missing = [name for name in needed if name not in table]
     if missing:
         raise ValueError(f"the field {where}{missing[0]} is missing")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     return kind(**{name: _fitted(value, hints[name], where + name) for name, value in table.items()})
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Look up the annotations once: a table may hold hundreds of the same kind."""
+    return get_type_hints(kind)
 
 
 def _fitted(value: Any, hint: Any, name: str) -> Any:

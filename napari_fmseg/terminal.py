@@ -9,11 +9,15 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.conf import arg
 
 from napari_fmseg.manifest import plain
 
-__all__ = ["Bars", "note", "say", "table", "write_json"]
+__all__ = ["Bars", "Json", "note", "number", "say", "table", "write_json"]
+
+Json = Annotated[bool, arg(name="json", help="Print one JSON document for machines, and nothing else, to stdout.")]
 
 
 def say(text: str) -> None:

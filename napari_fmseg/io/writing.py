@@ -13,12 +13,13 @@ from typing import IO
 
 from napari_fmseg.errors import UnwritableVolume
 
-__all__ = ["check_folder", "remove_folders", "written_beside", "written_together"]
+__all__ = ["check_folder", "remove_folders", "unwritable", "written_beside", "written_together"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def _unwritable(path: Path, error: OSError) -> UnwritableVolume:
+def unwritable(path: Path, error: OSError) -> UnwritableVolume:
+    """Turn trouble with the file system at `path` into what the user can do about it."""
     if error.errno in _FULL:
         trouble = UnwritableVolume(
             f"{path.name} was not written: the disk or quota at {path.parent} is full. "
@@ -48,13 +49,13 @@ def check_folder(path: Path) -> list[Path]:
         missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     if is_folder:
         raise UnwritableVolume(
             f"{path} is a folder. Give the name of the file to write, such as {path / 'labels.nii.gz'}."
         )
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise _unwritable(path, PermissionError(errno.EACCES, "no permission"))
+        raise unwritable(path, PermissionError(errno.EACCES, "no permission"))
     return missing
 
 
@@ -86,7 +87,7 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
         remove_folders(made)
         if isinstance(error, OSError):
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
         raise
 
 
@@ -113,5 +114,5 @@ def written_together(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         remove_folders(made)
         if isinstance(error, OSError):
-            raise _unwritable(folder / "The export", error) from error
+            raise unwritable(folder / "The export", error) from error
         raise

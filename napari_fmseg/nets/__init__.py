@@ -1,4 +1,9 @@
-"""Networks by name: tensors in, tensors out; they know nothing of volumes, files or stages."""
+"""Networks by name: tensors in, tensors out; they know nothing of volumes, files or stages.
+
+Every network takes ``in_channels`` and ``n_classes``, which counts the background. The phased ones give probabilities.
+All others have an attribute ``activation`` and give logits: ``"softmax"``, one channel per class; or
+``"sigmoid"``, one channel per structure (``n_classes - 1``), which may overlap.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +24,22 @@ NETWORKS: dict[str, str] = {
     "edgenet": "napari_fmseg.nets.phased:EdgeNet",
     "fmunet": "napari_fmseg.nets.fmunet:FMUNet",
     "pctnet": "napari_fmseg.nets.pctnet:PCTNet",
+    "baseunet": "napari_fmseg.nets.efficient:BaseUNet",
+    "contextunet": "napari_fmseg.nets.efficient:ContextUNet",
+    "efficientsegnet": "napari_fmseg.nets.efficient:EfficientSegNet",
+    "uxnet3d": "napari_fmseg.nets.ma3dseg:UXNet",
+    "ma3dseg": "napari_fmseg.nets.ma3dseg:MA3DSeg",
+    "unet3d": "napari_fmseg.nets.zoo:UNet3D",
+    "vnet": "napari_fmseg.nets.zoo:VNet",
+    "deepmedic": "napari_fmseg.nets.veterans:DeepMedic",
+    "voxresnet": "napari_fmseg.nets.veterans:VoxResNet",
+    "anatomynet": "napari_fmseg.nets.veterans:AnatomyNet",
+    "monai-unet": "napari_fmseg.nets.classic:unet",
+    "monai-attentionunet": "napari_fmseg.nets.classic:attention_unet",
+    "monai-dynunet": "napari_fmseg.nets.classic:dynunet",
+    "monai-segresnet": "napari_fmseg.nets.classic:segresnet",
+    "monai-unetr": "napari_fmseg.nets.classic:unetr",
+    "monai-swinunetr": "napari_fmseg.nets.classic:swin_unetr",
 }
 
 

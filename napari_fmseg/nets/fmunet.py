@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.errors import GeometryMismatch, UnknownModel
-from napari_fmseg.nets.blocks import check_image, conv, draw_weights, resize_to, stride, tracing
+from napari_fmseg.nets.blocks import check_channels, check_image, conv, draw_weights, resize, stride, tracing
 
 __all__ = ["FMUNet"]
 
@@ -37,7 +37,7 @@ class FMUNet(nn.Module):
         How many of the finest levels (0, 1 or 2) look within slices only and keep their number: for thick slices.
     """
 
-    gives_logits = True
+    activation = "softmax"
 
     def __init__(
         self,
@@ -54,8 +54,7 @@ class FMUNet(nn.Module):
                 f"FMUNet has five levels, of which 0, 1 or 2 are flat, and blocks of one convolution or more; "
                 f"not widths={tuple(widths)}, flat_levels={flat_levels}, depth={depth}."
             )
-        if in_channels < 1 or n_classes < 2:
-            raise UnknownModel(f"FMUNet needs a channel and two classes, not {in_channels} and {n_classes}.")
+        check_channels("FMUNet", in_channels, n_classes)
         self.in_channels, self.n_classes = in_channels, n_classes
         flat = [level < flat_levels for level in range(5)]
         self.steps = [stride(f) for f in flat[:4]]
@@ -97,7 +96,7 @@ class FMUNet(nn.Module):
 
     def check(self, x: Tensor) -> None:
         """Refuse an image that the network cannot take."""
-        check_image(self, x, self.in_channels)
+        check_image("FMUNet", x, self.in_channels)
         if tracing():
             return
         by = [math.prod(along) for along in zip(*self.steps, strict=True)]
@@ -187,7 +186,7 @@ class _UpCat(nn.Module):
         self.conv = nn.Sequential(_norm(2 * width), nn.LeakyReLU(), conv(2 * width, width, flat))
 
     def forward(self, skip: Tensor, deeper: Tensor) -> Tensor:
-        out: Tensor = self.conv(torch.cat([skip, resize_to(self.up(deeper), skip)], 1))
+        out: Tensor = self.conv(torch.cat([skip, resize(self.up(deeper), skip.shape[2:])], 1))
         return out
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.errors import UnknownModel
-from napari_fmseg.nets.blocks import check_image, conv, draw_weights, stride
+from napari_fmseg.nets.blocks import check_channels, check_image, conv, draw_weights, stride
 from napari_fmseg.nets.windowed import WindowedTransformer
 
 __all__ = ["PCTNet"]
@@ -51,7 +51,7 @@ class PCTNet(nn.Module):
         Compute what the published weights were trained with. Leave it off for new training.
     """
 
-    gives_logits = True
+    activation = "softmax"
 
     def __init__(
         self,
@@ -73,10 +73,10 @@ class PCTNet(nn.Module):
                 "PCTNet takes 5 widths and dropouts, 3 depths, heads and windows, an input_size of 3 or none and "
                 f"0, 1 or 2 flat levels; not {', '.join(str(tuple(v)) for v in lists)} and {flat_levels}."
             )
-        if in_channels < 1 or n_classes < 2 or any(w % h for w, h in zip(widths[2:], heads, strict=True)):
+        check_channels("PCTNet", in_channels, n_classes)
+        if any(w % h for w, h in zip(widths[2:], heads, strict=True)):
             raise UnknownModel(
-                "PCTNet needs a channel, two classes and widths that its heads divide, "
-                f"not {in_channels}, {n_classes} and {tuple(widths[2:])} for {tuple(heads)}."
+                f"PCTNet needs widths that its heads divide, not {tuple(widths[2:])} for {tuple(heads)}."
             )
         self.in_channels, self.n_classes = in_channels, n_classes
         self.legacy, self.mode = legacy, flat_levels
@@ -125,7 +125,7 @@ class PCTNet(nn.Module):
 
     def check(self, x: Tensor) -> None:
         """Refuse an image that the network cannot take."""
-        check_image(self, x, self.in_channels)
+        check_image("PCTNet", x, self.in_channels)
 
     def _features(self, x: Tensor) -> tuple[Tensor, ...]:
         """Give the decoder's maps, finest first."""

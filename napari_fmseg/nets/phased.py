@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.errors import GeometryMismatch, UnknownModel
+from napari_fmseg.errors import GeometryMismatch
+from napari_fmseg.nets.blocks import check_channels, check_choice, resize, tracing
 
 __all__ = ["HALO", "MIN_SIZE", "AttnNet", "EdgeNet", "SNet", "init_weights"]
 
@@ -79,13 +80,8 @@ class _Pyramid(nn.Module):
 
     def __init__(self, variant: str, in_channels: int, n_classes: int) -> None:
         super().__init__()
-        if variant not in ("v1", "v2"):
-            raise UnknownModel(f"There is no variant {variant!r} of {type(self).__name__}. Known: v1, v2.")
-        if in_channels < 1 or n_classes < 2:
-            raise UnknownModel(
-                f"{type(self).__name__} needs at least one channel and two classes (background and one structure), "
-                f"not in_channels={in_channels}, n_classes={n_classes}."
-            )
+        check_choice(type(self).__name__, "variant", variant, ("v1", "v2"))
+        check_channels(type(self).__name__, in_channels, n_classes)
         self.variant = variant
         self.in_channels = in_channels
         self.n_classes = n_classes
@@ -128,7 +124,7 @@ class _Pyramid(nn.Module):
         GeometryMismatch
             If it is too small or has another number of channels.
         """
-        if _tracing():
+        if tracing():
             return
         name = type(self).__name__
         if x.ndim != 5 or x.shape[1] != self.in_channels:
@@ -368,9 +364,7 @@ def _heads(width: int, n_classes: int) -> nn.ModuleList:
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    if x.shape[2:] == like.shape[2:]:
-        return x
-    return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=True)
+    return resize(x, like.shape[2:])
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -398,13 +392,8 @@ def _flatten_interior(x: Tensor, segmentation: Tensor) -> Tensor:
     return torch.minimum((mean - (x - mean).abs()).clamp(min=0), mean)
 
 
-def _tracing() -> bool:
-    # Comparing sizes would warn there; whoever traces has run the network on the same sizes before.
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
-
-
 def _check_beside(net: _Pyramid, x: Tensor, other: Tensor, channels: int, what: str) -> None:
-    if _tracing():
+    if tracing():
         return
     expected = (x.shape[0], channels, *x.shape[2:])
     if x.ndim != 5 or x.shape[1] != net.in_channels or tuple(other.shape) != expected:

@@ -1,20 +1,23 @@
 """One network over the whole volume in overlapping windows: how FMUNet, PCT-Net and most other networks are used.
 
 The network is called ``"net"`` in the card. It may give logits or probabilities; what it gives is blended and averaged
-over the mirrored volume before the class is chosen.
+over the mirrored volume before the class is chosen. Where structures may overlap (a sigmoid), a voxel gets the most
+probable one, and none if none is more likely than not. A volume smaller than the window is looked at as it is; if the
+network refuses its size, it is filled up to the window first.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from napari_fmseg.errors import DeviceMemory
+from napari_fmseg.errors import DeviceMemory, GeometryMismatch
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import from_canonical, labels_on, resize, to_canonical, to_tensor
 from napari_fmseg.models import Model
@@ -62,10 +65,14 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
     grid = working_grid(native, settings)
     image = resize(image, grid.shape) if grid.shape != native.shape else image
     yield Progress("net", 0, 1)
+    net = model.nets["net"]
     scores = yield from windowed(
-        lambda x: engine(model.nets["net"], x), image, settings.window,
+        lambda x: engine(net, x), _filled(image, net, settings.window), settings.window,
         overlap=settings.overlap, batch=settings.batch, flips=flips_along(settings.flips), stage="net",
     )  # fmt: skip
+    scores = scores[:, : grid.shape[0], : grid.shape[1], : grid.shape[2]]
+    if getattr(net, "activation", "") == "sigmoid":
+        scores = torch.cat([torch.zeros_like(scores[:1]), scores])  # a logit of 0: as likely as not
     seen = _label_map(scores.argmax(0), grid, model)
     yield StageResult("net", seen, time.perf_counter() - start, "" if seen.data.any() else "Nothing was found.")
     yield from (Warned(text) for text in engine.notes)
@@ -77,6 +84,20 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
     array = from_canonical(found.data, volume.geometry)
     labels = LabelMap(array, volume.geometry, {}, model.card.labels, model.card.colors)
     yield StageResult("labels", labels, time.perf_counter() - start)
+
+
+def _filled(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:
+    """Repeat the last voxels of an image (c, z, y, x) up to the window's size, if the network takes no less."""
+    missing = [max(0, w - n) for w, n in zip(window, image.shape[1:], strict=True)]
+    check = getattr(net, "check", None)
+    if check is None or not any(missing):
+        return image
+    try:
+        seen = [min(w, n) for w, n in zip(window, image.shape[1:], strict=True)]
+        check(image.new_empty((1, len(image), *seen), device="meta"))
+    except GeometryMismatch:
+        return F.pad(image[None], (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate")[0]
+    return image
 
 
 def _label_map(labels: Tensor, geometry: Geometry, model: Model) -> LabelMap:

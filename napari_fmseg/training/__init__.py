@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from napari_fmseg.training.pretrain_recipe import Fusion, PretrainRecipe, load_pretrain_recipe
-from napari_fmseg.training.recipe import Augment, Case, Recipe, StageRecipe, cases_of, load_recipe
+from napari_fmseg.training.recipe import Augment, Case, Recipe, Replay, StageRecipe, cases_of, load_recipe
 
 __all__ = [
     "Augment",
@@ -11,11 +11,13 @@ __all__ = [
     "Fusion",
     "PretrainRecipe",
     "Recipe",
+    "Replay",
     "StageRecipe",
     "cases_of",
     "load_pretrain_recipe",
     "load_recipe",
     "pretrain",
+    "suggest_recipe",
     "train",
 ]
 
@@ -29,4 +31,8 @@ def __getattr__(name: str) -> object:
         from napari_fmseg.training.pretraining import pretrain
 
         return pretrain
+    if name == "suggest_recipe":
+        from napari_fmseg.training.suggest import suggest_recipe
+
+        return suggest_recipe
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

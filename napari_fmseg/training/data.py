@@ -16,10 +16,21 @@ from napari_fmseg.grid import to_canonical, to_tensor, zoom
 from napari_fmseg.io import read_labels, read_volume
 from napari_fmseg.models import Intensity
 from napari_fmseg.pipelines.phased import PhasedSettings, body_box, cut, normalise
-from napari_fmseg.training.recipe import Augment, Case
+from napari_fmseg.training.partial import IGNORE
+from napari_fmseg.training.recipe import IGNORE_NAME, Augment, Case
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["Sample", "load_sample", "one_hot", "read_case", "varied", "vary_intensity", "window_around"]
+__all__ = [
+    "Held",
+    "Sample",
+    "load_sample",
+    "missing_in",
+    "one_hot",
+    "read_case",
+    "varied",
+    "vary_intensity",
+    "window_around",
+]
 
 Spans = list[tuple[float, float]]
 
@@ -33,16 +44,66 @@ class Sample:
     image
         (c, z, y, x) float32 in 0..1.
     labels
-        (z, y, x) uint8; 0 background, then the recipe's labels in order.
+        (z, y, x) uint8; 0 background, then the recipe's labels in order; `IGNORE` where nobody labelled.
+    missing
+        Classes that the case was never labelled with.
+    spacing
+        Of the voxels (z, y, x) in mm.
     """
 
     name: str
     image: Tensor
     labels: Tensor
+    missing: tuple[int, ...] = ()
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether some voxels are not labelled."""
+        return bool((self.labels == IGNORE).any())
 
 
-def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str]) -> tuple[Volume, LabelMap]:
-    """Read a case; its labels are renumbered to the recipe's order.
+@dataclass(frozen=True)
+class Held:
+    """A case that is never learned from.
+
+    Attributes
+    ----------
+    volume, truth
+        As in the files; the labels in the recipe's order, with `IGNORE`.
+    missing
+        Classes that the case was never labelled with, for which it has no score.
+    watched
+        Whether it only shows what becomes of earlier classes, and does not choose the best epoch.
+    """
+
+    volume: Volume
+    truth: LabelMap
+    missing: tuple[int, ...] = ()
+    watched: bool = False
+
+
+def missing_in(case: Case, names: Mapping[int, str], labels: Sequence[str]) -> tuple[int, ...]:
+    """Give the recipe's labels, counted from 1, that a case was never labelled with.
+
+    Raises
+    ------
+    InvalidRecipe
+        If the case names a class that the dataset does not have.
+    """
+    if not case.classes:
+        return ()
+    unknown = [name for name in case.classes if name not in names.values()]
+    if unknown:
+        raise InvalidRecipe(
+            f"{case.name} says that it was labelled with {unknown[0]!r}, which is none of the classes "
+            f"{', '.join(names.values())}. Correct its classes."
+        )
+    return tuple(i for i, name in enumerate(labels, 1) if name not in case.classes)
+
+
+def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str], ignore: int = 0) -> tuple[Volume, LabelMap]:
+    """Read a case; its labels are renumbered to the recipe's order, and what nobody labelled becomes `IGNORE`.
 
     Parameters
     ----------
@@ -52,6 +113,8 @@ def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str]) -> tu
         Class names by the number in the file.
     labels
         The recipe's class names; others become background.
+    ignore
+        The number in the file that means "not labelled"; 0 for the one that `names` calls "ignore".
 
     Raises
     ------
@@ -76,9 +139,14 @@ def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str]) -> tu
     for value, name in names.items():
         if name in labels:
             table[value] = labels.index(name) + 1
+        elif name == IGNORE_NAME and not ignore:
+            table[value] = IGNORE
     numbered = dict(enumerate(labels, 1))
     data = truth.data if truth.data.dtype.kind != "i" else truth.data.clip(0)  # below 0 it would count from the end
-    return volume, LabelMap(table[data], volume.geometry, {}, numbered)
+    marks = table[data]
+    if ignore:
+        marks[truth.data == ignore] = IGNORE
+    return volume, LabelMap(marks, volume.geometry, {}, numbered)
 
 
 def load_sample(
@@ -88,18 +156,20 @@ def load_sample(
     intensity: Intensity,
     settings: PhasedSettings,
     device: torch.device,
+    ignore: int = 0,
 ) -> Sample:
     """Read a case as the networks see it: canonical, normalised, and cut to what the model looks at."""
-    volume, truth = read_case(case, names, labels)
-    data, _ = to_canonical(volume)
+    volume, truth = read_case(case, names, labels, ignore)
+    data, geometry = to_canonical(volume)
     marks, _ = to_canonical(truth)
     image = normalise(to_tensor(data, device), intensity)
     box = body_box(image, settings)
-    return Sample(case.name, cut(image, box).contiguous(), to_tensor(marks, device)[0][box].contiguous())
+    within = to_tensor(marks, device)[0][box].contiguous()
+    return Sample(case.name, cut(image, box).contiguous(), within, missing_in(case, names, labels), geometry.spacing)
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:
-    """(z, y, x) labels to (n_classes, z, y, x) float32."""
+    """(z, y, x) labels to (n_classes, z, y, x) float32; 0 in every class where nobody labelled."""
     classes = torch.arange(n_classes, device=labels.device, dtype=labels.dtype)
     return (labels[None] == classes[:, None, None, None]).float()
 
@@ -119,16 +189,22 @@ def window_around(spans: Sequence[tuple[float, float]], augment: Augment, rng: n
 def target_in(labels: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int], n_classes: int) -> Tensor:
     """One-hot labels between the edges `spans` on a grid: fractions at the borders; background outside.
 
+    Where a part of a voxel was not labelled, its classes add up to the labelled part, and outside of a volume that was
+    labelled in parts nothing is known.
+
     Returns
     -------
     Tensor
-        (n_classes, z, y, x) of `shape`, float32, adding up to 1.
+        (n_classes, z, y, x) of `shape`, float32, adding up to 1, or to the labelled share.
     """
     size = labels.shape
     if any(b <= 0 or a >= n for (a, b), n in zip(spans, size, strict=True)):
-        return one_hot(labels.new_zeros(tuple(shape)), n_classes)
+        nothing = IGNORE if (labels == IGNORE).any() else 0
+        return one_hot(labels.new_full(tuple(shape), nothing), n_classes)
     inner = [slice(max(0, math.floor(a) - 1), min(n, math.ceil(b) + 1)) for (a, b), n in zip(spans, size, strict=True)]
-    part = one_hot(labels[tuple(inner)], n_classes)[1:]
+    seen = labels[tuple(inner)]
+    sparse = bool((seen == IGNORE).any())
+    part = one_hot(seen, n_classes)[0 if sparse else 1 :]
     local = [(a - s.start, b - s.start) for (a, b), s in zip(spans, inner, strict=True)]
     found = zoom(part, local, shape)
     for axis, ((a, b), n) in enumerate(zip(spans, size, strict=True)):
@@ -136,7 +212,7 @@ def target_in(labels: Tensor, spans: Sequence[tuple[float, float]], shape: Seque
             centres = a + (torch.arange(shape[axis], device=labels.device) + 0.5) * (b - a) / shape[axis]
             inside = ((centres >= 0) & (centres <= n)).float()
             found = found * inside.reshape([-1 if i == axis + 1 else 1 for i in range(4)])
-    return torch.cat([1 - found.sum(0, keepdim=True), found])
+    return found if sparse else torch.cat([1 - found.sum(0, keepdim=True), found])
 
 
 def varied(
@@ -170,8 +246,10 @@ def varied(
         angles = np.deg2rad(rng.uniform(-augment.rotate_deg, augment.rotate_deg, 3))
         turned = _turn(torch.cat([*parts, target]), angles)
         sizes = [p.shape[0] for p in parts]
+        whole = bool((target.sum(0) > 1 - 1e-4).all())
         *parts, target = torch.split(turned, [*sizes, target.shape[0]])
-        target = torch.cat([1 - target[1:].sum(0, keepdim=True), target[1:]])
+        if whole:
+            target = torch.cat([1 - target[1:].sum(0, keepdim=True), target[1:]])
     return list(parts), target
 
 

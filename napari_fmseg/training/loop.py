@@ -28,21 +28,27 @@ from napari_fmseg.events import EpochDone, Progress, Saved, StageResult, StepDon
 from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
+from napari_fmseg.nets.blocks import draw_weights
 from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
-from napari_fmseg.nets.phased import EdgeNet, calm_weights, init_weights
+from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet, calm_weights, init_weights
 from napari_fmseg.phantom.dataset import write_phantom_dataset
 from napari_fmseg.pipelines import SegmentOptions, segment
-from napari_fmseg.pipelines.phased import PhasedSettings
-from napari_fmseg.training.data import Sample, load_sample, read_case
-from napari_fmseg.training.phased import Task, make_task
+from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
+from napari_fmseg.training.data import Held, Sample, load_sample, missing_in, read_case
+from napari_fmseg.training.growth import grow
+from napari_fmseg.training.partial import IGNORE
+from napari_fmseg.training.phased import make_task
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table, cases_of
+from napari_fmseg.training.remember import Teacher, distance
 from napari_fmseg.training.schedules import rate_of
+from napari_fmseg.training.single import Patches
+from napari_fmseg.training.tasks import Task
 from napari_fmseg.volume import LabelMap, Volume
 
 __all__ = ["train"]
 
 
-def train(recipe: Recipe) -> Iterator[TrainEvent]:
+def train(recipe: Recipe) -> Generator[TrainEvent, None, None]:
     """Train a model, stage by stage, from scratch or from `recipe.start_from`.
 
     Parameters
@@ -53,7 +59,8 @@ def train(recipe: Recipe) -> Iterator[TrainEvent]:
     Yields
     ------
     Progress, Warned, StepDone, EpochDone or Saved
-        `Saved` for every checkpoint, and at last for the model's card in `recipe.out`.
+        `Saved` for every checkpoint, and at last for the model's card in `recipe.out`. Closing the iterator, or Ctrl-C,
+        writes the best so far as a model; the same recipe goes on from the last checkpoint.
 
     Raises
     ------
@@ -61,10 +68,48 @@ def train(recipe: Recipe) -> Iterator[TrainEvent]:
         If the recipe cannot be carried out, or `recipe.out` holds the run of another recipe.
     """
     run = _Run(recipe)
-    yield from run.prepare()
-    for number, stage in enumerate(recipe.stages):
-        yield from run.stage(number, stage)
-    yield from run.finish()
+    try:
+        yield from run.prepare()
+        for number, stage in enumerate(recipe.stages):
+            yield from run.stage(number, stage)
+        yield from run.finish()
+    except GeneratorExit:
+        run.keep()
+        raise
+    except KeyboardInterrupt:
+        kept = run.keep()
+        if kept is not None:
+            yield Saved(kept, True)
+        raise
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Cases of one folder, and what they were labelled with."""
+
+    names: Mapping[int, str]
+    training: Sequence[Case]
+    validation: Sequence[Case]
+    classes: tuple[str, ...] = ()
+    watched: bool = False
+
+    def missing(self, case: Case, labels: Sequence[str]) -> tuple[int, ...]:
+        """Give the recipe's labels that may hide in the background of a case."""
+        looked_for = self.classes or tuple(self.names.values())
+        gone = set(missing_in(case, self.names, labels))
+        return tuple(
+            i for i, name in enumerate(labels, 1) if name not in looked_for or (i in gone and not self.classes)
+        )
+
+
+@dataclass
+class _Unfinished:
+    """The stage that is being trained, and its best weights so far."""
+
+    stage: str
+    spec: NetSpec
+    best: dict[str, Tensor]
+    state: _State
 
 
 @dataclass
@@ -75,6 +120,7 @@ class _State:
     best: float = -math.inf
     best_epoch: int = 0
     done: bool = False
+    old: float = math.nan  # mean Dice of the classes of before, at the start
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -92,33 +138,54 @@ class _Run:
         self.nets: dict[str, nn.Module] = {}
         self.specs: dict[str, NetSpec] = {}
         self.samples: list[Sample] = []
-        self.held: list[tuple[Volume, LabelMap]] = []
+        self.held: list[Held] = []
         self.card: ModelCard
+        self.parent: Model | None = None
+        self.old: tuple[str, ...] = ()  # classes that the model to start from knew
+        self.anchors: dict[str, dict[str, Tensor]] = {}
+        self.replayed: list[bool] = []
+        self.held_groups: list[list[Held]] = []
+        self.unfinished: _Unfinished | None = None
+        self.having: list[set[int]] = []
 
     def prepare(self) -> Iterator[TrainEvent]:
         """Read the cases, and the model to start from."""
         recipe = self.recipe
         self._claim()
-        names, training, validation = _cases(recipe)
-        unknown = [label for label in recipe.labels if label not in names.values()]
+        if recipe.start_from:
+            self.parent = load_model(recipe.start_from, device=recipe.device)
+            self.old = tuple(n for n in recipe.labels if n in self.parent.card.labels.values())
+        sources = list(_sources(recipe))
+        known = {name for source in sources for name in source.names.values()} | set(self.old)
+        unknown = [label for label in recipe.labels if label not in known]
         if unknown:
-            raise InvalidRecipe(f"The dataset has no label {unknown[0]!r}. It has: {', '.join(names.values())}.")
-        settings = PhasedSettings.of(recipe.settings)
-        total = len(training) + len(validation)
-        for i, case in enumerate(training):
-            yield Progress("reading", i, total)
-            self.samples.append(load_sample(case, names, recipe.labels, recipe.intensity, settings, self.fabric.device))
-        for i, case in enumerate(validation):
-            yield Progress("reading", len(training) + i, total)
-            self.held.append(read_case(case, names, recipe.labels))
+            raise InvalidRecipe(f"The dataset has no label {unknown[0]!r}. It has: {', '.join(sorted(known))}.")
+        settings = PhasedSettings.of(recipe.settings) if recipe.pipeline == "phased" else PhasedSettings()
+        total, done = sum(len(s.training) + len(s.validation) for s in sources), 0
+        for number, source in enumerate(sources):
+            for case in source.training:
+                yield Progress("reading", done, total)
+                place, done = self.fabric.device, done + 1
+                sample = load_sample(
+                    case, source.names, recipe.labels, recipe.intensity, settings, place, recipe.ignore
+                )
+                self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
+                self.replayed.append(number > 0)
+            group = []
+            for case in source.validation:
+                yield Progress("reading", done, total)
+                volume, truth = read_case(case, source.names, recipe.labels, recipe.ignore)
+                group.append(Held(volume, truth, source.missing(case, recipe.labels), source.watched))
+                done += 1
+            self.held_groups.append(group)
+        self.held = [case for group in self.held_groups for case in group]
         for label, name in enumerate(recipe.labels, 1):
             if not any((s.labels == label).any() for s in self.samples):
-                yield Warned(f"No training case has {name!r}; it cannot be learned.")
+                fate = "it can only be kept as it is" if name in self.old else "it cannot be learned"
+                yield Warned(f"No training case has {name!r}; {fate}.")
         if recipe.start_from:
-            start = load_model(recipe.start_from, device=recipe.device)
-            self.nets.update(start.nets)
-            self.specs.update(start.card.nets)
-        spacing = np.median([v.geometry.canonical()[0].spacing for v, _ in self.held], 0) if self.held else ()
+            yield from self._start()
+        spacing = np.median([h.volume.geometry.canonical()[0].spacing for h in self.held], 0) if self.held else ()
         self.card = ModelCard(
             name=recipe.name,
             title=recipe.title or recipe.name,
@@ -129,6 +196,23 @@ class _Run:
             parent=recipe.start_from,
             **{f: getattr(recipe, f) for f in _SHARED},
         )
+
+    def _start(self) -> Iterator[TrainEvent]:
+        """Take the networks of the model to start from, with the recipe's classes."""
+        recipe, start = self.recipe, self.parent
+        assert start is not None
+        if start.card.pipeline != recipe.pipeline or len(start.card.channels) != len(recipe.channels):
+            raise InvalidRecipe(
+                f"{start.card.name} is a {start.card.pipeline} model of {len(start.card.channels)} channel(s), and the "
+                f"recipe is for {recipe.pipeline} and {len(recipe.channels)}. Start from another model, or anew."
+            )
+        for stage, net in start.nets.items():
+            grown, spec, how = grow(start.card.nets[stage], net, start.card.labels, recipe.labels)
+            self.nets[stage], self.specs[stage] = grown.eval().requires_grad_(False), spec
+            state = grown.state_dict()
+            self.anchors[stage] = {key: state[key] for key in how.taken}
+            if how.grown or how.fresh or how.dropped:
+                yield Warned(how.said(stage, start.card.name))
 
     def _claim(self) -> None:
         """Make the run's folder ours, or continue what lies there if it is the same recipe."""
@@ -148,13 +232,19 @@ class _Run:
     def stage(self, number: int, stage: StageRecipe) -> Iterator[TrainEvent]:
         """Train one network, or take it from its finished checkpoint."""
         path = self.folder / f"{number}-{stage.stage}.pt"
-        net, spec = self._network(number, stage)
+        net, spec, unfit = self._network(number, stage)
         self.specs[stage.stage] = spec
+        if unfit:
+            yield Warned(
+                f"{stage.stage}: {len(net.state_dict()) - len(unfit)} tensors were taken from {self._source(stage)}; "
+                f"{len(unfit)} do not fit and were drawn anew ({', '.join(unfit[:3])}...)."
+            )
         saved = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
         if saved is None or not saved["state"]["done"]:
             yield Progress(stage.stage, 0, stage.steps)
-            task = make_task(stage, self.recipe, self.samples, self.nets)
-            if not self._source(stage) and not isinstance(net, EdgeNet):
+            make = make_task if self.recipe.pipeline == "phased" else Patches
+            task: Task = make(stage, self.recipe, self.samples, self.nets)
+            if not self._source(stage) and isinstance(net, SNet | AttnNet):
                 inputs, _ = task.sample(0, np.random.default_rng(self.recipe.seed), torch.Generator())
                 calm_weights(net, *(x.cpu()[None] for x in inputs))
             yield from self._fit(number, stage, net, task, saved, path)
@@ -162,20 +252,24 @@ class _Run:
         net.load_state_dict(saved["best"])
         self.nets[stage.stage] = net.to(self.fabric.device).eval().requires_grad_(False)
 
-    def _network(self, number: int, stage: StageRecipe) -> tuple[nn.Module, NetSpec]:
-        recipe = self.recipe
-        kwargs = {"in_channels": len(recipe.channels), "n_classes": len(recipe.labels) + 1, **stage.kwargs}
+    def _network(self, number: int, stage: StageRecipe) -> tuple[nn.Module, NetSpec, tuple[str, ...]]:
+        """Make a stage's network with its first weights; name the tensors of its source that do not fit."""
+        recipe, source = self.recipe, self._source(stage)
+        given = {"in_channels": len(recipe.channels), "n_classes": len(recipe.labels) + 1, **stage.kwargs}
+        own_past = recipe.start_from and source == stage.stage and self.specs[source].network == stage.network
+        kwargs = {**self.specs[source].kwargs, **given} if own_past else given
         spec = NetSpec(stage.network, kwargs)
         net = build(stage.network, **kwargs)
-        init_weights(net, torch.Generator().manual_seed(recipe.seed * 1000 + number))
+        generator = torch.Generator().manual_seed(recipe.seed * 1000 + number)
+        (init_weights if isinstance(net, SNet | AttnNet | EdgeNet) else draw_weights)(net, generator)
         if isinstance(net, EdgeNet):
             net.pass_through()
-        source = self._source(stage)
-        if source:
-            own, other = net.state_dict(), self.nets[source].state_dict()
-            fitting = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
-            net.load_state_dict({**own, **fitting})
-        return net, spec
+        if not source:
+            return net, spec, ()
+        own, other = net.state_dict(), self.nets[source].state_dict()
+        fitting = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
+        net.load_state_dict({**own, **fitting})
+        return net, spec, tuple(k for k in own if k not in fitting)
 
     def _starts_well(self, stage: StageRecipe, net: nn.Module) -> bool:
         """Whether the network gives something sensible before the first step."""
@@ -207,11 +301,14 @@ class _Run:
         if saved is None and self._starts_well(stage, net):
             metrics = yield from self._validate(stage.stage, net, every=False)
             state.best = metrics.get("dice", -math.inf)  # training must beat the start, or the start is kept
+            state.old = metrics.get("old", math.nan)
+        self.unfinished = _Unfinished(stage.stage, self.specs[stage.stage], best, state)
+        watch = _Watch(self.recipe, self.samples, epochs, first=state.epoch)
         while state.epoch < epochs and not state.done:
             start = time.perf_counter()
             losses: list[float] = []
             model.train()
-            for event in self._epoch(number, stage, model, optimiser, scheduler, task, state.epoch, epochs):
+            for event in self._epoch(number, stage, model, net, optimiser, scheduler, task, state.epoch, epochs, watch):
                 losses.append(event.loss)
                 yield event
             state.epoch += 1
@@ -224,6 +321,7 @@ class _Run:
             if better:
                 state.best, state.best_epoch = score, state.epoch
                 best = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
+                self.unfinished.best = best
             state.history.append({"epoch": state.epoch, "loss": mean, **metrics})
             stalled = stage.patience and state.epoch - state.best_epoch >= stage.patience
             state.done = state.epoch == epochs or bool(stalled)
@@ -233,30 +331,44 @@ class _Run:
             seconds = time.perf_counter() - start
             yield EpochDone(stage.stage, state.epoch, epochs, mean, seconds, metrics)
             yield Saved(path, better)
+            yield from watch.warnings(stage.stage, state, metrics)
+        self.unfinished = None
 
     def _epoch(
         self,
         number: int,
         stage: StageRecipe,
         model: nn.Module,
+        net: nn.Module,
         optimiser: torch.optim.Optimizer,
         scheduler: Any,
         task: Task,
         epoch: int,
         epochs: int,
+        watch: _Watch,
     ) -> Iterator[StepDone]:
         fabric = self.fabric
         seed = [self.recipe.seed, number, epoch, fabric.global_rank]
         rng = np.random.default_rng(seed)
         noise = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         total = epochs * stage.steps_per_epoch
-        order = _order(len(self.samples), stage.steps_per_epoch * stage.batch, rng)
+        order = self._picks(stage.steps_per_epoch * stage.batch, rng)
+        extra = self._memory(stage)
         for step in range(stage.steps_per_epoch):
             picks = order[step * stage.batch : (step + 1) * stage.batch]
-            drawn = [task.sample(i, rng, noise) for i in picks]
-            batches = _batches(drawn)
-            parts = [task.loss(model, inputs, target) * (len(target) / stage.batch) for inputs, target in batches]
+            drawn = [task.sample(i, rng, noise, focus) for i, focus in picks]
+            watch.saw(drawn)
+            batches = _batches(drawn, [self.samples[i].missing for i, _ in picks])
+            parts = []
+            for x, target, gone in batches:
+                heads = task.heads(model, x)
+                part = task.summed(heads, target, gone)
+                if extra.teacher is not None:
+                    part = part + self.recipe.keep_answers * extra.teacher.loss(heads[0], x)
+                parts.append(part * (len(target) / stage.batch))
             loss = torch.stack(parts).sum()
+            if extra.anchors:
+                loss = loss + self.recipe.keep_weights * distance(net, extra.anchors)
             optimiser.zero_grad()
             fabric.backward(loss)
             norm = fabric.clip_gradients(model, optimiser, max_norm=stage.clip, error_if_nonfinite=False)
@@ -268,30 +380,98 @@ class _Run:
             rate = float(optimiser.param_groups[0]["lr"])
             yield StepDone(stage.stage, epoch * stage.steps_per_epoch + step + 1, total, float(loss.detach()), rate)
 
+    def _picks(self, n: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+        """Draw cases, and for each the class that it should show (0 for none)."""
+        groups = [[i for i, r in enumerate(self.replayed) if r == replayed] for replayed in (False, True)]
+        if not groups[1]:
+            order = groups[0]
+            drawn = [order[i] for i in _order(len(order), n, rng)]
+        else:
+            share = self.recipe.replay_share if groups[0] else 1.0
+            turns = rng.random(n) < share
+            orders = [iter([g[i] for i in _order(len(g), n, rng)] if g else []) for g in groups]
+            drawn = [next(orders[int(turn)]) for turn in turns]
+        if not self.recipe.balance:
+            return [(i, 0) for i in drawn]
+        return [self._balanced(groups[self.replayed[i]], i, rng) for i in drawn]
+
+    def _balanced(self, group: Sequence[int], index: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Draw a class of a group of cases, then a case that has it."""
+        if not self.having:
+            self.having = [{int(v) for v in np.unique(s.labels.cpu().numpy()) if 0 < v < IGNORE} for s in self.samples]
+        classes = sorted(set().union(*(self.having[i] for i in group)))
+        if not classes:
+            return index, 0
+        focus = int(rng.choice(classes))
+        return int(rng.choice([i for i in group if focus in self.having[i]])), focus
+
+    def _memory(self, stage: StageRecipe) -> _Memory:
+        """What holds the stage to the model of before."""
+        recipe, name = self.recipe, stage.stage
+        if self.parent is None or self._source(stage) != name or name not in self.parent.nets or not self.old:
+            return _Memory()
+        teacher = (
+            Teacher(self.parent.nets[name], self.parent.card.labels, recipe.labels) if recipe.keep_answers else None
+        )
+        return _Memory(teacher, self.anchors[name] if recipe.keep_weights else {})
+
+    def keep(self) -> Path | None:
+        """Write the best so far as a model, when training is stopped; None if there is nothing worth it."""
+        if not hasattr(self, "card") or not self.fabric.is_global_zero:
+            return None
+        nets, specs, scores = dict(self.nets), dict(self.specs), {}
+        now = self.unfinished
+        if now is not None:
+            if now.state.best > -math.inf:
+                nets[now.stage] = build(now.spec.network, **now.spec.kwargs)
+                nets[now.stage].load_state_dict(now.best)
+                told = now.state.history[now.state.best_epoch - 1] if now.state.best_epoch else {}
+                scores = {k.removeprefix("dice/"): round(v, 4) for k, v in told.items() if k.startswith("dice/")}
+            elif now.stage not in nets:
+                specs.pop(now.stage, None)
+        kept = {name: specs[name] for name in STAGES[self.recipe.pipeline] if name in nets and name in specs}
+        if STAGES[self.recipe.pipeline][0] not in kept:
+            return None
+        card = dataclasses.replace(
+            self.card,
+            nets=kept,
+            scores={now.stage: scores} if now is not None and scores else {},
+            limits=f"{self.card.limits} Its training was stopped before the end.".strip(),
+        )
+        save_model(card, nets, self.folder, half=self.recipe.half)
+        return self.folder / f"{card.name}.toml"
+
     def _validate(self, stage: str, net: nn.Module, *, every: bool) -> Generator[TrainEvent, None, dict[str, float]]:
         """Dice on the held-out cases by the pipeline that users run, as far as the stage that is being trained."""
         if not self.held:
             return {}
         few = self.recipe.validate_cases
-        cases = self.held if every or not few else self.held[:few]
+        cases = self.held if every or not few else [case for group in self.held_groups for case in group[:few]]
         net.eval()
         metrics = yield from self._score({**self.nets, stage: net}, stage, cases)
         return metrics
 
     def _score(
-        self, nets: Mapping[str, nn.Module], until: str, cases: Sequence[tuple[Volume, LabelMap]]
+        self, nets: Mapping[str, nn.Module], until: str, cases: Sequence[Held]
     ) -> Generator[TrainEvent, None, dict[str, float]]:
         specs = {name: self.specs[name] for name in self.specs if name in nets}
         model = Model(dataclasses.replace(self.card, nets=specs), nets, self.fabric.device)
         options = SegmentOptions(until=until, show_stages=False, precision="float32")
         table = []
-        for i, (volume, truth) in enumerate(cases):
+        for i, case in enumerate(cases):
             yield Progress("validating", i, len(cases))
-            found = _labels_of(volume, model, options)
-            table.append(dice_per_label(found.data, truth.data, len(self.recipe.labels) + 1))
-        means = np.nanmean(np.array(table), 0)
-        named = {f"dice/{name}": float(m) for name, m in zip(self.recipe.labels, means, strict=True)}
-        return {"dice": float(np.nanmean(means)), **named}
+            table.append(_dice(_labels_of(case.volume, model, options), case, len(self.recipe.labels) + 1))
+        rows, watched = np.array(table), np.array([case.watched for case in cases])
+        n_labels = len(self.recipe.labels)
+        chosen, shown = _means(rows[~watched].reshape(-1, n_labels)), _means(rows[watched].reshape(-1, n_labels))
+        both = np.where(np.isnan(shown), chosen, shown)
+        named = {f"dice/{name}": float(m) for name, m in zip(self.recipe.labels, both, strict=True) if m == m}
+        told = {
+            "dice": chosen,
+            "old": np.array([v for n, v in zip(self.recipe.labels, both, strict=True) if n in self.old]),
+        }
+        means = {name: float(_means(values[:, None])[0]) for name, values in told.items() if np.isfinite(values).any()}
+        return {**means, **named}
 
     def finish(self) -> Iterator[TrainEvent]:
         """Measure every stage on all held-out cases and write the model."""
@@ -301,7 +481,7 @@ class _Run:
             if not self.held:
                 break
             metrics = yield from self._score(self.nets, stage, self.held)
-            scores[stage] = {k.removeprefix("dice/"): round(v, 4) for k, v in metrics.items() if k != "dice"}
+            scores[stage] = {k.removeprefix("dice/"): round(v, 4) for k, v in metrics.items() if k.startswith("dice/")}
             last = stage
         if last:
             scores["labels"] = scores[last]
@@ -333,6 +513,74 @@ _SHARED = (
 )
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """What a stage is held to: a model of before that is asked, and weights of before."""
+
+    teacher: Teacher | None = None
+    anchors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class _Watch:
+    """Tells early, and once, which class is not being learned or is being forgotten."""
+
+    def __init__(self, recipe: Recipe, samples: Sequence[Sample], epochs: int, first: int) -> None:
+        counts = range(1, len(recipe.labels) + 1)  # a class that no case has was told before
+        self.there = {recipe.labels[c - 1] for c in counts if any(bool((s.labels == c).any()) for s in samples)}
+        self.labels, self.epochs = recipe.labels, epochs
+        self.after = max(1, math.ceil(epochs / 3), first + 1)
+        self.seen: Tensor | None = None
+        self.told = False
+
+    def saw(self, drawn: Sequence[tuple[list[Tensor], Tensor]]) -> None:
+        """Count the voxels of each class that samples show."""
+        voxels = torch.stack([target.sum((1, 2, 3)) for _, target in drawn]).sum(0)
+        self.seen = voxels if self.seen is None else self.seen + voxels
+
+    def warnings(self, stage: str, state: _State, metrics: Mapping[str, float]) -> Iterator[Warned]:
+        """Tell what is wrong after an epoch."""
+        lost = state.old - metrics.get("old", math.nan)
+        if lost > _FORGOTTEN and not self.told:
+            self.told = True
+            yield Warned(
+                f"{stage}: the classes of before are being forgotten: their mean Dice fell from {state.old:.2f} to "
+                f"{state.old - lost:.2f}. Replay cases of before, or raise keep_answers."
+            )
+        if state.epoch != self.after or self.seen is None:
+            return
+        for name, voxels in zip(self.labels, self.seen.tolist()[1:], strict=True):
+            dice = metrics.get(f"dice/{name}", math.nan)
+            if name not in self.there:
+                continue
+            if voxels == 0:
+                yield Warned(f"{stage}: {name!r} was in no sample so far. Set balance, or add cases that have it.")
+            elif dice < _UNLEARNED:
+                yield Warned(
+                    f"{stage}: {name!r} is not being learned: its Dice is {dice:.2f} after {state.epoch} of "
+                    f"{self.epochs} epochs. Are its labels right? A finer grid, balance or the loss dice_ce_by_class "
+                    "may help."
+                )
+
+
+_UNLEARNED, _FORGOTTEN = 0.01, 0.05
+"""Dice below which a class is not learned, and fall of the old classes' Dice from which they are being forgotten."""
+
+
+def _sources(recipe: Recipe) -> Iterator[_Source]:
+    """Give the cases of the recipe, then those of before."""
+    names, training, validation = _cases(recipe)
+    yield _Source(names, training, validation)
+    for replay in recipe.replay:
+        theirs: Mapping[int, str] = dict(enumerate(recipe.labels, 1))
+        training, validation = list(replay.training), list(replay.validation)
+        if replay.dataset is not None:
+            theirs, training, validation = cases_of(replay.dataset, replay.holdout)
+        if replay.most and len(training) > replay.most:
+            training = [training[i] for i in np.linspace(0, len(training) - 1, replay.most).round().astype(int)]
+        called = {value: replay.names.get(name, name) for value, name in theirs.items()}
+        yield _Source(called, [] if replay.watch else training, validation, replay.classes, replay.watch)
+
+
 def _cases(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:
     if recipe.phantom:
         folder = recipe.out / "phantom"
@@ -351,12 +599,30 @@ def _labels_of(volume: Volume, model: Model, options: SegmentOptions) -> LabelMa
     return last.output
 
 
-def _batches(drawn: Sequence[tuple[list[Tensor], Tensor]]) -> list[tuple[list[Tensor], Tensor]]:
+def _dice(found: LabelMap, case: Held, n_classes: int) -> np.ndarray:
+    """Dice per class on the voxels that were labelled; nan for classes that the case was never labelled with."""
+    told = case.truth.data != IGNORE
+    dice = dice_per_label(found.data * told, case.truth.data * told, n_classes)
+    dice[[label - 1 for label in case.missing]] = np.nan
+    return dice
+
+
+def _means(table: np.ndarray) -> np.ndarray:
+    """Means over the first axis of what is a number; nan where nothing is."""
+    counts = np.isfinite(table).sum(0)
+    means: np.ndarray = np.divide(np.nansum(table, 0), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+    return means
+
+
+def _batches(
+    drawn: Sequence[tuple[list[Tensor], Tensor]], missing: Sequence[Sequence[int]]
+) -> list[tuple[list[Tensor], Tensor, Sequence[Sequence[int]]]]:
     """Stack samples of one size; native crops, whose sizes differ, stay single."""
     if len({target.shape for _, target in drawn}) > 1:
-        return [([x[None] for x in inputs], target[None]) for inputs, target in drawn]
+        pairs = zip(drawn, missing, strict=True)
+        return [([x[None] for x in inputs], target[None], [gone]) for (inputs, target), gone in pairs]
     inputs = [torch.stack(parts) for parts in zip(*(d[0] for d in drawn), strict=True)]
-    return [(inputs, torch.stack([d[1] for d in drawn]))]
+    return [(inputs, torch.stack([d[1] for d in drawn]), missing)]
 
 
 def _order(n_cases: int, n_draws: int, rng: np.random.Generator) -> list[int]:

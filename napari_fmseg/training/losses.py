@@ -180,13 +180,14 @@ class DiceCELoss(nn.Module):
         p, t, w = _prepared(prediction, target, weight)
         overlap = (2 * _sums(p * t, w) + self.smooth) / (_sums(p * p + t * t, w) + self.smooth)  # (b, C)
         if self.by_class:
-            voxels = t.sum((0, 2, 3, 4), keepdim=True)  # (1, C, 1, 1, 1)
+            voxels = _seen(t, w).sum((0, 2, 3, 4), keepdim=True)  # (1, C, 1, 1, 1)
             ratio = (voxels[:, :1] / voxels.clamp_min(1)).pow(0.75).clamp(1, 60)
             emphasis = (t * ratio).sum(1, keepdim=True)
             w = emphasis if w is None else w * emphasis
         elif self.balanced:
             background = t[:, :1]
-            ratio = (background.sum() / (1 - background).sum().clamp_min(1)).pow(0.75).clamp(1, 60)
+            voxels = _seen(torch.cat([background, 1 - background], 1), w).sum((0, 2, 3, 4))
+            ratio = (voxels[0] / voxels[1].clamp_min(1)).pow(0.75).clamp(1, 60)
             emphasis = background + ratio * (1 - background)
             w = emphasis if w is None else w * emphasis
         entropy = -(t * p.clamp_min(1e-30).log()).sum(1, keepdim=True)
@@ -229,6 +230,11 @@ def _prepared(prediction: Tensor, target: Tensor, weight: Tensor | None) -> tupl
         raise GeometryMismatch(f"The weight must have one channel, {expected}, not {tuple(weight.shape)}.")
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     return prediction.to(dtype), target.to(dtype), None if weight is None else weight.to(dtype)
+
+
+def _seen(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Give what counts of `values`: class weights are counted on labelled voxels only."""
+    return values if weight is None else values * weight
 
 
 def _sums(values: Tensor, weight: Tensor | None) -> Tensor:

@@ -6,13 +6,11 @@ now frozen one is computed once per case.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.errors import InvalidRecipe
@@ -20,24 +18,15 @@ from napari_fmseg.grid import resize, resize_slab, zoom
 from napari_fmseg.models import Intensity
 from napari_fmseg.nets.phased import HALO
 from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, consensus_input, cut, look_closer, stretched
-from napari_fmseg.training import losses
 from napari_fmseg.training.data import Sample, target_in, varied, vary_intensity, window_around
-from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
+from napari_fmseg.training.partial import IGNORE
+from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.training.tasks import Labelled, Task
 from napari_fmseg.volume import Box
 
-__all__ = ["Task", "make_task"]
+__all__ = ["make_task"]
 
 _EDGE_VOXELS = 400_000
-
-
-class Task(Protocol):
-    """What the training loop needs of a stage."""
-
-    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
-        """Give the inputs, each (c, z, y, x), and the target (classes, z, y, x) of one case, varied."""
-
-    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Give the loss of a batch."""
 
 
 def make_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]) -> Task:
@@ -66,63 +55,26 @@ def make_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], fro
     return task
 
 
-def make_loss(name: str) -> nn.Module:
-    """Make the loss that a recipe names."""
-    kinds: dict[str, Callable[[], nn.Module]] = {
-        "attn": losses.AttnLoss,
-        "attn_v2": losses.AttnLossV2,
-        "tversky": losses.TverskyLoss,
-        "dice": losses.DiceLoss,
-        "jaccard": losses.JaccardLoss,
-        "dice_ce": losses.DiceCELoss,
-        "dice_ce_balanced": partial(losses.DiceCELoss, balanced=True),
-        "dice_ce_by_class": partial(losses.DiceCELoss, by_class=True),
-    }
-    return kinds[name]()
-
-
-class _Phase:
+class _Phase(Labelled):
     """What the three tasks share."""
 
     def __init__(
         self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
     ) -> None:
+        super().__init__(stage, recipe, samples)
         self.settings = PhasedSettings.of(recipe.settings)
-        self.intensity: Intensity = recipe.intensity
-        self.augment: Augment = recipe.augment
-        self.samples = samples
-        self.n_classes = len(recipe.labels) + 1
-        self.swap = [(recipe.labels.index(a) + 1, recipe.labels.index(b) + 1) for a, b in recipe.augment.swap]
-        self.criterion = make_loss(stage.loss)
-
-    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Sum the loss over the heads: the finest on the target's grid, the others on their own.
-
-        The published code zooms all heads to the full size first; comparing where they live costs a fraction of it.
-        """
-        heads = net(*inputs)
-        heads = heads if isinstance(heads, tuple) else (heads,)
-        weights = losses.deep_supervision_weights(len(heads))
-        total = torch.zeros((), device=target.device)
-        for weight, head in zip(weights, heads, strict=True):
-            total = total + weight * self.criterion(head, _on(target, head.shape[2:]))
-        return total
-
-
-def _on(target: Tensor, size: Sequence[int]) -> Tensor:
-    return (
-        target if tuple(target.shape[2:]) == tuple(size) else F.adaptive_avg_pool3d(target, (size[0], size[1], size[2]))
-    )
 
 
 class _Consensus(_Phase):
-    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    def sample(
+        self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
         case = self.samples[index]
         whole = [(0.0, float(n)) for n in case.labels.shape]
         spans = window_around(whole, self.augment, rng)
         x = stretched(zoom(case.image, spans, self.settings.consensus_grid), self.intensity)
         target = target_in(case.labels, spans, self.settings.consensus_grid, self.n_classes)
-        (x,), target = varied([x], target, self.augment, self.swap, rng)
+        (x,), target = varied([x], target, self.augment_of(case), self.swap, rng)
         return [vary_intensity(x, self.augment, rng, noise)], target
 
 
@@ -132,12 +84,14 @@ class _Attention(_Phase):
         frozen = args[3]
         self.looks = [_look(case, frozen["consensus"], self.settings, self.intensity) for case in self.samples]
 
-    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    def sample(
+        self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
         case, (attention, box) = self.samples[index], self.looks[index]
         spans = window_around([(s.start, s.stop) for s in box], self.augment, rng)
         x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
         target = target_in(case.labels, spans, self.settings.attention_grid, self.n_classes)
-        (x, a), target = varied([x, a], target, self.augment, self.swap, rng)
+        (x, a), target = varied([x, a], target, self.augment_of(case), self.swap, rng)
         return [vary_intensity(x, self.augment, rng, noise), a], target
 
 
@@ -156,7 +110,9 @@ class _Edge(_Phase):
             self.boxes.append(box)
             self.segmentations.append(s.half())
 
-    def sample(self, index: int, rng: np.random.Generator, noise: torch.Generator) -> tuple[list[Tensor], Tensor]:
+    def sample(
+        self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
         case, box = self.samples[index], self.boxes[index]
         crop, labels = cut(case.image, box), case.labels[box]
         s = self.segmentations[index].float()
@@ -166,12 +122,25 @@ class _Edge(_Phase):
             target = target_in(labels, [(0.0, float(n)) for n in labels.shape], grid, self.n_classes)
         else:
             depth = max(2 * HALO + 1, _EDGE_VOXELS // (labels.shape[1] * labels.shape[2]))
-            first = int(rng.integers(0, max(1, labels.shape[0] - depth + 1)))
+            first = _first_plane(labels, depth, rng, focus)
             planes = slice(first, min(labels.shape[0], first + depth))
             x, s = crop[:, planes], resize_slab(s, labels.shape, planes)
             whole = [(0.0, float(n)) for n in labels[planes].shape]
             target = target_in(labels[planes], whole, labels[planes].shape, self.n_classes)
         return [vary_intensity(x, self.augment, rng, noise), s], target
+
+
+def _first_plane(labels: Tensor, depth: int, rng: np.random.Generator, focus: int = 0) -> int:
+    """Draw where a slab of planes starts: around a labelled plane, or around one with the class `focus`."""
+    last = max(0, labels.shape[0] - depth)
+    wanted = labels == focus if focus else labels != IGNORE
+    if focus and not wanted.any():
+        wanted = labels != IGNORE
+    told = wanted.any(2).any(1).nonzero()[:, 0]
+    if not len(told) or (not focus and len(told) == labels.shape[0]):
+        return int(rng.integers(0, last + 1))
+    middle = int(told[int(rng.integers(len(told)))])
+    return min(last, max(0, middle - int(rng.integers(0, depth))))
 
 
 @torch.inference_mode()

@@ -30,7 +30,6 @@ from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StepDone, 
 from napari_fmseg.io import find_volumes
 from napari_fmseg.models import Intensity, ModelCard, NetSpec, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.nets.blocks import draw_weights
 from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
 from napari_fmseg.training.logit_losses import deeply_supervised, dice_ce_of_logits
 from napari_fmseg.training.pretrain_recipe import PretrainRecipe
@@ -90,10 +89,14 @@ class _Run:
         precision = wanted[training_precision(device, recipe.precision)]
         self.fabric = Fabric(accelerator=device.type, devices=1, precision=precision)  # type: ignore[arg-type]
         self.spec = NetSpec(recipe.network, {"in_channels": 1, "n_classes": recipe.fusion.classes + 1, **recipe.kwargs})
-        self.net = build(self.spec.network, **self.spec.kwargs)
-        if not getattr(self.net, "gives_logits", False):
-            raise InvalidRecipe(f"{recipe.network!r} gives no logits. Choose fmunet or pctnet for pretraining.")
-        draw_weights(self.net, torch.Generator().manual_seed(recipe.seed))
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(recipe.seed)
+            self.net = build(self.spec.network, **self.spec.kwargs)
+        if getattr(self.net, "activation", "") != "softmax":
+            raise InvalidRecipe(
+                f"{recipe.network!r} as it is built here gives no logits of classes that exclude each other. Choose "
+                'fmunet, pctnet or another network with activation="softmax" for pretraining.'
+            )
         self.training: list[int] = []
         self.held: list[int] = []
         self.path = self.folder / "checkpoint.pt"

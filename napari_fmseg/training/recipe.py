@@ -14,10 +14,15 @@ from typing import Any
 from napari_fmseg.errors import InvalidRecipe, UnknownModel
 from napari_fmseg.models import Intensity
 from napari_fmseg.pipelines import PIPELINES
-from napari_fmseg.pipelines.settings import PhasedSettings
+from napari_fmseg.pipelines.settings import PhasedSettings, SingleSettings
 from napari_fmseg.tables import dataclass_from
 
-__all__ = ["Augment", "Case", "Recipe", "StageRecipe", "cases_of", "load_recipe"]
+__all__ = ["Augment", "Case", "Recipe", "Replay", "StageRecipe", "cases_of", "load_recipe"]
+
+IGNORE_NAME = "ignore"
+"""What nnU-Net calls the voxels that nobody labelled."""
+
+MOST_LABELS = 254
 
 LOSSES = ("attn", "attn_v2", "tversky", "dice", "jaccard", "dice_ce", "dice_ce_balanced", "dice_ce_by_class")
 
@@ -34,11 +39,15 @@ class Case:
         One file per channel, or one file with all channels.
     labels
         The label file, or None.
+    classes
+        The classes that somebody looked for in this case, whether they are there or not; empty for all. In the
+        background of the others it stays open whether it is background or one of them.
     """
 
     name: str
     images: tuple[Path, ...]
     labels: Path | None = None
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,9 +101,9 @@ class StageRecipe:
     Parameters
     ----------
     stage
-        Its name in the pipeline: ``"consensus"``, ``"attention"`` or ``"edge"``.
+        Its name in the pipeline: ``"consensus"``, ``"attention"`` or ``"edge"``; ``"net"`` where there is one only.
     network
-        Its name in the registry: ``"snet"``, ``"attnnet"`` or ``"edgenet"``.
+        Its name in the registry: ``"snet"``, ``"attnnet"`` or ``"edgenet"``; any other for ``"net"``.
     kwargs
         Its arguments beside channels and classes, such as ``width``.
     loss
@@ -147,6 +156,43 @@ class StageRecipe:
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Cases of before, with labels of their own, that keep what a model knew.
+
+    Parameters
+    ----------
+    dataset
+        Their folder; its own list of validation cases, or every fifth case, validates.
+    training, validation
+        The cases, when there is no `dataset`.
+    holdout
+        Names of the dataset's cases that validate.
+    names
+        What their classes are called in this recipe, where it is something else: ``{"LA" = "left_atrium"}``.
+    classes
+        The recipe's classes that are known not to hide in their background; empty for those that they were labelled
+        with.
+    most
+        Learn from at most so many of them, evenly chosen; 0 takes all.
+    watch
+        Do not learn from them, only show what becomes of their classes; they do not choose the best epoch either.
+    """
+
+    dataset: Path | None = None
+    training: tuple[Case, ...] = ()
+    validation: tuple[Case, ...] = ()
+    holdout: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    most: int = 0
+    watch: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.dataset is None) == (not self.training and not self.validation) or self.most < 0:
+            raise InvalidRecipe("A replay needs either a dataset folder or lists of cases, and most is not negative.")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that a training run depends on.
 
@@ -171,6 +217,9 @@ class Recipe:
         Names of the dataset's cases that validate; else its own list, else every fifth case by name.
     labels
         Class names in the order of the model's labels 1, 2...; they are looked up in dataset.json.
+    ignore
+        The number in the label files that means "not labelled"; such voxels are never learned from nor counted. 0: what
+        dataset.json calls "ignore", as nnU-Net does.
     start_from
         A model to fine-tune, by name or card; "" starts anew.
     out
@@ -189,6 +238,17 @@ class Recipe:
         Where in the body.
     augment
         See `Augment`.
+    balance
+        Draw every class as often as any other, however few cases have it, rather than every case.
+    replay
+        Cases of before: see `Replay`.
+    replay_share
+        Share of the samples that are theirs, 0..1.
+    keep_weights
+        How strongly weights are held near those of `start_from` (L2-SP); 0 not at all. Try 0.01.
+    keep_answers
+        How strongly the answers of `start_from` about its classes are kept; 0 not at all. Try 1. For where the cases of
+        before are not there.
     validate_cases
         Validate on so many cases after each epoch (all of them at the end); 0 takes all.
     seed
@@ -223,6 +283,7 @@ class Recipe:
     training: tuple[Case, ...] = ()
     validation: tuple[Case, ...] = ()
     holdout: tuple[str, ...] = ()
+    ignore: int = 0
     start_from: str = ""
     pipeline: str = "phased"
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -231,6 +292,11 @@ class Recipe:
     modality: str = ""
     body_part: str = ""
     augment: Augment = field(default_factory=Augment)
+    balance: bool = False
+    replay: tuple[Replay, ...] = ()
+    replay_share: float = 0.5
+    keep_weights: float = 0.0
+    keep_answers: float = 0.0
     validate_cases: int = 0
     seed: int = 0
     devices: int = 1
@@ -256,6 +322,11 @@ class Recipe:
             raise InvalidRecipe(f"phantom needs at least one case to train on, not {self.phantom[0]}.")
         if Path(self.name).name != self.name:
             raise InvalidRecipe(f"name is the name of a file and cannot hold a folder: {self.name!r}.")
+        if len(self.labels) > MOST_LABELS or IGNORE_NAME in self.labels:
+            raise InvalidRecipe(
+                f"labels are at most {MOST_LABELS} classes, and {IGNORE_NAME!r} is none: it is what dataset.json calls "
+                "voxels that nobody labelled. Leave it out."
+            )
         if len(set(self.labels)) != len(self.labels):
             raise InvalidRecipe(f"labels has a name twice: {', '.join(self.labels)}.")
         unknown = [name for pair in self.augment.swap for name in pair if name not in self.labels]
@@ -265,12 +336,24 @@ class Recipe:
             )
         if self.pipeline not in PIPELINES:
             raise InvalidRecipe(f"There is no pipeline {self.pipeline!r}. Known: {', '.join(PIPELINES)}.")
-        if self.pipeline != "phased":
-            raise InvalidRecipe(f"A recipe trains the phased pipeline only, not {self.pipeline!r} so far.")
         if self.precision not in ("auto", "float32", "bfloat16", "float16"):
             raise InvalidRecipe(f"precision is auto, float32, bfloat16 or float16, not {self.precision!r}.")
+        self._check_memory()
         self._check_order()
-        PhasedSettings.of(self.settings)
+        if self.pipeline == "single":
+            SingleSettings.of(self.settings)
+        else:
+            PhasedSettings.of(self.settings)
+
+    def _check_memory(self) -> None:
+        """What keeps the classes of before must make sense."""
+        if not 0 <= self.replay_share <= 1 or min(self.keep_weights, self.keep_answers) < 0:
+            raise InvalidRecipe(
+                f"replay_share is 0..1, keep_weights and keep_answers are not negative; not {self.replay_share}, "
+                f"{self.keep_weights} and {self.keep_answers}."
+            )
+        if (self.keep_weights or self.keep_answers) and not self.start_from:
+            raise InvalidRecipe("keep_weights and keep_answers hold on to a model: name it in start_from.")
 
     def _check_order(self) -> None:
         """A stage may start from the weights of an earlier one only."""
@@ -317,10 +400,24 @@ def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
     for name in ("training", "validation"):
         if isinstance(table.get(name), list):
             table[name] = [_case(entry, folder) for entry in table[name]]
+    if isinstance(table.get("replay"), list):
+        table["replay"] = [_replay(entry, folder) for entry in table["replay"]]
     start = table.get("start_from")
     if isinstance(start, str) and start.endswith(".toml"):
         table["start_from"] = str(folder / start)
     return dataclass_from(Recipe, table)
+
+
+def _replay(entry: Any, folder: Path) -> Any:
+    if not isinstance(entry, Mapping):
+        return entry
+    table = dict(entry)
+    if isinstance(table.get("dataset"), str):
+        table["dataset"] = folder / table["dataset"]
+    for name in ("training", "validation"):
+        if isinstance(table.get(name), list):
+            table[name] = [_case(case, folder) for case in table[name]]
+    return table
 
 
 def _case(entry: Mapping[str, Any], folder: Path) -> Case:
@@ -330,14 +427,20 @@ def _case(entry: Mapping[str, Any], folder: Path) -> Case:
         raise ValueError(f"a case needs an image: {entry!r}")
     labels = entry.get("labels", entry.get("label"))
     name = str(entry.get("name", entry.get("case", _stem(Path(images[0])))))
-    return Case(name, tuple(folder / i for i in images), folder / labels if labels else None)
+    classes = entry.get("classes", ())
+    if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
+        raise ValueError(f"the classes of case {name!r} are a list of names, not {classes!r}")
+    return Case(name, tuple(folder / i for i in images), folder / labels if labels else None, tuple(classes))
 
 
 def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
     """Find the cases of a dataset folder.
 
     Understands the nnU-Net raw layout (imagesTr/NAME_0000.nii.gz per channel, labelsTr/NAME.nii.gz) and case lists
-    `training` and `validation` in dataset.json.
+    `training` and `validation` in dataset.json. Where cases were labelled with some of the classes only, `classes` in
+    dataset.json says with which: ``{"anna": ["liver"]}``.
+
+    The split of a project is its own, and what is given out for training is noted there.
 
     Parameters
     ----------
@@ -357,16 +460,23 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
         If there is no dataset.json, no labelled case, or an unknown name in `holdout`.
     """
     folder = Path(folder)
+    if (folder / "fmseg" / "project.json").exists():  # a project has its own, locked split
+        from napari_fmseg.training.projects.learning import learnable
+
+        return learnable(folder, holdout)
     try:
         facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         labels = _labels_in(facts["labels"])
         listed = [_case(e, folder) for e in facts.get("training", ()) if isinstance(e, dict)]
         held = [_case(e, folder) for e in facts.get("validation", ()) if isinstance(e, dict)]
+        partly = {str(name): tuple(map(str, c)) for name, c in facts.get("classes", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRecipe(
             f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
         ) from error
     cases = listed if listed and all(c.images[0].exists() for c in listed) else _nnunet_cases(folder)
+    cases = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in cases]
+    held = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in held]
     cases = [c for c in cases if c.labels is not None]
     if not cases:
         raise InvalidRecipe(

@@ -1,15 +1,31 @@
 """One suite over every registered network: what the rest of the house relies on."""
 
+import copy
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+import torch.nn.functional as F
 from torch import nn
 
 from napari_fmseg.errors import GeometryMismatch, UnknownModel
+from napari_fmseg.events import StepDone, drain
+from napari_fmseg.io import write_labels, write_volume
+from napari_fmseg.models import Intensity, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import NETWORKS, build
+from napari_fmseg.phantom import phantom_ct
+from napari_fmseg.pipelines import SegmentOptions, segment
+from napari_fmseg.pipelines.phased import normalise
+from napari_fmseg.training import Case, Recipe, StageRecipe, train
+from napari_fmseg.training.logit_losses import deeply_supervised, dice_ce_of_logits
+from napari_fmseg.training.structure_losses import StructureLoss
+from napari_fmseg.volume import LabelMap
+
+FEW = {"channels": [2, 4, 4, 4, 8], "dropout": 0.0}
+NARROW = {"widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1]}
+PAM = {"width": 4, "attention": "pam", "slices": 24, "reduction": 2, "slice_reduction": 4}
 
 # name: arguments, channels of the inputs beside the image, smallest size per axis, an odd size
 CASES = {
@@ -23,25 +39,82 @@ CASES = {
     "pctnet": ({"widths": [4, 4, 8, 8, 16], "heads": [2, 2, 4], "windows": [3, 3, 3]}, (), 1, (19, 17, 33)),
     "pctnet flat": ({"widths": [4, 4, 8, 8, 8], "heads": [1, 1, 1], "flat_levels": 2}, (), 1, (5, 17, 33)),
     "pctnet legacy": ({"widths": [4, 4, 8, 8, 16], "windows": [3, 3, 3], "legacy": True}, (), 1, (19, 17, 33)),
+    "baseunet": (FEW, (), 1, (33, 40, 17)),
+    "baseunet softmax": ({**FEW, "activation": "softmax"}, (), 1, (33, 40, 17)),
+    "contextunet": ({**FEW, "context": "none", "activation": "softmax"}, (), 16, (33, 40, 35)),
+    "efficientsegnet": ({**FEW, "context": "none", "activation": "softmax"}, (), 1, (33, 40, 17)),
+    "efficientsegnet strips": ({**FEW, "channels": [2, 2, 2, 4, 8]}, (), 49, (49, 50, 113)),
+    "uxnet3d": ({**NARROW, "hidden": 8}, (), 32, (32, 48, 32)),
+    "uxnet3d dx": ({**NARROW, "hidden": 8, "block": "dx"}, (), 32, (32, 48, 32)),
+    "ma3dseg": ({**NARROW, "stem": 4, "supervised": True}, (), 16, (33, 40, 47)),
+    "ma3dseg boundary": ({**NARROW, "stem": 4, "boundary": True, "activation": "sigmoid"}, (), 16, (33, 40, 47)),
+    "unet3d": ({"width": 4}, (), 8, (17, 33, 26)),
+    "unet3d pam": ({**PAM, "gated": True, "activation": "sigmoid"}, (), 8, (17, 33, 26)),
+    "unet3d stn": ({"width": 4, "attention": "stn"}, (), 8, (17, 33, 26)),
+    "vnet": ({"width": 4}, (), 16, (17, 33, 40)),
+    "vnet pam": (PAM, (), 16, (17, 33, 40)),
+    "deepmedic": ({"widths": [4] * 8, "hidden": 6, "dropout": 0.0}, (), 8, (11, 13, 18)),
+    "deepmedic residual": ({"widths": [4] * 8, "hidden": 6, "dropout": 0.0, "residual": True}, (), 8, (11, 13, 18)),
+    "voxresnet": ({"width": 8, "side": 4}, (), 8, (17, 20, 13)),
+    "anatomynet": ({"widths": [6, 6, 8]}, (), 8, (17, 20, 13)),
+    "monai-unet": ({"channels": [2, 4, 4]}, (), 4, (16, 20, 12)),
+    "monai-attentionunet": ({"channels": [2, 4, 4]}, (), 4, (16, 20, 12)),
+    "monai-dynunet": ({"channels": [2, 4, 4]}, (), 4, (16, 20, 12)),
+    "monai-segresnet": ({"width": 8}, (), 8, (16, 24, 32)),
+    "monai-unetr": (
+        {"size": [16, 32, 32], "width": 2, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2},
+        (),
+        16,
+        (16, 32, 32),
+    ),
+    "monai-swinunetr": ({"width": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}, (), 32, (32, 32, 64)),
 }
 
 
-def make(case, shape=None, batch=1):
-    """Build the network and inputs of a case: two image channels, three classes."""
-    kwargs, beside, _, odd = CASES[case]
+# MONAI's own arithmetic is MONAI's to test; cases whose arithmetic others have too are left out.
+SAME = ("baseunet softmax", "efficientsegnet strips", "uxnet3d dx", "ma3dseg boundary", "deepmedic residual")
+OURS = [case for case in CASES if not case.startswith("monai") and case not in (*SAME, "vnet pam", "pctnet legacy")]
+PHASED = ("snet", "attnnet", "edgenet")
+WINDOWS = {
+    "efficientsegnet strips": (49, 50, 113),
+    **dict.fromkeys(("uxnet3d", "uxnet3d dx"), (32, 32, 32)),
+    "monai-unetr": (16, 32, 32),
+    "monai-swinunetr": (32, 32, 64),
+}
+CT = Intensity("window", -200, 300)
+NAMES = {1: "liver", 2: "kidneys"}
+
+
+def build_case(case, kwargs):
+    """Build the network of a case; the test is skipped where a package of MONAI's is missing."""
+    if case.startswith("monai"):
+        pytest.importorskip("monai")
+        if "unetr" in case:
+            pytest.importorskip("einops")
     torch.manual_seed(0)
-    net = build(case.split()[0], in_channels=2, n_classes=3, **kwargs)
+    return build(case.split()[0], **kwargs)
+
+
+def make(case, shape=None, batch=1):
+    """Make the network and inputs of a case: two image channels, three classes."""
+    kwargs, beside, _, odd = CASES[case]
+    net = build_case(case, {"in_channels": 2, "n_classes": 3, **kwargs})
     inputs = [torch.rand(batch, channels, *(shape or odd)) for channels in (2, *beside)]
     return net, inputs
 
 
 def probabilities(net, output):
-    return output.softmax(1) if getattr(net, "gives_logits", False) else output
+    """What an output says per class; structures that may overlap get the background beside them."""
+    activation = getattr(net, "activation", "none")
+    if activation == "sigmoid":
+        p = output.float().sigmoid()
+        return torch.cat([1 - p.sum(1, keepdim=True), p], 1)
+    return output.float().softmax(1) if activation == "softmax" else output
 
 
-def atol(net):
-    """Logits are some ten times larger than probabilities."""
-    return 1e-4 if getattr(net, "gives_logits", False) else 1e-5
+def tolerance(net):
+    """What the order of summation may change; norms enlarge it."""
+    return 1e-4 if hasattr(net, "activation") else 1e-5
 
 
 def training(net):
@@ -65,19 +138,21 @@ def test_every_network_is_tried_here():
 def test_probabilities_add_up_on_odd_sizes(case):
     net, inputs = make(case, batch=2)
     with torch.inference_mode():
-        out = net.eval()(*inputs)
-    p = probabilities(net, out)
+        p = probabilities(net, net.eval()(*inputs))
     assert p.shape == (2, 3, *inputs[0].shape[2:])
     assert p.dtype == torch.float32
     torch.testing.assert_close(p.sum(1), torch.ones(2, *inputs[0].shape[2:]))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", OURS)
 def test_each_volume_of_a_batch_is_independent(case):
     net, inputs = make(case, batch=2)
+    given = copy.deepcopy(inputs)
     with torch.inference_mode():
-        both = net.eval()(*inputs)
-        torch.testing.assert_close(net(*(x[1:] for x in inputs)), both[1:], rtol=0, atol=atol(net))
+        both = probabilities(net, net.eval()(*inputs))
+        alone = probabilities(net, net(*(x[1:] for x in inputs)))
+    assert all(torch.equal(x, y) for x, y in zip(inputs, given, strict=True))  # nobody writes into the image
+    torch.testing.assert_close(alone, both[1:], rtol=0, atol=tolerance(net))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -85,8 +160,9 @@ def test_gradient_reaches_every_weight_that_is_used(case):
     net, inputs = make(case)
     outputs = net.train()(*inputs)
     sum((p[:, 1] ** 2).sum() for p in ([outputs] if isinstance(outputs, torch.Tensor) else outputs)).backward()
-    untouched = {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad and p.grad is None}
-    assert untouched <= {"firsten"}
+    untouched = {name for name, p in net.named_parameters() if p.requires_grad and p.grad is None}
+    # Dead in the published files too; MONAI's UNETR carries the cross attention of another network.
+    assert all({"firsten", "dwconv", "norm_cross_attn", "cross_attn"} & set(name.split(".")) for name in untouched)
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
 
 
@@ -94,8 +170,9 @@ def test_gradient_reaches_every_weight_that_is_used(case):
 def test_evaluation_gives_the_finest_head_of_training(case):
     net, inputs = make(case)
     with torch.no_grad():
-        finest, heads = net.eval()(*inputs), training(net)(*inputs)
-    torch.testing.assert_close(finest, first(heads), rtol=0, atol=atol(net) / 10)
+        finest = net.eval()(*inputs)
+        heads = training(net)(*inputs)
+    torch.testing.assert_close(finest, first(heads), rtol=0, atol=tolerance(net))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if CASES[case][2] > 1])
@@ -113,53 +190,144 @@ def test_wrong_number_of_channels_is_refused(case):
         net.eval()(inputs[0][:, :1], *inputs[1:])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_weights_survive_a_file(case, tmp_path: Path):
-    net, inputs = make(case)
-    save_file(net.state_dict(), tmp_path / "net.safetensors")
-    torch.manual_seed(1)
-    again = build(case.split()[0], in_channels=2, n_classes=3, **CASES[case][0])
-    again.load_state_dict(load_file(tmp_path / "net.safetensors"), strict=True)
-    with torch.inference_mode():
-        assert torch.equal(again.eval()(*inputs), net.eval()(*inputs))
-
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", OURS)
 def test_frozen_trace_gives_the_same(case):
     net, inputs = make(case)
     net.eval()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         frozen = torch.jit.freeze(torch.jit.trace(net, tuple(inputs), check_trace=False))
-        torch.testing.assert_close(frozen(*inputs), net(*inputs), rtol=0, atol=atol(net))
+        ours, expected = (probabilities(net, run(*inputs)) for run in (frozen, net))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance(net))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", OURS)
 def test_channels_last_gives_the_same(case):
     net, inputs = make(case)
     with torch.inference_mode():
-        expected = net.eval()(*inputs)
+        expected = probabilities(net, net.eval()(*inputs))
         net.to(memory_format=torch.channels_last_3d)
-        ours = net(*(x.contiguous(memory_format=torch.channels_last_3d) for x in inputs))
-    torch.testing.assert_close(ours, expected, rtol=0, atol=atol(net))
+        ours = probabilities(net, net(*(x.contiguous(memory_format=torch.channels_last_3d) for x in inputs)))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance(net))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", OURS)
 def test_bfloat16_is_near(case):
     net, inputs = make(case)
     with torch.inference_mode():
-        expected = net.eval()(*inputs)
-        ours = net.to(torch.bfloat16)(*(x.to(torch.bfloat16) for x in inputs))
+        expected = probabilities(net, net.eval()(*inputs))
+        ours = probabilities(net, net.to(torch.bfloat16)(*(x.to(torch.bfloat16) for x in inputs)))
     assert ours.dtype == torch.float32
-    if getattr(net, "gives_logits", False):  # many normalised layers: single voxels may differ more
-        assert (ours - expected).pow(2).mean().sqrt() < 0.1 * expected.std()
-    else:
+    if not hasattr(net, "activation"):
         torch.testing.assert_close(ours, expected, rtol=0, atol=2e-2)
+    # Norms of random maps divide by what little there is, and single voxels may differ by more.
+    assert (ours - expected).abs().mean() < 2e-2
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_surplus_or_missing_weight_is_refused(case):
+    net, _ = make(case)
+    state = net.state_dict()
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        net.load_state_dict({**state, "surplus.weight": torch.zeros(1)}, strict=True)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        net.load_state_dict(dict(list(state.items())[1:]), strict=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_model_is_saved_and_loaded_with_its_card(case, tmp_path: Path):
+    net, inputs = make(case)
+    spec = NetSpec(case.split()[0], {"in_channels": 2, "n_classes": 3, **CASES[case][0]})
+    card = ModelCard("tried", "Tried here", "single", {"net": spec}, {1: "one", 2: "two"})
+    save_model(card, {"net": net}, tmp_path)
+    again = load_model(tmp_path / "tried.toml", device="cpu").nets["net"]
+    with torch.inference_mode():
+        assert torch.equal(again(*inputs), net.eval()(*inputs))
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    """A CT of 24 x 32 x 32 voxels with its liver and kidneys."""
+    volume, truth = phantom_ct(3, spacing=(10.0, 12.0, 12.0), shape=(24, 32, 32))
+    labels = np.where(truth.data < 3, truth.data, 0)
+    assert len(np.unique(labels)) == 3
+    return volume, torch.from_numpy(labels).long()
+
+
+def trained(net, patch, labels):
+    """Train for three steps on one patch with the losses of the house; gives what each of them found."""
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.02)
+    target = F.one_hot(labels, 3).movedim(-1, 1).float()
+    losses = []
+    for _ in range(3):
+        heads = training(net)(patch)
+        heads = heads if isinstance(heads, tuple) else (heads,)
+        if net.activation == "sigmoid":
+            loss = StructureLoss("dice+bce")(heads[0], target[:, 1:])
+        else:
+            loss = deeply_supervised(dice_ce_of_logits, heads, target)
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+    return losses
+
+
+@pytest.mark.parametrize("case", [
+    pytest.param(case, marks=pytest.mark.slow) if case == "efficientsegnet strips" else case
+    for case in CASES if case.split()[0] not in PHASED
+])  # fmt: skip
+def test_network_trains_for_three_steps_and_segments_a_phantom(case, phantom, tmp_path: Path):
+    volume, labels = phantom
+    kwargs = {"in_channels": 1, "n_classes": 3, **CASES[case][0]}
+    window = WINDOWS.get(case, (24, 32, 32))
+    net = build_case(case, kwargs)
+    patch = normalise(torch.from_numpy(volume.data[None]), CT)[None]
+    patch, target = (F.interpolate(x.float(), size=window) for x in (patch, labels[None, None]))
+    losses = trained(net, patch, target[:, 0].long())
+    assert losses[-1] < losses[0]
+    spec = NetSpec(case.split()[0], kwargs)
+    card = ModelCard(
+        "tried", "Tried", "single", {"net": spec}, NAMES, intensity=CT, settings={"window": window, "overlap": 0.0}
+    )
+    save_model(card, {"net": net}, tmp_path)
+    model = load_model(tmp_path / "tried.toml", device="cpu")
+    found = drain(segment(volume, model, SegmentOptions(precision="float32")))
+    assert found.geometry.matches(volume.geometry)
+    assert set(np.unique(found.data)) <= {0, 1, 2}
+
+
+def test_phased_networks_train_for_three_steps_each_and_segment_a_phantom(phantom, tmp_path: Path):
+    volume, labels = phantom
+    truth = LabelMap(labels.numpy().astype(np.uint8), volume.geometry)
+    write_volume(volume, tmp_path / "ct.nii.gz")
+    write_labels(truth, tmp_path / "truth.nii.gz")
+    narrow = {"width": 4}
+    stages = (("consensus", "snet", narrow), ("attention", "attnnet", narrow), ("edge", "edgenet", {"hidden": 4}))
+    recipe = Recipe(
+        name="tried",
+        stages=tuple(
+            StageRecipe(stage, network, steps=3, steps_per_epoch=3, batch=1, kwargs=kwargs)
+            for stage, network, kwargs in stages
+        ),
+        labels=tuple(NAMES.values()),
+        training=(Case("one", (tmp_path / "ct.nii.gz",), tmp_path / "truth.nii.gz"),),
+        out=tmp_path / "run",
+        settings={"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]},
+        intensity=CT,
+        device="cpu",
+    )
+    steps = [event.stage for event in train(recipe) if isinstance(event, StepDone)]
+    assert steps == [stage for stage, *_ in stages for _ in range(3)]
+    found = drain(segment(volume, load_model(tmp_path / "run" / "tried.toml", device="cpu")))
+    assert found.geometry.matches(volume.geometry)
+    assert set(np.unique(found.data)) <= {0, 1, 2}
 
 
 def test_unknown_network_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownModel, match=r"'unet'.*attnnet, edgenet, fmunet, pctnet, snet"):
-        build("unet")
+    with pytest.raises(UnknownModel, match=r"'nonet'.*attnnet.*edgenet.*snet"):
+        build("nonet")
 
 
 def test_unknown_argument_is_refused_with_the_known_ones():

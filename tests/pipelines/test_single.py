@@ -1,5 +1,7 @@
 """One network in windows: what it finds lies on the patient, on any grid, in any orientation."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,45 @@ def test_saved_model_of_misfm_segments_a_volume_of_any_size(network, kwargs, tmp
     labels = drain(segment(volume, model, FLOAT))
     assert labels.data.shape == volume.geometry.shape
     assert set(np.unique(labels.data)) <= {0, 1}
+
+
+class Overlapping(nn.Module):
+    """Logits of two structures that may overlap: what is bright, and, more surely, what is brightest."""
+
+    activation = "sigmoid"
+
+    def forward(self, x):
+        return torch.cat([4 * x - 1, 16 * x - 12], 1)
+
+
+def test_overlapping_structures_become_the_most_probable_one():
+    data = np.zeros((4, 5, 6))
+    data[1], data[2] = 0.5, 1.0
+    card = dataclasses.replace(card_of(), labels={1: "organ", 2: "tumour"})
+    labels = drain(segment(volume_of(data), Model(card, {"net": Overlapping()}, torch.device("cpu")), FLOAT))
+    assert [set(plane.ravel()) for plane in labels.data] == [{0}, {1}, {2}, {0}]
+
+
+class Halving(Brighter):
+    """Takes multiples of 8 only."""
+
+    def check(self, x):
+        if any(n % 8 for n in x.shape[2:]):
+            raise GeometryMismatch("multiples of 8")
+
+    def forward(self, x):
+        self.check(x)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("flips", ["", "zyx"])
+def test_volume_that_the_network_refuses_is_filled_up_to_the_window(flips, balls):
+    large, small = balls
+    volume = volume_of(large | small)  # 12 x 19 x 21
+    model = Model(card_of(window=(16, 24, 24), flips=flips), {"net": Halving().eval()}, torch.device("cpu"))
+    _, *_, net, labels = segment(volume, model, FLOAT)
+    assert np.array_equal(net.output.data, large | small)
+    assert np.array_equal(labels.output.data, large | small)
 
 
 @pytest.mark.parametrize("settings", [

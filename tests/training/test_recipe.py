@@ -234,7 +234,7 @@ def test_a_file_that_is_no_recipe_is_refused(content: bytes | None, tmp_path: Pa
 
 
 def test_every_loss_that_a_recipe_may_name_can_be_made() -> None:
-    from napari_fmseg.training.phased import make_loss
+    from napari_fmseg.training.tasks import make_loss
 
     for name in LOSSES:
         assert callable(make_loss(name))

@@ -197,14 +197,14 @@ def test_training_stops_early_when_validation_stalls(home: Path) -> None:
 
 
 def test_a_step_whose_gradient_is_not_finite_changes_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from napari_fmseg.training import phased
+    from napari_fmseg.training import tasks
 
-    real, count = phased.make_loss("dice_ce"), iter(range(100))
+    real, count = tasks.make_loss("dice_ce"), iter(range(100))
 
     def poisoned(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return real(prediction, target) * (float("nan") if next(count) < 4 else 1.0)
 
-    monkeypatch.setattr(phased, "make_loss", lambda name: poisoned)
+    monkeypatch.setattr(tasks, "make_loss", lambda name: poisoned)
     list(train(recipe(home)))
     net = load_model(home / "out" / "cube.toml", device="cpu").nets["consensus"]
     assert all(p.isfinite().all() for p in net.parameters())

@@ -1,0 +1,269 @@
+"""The commands of a project, ``fmseg project ...``, and those that carry models about, ``fmseg models ...``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.terminal import Bars, Json, note, number, say, table, write_json
+from napari_fmseg.training.projects import (
+    CaseRow,
+    LabelOptions,
+    Project,
+    add_case,
+    case_table,
+    examine,
+    free_name,
+    init_project,
+    label_case,
+    list_versions,
+    open_project,
+    present_version,
+    publish,
+    put_in_use,
+    ranked,
+    roll_back,
+    training_plan,
+)
+
+__all__ = ["MODEL_COMMANDS", "PROJECT_COMMANDS"]
+
+Folder = Positional[Annotated[Path, arg(metavar="PROJECT")]]
+
+
+def init(
+    folder: Folder, /, *, labels: tuple[str, ...] = (), channels: tuple[str, ...] = ("image",), name: str = ""
+) -> int:
+    """Make a project, or take up a folder that another tool made in nnU-Net's raw layout.
+
+    Parameters
+    ----------
+    folder
+        Where it lies; made if it is not there.
+    labels
+        Names of the classes, in order; not for a folder that has a dataset.json.
+    channels
+        Names of the channels of a volume, such as CT, or T1 T2.
+    name
+        Of the data set; by default the folder's.
+    """
+    project = _settled(init_project(folder, labels, channels=channels, name=name))
+    say(f"{project.folder}: {len(project.files)} case(s), {', '.join(project.facts.numbers)}")
+    return 0
+
+
+def add(
+    folder: Folder,
+    /,
+    *,
+    image: tuple[Path, ...] = (),
+    labels: Path | None = None,
+    case: str = "",
+    link: bool = False,
+    again: bool = False,
+    labelling: OmitArgPrefixes[LabelOptions] = LabelOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Add a volume with or without labels; or, without --image, give a case its corrected labels.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    image
+        A file or a DICOM folder; one file per channel where there are several.
+    labels
+        A file with labels, on the image's grid.
+    case
+        Its name in the project, by default case-001 and on; never a patient's name.
+    link
+        Link to the image instead of copying it.
+    again
+        Add an image that is there already under another name.
+    """
+    project = open_project(folder)
+    if not image and (labels is None or not case):
+        raise FmsegError("There is nothing to add. Name --image, or --case and --labels to label a case that is there.")
+    name = case or free_name(project)
+    if not image:
+        assert labels is not None
+        project = label_case(project, name, labels, labelling)
+    else:
+        files = image[0] if len(image) == 1 else image
+        project = add_case(project, name, files, labels, labelling, link=link, again=again)
+    row = next(row for row in case_table(project) if row.name == name)
+    say(f"{name}: {row.status}{f', {100 * row.labelled:.0f} % of its slices' if row.classes else ''}")
+    return 0
+
+
+def list_cases(folder: Folder, /, *, as_json: Json = False) -> int:
+    """List the cases: what each is for, how the present model does on it, and what is labelled.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    """
+    project = _settled(open_project(folder), quiet=as_json)
+    rows = case_table(project)
+    if as_json:
+        write_json({"cases": [dataclasses.asdict(row) for row in rows], "in_use": project.index.used[-1:]})
+        return 0
+    _show(rows)
+    versions = [version.number for version in list_versions(project)]
+    if versions:
+        say(f"\nversions of the model: {', '.join(map(str, versions))}; in use: {project.index.used[-1]}")
+    return 0
+
+
+def split(folder: Folder, /, *, as_json: Json = False) -> int:
+    """Say which cases are held out for ever, and which are learned from.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    """
+    project = _settled(open_project(folder), quiet=as_json)
+    plan = training_plan(project)
+    training, held = [case.name for case in plan.training], [case.name for case in plan.validation]
+    if as_json:
+        write_json({"training": training, "held_out": held, "roles": project.roles, "note": plan.note,
+                    "images": plan.images, "missing_classes": plan.partial})  # fmt: skip
+        return 0
+    say(f"held out: {', '.join(held) or '-'}\ntraining: {', '.join(training)}\n{plan.note}")
+    for name, classes in plan.partial.items():
+        say(f"{name} says nothing of: {', '.join(classes)}")
+    return 0
+
+
+def rank(folder: Folder, /, *, as_json: Json = False) -> int:
+    """List the cases to label, the one first that the present model is least sure of.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    """
+    project = _settled(open_project(folder), quiet=as_json)
+    rows = ranked(project)
+    if as_json:
+        write_json([dataclasses.asdict(row) for row in rows])
+        return 0
+    if not rows:
+        note("Every case has labels.")
+        return 0
+    _show(rows)
+    if not any(row.uncertainty is not None for row in rows):
+        note("How unsure the model is was not computed yet, so they are listed by name.")
+    return 0
+
+
+def _settled(project: Project, *, quiet: bool = False) -> Project:
+    """Examine what is new, with a bar; remark what cannot be used."""
+    work = examine(project)
+    with Bars(quiet=quiet) as bars:
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as done:
+                project = done.value
+                break
+            bars.move(event.stage, event.done, event.total)
+    for row in case_table(project):
+        if row.problem:
+            note(f"{row.name} cannot be used: {row.problem}")
+    return project
+
+
+def _show(rows: tuple[CaseRow, ...]) -> None:
+    say(table(
+        ("CASE", "STATUS", "DICE", "UNSURE", "SLICES %", "CHANGED (UTC)", "TELLS OF"),
+        [(row.name, row.status, number(row.dice), number(row.uncertainty),
+          f"{100 * row.labelled:.0f}" if row.classes else "-", row.changed[:16] or "-", ", ".join(row.classes) or "-")
+         for row in rows],
+    ))  # fmt: skip
+
+
+def export(
+    model: Positional[Annotated[str, arg(metavar="MODEL")]],
+    /,
+    *,
+    output: Path,
+) -> int:
+    """Write a model as one file, for another machine.
+
+    Parameters
+    ----------
+    model
+        A model's name, the path of its card, or a project: its model in use.
+    output
+        NAME.zip.
+    """
+    from napari_fmseg.models import find_card
+    from napari_fmseg.sharing import export_model
+
+    card = find_card(model) if not Path(model).is_dir() else None
+    if card is None:
+        version = present_version(open_project(model))
+        if version is None:
+            raise FmsegError(f"{model} has no model in use yet. Train one first.")
+        card = version.card
+    say(str(export_model(card, output)))
+    if card.restriction:
+        note(f"Its data restrict its use: {card.restriction}")
+    return 0
+
+
+def import_(
+    file: Positional[Annotated[Path, arg(metavar="FILE.zip")]],
+    /,
+    *,
+    replace: bool = False,
+) -> int:
+    """Take a model from one file; its hash is checked.
+
+    Parameters
+    ----------
+    file
+        What `fmseg models export` wrote.
+    replace
+        Take it in place of another model of yours with the same name.
+    """
+    from napari_fmseg.sharing import import_model
+
+    card = import_model(file, replace=replace)
+    say(f"{card.name}, version {card.version}: {', '.join(card.labels.values())}")
+    return 0
+
+
+def rollback(folder: Folder, /, *, to: int = 0) -> int:
+    """Use the version of a project's model that was in use before; no version is ever deleted.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    to
+        Which version; 0 takes the one before.
+    """
+    project = open_project(folder)
+    project = put_in_use(project, to) if to else roll_back(project)
+    card = publish(project)
+    say(f"{card.name}: version {project.index.used[-1]} is in use.")
+    return 0
+
+
+PROJECT_COMMANDS: dict[str, Callable[..., int]] = {
+    "init": init,
+    "add": add,
+    "list": list_cases,
+    "split": split,
+    "rank": rank,
+}
+
+MODEL_COMMANDS: dict[str, Callable[..., int]] = {"export": export, "import": import_, "rollback": rollback}

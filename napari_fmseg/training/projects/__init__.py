@@ -1,0 +1,83 @@
+"""A project is a folder: volumes and labels as nnU-Net has them, and beside them ``fmseg/`` with split, runs, models.
+
+Functions take a `Project` and give a new one; every change appears whole or not at all, whatever ends the process.
+Nothing here loads torch before a model is measured or labels are resampled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from napari_fmseg.training.projects.adding import add_case, free_name, label_case, restore_labels, save_prediction
+from napari_fmseg.training.projects.content import image_hash
+from napari_fmseg.training.projects.examining import examine, examined
+from napari_fmseg.training.projects.labelling import LabelOptions
+from napari_fmseg.training.projects.learning import Fold, Plan, Run, open_run, recipe_for, start_run, training_plan
+from napari_fmseg.training.projects.state import CaseRecord, Project, init_project, open_project
+from napari_fmseg.training.projects.table import CaseRow, case_table, ranked, record_scores, record_uncertainty
+from napari_fmseg.training.projects.versions import (
+    Kept,
+    Lineage,
+    Version,
+    keep_version,
+    list_versions,
+    present_version,
+    publish,
+    put_in_use,
+    roll_back,
+    seen_held_out,
+    start_without,
+)
+
+if TYPE_CHECKING:
+    from napari_fmseg.training.projects.measuring import measure as measure
+    from napari_fmseg.training.projects.measuring import unmeasured as unmeasured
+
+__all__ = [
+    "CaseRecord",
+    "CaseRow",
+    "Fold",
+    "Kept",
+    "LabelOptions",
+    "Lineage",
+    "Plan",
+    "Project",
+    "Run",
+    "Version",
+    "add_case",
+    "case_table",
+    "examine",
+    "examined",
+    "free_name",
+    "image_hash",
+    "init_project",
+    "keep_version",
+    "label_case",
+    "list_versions",
+    "measure",
+    "open_project",
+    "open_run",
+    "present_version",
+    "publish",
+    "put_in_use",
+    "ranked",
+    "recipe_for",
+    "record_scores",
+    "record_uncertainty",
+    "restore_labels",
+    "roll_back",
+    "save_prediction",
+    "seen_held_out",
+    "start_run",
+    "start_without",
+    "training_plan",
+    "unmeasured",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("measure", "unmeasured"):  # the pipelines' rooms are loaded with the first model
+        from napari_fmseg.training.projects import measuring
+
+        return getattr(measuring, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

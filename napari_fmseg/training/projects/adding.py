@@ -1,0 +1,246 @@
+"""Cases on their way into a project: image and labels appear together, and no corrected label is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.io import read_labels, write_labels
+from napari_fmseg.io.checks import checked
+from napari_fmseg.training.projects import nnunet
+from napari_fmseg.training.projects.content import image_hash
+from napari_fmseg.training.projects.examining import read_image
+from napari_fmseg.training.projects.journal import changing
+from napari_fmseg.training.projects.labelling import LabelOptions
+from napari_fmseg.training.projects.nnunet import CaseFiles
+from napari_fmseg.training.projects.staging import (
+    StagedCase,
+    moved_to_training,
+    prediction_of,
+    stage_image,
+    stage_labels,
+    stage_state,
+)
+from napari_fmseg.training.projects.state import (
+    CaseRecord,
+    Project,
+    now,
+    open_project,
+    with_record,
+    write_state,
+)
+from napari_fmseg.volume import LabelMap, Volume
+
+__all__ = ["add_case", "free_name", "label_case", "restore_labels", "save_prediction"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+
+
+def free_name(project: Project) -> str:
+    """Give a name that no case has: ``case-001`` and on. File names often tell who the patient is."""
+    numbers = [int(m[1]) for name in (*project.files, *project.index.cases) if (m := re.fullmatch(r"case-(\d+)", name))]
+    return f"case-{max(numbers, default=0) + 1:03d}"
+
+
+def add_case(
+    project: Project,
+    name: str,
+    image: Volume | Path | str | Sequence[Path | str],
+    labels: LabelMap | Path | str | None = None,
+    options: LabelOptions = LabelOptions(),  # noqa: B008 - frozen
+    *,
+    link: bool = False,
+    again: bool = False,
+) -> Project:
+    """Add a volume, with its labels or without; killed at any moment, the project has all of it or nothing.
+
+    Parameters
+    ----------
+    project
+        It is read afresh: what others added meanwhile stays.
+    name
+        Of the case: letters, digits, ``-``, ``_`` and ``.``; never a patient's name.
+    image
+        A volume in memory; a file or DICOM folder; or one file per channel.
+    labels
+        In memory or a file; None adds the volume to be labelled later.
+    options
+        How the labels are understood.
+    link
+        Make the image a symbolic link instead of a copy. It must have the project's format, one channel per file.
+    again
+        Take an image that is there already under another name. It keeps its role.
+
+    Returns
+    -------
+    Project
+        With the case.
+
+    Raises
+    ------
+    FmsegError
+        If the name is taken or cannot be one, the image is there already, the channels are not those of the project,
+        or the labels cannot be understood (see `labelled_for`).
+    GeometryMismatch
+        If the labels do not lie on the image and may not be resampled.
+    UnreadableVolume, UnwritableVolume
+        If a file cannot be read, linked or written.
+    """
+    _check_name(name)
+    files = _paths(image)
+    if link and not files:
+        raise FmsegError("A volume in memory has no file to link to. Copy it (link=False).")
+    volume = _finite(image) if isinstance(image, Volume) else read_image(CaseFiles(files))
+    found = image_hash(volume)
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        if fresh.record(name).image == found and name in fresh.files:
+            raise FmsegError(f"The case {name!r} is there already, with this image. Give it new labels instead.")
+        if name in fresh.files:
+            raise FmsegError(f"There is a case {name!r} with another image. Choose another name.")
+        same = [other for other in fresh.files if fresh.record(other).image == found]
+        if same and not again:
+            raise FmsegError(
+                f"This image is there already, as {same[0]!r}. Give that case new labels, or add it again on purpose; "
+                "it would keep its role in the split."
+            )
+        if volume.n_channels != len(fresh.facts.channels):
+            raise FmsegError(
+                f"The volume has {volume.n_channels} channel(s), the project {len(fresh.facts.channels)}: "
+                f"{', '.join(fresh.facts.channels)}. Give one file for each, in this order."
+            )
+        part = nnunet.UNLABELLED if labels is None else nnunet.IMAGES
+        staged = stage_image(change, fresh.facts, volume, files, f"{part}/{name}", link=link)
+        case = StagedCase(name, staged, CaseRecord(image=found, changed=now()))
+        if labels is not None:
+            fresh, case = stage_labels(change, fresh, case, _read(labels), options, volume)
+        stage_state(change, fresh, case)
+    return open_project(project.folder)
+
+
+def label_case(
+    project: Project,
+    name: str,
+    labels: LabelMap | Path | str,
+    options: LabelOptions = LabelOptions(),  # noqa: B008 - frozen
+) -> Project:
+    """Give a case its labels, or corrected ones; those before stay in ``fmseg/history``.
+
+    Parameters
+    ----------
+    project
+        It is read afresh.
+    name
+        Of the case.
+    labels
+        In memory or a file.
+    options
+        How they are understood.
+
+    Raises
+    ------
+    FmsegError, GeometryMismatch, UnreadableVolume, UnwritableVolume
+        As `add_case`; and if there is no such case.
+    """
+    given = _read(labels)
+    volume = read_image(project.known(name))
+    found = image_hash(volume)
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        case = moved_to_training(change, fresh, name, dataclasses.replace(fresh.record(name), image=found))
+        fresh, case = stage_labels(change, fresh, case, given, options, volume)
+        stage_state(change, fresh, case)
+    return open_project(project.folder)
+
+
+def restore_labels(project: Project, name: str, number: int = -1) -> Project:
+    """Take earlier labels of a case again; those of now become the latest earlier ones.
+
+    Parameters
+    ----------
+    project
+        It is read afresh.
+    name
+        Of the case.
+    number
+        Which of `CaseRecord.earlier`; the last by default.
+
+    Raises
+    ------
+    FmsegError
+        If the case has no such labels.
+    """
+    record = project.record(name)
+    try:
+        earlier = record.earlier[number]
+    except IndexError as error:
+        raise FmsegError(
+            f"{name!r} has {len(record.earlier)} earlier versions of its labels; number {number} is none of them."
+        ) from error
+    old = read_labels(project.folder / earlier.file)
+    names = {value: name for value, name in project.facts.labels.items() if value != earlier.ignore}
+    if earlier.ignore:
+        names[earlier.ignore] = "ignore"
+    return label_case(
+        project, name, dataclasses.replace(old, names=names), LabelOptions(classes=earlier.classes, resample=False)
+    )
+
+
+def save_prediction(
+    project: Project, name: str, labels: LabelMap, version: int, *, uncertainty: float | None = None
+) -> Project:
+    """Keep what a model found in a case, in ``fmseg/predictions``, to be corrected; it is never learned from.
+
+    Parameters
+    ----------
+    project
+        It is read afresh.
+    name
+        Of the case.
+    labels
+        On the image's grid.
+    version
+        Of the model.
+    uncertainty
+        Of the whole case, 0..1.
+    """
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        fresh.known(name)
+        write_labels(labels, change.place(prediction_of(name)))
+        record = fresh.record(name)
+        told = record.uncertainty if uncertainty is None else {**record.uncertainty, version: uncertainty}
+        fresh = with_record(fresh, name, dataclasses.replace(record, predicted=version, uncertainty=told))
+        write_state(change, fresh)
+    return open_project(project.folder)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name) or re.search(r"_\d{4}$", name) or name.endswith("."):
+        raise FmsegError(
+            f"{name!r} cannot be the name of a case: letters, digits, - _ and . are, up to 100 of them, and an end "
+            "like _0000 stands for a channel."
+        )
+
+
+def _paths(image: Volume | Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
+    if isinstance(image, Volume):
+        return ()
+    return (Path(image),) if isinstance(image, Path | str) else tuple(Path(i) for i in image)
+
+
+def _read(labels: LabelMap | Path | str) -> LabelMap:
+    return labels if isinstance(labels, LabelMap) else read_labels(labels)
+
+
+def _finite(volume: Volume) -> Volume:
+    """Give the volume as a file would: finite, and in a number type that files have."""
+    data = volume.data.astype(np.float32) if volume.data.dtype == np.float16 else volume.data
+    if data.dtype.kind == "f" and not np.isfinite(data).all():
+        return checked(data.copy(), volume.geometry, volume.meta, Path("The volume"))
+    return dataclasses.replace(volume, data=data)

@@ -1,0 +1,134 @@
+"""Cases that are new or were changed: read, hashed, and given their role."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Generator
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.events import Progress
+from napari_fmseg.io import read_labels, read_volume
+from napari_fmseg.training.projects.content import image_hash
+from napari_fmseg.training.projects.journal import changing
+from napari_fmseg.training.projects.nnunet import CaseFiles
+from napari_fmseg.training.projects.state import (
+    INDEX,
+    CaseRecord,
+    Project,
+    open_project,
+    read_project,
+    stamped,
+    with_record,
+    write_state,
+)
+from napari_fmseg.volume import Volume
+
+__all__ = ["examine", "examined", "labelled_share", "read_image", "stale"]
+
+
+def stale(project: Project) -> tuple[str, ...]:
+    """Name the cases that are new or changed since they were examined."""
+    return tuple(
+        name
+        for name, files in project.files.items()
+        if stamped(record := project.record(name), files) != record or not (record.image or record.problem)
+    )
+
+
+def examine(project: Project) -> Generator[Progress, None, Project]:
+    """Read the cases that are new or changed, and give those with labels their role.
+
+    Yields
+    ------
+    Progress
+        Per case.
+
+    Returns
+    -------
+    Project
+        With every case known. A case that cannot be read has its `problem` told and takes no part.
+    """
+    names = stale(project)
+    if not names and (project.folder / INDEX).exists():
+        return project
+    records = {}
+    for i, name in enumerate(names):
+        yield Progress("examining", i, len(names))
+        records[name] = _examined(project, name)
+    yield Progress("examining", len(names), len(names))
+    with changing(project.folder) as change:
+        fresh = read_project(project.folder)
+        for name, record in records.items():
+            if name in fresh.files and stamped(record, fresh.files[name]) == record:
+                known = fresh.record(name)
+                if not known.image:
+                    known = _renamed(fresh, record)
+                    record = dataclasses.replace(record, classes=known.classes or record.classes)
+                record = dataclasses.replace(record, earlier=known.earlier)
+                if known.image == record.image:  # what was predicted belongs to the image, not to the name
+                    record = dataclasses.replace(record, uncertainty=known.uncertainty, predicted=known.predicted)
+                fresh = with_record(fresh, name, record)
+        write_state(change, fresh)
+    return open_project(project.folder)
+
+
+def examined(project: Project) -> Project:
+    """Run `examine` to its end."""
+    work = examine(project)
+    while True:
+        try:
+            next(work)
+        except StopIteration as done:
+            found: Project = done.value
+            return found
+
+
+def _renamed(project: Project, record: CaseRecord) -> CaseRecord:
+    """Find what is known of an image whose files were renamed: its labels still tell of the same classes."""
+    gone = (old for name, old in project.index.cases.items() if name not in project.files and old.image)
+    same = (old for old in gone if old.image == record.image and old.label_stamp == record.label_stamp)
+    return next(same, CaseRecord())
+
+
+def _examined(project: Project, name: str) -> CaseRecord:
+    files, known, facts = project.files[name], project.record(name), project.facts
+    found = stamped(CaseRecord(), files)
+    try:
+        same = known.image and known.stamps == found.stamps
+        image = known.image if same else image_hash(read_image(files))
+        if files.labels is None:
+            return dataclasses.replace(found, image=image)
+        data = read_labels(files.labels).data
+    except FmsegError as error:
+        return dataclasses.replace(found, problem=str(error))
+    ignored = data == facts.ignore if facts.ignore is not None else np.zeros(data.shape, bool)
+    return dataclasses.replace(
+        found,
+        image=image,
+        classes=known.classes or facts.told_by(name) or tuple(facts.labels.values()),
+        sparse=bool(ignored.any()),
+        labelled=labelled_share(ignored),
+        changed=datetime.fromtimestamp(os.stat(files.labels).st_mtime, UTC).isoformat(timespec="seconds"),
+    )
+
+
+def read_image(files: CaseFiles) -> Volume:
+    """Read the channels of a case as one volume (c, z, y, x), or (z, y, x) if there is one."""
+    volumes = [read_volume(path) for path in files.images]
+    if len(volumes) == 1:
+        return volumes[0]
+    shapes = {volume.geometry.shape for volume in volumes}
+    if len(shapes) > 1:
+        names = ", ".join(path.name for path in files.images)
+        raise FmsegError(f"The channels {names} have different grids: {sorted(shapes)}. Export them on one grid.")
+    return Volume(np.concatenate([v.channels for v in volumes]), volumes[0].geometry, volumes[0].meta)
+
+
+def labelled_share(ignored: npt.NDArray[np.bool_]) -> float:
+    """Share of slices with a labelled voxel, along the axis where it is least: that is how slices were labelled."""
+    return min(float((~ignored).any(tuple(a for a in range(3) if a != axis)).mean()) for axis in range(3))

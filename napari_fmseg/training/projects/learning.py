@@ -1,0 +1,287 @@
+"""What a project hands to the training: who is learned from, who validates, and what is not labelled."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from napari_fmseg.errors import FmsegError, InvalidRecipe
+from napari_fmseg.training.projects.examining import examined, stale
+from napari_fmseg.training.projects.journal import OURS, changing
+from napari_fmseg.training.projects.split import HELD_OUT, LEAST, TRAINING, is_locked
+from napari_fmseg.training.projects.state import Project, now, open_project, write_state
+from napari_fmseg.training.recipe import Case, Recipe, StageRecipe
+
+__all__ = ["Fold", "Plan", "Run", "learnable", "open_run", "recipe_for", "start_run", "training_plan"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One round of leave-one-out: its model must not start from one that has seen `validation`."""
+
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is learned from and measured on.
+
+    Attributes
+    ----------
+    labels
+        Class names in the order of their numbers.
+    names
+        Class names by number in the label files.
+    ignore
+        The number in the label files that means "not labelled", or None.
+    training, validation
+        The cases, each with the classes that its labels tell of. Without a locked split nothing validates: the model
+        learns from all.
+    folds
+        With two or three labelled images and no locked split: leave-one-out, to measure what such a model is worth.
+    images
+        The hash of each case's image.
+    note
+        In a sentence, how it is validated and why.
+    """
+
+    labels: tuple[str, ...]
+    names: Mapping[int, str]
+    ignore: int | None
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def partial(self) -> dict[str, tuple[str, ...]]:
+        """For the cases whose labels do not tell of every class, the classes that they say nothing of."""
+        told = {case.name: case.classes for case in (*self.training, *self.validation)}
+        missing = {name: tuple(n for n in self.labels if n not in own) for name, own in told.items()}
+        return {name: names for name, names in missing.items() if names}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run of a project: its folder in ``fmseg/runs`` and what it learns from."""
+
+    project: Project
+    folder: Path
+    plan: Plan
+
+
+def training_plan(project: Project) -> Plan:
+    """Say who is learned from and who validates; nothing is written.
+
+    Raises
+    ------
+    FmsegError
+        If no case can be learned from, or cases were not examined yet.
+    """
+    waiting = [name for name in stale(project) if name in project.labelled]
+    if waiting:
+        raise FmsegError(
+            f"{len(waiting)} case(s) are new or were changed by another program, such as {waiting[0]}. Examine the "
+            "project first: `fmseg project split` does it."
+        )
+    names = [name for name in project.labelled if not project.record(name).problem]
+    cases = {name: _case(project, name) for name in names}
+    images = {name: project.record(name).image for name in names}
+    held = tuple(case for name, case in cases.items() if project.role(name) == HELD_OUT)
+    training = tuple(case for name, case in cases.items() if project.role(name) != HELD_OUT)
+    if not training:
+        raise FmsegError(
+            f"{project.folder} has no labelled case to learn from"
+            + (": all are held out, and stay so." if held else ".")
+            + " Add a volume with labels first."
+        )
+    locked = is_locked(project.roles, images.values())
+    return Plan(
+        labels=tuple(project.facts.labels.values()),
+        names=dict(project.facts.labels),
+        ignore=project.facts.ignore,
+        training=training,
+        validation=held,
+        folds=() if locked else _left_out(training, images),
+        images=images,
+        note=_told(len(set(images.values())), len(training), len(held)),
+    )
+
+
+def _left_out(cases: tuple[Case, ...], images: Mapping[str, str]) -> tuple[Fold, ...]:
+    """Leave one image out at a time, with all cases that show it."""
+    folds = []
+    for image in dict.fromkeys(images[case.name] for case in cases):
+        out = tuple(case for case in cases if images[case.name] == image)
+        rest = tuple(case for case in cases if images[case.name] != image)
+        if rest:
+            folds.append(Fold(rest, out))
+    return tuple(folds)
+
+
+def _told(n_images: int, n_training: int, n_held: int) -> str:
+    if n_held:
+        return f"{n_held} case(s) are held out for ever and validate; {n_training} are learned from."
+    if n_images == 1:
+        return "One labelled image: it is learned from, and nothing can be measured. Label a second one."
+    last = (
+        f"From {LEAST} labelled images on, one that no model has learned from is held out for ever."
+        if n_images < LEAST
+        else "Every labelled image has been learned from; the next new one is held out."
+    )
+    return f"{n_images} labelled images are all learned from, and left out one at a time to measure. {last}"
+
+
+def start_run(project: Project, plan: Plan) -> Run:
+    """Open a run: make its folder and note for ever that the training cases were learned from.
+
+    From then on none of them can validate, even if the run fails: its weights may be in use somewhere.
+
+    Raises
+    ------
+    FmsegError
+        If the split changed since the plan was made, so that it would learn from a held-out case.
+    """
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        leaking = [c.name for c in plan.training if fresh.roles.get(plan.images[c.name]) == HELD_OUT]
+        if leaking:
+            raise FmsegError(f"{leaking[0]} was held out since the plan was made. Make a new plan.")
+        runs = fresh.folder / OURS / "runs"
+        number = 1 + max((int(p.name) for p in runs.glob("[0-9]*") if p.name.isdigit()), default=0)
+        change.table(
+            f"{OURS}/runs/{number}/plan.json",
+            {
+                "started": now(),
+                "training": {case.name: plan.images[case.name] for case in plan.training},
+                "validation": {case.name: plan.images[case.name] for case in plan.validation},
+                "labels": {str(value): name for value, name in plan.names.items()},
+                "ignore": plan.ignore,
+                "missing_classes": plan.partial,
+                "note": plan.note,
+            },
+        )
+        write_state(change, fresh, learned=tuple(plan.images[case.name] for case in plan.training))
+    return Run(open_project(project.folder), project.folder / OURS / "runs" / str(number), plan)
+
+
+def open_run(project: Project, number: int) -> Run:
+    """Open a run that was started before, to resume it: it has the same cases, whatever came or was renamed since.
+
+    Raises
+    ------
+    FmsegError
+        If there is no such run, or one of its cases is gone.
+    """
+    folder = project.folder / OURS / "runs" / str(number)
+    try:
+        told = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        parts = {part: dict(told[part]) for part in ("training", "validation")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FmsegError(f"There is no run {number} in {project.folder}, or its plan.json is damaged.") from error
+    now_called = {project.record(name).image: name for name in project.labelled}
+    cases: dict[str, tuple[Case, ...]] = {}
+    for part, images in parts.items():
+        gone = [name for name, image in images.items() if image not in now_called]
+        if gone:
+            raise FmsegError(f"{gone[0]}, which run {number} learns from or validates on, is gone. Start a new run.")
+        cases[part] = tuple(
+            _case(project, name if name in project.files and project.record(name).image == image else now_called[image])
+            for name, image in images.items()
+        )
+    everyone = (*cases["training"], *cases["validation"])
+    plan = Plan(
+        labels=tuple(project.facts.labels.values()),
+        names=dict(project.facts.labels),
+        ignore=project.facts.ignore,
+        training=cases["training"],
+        validation=cases["validation"],
+        images={case.name: project.record(case.name).image for case in everyone},
+        note=str(told.get("note", "")),
+    )
+    return Run(project, folder, plan)
+
+
+def _case(project: Project, name: str) -> Case:
+    files = project.files[name]
+    return Case(name, files.images, files.labels, project.record(name).classes)
+
+
+def learnable(folder: Path, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
+    """Give class names, training and validation cases of a project for a recipe that names its folder.
+
+    The locked split is obeyed, and what is handed out is noted as learned from.
+
+    Parameters
+    ----------
+    folder
+        Of the project.
+    holdout
+        Names of cases that validate as well.
+
+    Raises
+    ------
+    InvalidRecipe
+        If one of `holdout` is not there or was learned from before.
+    """
+    project = examined(open_project(folder))
+    plan = training_plan(project)
+    names = {case.name for case in plan.training}
+    unknown = sorted(set(holdout) - names - {case.name for case in plan.validation})
+    learned = [name for name in holdout if project.role(name) == TRAINING]
+    if unknown or learned:
+        raise InvalidRecipe(
+            f"{(unknown or learned)[0]} cannot be held out: "
+            + (f"it is no labelled case of {folder}." if unknown else "the split of the project has it for training.")
+            + " Leave holdout out; the project knows its held-out cases."
+        )
+    training = tuple(case for case in plan.training if case.name not in holdout)
+    held = [*plan.validation, *(case for case in plan.training if case.name in holdout)]
+    with changing(project.folder) as change:
+        write_state(change, open_project(folder), learned=tuple(plan.images[case.name] for case in training))
+    ignored = {} if plan.ignore is None else {plan.ignore: "ignore"}
+    return {**plan.names, **ignored}, list(training), held
+
+
+def recipe_for(run: Run, stages: tuple[StageRecipe, ...], *, name: str = "", **fields: Any) -> Recipe:
+    """Make the recipe of a run: its cases as they are, the model in the run's folder.
+
+    Parameters
+    ----------
+    run
+        See `start_run`.
+    stages
+        What to train.
+    name
+        Of the model; by default the project's.
+    **fields
+        Of `Recipe`, such as ``start_from``, ``settings`` or ``intensity``.
+
+    Raises
+    ------
+    InvalidRecipe
+        If the recipe cannot be carried out, or the classes are not numbered 1, 2, 3...
+    """
+    plan, facts = run.plan, run.project.facts
+    if list(plan.names) != list(range(1, len(plan.names) + 1)):
+        raise InvalidRecipe(
+            f"The classes have the numbers {', '.join(map(str, plan.names))}. Number them 1, 2, 3... without a gap, as "
+            "nnU-Net wants them."
+        )
+    given = {"modality": facts.channels[0] if facts.channels[0] in ("CT", "MR", "PET") else "", **fields}
+    return Recipe(
+        name=name or run.project.folder.name,
+        stages=stages,
+        labels=plan.labels,
+        training=plan.training,
+        validation=plan.validation,
+        ignore=plan.ignore or 0,
+        channels=facts.channels,
+        out=run.folder,
+        **given,
+    )

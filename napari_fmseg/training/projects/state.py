@@ -1,0 +1,319 @@
+"""A project as it is on disk: nnU-Net's files, and beside them what is known of each case, its role and its models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.tables import dataclass_from
+from napari_fmseg.training.projects import nnunet
+from napari_fmseg.training.projects.journal import OURS, Change, changing, settle
+from napari_fmseg.training.projects.nnunet import CaseFiles, Facts
+from napari_fmseg.training.projects.split import HELD_OUT, TRAINING, assigned
+
+__all__ = [
+    "INDEX",
+    "CaseRecord",
+    "Earlier",
+    "Index",
+    "Project",
+    "init_project",
+    "now",
+    "open_project",
+    "read_project",
+    "stamped",
+    "with_record",
+    "write_state",
+]
+
+INDEX, LEDGER = f"{OURS}/project.json", f"{OURS}/split.json"
+
+_FORMAT = "napari-fmseg project 1"
+
+Stamp = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Labels that were replaced: the file in ``fmseg/history``, when, and what its numbers meant."""
+
+    file: str
+    changed: str
+    classes: tuple[str, ...]
+    ignore: int = 0
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What is known of a case beside its files.
+
+    Attributes
+    ----------
+    image
+        Hash of its voxels; "" until it was examined.
+    stamps
+        Size and time of each image file then, so that a changed file is examined again.
+    label_stamp
+        The same of its labels; () if it had none.
+    classes
+        The classes that its labels tell of: what is not labelled as one of them is none of them. Of other classes
+        they say nothing.
+    sparse
+        Whether some voxels carry the ignore label.
+    labelled
+        Share of its slices with labels, 0..1.
+    changed
+        When its labels changed last (UTC).
+    earlier
+        Its labels before, oldest first.
+    dice
+        By version of the model and class, on this case.
+    uncertainty
+        By version, 0..1.
+    predicted
+        The version whose labels lie in ``fmseg/predictions``; 0 if none does.
+    problem
+        Why it could not be read, or "".
+    """
+
+    image: str = ""
+    stamps: tuple[Stamp, ...] = ()
+    label_stamp: Stamp = ()
+    classes: tuple[str, ...] = ()
+    sparse: bool = False
+    labelled: float = 0.0
+    changed: str = ""
+    earlier: tuple[Earlier, ...] = ()
+    dice: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    uncertainty: Mapping[int, float] = field(default_factory=dict)
+    predicted: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What ``fmseg/project.json`` holds: the cases, and the versions that were put in use, the present one last."""
+
+    format: str = _FORMAT
+    cases: Mapping[str, CaseRecord] = field(default_factory=dict)
+    used: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project as it was when it was opened; functions that change it give a new one.
+
+    Attributes
+    ----------
+    folder
+        Where it lies.
+    facts
+        What dataset.json says.
+    files
+        The files of every case by name.
+    index
+        What is known beside the files.
+    roles
+        ``"training"`` or ``"held out"`` by the hash of an image: the locked split.
+    """
+
+    folder: Path
+    facts: Facts
+    files: Mapping[str, CaseFiles]
+    index: Index = field(default_factory=Index)
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """Names of the cases with labels."""
+        return tuple(name for name, files in self.files.items() if files.labels is not None)
+
+    def record(self, name: str) -> CaseRecord:
+        """What is known of a case."""
+        return self.index.cases.get(name, CaseRecord())
+
+    def role(self, name: str) -> str:
+        """``"training"``, ``"held out"``, or "" while its image has none."""
+        return self.roles.get(self.record(name).image, "")
+
+    def known(self, name: str) -> CaseFiles:
+        """Give the files of a case.
+
+        Raises
+        ------
+        FmsegError
+            If there is no case of that name.
+        """
+        if name not in self.files:
+            known = ", ".join(list(self.files)[:8]) or "none yet"
+            raise FmsegError(f"There is no case {name!r} in {self.folder}. Its cases: {known}.")
+        return self.files[name]
+
+
+def now() -> str:
+    """Give the time as text, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def init_project(
+    folder: Path | str, labels: tuple[str, ...] = (), *, channels: tuple[str, ...] = ("image",), name: str = ""
+) -> Project:
+    """Make a project, or take up a folder that another tool made.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there. A folder with a dataset.json is taken as it is: nothing of it changes.
+    labels
+        Class names in order; not for a folder that has a dataset.json.
+    channels
+        Names of the input channels; nnU-Net treats one that is called ``"CT"`` as CT.
+    name
+        Of the data set; by default the folder's.
+
+    Raises
+    ------
+    FmsegError
+        If there are no labels, one comes twice, or `labels` contradicts the dataset.json that is there.
+    """
+    folder = Path(folder).absolute()
+    if (folder / "dataset.json").exists():
+        facts = nnunet.read_facts(folder)
+        if labels and tuple(labels) != tuple(facts.labels.values()):
+            raise FmsegError(
+                f"{folder} has a dataset.json with the classes {', '.join(facts.labels.values())}. Leave the "
+                "labels out to take it as it is, or choose another folder."
+            )
+    elif not labels or len({n.casefold() for n in labels} | {"background", "ignore", ""}) != len(labels) + 3:
+        raise FmsegError(
+            f"A new project needs its classes, each once, and none is called background or ignore: {list(labels)}. "
+            "Those two are there already."
+        )
+    with changing(folder) as change:
+        if not (folder / "dataset.json").exists():
+            change.table("dataset.json", nnunet.new_table(tuple(labels), tuple(channels), name or folder.name))
+        if not (folder / INDEX).exists():
+            change.table(INDEX, dataclasses.asdict(Index()))
+    return open_project(folder)
+
+
+def open_project(folder: Path | str) -> Project:
+    """Open a project, or any folder in nnU-Net's raw layout; quick, since no volume is read.
+
+    What a killed process left behind is finished or thrown away. Cases that were put there by other tools, or changed
+    by them, are listed at once; `examine` (in `examining`) reads them.
+
+    Raises
+    ------
+    FmsegError
+        If it is no such folder, or a file of the project was damaged.
+    """
+    folder = Path(folder).absolute()
+    for _ in range(20):
+        settle(folder)
+        before = _stamps([folder / INDEX, folder / "dataset.json"])
+        project = read_project(folder)
+        if before == _stamps([folder / INDEX, folder / "dataset.json"]):
+            break  # nobody changed it while it was read
+    return project
+
+
+def read_project(folder: Path) -> Project:
+    """Read the files of a project as they are; what a killed process left is not looked at."""
+    facts = nnunet.read_facts(folder)
+    files = nnunet.find_cases(folder, facts)
+    index = _table(folder / INDEX)
+    ledger = _table(folder / LEDGER).get("roles") or _roles_of_models(folder)
+    if index.get("format", _FORMAT) != _FORMAT:
+        raise FmsegError(
+            f"{folder} was written by another version of fmseg ({index['format']}, not {_FORMAT}). Update fmseg to "
+            "open it."
+        )
+    try:
+        read = dataclass_from(Index, index)
+    except ValueError as error:
+        raise FmsegError(f"{folder / INDEX} is damaged: {error}. Restore it from a copy.") from error
+    return Project(folder, facts, files, read, ledger)
+
+
+def _roles_of_models(folder: Path) -> dict[str, str]:
+    """Find the roles again where the split was lost: the models know what they learned from and were measured on."""
+    roles: dict[str, str] = {}
+    for path in sorted((folder / OURS / "models").glob("*/lineage.json")):
+        told = _table(path)
+        roles.update(dict.fromkeys(dict(told.get("held_out", {})).values(), HELD_OUT))
+        roles.update(dict.fromkeys(told.get("seen", ()), TRAINING))
+    return roles
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise FmsegError(f"{path} cannot be read: {error}. Restore it from a copy of the project.") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _stamps(paths: list[Path] | tuple[Path, ...]) -> tuple[Stamp, ...]:
+    found = []
+    for path in paths:
+        try:
+            facts = path.stat()
+        except OSError:  # not there, or a link whose disk is not connected
+            found.append((0, 0))
+            continue
+        found.append((facts.st_size, facts.st_mtime_ns))
+    return tuple(found)
+
+
+def stamped(record: CaseRecord, files: CaseFiles) -> CaseRecord:
+    """Note what the files look like from outside, so that a later change is seen."""
+    labels = _stamps([files.labels])[0] if files.labels is not None else ()
+    return dataclasses.replace(record, stamps=_stamps(files.images), label_stamp=labels)
+
+
+def with_record(project: Project, name: str, record: CaseRecord) -> Project:
+    """Give the project with another record of a case; nothing is written."""
+    return dataclasses.replace(
+        project, index=dataclasses.replace(project.index, cases={**project.index.cases, name: record})
+    )
+
+
+def write_state(change: Change, project: Project, *, learned: tuple[str, ...] = ()) -> Project:
+    """Collect the index and the split of `project` in a change; labelled images without a role get theirs.
+
+    Parameters
+    ----------
+    change
+        What is to be committed.
+    project
+        As it will be.
+    learned
+        Hashes of images that a model learned from: they can never validate.
+    """
+    images = {name: project.record(name).image for name in project.labelled}
+    said = nnunet.announced(project.facts.table)
+    roles = assigned(
+        project.roles,
+        {image for image in images.values() if image},
+        learned=learned,
+        announced={image for name, image in images.items() if image and name in said},
+    )
+    if roles != project.roles:
+        change.table(LEDGER, {"format": "napari-fmseg split 1", "note": _NOTE, "roles": roles})
+    change.table(INDEX, dataclasses.asdict(project.index))
+    return dataclasses.replace(project, roles=roles)
+
+
+_NOTE = (
+    "The role of every image by the sha256 of its voxels. Entries are added and never changed: a held-out image must "
+    "not be learned from, under whatever name it comes."
+)

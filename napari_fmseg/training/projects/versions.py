@@ -1,0 +1,342 @@
+"""The models of a project: every version is kept with what it learned from, and a better one comes into use."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.models import ModelCard, find_card, read_card, write_card
+from napari_fmseg.sharing import install_model
+from napari_fmseg.tables import dataclass_from
+from napari_fmseg.training.projects.journal import OURS, Change, changing
+from napari_fmseg.training.projects.learning import Run
+from napari_fmseg.training.projects.split import HELD_OUT
+from napari_fmseg.training.projects.state import Project, now, open_project, with_record, write_state
+from napari_fmseg.training.recipe import Recipe, as_table
+
+__all__ = [
+    "Kept",
+    "Lineage",
+    "Version",
+    "keep_version",
+    "list_versions",
+    "present_version",
+    "publish",
+    "put_in_use",
+    "roll_back",
+    "seen_held_out",
+    "start_without",
+]
+
+MODELS = f"{OURS}/models"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a version comes from.
+
+    Attributes
+    ----------
+    version
+        Counted from 1.
+    parent
+        The version it was trained from; 0 if it was another model or none.
+    started_from
+        The name of that model, or "".
+    made
+        When (UTC).
+    learned
+        Image hashes by case: what this version was trained on.
+    seen
+        Hashes of all images that it or a model before it learned from.
+    held_out
+        Image hashes by case: what validated.
+    scores
+        Dice by case and class, on cases that it had not seen, as measured when it was made.
+    recipe
+        All of it.
+    recipe_sha256, weights_sha256
+        Hashes.
+    note
+        How it was validated.
+    """
+
+    version: int
+    parent: int = 0
+    started_from: str = ""
+    made: str = ""
+    learned: Mapping[str, str] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
+    held_out: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe_sha256: str = ""
+    weights_sha256: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the project's model, without its weights loaded."""
+
+    number: int
+    card: ModelCard
+    lineage: Lineage
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What became of a new version: whether it is in use now, and why."""
+
+    project: Project
+    version: Version
+    in_use: bool
+    why: str
+
+
+def list_versions(project: Project) -> tuple[Version, ...]:
+    """List all versions, the oldest first."""
+    folders = [p for p in (project.folder / MODELS).glob("*") if p.name.isdigit()]
+    return tuple(_version(folder) for folder in sorted(folders, key=lambda p: int(p.name)))
+
+
+def present_version(project: Project) -> Version | None:
+    """Give the version in use, or None."""
+    return _version(project.folder / MODELS / str(project.index.used[-1])) if project.index.used else None
+
+
+def _version(folder: Path) -> Version:
+    try:
+        lineage = dataclass_from(Lineage, json.loads((folder / "lineage.json").read_text(encoding="utf-8")))
+        (card,) = folder.glob("*.toml")
+    except (OSError, ValueError) as error:
+        raise FmsegError(
+            f"{folder} is no version of a model: {error}. Restore it from a copy of the project."
+        ) from error
+    return Version(int(folder.name), read_card(card), lineage)
+
+
+def keep_version(
+    run: Run,
+    model: ModelCard | Path | str,
+    *,
+    recipe: Recipe | None = None,
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+    force: bool = False,
+) -> Kept:
+    """Keep a trained model as a new version, and use it if it is better than the present one.
+
+    Better means: a higher mean Dice (over the classes, of the mean over the cases) on those cases and classes that
+    both were measured on without having learned from them. The first version is used in any case.
+
+    Parameters
+    ----------
+    run
+        The run that it came from.
+    model
+        Its card, or the path of it.
+    recipe
+        What it was trained with.
+    scores
+        Dice by case and class, on the held-out cases (or, with few cases, on those left out in turn).
+    force
+        Use it whatever its scores: the user says so.
+
+    Raises
+    ------
+    FmsegError, WeightsMismatch, UnwritableVolume
+        If the weights are missing or altered, or cannot be copied.
+    """
+    card = model if isinstance(model, ModelCard) else find_card(model)
+    with changing(run.project.folder) as change:
+        fresh = open_project(run.project.folder)
+        number = 1 + max((version.number for version in list_versions(fresh)), default=0)
+        lineage = _lineage(fresh, run, number, recipe, scores or {})
+        for name, by_class in lineage.scores.items():
+            record = fresh.record(name)
+            fresh = with_record(fresh, name, dataclasses.replace(record, dice={**record.dice, number: by_class}))
+        lineage = _stage(change, fresh, card, lineage)
+        in_use, why = (True, "Put in use on request.") if force else _is_better(fresh, lineage)
+        if in_use:
+            fresh = _used(fresh, (*fresh.index.used, number))
+        write_state(change, fresh, learned=lineage.seen)
+    project = open_project(run.project.folder)
+    return Kept(project, _version(project.folder / MODELS / str(number)), in_use, why)
+
+
+def _lineage(
+    project: Project, run: Run, number: int, recipe: Recipe | None, scores: Mapping[str, Mapping[str, float]]
+) -> Lineage:
+    table = {} if recipe is None else as_table(recipe)
+    started = recipe.start_from if recipe is not None else ""
+    start = find_card(started) if started else None
+    known = {version.card.sha256: version for version in list_versions(project)}
+    parent = known.get(start.sha256) if start is not None else None
+    learned = {case.name: run.plan.images[case.name] for case in run.plan.training}
+    before = (*(start.cases if start is not None else ()), *(parent.lineage.seen if parent else ()))
+    return Lineage(
+        version=number,
+        parent=parent.number if parent else 0,
+        started_from=start.name if start is not None else "",
+        made=now(),
+        learned=learned,
+        seen=tuple(sorted({*learned.values(), *before})),
+        held_out={case.name: run.plan.images[case.name] for case in run.plan.validation},
+        scores={
+            name: {label: round(float(v), 4) for label, v in by_class.items() if v == v}
+            for name, by_class in scores.items()
+        },
+        recipe=table,
+        recipe_sha256=hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest() if table else "",
+        note=run.plan.note,
+    )
+
+
+def _stage(change: Change, project: Project, card: ModelCard, lineage: Lineage) -> Lineage:
+    """Put weights, card and lineage into the folder of the version."""
+    folder = change.place(f"{MODELS}/{lineage.version}")
+    folder.mkdir()
+    weights = f"{card.name}.safetensors"
+    shutil.copyfile(card.weights_path, folder / weights)
+    found = hashlib.sha256((folder / weights).read_bytes()).hexdigest()
+    if card.sha256 and found != card.sha256:
+        raise FmsegError(f"The weights of {card.name!r} are not those that its card describes. Train it again.")
+    own = dataclasses.replace(
+        card,
+        version=lineage.version,
+        parent=f"{card.name}, version {lineage.parent}" if lineage.parent else lineage.started_from,
+        cases=lineage.seen,
+        recipe_sha256=lineage.recipe_sha256,
+        weights=weights,
+        sha256=found,
+    )
+    write_card(own, folder / f"{card.name}.toml")
+    lineage = dataclasses.replace(lineage, weights_sha256=found)
+    text = json.dumps(dataclasses.asdict(lineage), indent=1, default=str)
+    (folder / "lineage.json").write_text(text + "\n", encoding="utf-8")
+    return lineage
+
+
+def _is_better(project: Project, new: Lineage) -> tuple[bool, str]:
+    """Compare with the version in use."""
+    leaked = _held_out_among(project, new.seen)
+    if leaked:
+        return False, (
+            f"The model it started from had learned from {leaked[0]}, which is held out: its Dice there means nothing."
+        )
+    if not project.index.used:
+        return True, "The first version."
+    old = present_version(project)
+    assert old is not None
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    cases = 0
+    for name in new.scores:
+        record = project.record(name)
+        if record.image in old.lineage.seen and new.held_out:
+            continue
+        ours, theirs = new.scores[name], record.dice.get(old.number, {})
+        cases += bool(ours.keys() & theirs.keys())
+        for label in ours.keys() & theirs.keys():
+            pairs.setdefault(label, []).append((ours[label], theirs[label]))
+    if not pairs:
+        return False, (
+            f"It and version {old.number}, which is in use, were not measured on the same cases. Use it by saying so."
+        )
+    mine, its = np.mean([np.mean(values, 0) for values in pairs.values()], 0)
+    told = f"Dice {mine:.4f} on {cases} case(s) that it did not learn from, version {old.number} has {its:.4f}"
+    return bool(mine > its), f"{told}{'.' if mine > its else ', so that stays in use.'}"
+
+
+def _held_out_among(project: Project, seen: Iterable[str]) -> tuple[str, ...]:
+    images = set(seen)
+    return tuple(
+        name for name in project.labelled if project.role(name) == HELD_OUT and project.record(name).image in images
+    )
+
+
+def seen_held_out(project: Project, card: ModelCard) -> tuple[str, ...]:
+    """Name the held-out cases that a model has learned from, as far as its card tells: do not start from such a one."""
+    return _held_out_among(project, card.cases)
+
+
+def start_without(project: Project, images: Iterable[str]) -> Version | None:
+    """Give the newest version that has learned from none of these images, or None.
+
+    From it a model may start that is to be measured on them, such as in a `Fold`.
+    """
+    images = set(images)
+    clean = [version for version in list_versions(project) if not images & {*version.lineage.seen}]
+    return clean[-1] if clean else None
+
+
+def put_in_use(project: Project, number: int) -> Project:
+    """Use a version because the user says so.
+
+    Raises
+    ------
+    FmsegError
+        If there is no such version.
+    """
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        numbers = [version.number for version in list_versions(fresh)]
+        if number not in numbers:
+            raise FmsegError(f"There is no version {number}. There are: {', '.join(map(str, numbers)) or 'none yet'}.")
+        write_state(change, _used(fresh, (*(n for n in fresh.index.used if n != number), number)))
+    return open_project(project.folder)
+
+
+def roll_back(project: Project) -> Project:
+    """Use the version that was in use before; the present one stays in the list.
+
+    Raises
+    ------
+    FmsegError
+        If there was none before.
+    """
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        if len(fresh.index.used) < 2:
+            raise FmsegError("No version was in use before the present one, so there is nothing to go back to.")
+        write_state(change, _used(fresh, fresh.index.used[:-1]))
+    return open_project(project.folder)
+
+
+def _used(project: Project, used: tuple[int, ...]) -> Project:
+    return dataclasses.replace(project, index=dataclasses.replace(project.index, used=used))
+
+
+def publish(project: Project, *, replace: bool = False) -> ModelCard:
+    """Put the version in use into the user's models, so that it is listed wherever models are.
+
+    Parameters
+    ----------
+    project
+        See `Project`.
+    replace
+        Take the place of a model of this name that is not of this project; its own versions are always replaced.
+
+    Raises
+    ------
+    FmsegError
+        If no version is in use, or there is another model of this name.
+    """
+    version = present_version(project)
+    if version is None:
+        raise FmsegError(f"{project.folder} has no model in use yet. Train one first.")
+    own = {other.card.sha256 for other in list_versions(project)}
+    try:
+        there = find_card(version.card.name)
+        replace = replace or there.sha256 in own
+    except FmsegError:
+        replace = True
+    return install_model(version.card, replace=replace)

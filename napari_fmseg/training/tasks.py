@@ -1,0 +1,117 @@
+"""What every task shares: a loss by name, and comparing a network's output with a target that may leave things open."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_fmseg.errors import InvalidRecipe
+from napari_fmseg.models import Intensity
+from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet
+from napari_fmseg.training import losses
+from napari_fmseg.training.data import Sample
+from napari_fmseg.training.partial import partial_loss
+from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
+
+__all__ = ["Labelled", "Task", "make_loss", "probabilities"]
+
+
+Missing: TypeAlias = Sequence[Sequence[int]]
+
+
+class Task(Protocol):
+    """What the training loop needs of a stage."""
+
+    def sample(
+        self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
+        """Give the inputs, each (c, z, y, x), and the target (classes, z, y, x) of one case, varied.
+
+        `focus` is a class that the sample should show, 0 for none.
+        """
+
+    def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give the probabilities (b, classes, z, y, x) of every head of the network, finest first."""
+
+    def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
+        """Give the loss of a batch; `missing` tells for each sample the classes that it was never labelled with."""
+
+
+def make_loss(name: str) -> nn.Module:
+    """Make the loss that a recipe names."""
+    kinds: dict[str, Callable[[], nn.Module]] = {
+        "attn": losses.AttnLoss,
+        "attn_v2": losses.AttnLossV2,
+        "tversky": losses.TverskyLoss,
+        "dice": losses.DiceLoss,
+        "jaccard": losses.JaccardLoss,
+        "dice_ce": losses.DiceCELoss,
+        "dice_ce_balanced": partial(losses.DiceCELoss, balanced=True),
+        "dice_ce_by_class": partial(losses.DiceCELoss, by_class=True),
+    }
+    return kinds[name]()
+
+
+def probabilities(net: nn.Module, out: Tensor) -> Tensor:
+    """Give probabilities, whether the network gives them or logits.
+
+    Raises
+    ------
+    InvalidRecipe
+        If its structures may overlap (a sigmoid), which no loss here is made for.
+    """
+    own: Any = getattr(net, "module", net)
+    if getattr(own, "activation", "softmax") == "sigmoid":
+        raise InvalidRecipe(f"{type(own).__name__} with a sigmoid cannot be trained here: build it with a softmax.")
+    return out if isinstance(own, SNet | AttnNet | EdgeNet) else out.float().softmax(1)
+
+
+class Labelled:
+    """What the tasks share: the labelled cases, how they are varied, and how a map is compared with their labels."""
+
+    def __init__(self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample]) -> None:
+        self.intensity: Intensity = recipe.intensity
+        self.augment: Augment = recipe.augment
+        self.samples = samples
+        self.n_classes = len(recipe.labels) + 1
+        self.swap = [(recipe.labels.index(a) + 1, recipe.labels.index(b) + 1) for a, b in recipe.augment.swap]
+        self.criterion = make_loss(stage.loss)
+        self.sparse = any(case.is_sparse for case in samples)
+
+    def augment_of(self, case: Sample) -> Augment:
+        """Do not mirror a case that was labelled with the left organ and not with the right one: the sides change."""
+        torn = any((a in case.missing) != (b in case.missing) for a, b in self.swap)
+        return dataclasses.replace(self.augment, flip=self.augment.flip.replace("x", "")) if torn else self.augment
+
+    def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give the probabilities of every head, finest first."""
+        heads = net(*inputs)
+        return [probabilities(net, head) for head in (heads if isinstance(heads, tuple | list) else (heads,))]
+
+    def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Missing = ()) -> Tensor:
+        """Give the loss of a batch."""
+        return self.summed(self.heads(net, inputs), target, missing)
+
+    def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
+        """Sum the loss of probabilities over the heads: the finest on the target's grid, the others on their own.
+
+        The published code zooms all heads to the full size first; comparing where they live costs a fraction of it.
+        """
+        weights = losses.deep_supervision_weights(len(heads))
+        total = torch.zeros((), device=target.device)
+        for weight, head in zip(weights, heads, strict=True):
+            there = _on(target, head.shape[2:])
+            total = total + weight * partial_loss(self.criterion, head, there, sparse=self.sparse, missing=missing)
+        return total
+
+
+def _on(target: Tensor, size: Sequence[int]) -> Tensor:
+    z, y, x = size
+    return target if tuple(target.shape[2:]) == (z, y, x) else F.adaptive_avg_pool3d(target, (z, y, x))

@@ -1,0 +1,180 @@
+"""Write the table of all networks of the registry: parameters, multiply-adds and milliseconds for one volume.
+
+python scripts/networks_table.py                  prints parameters and multiply-adds
+python scripts/networks_table.py --write          measures the milliseconds too and writes docs/networks.md
+python scripts/networks_table.py --write --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from napari_fmseg.errors import MissingExtra
+from napari_fmseg.nets import NETWORKS, build
+from napari_fmseg.nets.engine import keep_pages
+from napari_fmseg.nets.zoo import ATTENTIONS
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "networks.md"
+SIZE = 96
+LARGE = 128  # what a pooled strip of the context block needs
+RUNS = 3
+ENOUGH_SECONDS = 5  # no further run after so long
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row: a network, its arguments, and what is left unsaid about them."""
+
+    name: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    hidden: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What the first cell says."""
+        told = ", ".join(f"{key}={value}" for key, value in self.kwargs.items())
+        return f"`{self.name}`" + (f" ({told})" if told else "")
+
+    @property
+    def size(self) -> int:
+        """Voxels along each axis."""
+        strips = self.name in ("contextunet", "efficientsegnet") and self.kwargs.get("context") != "none"
+        return LARGE if strips else SIZE
+
+    @property
+    def inputs(self) -> list[tuple[int, ...]]:
+        """Shapes of the image and of what the network takes beside it."""
+        beside = {"attnnet": (1,), "edgenet": (2,)}.get(self.name, ())
+        return [(1, channels, *(self.size,) * 3) for channels in (1, *beside)]
+
+    def build(self) -> nn.Module:
+        """Make the network for one channel and two classes."""
+        return build(self.name, **{"n_classes": 2, **self.kwargs, **self.hidden}).eval()
+
+
+ENTRIES = [
+    *(Entry(name) for name in NETWORKS),
+    Entry("efficientsegnet", {"context": "none"}),
+    Entry("uxnet3d", {"block": "dx"}),
+    Entry("unet3d", {"attention": "cse"}),
+    Entry("unet3d", {"attention": "pam"}, {"slices": SIZE}),
+    Entry("vnet", {"attention": "pam"}, {"slices": SIZE}),
+]
+
+
+def main() -> None:
+    """Print or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    said = parser.parse_args()
+    if said.write:
+        keep_pages()
+        PAGE.write_text(page(torch.device(said.device)), encoding="utf-8")
+    else:
+        print("\n".join(table()))
+
+
+def cost(entry: Entry) -> tuple[int, int]:
+    """Count the parameters and the multiply-adds of one volume; nothing is computed."""
+    net, volumes = entry.build().to("meta"), [torch.zeros(shape, device="meta") for shape in entry.inputs]
+    with FlopCounterMode(display=False) as counter, torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net(*volumes)
+    return sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2
+
+
+def cells(entry: Entry) -> list[str]:
+    """Give the cells that the code alone decides."""
+    parameters, multiply_adds = cost(entry)
+    at = "" if entry.size == SIZE else f" (at {entry.size})"
+    return [entry.title, f"{parameters:,}", f"{multiply_adds / 1e9:.1f} G{at}"]
+
+
+def table(device: torch.device | None = None) -> Iterator[str]:
+    """Give the lines of the Markdown table, with milliseconds if there is a device to measure on."""
+    head = ["Network", "Parameters", "Multiply-adds", *(["ms"] if device else [])]
+    yield f"| {' | '.join(head)} |"
+    yield f"| --- |{' ---: |' * (len(head) - 1)}"
+    for entry in ENTRIES:
+        try:
+            row = cells(entry)
+        except MissingExtra as error:
+            print(error, file=sys.stderr)
+            continue
+        if device:
+            row.append(f"{milliseconds(entry, device):,.0f}")
+            print(*row, file=sys.stderr)
+        yield f"| {' | '.join(row)} |"
+
+
+def milliseconds(entry: Entry, device: torch.device) -> float:
+    """Time the fastest of up to `RUNS` runs."""
+    net, volumes = entry.build().to(device), [torch.rand(shape, device=device) for shape in entry.inputs]
+    seconds: list[float] = []
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while len(seconds) < RUNS and sum(seconds) < ENOUGH_SECONDS:
+            start = time.perf_counter()
+            net(*volumes)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+    return 1000 * min(seconds)
+
+
+def described(device: torch.device) -> str:
+    """Name the device, and the threads if it is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    n = torch.get_num_threads()
+    return f"{processor()}, {n} thread{'s' if n > 1 else ''}"
+
+
+def processor() -> str:
+    """Name the CPU."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def page(device: torch.device) -> str:
+    """Give docs/networks.md."""
+    kinds = "\n".join(f"- `{name}`: {what}" for name, what in ATTENTIONS.items() if name != "none")
+    light, heavy = cost(Entry("ma3dseg")), cost(Entry("uxnet3d"))
+    fewer, cheaper = (b / a for a, b in zip(light, heavy, strict=True))
+    rows = "\n".join(table(device))
+    return (
+        "# Networks\n\nMade by `scripts/networks_table.py --write`. Every network is built by its name, "
+        '`napari_fmseg.nets.build("unet3d", in_channels=2, n_classes=3)`; `n_classes` counts the background.\n\n'
+        f"For one channel, two classes and one volume of {SIZE} x {SIZE} x {SIZE} voxels ({LARGE} x {LARGE} x {LARGE} "
+        "where the network needs more); a multiply-add counts once. Milliseconds: the fastest of "
+        f"up to {RUNS} runs in float32 on {described(device)}, torch {torch.__version__}, as the network is written, "
+        f"rough where the machine had other work beside; `fmseg segment` may be faster ([Speed](speed.md))."
+        f"\n\n{rows}\n\n"
+        f"`ma3dseg` needs {cheaper:.0f} times fewer multiply-adds and {fewer:.0f} times fewer parameters than "
+        "`uxnet3d`; on a CPU its milliseconds shrink less, since most of them go into moving memory. It is a "
+        "reconstruction: the network of that name was never published, and its public code is 3D "
+        "UX-Net with another block (`block=dx`). The `monai-` networks are MONAI's own and need "
+        "`pip install 'napari-fmseg[classic]'`.\n\n"
+        "## Attention\n\n`unet3d` and `vnet` take `attention=`, a word for what is weighted, and `gated=True` for "
+        f"gates on the skips beside it.\n\n{kinds}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Starting from a model: new classes, old classes, networks of one stage, and what is told of the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from napari_fmseg.errors import InvalidRecipe
+from napari_fmseg.events import EpochDone, Warned, drain
+from napari_fmseg.io import read_volume, write_labels, write_volume
+from napari_fmseg.models import load_model
+from napari_fmseg.pipelines import segment
+from napari_fmseg.training import Augment, Recipe, StageRecipe, train
+from napari_fmseg.volume import Geometry, LabelMap, Volume
+
+STILL = Augment(shift=0.05, zoom=0, rotate_deg=0, contrast=0, brightness=0, gamma=0, noise=0)
+GRIDS = {"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]}
+
+
+def dataset(folder: Path, names: dict[str, int], n: int = 4, *, seed: int = 0) -> Path:
+    """Cubes: class 1 is bright, class 2 is dark."""
+    rng = np.random.default_rng(seed)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        data, labels = rng.normal(0, 3, (24, 26, 28)).astype(np.float32), np.zeros((24, 26, 28), np.uint8)
+        for label, (x, value) in enumerate(((2, 100), (15, -100)), 1):
+            z, y = rng.integers(2, 12, 2)
+            box = (slice(z, z + 10), slice(y, y + 10), slice(x, x + 10))
+            data[box] += value
+            labels[box] = label if label in names.values() else 0
+        geometry = Geometry.from_spacing(labels.shape)
+        write_volume(Volume(data, geometry), folder / "imagesTr" / f"c{i}_0000.nii.gz")
+        write_labels(LabelMap(labels, geometry), folder / "labelsTr" / f"c{i}.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **names}}))
+    return folder
+
+
+def recipe(folder: Path, out: str, labels: tuple[str, ...], **changes: Any) -> Recipe:
+    stages = (
+        StageRecipe("consensus", "snet", steps=8, steps_per_epoch=4, lr=5e-3, kwargs={"width": 4}),
+        StageRecipe("attention", "attnnet", steps=4, steps_per_epoch=4, kwargs={"width": 4}),
+        StageRecipe("edge", "edgenet", steps=2, steps_per_epoch=2),
+    )
+    facts = {"stages": stages, "dataset": folder / "data", "settings": GRIDS, "device": "cpu", "holdout": ("c0",)}
+    return Recipe("m", labels=labels, out=folder / out, **{**facts, "augment": STILL, **changes})
+
+
+def single(**changes: Any) -> dict[str, Any]:
+    net = StageRecipe("net", "fmunet", steps=8, steps_per_epoch=4, lr=3e-3, kwargs={"widths": [4, 4, 8, 8, 8]})
+    plain = {
+        "pipeline": "single",
+        "settings": {"window": [24, 24, 24]},
+        "stages": (dataclasses.replace(net, **changes),),
+    }
+    return plain
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
+    dataset(tmp_path / "data", {"bright": 1, "dark": 2})
+    return tmp_path
+
+
+def labels_of(home: Path, card: Path) -> np.ndarray:
+    volume = read_volume(home / "data" / "imagesTr" / "c1_0000.nii.gz")
+    return drain(segment(volume, load_model(card, device="cpu"))).data
+
+
+@pytest.mark.parametrize("kind", ["phased", "single"])
+def test_a_model_with_a_new_class_starts_with_the_labels_of_the_old_one(home: Path, kind: str) -> None:
+    own = single() if kind == "single" else {}
+    list(train(recipe(home, "old", ("bright",), **own)))
+    frozen = [dataclasses.replace(s, lr=1e-12) for s in recipe(home, "x", ("bright",), **own).stages]
+    changes = {**own, "stages": tuple(frozen), "start_from": str(home / "old" / "m.toml")}
+    events = list(train(recipe(home, "new", ("dark", "bright"), **changes)))
+    told = [e.text for e in events if isinstance(e, Warned)]
+    assert any("dark" in text and "taken from m" in text for text in told)
+    old, new = labels_of(home, home / "old" / "m.toml"), labels_of(home, home / "new" / "m.toml")
+    assert old.any()
+    if kind == "single":
+        np.testing.assert_array_equal(new, 2 * old)
+    else:  # what a stage hands to the next one holds the new class's small share, which may tip a tie
+        assert (new == 2 * old).mean() > 0.99
+        assert set(np.unique(new)) <= {0, 2}
+
+
+def test_a_network_of_one_stage_learns_two_cubes_from_patches(home: Path) -> None:
+    own = single(steps=30, steps_per_epoch=30, lr=1e-2)
+    events = list(train(recipe(home, "out", ("bright", "dark"), **own)))
+    (epoch,) = (e for e in events if isinstance(e, EpochDone))
+    assert min(epoch.metrics["dice/bright"], epoch.metrics["dice/dark"]) > 0.5
+    model = load_model(home / "out" / "m.toml", device="cpu")
+    assert model.card.pipeline == "single"
+    assert model.card.scores["labels"]["bright"] == pytest.approx(epoch.metrics["dice/bright"], abs=1e-3)
+
+
+def test_patches_lie_at_the_pipelines_spacing(home: Path) -> None:
+    from napari_fmseg.training.data import Sample
+    from napari_fmseg.training.single import Patches
+
+    labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
+    labels[10:30, 10:30, 10:30] = 1
+    case = Sample("a", labels[None].float(), labels, spacing=(1.0, 1.0, 1.0))
+    own = {**single(), "settings": {"window": [10, 10, 10], "spacing_mm": [4.0, 4.0, 4.0]}}
+    still = dataclasses.replace(STILL, shift=0.0)
+    task = Patches(own["stages"][0], recipe(home, "x", ("bright",), **{**own, "augment": still}), [case], {})
+    (x,), target = task.sample(0, np.random.default_rng(0), torch.Generator())
+    assert x.shape == (1, 10, 10, 10)
+    torch.testing.assert_close(x[0], target[1])
+    assert target[1].mean() == pytest.approx(0.125, abs=0.01)  # the whole volume is seen
+
+
+def test_a_patch_lies_around_what_was_labelled(home: Path) -> None:
+    from napari_fmseg.training.data import Sample
+    from napari_fmseg.training.partial import IGNORE
+    from napari_fmseg.training.single import Patches
+
+    labels = torch.full((60, 60, 60), IGNORE, dtype=torch.uint8)
+    labels[50] = 0
+    labels[50, 5:9, 5:9] = 2
+    case = Sample("a", torch.rand(1, 60, 60, 60), labels)
+    task = Patches(single()["stages"][0], recipe(home, "x", ("bright", "dark"), **single()), [case], {})
+    rng, noise = np.random.default_rng(0), torch.Generator()
+    targets = [task.sample(0, rng, noise)[1] for _ in range(20)]
+    assert all(t.sum() > 50 for t in targets)
+    assert all(task.sample(0, rng, noise, focus=2)[1][2].sum() > 3 for _ in range(20))
+
+
+def test_a_model_of_another_kind_is_no_start(home: Path) -> None:
+    list(train(recipe(home, "old", ("bright",), **single())))
+    with pytest.raises(InvalidRecipe, match="single model"):
+        list(train(recipe(home, "new", ("bright",), start_from=str(home / "old" / "m.toml"))))

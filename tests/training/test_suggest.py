@@ -1,0 +1,88 @@
+"""A recipe from the data and the machine, in plain words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_fmseg.errors import InvalidRecipe
+from napari_fmseg.events import Saved
+from napari_fmseg.io import write_labels, write_volume
+from napari_fmseg.training import Case, train
+from napari_fmseg.training.suggest import facts_of, suggest_recipe
+from napari_fmseg.volume import Geometry, LabelMap, Volume
+
+
+def dataset(folder: Path, *, offset: float = 0.0, small: bool = False, names: Any = None) -> Path:
+    rng = np.random.default_rng(0)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for i in range(5):
+        data, labels = rng.normal(offset, 5, (20, 40, 60)).astype(np.float32), np.zeros((20, 40, 60), np.uint8)
+        labels[5:7, 5:7, 5:7] = 1
+        labels[8:16, 10:30, 20:50] = 0 if small else 2
+        data[labels > 0] += 1100
+        geometry = Geometry.from_spacing(labels.shape, (3.0, 1.0, 1.0))
+        write_volume(Volume(data, geometry), folder / "imagesTr" / f"c{i}_0000.nii.gz")
+        write_labels(LabelMap(labels, geometry), folder / "labelsTr" / f"c{i}.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps({"labels": names or {"background": 0, "dot": 1, "block": 2}}))
+    return folder
+
+
+def test_the_data_are_described_as_they_are(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data", offset=-1000)
+    cases = [
+        Case(f"c{i}", (folder / f"imagesTr/c{i}_0000.nii.gz",), folder / f"labelsTr/c{i}.nii.gz") for i in range(5)
+    ]
+    facts = facts_of(cases, {1: "dot", 2: "ignore"}, ("dot",))
+    assert facts.shape == (20, 40, 60)
+    assert facts.spacing == pytest.approx((3, 1, 1))
+    assert facts.is_hounsfield
+    assert facts.sparse
+    assert facts.window == pytest.approx((100, 100), abs=20)
+    assert facts.share["dot"] == pytest.approx(8 / (48_000 - 4800))
+
+
+def test_a_suggested_recipe_trains_and_tells_what_it_does_in_plain_words(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data", offset=-1000)
+    found = suggest_recipe(folder, 0.02, device="cpu", out=tmp_path / "out")
+    recipe = found.recipe
+    assert recipe.labels == ("dot", "block")
+    assert recipe.intensity.kind == "window"
+    assert recipe.intensity.low < 100 < recipe.intensity.high
+    assert recipe.stages[0].loss == "dice_ce_by_class"
+    assert all(n % 16 == 0 and n >= 32 for grid in recipe.settings.values() if grid != "all" for n in grid)
+    assert "4 cases" in str(found)
+    assert "3 x 1 x 1 mm" in str(found)
+    assert "steps" in str(found)
+    assert isinstance(list(train(recipe))[-1], Saved)
+
+
+def test_twice_the_time_gives_more_steps(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data", small=True, names={"background": 0, "dot": 1})
+    short, long = (suggest_recipe(folder, m, device="cpu", out=tmp_path / "out") for m in (0.5, 5.0))
+    assert short.recipe.stages[0].loss == "dice_ce_balanced"
+    assert short.recipe.intensity.kind == "percentile"
+    for one, other in zip(short.recipe.stages, long.recipe.stages, strict=True):
+        assert other.steps > 2 * one.steps
+        assert one.steps_per_epoch <= one.steps
+
+
+def test_starting_from_a_model_keeps_its_ways_and_its_answers(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data", small=True, names={"background": 0, "dot": 1})
+    found = suggest_recipe(folder, 1, "fmsf-hippocampus-mr", "cpu", out=tmp_path / "out")
+    recipe = found.recipe
+    assert recipe.labels == ("anterior", "posterior", "dot")
+    assert recipe.settings["consensus_grid"] == [48, 64, 48]
+    assert recipe.keep_answers > 0
+    assert Path(recipe.start_from).name == "fmsf-hippocampus-mr.toml"
+    assert "new: dot" in str(found)
+
+
+def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRecipe, match="labelled case"):
+        suggest_recipe([Case("a", (tmp_path / "a.nii",))], labels=("dot",))
