@@ -448,7 +448,7 @@ def pretrain(
     return _tell(_until_asked(learn(recipe)), events)
 
 
-def _until_asked(learning: Generator[TrainEvent, None, None]) -> Iterator[TrainEvent]:
+def _until_asked(learning: Generator[TrainEvent, None, None]) -> Generator[TrainEvent, None, None]:
     """Give events until Ctrl-C or SIGTERM, which then end the training between two steps, so that it keeps all."""
     if threading.current_thread() is not threading.main_thread():  # signals come to that one only
         yield from learning

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -462,3 +463,26 @@ def test_pretrain_prints_events_as_json_lines_and_leaves_a_model(image, tmp_path
 def test_pretrain_of_a_folder_asks_where_to_write(image, capsys):
     assert run("pretrain", image.parent) == 1
     assert "--output" in capsys.readouterr().err
+
+
+def test_asked_to_end_a_pretraining_is_closed_between_two_steps():
+    before = signal.getsignal(signal.SIGTERM)
+    found, closed = [], []
+
+    def learning():
+        try:
+            yield "first"
+            signal.raise_signal(signal.SIGTERM)
+            yield "second"
+            yield "third"
+        finally:
+            closed.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(cli._until_asked(learning()))
+    assert closed == [True]
+    assert signal.getsignal(signal.SIGTERM) == before
+    events = cli._until_asked(learning())
+    assert [next(events), next(events)] == ["first", "second"]
+    with pytest.raises(KeyboardInterrupt):
+        next(events)

@@ -60,6 +60,9 @@ class Curves(QWidget):
         self.plot.setMouseEnabled(False, False)  # the wheel scrolls the dock
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()
+        self.plot.setCacheMode(self.plot.CacheModeFlag.CacheNone)  # or the ground stays that of the theme before
+        for side in ("left", "bottom"):
+            self.plot.getAxis(side).enableAutoSIPrefix(False)  # a loss of 0.6 is not 600 thousandths
         self.plot.setMinimumHeight(_LEAST_HEIGHT)
         self.plot.setSizePolicy(
             QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Ignored

@@ -169,6 +169,7 @@ class PretrainDock(QWidget):
             self.error.tell(error)
             return
         self.plots.clear()
+        self.plots.hide()
         self.left_out.clear()
         self._begin(recipe)
 
@@ -184,7 +185,6 @@ class PretrainDock(QWidget):
         self.outcome.tell(None)
         self._layers.forget()
         self.plots.begin()
-        self.plots.show()
         self._said = ""
         self.training.start(("pretrain", str(recipe)))
         self._timer.start()
@@ -198,6 +198,7 @@ class PretrainDock(QWidget):
     def _on_event(self, event: TrainEvent) -> None:
         self.plots.take(event)
         if isinstance(event, StepDone):
+            self.plots.show()
             self._said = f"step {event.step} of {event.total or '…'}"
         elif isinstance(event, Progress) and event.stage == "reading":
             self._said = f"reading scan {event.done + 1} of {event.total}"
@@ -213,7 +214,7 @@ class PretrainDock(QWidget):
             out = self.form.out.path
             model = model_in(out) if out is not None else None
             if state in ("done", "stopped") and model is not None:
-                end = "is ready" if state == "done" else "as far as it came is ready, too"
+                end = "is ready" if state == "done" else "can be started from as far as it came"
                 self.outcome.tell(model, f"{model.stem} {end}: {model}")
                 self._column.ensureWidgetVisible(self.outcome)
             if state == "done":

@@ -20,8 +20,15 @@ from napari_fmseg.volume import Geometry, LabelMap, Volume
 __all__ = ["NETWORKS", "Plan", "Size", "model_in", "next_folder", "recipe_in", "sample_layers", "write"]
 
 Size = tuple[int, int, int]
-NETWORKS = {"fmunet": "FMUNet: convolutions", "pctnet": "PCT-Net: convolutions and attention"}
-"""Those that pretraining is meant for, by their names in the registry."""
+NETWORKS = {
+    "fmunet": "FMUNet: convolutions",
+    "pctnet": "PCT-Net: convolutions and attention",
+    "unet3d": "3-D U-Net: small and fast",
+    "vnet": "V-Net",
+    "monai-segresnet": "SegResNet",
+    "monai-dynunet": "DynUNet",
+}
+"""Those that are offered, by their names in the registry: the method is meant for the first two, and suits others."""
 
 _ROUNDS = 20  # validations of a run
 _MOST_STEPS = 1000  # between two of them

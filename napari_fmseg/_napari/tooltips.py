@@ -158,7 +158,7 @@ class PRETRAIN:
 
     volumes = "A folder with scans of any kind, in folders below it too. No labels are needed. Drop it here, or browse."
     browse = "Choose the folder."
-    network = "What is pretrained. FMUNet is the faster one; PCT-Net looks further, by attention."
+    network = "What is pretrained. PCT-Net looks further than FMUNet, by attention; the others are smaller and faster."
     budget = "How long to learn. The number of steps follows from how fast the first ones are."
     unit = "Minutes on this machine, or a number of steps."
     out = "Where the run is kept: decoded scans, what was learned so far, and in the end the model."

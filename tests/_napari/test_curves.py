@@ -94,12 +94,19 @@ def test_a_long_training_keeps_its_shape_in_few_points(make_curves: Make, monkey
     assert xs[-1] > 9_800
 
 
-@pytest.mark.parametrize("ground", ["dark", "light"])
-def test_the_axes_can_be_read_in_both_themes(make_curves: Make, qtbot: Any, ground: str) -> None:
-    back, front = ("#262930", "#f0f1f2") if ground == "dark" else ("#efebe9", "#3b3a39")
+def test_the_axes_can_be_read_in_both_themes_also_when_the_theme_changes(make_curves: Make, qtbot: Any) -> None:
     curves = make_curves()
-    curves.setStyleSheet(f"QWidget {{ background: {back}; color: {front}; }}")
     curves.add(1, {"loss": 0.7})
+    for back, front in (("#262930", "#f0f1f2"), ("#efebe9", "#3b3a39"), ("#262930", "#f0f1f2")):
+        curves.setStyleSheet(f"QWidget {{ background: {back}; color: {front}; }}")
+        qtbot.wait(300)
+        assert curves.plot.getAxis("left").textPen().color().name() == front
+        assert near(picture(curves), back) > 0.5 * 320 * 200
+
+
+def test_an_axis_says_the_values_themselves(make_curves: Make, qtbot: Any) -> None:
+    curves = make_curves(y_name="loss")
+    for x in range(3):
+        curves.add(x, {"loss": 0.001 * x})
     qtbot.wait(300)
-    assert curves.plot.getAxis("left").textPen().color().name() == front
-    assert near(picture(curves), back) > 0.5 * 320 * 200
+    assert curves.plot.getAxis("left").labelString().count("0.001") == 0

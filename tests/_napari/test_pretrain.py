@@ -313,6 +313,14 @@ def test_every_offered_size_has_something_mixed(tmp_path: Path) -> None:
         assert all(bool(draw_block_map(fusion.patch, fusion, generator).any()) for _ in range(20))
 
 
+def test_every_offered_network_is_one_that_pretraining_takes() -> None:
+    from napari_fmseg.nets import build
+
+    small = {"fmunet": SMALL["kwargs"], "pctnet": {"widths": [4, 4, 4, 8, 16]}}
+    nets = [build(name, in_channels=1, n_classes=5, **small.get(name, {})) for name in pretrain_plan.NETWORKS]
+    assert {net.activation for net in nets} == {"softmax"}
+
+
 def test_nothing_in_the_dock_is_cut_at_its_smallest_width(make_dock: Make, qtbot: Any, scans: Path) -> None:
     dock = make_dock(
         'print("fmseg: " + "There is no volume. " * 20, file=sys.stderr)\nstep(1)\nsys.exit(1)', window=True
