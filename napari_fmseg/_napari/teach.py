@@ -225,7 +225,7 @@ class TeachDock(QWidget):
 
     def _mark(self, what: Addition) -> None:
         """Note on the layers which case they are, so that later labels go to it."""
-        told = {"case": what.name, "project": str(what.folder)}
+        told = {"case": what.name, "project": str(what.folder), "part": what.options.unlabelled}
         image = self.add.image.case
         for layer in (*(image.layers if image is not None else ()), self.add.layer):
             if layer is not None:
@@ -301,7 +301,10 @@ class TeachDock(QWidget):
 
     def _on_event(self, event: Any) -> None:
         if isinstance(event, Warned):
-            self._warn(event.text)
+            if " tensors " in event.text:  # what became of the weights to start from: for those who ask
+                self.train.add_choice(event.text)
+            else:
+                self._warn(event.text)
         self.train.take(event)
         if isinstance(event, EpochDone):
             self._allow()

@@ -49,6 +49,7 @@ class AddCase(QWidget):
         self._viewer = viewer
         self._project: Project | None = None
         self._layers: list[Any] = []
+        self._seen: Any = None  # the labels that the form was last about
         self.image = ImageChooser(viewer)
         self.labels, self.part, self.files = QComboBox(), QComboBox(), QComboBox()
         self.name = QLineEdit()
@@ -59,7 +60,7 @@ class AddCase(QWidget):
         self._links.connect(self._on_layers, events.inserted, events.removed, events.reordered)
         self._links.connect(self._on_active, viewer.layers.selection.events.active)
         self.image.chosen.connect(self._on_image)
-        self.labels.currentIndexChanged.connect(self._on_changed)
+        self.labels.currentIndexChanged.connect(self._on_labels)
         self.new_button.clicked.connect(self._on_new)
         self.add_button.clicked.connect(self._on_add)
         self._fill()
@@ -105,6 +106,7 @@ class AddCase(QWidget):
     def close_down(self) -> None:
         """Let go of the viewer."""
         self._links.end()
+        self._layers, self._seen = [], None
         self.image.close_down()
 
     @property
@@ -146,13 +148,22 @@ class AddCase(QWidget):
         wanted = chosen or (newest[-1] if newest else before)
         self.labels.setCurrentIndex(found.index(wanted) + 1 if wanted in found else 0)
         self.labels.blockSignals(False)
-        self._on_changed()
+        self._on_labels()
 
     def _on_image(self) -> None:
         """Take the labels of the case that was chosen."""
         mine = [layer for layer in self._layers if self.case and _told(layer).get("case") == self.case]
         if mine:
             self.labels.setCurrentIndex(self._layers.index(mine[-1]) + 1)
+        self._on_changed()
+
+    def _on_labels(self) -> None:
+        """Take how much of them was labelled when they were added; of others, all."""
+        layer = self.layer
+        if layer is not self._seen:
+            self._seen = layer
+            part = str(_told(layer).get("part", "nothing")) if layer is not None else "nothing"
+            self.part.setCurrentIndex(list(PARTS.values()).index(part) if part in PARTS.values() else 0)
         self._on_changed()
 
     def _on_changed(self) -> None:

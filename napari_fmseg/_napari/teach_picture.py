@@ -15,7 +15,7 @@ from napari_fmseg._napari.tooltips import TEACH
 
 __all__ = ["PlaneView"]
 
-SIDE = 140  # pixels
+SIDE = 118  # pixels
 _TITLES = {"labels": "Your labels", "prediction": "The model's, so far"}
 _TINT = 0.45
 

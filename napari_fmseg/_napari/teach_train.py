@@ -37,6 +37,7 @@ __all__ = ["TrainPanel"]
 
 _FILE = "a file"
 _TICK_MS = 500
+_PLOT = 76  # pixels, so that all of the page is in sight at 800
 _COLORS = {
     "idle": "#8a8a8a",
     "preparing": "#e69f00",
@@ -95,7 +96,7 @@ class TrainPanel(QWidget):
         self.light, self.said = QLabel(), QLabel()
         self.bar = QProgressBar()
         self.note = QLabel()
-        self.loss = Curves("step", "loss")
+        self.loss = Curves("", "loss")
         self.dice = Curves("step", "Dice", y_range=(0, 1), digits=2)
         self.picture = PlaneView()
         self._lay_out()
@@ -141,6 +142,7 @@ class TrainPanel(QWidget):
             label.setWordWrap(True)
         for curves in (self.loss, self.dice):  # as high as there is room: the plot itself asks for 640 x 480
             curves.plot.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Ignored)
+            curves.plot.setMinimumHeight(_PLOT)
         self.loss.setToolTip(TEACH.loss)
         self.dice.setToolTip(TEACH.dice_curve)
         layout = QVBoxLayout(self)

@@ -386,6 +386,10 @@ def test_slices_that_nobody_labelled_are_not_background(make_dock: Any, qtbot: A
     assert dock.error.error is None
     found = read_labels(tmp_path / "balls" / "labelsTr" / "case-001.nii.gz").data
     assert dock.project.facts.ignore == 2
+    dock.viewer.add_labels(np.zeros_like(few), **{**options, "name": "other"})
+    assert dock.add.part.currentText() == "The whole volume"
+    dock.add.labels.setCurrentText("ball")
+    assert dock.add.part.currentText() == "Only some slices"  # for the next stroke on these labels, too
     expected = truth.data.copy()
     axis = int(np.abs(volume.geometry.canonical()[0].direction.T @ volume.geometry.direction)[0].argmax())
     kept = np.moveaxis(few != 0, 0, axis) if axis else few != 0
