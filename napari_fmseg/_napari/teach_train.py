@@ -250,7 +250,7 @@ class TrainPanel(QWidget):
         elif isinstance(event, EpochDone):
             values = {name.removeprefix("dice/"): v for name, v in event.metrics.items() if name.startswith("dice/")}
             self.dice.add(self._last, values)
-            self._doing = f"Learning: {event.stage}, round {event.epoch} of {event.total}"
+            self._doing = f"{event.stage.capitalize()}: round {event.epoch} of {event.total} is measured"
         elif isinstance(event, Pictures):
             self.picture.show_plane(event.path, self._colors)
         elif isinstance(event, Progress) and event.stage in ("reading", "validating"):
