@@ -67,6 +67,7 @@ class TrainPanel(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.state, self._text, self._doing = "idle", "", ""
+        self._present = 0
         self._files: list[str] = []  # cards that the user has chosen
         self._steps: Mapping[str, int] = {}
         self._colors: dict[int, Sequence[float]] = {}
@@ -175,7 +176,8 @@ class TrainPanel(QWidget):
             self.source.addItem(Path(file).stem, file)
         self.source.addItem("Pretrained or other model file …", _FILE)
         at = self.source.findData(before) if before not in (None, _FILE) else -1
-        self.source.setCurrentIndex(at if at >= 0 and not (present and before == SCRATCH) else 0)
+        self.source.setCurrentIndex(at if at >= 0 and present == self._present else 0)  # a new version is gone on from
+        self._present = present
 
     def begin_from(self, path: Path) -> None:
         """Start from the card of a model in a file."""
