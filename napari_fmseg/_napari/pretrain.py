@@ -205,8 +205,8 @@ class PretrainDock(QWidget):
         elif isinstance(event, Warned) and not self.left_out.take(event.text):
             self.remarks.tell([*self.remarks.text().splitlines(), event.text])
         elif isinstance(event, Pictures) and self.samples.isChecked():
-            path = event.path
-            start_job(lambda: sample_layers(path), parent=self).event.connect(self._layers.show)
+            path, known = event.path, self._layers.names
+            start_job(lambda: sample_layers(path, known), parent=self).event.connect(self._layers.show)
 
     def _on_state(self, state: str) -> None:
         if not self.training.running:

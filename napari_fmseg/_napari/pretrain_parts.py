@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from qtpy.QtCore import QMimeData, Qt, QUrl, Signal
 from qtpy.QtGui import QDesktopServices, QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QFileDialog, QFrame, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.curves import Curves
-from napari_fmseg._napari.layers import LayerData
 from napari_fmseg._napari.parts import More
+from napari_fmseg._napari.pretrain_plan import Shown
 from napari_fmseg._napari.tooltips import PRETRAIN
 from napari_fmseg.events import EpochDone, Progress, StepDone, TrainEvent, Warned
 
@@ -241,24 +242,29 @@ class SampleLayers:
         self._viewer = viewer
         self._layers: dict[str, Any] = {}
 
-    def show(self, layers: list[LayerData]) -> None:
-        """Show a sample."""
-        from napari.layers import Layer
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers that were made in this run."""
+        return tuple(self._layers)
 
-        first = not self._layers
-        alone = not len(self._viewer.layers)
+    def show(self, part: Shown) -> None:
+        """Show a part of a sample; what has not changed since is left as it is, because drawing takes time."""
+        known = self._layers.get(part.name)
+        if known is not None:
+            if known in self._viewer.layers and not np.array_equal(known.data, part.data):
+                known.data = part.data
+        elif part.layer is not None:
+            self._add(part.name, part.layer)
+
+    def _add(self, name: str, layer: Any) -> None:
+        alone = all(other in self._layers.values() for other in self._viewer.layers)
         active = self._viewer.layers.selection.active  # on which somebody may be painting
-        for data, options, kind in layers:
-            known = self._layers.get(options["name"])
-            if known is None:
-                self._layers[options["name"]] = self._viewer.add_layer(Layer.create(data, options, kind))
-            elif known in self._viewer.layers:
-                known.data = data
-        if active is not None and self._viewer.layers.selection.active is not active:
-            self._viewer.layers.selection.active = active
-        if first and alone:
+        self._layers[name] = self._viewer.add_layer(layer)
+        if alone:
             self._viewer.reset_view()
-            self._viewer.dims.set_point(0, float(layers[0][0].shape[0] // 2) * float(layers[0][1]["scale"][0]))
+            self._viewer.dims.set_point(0, float(layer.data.shape[0] // 2 * layer.scale[0]))
+        elif active is not None:
+            self._viewer.layers.selection.active = active
 
     def forget(self) -> None:
         """Let the next sample have layers again where those of this run are gone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from napari_fmseg.errors import FmsegError, UnwritableVolume
 from napari_fmseg.models import find_card
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
-__all__ = ["NETWORKS", "Plan", "Size", "model_in", "next_folder", "recipe_in", "sample_layers", "write"]
+__all__ = ["NETWORKS", "Plan", "Shown", "Size", "model_in", "next_folder", "recipe_in", "sample_layers", "write"]
 
 Size = tuple[int, int, int]
 NETWORKS = {
@@ -139,19 +139,49 @@ def next_folder(network: str) -> Path:
     return above / f"{network}-{number}"
 
 
-def sample_layers(path: Path) -> Iterator[list[LayerData]]:
-    """Read a sample of a run and give it as layers, side by side; nothing where another has just taken its place.
+@dataclass(frozen=True)
+class Shown:
+    """One part of a sample.
+
+    Parameters
+    ----------
+    name
+        Of its layer.
+    data
+        (z, y, x).
+    layer
+        A napari layer of it that waits to be added, or None where there is one already.
+    """
+
+    name: str
+    data: Any
+    layer: Any = None
+
+
+def sample_layers(path: Path, known: Collection[str] = ()) -> Iterator[Shown]:
+    """Read a sample of a run and give its parts, to lie side by side; nothing where another has just taken its place.
 
     Parameters
     ----------
     path
         The file of a `Pictures` event.
+    known
+        Names of layers that are there already.
     """
+    from napari.layers import Layer
+
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*_PARTS, "spacing")}
     except (OSError, ValueError, KeyError):
         return
+    for data, options, kind in _placed(arrays):
+        name = options["name"]
+        yield Shown(name, data, None if name in known else Layer.create(data, options, kind))
+
+
+def _placed(arrays: Mapping[str, Any]) -> list[LayerData]:
+    """Give the parts of a sample as layers, from left to right."""
     fused = arrays["fused volume"]
     z, y, x = (float(s) for s in arrays["spacing"])
     width = (fused.shape[2] + _GAP) * x
@@ -164,4 +194,4 @@ def sample_layers(path: Path) -> Iterator[list[LayerData]]:
         layers.append(labels_layer(LabelMap(arrays[part], grid, {}, names, colors), f"sample · {part}"))
     for _, options, _ in layers:
         options["opacity"] = 1.0
-    yield layers
+    return layers

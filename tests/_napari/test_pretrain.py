@@ -241,8 +241,8 @@ def test_the_sample_is_refreshed_in_place_and_takes_nobodys_layer_away(
     assert {str(unit) for layer in dock.viewer.layers[1:] for unit in layer.units} == {"millimeter"}
     dock.viewer.layers.remove(target)
     (out / "go").touch()
-    qtbot.waitUntil(lambda: fused.data.max() == 2, timeout=20_000)
-    assert prediction.data.max() == 2
+    qtbot.waitUntil(lambda: prediction.data.max() == 2, timeout=20_000)
+    assert fused.data.max() == 2
     assert list(dock.viewer.layers) == [mine, fused, prediction]  # what was removed stays away
 
 
