@@ -148,13 +148,13 @@ class TeachDock(QWidget):
         if self._job is None:
             self.error.tell(None)
             self._start_job(work)
+            self.pages.setEnabled(self.round.running)
 
     def _start_job(self, work: Callable[[], Iterator[Any]]) -> None:
         self._job = start_job(work, parent=self)
         self._job.event.connect(self._on_done)
         self._job.failed.connect(self._on_failed)
         self._job.finished.connect(self._on_finished)
-        self.pages.setEnabled(self.round.running)
 
     def _on_done(self, event: Any) -> None:
         if isinstance(event, Progress):

@@ -268,8 +268,8 @@ def test_a_killed_training_shows_as_failed_is_resumed_and_ends_with_napari(
     os.kill(pid, signal.SIGKILL)
     qtbot.waitUntil(lambda: dock.round.state == "failed", timeout=10_000)
     assert "ended" in dock.error.text.text()
-    assert dock.train.start_button.isEnabled()
     wait(qtbot, dock)
+    assert dock.train.start_button.isEnabled()
     n_points = sum(len(dock.train.loss.values(name)[0]) for name in dock.train.loss.names)
     press(qtbot, dock.train.resume_button)
     assert dock.error.error is None
