@@ -25,7 +25,6 @@ if not os.environ.get("DISPLAY"):
 from napari.layers import Layer
 from qtpy.QtCore import QMimeData, QPoint, Qt, QTimer, QUrl
 from qtpy.QtGui import QDropEvent
-from qtpy.QtWidgets import QApplication
 
 from napari_fmseg._napari.dialogs import Question, on_screen
 from napari_fmseg._napari.layers import image_layers, labels_layer
@@ -295,8 +294,7 @@ def test_opening_the_dock_and_a_project_loads_no_torch(tmp_path: Path) -> None:
         import sys, time
         from pathlib import Path
         import napari
-        from qtpy.QtWidgets import QApplication
-        from napari_fmseg._napari.teach import TeachDock
+                from napari_fmseg._napari.teach import TeachDock
         viewer = napari.Viewer(show=False)
         dock = TeachDock(viewer)
         viewer.window.add_dock_widget(dock)
@@ -449,9 +447,6 @@ def test_a_dropped_project_is_opened_and_remembered(make_dock: Any, qtbot: Any, 
     assert dock.project is not None
     assert dock.project.folder == folder
     assert dock.bar.folders.currentText() == "balls"
-    again = TeachDock(dock.viewer)
-    qtbot.addWidget(again)
+    again = make_dock()
     qtbot.waitUntil(lambda: again.project is not None, timeout=10_000)
     assert again.project.folder == folder
-    again.close_down()
-    QApplication.processEvents()
