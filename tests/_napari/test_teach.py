@@ -294,7 +294,8 @@ def test_opening_the_dock_and_a_project_loads_no_torch(tmp_path: Path) -> None:
         import sys, time
         from pathlib import Path
         import napari
-                from napari_fmseg._napari.teach import TeachDock
+        from qtpy.QtWidgets import QApplication
+        from napari_fmseg._napari.teach import TeachDock
         viewer = napari.Viewer(show=False)
         dock = TeachDock(viewer)
         viewer.window.add_dock_widget(dock)
