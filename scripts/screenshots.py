@@ -1,8 +1,6 @@
-"""Makes the pictures of the guide by driving the real window on CT phantoms; scripts/screenshots calls it.
+"""Makes the pictures of docs/ by driving the real window on CT phantoms; scripts/screenshots calls it.
 
-python scripts/screenshots.py FOLDER            for docs/tour.md
-python scripts/screenshots.py FOLDER pretrain   for docs/pretraining.md
-python scripts/screenshots.py FOLDER teach      for docs/teach.md
+python scripts/screenshots.py tour|pretrain|teach
 """
 
 from __future__ import annotations
@@ -60,7 +58,7 @@ class Photographer:
         print(path.name, picture.size, f"{path.stat().st_size / 1000:.0f} kB")
 
 
-def main(folder: Path) -> None:
+def tour(folder: Path) -> None:
     """Take all pictures."""
     import napari
 
@@ -284,6 +282,7 @@ MINUTES = 2.0  # of the trainings in the pictures
 
 if __name__ == "__main__":
     np.seterr(all="ignore")
-    kind = sys.argv[2] if len(sys.argv) > 2 else "tour"
-    takes = {"tour": main, "pretrain": pretrain, "teach": teach}[kind]
-    takes(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images/tour"))
+    takes = {"tour": tour, "pretrain": pretrain, "teach": teach}
+    if len(sys.argv) != 2 or sys.argv[1] not in takes:
+        sys.exit(f"Say which pictures: {', '.join(takes)}.")
+    takes[sys.argv[1]](Path("docs/images") / sys.argv[1])
