@@ -181,9 +181,9 @@ def test_the_process_ends_softly_with_a_parent_that_was_killed(tmp_path: Path) -
     (tmp_path / "standin.py").write_text(
         HEAD
         + textwrap.dedent(f"""
-            {step(1)}
-            sys.stdout.flush()
             try:
+                {step(1)}
+                sys.stdout.flush()
                 time.sleep(60)
             except KeyboardInterrupt:
                 pathlib.Path({str(tmp_path / "kept")!r}).write_text("best")
