@@ -6,26 +6,23 @@ machine (device, memory, disk), 70 for a defect of the program, 130 when stopped
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import os
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.errors import FmsegError, InvalidRecipe
-from napari_fmseg.events import TrainEvent
+from napari_fmseg.errors import FmsegError
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.project_commands import MODEL_COMMANDS, PROJECT_COMMANDS
-from napari_fmseg.terminal import Bars, Json, note, number, say, table, write_json
+from napari_fmseg.terminal import Bars, Json, follow, note, number, say, table, write_json
+from napari_fmseg.training_commands import pretrain, train
 
 __all__ = ["main"]
 
@@ -185,7 +182,7 @@ def segment(
             picture = None if preview is None else _picture(preview, job.result, len(jobs))
             try:
                 for event in segment_file(job, loaded, run, series=series, stages_dir=stages_dir, preview=picture):
-                    _follow(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
+                    follow(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
                     if isinstance(event, Done):
                         rows.append(_done(event))
                         if not as_json:
@@ -235,25 +232,6 @@ def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
     if n_jobs > 1:
         raise _Usage(f"{preview.name} is one file, but there are {n_jobs} volumes. Give a folder for the previews.")
     return preview
-
-
-def _follow(event: Any, bars: Bars, whose: str = "") -> None:
-    """Show an event of any long work; remarks begin with `whose`."""
-    from napari_fmseg import events
-
-    match event:
-        case events.Progress(stage, done, total):
-            bars.move(stage, done, total)
-        case events.StageResult(stage, _, seconds, text):
-            bars.move(stage, 1, 1, f"{seconds:.2f} s {text}")
-            if text:
-                bars.note(f"{whose}{stage}: {text}")
-        case events.Warned(text):
-            bars.note(f"{whose}Warning: {text}")
-        case events.StepDone(stage, step, total, loss, _):
-            bars.move(stage, step, total or None, f"loss {loss:.4f}")
-        case _:
-            pass
 
 
 def _done(done: Any) -> dict[str, Any]:
@@ -363,161 +341,6 @@ def _mean_dice(scores: dict[str, dict[str, float]]) -> float:
     return sum(told) / len(told) if told else float("nan")
 
 
-# --- train ------------------------------------------------------------------------------------------------------
-
-
-def train(
-    recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]],
-    /,
-    *,
-    dataset: Path | None = None,
-    out: Path | None = None,
-    events: bool = False,
-) -> int:
-    """Learn a model from labelled volumes, from scratch or from another model; started again, it goes on.
-
-    Parameters
-    ----------
-    recipe
-        A TOML file; resources/recipes has those of the shipped models.
-    dataset
-        Folder to learn from instead of the recipe's: imagesTr, labelsTr and dataset.json as nnU-Net has them.
-    out
-        Folder of the run instead of the recipe's.
-    events
-        Print every event as one JSON line to stdout, for another program to follow.
-    """
-    from napari_fmseg.training import load_recipe
-    from napari_fmseg.training.loop import train as learn
-
-    given = {"dataset": dataset, "out": out}
-    changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
-    return _tell(learn(load_recipe(recipe, **changes)), events)
-
-
-def pretrain(
-    source: Positional[Annotated[Path, arg(metavar="FOLDER|RECIPE.toml")]],
-    /,
-    *,
-    output: Path | None = None,
-    network: str = "fmunet",
-    steps: int | None = None,
-    minutes: float | None = None,
-    patch: tuple[int, int, int] | None = None,
-    device: str = "auto",
-    events: bool = False,
-) -> int:
-    """Pretrain a network on volumes without labels by Volume Fusion; started again, it goes on.
-
-    Parameters
-    ----------
-    source
-        A folder with volumes of any readable kind, or a TOML file with the fields of PretrainRecipe.
-    output
-        Folder of the run: checkpoint, decoded volumes, then card and weights. Needed with a folder.
-    network
-        fmunet or pctnet; a recipe names its own.
-    steps
-        Optimiser steps instead of the recipe's.
-    minutes
-        About how long to learn; the steps follow from the speed of the first ones.
-    patch
-        Voxels z y x of a sample instead of the recipe's.
-    device
-        auto, cpu, cuda or mps; a recipe names its own.
-    events
-        Print every event as one JSON line to stdout, for another program to follow.
-    """
-    from dataclasses import replace
-
-    from napari_fmseg.training import PretrainRecipe, load_pretrain_recipe
-    from napari_fmseg.training.pretraining import pretrain as learn
-
-    if source.suffix == ".toml":
-        recipe = load_pretrain_recipe(source, **({} if output is None else {"out": output}))
-    elif output is None:
-        raise InvalidRecipe("A folder needs --output: where checkpoint, decoded volumes and the model are written.")
-    else:
-        recipe = PretrainRecipe(f"{network}-volf", source, output, network, device=device)
-    if steps is not None:
-        recipe = replace(recipe, steps=steps, steps_per_epoch=min(steps, recipe.steps_per_epoch))
-    if minutes is not None:
-        recipe = replace(recipe, minutes=minutes)
-    if patch is not None:
-        recipe = replace(recipe, fusion=replace(recipe.fusion, patch=patch))
-    return _tell(_until_asked(learn(recipe)), events)
-
-
-def _until_asked(learning: Generator[TrainEvent, None, None]) -> Generator[TrainEvent, None, None]:
-    """Give events until Ctrl-C or SIGTERM, which then end the training between two steps, so that it keeps all."""
-    if threading.current_thread() is not threading.main_thread():  # signals come to that one only
-        yield from learning
-        return
-    asked = threading.Event()
-
-    def stop(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt  # asked twice, somebody is in a hurry
-        asked.set()
-
-    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with contextlib.closing(learning):
-            for event in learning:
-                yield event
-                if asked.is_set():
-                    break
-        if asked.is_set():
-            raise KeyboardInterrupt
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
-def _tell(learning: Iterator[TrainEvent], as_json: bool) -> int:
-    """Follow a training: JSON lines for a program, bars and a line per epoch for a person."""
-    from napari_fmseg.events import EpochDone, Saved, to_json
-
-    # Closing keeps the best so far, wherever an interruption falls.
-    with _stopping_on_request(), Bars(quiet=as_json) as bars, contextlib.ExitStack() as at_end:
-        if isinstance(learning, Generator):
-            at_end.callback(learning.close)
-        for event in learning:
-            if as_json:
-                say(to_json(event))
-                continue
-            _follow(event, bars)
-            if isinstance(event, EpochDone):
-                scores = ", ".join(f"{name} {number(value)}" for name, value in event.metrics.items())
-                bars.note(
-                    f"{event.stage} {event.epoch}/{event.total}  loss {event.loss:.4f}  {event.seconds:.0f} s  {scores}"
-                )
-            elif isinstance(event, Saved) and event.best:
-                bars.note(f"Saved {event.path}")
-    return 0
-
-
-@contextlib.contextmanager
-def _stopping_on_request() -> Iterator[None]:
-    """Let a request to end stop the training as Ctrl-C does; a second one changes nothing while the best is written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = (signal.SIGTERM, signal.SIGINT)
-
-    def stop(*_: object) -> None:
-        for one in asked:
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = [signal.signal(one, stop) for one in asked]
-    try:
-        yield
-    finally:
-        for one, handler in zip(asked, before, strict=True):
-            signal.signal(one, handler)
-
-
 # --- bench, phantom, doctor, convert ----------------------------------------------------------------------------
 
 
@@ -552,14 +375,14 @@ def bench(
     results: dict[str, Any] = {}
     with Bars(quiet=as_json) as bars:
         for event in benchmark.bench(image or _phantom_volume(), loaded, run, repeats=repeats):
-            _follow(event, bars)
+            follow(event, bars)
             if isinstance(event, benchmark.Benchmark):
                 results["benchmark"] = event
         if compare:
             snet = benchmark.published_snet()
             pairs = benchmark.pair(*snet, device=str(loaded.device), precision=run.precision, repeats=repeats)
             for turn in pairs:
-                _follow(turn, bars)
+                follow(turn, bars)
                 if isinstance(turn, benchmark.Pairing):
                     results["pairing"] = turn
     if as_json:
@@ -749,7 +572,7 @@ def export(
     written = []
     with Bars(quiet=as_json) as bars:
         for event in exporting.export(read_labels(labels), wanted):
-            _follow(event, bars)
+            follow(event, bars)
             if isinstance(event, Saved):
                 written.append(event.path)
     if as_json:
@@ -762,7 +585,7 @@ def export(
 
 
 def project() -> int:
-    """Volumes and labels to learn from, in a folder: init, add, list, split, rank."""
+    """Volumes and labels to learn from, in a folder: init, add, list, split, rank, prepare, keep, predict."""
     return main(["project", "--help"])
 
 

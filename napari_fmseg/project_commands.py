@@ -10,8 +10,8 @@ from typing import Annotated, Any, TypeVar
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.events import Progress, Warned, to_json
-from napari_fmseg.terminal import Bars, Json, note, number, say, table, write_json
+from napari_fmseg.events import to_json
+from napari_fmseg.terminal import Bars, Json, follow, note, number, say, table, write_json
 from napari_fmseg.training import Augment
 from napari_fmseg.training.projects import (
     PRESENT,
@@ -245,9 +245,9 @@ def predict(folder: Folder, /, *, cases: tuple[str, ...] = (), device: str = "au
     return 0
 
 
-def _followed(work: Generator[Any, None, T], *, events: bool) -> T:
+def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: bool = False) -> T:
     """Run work to its end, with a bar or with events for another program; gives what it returns."""
-    with Bars(quiet=events) as bars:
+    with Bars(quiet=events or quiet) as bars:
         while True:
             try:
                 event = next(work)
@@ -256,23 +256,13 @@ def _followed(work: Generator[Any, None, T], *, events: bool) -> T:
                 return found
             if events:
                 say(to_json(event))
-            elif isinstance(event, Progress):
-                bars.move(event.stage, event.done, event.total)
-            elif isinstance(event, Warned):
-                bars.note(event.text)
+            else:
+                follow(event, bars)
 
 
 def _settled(project: Project, *, quiet: bool = False) -> Project:
     """Examine what is new, with a bar; remark what cannot be used."""
-    work = examine(project)
-    with Bars(quiet=quiet) as bars:
-        while True:
-            try:
-                event = next(work)
-            except StopIteration as done:
-                project = done.value
-                break
-            bars.move(event.stage, event.done, event.total)
+    project = _followed(examine(project), quiet=quiet)
     for row in case_table(project):
         if row.problem:
             note(f"{row.name} cannot be used: {row.problem}")

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from napari_fmseg.events import Progress, StageResult, StepDone, Warned
 from napari_fmseg.manifest import plain
 
-__all__ = ["Bars", "Json", "note", "number", "say", "table", "write_json"]
+__all__ = ["Bars", "Json", "follow", "note", "number", "say", "table", "write_json"]
 
 Json = Annotated[bool, arg(name="json", help="Print one JSON document for machines, and nothing else, to stdout.")]
 
@@ -110,3 +111,20 @@ class Bars:
             note(text)
         else:
             self._progress.console.print(text, markup=False, highlight=False)
+
+
+def follow(event: object, bars: Bars, whose: str = "") -> None:
+    """Show an event of any long work; remarks begin with `whose`."""
+    match event:
+        case Progress(stage, done, total):
+            bars.move(stage, done, total)
+        case StageResult(stage, _, seconds, text):
+            bars.move(stage, 1, 1, f"{seconds:.2f} s {text}")
+            if text:
+                bars.note(f"{whose}{stage}: {text}")
+        case Warned(text):
+            bars.note(f"{whose}Warning: {text}")
+        case StepDone(stage, step, total, loss, _):
+            bars.move(stage, step, total or None, f"loss {loss:.4f}")
+        case _:
+            pass

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_fmseg import cli
+from napari_fmseg import cli, training_commands
 from napari_fmseg.io import read_labels, read_volume, write_labels, write_volume
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
@@ -479,10 +479,10 @@ def test_asked_to_end_a_pretraining_is_closed_between_two_steps():
             closed.append(True)
 
     with pytest.raises(KeyboardInterrupt):
-        found.extend(cli._until_asked(learning()))
+        found.extend(training_commands._until_asked(learning()))
     assert closed == [True]
     assert signal.getsignal(signal.SIGTERM) == before
-    events = cli._until_asked(learning())
+    events = training_commands._until_asked(learning())
     assert [next(events), next(events)] == ["first", "second"]
     with pytest.raises(KeyboardInterrupt):
         next(events)

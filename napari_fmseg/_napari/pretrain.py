@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import QEvent, Qt, QTimer, Signal
+from qtpy.QtCore import Qt, QTimer, Signal
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import (
     QApplication,
@@ -16,10 +16,10 @@ from qtpy.QtWidgets import (
     QProgressBar,
     QPushButton,
     QVBoxLayout,
-    QWidget,
 )
 
 from napari_fmseg._napari.dialogs import ResearchOnly, show_error, text_label
+from napari_fmseg._napari.dock import Dock
 from napari_fmseg._napari.estimate import said
 from napari_fmseg._napari.parts import Column, ErrorBox, Note
 from napari_fmseg._napari.pretrain_form import PretrainForm
@@ -40,7 +40,7 @@ _BAR = 1000
 _WORDS = {"preparing": "Starting", "training": "Learning", "validating": "Checking on held-out scans"}
 
 
-class PretrainDock(QWidget):
+class PretrainDock(Dock):
     """Pretrains a network on scans without labels, in a process of its own, and shows how it goes.
 
     Parameters
@@ -67,7 +67,7 @@ class PretrainDock(QWidget):
         self.setObjectName("fmseg_pretrain")
         self.viewer = napari_viewer = plain(napari_viewer)
         self.training = TrainingRun(self, program=program)
-        self._said, self._docked = "", False
+        self._said = ""
         self.form = PretrainForm(more)
         self.error, self.remarks, self.left_out = ErrorBox(), Note(), LeftOut()
         self.plots, self.outcome = Plots(), Outcome()
@@ -280,15 +280,6 @@ class PretrainDock(QWidget):
         if event is not None and folder and not self.training.running:
             event.acceptProposedAction()
             self.form.volumes.set_path(folder)
-
-    def event(self, event: QEvent) -> bool:
-        if event.type() == QEvent.Type.ParentChange:
-            if self.parent() is not None:
-                self._docked = True
-            elif self._docked:  # napari takes the widget out of its dock when that is closed
-                self._docked = False
-                self.close_down()
-        return bool(super().event(event))
 
     def close_down(self) -> None:
         """End what runs; the dock may be deleted afterwards. The run can be resumed."""

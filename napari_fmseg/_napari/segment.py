@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
 from qtpy.QtWidgets import QFrame, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.choices import Choices
 from napari_fmseg._napari.class_table import ClassTable
 from napari_fmseg._napari.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.dock import Dock
 from napari_fmseg._napari.dropzone import DropZone
 from napari_fmseg._napari.estimate import said
 from napari_fmseg._napari.links import Links
@@ -31,7 +32,7 @@ from napari_fmseg.events import Progress, Warned
 __all__ = ["SegmentDock"]
 
 
-class SegmentDock(QWidget):
+class SegmentDock(Dock):
     """Segments a volume of the viewer and shows its stages as layers.
 
     Parameters
@@ -51,7 +52,6 @@ class SegmentDock(QWidget):
         self._times: list[str] = []
         self._remarks: list[str] = []
         self._key = ("", "")
-        self._docked = False
         self.drop = DropZone(viewer=napari_viewer)
         self.choices = Choices(napari_viewer)
         self.image, self.model, self.region = self.choices.image, self.choices.model, self.choices.region
@@ -252,15 +252,6 @@ class SegmentDock(QWidget):
     def dropEvent(self, event: QDropEvent | None) -> None:
         """Open what was dropped."""
         self.drop.dropEvent(event)
-
-    def event(self, event: QEvent) -> bool:
-        if event.type() == QEvent.Type.ParentChange:
-            if self.parent() is not None:
-                self._docked = True
-            elif self._docked:  # napari takes the widget out of its dock when that is closed
-                self._docked = False
-                self.close_down()
-        return bool(super().event(event))
 
     def close_down(self) -> None:
         """End what runs and let go of the viewer; the dock may be deleted afterwards."""

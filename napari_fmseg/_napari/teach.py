@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import (
     QFrame,
@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_fmseg._napari.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.dock import Dock
 from napari_fmseg._napari.layers import KEY, colormap_of
 from napari_fmseg._napari.model_chooser import ModelChooser
 from napari_fmseg._napari.opening import Opening, look_at
@@ -45,7 +46,7 @@ __all__ = ["TeachDock"]
 _REMARKS = 2  # of a training that are shown at once
 
 
-class TeachDock(QWidget):
+class TeachDock(Dock):
     """A project: its cases, its training, its versions.
 
     Parameters
@@ -61,7 +62,6 @@ class TeachDock(QWidget):
         self._known: Opened | None = None
         self._job: Any = None
         self._adding: Addition | None = None
-        self._docked = False
         self._remarks: dict[str, str] = {}  # of the training, by what they are about
         self.bar = ProjectBar(self._likely)
         self.facts, self.note, self.error = QLabel(), Note(), ErrorBox()
@@ -381,15 +381,6 @@ class TeachDock(QWidget):
             opening = Opening(self.viewer, [str(path) for path in paths], self)
             opening.failed.connect(self._on_failed)
             opening.start()
-
-    def event(self, event: QEvent) -> bool:
-        if event.type() == QEvent.Type.ParentChange:
-            if self.parent() is not None:
-                self._docked = True
-            elif self._docked:  # napari takes the widget out of its dock when that is closed
-                self._docked = False
-                self.close_down()
-        return bool(super().event(event))
 
     def close_down(self) -> None:
         """End what runs and let go of the viewer; the dock may be deleted afterwards."""

@@ -1,5 +1,4 @@
 import copy
-import pickle
 import sys
 
 import pytest
@@ -60,9 +59,9 @@ def test_other_size_than_it_was_built_for_is_refused():
 
 @pytest.mark.usefixtures("monai")
 def test_copied_network_still_refuses():
-    for net in (copy.deepcopy(build("monai-unet", **FEW)), pickle.loads(pickle.dumps(build("monai-unet", **FEW)))):
-        with pytest.raises(GeometryMismatch, match="1, z, y, x"):
-            net(torch.zeros(1, 2, 8, 8, 8))
+    net = copy.deepcopy(build("monai-unet", **FEW))
+    with pytest.raises(GeometryMismatch, match="1, z, y, x"):
+        net(torch.zeros(1, 2, 8, 8, 8))
 
 
 @pytest.mark.usefixtures("monai")
