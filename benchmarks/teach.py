@@ -142,6 +142,11 @@ def sparse(options: argparse.Namespace) -> None:
     results = Results("sparse", options)
     names, training, _ = atrium()
     chosen = spread(training, options.volumes[0])
+    # The curve trains the same recipe on the same volumes.
+    curve_table = Results("curve-scratch", options).table
+    if f"{len(chosen)} volumes" in curve_table["runs"] and not results.table["runs"]:
+        results.table["plans"] = curve_table["plans"]
+        results.table["runs"]["all slices"] = curve_table["runs"][f"{len(chosen)} volumes"]
     recipe = results.planned(atrium_recipe(results.work / "full", chosen, options), options.minutes, training, names)
     full = results.run("all slices", recipe)
     thinned = tuple(_thinned(case, results.work / "labels", options.every) for case in chosen)
