@@ -56,6 +56,7 @@ class Results:
             "torch": torch.__version__,
         }
         self.table["minutes"] = options.minutes
+        self.steps = options.steps
 
     def save(self) -> None:
         """Write beside and rename."""
@@ -66,7 +67,10 @@ class Results:
     def planned(self, recipe: Recipe, minutes: float, cases: Sequence[Case], names: dict[int, str]) -> Recipe:
         """Fill the time with steps, measured once for a kind of recipe and kept."""
         key = f"{recipe.start_from or 'scratch'} {recipe.settings}"
-        if key not in self.table["plans"]:
+        if self.steps:
+            steps = zip(recipe.stages, self.steps, strict=True)
+            self.table["plans"][key] = {stage.stage: [n, max(1, n // 2)] for stage, n in steps}
+        elif key not in self.table["plans"]:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             facts = facts_of(cases[:2], names, [n for n in recipe.labels if n in names.values()])
             stages, told = _timed(recipe, facts, device, minutes * 60, 10)
@@ -269,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["curve", "sparse", "forgetting", "next"])
     parser.add_argument("--minutes", type=float, default=30.0, help="of one training")
+    parser.add_argument("--steps", type=int, nargs="+", default=(), help="of each stage, instead of minutes")
     parser.add_argument("--volumes", type=int, nargs="+", default=None)
     parser.add_argument("--start", default="scratch", help="scratch, or a model such as fmsf-hippocampus-mr")
     parser.add_argument("--every", type=int, default=10)
