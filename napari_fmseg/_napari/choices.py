@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qtpy.QtCore import Signal
@@ -22,11 +23,23 @@ from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
 __all__ = ["Choices"]
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+AS_CARD = "as the model's card says"
+OVERLAPS = ((AS_CARD, None), *((f"{100 * v:.0f} %", v) for v in (0.0, 0.25, 0.5, 0.625, 0.75)))
+BATCHES = ((AS_CARD, None), *((str(n), n) for n in (1, 2, 4, 8, 16)))
+CHOICES: dict[str, Sequence[Any]] = {
+    "precision": PRECISIONS,
+    "overlap": OVERLAPS,
+    "window_batch": BATCHES,
+    "blend": (("smooth (Gaussian)", "gaussian"), ("plain mean", "constant")),
+}
 WORDS = {
     "precision": "Precision",
     "keep_largest": "Keep the largest part only",
     "min_part_ml": "Remove parts below (ml)",
     "show_stages": "Show the stages",
+    "overlap": "Windows overlap",
+    "window_batch": "Windows at once",
+    "blend": "Blend windows",
 }
 
 
@@ -55,9 +68,7 @@ class Choices(QWidget):
         for combo in (self.until, self.device):  # a long name must not make the panel wider than it is
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             combo.setMinimumContentsLength(10)
-        self.options = OptionsForm(
-            SegmentOptions, skip=("until", "device"), choices={"precision": PRECISIONS}, labels=WORDS
-        )
+        self.options = OptionsForm(SegmentOptions, skip=("until", "device"), choices=CHOICES, labels=WORDS)
         self.more = More("Mor&e options", self.options, "Precision, and how the labels are cleaned.")
         self.doubts = Note()
         self._fill()

@@ -25,7 +25,7 @@ class OptionsForm(QWidget):
     skip
         Fields that are set elsewhere.
     choices
-        What a text field may be, by its name.
+        What a field may be, by its name: texts, or pairs of a text and the value it stands for.
     labels
         How a field is called; without it its name in words.
     """
@@ -37,7 +37,7 @@ class OptionsForm(QWidget):
         kind: type,
         *,
         skip: Sequence[str] = (),
-        choices: Mapping[str, Sequence[str]] | None = None,
+        choices: Mapping[str, Sequence[Any]] | None = None,
         labels: Mapping[str, str] | None = None,
         parent: QWidget | None = None,
     ) -> None:
@@ -72,7 +72,7 @@ class OptionsForm(QWidget):
         self.changed.emit()
 
 
-def _widget(field: Any, hint: Any, choices: Sequence[str] | None) -> Any:
+def _widget(field: Any, hint: Any, choices: Sequence[Any] | None) -> Any:
     if choices:
         return create_widget(value=field.default, name=field.name, widget_type="ComboBox",
                              options={"choices": list(choices)})  # fmt: skip

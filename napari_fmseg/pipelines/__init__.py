@@ -46,6 +46,14 @@ class SegmentOptions:
         Remove connected parts smaller than this, in ml.
     show_stages
         Yield the stages before the last one too; without them the run is a little faster.
+    overlap
+        For models that look through windows: the share of a window that the next one sees again, 0 to below 1. None:
+        as the model's card says.
+    window_batch
+        Windows at once (others call it sw_batch_size): more are faster on a graphics card and need more memory. None:
+        as the model's card says.
+    blend
+        How overlapping windows are averaged: ``"gaussian"``, their middle counts most, or ``"constant"``.
     """
 
     until: str = ""
@@ -54,6 +62,9 @@ class SegmentOptions:
     keep_largest: bool = False
     min_part_ml: float = 0.0
     show_stages: bool = True
+    overlap: float | None = None
+    window_batch: int | None = None
+    blend: str = "gaussian"
 
 
 def stages_of(card: ModelCard) -> tuple[str, ...]:

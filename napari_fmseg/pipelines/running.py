@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from napari_fmseg.errors import DeviceMemory
 from napari_fmseg.nets.engine import pick_precision, prepare
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "averaged", "members"]
 
 
 class Engine:
@@ -91,3 +92,30 @@ class Engine:
                 f"A network on {size} voxels fits neither into the device's nor into this computer's memory. Close "
                 "other programs, or use a model with a smaller grid."
             ) from error
+
+
+def members(nets: Mapping[str, nn.Module], stage: str) -> list[nn.Module]:
+    """Give the networks of a stage: ``"net"``, and of an ensemble ``"net-2"``, ``"net-3"`` and so on, too."""
+    return [net for name, net in nets.items() if name == stage or name.startswith(f"{stage}-")]
+
+
+def averaged(call: Callable[..., Tensor | None], nets: Sequence[nn.Module], *inputs: Tensor) -> Tensor | None:
+    """Give what one network says; of several the mean of their probabilities, None if `call` gives None."""
+    if len(nets) == 1:
+        return call(nets[0], *inputs)
+    total: Tensor | None = None
+    for net in nets:
+        out = call(net, *inputs)
+        if out is None:
+            return None
+        p = probabilities(net, out)
+        total = p if total is None else total.add_(p)
+    return None if total is None else total.div_(len(nets))
+
+
+def probabilities(net: nn.Module, out: Tensor) -> Tensor:
+    """Turn the output of a network into probabilities, new and float32; the phased ones give them already."""
+    activation = getattr(net, "activation", "")
+    if activation == "sigmoid":
+        return out.float().sigmoid()
+    return out.float().softmax(1) if activation else out.float().clone()

@@ -78,6 +78,47 @@ def test_every_group_of_windows_is_told(balls):
     assert stages_of(model_of().card) == ("net",)
 
 
+@pytest.mark.parametrize(("asked", "calls"), [({"overlap": 0.0}, 2 * 3 * 3), ({"window_batch": 64}, 1)])
+def test_user_may_ask_for_other_windows_than_the_card(asked, calls, balls):
+    options = dataclasses.replace(FLOAT, **asked)
+    events = [e for e in segment(volume_of(balls[0]), model_of(), options) if isinstance(e, Progress)]
+    assert len(events) - 1 == calls
+    assert np.array_equal(drain(segment(volume_of(balls[0]), model_of(), options)).data, balls[0])
+
+
+class Sure(nn.Module):
+    """Says the same everywhere: logits of background and organ."""
+
+    activation = "softmax"
+
+    def __init__(self, organ):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.0, organ]), requires_grad=False)
+
+    def forward(self, x):
+        return self.logits[None, :, None, None, None].expand(len(x), 2, *x.shape[2:])
+
+
+class Overlapping(Sure):
+    activation = "sigmoid"
+
+    def forward(self, x):
+        return super().forward(x)[:, 1:]
+
+
+@pytest.mark.parametrize("kind", [Sure, Overlapping])
+@pytest.mark.parametrize(("organ", "found"), [((9.0, -1.0, -1.0), True), ((9.0, -3.0, -3.0), False)])
+def test_members_of_an_ensemble_vote_by_probability_not_by_logit(kind, organ, found):
+    # The means of the logits are all positive; those of the probabilities are 0.51 and 0.36.
+    names = ("net", "net-2", "net-3")
+    card = dataclasses.replace(card_of(), nets={name: NetSpec("unet3d") for name in names})
+    nets = {name: kind(value).eval() for name, value in zip(names, organ, strict=True)}
+    labels = drain(segment(volume_of(np.zeros((4, 5, 6))), Model(card, nets, torch.device("cpu")), FLOAT))
+    assert labels.data.all() == found
+    assert labels.data.any() == found
+    assert stages_of(card) == ("net",)
+
+
 @pytest.mark.parametrize("keep", ["each", "together"])
 def test_stray_parts_go_if_the_card_says_so(keep, balls):
     large, small = balls
