@@ -19,10 +19,11 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.errors import FmsegError
+from napari_fmseg.evaluation_commands import evaluate, why
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.project_commands import MODEL_COMMANDS, PROJECT_COMMANDS
-from napari_fmseg.terminal import Bars, Json, follow, note, number, say, table, write_json
-from napari_fmseg.training_commands import pretrain, train
+from napari_fmseg.terminal import Bars, Json, follow, note, number, say, show_terms, table, write_json
+from napari_fmseg.training_commands import crossval, pretrain, train
 
 __all__ = ["main"]
 
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         note(
             "Stopped. What was saved stays; the same command goes on from there."
-            if words[0] in ("train", "pretrain")
+            if words[0] in ("train", "pretrain", "crossval", "evaluate")
             else "Stopped."
         )
         return _STOPPED
@@ -173,7 +174,7 @@ def segment(
         raise _Usage("There is nothing to segment: name at least one file or folder.")
     jobs = plan_jobs(images, output, series=series)
     card = find_card(model)
-    _show_terms(card, accept_licence)
+    show_terms(card, accept_licence)
     loaded = load_model(card, device=run.device)
     rows: list[dict[str, Any]] = []
     worst = 0
@@ -203,24 +204,6 @@ def segment(
     if len(failed) < len(jobs):
         note(USE)
     return worst
-
-
-def _show_terms(card: Any, accepted: bool) -> None:
-    """Show what restricts a model's use before its first run; ask where somebody can answer."""
-    from napari_fmseg.licences import remember_terms, unread_terms
-
-    terms = unread_terms(card)
-    if not terms:
-        return
-    note(terms)
-    if not accepted and sys.stdin.isatty() and sys.stderr.isatty():
-        sys.stderr.write("Do you accept these terms? [y/N] ")
-        sys.stderr.flush()
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise FmsegError(f"{card.name} was not run, because its terms were not accepted. Choose another model.")
-    elif not accepted:
-        note("By going on you accept them. They are shown once.")
-    remember_terms(card)
 
 
 def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
@@ -370,7 +353,7 @@ def bench(
     from napari_fmseg.models import find_card, load_model
 
     card = find_card(model)
-    _show_terms(card, accepted=False)
+    show_terms(card, accepted=False)
     loaded = load_model(card, device=run.device)
     results: dict[str, Any] = {}
     with Bars(quiet=as_json) as bars:
@@ -593,8 +576,11 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "segment": segment,
     "models": models,
     "score": score,
+    "evaluate": evaluate,
+    "why": why,
     "project": project,
     "train": train,
+    "crossval": crossval,
     "pretrain": pretrain,
     "bench": bench,
     "phantom": phantom,

@@ -32,7 +32,7 @@ from napari_fmseg.volume import Geometry, LabelMap, Volume
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["run", "working_grid"]
+__all__ = ["filled", "run", "working_grid"]
 
 
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
@@ -68,7 +68,7 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
     yield Progress("net", 0, 1)
     nets = members(model.nets, "net")
     scores = yield from windowed(
-        lambda x: _answer(engine, nets, x), _filled(image, nets[0], settings.window), settings.window,
+        lambda x: _answer(engine, nets, x), filled(image, nets[0], settings.window), settings.window,
         overlap=settings.overlap if options.overlap is None else options.overlap,
         batch=settings.batch if options.window_batch is None else options.window_batch,
         flips=flips_along(settings.flips), blend=options.blend, stage="net",
@@ -97,7 +97,7 @@ def _answer(engine: Engine, nets: Sequence[nn.Module], x: Tensor) -> Tensor:
     return out
 
 
-def _filled(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:
+def filled(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:
     """Repeat the last voxels of an image (c, z, y, x) up to the window's size, if the network takes no less."""
     missing = [max(0, w - n) for w, n in zip(window, image.shape[1:], strict=True)]
     check = getattr(net, "check", None)

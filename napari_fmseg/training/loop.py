@@ -208,6 +208,11 @@ class _Run:
                 f"{start.card.name} is a {start.card.pipeline} model of {len(start.card.channels)} channel(s), and the "
                 f"recipe is for {recipe.pipeline} and {len(recipe.channels)}. Start from another model, or anew."
             )
+        if any(name not in STAGES[recipe.pipeline] for name in start.nets):
+            raise InvalidRecipe(
+                f"{start.card.name} is an ensemble and cannot be trained further. Start from one of the models that it "
+                "was made of, in the folders of its folds."
+            )
         for stage, net in start.nets.items():
             grown, spec, how = grow(start.card.nets[stage], net, start.card.labels, recipe.labels)
             self.nets[stage], self.specs[stage] = grown.eval().requires_grad_(False), spec

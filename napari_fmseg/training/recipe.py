@@ -17,7 +17,7 @@ from napari_fmseg.pipelines import PIPELINES
 from napari_fmseg.pipelines.settings import PhasedSettings, SingleSettings
 from napari_fmseg.tables import dataclass_from
 
-__all__ = ["Augment", "Case", "Recipe", "Replay", "StageRecipe", "cases_of", "load_recipe"]
+__all__ = ["Augment", "Case", "Recipe", "Replay", "StageRecipe", "cases_of", "load_recipe", "paired"]
 
 IGNORE_NAME = "ignore"
 """What nnU-Net calls the voxels that nobody labelled."""
@@ -474,7 +474,8 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
         raise InvalidRecipe(
             f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
         ) from error
-    cases = listed if listed and all(c.images[0].exists() for c in listed) else _nnunet_cases(folder)
+    there = listed and all(c.images[0].exists() for c in listed)
+    cases = listed if there else paired(folder / "imagesTr", folder / "labelsTr")
     cases = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in cases]
     held = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in held]
     cases = [c for c in cases if c.labels is not None]
@@ -512,17 +513,24 @@ def _stem(path: Path) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _nnunet_cases(folder: Path) -> list[Case]:
+def paired(images: Path, labels: Path) -> list[Case]:
+    """Find cases whose labels have a file called as their image, or as their images without _0000, _0001...
+
+    Parameters
+    ----------
+    images, labels
+        Two folders.
+    """
     cases = []
-    for label in sorted((folder / "labelsTr").glob("*")):
+    for label in sorted(labels.glob("*")):
         if label.name.startswith("."):  # what macOS leaves behind
             continue
         name = _stem(label)
         known = glob.escape(name)
-        images = tuple(sorted((folder / "imagesTr").glob(f"{known}_[0-9][0-9][0-9][0-9].*")))
-        images = images or tuple(p for p in sorted((folder / "imagesTr").glob(f"{known}.*")) if _stem(p) == name)
-        if images:
-            cases.append(Case(name, images, label))
+        files = tuple(sorted(images.glob(f"{known}_[0-9][0-9][0-9][0-9].*")))
+        files = files or tuple(p for p in sorted(images.glob(f"{known}.*")) if _stem(p) == name)
+        if files:
+            cases.append(Case(name, files, label))
     return cases
 
 
