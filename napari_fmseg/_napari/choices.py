@@ -23,7 +23,7 @@ from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
 __all__ = ["Choices"]
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-AS_CARD = "as the model's card says"
+AS_CARD = "as the card says"
 OVERLAPS = ((AS_CARD, None), *((f"{100 * v:.0f} %", v) for v in (0.0, 0.25, 0.5, 0.625, 0.75)))
 BATCHES = ((AS_CARD, None), *((str(n), n) for n in (1, 2, 4, 8, 16)))
 CHOICES: dict[str, Sequence[Any]] = {
@@ -69,7 +69,7 @@ class Choices(QWidget):
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             combo.setMinimumContentsLength(10)
         self.options = OptionsForm(SegmentOptions, skip=("until", "device"), choices=CHOICES, labels=WORDS)
-        self.more = More("Mor&e options", self.options, "Precision, and how the labels are cleaned.")
+        self.more = More("Mor&e options", self.options, "Precision, windows, and how the labels are cleaned.")
         self.doubts = Note()
         self._fill()
         self._lay_out()

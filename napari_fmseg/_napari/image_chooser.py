@@ -49,6 +49,11 @@ class ImageChooser(QComboBox):
         """The chosen volume, or None."""
         return self._cases[self.currentIndex()] if 0 <= self.currentIndex() < len(self._cases) else None
 
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """All volumes of the viewer."""
+        return tuple(self._cases)
+
     def close_down(self) -> None:
         """Let go of the viewer."""
         self._links.end()

@@ -22,9 +22,10 @@ from napari_fmseg._napari.run_bar import RunBar
 from napari_fmseg._napari.session import Session
 from napari_fmseg._napari.shortcuts import bind
 from napari_fmseg._napari.stages import run_of, toggle_stages
-from napari_fmseg._napari.staging import Engine, Staged
+from napari_fmseg._napari.staging import Engine, Request, Staged
 from napari_fmseg._napari.three_d import ThreeD
-from napari_fmseg._napari.tooltips import SEGMENT
+from napari_fmseg._napari.tooltips import CLASSES, SEGMENT
+from napari_fmseg._napari.why import why_not, why_request
 from napari_fmseg._napari.windows import plain
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Warned
@@ -59,7 +60,7 @@ class SegmentDock(Dock):
         self.doubts, self.remarks, self.error = self.choices.doubts, Note(), ErrorBox()
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
-        self.all_stages, self.three_d = QPushButton("Show stages"), QPushButton("3-D")
+        self.all_stages, self.three_d, self.why = QPushButton("Stages"), QPushButton("3-D"), QPushButton("&Why here?")
         self._three_d = ThreeD(napari_viewer)
         self._build()
         self._connect()
@@ -90,6 +91,7 @@ class SegmentDock(Dock):
         self.three_d.setToolTip(SEGMENT.three_d)
         self.classes.buttons.insertWidget(0, self.all_stages)
         self.classes.buttons.insertWidget(1, self.three_d)
+        self.classes.buttons.insertWidget(2, self.why)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
@@ -123,6 +125,7 @@ class SegmentDock(Dock):
         self.error.asked.connect(self._on_details)
         self.all_stages.clicked.connect(self._on_all_stages)
         self.three_d.clicked.connect(self._three_d.toggle)
+        self.why.clicked.connect(self._on_why)
         self.classes.failed.connect(self._on_failed)
         self.session.came.connect(self._on_event)
         self.session.failed.connect(self._on_failed)
@@ -144,6 +147,12 @@ class SegmentDock(Dock):
         """Let the user run, or say why not; the place for a drop goes when there is a volume."""
         self.drop.setVisible(self.image.case is None or self.drop.busy)
         self.bar.allow(self.choices.why_not())
+        self._allow_why()
+
+    def _allow_why(self) -> None:
+        refusal = SEGMENT.run_busy if self.session.running else why_not(self.classes.layer, self.image.cases)
+        self.why.setEnabled(not refusal)
+        self.why.setToolTip(refusal or CLASSES.why)
 
     # --- a run ---
 
@@ -157,11 +166,30 @@ class SegmentDock(Dock):
         except FmsegError as error:
             self.error.tell(error)
             return
-        self._case, self._times, self._remarks = self.image.case, [], []
-        self._key = (request.run.model, request.options.device)
+        self._begin(request, self.choices.stages)
+
+    def _on_why(self) -> None:
+        if self.session.running:
+            return
+        self.error.tell(None)
+        self.remarks.tell([])
+        at = self.viewer.dims.point[-3:]
+        try:
+            device = self.device.currentText()
+            request = why_request(self.classes.layer, self.image.cases, self.classes.measures, at, device)
+        except FmsegError as error:
+            self.error.tell(error)
+            return
+        self._begin(request, ("why here",))
+
+    def _begin(self, request: Request, stages: tuple[str, ...]) -> None:
+        self._case = next((case for case in self.image.cases if case.id == request.run.image), None)
+        self._times, self._remarks = [], []
+        self._key = (f"{request.run.model} {stages}", request.options.device)
         first = ("loading model",) if self.session.warm else ("starting engine", "loading model")
-        self.bar.begin((*first, *self.choices.stages), self._known.get(self._key, {}))
+        self.bar.begin((*first, *stages), self._known.get(self._key, {}))
         self.session.start(request)
+        self._allow_why()
 
     def _on_cancel(self) -> None:
         self.bar.stopping()
@@ -195,10 +223,11 @@ class SegmentDock(Dock):
             self.bar.end(f"Done in {said(sum(seconds.values()))}: {', '.join(self._times)}")
             for name in self.session.kept:
                 self._remark(f"“{name}” was edited and is kept as it is; the new result lies beside it.")
-            self._show_classes(self.session.final)
+            if self.session.final is not None:
+                self._show_classes(self.session.final)
         elif self.error.isHidden():
             self.bar.end("Cancelled. Stages that were there stay.")
-        self.bar.allow(self.choices.why_not())
+        self._on_changed()
 
     def _show_classes(self, layer: Any) -> None:
         """Choose the new labels, unless the user is painting on others."""
@@ -232,6 +261,7 @@ class SegmentDock(Dock):
         self.classes.set_layer(labels)
         self.all_stages.setEnabled(labels is not None and run_of(labels) is not None)
         self.three_d.setEnabled(labels is not None)
+        self._allow_why()
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.classes.layer:

@@ -7,7 +7,7 @@ layers are done where they cannot make the window wait.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -21,7 +21,7 @@ from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
-__all__ = ["Edited", "Engine", "Request", "Run", "Staged", "StagedEvent", "check_sum", "staged"]
+__all__ = ["Edited", "Engine", "Question", "Request", "Run", "Staged", "StagedEvent", "check_sum", "staged"]
 
 
 class Engine(Protocol):
@@ -29,6 +29,12 @@ class Engine(Protocol):
 
     def segment(self, volume: Volume, model_name: str, options: SegmentOptions) -> Iterator[Event]:
         """Yield the events of `napari_fmseg.segment`."""
+        ...
+
+    def why_here(
+        self, volume: Volume, model_name: str, label: int, *, point: Sequence[int], device: str
+    ) -> Iterator[Event]:
+        """Yield the events of `napari_fmseg.gradcam.why_here`."""
         ...
 
     def cancel(self) -> None:
@@ -58,6 +64,14 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Question:
+    """Why is this voxel (z, y, x) of that class?"""
+
+    label: int
+    point: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class Request:
     """What to run, on what.
 
@@ -81,6 +95,8 @@ class Request:
         The part to look at, or None.
     before
         Layers of an earlier run: id, data and the check sum they were made with.
+    question
+        Do not segment, but say why.
     """
 
     run: Run
@@ -93,6 +109,7 @@ class Request:
     options: SegmentOptions = field(default_factory=SegmentOptions)
     box: Box | None = None
     before: tuple[tuple[str, Any, int], ...] = ()
+    question: Question | None = None
 
 
 @dataclass(frozen=True)
@@ -128,8 +145,15 @@ def staged(request: Request, engine: Engine) -> Iterator[StagedEvent]:
     yield Edited(changed)
     whole = _volume(request)
     volume = whole if request.box is None else cropped(whole, request.box)
-    for event in engine.segment(volume, request.run.model, request.options):
+    for event in _asked(request, engine, volume):
         yield _layered(event, request, whole) if isinstance(event, StageResult) else event
+
+
+def _asked(request: Request, engine: Engine, volume: Volume) -> Iterator[Event]:
+    model, question = request.run.model, request.question
+    if question is None:
+        return engine.segment(volume, model, request.options)
+    return engine.why_here(volume, model, question.label, point=question.point, device=request.options.device)
 
 
 def _volume(request: Request) -> Volume:
@@ -144,7 +168,8 @@ def _layered(result: StageResult, request: Request, whole: Volume) -> Staged:
     output, name = result.output, f"{request.name} · {request.run.model}"
     if request.run.region:
         name = f"{name} ({request.run.region})"
-    name = f"{name} · {result.stage}"
+    if request.question is None:
+        name = f"{name} · {result.stage}"
     if isinstance(output, LabelMap):
         if request.box is not None and result.stage == "labels":
             output = pasted(output, request.box, whole)

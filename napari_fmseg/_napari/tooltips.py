@@ -51,6 +51,10 @@ class CLASSES:
     visible = "Show or hide this class. It stays in the labels."
     volume_ml = "Volume of the class in millilitres."
     voxels = "Number of voxels of the class."
+    why = (
+        "Ask the model why it found the chosen class where the view is: a map of the places of the image that spoke "
+        "for it. Click the row of a class first."
+    )
     jump = "Click a row to go to the middle of the structure."
     statistics = "Save name, volume and voxels of every class as a CSV table."
 
