@@ -23,14 +23,14 @@ from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
 __all__ = ["Choices"]
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-AS_CARD = "as the card says"
+AS_CARD = "model's own"
 OVERLAPS = ((AS_CARD, None), *((f"{100 * v:.0f} %", v) for v in (0.0, 0.25, 0.5, 0.625, 0.75)))
 BATCHES = ((AS_CARD, None), *((str(n), n) for n in (1, 2, 4, 8, 16)))
 CHOICES: dict[str, Sequence[Any]] = {
     "precision": PRECISIONS,
     "overlap": OVERLAPS,
     "window_batch": BATCHES,
-    "blend": (("smooth (Gaussian)", "gaussian"), ("plain mean", "constant")),
+    "blend": (("Gaussian", "gaussian"), ("plain mean", "constant")),
 }
 WORDS = {
     "precision": "Precision",

@@ -261,7 +261,7 @@ def test_windows_can_be_asked_for_under_more_options(make_dock: Any, qtbot: Any,
     dropped(dock, phantom)
     options = dock.choices.request().options
     assert (options.overlap, options.window_batch, options.blend) == (None, None, "gaussian")
-    assert dock.choices.options._widgets["overlap"].native.currentText() == "as the card says"
+    assert dock.choices.options._widgets["overlap"].native.currentText() == "model's own"
     dock.choices.options.set_values({"overlap": 0.25, "window_batch": 4, "blend": "constant"})
     options = dock.choices.request().options
     assert (options.overlap, options.window_batch, options.blend) == (0.25, 4, "constant")
