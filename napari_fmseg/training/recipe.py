@@ -14,7 +14,7 @@ from typing import Any
 from napari_fmseg.errors import InvalidRecipe, UnknownModel
 from napari_fmseg.models import Intensity
 from napari_fmseg.pipelines import PIPELINES
-from napari_fmseg.pipelines.settings import PhasedSettings, SingleSettings
+from napari_fmseg.pipelines.settings import SETTINGS
 from napari_fmseg.tables import dataclass_from
 
 __all__ = ["Augment", "Case", "Recipe", "Replay", "StageRecipe", "cases_of", "load_recipe"]
@@ -340,10 +340,7 @@ class Recipe:
             raise InvalidRecipe(f"precision is auto, float32, bfloat16 or float16, not {self.precision!r}.")
         self._check_memory()
         self._check_order()
-        if self.pipeline == "single":
-            SingleSettings.of(self.settings)
-        else:
-            PhasedSettings.of(self.settings)
+        SETTINGS[self.pipeline].of(self.settings)
 
     def _check_memory(self) -> None:
         """What keeps the classes of before must make sense."""
