@@ -21,14 +21,12 @@ from napari_fmseg.manifest import plain
 from napari_fmseg.models import ModelCard, find_card, load_model, save_model
 from napari_fmseg.phantom.dataset import write_phantom_dataset
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.training import Case, Recipe, cases_of
-from napari_fmseg.training.folds import folds
-from napari_fmseg.training.loop import train
-from napari_fmseg.training.recipe import IGNORE_NAME, as_table
+from napari_fmseg.training import Recipe
+from napari_fmseg.training.loop import cases_for, train
+from napari_fmseg.training.recipe import as_table
 
 __all__ = ["Crossval", "FoldDone", "crossval"]
 
-_ENSEMBLES = ("single", "phased")
 _DONE = "fold.json"
 
 
@@ -90,14 +88,17 @@ def crossval(recipe: Recipe, n: int = 5) -> Generator[TrainEvent | CaseScores | 
     InvalidRecipe
         If there are too few cases, or the folder holds another recipe's or number of folds.
     """
-    names, everyone, recipe = _cases(recipe)
-    groups = _groups(recipe, everyone, n)
+    recipe = _claimed(recipe, n)
     found: list[Evaluation] = []
-    for k, held in enumerate(groups, 1):
+    for k in range(1, n + 1):
         yield Progress("folds", k - 1, n)
-        own = _recipe_of(recipe, names, [c for c in everyone if c not in held], held, k)
+        own = dataclasses.replace(
+            recipe, name=f"{recipe.name}-fold{k}", out=recipe.out / f"fold-{k}", folds=n, fold=k,
+            prepared=recipe.prepared or recipe.out / "prepared",
+        )  # fmt: skip
         if not (own.out / _DONE).exists():
             yield from train(own)
+            names, _, held = cases_for(own)
             model = load_model(own.out / f"{own.name}.toml", device=recipe.device)
             options = SegmentOptions(show_stages=False, device=recipe.device)
             for event in evaluate(held, names, model, own.out, options):
@@ -107,67 +108,32 @@ def crossval(recipe: Recipe, n: int = 5) -> Generator[TrainEvent | CaseScores | 
             _write(own.out / _DONE, {"cases": [case.name for case in held]})
         found.append(read_evaluation(own.out / "evaluation.json"))
         labels = {label: found[-1].mean("dice", label) for label in found[-1].labels}
-        yield FoldDone(k, n, len(held), found[-1].mean(), labels)
+        yield FoldDone(k, n, len(found[-1].cases), found[-1].mean(), labels)
     yield Progress("folds", n, n)
     result = _tables(recipe, found)
     yield from _ensemble(recipe, n, result.cases)
     yield result
 
 
-def _cases(recipe: Recipe) -> tuple[dict[int, str], list[Case], Recipe]:
-    """Give class names by number, all cases that may be learned from, and the recipe with a dataset for phantoms."""
-    if recipe.phantom:
-        folder = recipe.out / "phantom"
-        if not (folder / "dataset.json").exists():  # written last, so it stands for a whole dataset
-            write_phantom_dataset(folder, recipe.phantom[0], recipe.phantom[1], seed=recipe.seed)
-        recipe = dataclasses.replace(recipe, phantom=(), dataset=folder)
-    if recipe.dataset is None:
-        return dict(enumerate(recipe.labels, 1)), [*recipe.training, *recipe.validation], recipe
-    names, training, validation = cases_of(recipe.dataset)
-    return names, training if _is_project(recipe.dataset) else [*training, *validation], recipe
-
-
-def _is_project(folder: Path) -> bool:
-    return (folder / "fmseg" / "project.json").exists()
-
-
-def _groups(recipe: Recipe, everyone: Sequence[Case], n: int) -> list[list[Case]]:
-    """Split the cases, or take the split that was made when the run began."""
-    place, by_name = recipe.out / "folds.json", {case.name: case for case in everyone}
-    told = {k: v for k, v in as_table(recipe).items() if k != "out"}
-    if place.exists():
-        kept = json.loads(place.read_text(encoding="utf-8"))
-        if kept.get("recipe") != told or len(kept.get("folds", ())) != n:
-            raise InvalidRecipe(
-                f"{recipe.out} holds the cross-validation of another recipe, or with another number of folds "
-                f"({len(kept.get('folds', ()))}). Choose another `out`, or remove the folder."
-            )
-        gone = [name for names in kept["folds"] for name in names if name not in by_name]
-        if gone:
-            raise InvalidRecipe(f"{gone[0]} is gone since the cross-validation began. Put it back, or begin anew.")
-        return [[by_name[name] for name in names] for names in kept["folds"]]
-    groups = [list(group) for group in folds(everyone, n)]
-    _write(place, {"recipe": told, "folds": [[case.name for case in group] for group in groups]})
-    return groups
-
-
-def _recipe_of(
-    recipe: Recipe, names: Mapping[int, str], training: Sequence[Case], held: Sequence[Case], k: int
-) -> Recipe:
-    """Make the recipe of one fold."""
-    own = dataclasses.replace(recipe, name=f"{recipe.name}-fold{k}", out=recipe.out / f"fold-{k}")
-    if recipe.dataset is not None and not _is_project(recipe.dataset):
-        return dataclasses.replace(own, holdout=tuple(case.name for case in held))
-    ignore = next((value for value, name in names.items() if name == IGNORE_NAME), recipe.ignore)
-    classes = {value: name for value, name in names.items() if name != IGNORE_NAME}
-    if classes != dict(enumerate(recipe.labels, 1)):
+def _claimed(recipe: Recipe, n: int) -> Recipe:
+    """Make the folder ours, or continue what lies there if it is the same; give the recipe with its phantoms made."""
+    if n < 2 or recipe.fold:
+        raise InvalidRecipe(f"Cross-validation takes 2 folds or more, not {n}, and a recipe without `fold`.")
+    place = recipe.out / "folds.json"
+    told = {"folds": n, "recipe": {k: v for k, v in as_table(recipe).items() if k != "out"}}
+    if not place.exists():
+        _write(place, told)
+    elif json.loads(place.read_text(encoding="utf-8")) != told:
         raise InvalidRecipe(
-            f"The project's classes are {', '.join(f'{v} {name}' for v, name in classes.items())}; the recipe's labels "
-            f"{', '.join(recipe.labels)}. Name the same classes in the same order."
+            f"{recipe.out} holds the cross-validation of another recipe, or with another number of folds. Choose "
+            "another `out`, or remove the folder."
         )
-    return dataclasses.replace(
-        own, dataset=None, holdout=(), training=tuple(training), validation=tuple(held), ignore=ignore
-    )
+    if not recipe.phantom:
+        return recipe
+    folder = recipe.out / "phantom"
+    if not (folder / "dataset.json").exists():  # written last, so it stands for a whole dataset
+        write_phantom_dataset(folder, recipe.phantom[0], recipe.phantom[1], seed=recipe.seed)
+    return dataclasses.replace(recipe, phantom=(), dataset=folder)
 
 
 def _tables(recipe: Recipe, found: Sequence[Evaluation]) -> Crossval:
@@ -192,9 +158,6 @@ def _tables(recipe: Recipe, found: Sequence[Evaluation]) -> Crossval:
 
 def _ensemble(recipe: Recipe, n: int, cases: Evaluation) -> Iterator[TrainEvent]:
     """Write one model of all folds' networks, whose probabilities are averaged."""
-    if recipe.pipeline not in _ENSEMBLES:
-        yield Warned(f"Models of the pipeline {recipe.pipeline!r} cannot be joined; each fold has its own in fold-1...")
-        return
     parts: dict[str, Any] = {}
     specs: dict[str, Any] = {}
     card: ModelCard | None = None

@@ -1,6 +1,6 @@
 """Why here? A map of the places that spoke for a class where it was found, for any model, on a grid of its own.
 
-Single models are asked in one window around the place; phased ones in the stage that looked closely. See
+Single models are asked in one window around the place; models of several stages in the one that looked closely. See
 `napari_fmseg.nets.why` for how the map is made.
 """
 
@@ -24,10 +24,13 @@ from napari_fmseg.grid import resize, to_canonical, to_tensor
 from napari_fmseg.measures import measure
 from napari_fmseg.nets.why import seg_grad_cam
 from napari_fmseg.pipelines import SegmentOptions, segment
+from napari_fmseg.pipelines.coarse_fine import box_around, chooser, network_input
 from napari_fmseg.pipelines.phased import attention_input, body_box, consensus_input, cut, look_closer, normalise
-from napari_fmseg.pipelines.settings import PhasedSettings, SingleSettings
+from napari_fmseg.pipelines.postprocess import keep_parts
+from napari_fmseg.pipelines.reading import Source
+from napari_fmseg.pipelines.settings import CoarseFineSettings, PhasedSettings, SingleSettings
 from napari_fmseg.pipelines.single import filled, working_grid
-from napari_fmseg.volume import Box, Geometry, Volume
+from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
     from napari_fmseg.models import Model
@@ -74,7 +77,7 @@ def why_here(
     volume
         As for `napari_fmseg.pipelines.segment`.
     model
-        A model of one network or a phased one; of an ensemble its first member is asked.
+        Of any pipeline; of an ensemble its first member is asked.
     label
         The class, by number or name.
     box, point
@@ -96,7 +99,7 @@ def why_here(
     GeometryMismatch
         If the place lies outside the volume.
     InvalidRecipe
-        If no single network of the model's pipeline can be asked.
+        If the model's pipeline is not known here.
     """
     number = _number_of(label, model)
     asked = _box_of(volume.geometry, box, point)
@@ -107,6 +110,8 @@ def why_here(
         question = _in_window(volume, model, asked, middle)
     elif model.card.pipeline == "phased":
         question = _looking_closely(volume, model, asked)
+    elif model.card.pipeline == "coarse_fine":
+        question = _in_the_box(volume, model, asked)
     else:
         raise InvalidRecipe(f"Models of the pipeline {model.card.pipeline!r} cannot be asked why. Ask another model.")
     name = model.card.labels[number]
@@ -189,6 +194,30 @@ def _looking_closely(volume: Volume, model: Model, asked: Box | None) -> _Questi
     grid = geometry.crop(box).resized(settings.attention_grid)
     close = _Question(nets["attention"], (x[None], a[None]), grid, asked, volume.geometry)
     return close if asked is None or close.region is not None else coarse
+
+
+@torch.no_grad()
+def _in_the_box(volume: Volume, model: Model, asked: Box | None) -> _Question:
+    """Ask the fine network about the box around what was found; the coarse one where it does not look."""
+    settings, intensity, nets = CoarseFineSettings.of(model.card.settings), model.card.intensity, model.nets
+    data, native = to_canonical(volume)
+    source = Source(data, model.device)
+    z, y, x = (slice(0, n) for n in native.shape)
+    box: Box = (z, y, x)
+    if settings.crop_above is not None:
+        box = source.above(settings.crop_above) or box
+    seen = network_input(source.read(box, settings.coarse_size), intensity)[None]
+    grid = native.crop(box).resized(settings.coarse_size)
+    coarse = _Question(nets["coarse"], (seen,), grid, asked, volume.geometry)
+    if "fine" not in nets:
+        return coarse
+    choose = chooser(getattr(nets["coarse"], "activation", "softmax"), settings)
+    found = LabelMap(choose(nets["coarse"](seen)[0]).cpu().numpy(), grid)
+    found = keep_parts(found, settings.coarse_parts, settings.coarse_least_ml)
+    box = box_around(found.data, native, settings.margin_mm, box)
+    seen = network_input(source.read(box, settings.fine_size), intensity)[None]
+    fine = _Question(nets["fine"], (seen,), native.crop(box).resized(settings.fine_size), asked, volume.geometry)
+    return fine if asked is None or fine.region is not None else coarse
 
 
 def _answer(question: _Question, number: int, name: str, layer: str | None) -> tuple[np.ndarray, str]:

@@ -6,7 +6,7 @@ weights, so any shift, zoom and anti-aliasing costs the same, gives exact places
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 __all__ = [
     "bounding_box",
     "box_in",
+    "canonical_view",
     "from_canonical",
+    "label_slabs",
     "labels_on",
     "resample",
     "resize",
@@ -56,6 +58,12 @@ def to_canonical(volume: Volume) -> tuple[np.ndarray, Geometry]:
     geometry, order, flips = volume.geometry.canonical()
     data = volume.channels.transpose(0, *(i + 1 for i in order))
     return np.flip(data, tuple(f + 1 for f in flips)), geometry
+
+
+def canonical_view(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """See an array (z, y, x) on `geometry` as canonical voxels; what is written to the view is written to the array."""
+    _, order, flips = geometry.canonical()
+    return np.flip(array.transpose(order), flips)
 
 
 def from_canonical(data: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -238,22 +246,46 @@ def labels_on(probabilities: Tensor, shape: Sequence[int]) -> Tensor:
     Tensor
         `shape`, uint8 (int16 with more than 256 classes), on the same device.
     """
-    n_classes = probabilities.shape[0]
-    out = torch.empty(tuple(shape), dtype=torch.uint8 if n_classes <= 256 else torch.int16, device=probabilities.device)
-    if tuple(shape) == tuple(probabilities.shape[1:]):
-        return probabilities.argmax(0).to(out.dtype)
-    for planes in slabs(shape, n_classes):
-        out[planes] = _slab_labels(probabilities, shape, planes).to(out.dtype)
+    dtype = torch.uint8 if probabilities.shape[0] <= 256 else torch.int16
+    out = torch.empty(tuple(shape), dtype=dtype, device=probabilities.device)
+    for planes, labels in label_slabs(probabilities, shape, lambda scores: scores.argmax(0)):
+        out[planes] = labels.to(dtype)
     return out
 
 
-def _slab_labels(probabilities: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
-    """Zoom along z by the weights and in plane by torch's bilinear kernel, then argmax."""
-    n_in, step = probabilities.shape[1], probabilities.shape[1] / shape[0]
-    if step > 1 or any(n > m for n, m in zip(probabilities.shape[2:], shape[1:], strict=True)):
-        return resize_slab(probabilities, shape, planes).argmax(0)
+def label_slabs(
+    scores: Tensor, shape: Sequence[int], choose: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Zoom scores of classes (c, z, y, x) to `shape` slab by slab and choose a label for every voxel.
+
+    Parameters
+    ----------
+    scores
+        Probabilities or logits.
+    shape
+        Voxels (z, y, x) of the result, over the same field of view.
+    choose
+        Takes scores (c, planes, y, x) and gives labels (planes, y, x).
+
+    Yields
+    ------
+    tuple
+        Planes along z, and their labels.
+    """
+    if tuple(shape) == tuple(scores.shape[1:]):
+        yield slice(0, shape[0]), choose(scores)
+        return
+    for planes in slabs(shape, scores.shape[0]):
+        yield planes, choose(_slab_scores(scores, shape, planes))
+
+
+def _slab_scores(scores: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
+    """Zoom along z by the weights and in plane by torch's bilinear kernel."""
+    n_in, step = scores.shape[1], scores.shape[1] / shape[0]
+    if step > 1 or any(n > m for n, m in zip(scores.shape[2:], shape[1:], strict=True)):
+        return resize_slab(scores, shape, planes)
     weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
     used = weights.any(0).nonzero()
     first, last = int(used[0]), int(used[-1]) + 1
-    part = _along(probabilities[:, first:last].float(), weights[:, first:last], 0)  # (c, planes, y, x)
-    return F.interpolate(part, tuple(shape[1:]), mode="bilinear", align_corners=False).argmax(0)
+    part = _along(scores[:, first:last].float(), weights[:, first:last], 0)  # (c, planes, y, x)
+    return F.interpolate(part, tuple(shape[1:]), mode="bilinear", align_corners=False)

@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 
+_INTENSITIES = ("window", "window_zscore", "percentile", "zscore")
+
+
 @dataclass(frozen=True)
 class NetSpec:
     """One network of a model: its name in the registry and the arguments that build it."""
@@ -53,6 +56,8 @@ class Intensity:
         ``"window"``: `low` and `high` are intensities (HU for CT). ``"percentile"``: they are percentiles of the
         volume, for modalities without a unit. Values are clamped to the window and mapped to 0..1. ``"zscore"``: each
         channel gets mean 0 and standard deviation 1, as MIS-FM is fine-tuned; `low` and `high` have no effect.
+        ``"window_zscore"``: clamped to the window, then mean 0 and standard deviation 1, as EfficientSegmentation does.
+        A coarse-to-fine model maps what each network sees, after it was resized; the others map the whole volume.
     low
         Lower end of the window: what becomes 0.
     high
@@ -67,10 +72,10 @@ class Intensity:
     minmax: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("window", "percentile", "zscore") or not self.low < self.high:
+        if self.kind not in _INTENSITIES or not self.low < self.high:
             raise UnknownModel(
-                f"An intensity is a window or a percentile with low < high, or zscore, not {self.kind!r} "
-                f"{self.low}..{self.high}."
+                f"An intensity is a window, a window_zscore or a percentile with low < high, or zscore, not "
+                f"{self.kind!r} {self.low}..{self.high}."
             )
 
 

@@ -148,6 +148,21 @@ def test_phased_model_is_asked_in_the_stage_that_looked_closest(stages):
     assert (np.abs(bright - volume.geometry.place((10, 10, 12))) <= (2.5, 5, 2.5)).all()
 
 
+@pytest.mark.parametrize("stages", [("coarse",), ("coarse", "fine")])
+def test_coarse_to_fine_model_is_asked_in_the_box_that_was_looked_at(stages):
+    shape = (20, 22, 24)
+    image = np.zeros(shape, np.float32)
+    image[8:14, 8:14, 10:16] = 1
+    volume = Volume(image, Geometry.from_spacing(shape, (1.0, 2.0, 1.0), (3, 2, 1)))
+    nets = {stage: TwoLayers().eval() for stage in stages}
+    sizes = {"coarse_size": shape, "fine_size": (12, 12, 12), "margin_mm": 2.0}
+    found = why(volume, model_of(nets, "coarse_fine", **sizes), point=(10, 10, 12), layer="first").output
+    assert found.geometry.shape == (shape if len(stages) == 1 else (12, 12, 12))
+    bright = found.geometry.place(np.argwhere(found.data > 0.5))
+    assert len(bright) > 0
+    assert (np.abs(bright - volume.geometry.place((10, 10, 12))) <= (2.5, 5, 2.5)).all()
+
+
 def test_impossible_questions_are_refused(image):
     volume = Volume(image, Geometry.from_spacing(SHAPE))
     with pytest.raises(UnknownModel, match=r"no class 'spleen'.*organ"):

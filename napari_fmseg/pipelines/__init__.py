@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["PIPELINES", "SegmentOptions", "doubts", "segment", "stages_of"]
 
 PIPELINES: dict[str, str] = {
+    "coarse_fine": "napari_fmseg.pipelines.coarse_fine",
     "phased": "napari_fmseg.pipelines.phased",
     "single": "napari_fmseg.pipelines.single",
 }

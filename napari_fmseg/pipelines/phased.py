@@ -77,7 +77,9 @@ def normalise(data: Tensor, intensity: Intensity) -> Tensor:
     """Map intensities (c, z, y, x) as the card says: to 0..1 by a window or by percentiles, or to z-scores."""
     out = data.float() if data.dtype != torch.float32 else data.clone()
     for channel in out:
-        if intensity.kind == "zscore":
+        if intensity.kind == "window_zscore":
+            channel.clamp_(intensity.low, intensity.high)
+        if intensity.kind in ("zscore", "window_zscore"):
             std, mean = torch.std_mean(channel, correction=0)
             channel.sub_(mean).div_(std + 1e-5)
             continue
