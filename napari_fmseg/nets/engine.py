@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.errors import DeviceUnavailable
+from napari_fmseg.nets.efficient import BaseUNet, ContextUNet, EfficientSegNet
 from napari_fmseg.nets.fast import FastPyramid
 from napari_fmseg.nets.fast_edge import FastEdge
+from napari_fmseg.nets.lean import LeanLadder
 from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet
 
 __all__ = [
@@ -244,7 +246,7 @@ class _Layerwise:
 class _Fast:
     """A network that has a fast form of its own on the CPU."""
 
-    def __init__(self, run: FastPyramid | FastEdge) -> None:
+    def __init__(self, run: FastPyramid | FastEdge | LeanLadder) -> None:
         self._run = run
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -258,6 +260,8 @@ def _make(net: nn.Module, device: torch.device, dtype: torch.dtype, memory_forma
             return _Fast(FastPyramid(own.cpu(), dtype))
         if isinstance(own, EdgeNet) and own.variant == "v1" and own.n_classes == 2:
             return _Fast(FastEdge(own.cpu(), dtype))
+        if isinstance(own, BaseUNet | ContextUNet | EfficientSegNet):
+            return _Fast(LeanLadder(own, dtype))
         # The folded filter grows with the classes and loses from three on; tiny channel counts want channels last.
         if isinstance(own, EdgeNet) and memory_format == "auto":
             memory_format = "channels_last"
