@@ -65,8 +65,10 @@ class _Norm:
     def see(self, x: Tensor) -> None:
         """Take in planes (1, c, z, y, x)."""
         flat = x[0].flatten(1).float()
-        variance, mean = torch.var_mean(flat, 1, correction=0)
-        n, mean, squares = flat.shape[1], mean.double(), variance.double() * flat.shape[1]
+        n, mean = flat.shape[1], flat.mean(1)
+        # Ten times faster than torch.var_mean.
+        squares = torch.linalg.vector_norm(flat - mean[:, None], dim=1).double() ** 2
+        mean = mean.double()
         if self._n:
             apart = mean - self._mean
             squares = squares + self._squares + apart**2 * (self._n * n / (self._n + n))
@@ -193,7 +195,7 @@ def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _
         h[:, :, a:b] = part
         if shortcut is not None:
             norm_beside.see(_convolved(shortcut.conv, x, a, b))
-    norm = _convolve_over(second.conv, h, norm, depth)
+    norm = _convolve_over(second.conv, h, norm)
     for a in range(0, size[0], depth):
         b = min(a + depth, size[0])
         beside = x.read(a, b) if shortcut is None else norm_beside(_convolved(shortcut.conv, x, a, b))
@@ -201,21 +203,21 @@ def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _
     return h
 
 
-def _convolve_over(conv: nn.Conv3d, h: Tensor, norm: _Norm, depth: int) -> _Norm:
+def _convolve_over(conv: nn.Conv3d, h: Tensor, norm: _Norm) -> _Norm:
     """Replace `h` by the convolution of its normalised ReLU, in place; gives the norm of what is there now."""
     after = _Norm()
-    reach, n = conv.padding[0], h.shape[2]  # type: ignore[index]
+    reach, n, depth = int(conv.padding[0]), h.shape[2], _depth(_Map.of(h).size, h.shape[1])
     before = h[:, :, :0]  # the planes before the part, ready, which were overwritten
     for a in range(0, n, depth):
         b = min(a + depth, n)
-        last = min(b + int(reach), n)
+        last = min(b + reach, n)
         ready = torch.cat([before, norm(h[:, :, a:last]).relu_()], 2)
-        before = ready[:, :, ready.shape[2] - (last - b) - int(reach) : ready.shape[2] - (last - b)].clone()
-        front = int(reach) if a == 0 else 0
-        back = b + int(reach) - last
+        before = ready[:, :, ready.shape[2] - (last - b) - reach : ready.shape[2] - (last - b)].clone()
+        front = reach if a == 0 else 0
+        back = b + reach - last
         if front or back:
             ready = F.pad(ready, (0, 0, 0, 0, front, back))
-        part = F.conv3d(ready, conv.weight, padding=(0, *conv.padding[1:]))  # type: ignore[arg-type]
+        part = F.conv3d(ready, conv.weight, padding=(0, *conv.padding[1:]))
         after.see(part)
         h[:, :, a:b] = part
     return after
@@ -225,12 +227,13 @@ def _convolved(conv: nn.Conv3d, x: _Map, a: int, b: int) -> Tensor:
     """Give output planes a to b of a convolution with its padding and stride."""
     kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
     planes = x.padded(a * stride - padding, (b - 1) * stride - padding + kernel)
-    return F.conv3d(planes, conv.weight, stride=conv.stride, padding=(0, *conv.padding[1:]))  # type: ignore[arg-type]
+    return F.conv3d(planes, conv.weight, stride=conv.stride, padding=(0, *conv.padding[1:]))
 
 
 def _size_after(conv: nn.Conv3d, size: tuple[int, int, int]) -> tuple[int, int, int]:
-    sides = zip(size, conv.kernel_size, conv.stride, conv.padding, strict=True)
-    z, y, x = ((n + 2 * int(p) - k) // s + 1 for n, k, s, p in sides)
+    padding: Any = conv.padding
+    sides = zip(size, conv.kernel_size, conv.stride, padding, strict=True)
+    z, y, x = ((n + 2 * p - k) // s + 1 for n, k, s, p in sides)
     return z, y, x
 
 
@@ -238,15 +241,12 @@ def _enlarged(x: Tensor, like: Tensor) -> Read:
     """Give a function that reads planes of `x`, enlarged to the size of `like` with aligned corners."""
     z, size = like.shape[2], like.shape[3:]
     place = torch.arange(z, dtype=torch.float64) * ((x.shape[2] - 1) / max(z - 1, 1))
-    below = place.floor().long().clamp(max=x.shape[2] - 1)
-    share = (place - below).to(x.dtype).to(x.device)[:, None, None]
+    old = torch.arange(x.shape[2], dtype=torch.float64)
+    weights = (1 - (place[:, None] - old).abs()).clamp_min(0).to(x.dtype)  # (new planes, old planes)
 
     def read(a: int, b: int) -> Tensor:
-        first, last = int(below[a]), min(int(below[b - 1]) + 2, x.shape[2])
-        plane = x[0, :, first:last]
-        plane = F.interpolate(plane, size=tuple(size), mode="bilinear", align_corners=True)
-        low = (below[a:b] - first).to(x.device)
-        high = (low + 1).clamp(max=last - first - 1)
-        return torch.lerp(plane[:, low], plane[:, high], share[a:b])[None]
+        first, last = int(place[a]), min(int(place[b - 1]) + 2, x.shape[2])
+        planes = F.interpolate(x[0, :, first:last], size=tuple(size), mode="bilinear", align_corners=True)
+        return torch.matmul(weights[a:b, first:last].to(x.device), planes.flatten(2)).view(1, len(planes), b - a, *size)
 
     return read
