@@ -27,6 +27,7 @@ WORDS = {
     "keep_largest": "Keep the largest part only",
     "min_part_ml": "Remove parts below (ml)",
     "show_stages": "Show the stages",
+    "max_memory_gb": "Use memory up to (GB)",
 }
 
 
