@@ -40,6 +40,7 @@ WORDS = {
     "overlap": "Windows overlap",
     "window_batch": "Windows at once",
     "blend": "Blend windows",
+    "max_memory_gb": "Use memory up to (GB)",
 }
 
 

@@ -34,6 +34,7 @@ class SEGMENT:
     keep_largest = "Keep only the largest connected part of every class; small islands go."
     min_part_ml = "Remove connected parts smaller than this, in millilitres. 0 keeps all."
     show_stages = "Show the coarse labels and the attention map on the way. Without them the run is a little faster."
+    max_memory_gb = "Most memory that a run may take, of the graphics card or else of the program, in GB. 0: no limit."
     region = "Segment only a part: inside a box that you draw, or what is in view. The rest stays unlabelled."
     region_draw = "Add a Shapes layer and draw a rectangle over the part to segment."
     progress = "The stage that is computed now, how much of it is done, and about how long the rest takes."

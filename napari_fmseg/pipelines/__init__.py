@@ -55,6 +55,9 @@ class SegmentOptions:
         as the model's card says.
     blend
         How overlapping windows are averaged: ``"gaussian"``, their middle counts most, or ``"constant"``.
+    max_memory_gb
+        Most memory in GB that the run may take, of a graphics card or else of the whole program; 0 for no limit. A
+        card's limit is kept, in smaller parts or on the processor; on the processor the run tells if it needed more.
     """
 
     until: str = ""
@@ -66,6 +69,7 @@ class SegmentOptions:
     overlap: float | None = None
     window_batch: int | None = None
     blend: str = "gaussian"
+    max_memory_gb: float = 0.0
 
 
 def stages_of(card: ModelCard) -> tuple[str, ...]:
@@ -119,7 +123,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     GeometryMismatch
         If the number of channels is not the model's.
     InvalidRecipe
-        If `options.until` is no stage of the model.
+        If `options.until` is no stage of the model, or a limit is negative.
     DeviceMemory
         If the memory does not suffice, after all fallbacks.
     """
@@ -133,8 +137,14 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
             f"{card.name} takes {len(card.channels)} channel(s) ({', '.join(card.channels)}), "
             f"but the volume has {volume.n_channels}. Choose the channels that it was trained with."
         )
+    if not options.max_memory_gb >= 0:
+        raise InvalidRecipe(f"max_memory_gb is a number of GB, or 0 for no limit, not {options.max_memory_gb}.")
     yield from (Warned(text) for text in doubts(volume.geometry, volume.meta, card))
-    yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
+    from napari_fmseg.pipelines.running import MemoryLimit
+
+    with MemoryLimit(model.device, options.max_memory_gb) as limit:
+        yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
+        yield from (Warned(text) for text in limit.exceeded())
 
 
 def _module_of(card: ModelCard) -> str:

@@ -127,8 +127,12 @@ def _gathering(device: torch.device, size: Size, classes: int, passes: int) -> t
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a graphics card; None where nobody tells, or on the CPU."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else None
+    """Bytes that can still be had on a graphics card, within the limit of the run; None on other devices."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_reserved(device)
+    return int(min(free, allowed))
 
 
 def places_of(size: Sequence[int], window: Sequence[int], step: Sequence[int], *, repeat: bool = False) -> list[Size]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 
 from napari_fmseg.errors import FmsegError, InvalidRecipe
-from napari_fmseg.events import EpochDone, Saved, drain
+from napari_fmseg.events import EpochDone, Saved, StepDone, drain
 from napari_fmseg.grid import to_canonical
 from napari_fmseg.io import read_labels, read_volume, write_labels, write_volume
 from napari_fmseg.metrics import dice_per_label
@@ -112,6 +113,27 @@ def test_both_stages_train_in_order_and_the_card_segments(home: Path) -> None:
     assert model.card.scores["labels"] == pytest.approx(
         dict(zip(("cube", "slab"), dice_per_label(found.data, truth, 3), strict=True)), abs=2e-3
     )
+
+
+def weights_of(folder: Path) -> str:
+    return hashlib.sha256((folder / "two.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("last", [("coarse", 3), ("fine", 3)])
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_weights(home: Path, last: tuple[str, int]) -> None:
+    plan = recipe(home, hard_times=2, validate_cases=1)
+    list(train(dataclasses.replace(plan, out=home / "whole", prepared=home / "kept")))
+    stopped = dataclasses.replace(plan, out=home / "stopped", prepared=home / "kept")
+    events = train(stopped)
+    while True:
+        event = next(events)
+        if isinstance(event, StepDone) and (event.stage, event.step) == last:  # in the middle of the second epoch
+            break
+    events.close()
+    torch.rand(3)  # whatever else draws numbers in between
+    steps = [(e.stage, e.step) for e in train(stopped) if isinstance(e, StepDone)]
+    assert steps[0] == last
+    assert weights_of(home / "stopped") == weights_of(home / "whole")
 
 
 # --- what is kept on disk -----------------------------------------------------------------------------------------
