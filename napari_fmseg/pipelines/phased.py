@@ -37,7 +37,7 @@ from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.nets.phased import HALO
 from napari_fmseg.pipelines.running import Engine
-from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
+from napari_fmseg.pipelines.settings import STAGES, PhasedSettings, SingleSettings
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _percentiles(channel: Tensor, low: float, high: float, most: int = 2_000_000
     return float(found[0]), float(found[1])
 
 
-def body_box(image: Tensor, settings: PhasedSettings) -> Box:
+def body_box(image: Tensor, settings: PhasedSettings | SingleSettings) -> Box:
     """Give the box of a normalised volume (c, z, y, x) that the model looks at."""
     if settings.crop_above is None:
         return _whole(image.shape[1:])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_fmseg.components import components
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.volume import Box, LabelMap
 
@@ -107,7 +108,7 @@ def _remove_parts(
     data: npt.NDArray[Any], kinds: npt.NDArray[Any], chosen: set[int] | None, min_voxels: float, neighbours: int
 ) -> None:
     """Set to 0, in place, what is too small or not the largest of its kind."""
-    parts = _parts(kinds, neighbours)
+    parts = components(kinds, neighbours)
     where = parts != 0
     flat = parts[where]  # the foreground alone: a label map is mostly background
     sizes = np.bincount(flat)
@@ -125,18 +126,6 @@ def _remove_parts(
     keep[0] = True
     if not keep.all():
         data[where] = np.where(keep[flat], data[where], 0)
-
-
-def _parts(data: npt.NDArray[Any], neighbours: int) -> npt.NDArray[Any]:
-    """Number the connected parts of all labels, 1 and up, 0 the background."""
-    data = np.ascontiguousarray(data)
-    try:
-        import cc3d
-    except ImportError:
-        from skimage import measure
-
-        return np.asarray(measure.label(data, background=0, connectivity=3 if neighbours == 26 else 1))
-    return np.asarray(cc3d.connected_components(data, connectivity=neighbours))
 
 
 def _fill(data: npt.NDArray[Any]) -> None:

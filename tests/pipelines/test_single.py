@@ -174,3 +174,19 @@ def test_wrong_number_of_channels_is_refused():
     volume = Volume(np.zeros((2, 8, 8, 8), np.float32), Geometry.from_spacing((8, 8, 8)))
     with pytest.raises(GeometryMismatch, match="takes 1 channel"):
         drain(segment(volume, model_of(), FLOAT))
+
+
+@pytest.mark.parametrize("direction", [None, np.diag([-1, 1, -1])])
+def test_air_around_the_patient_costs_no_windows_and_changes_nothing(direction, balls):
+    data = np.zeros((12, 40, 60))
+    data[:, 15:34, 30:51] = 0.2 + 0.8 * (balls[0] | balls[1])
+    volume = volume_of(data, direction=direction)
+    seen, results = {}, {}
+    for crop in (None, 0.1):
+        *events, last = segment(volume, model_of(crop_above=crop), FLOAT)
+        seen[crop] = max(e.total for e in events if isinstance(e, Progress))
+        results[crop] = last.output
+    assert seen[0.1] < seen[None] / 3
+    assert results[0.1].geometry == volume.geometry
+    assert np.array_equal(results[0.1].data, results[None].data)
+    assert results[0.1].data.any()
