@@ -173,7 +173,7 @@ def _check(labels: LabelMap, volume: Volume, min_ml: float, channel: int) -> Non
             f"the image {volume.geometry.shape} of {np.round(volume.geometry.spacing, 3).tolist()} mm, or they lie "
             "elsewhere. "
             "Uptake is measured voxel by voxel: segment this image, or read the labels on its grid "
-            "(napari_fmseg.grid.resample, order=0)."
+            "(napari_fmseg.regrid.resample, order=0)."
         )
     if not min_ml >= 0:
         raise FmsegError(f"The smallest lesion is {min_ml} ml. Expected 0 ml or more.")

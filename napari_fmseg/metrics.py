@@ -190,7 +190,7 @@ def _same_grid(prediction: LabelMap, truth: LabelMap) -> None:
     ]
     raise GeometryMismatch(
         f"The prediction has {told[0]}; the truth has {told[1]} (z, y, x). Scores need one grid: "
-        "resample one of them onto the other with nearest neighbours (napari_fmseg.grid.resample, order=0), "
+        "resample one of them onto the other with nearest neighbours (napari_fmseg.regrid.resample, order=0), "
         "or segment the image that the truth was drawn on."
     )
 

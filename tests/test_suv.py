@@ -9,51 +9,14 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, PositronEmissionTomographyImageStorage
 
 from napari_fmseg.errors import FmsegError, NoSuv
 from napari_fmseg.io import read_volume
 
-DOSE, HALF_LIFE, WEIGHT = 350e6, 6586.2, 72.5
-N, SHAPE = 3, (5, 6)
-STORED = np.random.default_rng(3).integers(0, 20000, (N, *SHAPE)).astype(np.int16)
-SLOPES = np.array([0.5, 1.25, 2.0])  # as GE writes them: another one for every slice
-BQML = STORED * SLOPES[:, None, None]
-
-
-def pet(folder: Path, change: Callable[[int, Any, Any], Any] | None = None, **tags: Any) -> Path:
-    """Write a PET of three slices: injected at 10:00:00, scanned at 11:00:00; `change(i, slice, pharma)` spoils one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(N):
-        meta = pydicom.dataset.FileMetaDataset()
-        meta.MediaStorageSOPClassUID = PositronEmissionTomographyImageStorage
-        meta.MediaStorageSOPInstanceUID = f"1.2.3.{i + 1}"
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        s = pydicom.Dataset()
-        s.file_meta = meta
-        s.SOPClassUID, s.SOPInstanceUID = PositronEmissionTomographyImageStorage, f"1.2.3.{i + 1}"
-        s.SeriesInstanceUID, s.Modality, s.SeriesDescription = "1.2.3", "PT", "WB"
-        s.PatientName, s.PatientID, s.PatientWeight = "Doe^Jane", "4711", str(WEIGHT)
-        s.Rows, s.Columns, s.PixelSpacing = *SHAPE, [4, 4]
-        s.ImageOrientationPatient, s.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 4.0 * i]
-        s.SamplesPerPixel, s.PhotometricInterpretation = 1, "MONOCHROME2"
-        s.BitsAllocated, s.BitsStored, s.HighBit, s.PixelRepresentation = 16, 16, 15, 1
-        s.RescaleSlope, s.RescaleIntercept, s.InstanceNumber = SLOPES[i], 0, i + 1
-        s.Units, s.DecayCorrection, s.CorrectedImage = "BQML", "START", ["DECY", "ATTN", "SCAT"]
-        s.SeriesDate, s.SeriesTime = "20240229", "110000.00"
-        s.AcquisitionDate, s.AcquisitionTime = "20240229", f"11{2 * i:02d}00.000000"
-        s.ActualFrameDuration, s.WindowCenter, s.WindowWidth = "120000", 1000, 2000
-        pharma = pydicom.Dataset()
-        pharma.RadiopharmaceuticalStartTime = "100000"
-        pharma.RadionuclideTotalDose, pharma.RadionuclideHalfLife = str(DOSE), str(HALF_LIFE)
-        s.RadiopharmaceuticalInformationSequence = [pharma]
-        s.PixelData = STORED[i].astype("<i2").tobytes()
-        for key, value in tags.items():
-            setattr(s, key, value)
-        if change is not None:
-            change(i, s, pharma)
-        s.save_as(folder / f"IM{i}", enforce_file_format=True)
-    return folder
+DOSE, HALF_LIFE, WEIGHT = 350e6, 6586.2, 72.5  # as the fixture `pet` writes them
+N = 3
+STORED = np.random.default_rng(3).integers(0, 20000, (N, 5, 6)).astype(np.int16)
+BQML = STORED * np.array([0.5, 1.25, 2.0])[:, None, None]
 
 
 def suv(folder: Path) -> np.ndarray:
@@ -73,7 +36,7 @@ def of_pharma(**tags: Any) -> Callable[[int, Any, Any], None]:
 HOUR = 350e6 * 2 ** (-3600 / 6586.2)  # Bq that are left of the dose after an hour
 
 
-def test_suv_is_activity_times_weight_by_the_dose_that_is_left(tmp_path: Path) -> None:
+def test_suv_is_activity_times_weight_by_the_dose_that_is_left(pet: Any, tmp_path: Path) -> None:
     data = suv(pet(tmp_path))
     assert pytest.approx(239.62e6, rel=1e-4) == HOUR  # 350 MBq of F-18 after 60 min
     np.testing.assert_allclose(data, BQML * 72500 / HOUR, rtol=1e-5)
@@ -84,7 +47,7 @@ def test_suv_is_activity_times_weight_by_the_dose_that_is_left(tmp_path: Path) -
     assert not volume.meta["warnings"]
 
 
-def test_on_wish_a_pet_stays_in_its_own_unit(tmp_path: Path) -> None:
+def test_on_wish_a_pet_stays_in_its_own_unit(pet: Any, tmp_path: Path) -> None:
     volume = read_volume(pet(tmp_path), suv="never")
     assert (volume.meta["units"], volume.meta["window_center"]) == ("Bq/ml", 1000)
     np.testing.assert_allclose(volume.data, BQML, rtol=1e-6)
@@ -115,7 +78,7 @@ GE = [(0x00090010, "LO", "GEMS_PETD_01"), (0x0009100D, "DT", "20240229105930.00"
         ({"Units": "CNTS"}, {}, None),
     ],
 )  # fmt: skip
-def test_times_and_ways_of_correction(tmp_path: Path, tags: dict, pharma: dict, dose: float | None) -> None:
+def test_times_and_ways_of_correction(pet: Any, tmp_path: Path, tags: dict, pharma: dict, dose: float | None) -> None:
     folder = pet(tmp_path, of_pharma(**pharma), **tags)
     if dose is None:
         with pytest.raises(NoSuv, match="7053,1000"):
@@ -124,7 +87,7 @@ def test_times_and_ways_of_correction(tmp_path: Path, tags: dict, pharma: dict, 
     np.testing.assert_allclose(suv(folder), BQML * WEIGHT * 1000 / dose, rtol=1e-5)
 
 
-def test_a_series_made_later_by_ge_says_when_the_scan_was(tmp_path: Path) -> None:
+def test_a_series_made_later_by_ge_says_when_the_scan_was(pet: Any, tmp_path: Path) -> None:
     def change(i: int, slice_: Any, pharma: Any) -> None:
         for tag, kind, value in GE:
             slice_.add_new(tag, kind, value)
@@ -134,7 +97,7 @@ def test_a_series_made_later_by_ge_says_when_the_scan_was(tmp_path: Path) -> Non
     np.testing.assert_allclose(suv(pet(tmp_path / "own", change)), BQML * WEIGHT * 1000 / HOUR, rtol=1e-5)
 
 
-def test_without_correction_every_slice_has_its_own_time_and_duration(tmp_path: Path) -> None:
+def test_without_correction_every_slice_has_its_own_time_and_duration(pet: Any, tmp_path: Path) -> None:
     data = suv(pet(tmp_path, DecayCorrection="NONE"))
     rate = np.log(2) / HALF_LIFE
     for i in range(N):
@@ -144,7 +107,9 @@ def test_without_correction_every_slice_has_its_own_time_and_duration(tmp_path: 
 
 
 @pytest.mark.parametrize(("tag", "factor"), [(0x70531000, 0.0003), (0x70531009, None)])
-def test_counts_are_scaled_by_the_factors_of_their_maker(tmp_path: Path, tag: int, factor: float | None) -> None:
+def test_counts_are_scaled_by_the_factors_of_their_maker(
+    pet: Any, tmp_path: Path, tag: int, factor: float | None
+) -> None:
     def change(i: int, slice_: Any, pharma: Any) -> None:
         slice_.add_new(0x70530010, "LO", "Philips PET Private Group")
         slice_.add_new(tag, "DS", "0.0003" if factor else "1.7")
@@ -153,7 +118,7 @@ def test_counts_are_scaled_by_the_factors_of_their_maker(tmp_path: Path, tag: in
     np.testing.assert_allclose(suv(pet(tmp_path, change, Units="CNTS")), expected, rtol=1e-5)
 
 
-def test_what_is_suv_already_stays_as_it_is(tmp_path: Path) -> None:
+def test_what_is_suv_already_stays_as_it_is(pet: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(suv(pet(tmp_path, Units="GML", PatientWeight="")), BQML, rtol=1e-6)
     lean = pet(tmp_path / "lean", Units="GML", SUVType="LBM")
     with pytest.raises(NoSuv, match="LBM"):
@@ -177,7 +142,9 @@ def without(*names: str) -> Callable[[int, Any, Any], None]:
 
 
 @pytest.mark.parametrize("names", [*[(name,) for name in EVERY], tuple(EVERY)])
-def test_every_missing_tag_is_named_at_once_and_the_volume_is_read_without_suv(tmp_path: Path, names: tuple) -> None:
+def test_every_missing_tag_is_named_at_once_and_the_volume_is_read_without_suv(
+    pet: Any, tmp_path: Path, names: tuple
+) -> None:
     folder = pet(tmp_path, without(*names))
     with pytest.raises(NoSuv) as caught:
         read_volume(folder, suv="required")
@@ -190,7 +157,7 @@ def test_every_missing_tag_is_named_at_once_and_the_volume_is_read_without_suv(t
     assert all(name in warning for name in names)
 
 
-def test_no_dose_record_at_all_names_its_three_tags(tmp_path: Path) -> None:
+def test_no_dose_record_at_all_names_its_three_tags(pet: Any, tmp_path: Path) -> None:
     folder = pet(tmp_path, lambda i, s, p: delattr(s, "RadiopharmaceuticalInformationSequence"))
     with pytest.raises(NoSuv, match=r"TotalDose.*HalfLife.*StartTime"):
         suv(folder)
@@ -210,7 +177,7 @@ def test_no_dose_record_at_all_names_its_three_tags(tmp_path: Path) -> None:
     ],
 )
 def test_what_makes_no_sense_is_said_and_tells_nothing_of_the_patient(
-    tmp_path: Path, tags: dict, pharma: dict, match: str
+    pet: Any, tmp_path: Path, tags: dict, pharma: dict, match: str
 ) -> None:
     with pydicom.config.disable_value_validation():
         folder = pet(

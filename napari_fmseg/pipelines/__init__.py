@@ -75,14 +75,27 @@ def doubts(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iter
     for text in (*meta.get("repaired", ()), *meta.get("warnings", ())):
         yield str(text)
     modality = str(meta.get("modality", ""))
+    modality = {"PT": "PET"}.get(modality, modality)  # DICOM's word for it
     if modality and card.modality and modality != card.modality:
         yield f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result."
+    yield from _unit_doubts(meta, card)
     if card.spacing_mm:
         spacing = np.sort(geometry.spacing)
         ratio = spacing / np.sort(card.spacing_mm)
         if ratio.max() > 2 or ratio.min() < 0.5:
             have, want = (" x ".join(f"{s:.3g}" for s in group) for group in (spacing, np.sort(card.spacing_mm)))
             yield f"The voxels are {have} mm; {card.name} was trained with about {want} mm. Look at the result closely."
+
+
+def _unit_doubts(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
+    """Tell where intensities are counted in another unit than the model's windows."""
+    units = meta.get("channel_units") or [meta.get("units", "")] * len(card.channels)
+    for number, (have, name) in enumerate(zip(units, card.channels, strict=False)):
+        want = card.intensity.of_channel(number).unit
+        if want and (have or want == "SUV") and have != want:
+            whose = f"The channel {name}" if len(card.channels) > 1 else "The volume"
+            is_in = f"is in {have}" if have else "does not say its unit"
+            yield f"{whose} {is_in}; {card.name} was trained on {want}. Do not trust the result."
 
 
 def segment(volume: Volume, model: Model, options: SegmentOptions | None = None) -> Iterator[Event]:

@@ -76,13 +76,14 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
 def normalise(data: Tensor, intensity: Intensity) -> Tensor:
     """Map intensities (c, z, y, x) as the card says: to 0..1 by a window or by percentiles, or to z-scores."""
     out = data.float() if data.dtype != torch.float32 else data.clone()
-    for channel in out:
-        if intensity.kind == "zscore":
+    for number, channel in enumerate(out):
+        own = intensity.of_channel(number)
+        if own.kind == "zscore":
             std, mean = torch.std_mean(channel, correction=0)
             channel.sub_(mean).div_(std + 1e-5)
             continue
-        low, high = intensity.low, intensity.high
-        if intensity.kind == "percentile":
+        low, high = own.low, own.high
+        if own.kind == "percentile":
             low, high = _percentiles(channel, low, high)
         channel.clamp_(low, high).sub_(low).div_(max(high - low, 1e-12))
     return out
