@@ -18,7 +18,7 @@ SLOPES = np.array([0.5, 1.25, 2.0])  # as GE writes them: another one for every 
 
 
 def write_pet(folder: Path, change: Callable[[int, Any, Any], Any] | None = None, **tags: Any) -> Path:
-    """Write a PET of three slices for test_suv, injected at 10:00, scanned at 11:00; `change(i, slice, pharma)` spoils one."""
+    """Write a PET of three slices, injected at 10:00, scanned at 11:00; `change(i, slice, pharma)` spoils one."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(N):
         meta = pydicom.dataset.FileMetaDataset()

@@ -14,6 +14,7 @@ from napari_fmseg._napari.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.dock import Dock
 from napari_fmseg._napari.dropzone import DropZone
 from napari_fmseg._napari.estimate import said
+from napari_fmseg._napari.lesion_table import LesionDialog
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.parts import ErrorBox, Note
 from napari_fmseg._napari.precedence import offer_precedence
@@ -24,7 +25,7 @@ from napari_fmseg._napari.shortcuts import bind
 from napari_fmseg._napari.stages import run_of, toggle_stages
 from napari_fmseg._napari.staging import Engine, Staged
 from napari_fmseg._napari.three_d import ThreeD
-from napari_fmseg._napari.tooltips import SEGMENT
+from napari_fmseg._napari.tooltips import LESIONS, SEGMENT
 from napari_fmseg._napari.windows import plain
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Warned
@@ -60,6 +61,7 @@ class SegmentDock(Dock):
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
         self.all_stages, self.three_d = QPushButton("Show stages"), QPushButton("3-D")
+        self.lesions = QPushButton("&Lesions …")
         self._three_d = ThreeD(napari_viewer)
         self._build()
         self._connect()
@@ -90,6 +92,8 @@ class SegmentDock(Dock):
         self.three_d.setToolTip(SEGMENT.three_d)
         self.classes.buttons.insertWidget(0, self.all_stages)
         self.classes.buttons.insertWidget(1, self.three_d)
+        self.lesions.setToolTip(LESIONS.open)
+        self.classes.buttons.insertWidget(3, self.lesions)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
@@ -123,6 +127,7 @@ class SegmentDock(Dock):
         self.error.asked.connect(self._on_details)
         self.all_stages.clicked.connect(self._on_all_stages)
         self.three_d.clicked.connect(self._three_d.toggle)
+        self.lesions.clicked.connect(self._on_lesions)
         self.classes.failed.connect(self._on_failed)
         self.session.came.connect(self._on_event)
         self.session.failed.connect(self._on_failed)
@@ -215,6 +220,12 @@ class SegmentDock(Dock):
         if run is not None:
             toggle_stages(self.viewer, run)
 
+    def _on_lesions(self) -> None:
+        if self.classes.layer is not None:
+            dialog = LesionDialog(self.viewer, self.classes.layer, self)
+            dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+            dialog.show()
+
     def _on_details(self, error: Any) -> None:
         show_error(self, error)
 
@@ -232,6 +243,7 @@ class SegmentDock(Dock):
         self.classes.set_layer(labels)
         self.all_stages.setEnabled(labels is not None and run_of(labels) is not None)
         self.three_d.setEnabled(labels is not None)
+        self.lesions.setEnabled(labels is not None)
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.classes.layer:
