@@ -13,13 +13,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.evaluation_commands import evaluate, why
+from napari_fmseg.lesion_commands import lesions, tell_found
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.project_commands import MODEL_COMMANDS, PROJECT_COMMANDS
 from napari_fmseg.terminal import Bars, Json, follow, note, number, say, show_terms, table, write_json
@@ -141,6 +142,7 @@ def segment(
     output: Path,
     run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
     series: str | None = None,
+    suv: Literal["auto", "never", "required"] = "auto",
     stages_dir: Path | None = None,
     preview: Path | None = None,
     accept_licence: bool = False,
@@ -153,13 +155,17 @@ def segment(
     Parameters
     ----------
     images
-        Files, DICOM folders, or folders of volumes.
+        Files, DICOM folders, or folders of volumes. For a model of several channels name one image for each, in the
+        order of the model: ct.nii pet.nii. They are put on the grid of the first.
     model
         A model's name (`fmseg models` lists them) or the path of a model card.
     output
         A file for one volume (liver.nii.gz, .nrrd, .mha), or a folder for any number.
     series
         Which series of a DICOM folder that holds several.
+    suv
+        Read a DICOM PET in standardised uptake values: where its tags allow (auto), never, or not at all if they do
+        not (required).
     stages_dir
         Write every stage here too, each on its own grid.
     preview
@@ -172,8 +178,8 @@ def segment(
 
     if not images:
         raise _Usage("There is nothing to segment: name at least one file or folder.")
-    jobs = plan_jobs(images, output, series=series)
     card = find_card(model)
+    jobs = plan_jobs(images, output, series=series, channels=len(card.channels))
     show_terms(card, accept_licence)
     loaded = load_model(card, device=run.device)
     rows: list[dict[str, Any]] = []
@@ -182,7 +188,9 @@ def segment(
         for job in jobs:
             picture = None if preview is None else _picture(preview, job.result, len(jobs))
             try:
-                for event in segment_file(job, loaded, run, series=series, stages_dir=stages_dir, preview=picture):
+                for event in segment_file(
+                    job, loaded, run, series=series, suv=suv, stages_dir=stages_dir, preview=picture
+                ):
                     follow(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
                     if isinstance(event, Done):
                         rows.append(_done(event))
@@ -281,6 +289,8 @@ def score(
     tolerance_mm: float = 2.0,
     by_number: bool = False,
     csv: Path | None = None,
+    lesions: bool = False,
+    min_ml: float = 0.0,
     as_json: Json = False,
 ) -> int:
     """Compare a segmentation with the truth: Dice, distances in mm, volumes in ml, for every label.
@@ -297,9 +307,14 @@ def score(
         Compare labels by their number even where the files name them differently.
     csv
         Write one row per case to this file: Dice and NSD of every label, and the seconds that the manifests tell.
+    lesions
+        Compare lesion by lesion, too: how many are found, and the volume of those that are false or missed.
+    min_ml
+        Lesions below so many millilitres count neither as true nor as false.
     """
     from napari_fmseg import metrics
     from napari_fmseg.io import read_labels
+    from napari_fmseg.lesion_metrics import score_lesions
 
     if csv is not None:
         from napari_fmseg.case_table import pairs_in, score_pair, write_csv
@@ -314,8 +329,10 @@ def score(
     if by_number:
         found = dataclasses.replace(found, names={})
     scores = metrics.score(found, true, tolerance_mm=tolerance_mm)
+    by_lesion = score_lesions(found, true, min_ml=min_ml) if lesions else {}
     if as_json:
-        write_json({"tolerance_mm": tolerance_mm, "labels": scores, "mean_dice": _mean_dice(scores)})
+        more = {"lesions": by_lesion} if lesions else {}
+        write_json({"tolerance_mm": tolerance_mm, "labels": scores, "mean_dice": _mean_dice(scores), **more})
         return 0
     if not scores:
         say("Both files are empty.")
@@ -327,6 +344,9 @@ def score(
          for name, row in scores.items()],
     ))  # fmt: skip
     say(f"mean Dice {number(_mean_dice(scores))}")
+    if lesions:
+        say("")
+        tell_found(by_lesion)
     return 0
 
 
@@ -645,6 +665,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "score": score,
     "evaluate": evaluate,
     "why": why,
+    "lesions": lesions,
     "project": project,
     "train": train,
     "crossval": crossval,

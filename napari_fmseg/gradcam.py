@@ -23,7 +23,7 @@ from napari_fmseg.events import Event, Progress, StageResult, drain
 from napari_fmseg.grid import resize, to_canonical, to_tensor
 from napari_fmseg.measures import measure
 from napari_fmseg.nets.why import seg_grad_cam
-from napari_fmseg.pipelines import SegmentOptions, segment
+from napari_fmseg.pipelines import SegmentOptions, check_channels, segment
 from napari_fmseg.pipelines.coarse_fine import box_around, chooser, network_input
 from napari_fmseg.pipelines.phased import attention_input, body_box, consensus_input, cut, look_closer, normalise
 from napari_fmseg.pipelines.postprocess import keep_parts
@@ -97,10 +97,11 @@ def why_here(
     UnknownModel
         If the model has no such class or layer.
     GeometryMismatch
-        If the place lies outside the volume.
+        If the place lies outside the volume, or the volume has not the model's channels.
     InvalidRecipe
         If the model's pipeline is not known here.
     """
+    check_channels(volume, model.card)
     number = _number_of(label, model)
     asked = _box_of(volume.geometry, box, point)
     yield Progress(WHY, 0, 1)
@@ -161,6 +162,8 @@ def _in_window(volume: Volume, model: Model, asked: Box | None, middle: Box | No
     settings = SingleSettings.of(model.card.settings)
     data, native = to_canonical(volume)
     image = normalise(to_tensor(data, model.device), model.card.intensity)
+    body = body_box(image, settings)
+    image, native = cut(image, body), native.crop(body)
     grid = working_grid(native, settings)
     image = resize(image, grid.shape) if grid.shape != native.shape else image
     z, y, x = (slice(0, n) for n in grid.shape)

@@ -1,7 +1,6 @@
 """From grid to grid on the device: crop, resample, paste, and labels from small probability maps.
 
-Axis-aligned resampling is three small matrix products, one per axis. The matrices hold the interpolation
-weights, so any shift, zoom and anti-aliasing costs the same, gives exact places, and runs alike on CPU and GPU.
+Resampling is three small matrix products, one per axis (see `regrid`), which run alike on CPU and GPU.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_fmseg.errors import GeometryMismatch
-from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
+from napari_fmseg import regrid
+from napari_fmseg.volume import Box, Geometry, Volume
 
 __all__ = [
     "bounding_box",
@@ -23,7 +22,6 @@ __all__ = [
     "from_canonical",
     "label_slabs",
     "labels_on",
-    "resample",
     "resize",
     "slabs",
     "to_canonical",
@@ -73,21 +71,8 @@ def from_canonical(data: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def axis_weights(n_in: int, n_out: int, start: float, step: float) -> Tensor:
-    """Interpolation weights along one axis.
-
-    Output voxel j reads the input at ``start + j * step``. The kernel is a triangle, one voxel wide when
-    zooming in (linear interpolation) and `step` wide when zooming out (anti-aliasing). The edge is repeated.
-
-    Returns
-    -------
-    Tensor
-        (n_out, n_in) float32; every row sums to 1.
-    """
-    width = max(1.0, step)
-    centre = (start + step * torch.arange(n_out, dtype=torch.float64)).clamp(0, n_in - 1)
-    distance = (torch.arange(n_in, dtype=torch.float64)[None] - centre[:, None]).abs()
-    weights = (1 - distance / width).clamp_min(0)
-    return (weights / weights.sum(1, keepdim=True)).float()
+    """Give `napari_fmseg.regrid.axis_weights` as a tensor (n_out, n_in) float32."""
+    return torch.from_numpy(regrid.axis_weights(n_in, n_out, start, step))
 
 
 def _along(data: Tensor, weights: Tensor, axis: int) -> Tensor:
@@ -139,60 +124,6 @@ def zoom(data: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int
         step = (last - first) / n_out
         data = _along(data, axis_weights(n_in, n_out, first + (step - 1) / 2, step), axis)
     return data
-
-
-def resample(volume: Volume, grid: Geometry, *, order: int = 1) -> Volume:
-    """Read `volume` on another grid of the same patient.
-
-    Parameters
-    ----------
-    volume
-        Intensities (z, y, x) or (c, z, y, x), or labels (z, y, x).
-    grid
-        Where to read it. Its axes must run along the volume's (any order, any sense).
-    order
-        0 nearest (labels), 1 linear, anti-aliased when the grid is coarser.
-
-    Returns
-    -------
-    Volume
-        On `grid`, of the same class; same dtype for order 0, float32 otherwise; 0 outside the volume.
-
-    Raises
-    ------
-    GeometryMismatch
-        If the axes differ in direction by more than 1e-3.
-    """
-    to_source = np.linalg.inv(volume.geometry.affine) @ grid.affine
-    turn = to_source[:3, :3]
-    axes = np.abs(turn).argmax(0)  # for each axis of grid the axis of the volume
-    rest = turn.copy()
-    rest[axes, range(3)] = 0
-    if sorted(axes) != [0, 1, 2] or np.abs(rest / np.linalg.norm(turn, axis=0)).max() > 1e-3:
-        raise GeometryMismatch(
-            "The two grids are turned against each other, so that one cannot be read on the other along its axes. "
-            "Expected directions equal within 1e-3; resample one of them with an image viewer first."
-        )
-    data = to_tensor(volume.channels.transpose(0, *(int(a) + 1 for a in axes)))
-    data = data if order == 0 else data.float()
-    for i, axis in enumerate(axes):
-        step, start, n_in = float(turn[axis, i]), float(to_source[axis, 3]), data.shape[i + 1]
-        places = start + step * torch.arange(grid.shape[i], dtype=torch.float64)
-        inside = (places > -0.5 - 1e-6) & (places < n_in - 0.5 + 1e-6)
-        if order == 0:
-            data = data.index_select(i + 1, places.round().long().clamp(0, n_in - 1))
-        elif step > 0:
-            data = _along(data, axis_weights(n_in, grid.shape[i], start, step), i)
-        else:
-            data = _along(data.flip(i + 1), axis_weights(n_in, grid.shape[i], n_in - 1 - start, -step), i)
-        shape = [1, 1, 1, 1]
-        shape[i + 1] = -1
-        data = data * inside.to(data.dtype).reshape(shape)
-    array = data.numpy() if order else data.numpy().astype(volume.data.dtype, copy=False)
-    array = array if volume.data.ndim == 4 else array[0]
-    if isinstance(volume, LabelMap):
-        return LabelMap(array, grid, volume.meta, volume.names, volume.colors)
-    return Volume(array, grid, volume.meta)
 
 
 def bounding_box(mask: Tensor | np.ndarray) -> Box | None:

@@ -64,14 +64,27 @@ class Intensity:
         Upper end of the window: what becomes 1.
     minmax
         Stretch the resampled volume to 0..1 once more, as the published FMSF-PT code does.
+    unit
+        What `low` and `high` of a window are counted in: ``"SUV"``, ``"HU"``... An image that says that it is in
+        another unit is told of. "" where nothing is known.
+    channels
+        One intensity for each channel, where they differ, as in CT and PET; empty where this one holds for all.
     """
 
     kind: str = "percentile"
     low: float = 0.5
     high: float = 99.5
     minmax: bool = False
+    unit: str = ""
+    channels: tuple[Intensity, ...] = ()
+
+    def of_channel(self, number: int) -> Intensity:
+        """Give the intensity of a channel, counted from 0."""
+        return self.channels[number] if self.channels else self
 
     def __post_init__(self) -> None:
+        if any(one.channels or one.minmax for one in self.channels):
+            raise UnknownModel("The intensity of one channel is kind, low, high and unit; nothing more.")
         if self.kind not in _INTENSITIES or not self.low < self.high:
             raise UnknownModel(
                 f"An intensity is a window, a window_zscore or a percentile with low < high, or zscore, not "

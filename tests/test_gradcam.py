@@ -171,6 +171,8 @@ def test_impossible_questions_are_refused(image):
         why(volume, single(), point=(4, 4, 4), layer="deep")
     with pytest.raises(GeometryMismatch, match="not in a volume"):
         why(volume, single(), point=(4, 4, 11))
+    with pytest.raises(GeometryMismatch, match="takes 1 channel"):
+        why(Volume(np.stack([image, image]), volume.geometry), single(), point=(4, 4, 4))
     with pytest.raises(InvalidRecipe, match="cannot be asked why"):
         why(volume, model_of({"net": TwoLayers()}, "other"), point=(4, 4, 4))
 

@@ -14,6 +14,7 @@ from napari_fmseg._napari.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.dock import Dock
 from napari_fmseg._napari.dropzone import DropZone
 from napari_fmseg._napari.estimate import said
+from napari_fmseg._napari.lesion_table import LesionDialog
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.parts import ErrorBox, Note
 from napari_fmseg._napari.precedence import offer_precedence
@@ -24,7 +25,7 @@ from napari_fmseg._napari.shortcuts import bind
 from napari_fmseg._napari.stages import run_of, toggle_stages
 from napari_fmseg._napari.staging import Engine, Request, Staged
 from napari_fmseg._napari.three_d import ThreeD
-from napari_fmseg._napari.tooltips import CLASSES, SEGMENT
+from napari_fmseg._napari.tooltips import CLASSES, LESIONS, SEGMENT
 from napari_fmseg._napari.why import why_not, why_request
 from napari_fmseg._napari.windows import plain
 from napari_fmseg.errors import FmsegError
@@ -60,7 +61,8 @@ class SegmentDock(Dock):
         self.doubts, self.remarks, self.error = self.choices.doubts, Note(), ErrorBox()
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
-        self.all_stages, self.three_d, self.why = QPushButton("Stages"), QPushButton("3-D"), QPushButton("&Why here?")
+        self.all_stages, self.three_d = QPushButton("Show stages"), QPushButton("3-D")
+        self.why, self.lesions = QPushButton("&Why here?"), QPushButton("&Lesions …")
         self._three_d = ThreeD(napari_viewer)
         self._build()
         self._connect()
@@ -91,7 +93,9 @@ class SegmentDock(Dock):
         self.three_d.setToolTip(SEGMENT.three_d)
         self.classes.buttons.insertWidget(0, self.all_stages)
         self.classes.buttons.insertWidget(1, self.three_d)
-        self.classes.buttons.insertWidget(2, self.why)
+        self.lesions.setToolTip(LESIONS.open)
+        for i, button in enumerate((self.why, self.lesions)):
+            self.classes.questions.insertWidget(i, button)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
@@ -126,6 +130,7 @@ class SegmentDock(Dock):
         self.all_stages.clicked.connect(self._on_all_stages)
         self.three_d.clicked.connect(self._three_d.toggle)
         self.why.clicked.connect(self._on_why)
+        self.lesions.clicked.connect(self._on_lesions)
         self.classes.failed.connect(self._on_failed)
         self.session.came.connect(self._on_event)
         self.session.failed.connect(self._on_failed)
@@ -175,8 +180,9 @@ class SegmentDock(Dock):
         self.remarks.tell([])
         at = self.viewer.dims.point[-3:]
         try:
-            device = self.device.currentText()
-            request = why_request(self.classes.layer, self.image.cases, self.classes.measures, at, device)
+            now = None if self.choices.why_not() else self.choices.request()
+            layer, device = self.classes.layer, self.device.currentText()
+            request = why_request(layer, self.image.cases, self.classes.measures, at, now, device)
         except FmsegError as error:
             self.error.tell(error)
             return
@@ -244,6 +250,12 @@ class SegmentDock(Dock):
         if run is not None:
             toggle_stages(self.viewer, run)
 
+    def _on_lesions(self) -> None:
+        if self.classes.layer is not None:
+            dialog = LesionDialog(self.viewer, self.classes.layer, self)
+            dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+            dialog.show()
+
     def _on_details(self, error: Any) -> None:
         show_error(self, error)
 
@@ -262,6 +274,7 @@ class SegmentDock(Dock):
         self.all_stages.setEnabled(labels is not None and run_of(labels) is not None)
         self.three_d.setEnabled(labels is not None)
         self._allow_why()
+        self.lesions.setEnabled(labels is not None)
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.classes.layer:

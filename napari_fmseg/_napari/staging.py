@@ -19,6 +19,7 @@ from napari_fmseg._napari.roi import cropped, pasted
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.regrid import stack_channels
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
 __all__ = ["Edited", "Engine", "Question", "Request", "Run", "Staged", "StagedEvent", "check_sum", "staged"]
@@ -97,6 +98,10 @@ class Request:
         Layers of an earlier run: id, data and the check sum they were made with.
     question
         Do not segment, but say why.
+    channels
+        Names of the model's channels, where each is an image of its own; else empty.
+    others
+        Data, geometry and meta of the images after the first one.
     """
 
     run: Run
@@ -110,6 +115,8 @@ class Request:
     box: Box | None = None
     before: tuple[tuple[str, Any, int], ...] = ()
     question: Question | None = None
+    channels: tuple[str, ...] = ()
+    others: tuple[tuple[Any, Geometry, dict[str, Any]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,11 @@ def _volume(request: Request) -> Volume:
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
         raise FmsegError(f"The channels of {request.name!r} have different sizes: {sorted(shapes)}. Open them again.")
-    return Volume(arrays[0] if len(arrays) == 1 else np.stack(arrays), request.geometry, request.meta)
+    volume = Volume(arrays[0] if len(arrays) == 1 else np.stack(arrays), request.geometry, request.meta)
+    if not request.others:
+        return volume
+    others = [Volume(np.asarray(data), geometry, meta) for data, geometry, meta in request.others]
+    return stack_channels([volume, *others], request.channels)
 
 
 def _layered(result: StageResult, request: Request, whole: Volume) -> Staged:

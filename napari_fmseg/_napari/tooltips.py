@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CLASSES", "DOCTOR", "EXPORT", "OPEN", "PRETRAIN", "RECOVERY", "SEGMENT", "TEACH"]
+__all__ = ["CLASSES", "DOCTOR", "EXPORT", "LESIONS", "OPEN", "PRETRAIN", "RECOVERY", "SEGMENT", "TEACH"]
 
 
 class OPEN:
@@ -21,6 +21,9 @@ class SEGMENT:
     """The Segment dock."""
 
     image = "The image to segment. A scan with several channels is one entry."
+    channel = (
+        "The image for this channel of the model, such as the PET beside the CT. It is put on the first image's grid."
+    )
     model = "Type to search by name, organ or modality. The line below says what the model finds, and how well."
     model_card = "What the model was trained on, its licence, its Dice on cases it never saw, and its limits."
     stage = "How far to go. Earlier stages are faster and coarser; the last one gives the finished labels."
@@ -58,6 +61,16 @@ class CLASSES:
     )
     jump = "Click a row to go to the middle of the structure."
     statistics = "Save name, volume and voxels of every class as a CSV table."
+
+
+class LESIONS:
+    """The list of lesions."""
+
+    open = "List every lesion (connected part) of these labels, with its volume and its uptake."
+    image = "The image that uptake is measured in. It lies on the grid of the labels."
+    min_ml = "Leave out parts smaller than this."
+    jump = "Click a row to go to the lesion, where it is hottest."
+    save = "Save the table as CSV, with a last row for all lesions."
 
 
 class EXPORT:

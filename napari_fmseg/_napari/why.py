@@ -29,7 +29,12 @@ def why_not(layer: Any, cases: Sequence[Case]) -> str:
 
 
 def why_request(
-    layer: Any, cases: Sequence[Case], measures: Sequence[Measure], at: Sequence[float], device: str
+    layer: Any,
+    cases: Sequence[Case],
+    measures: Sequence[Measure],
+    at: Sequence[float],
+    now: Request | None,
+    device: str,
 ) -> Request:
     """Give what to ask: about the voxel where the view is, if it has the chosen class, else about the class's middle.
 
@@ -43,6 +48,8 @@ def why_request(
         Of the layer.
     at
         Where the view is, in world coordinates (z, y, x).
+    now
+        What Run would do now, if anything: where it is the same model on the same image, its other channels are taken.
     device
         Where to run.
 
@@ -63,6 +70,7 @@ def why_request(
     case = next(case for case in cases if case.id == made.image)
     if not geometry_of(layer).matches(case.geometry, atol_mm=0.1):
         raise GeometryMismatch(f"{layer.name} is not on the grid of {case.name}. Choose the finished labels.")
+    same = now is not None and (now.run.image, now.run.model) == (made.image, made.model)
     return Request(
         Run(made.image, made.model, f"why {name}"),
         case.name,
@@ -71,6 +79,8 @@ def why_request(
         dict(case.meta),
         options=SegmentOptions(device=device),
         question=Question(label, point),
+        channels=now.channels if now is not None and same else (),
+        others=now.others if now is not None and same else (),
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from napari_fmseg.models import Model, ModelCard
     from napari_fmseg.volume import Geometry, Volume
 
-__all__ = ["PIPELINES", "SegmentOptions", "doubts", "segment", "stages_of"]
+__all__ = ["PIPELINES", "SegmentOptions", "check_channels", "doubts", "segment", "stages_of"]
 
 PIPELINES: dict[str, str] = {
     "coarse_fine": "napari_fmseg.pipelines.coarse_fine",
@@ -91,14 +91,27 @@ def doubts(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iter
     for text in (*meta.get("repaired", ()), *meta.get("warnings", ())):
         yield str(text)
     modality = str(meta.get("modality", ""))
+    modality = {"PT": "PET"}.get(modality, modality)  # DICOM's word for it
     if modality and card.modality and modality != card.modality:
         yield f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result."
+    yield from _unit_doubts(meta, card)
     if card.spacing_mm:
         spacing = np.sort(geometry.spacing)
         ratio = spacing / np.sort(card.spacing_mm)
         if ratio.max() > 2 or ratio.min() < 0.5:
             have, want = (" x ".join(f"{s:.3g}" for s in group) for group in (spacing, np.sort(card.spacing_mm)))
             yield f"The voxels are {have} mm; {card.name} was trained with about {want} mm. Look at the result closely."
+
+
+def _unit_doubts(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
+    """Tell where intensities are counted in another unit than the model's windows."""
+    units = meta.get("channel_units") or [meta.get("units", "")] * len(card.channels)
+    for number, (have, name) in enumerate(zip(units, card.channels, strict=False)):
+        want = card.intensity.of_channel(number).unit
+        if want and (have or want == "SUV") and have != want:
+            whose = f"The channel {name}" if len(card.channels) > 1 else "The volume"
+            is_in = f"is in {have}" if have else "does not say its unit"
+            yield f"{whose} {is_in}; {card.name} was trained on {want}. Do not trust the result."
 
 
 def segment(volume: Volume, model: Model, options: SegmentOptions | None = None) -> Iterator[Event]:
@@ -132,11 +145,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     stages = stages_of(card)
     if options.until and options.until not in stages:
         raise InvalidRecipe(f"{card.name} has no stage {options.until!r}. Choose one of: {', '.join(stages)}.")
-    if volume.n_channels != len(card.channels):
-        raise GeometryMismatch(
-            f"{card.name} takes {len(card.channels)} channel(s) ({', '.join(card.channels)}), "
-            f"but the volume has {volume.n_channels}. Choose the channels that it was trained with."
-        )
+    check_channels(volume, card)
     if not options.max_memory_gb >= 0:
         raise InvalidRecipe(f"max_memory_gb is a number of GB, or 0 for no limit, not {options.max_memory_gb}.")
     yield from (Warned(text) for text in doubts(volume.geometry, volume.meta, card))
@@ -145,6 +154,21 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     with MemoryLimit(model.device, options.max_memory_gb) as limit:
         yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
         yield from (Warned(text) for text in limit.exceeded())
+
+
+def check_channels(volume: Volume, card: ModelCard) -> None:
+    """Refuse a volume that has not the channels of a model.
+
+    Raises
+    ------
+    GeometryMismatch
+        Names the channels.
+    """
+    if volume.n_channels != len(card.channels):
+        raise GeometryMismatch(
+            f"{card.name} takes {len(card.channels)} channel(s) ({', '.join(card.channels)}), "
+            f"but the volume has {volume.n_channels}. Choose the channels that it was trained with."
+        )
 
 
 def _module_of(card: ModelCard) -> str:

@@ -37,7 +37,7 @@ from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.nets.phased import HALO
 from napari_fmseg.pipelines.running import Engine, averaged, members
-from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
+from napari_fmseg.pipelines.settings import STAGES, PhasedSettings, SingleSettings
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
@@ -76,15 +76,16 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
 def normalise(data: Tensor, intensity: Intensity) -> Tensor:
     """Map intensities (c, z, y, x) as the card says: to 0..1 by a window or by percentiles, or to z-scores."""
     out = data.float() if data.dtype != torch.float32 else data.clone()
-    for channel in out:
-        if intensity.kind == "window_zscore":
-            channel.clamp_(intensity.low, intensity.high)
-        if intensity.kind in ("zscore", "window_zscore"):
+    for number, channel in enumerate(out):
+        own = intensity.of_channel(number)
+        if own.kind == "window_zscore":
+            channel.clamp_(own.low, own.high)
+        if own.kind in ("zscore", "window_zscore"):
             std, mean = torch.std_mean(channel, correction=0)
             channel.sub_(mean).div_(std + 1e-5)
             continue
-        low, high = intensity.low, intensity.high
-        if intensity.kind == "percentile":
+        low, high = own.low, own.high
+        if own.kind == "percentile":
             low, high = _percentiles(channel, low, high)
         channel.clamp_(low, high).sub_(low).div_(max(high - low, 1e-12))
     return out
@@ -100,7 +101,7 @@ def _percentiles(channel: Tensor, low: float, high: float, most: int = 2_000_000
     return float(found[0]), float(found[1])
 
 
-def body_box(image: Tensor, settings: PhasedSettings) -> Box:
+def body_box(image: Tensor, settings: PhasedSettings | SingleSettings) -> Box:
     """Give the box of a normalised volume (c, z, y, x) that the model looks at."""
     if settings.crop_above is None:
         return _whole(image.shape[1:])

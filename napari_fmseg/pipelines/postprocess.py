@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_fmseg.components import components
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.volume import Box, LabelMap
 
@@ -144,7 +145,7 @@ def _remove_parts(
     neighbours: int,
 ) -> None:
     """Set to 0, in place, what is too small or not among the largest of its kind; `keeps` says how many, 0 for all."""
-    parts = _parts(kinds, neighbours)
+    parts = components(kinds, neighbours)
     where = parts != 0
     flat = parts[where]  # the foreground alone: a label map is mostly background
     sizes = np.bincount(flat)
@@ -170,18 +171,6 @@ def _smaller(own: npt.NDArray[Any], sizes: npt.NDArray[Any], flat: npt.NDArray[A
         found, first = np.unique(flat[np.isin(flat, equal)], return_index=True)
         order[np.isin(order, equal)] = found[np.argsort(first)]
     return np.asarray(order[n:])
-
-
-def _parts(data: npt.NDArray[Any], neighbours: int) -> npt.NDArray[Any]:
-    """Number the connected parts of all labels, 1 and up, 0 the background."""
-    data = np.ascontiguousarray(data)
-    try:
-        import cc3d
-    except ImportError:
-        from skimage import measure
-
-        return np.asarray(measure.label(data, background=0, connectivity=3 if neighbours == 26 else 1))
-    return np.asarray(cc3d.connected_components(data, connectivity=neighbours))
 
 
 def _fill(data: npt.NDArray[Any]) -> None:

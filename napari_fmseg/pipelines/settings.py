@@ -107,6 +107,9 @@ class SingleSettings:
         through faces, as published); ``""`` keeps everything.
     half_is_right
         Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
+    crop_above
+        Look only at the box around all voxels above this normalised intensity (0..1) in any channel: most of a
+        whole-body PET is air. None looks at the whole volume.
     """
 
     window: tuple[int, int, int] = (64, 128, 128)
@@ -116,6 +119,7 @@ class SingleSettings:
     flips: str = ""
     keep_largest: str = ""
     half_is_right: bool = False
+    crop_above: float | None = None
 
     @classmethod
     def of(cls, card_settings: Mapping[str, Any]) -> SingleSettings:

@@ -22,7 +22,7 @@ from napari_fmseg.errors import DeviceMemory, GeometryMismatch
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import from_canonical, labels_on, resize, to_canonical, to_tensor
 from napari_fmseg.models import Model
-from napari_fmseg.pipelines.phased import normalise
+from napari_fmseg.pipelines.phased import body_box, cut, normalise
 from napari_fmseg.pipelines.postprocess import clean
 from napari_fmseg.pipelines.running import Engine, averaged, members
 from napari_fmseg.pipelines.settings import SingleSettings
@@ -61,8 +61,10 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
     settings = SingleSettings.of(model.card.settings)
     engine = Engine(model.device, options.precision, half_is_right=settings.half_is_right)
     start = time.perf_counter()
-    data, native = to_canonical(volume)
+    data, whole = to_canonical(volume)
     image = normalise(to_tensor(data, engine.device), model.card.intensity)
+    box = body_box(image, settings)
+    image, native = cut(image, box), whole.crop(box)
     grid = working_grid(native, settings)
     image = resize(image, grid.shape) if grid.shape != native.shape else image
     yield Progress("net", 0, 1)
@@ -85,7 +87,9 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
     found = _label_map(labels_on(scores, native.shape), native, model)
     if settings.keep_largest:
         found = clean(found, keep_largest=True, together=settings.keep_largest == "together", neighbours=6)
-    array = from_canonical(found.data, volume.geometry)
+    everywhere = np.zeros(whole.shape, found.data.dtype)
+    everywhere[box] = found.data
+    array = from_canonical(everywhere, volume.geometry)
     labels = LabelMap(array, volume.geometry, {}, model.card.labels, model.card.colors)
     yield StageResult("labels", labels, time.perf_counter() - start)
 

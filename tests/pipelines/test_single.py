@@ -11,7 +11,7 @@ from napari_fmseg.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.events import Progress, StageResult, drain
 from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
+from napari_fmseg.pipelines import SegmentOptions, doubts, segment, stages_of
 from napari_fmseg.pipelines.phased import normalise
 from napari_fmseg.pipelines.settings import SingleSettings
 from napari_fmseg.volume import Geometry, Volume
@@ -215,3 +215,43 @@ def test_wrong_number_of_channels_is_refused():
     volume = Volume(np.zeros((2, 8, 8, 8), np.float32), Geometry.from_spacing((8, 8, 8)))
     with pytest.raises(GeometryMismatch, match="takes 1 channel"):
         drain(segment(volume, model_of(), FLOAT))
+
+
+@pytest.mark.parametrize("direction", [None, np.diag([-1, 1, -1])])
+def test_air_around_the_patient_costs_no_windows_and_changes_nothing(direction, balls):
+    data = np.zeros((12, 40, 60))
+    data[:, 15:34, 30:51] = 0.2 + 0.8 * (balls[0] | balls[1])
+    volume = volume_of(data, direction=direction)
+    seen, results = {}, {}
+    for crop in (None, 0.1):
+        *events, last = segment(volume, model_of(crop_above=crop), FLOAT)
+        seen[crop] = max(e.total for e in events if isinstance(e, Progress))
+        results[crop] = last.output
+    assert seen[0.1] < seen[None] / 3
+    assert results[0.1].geometry == volume.geometry
+    assert np.array_equal(results[0.1].data, results[None].data)
+    assert results[0.1].data.any()
+
+
+def test_channels_may_have_windows_of_their_own_and_another_unit_is_told(balls):
+    own = Intensity(channels=(Intensity("window", -100, 100, unit="HU"), Intensity("window", 0, 10, unit="SUV")))
+    data = np.stack([np.full((4, 4, 4), 0.0), np.full((4, 4, 4), 2.5)])
+    assert [float(c.mean()) for c in normalise(torch.from_numpy(data), own)] == [0.5, 0.25]
+    card = dataclasses.replace(card_of(intensity=own), channels=("CT", "PET"), modality="PET")
+    grid = Geometry.from_spacing((4, 4, 4))
+    assert not list(doubts(grid, {"channel_units": ("HU", "SUV"), "modality": "PT"}, card))
+    (text,) = doubts(grid, {"channel_units": ("HU", "Bq/ml")}, card)
+    assert "channel PET is in Bq/ml" in text
+    assert any("does not say its unit" in text for text in doubts(grid, {}, card))
+    assert any("CT; one was trained on PET" in text for text in doubts(grid, {"modality": "CT"}, card))
+    with pytest.raises(UnknownModel, match="one channel"):
+        Intensity(channels=(own,))
+
+
+def test_a_card_with_windows_for_channels_comes_back_from_its_file(tmp_path):
+    own = Intensity(channels=(Intensity("window", -100, 100, unit="HU"), Intensity("window", 0, 10, unit="SUV")))
+    card = dataclasses.replace(
+        card_of(NetSpec("unet3d", {"in_channels": 2, "n_classes": 2}), own), channels=("CT", "PET")
+    )
+    save_model(card, {"net": build("unet3d", in_channels=2, n_classes=2)}, tmp_path)
+    assert load_model(tmp_path / "one.toml", device="cpu").card.intensity == own
