@@ -43,7 +43,7 @@ CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue, as radiologists set it for the ab
 AIR_HU = (-1100.0, -900.0)
 SUV_WINDOW = (0.0, 7.0)  # as whole-body PET are read
 PET_COLORMAP = "gray_r"  # uptake dark on white
-PET_OVERLAY = {"colormap": "hot", "blending": "additive"}  # no uptake leaves what lies below as it is
+PET_OVERLAY = {"colormap": "hot", "blending": "additive", "opacity": 0.6}  # no uptake leaves what lies below as it is
 CHANNEL_COLORMAPS = ("gray", "green", "magenta", "cyan", "yellow", "red", "blue")
 GLASBEY_STEP = 0.61803398875  # turns of the hue between two labels without a colour
 
