@@ -6,6 +6,7 @@ Med. Image Anal. 82, 2022), in columns that say their units.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
@@ -199,9 +200,9 @@ def write_csv(cases: Sequence[CaseScore], path: Path) -> Path:
             writer.writerows({name: _written(value) for name, value in row.items()} for row in rows)
         os.replace(beside, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise UnwritableVolume(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
-    finally:
-        beside.unlink(missing_ok=True)
     return path
 
 
