@@ -257,6 +257,3 @@ def test_efficientsegmentation_checkpoint_tells_how_its_network_is_built(network
     again = load_model(done.card, device="cpu").nets[part]
     for key, value in net.state_dict().items():
         assert torch.equal(again.state_dict()[key], value)
-    x = torch.rand(1, 1, 64, 64, 128)
-    with torch.inference_mode():
-        assert torch.equal(again(x), net.eval()(x))
