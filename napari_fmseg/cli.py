@@ -563,9 +563,11 @@ def convert(
     Parameters
     ----------
     checkpoint
-        As FMSF-PT ({net, optimizer, epoch}) or MIS-FM saves it ({model_state_dict, iteration}), or a plain state dict.
+        As FMSF-PT ({net, optimizer, epoch}), MIS-FM ({model_state_dict, iteration}) or EfficientSegmentation
+        ({state_dict, epoch}) saves it, or a plain state dict.
     network
-        snet, attnnet, edgenet, fmunet or pctnet.
+        snet, attnnet, edgenet, fmunet, pctnet, baseunet, contextunet or efficientsegnet; the last three tell their
+        classes, channels and blocks themselves.
     output
         Where to write: NAME.safetensors, with NAME.toml beside it.
     n_classes
@@ -585,7 +587,7 @@ def convert(
     new_heads
         Where only the number of classes differs, draw the last layers anew and take the rest.
     part
-        Its name in the model; by default the stage that it serves.
+        Its name in the model; by default the stage that it serves: consensus, attention, edge; coarse, fine; net.
     """
     from napari_fmseg.convert import convert_checkpoint
 

@@ -67,8 +67,8 @@ class _Norm:
         flat = x[0].flatten(1).float()
         n, mean = flat.shape[1], flat.mean(1)
         # Ten times faster than torch.var_mean.
-        squares = torch.linalg.vector_norm(flat - mean[:, None], dim=1).double() ** 2
-        mean = mean.double()
+        squares = torch.linalg.vector_norm(flat - mean[:, None], dim=1).cpu().double() ** 2
+        mean = mean.cpu().double()
         if self._n:
             apart = mean - self._mean
             squares = squares + self._squares + apart**2 * (self._n * n / (self._n + n))
@@ -77,8 +77,10 @@ class _Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise planes, as new memory, in the type of `x`."""
-        scale = ((self._squares / self._n + 1e-5) ** -0.5).float()[:, None, None, None]
-        return torch.addcmul((-self._mean.float()[:, None, None, None] * scale).to(x.dtype), x, scale.to(x.dtype))
+        scale = ((self._squares / self._n + 1e-5) ** -0.5).float()
+        shift = -self._mean.float() * scale
+        scale, shift = (v.to(x.device)[:, None, None, None] for v in (scale, shift))
+        return torch.addcmul(shift, x.float(), scale).to(x.dtype)
 
 
 class LeanLadder:

@@ -8,8 +8,10 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from napari_fmseg.errors import UnknownModel
+from napari_fmseg.cli import main
+from napari_fmseg.errors import InvalidRecipe, UnknownModel
 from napari_fmseg.events import Progress, StageResult, Warned, drain
+from napari_fmseg.io import read_labels, write_volume
 from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
@@ -385,6 +387,30 @@ def test_registered_networks_of_any_kind_serve_as_coarse_and_fine(tmp_path):
     *_, volume = two_balls()
     seen = results(segment(volume, model, FLOAT))
     assert list(seen) == ["coarse", "fine", "labels"]
+
+
+def test_command_line_segments_with_such_a_model_and_a_limit(tmp_path, capsys):
+    kwargs = {"n_classes": 3, "channels": (2, 2, 4, 4, 4)}
+    specs = {"coarse": NetSpec("baseunet", kwargs), "fine": NetSpec("baseunet", kwargs)}
+    torch.manual_seed(0)
+    nets = {name: build(spec.network, **spec.kwargs) for name, spec in specs.items()}
+    card = dataclasses.replace(model_of(coarse_size=(32,) * 3, fine_size=(32,) * 3).card, nets=specs)
+    save_model(card, nets, tmp_path)
+    *_, volume = two_balls()
+    image, labels = write_volume(volume, tmp_path / "image.nii.gz"), tmp_path / "labels.nii.gz"
+    words = ["segment", str(image), "--model", str(tmp_path / "two.toml"), "--output", str(labels), "--device", "cpu"]
+    assert main([*words, "--max-memory-gb", "0.001"]) == 0
+    told = capsys.readouterr()
+    found = read_labels(labels)
+    assert found.geometry.matches(volume.geometry)
+    assert np.array_equal(found.data, drain(segment(volume, load_model(tmp_path / "two.toml", device="cpu"))).data)
+    assert "0.001 GB allowed" in told.out + told.err
+
+
+def test_negative_limit_is_refused():
+    *_, volume = two_balls()
+    with pytest.raises(InvalidRecipe, match="max_memory_gb"):
+        list(segment(volume, model_of(), SegmentOptions(max_memory_gb=-1)))
 
 
 # --- memory --------------------------------------------------------------------------------------------------------

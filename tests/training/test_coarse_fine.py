@@ -414,6 +414,6 @@ def test_recipes_of_ours_can_be_read() -> None:
     folder = Path(__file__).parents[2] / "resources" / "recipes"
     for name in ("efficient-headneck-ct", "efficient-phantom-ct"):
         plan = load_recipe(folder / f"{name}.toml")
-        assert [stage.stage for stage in plan.stages] == ["coarse", "fine"]
+        assert {stage.stage for stage in plan.stages} == {"coarse", "fine"}
         for stage in plan.stages:
             build(stage.network, in_channels=1, n_classes=len(plan.labels) + 1, **stage.kwargs)
