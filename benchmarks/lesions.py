@@ -76,8 +76,9 @@ def main() -> None:
     results = Results(options.out / f"lesions-{options.minutes:g}min-seed{options.seed}.json", options.minutes)
     _, training, validation = cases_of(SHARED / "lbt_pet")
     training, validation = training[: options.cases or None], validation[: options.check or None]
+    recipes = {net: recipe_of(net, training, options) for net in options.nets}  # one file, read once for all
     for net in options.nets:
-        recipe = results.planned(net, recipe_of(net, training, options))
+        recipe = results.planned(net, recipes[net])
         run = results.table["runs"].setdefault(net, {})
         if "training" not in run:
             run["training"] = trained(net, recipe)

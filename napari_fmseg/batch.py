@@ -223,12 +223,14 @@ def _grouped(found: list[Path], channels: int, *, together: bool) -> list[tuple[
     """Put the files that are channels of one volume together."""
     if channels == 1:
         return [(path,) for path in found]
+    numbers = [f"_{number:04d}" for number in range(channels)]
     groups: dict[Path, list[Path]] = {}
     for path in found:
-        numbered = re.fullmatch(r"(.+)_\d{4}", _stem(path))
-        groups.setdefault(path.parent / numbered[1] if numbered else path, []).append(path)
-    if any(len(group) > 1 for group in groups.values()):
-        return [tuple(sorted(group)) for group in groups.values()]
+        groups.setdefault(path.parent / re.sub(r"_\d{4}$", "", _stem(path)), []).append(path)
+    whole = [sorted(group) for group in groups.values() if sorted(_stem(p)[-5:] for p in group) == numbers]
+    if whole:
+        taken = {path for group in whole for path in group}
+        return [tuple(group) for group in whole] + [(path,) for path in found if path not in taken]
     if together and len(found) == channels and _is_one_channel(found[0]):
         return [tuple(found)]
     return [(path,) for path in found]

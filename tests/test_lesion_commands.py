@@ -134,6 +134,6 @@ def test_numbered_files_in_a_folder_are_channels_and_two_volumes_of_two_channels
     assert run("segment", tmp_path / "in", "--model", two.card, "--output", tmp_path / "out") == 0
     assert sorted(p.name for p in (tmp_path / "out").glob("*.gz")) == ["a_seg.nii.gz", "b_seg.nii.gz"]
     both = Volume(np.stack([two.ct.data, two.ct.data]), two.ct.geometry)
-    images = [write_volume(both, tmp_path / f"{name}.nii.gz") for name in ("c", "d")]
+    images = [write_volume(both, tmp_path / f"{name}.nii.gz") for name in ("c_0006", "c_0007")]
     assert run("segment", *images, "--model", two.card, "--output", tmp_path / "out2") == 0
-    assert sorted(p.name for p in (tmp_path / "out2").glob("*.gz")) == ["c_seg.nii.gz", "d_seg.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out2").glob("*.gz")) == ["c_0006_seg.nii.gz", "c_0007_seg.nii.gz"]

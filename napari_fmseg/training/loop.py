@@ -188,7 +188,8 @@ class _Run:
                 yield Warned(f"No training case has {name!r}; {fate}.")
         if recipe.start_from:
             yield from self._start()
-        spacing = np.median([h.volume.geometry.canonical()[0].spacing for h in self.held], 0) if self.held else ()
+        spacings = [h.volume.geometry.canonical()[0].spacing for h in self.held] or [s.spacing for s in self.samples]
+        spacing = np.median(spacings, 0) if spacings else ()
         self.card = ModelCard(
             name=recipe.name,
             title=recipe.title or recipe.name,
