@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import budgeted
 import numpy as np
 import torch
 
@@ -33,38 +32,19 @@ from napari_fmseg.training.suggest import _timed, facts_of
 from napari_fmseg.uncertainty import ranked, uncertainty
 from napari_fmseg.volume import LabelMap
 
-ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("FMSEG_SHARED", ROOT.parent / "shared")) / "data"
+ROOT, SHARED = budgeted.ROOT, budgeted.SHARED
 HIPPOCAMPUS = "fmsf-hippocampus-mr"
 
 
-class Results:
-    """What is finished, on disk after every training."""
+class Results(budgeted.Results):
+    """What is finished of one question, on disk after every training."""
 
     def __init__(self, what: str, options: argparse.Namespace) -> None:
         self.work = options.work / f"{what}-{options.minutes:g}min"
-        self.path = options.out / f"teach-{what}-{options.minutes:g}min.json"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.table: dict[str, Any] = {"runs": {}, "plans": {}}
-        if self.path.exists():
-            self.table = json.loads(self.path.read_text())
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        self.table["machine"] = {
-            "device": gpu or platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        self.table["minutes"] = options.minutes
+        super().__init__(options.out / f"teach-{what}-{options.minutes:g}min.json", options.minutes)
         self.steps = options.steps
 
-    def save(self) -> None:
-        """Write beside and rename."""
-        beside = self.path.with_suffix(".part")
-        beside.write_text(json.dumps(self.table, indent=1) + "\n")
-        os.replace(beside, self.path)
-
-    def planned(self, recipe: Recipe, minutes: float, cases: Sequence[Case], names: dict[int, str]) -> Recipe:
+    def planned_for(self, recipe: Recipe, minutes: float, cases: Sequence[Case], names: dict[int, str]) -> Recipe:
         """Fill the time with steps, measured once for a kind of recipe and kept."""
         key = f"{recipe.start_from or 'scratch'} {recipe.settings}"
         if self.steps:
@@ -138,7 +118,7 @@ def curve(options: argparse.Namespace) -> None:
     names, training, _ = atrium()
     for n in options.volumes:
         recipe = atrium_recipe(results.work / f"{n}", spread(training, n), options, options.start)
-        results.run(f"{n} volumes", results.planned(recipe, options.minutes, training, names), volumes=n)
+        results.run(f"{n} volumes", results.planned_for(recipe, options.minutes, training, names), volumes=n)
 
 
 def sparse(options: argparse.Namespace) -> None:
@@ -151,7 +131,9 @@ def sparse(options: argparse.Namespace) -> None:
     if f"{len(chosen)} volumes" in curve_table["runs"] and not results.table["runs"]:
         results.table["plans"] = curve_table["plans"]
         results.table["runs"]["all slices"] = curve_table["runs"][f"{len(chosen)} volumes"]
-    recipe = results.planned(atrium_recipe(results.work / "full", chosen, options), options.minutes, training, names)
+    recipe = results.planned_for(
+        atrium_recipe(results.work / "full", chosen, options), options.minutes, training, names
+    )
     full = results.run("all slices", recipe)
     thinned = tuple(_thinned(case, results.work / "labels", options.every) for case in chosen)
     few = dataclasses.replace(recipe, training=thinned, ignore=2, out=results.work / "sparse")
@@ -202,7 +184,7 @@ def forgetting(options: argparse.Namespace) -> None:
     }
     for way in options.ways:
         recipe = dataclasses.replace(plain, out=results.work / way, **ways[way])
-        done = results.run(way, results.planned(recipe, options.minutes, training, names), way=way)
+        done = results.run(way, results.planned_for(recipe, options.minutes, training, names), way=way)
         lost = {n: round(before[n] - done["dice"][n], 4) for n in before}
         done["lost"] = lost
         results.save()
@@ -237,7 +219,7 @@ def label_next(options: argparse.Namespace) -> None:
             key = f"{way}, round {turn}" if turn else "round 0"
             training = [c for c in pool if c.name in chosen]
             recipe = atrium_recipe(results.work / key.replace(", ", "-").replace(" ", ""), training, options)
-            recipe = results.planned(recipe, options.minutes, pool, names)
+            recipe = results.planned_for(recipe, options.minutes, pool, names)
             done = results.run(key, recipe, volumes=len(chosen), chosen=list(chosen))
             rest = [c for c in pool if c.name not in chosen]
             if turn == options.rounds - 1:

@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 from napari_fmseg.models import Intensity
-from napari_fmseg.pipelines.settings import PhasedSettings
+from napari_fmseg.pipelines.settings import CoarseFineSettings, PhasedSettings
 from napari_fmseg.training.recipe import Augment, Case, Recipe, Replay, StageRecipe
 
 PAGE = Path(__file__).parent / "recipes.md"
-CLASSES = {c.__name__: c for c in (Recipe, StageRecipe, Augment, Intensity, PhasedSettings, Case, Replay)}
+CLASSES = {
+    c.__name__: c for c in (Recipe, StageRecipe, Augment, Intensity, PhasedSettings, CoarseFineSettings, Case, Replay)
+}
 BLOCK = re.compile(r"(<!-- fields of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from napari_fmseg.io import read_volume as read_volume
     from napari_fmseg.io import write_labels as write_labels
     from napari_fmseg.io import write_volume as write_volume
+    from napari_fmseg.lesion_metrics import score_lesions as score_lesions
     from napari_fmseg.metrics import score as score
     from napari_fmseg.models import list_models as list_models
     from napari_fmseg.models import load_model as load_model
     from napari_fmseg.phantom import phantom_ct as phantom_ct
     from napari_fmseg.pipelines import SegmentOptions as SegmentOptions
     from napari_fmseg.pipelines import segment as segment
+    from napari_fmseg.regrid import stack_channels as stack_channels
     from napari_fmseg.training import Case as Case
     from napari_fmseg.training import Recipe as Recipe
     from napari_fmseg.training import train as train
@@ -45,7 +47,9 @@ _ROOMS = {
     "read_labels": "io",
     "read_volume": "io",
     "score": "metrics",
+    "score_lesions": "lesion_metrics",
     "segment": "pipelines",
+    "stack_channels": "regrid",
     "train": "training",
     "write_labels": "io",
     "write_volume": "io",

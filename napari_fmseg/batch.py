@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from napari_fmseg.manifest import Manifest, precision_of, write_manifest
 from napari_fmseg.models import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.preview import write_preview
+from napari_fmseg.regrid import stack_channels
 from napari_fmseg.volume import LabelMap, Volume
 
 __all__ = ["Done", "Job", "plan_jobs", "segment_file"]
@@ -25,10 +27,11 @@ _WRITTEN_AS = {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha
 
 @dataclass(frozen=True)
 class Job:
-    """One volume to segment and where its labels go."""
+    """One volume to segment and where its labels go; `others` are its further channels."""
 
     image: Path
     result: Path
+    others: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Done:
     notes: tuple[str, ...] = ()
 
 
-def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None) -> list[Job]:
+def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None, channels: int = 1) -> list[Job]:
     """Find the volumes that are meant and name a result for each.
 
     Parameters
@@ -68,6 +71,9 @@ def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None
         (NRRD and MHA stay what they are).
     series
         Take this series of every folder, instead of all that lies in it.
+    channels
+        How many the model takes. With more than one, as many images of one channel each that are named are the channels
+        of one volume, in this order; and so are files called ``case_0000``, ``case_0001``... in one folder.
 
     Raises
     ------
@@ -82,19 +88,23 @@ def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None
     found = [volume for image in images for volume in _volumes(image, series, alone=len(images) == 1)]
     if not found:
         raise FmsegError("There is nothing to segment. Name at least one file or folder.")
+    groups = _grouped(found, channels, together=len(images) == len(found))
+    found = [group[0] for group in groups]
     if suffix_of(output) or (output.suffix and len(found) == 1 and not output.is_dir()):
         if len(found) != 1:
             raise FmsegError(
                 f"{output.name} is one file, but there are {len(found)} volumes ({_some(found)}). "
                 "Give a folder as output, or choose one volume (of a DICOM folder by its series)."
             )
-        jobs = [Job(found[0], output)]
+        jobs = [Job(found[0], output, groups[0][1:])]
     else:
         jobs = []
-        for image in found:
-            jobs.append(Job(image, _free(output / _stem(image), _result_suffix(image), {job.result for job in jobs})))
+        for image, *others in groups:
+            stem = _stem(image).removesuffix("_0000") if others else _stem(image)
+            result = _free(output / stem, _result_suffix(image), {job.result for job in jobs})
+            jobs.append(Job(image, result, tuple(others)))
     for job in jobs:
-        if job.result.resolve() == job.image.resolve():
+        if job.result.resolve() in [image.resolve() for image in (job.image, *job.others)]:
             raise FmsegError(f"The result would overwrite its image {job.image}. Choose another --output.")
     check_destination(jobs[0].result)  # all lie in one folder
     return jobs
@@ -106,6 +116,7 @@ def segment_file(
     options: SegmentOptions,
     *,
     series: str | None = None,
+    suv: str = "auto",
     stages_dir: Path | None = None,
     preview: Path | None = None,
 ) -> Iterator[Event | Done]:
@@ -119,6 +130,8 @@ def segment_file(
         See `napari_fmseg.pipelines.segment`.
     series
         Which series of a DICOM folder.
+    suv
+        Whether a PET is read in SUV; see `napari_fmseg.io.read_volume`.
     stages_dir
         Where every stage is written on its own grid; None: nowhere.
     preview
@@ -134,7 +147,7 @@ def segment_file(
         If the volume cannot be read, segmented or written; then nothing is left in the result's place.
     """
     watch = _Watch()
-    volume = read_volume(job.image, series=series)
+    volume = _read(job, model, series, suv)
     watch.lap("reading")
     yield Progress("reading", 1, 1)
     stages: list[StageResult] = []
@@ -165,6 +178,17 @@ def segment_file(
     yield Done(job, labels, manifest, watch.seconds, tuple(notes))
 
 
+def _read(job: Job, model: Model, series: str | None, suv: str) -> Volume:
+    """Read the volume of a job; where its channels are files of their own, on the grid of the first."""
+    if not job.others:
+        return read_volume(job.image, series=series, suv=suv)
+    names = model.card.channels
+    wish = ["auto" if suv == "required" and name.upper().startswith(("CT", "MR")) else suv for name in names]
+    paths = (job.image, *job.others)
+    volumes = [read_volume(path, suv=own) for path, own in zip(paths, wish, strict=True)]
+    return stack_channels(volumes, names)
+
+
 class _Watch:
     """Seconds since the last look, kept by name."""
 
@@ -193,6 +217,30 @@ def _manifest(
         spacing_mm=volume.geometry.spacing,
         notes=tuple(notes),
     )
+
+
+def _grouped(found: list[Path], channels: int, *, together: bool) -> list[tuple[Path, ...]]:
+    """Put the files that are channels of one volume together."""
+    if channels == 1:
+        return [(path,) for path in found]
+    numbers = [f"_{number:04d}" for number in range(channels)]
+    groups: dict[Path, list[Path]] = {}
+    for path in found:
+        groups.setdefault(path.parent / re.sub(r"_\d{4}$", "", _stem(path)), []).append(path)
+    whole = [sorted(group) for group in groups.values() if sorted(_stem(p)[-5:] for p in group) == numbers]
+    if whole:
+        taken = {path for group in whole for path in group}
+        return [tuple(group) for group in whole] + [(path,) for path in found if path not in taken]
+    if together and len(found) == channels and _is_one_channel(found[0]):
+        return [tuple(found)]
+    return [(path,) for path in found]
+
+
+def _is_one_channel(path: Path) -> bool:
+    try:
+        return read_volume(path, suv="never").n_channels == 1
+    except FmsegError:  # when its turn comes, it is said
+        return False
 
 
 def _volumes(image: Path, series: str | None, *, alone: bool) -> list[Path]:

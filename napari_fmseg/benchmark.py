@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from napari_fmseg.events import Progress, StageResult
 from napari_fmseg.io import read_volume, suffix_of, write_labels, write_volume
 from napari_fmseg.io.gzipped import open_inflated
 from napari_fmseg.manifest import precision_of, versions
+from napari_fmseg.memory import MemoryWatch
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.volume import LabelMap, Volume
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from napari_fmseg.models import Model
 
-__all__ = ["Benchmark", "Pairing", "Part", "bench", "environment", "pair", "published_snet"]
+__all__ = ["Benchmark", "Pairing", "Part", "bench", "environment", "measured_run", "pair", "published_snet"]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def bench(
         inflate: list[dict[str, float]] = []
         for n in range(warmups + repeats):
             start = time.perf_counter()
-            parts, volume = _run(path, model, options, Path(folder) / "labels.nii.gz")
+            parts, volume = measured_run(path, model, options, Path(folder) / "labels.nii.gz")
             if n >= warmups:
                 walls.append(time.perf_counter() - start)
                 runs.append(parts)
@@ -202,10 +202,10 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _run(path: Path, model: Model, options: SegmentOptions, result: Path) -> tuple[dict[str, Part], Volume]:
-    """One run from file to file; every part with its time and peak memory."""
+def measured_run(path: Path, model: Model, options: SegmentOptions, result: Path) -> tuple[dict[str, Part], Volume]:
+    """Segment one file into another; give every part with its time and peak memory, and the volume."""
     parts: dict[str, Part] = {}
-    with _Memory(model.device) as memory:
+    with MemoryWatch(model.device) as memory:
 
         def note(name: str, seconds: float) -> None:
             peak, gpu = memory.peak_mb()
@@ -253,52 +253,6 @@ def _inflate(path: Path) -> dict[str, float]:
                 pass
         seconds[name] = time.perf_counter() - start
     return seconds
-
-
-class _Memory:
-    """Watches the process's memory from a thread, every few milliseconds; exact on a graphics card."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._peak = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> _Memory:
-        self._thread.start()
-        self.peak_mb()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.004):
-            self._peak = max(self._peak, _resident_bytes())
-
-    def peak_mb(self) -> tuple[float, float]:
-        """Most memory of the process and of the card since this was last asked, in MB."""
-        peak, self._peak = max(self._peak, _resident_bytes()), 0
-        if self._device.type != "cuda":
-            return peak / 1e6, 0.0
-        import torch
-
-        gpu = torch.cuda.max_memory_allocated(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        return peak / 1e6, gpu / 1e6
-
-
-def _resident_bytes() -> int:
-    """Memory that this process holds; 0 where the system does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(ImportError):
-        import psutil
-
-        return int(psutil.Process().memory_info().rss)
-    return 0
 
 
 # --- the engine against the plain form --------------------------------------------------------------------------

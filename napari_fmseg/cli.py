@@ -13,16 +13,18 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.errors import FmsegError
+from napari_fmseg.evaluation_commands import evaluate, why
+from napari_fmseg.lesion_commands import lesions, tell_found
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.project_commands import MODEL_COMMANDS, PROJECT_COMMANDS
-from napari_fmseg.terminal import Bars, Json, follow, note, number, say, table, write_json
-from napari_fmseg.training_commands import pretrain, train
+from napari_fmseg.terminal import Bars, Json, follow, note, number, say, show_terms, table, write_json
+from napari_fmseg.training_commands import crossval, pretrain, train
 
 __all__ = ["main"]
 
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         note(
             "Stopped. What was saved stays; the same command goes on from there."
-            if words[0] in ("train", "pretrain")
+            if words[0] in ("train", "pretrain", "crossval", "evaluate")
             else "Stopped."
         )
         return _STOPPED
@@ -140,6 +142,7 @@ def segment(
     output: Path,
     run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
     series: str | None = None,
+    suv: Literal["auto", "never", "required"] = "auto",
     stages_dir: Path | None = None,
     preview: Path | None = None,
     accept_licence: bool = False,
@@ -152,13 +155,17 @@ def segment(
     Parameters
     ----------
     images
-        Files, DICOM folders, or folders of volumes.
+        Files, DICOM folders, or folders of volumes. For a model of several channels name one image for each, in the
+        order of the model: ct.nii pet.nii. They are put on the grid of the first.
     model
         A model's name (`fmseg models` lists them) or the path of a model card.
     output
         A file for one volume (liver.nii.gz, .nrrd, .mha), or a folder for any number.
     series
         Which series of a DICOM folder that holds several.
+    suv
+        Read a DICOM PET in standardised uptake values: where its tags allow (auto), never, or not at all if they do
+        not (required).
     stages_dir
         Write every stage here too, each on its own grid.
     preview
@@ -171,9 +178,9 @@ def segment(
 
     if not images:
         raise _Usage("There is nothing to segment: name at least one file or folder.")
-    jobs = plan_jobs(images, output, series=series)
     card = find_card(model)
-    _show_terms(card, accept_licence)
+    jobs = plan_jobs(images, output, series=series, channels=len(card.channels))
+    show_terms(card, accept_licence)
     loaded = load_model(card, device=run.device)
     rows: list[dict[str, Any]] = []
     worst = 0
@@ -181,7 +188,9 @@ def segment(
         for job in jobs:
             picture = None if preview is None else _picture(preview, job.result, len(jobs))
             try:
-                for event in segment_file(job, loaded, run, series=series, stages_dir=stages_dir, preview=picture):
+                for event in segment_file(
+                    job, loaded, run, series=series, suv=suv, stages_dir=stages_dir, preview=picture
+                ):
                     follow(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
                     if isinstance(event, Done):
                         rows.append(_done(event))
@@ -203,24 +212,6 @@ def segment(
     if len(failed) < len(jobs):
         note(USE)
     return worst
-
-
-def _show_terms(card: Any, accepted: bool) -> None:
-    """Show what restricts a model's use before its first run; ask where somebody can answer."""
-    from napari_fmseg.licences import remember_terms, unread_terms
-
-    terms = unread_terms(card)
-    if not terms:
-        return
-    note(terms)
-    if not accepted and sys.stdin.isatty() and sys.stderr.isatty():
-        sys.stderr.write("Do you accept these terms? [y/N] ")
-        sys.stderr.flush()
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise FmsegError(f"{card.name} was not run, because its terms were not accepted. Choose another model.")
-    elif not accepted:
-        note("By going on you accept them. They are shown once.")
-    remember_terms(card)
 
 
 def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
@@ -297,6 +288,9 @@ def score(
     *,
     tolerance_mm: float = 2.0,
     by_number: bool = False,
+    csv: Path | None = None,
+    lesions: bool = False,
+    min_ml: float = 0.0,
     as_json: Json = False,
 ) -> int:
     """Compare a segmentation with the truth: Dice, distances in mm, volumes in ml, for every label.
@@ -304,23 +298,41 @@ def score(
     Parameters
     ----------
     prediction
-        A file with labels.
+        A file with labels; with --csv also a folder of them.
     truth
-        A file with labels on the same grid.
+        A file with labels on the same grid; with --csv also a folder.
     tolerance_mm
         How far apart surfaces may lie and still agree, for NSD.
     by_number
         Compare labels by their number even where the files name them differently.
+    csv
+        Write one row per case to this file: Dice and NSD of every label, and the seconds that the manifests tell.
+    lesions
+        Compare lesion by lesion, too: how many are found, and the volume of those that are false or missed.
+    min_ml
+        Lesions below so many millilitres count neither as true nor as false.
     """
     from napari_fmseg import metrics
     from napari_fmseg.io import read_labels
+    from napari_fmseg.lesion_metrics import score_lesions
 
+    if csv is not None:
+        from napari_fmseg.case_table import pairs_in, score_pair, write_csv
+
+        pairs = pairs_in(prediction, truth)
+        cases = [score_pair(*pair, tolerance_mm=tolerance_mm, by_number=by_number) for pair in pairs]
+        write_csv(cases, csv)
+        if prediction.is_dir():
+            _tell_cases(cases, csv, as_json=as_json)
+            return 0
     found, true = read_labels(prediction), read_labels(truth)
     if by_number:
         found = dataclasses.replace(found, names={})
     scores = metrics.score(found, true, tolerance_mm=tolerance_mm)
+    by_lesion = score_lesions(found, true, min_ml=min_ml) if lesions else {}
     if as_json:
-        write_json({"tolerance_mm": tolerance_mm, "labels": scores, "mean_dice": _mean_dice(scores)})
+        more = {"lesions": by_lesion} if lesions else {}
+        write_json({"tolerance_mm": tolerance_mm, "labels": scores, "mean_dice": _mean_dice(scores), **more})
         return 0
     if not scores:
         say("Both files are empty.")
@@ -332,6 +344,9 @@ def score(
          for name, row in scores.items()],
     ))  # fmt: skip
     say(f"mean Dice {number(_mean_dice(scores))}")
+    if lesions:
+        say("")
+        tell_found(by_lesion)
     return 0
 
 
@@ -351,9 +366,14 @@ def bench(
     run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
     repeats: int = 5,
     compare: bool = True,
+    dataset: Path | None = None,
+    csv: Path | None = None,
+    tolerance_mm: float = 1.0,
     as_json: Json = False,
 ) -> int:
     """Measure time and peak memory of reading, every stage and writing, and the engine against the plain network.
+
+    With --dataset its validation cases are segmented once each, and compared with their labels.
 
     Parameters
     ----------
@@ -365,13 +385,23 @@ def bench(
         Runs after one that warms up; medians are told.
     compare
         Run the published SNet at 128 x 128 x 128 too, by the engine and plain, in turns.
+    dataset
+        A folder as for training, instead of an image.
+    csv
+        Where the table of the dataset's cases goes: Dice, NSD, seconds and memory of every part, one row per case.
+    tolerance_mm
+        How far apart surfaces may lie and still agree, for NSD.
     """
     from napari_fmseg import benchmark
     from napari_fmseg.models import find_card, load_model
 
+    if (dataset is None) != (csv is None) or (dataset is not None and image is not None):
+        raise _Usage("--dataset and --csv belong together: the cases, and where their table goes; without --image.")
     card = find_card(model)
-    _show_terms(card, accepted=False)
+    show_terms(card, accepted=False)
     loaded = load_model(card, device=run.device)
+    if dataset is not None and csv is not None:
+        return _bench_cases(dataset, csv, loaded, run, tolerance_mm, as_json=as_json)
     results: dict[str, Any] = {}
     with Bars(quiet=as_json) as bars:
         for event in benchmark.bench(image or _phantom_volume(), loaded, run, repeats=repeats):
@@ -392,6 +422,46 @@ def bench(
     if "pairing" in results:
         _tell_pairing(results["pairing"])
     return 0
+
+
+def _bench_cases(
+    dataset: Path, csv: Path, model: Any, run: SegmentOptions, tolerance_mm: float, *, as_json: bool
+) -> int:
+    """Segment and compare the validation cases of a dataset; write the table."""
+    from napari_fmseg.case_table import CaseScore, measured_cases, write_csv
+    from napari_fmseg.training.data import read_case
+    from napari_fmseg.training.labelled import labelled_cases
+
+    names, held = labelled_cases(dataset)
+    labels = [model.card.labels.get(i, f"label {i}") for i in range(1, model.card.n_classes)]
+    several = next((case.name for case in held if len(case.images) > 1), "")
+    if several:
+        raise _Usage(f"{several} has a file per channel; only cases of one file can be measured from file to file.")
+    cases = [(case.name, case.images[0], read_case(case, names or model.card.labels, labels)[1]) for case in held]
+    found = []
+    with Bars(quiet=as_json) as bars:
+        for event in measured_cases(cases, model, run, tolerance_mm=tolerance_mm):
+            if isinstance(event, CaseScore):
+                found.append(event)
+            else:
+                follow(event, bars)
+    write_csv(found, csv)
+    _tell_cases(found, csv, as_json=as_json)
+    return 0
+
+
+def _tell_cases(cases: Sequence[Any], csv: Path, *, as_json: bool) -> None:
+    """Tell the means over cases, and where the table lies."""
+    rows = [case.row() for case in cases]
+    if as_json:
+        write_json({"csv": str(csv), "cases": rows})
+        return
+    columns = [name for name in rows[0] if name.startswith("mean_") or name in ("total_s", "peak_mb", "gpu_mb")]
+    say(table(
+        ("CASE", *columns),
+        [(str(row["case"]), *(number(float(row.get(name, "nan"))) for name in columns)) for row in rows],
+    ))  # fmt: skip
+    say(f"{len(rows)} cases: {csv}")
 
 
 def _phantom_volume() -> Any:
@@ -493,9 +563,11 @@ def convert(
     Parameters
     ----------
     checkpoint
-        As FMSF-PT ({net, optimizer, epoch}) or MIS-FM saves it ({model_state_dict, iteration}), or a plain state dict.
+        As FMSF-PT ({net, optimizer, epoch}), MIS-FM ({model_state_dict, iteration}) or EfficientSegmentation
+        ({state_dict, epoch}) saves it, or a plain state dict.
     network
-        snet, attnnet, edgenet, fmunet or pctnet.
+        snet, attnnet, edgenet, fmunet, pctnet, baseunet, contextunet or efficientsegnet; the last three tell their
+        classes, channels and blocks themselves.
     output
         Where to write: NAME.safetensors, with NAME.toml beside it.
     n_classes
@@ -515,7 +587,7 @@ def convert(
     new_heads
         Where only the number of classes differs, draw the last layers anew and take the rest.
     part
-        Its name in the model; by default the stage that it serves.
+        Its name in the model; by default the stage that it serves: consensus, attention, edge; coarse, fine; net.
     """
     from napari_fmseg.convert import convert_checkpoint
 
@@ -593,8 +665,12 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "segment": segment,
     "models": models,
     "score": score,
+    "evaluate": evaluate,
+    "why": why,
+    "lesions": lesions,
     "project": project,
     "train": train,
+    "crossval": crossval,
     "pretrain": pretrain,
     "bench": bench,
     "phantom": phantom,

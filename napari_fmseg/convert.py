@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -21,7 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Converted", "convert_checkpoint"]
 
-_PARTS = {"snet": "consensus", "attnnet": "attention", "edgenet": "edge"}
+_PARTS = {
+    **{"snet": "consensus", "attnnet": "attention", "edgenet": "edge"},
+    **{"baseunet": "coarse", "efficientsegnet": "fine"},
+}
+_PIPELINES = {"consensus": "phased", "attention": "phased", "edge": "phased",
+              "coarse": "coarse_fine", "fine": "coarse_fine"}  # fmt: skip
+_PUBLISHED_INTENSITY = ["[intensity]", 'kind = "window_zscore"', "low = -325.0", "high = 325.0", ""]
+_LADDERS = ("baseunet", "contextunet", "efficientsegnet")
 
 # What torch.load raises for files that are not what they seem, beside its own refusal of code (an UnpicklingError).
 _UNREADABLE = (
@@ -65,7 +73,8 @@ def convert_checkpoint(
     """Turn a published checkpoint into safetensors and a card to fill in.
 
     The file may be ``{net, optimizer, epoch}``, as FMSF-PT saves it, ``{model_state_dict, iteration, ...}``, as MIS-FM
-    does, or the state dict itself. It is read without running code from it; a file that would need that is refused.
+    does, ``{state_dict, epoch, ...}``, as EfficientSegmentation does, or the state dict itself. It is read without
+    running code from it; a file that would need that is refused.
 
     Parameters
     ----------
@@ -146,7 +155,9 @@ def _plain_numbers() -> list[Any]:
 
 
 def _told_by(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the weights say about the arguments: whether PCT-Net's positions are numbered as published."""
+    """What the weights say about the arguments: how EfficientSegmentation's networks are built, how PCT-Net counts."""
+    if network in _LADDERS:
+        return _told_by_ladder(network, state)
     import torch
 
     from napari_fmseg.nets.windowed import relative_position_index
@@ -156,6 +167,44 @@ def _told_by(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
         return {}
     legacy = relative_position_index(round(len(index) ** (1 / 3)), legacy=True)
     return {"legacy": True} if torch.equal(legacy, index.long()) else {}
+
+
+def _told_by_ladder(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read classes, channels and blocks off the weights of an EfficientSegmentation network; {} if it is none."""
+    firsts: dict[int, Tensor] = {}
+    for key, value in state.items():
+        level = re.match(r"conv(\d)_0\.", key)
+        if level is not None:
+            firsts.setdefault(int(level[1]), value)
+    if "final.weight" not in state or sorted(firsts) != list(range(len(firsts))) or len(firsts) < 5:
+        return {}
+    told: dict[str, Any] = {
+        "in_channels": firsts[0].shape[1],
+        "n_classes": len(state["final.weight"]) + 1,  # a sigmoid: the background has no channel
+        "channels": [len(firsts[level]) for level in sorted(firsts)],
+    }
+    if "final1.1.weight" in state:
+        told["auxiliary"] = len(state["final1.1.weight"])
+    if network == "baseunet":
+        double = {key.partition(".")[0] for key in state if ".residual_unit_2." in key}
+        return told | {"encoder": 4 if "conv0_0" in double else 2, "decoder": 4 if "conv0_4" in double else 2}
+    context = state.get("context_block.conv2_3.conv.weight")
+    return told | {
+        "encoder": _block_of(state, "conv0_0"),
+        "decoder": _block_of(state, "conv0_4"),
+        "encoder_blocks": [_n_blocks(state, f"conv{level}_0") for level in sorted(firsts)],
+        "decoder_blocks": _n_blocks(state, "conv0_4"),
+        "context": "none" if context is None else "average" if context.shape[2] == 3 else "maximum",
+    }
+
+
+def _block_of(state: Mapping[str, Tensor], stage: str) -> str:
+    first = state.get(f"{stage}.0.residual_unit.0.conv.weight")
+    return "anisotropic" if first is not None and first.shape[-1] == 1 else "residual"
+
+
+def _n_blocks(state: Mapping[str, Tensor], stage: str) -> int:
+    return len({key.split(".")[1] for key in state if key.startswith(f"{stage}.")})
 
 
 def _heads_of_other_classes(net: Any, state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -181,10 +230,12 @@ def _state_of(path: Path, content: Any) -> tuple[dict[str, Tensor], int | None]:
         state, epoch = content["net"], content.get("epoch")
     elif isinstance(content, Mapping) and isinstance(content.get("model_state_dict"), Mapping):
         state, epoch = content["model_state_dict"], content.get("iteration")
+    elif isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        state, epoch = content["state_dict"], content.get("epoch")
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise WeightsMismatch(
-            f"{path.name} holds no weights: expected a table of tensors, or one under 'net' or 'model_state_dict', "
-            f"not {_kind(state)}. Is it another kind of checkpoint?"
+            f"{path.name} holds no weights: expected a table of tensors, or one under 'net', 'state_dict' or "
+            f"'model_state_dict', not {_kind(state)}. Is it another kind of checkpoint?"
         )
     state = {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
     if all(key.startswith("module.") for key in state):  # saved from several GPUs
@@ -235,10 +286,11 @@ def _card(
     name = weights.stem
     return "\n".join([
         f"# Converted from {text(source.name)}. Fill in what the checkpoint does not say: title, labels, modality,",
-        "# intensity, licence, citation, trained_on. A phased model needs consensus, attention and edge in one file.",
+        "# intensity, licence, citation, trained_on. A phased model needs consensus, attention and edge in one file,",
+        "# a coarse-to-fine one coarse and fine.",
         f"name = {text(name)}",
         f"title = {text(name)}",
-        f"pipeline = {text('phased' if network in _PARTS else 'single')}",
+        f"pipeline = {text(_PIPELINES.get(part, 'single'))}",
         f"weights = {text(weights.name)}",
         f"sha256 = {text(hashlib.sha256(content).hexdigest())}",
         'licence = "unknown: ask the authors before you pass it on"',
@@ -251,6 +303,7 @@ def _card(
         f"[nets.{part}.kwargs]",
         *arguments,
         "",
+        *(_PUBLISHED_INTENSITY if network in _LADDERS else []),
         "[labels]",
         *labels,
         "",

@@ -4,6 +4,7 @@
 
     FmsegError
     ├── UnreadableVolume    a file or folder that is not a volume we can read
+    ├── NoSuv               a PET that lacks what SUV needs
     ├── UnwritableVolume    a place or format that cannot take the result
     ├── GeometryMismatch    two grids that should agree and do not
     ├── UnknownModel        no model of that name, or a card that makes no sense
@@ -28,6 +29,7 @@ __all__ = [
     "GeometryMismatch",
     "InvalidRecipe",
     "MissingExtra",
+    "NoSuv",
     "UnknownModel",
     "UnreadableVolume",
     "UnwritableVolume",
@@ -49,6 +51,10 @@ class FmsegError(Exception):
 
 class UnreadableVolume(FmsegError):
     """A file or folder that is not a volume we can read."""
+
+
+class NoSuv(FmsegError):
+    """An image that cannot be given in SUV; names every tag that is missing, and nothing of the patient."""
 
 
 class UnwritableVolume(FmsegError):

@@ -1,27 +1,27 @@
 """From grid to grid on the device: crop, resample, paste, and labels from small probability maps.
 
-Axis-aligned resampling is three small matrix products, one per axis. The matrices hold the interpolation
-weights, so any shift, zoom and anti-aliasing costs the same, gives exact places, and runs alike on CPU and GPU.
+Resampling is three small matrix products, one per axis (see `regrid`), which run alike on CPU and GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_fmseg.errors import GeometryMismatch
-from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
+from napari_fmseg import regrid
+from napari_fmseg.volume import Box, Geometry, Volume
 
 __all__ = [
     "bounding_box",
     "box_in",
+    "canonical_view",
     "from_canonical",
+    "label_slabs",
     "labels_on",
-    "resample",
     "resize",
     "slabs",
     "to_canonical",
@@ -58,6 +58,12 @@ def to_canonical(volume: Volume) -> tuple[np.ndarray, Geometry]:
     return np.flip(data, tuple(f + 1 for f in flips)), geometry
 
 
+def canonical_view(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """See an array (z, y, x) on `geometry` as canonical voxels; what is written to the view is written to the array."""
+    _, order, flips = geometry.canonical()
+    return np.flip(array.transpose(order), flips)
+
+
 def from_canonical(data: np.ndarray, geometry: Geometry) -> np.ndarray:
     """List canonical voxels (z, y, x) in the order of `geometry` again: the inverse of `to_canonical`."""
     _, order, flips = geometry.canonical()
@@ -65,21 +71,8 @@ def from_canonical(data: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def axis_weights(n_in: int, n_out: int, start: float, step: float) -> Tensor:
-    """Interpolation weights along one axis.
-
-    Output voxel j reads the input at ``start + j * step``. The kernel is a triangle, one voxel wide when
-    zooming in (linear interpolation) and `step` wide when zooming out (anti-aliasing). The edge is repeated.
-
-    Returns
-    -------
-    Tensor
-        (n_out, n_in) float32; every row sums to 1.
-    """
-    width = max(1.0, step)
-    centre = (start + step * torch.arange(n_out, dtype=torch.float64)).clamp(0, n_in - 1)
-    distance = (torch.arange(n_in, dtype=torch.float64)[None] - centre[:, None]).abs()
-    weights = (1 - distance / width).clamp_min(0)
-    return (weights / weights.sum(1, keepdim=True)).float()
+    """Give `napari_fmseg.regrid.axis_weights` as a tensor (n_out, n_in) float32."""
+    return torch.from_numpy(regrid.axis_weights(n_in, n_out, start, step))
 
 
 def _along(data: Tensor, weights: Tensor, axis: int) -> Tensor:
@@ -133,60 +126,6 @@ def zoom(data: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int
     return data
 
 
-def resample(volume: Volume, grid: Geometry, *, order: int = 1) -> Volume:
-    """Read `volume` on another grid of the same patient.
-
-    Parameters
-    ----------
-    volume
-        Intensities (z, y, x) or (c, z, y, x), or labels (z, y, x).
-    grid
-        Where to read it. Its axes must run along the volume's (any order, any sense).
-    order
-        0 nearest (labels), 1 linear, anti-aliased when the grid is coarser.
-
-    Returns
-    -------
-    Volume
-        On `grid`, of the same class; same dtype for order 0, float32 otherwise; 0 outside the volume.
-
-    Raises
-    ------
-    GeometryMismatch
-        If the axes differ in direction by more than 1e-3.
-    """
-    to_source = np.linalg.inv(volume.geometry.affine) @ grid.affine
-    turn = to_source[:3, :3]
-    axes = np.abs(turn).argmax(0)  # for each axis of grid the axis of the volume
-    rest = turn.copy()
-    rest[axes, range(3)] = 0
-    if sorted(axes) != [0, 1, 2] or np.abs(rest / np.linalg.norm(turn, axis=0)).max() > 1e-3:
-        raise GeometryMismatch(
-            "The two grids are turned against each other, so that one cannot be read on the other along its axes. "
-            "Expected directions equal within 1e-3; resample one of them with an image viewer first."
-        )
-    data = to_tensor(volume.channels.transpose(0, *(int(a) + 1 for a in axes)))
-    data = data if order == 0 else data.float()
-    for i, axis in enumerate(axes):
-        step, start, n_in = float(turn[axis, i]), float(to_source[axis, 3]), data.shape[i + 1]
-        places = start + step * torch.arange(grid.shape[i], dtype=torch.float64)
-        inside = (places > -0.5 - 1e-6) & (places < n_in - 0.5 + 1e-6)
-        if order == 0:
-            data = data.index_select(i + 1, places.round().long().clamp(0, n_in - 1))
-        elif step > 0:
-            data = _along(data, axis_weights(n_in, grid.shape[i], start, step), i)
-        else:
-            data = _along(data.flip(i + 1), axis_weights(n_in, grid.shape[i], n_in - 1 - start, -step), i)
-        shape = [1, 1, 1, 1]
-        shape[i + 1] = -1
-        data = data * inside.to(data.dtype).reshape(shape)
-    array = data.numpy() if order else data.numpy().astype(volume.data.dtype, copy=False)
-    array = array if volume.data.ndim == 4 else array[0]
-    if isinstance(volume, LabelMap):
-        return LabelMap(array, grid, volume.meta, volume.names, volume.colors)
-    return Volume(array, grid, volume.meta)
-
-
 def bounding_box(mask: Tensor | np.ndarray) -> Box | None:
     """Return the smallest box around what is not 0 in (z, y, x), or None if there is nothing."""
     mask = torch.as_tensor(mask) != 0
@@ -238,22 +177,46 @@ def labels_on(probabilities: Tensor, shape: Sequence[int]) -> Tensor:
     Tensor
         `shape`, uint8 (int16 with more than 256 classes), on the same device.
     """
-    n_classes = probabilities.shape[0]
-    out = torch.empty(tuple(shape), dtype=torch.uint8 if n_classes <= 256 else torch.int16, device=probabilities.device)
-    if tuple(shape) == tuple(probabilities.shape[1:]):
-        return probabilities.argmax(0).to(out.dtype)
-    for planes in slabs(shape, n_classes):
-        out[planes] = _slab_labels(probabilities, shape, planes).to(out.dtype)
+    dtype = torch.uint8 if probabilities.shape[0] <= 256 else torch.int16
+    out = torch.empty(tuple(shape), dtype=dtype, device=probabilities.device)
+    for planes, labels in label_slabs(probabilities, shape, lambda scores: scores.argmax(0)):
+        out[planes] = labels.to(dtype)
     return out
 
 
-def _slab_labels(probabilities: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
-    """Zoom along z by the weights and in plane by torch's bilinear kernel, then argmax."""
-    n_in, step = probabilities.shape[1], probabilities.shape[1] / shape[0]
-    if step > 1 or any(n > m for n, m in zip(probabilities.shape[2:], shape[1:], strict=True)):
-        return resize_slab(probabilities, shape, planes).argmax(0)
+def label_slabs(
+    scores: Tensor, shape: Sequence[int], choose: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Zoom scores of classes (c, z, y, x) to `shape` slab by slab and choose a label for every voxel.
+
+    Parameters
+    ----------
+    scores
+        Probabilities or logits.
+    shape
+        Voxels (z, y, x) of the result, over the same field of view.
+    choose
+        Takes scores (c, planes, y, x) and gives labels (planes, y, x).
+
+    Yields
+    ------
+    tuple
+        Planes along z, and their labels.
+    """
+    if tuple(shape) == tuple(scores.shape[1:]):
+        yield slice(0, shape[0]), choose(scores)
+        return
+    for planes in slabs(shape, scores.shape[0]):
+        yield planes, choose(_slab_scores(scores, shape, planes))
+
+
+def _slab_scores(scores: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
+    """Zoom along z by the weights and in plane by torch's bilinear kernel."""
+    n_in, step = scores.shape[1], scores.shape[1] / shape[0]
+    if step > 1 or any(n > m for n, m in zip(scores.shape[2:], shape[1:], strict=True)):
+        return resize_slab(scores, shape, planes)
     weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
     used = weights.any(0).nonzero()
     first, last = int(used[0]), int(used[-1]) + 1
-    part = _along(probabilities[:, first:last].float(), weights[:, first:last], 0)  # (c, planes, y, x)
-    return F.interpolate(part, tuple(shape[1:]), mode="bilinear", align_corners=False).argmax(0)
+    part = _along(scores[:, first:last].float(), weights[:, first:last], 0)  # (c, planes, y, x)
+    return F.interpolate(part, tuple(shape[1:]), mode="bilinear", align_corners=False)

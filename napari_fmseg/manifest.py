@@ -92,6 +92,15 @@ def write_manifest(manifest: Manifest, result: Path) -> Path:
     return path
 
 
+def read_seconds(path: Path) -> dict[str, float]:
+    """Read how long each part took from a manifest; {} where there is none that can be read."""
+    try:
+        seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+        return {str(name): float(value) for name, value in seconds.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def precision_of(model: Model, precision: str) -> str:
     """Name the precision that a run asked for with `precision` really has on the model's device."""
     from napari_fmseg.nets.engine import pick_precision  # torch comes with the model, not with this module

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from napari_fmseg.errors import FmsegError, GeometryMismatch
 from napari_fmseg.volume import Box, LabelMap
 
-__all__ = ["dice_per_label", "misfm_score", "score"]
+__all__ = ["dice_per_label", "labels_by_name", "misfm_score", "score"]
 
 _SLAB = 1 << 21  # voxels counted at once: bincount needs 8 bytes for each
 _MANY = 1 << 10  # labels from which a table of all pairs would be larger than it is worth
@@ -84,6 +84,19 @@ def score(prediction: LabelMap, truth: LabelMap, *, tolerance_mm: float = 2.0) -
             **_volumes(sizes, truth.geometry.voxel_ml),
         }  # fmt: skip
     return scores
+
+
+def labels_by_name(prediction: LabelMap, truth: LabelMap) -> dict[str, int]:
+    """Give the number of every label that `score` tells, by the name under which it does.
+
+    Raises
+    ------
+    GeometryMismatch, FmsegError
+        As `score`.
+    """
+    _same_grid(prediction, truth)
+    occurring = {int(v) for labels in (prediction, truth) for v in np.unique(labels.data)}
+    return {name: value for value, name in _names(prediction.names, truth.names, occurring).items()}
 
 
 def dice_per_label(
@@ -177,7 +190,7 @@ def _same_grid(prediction: LabelMap, truth: LabelMap) -> None:
     ]
     raise GeometryMismatch(
         f"The prediction has {told[0]}; the truth has {told[1]} (z, y, x). Scores need one grid: "
-        "resample one of them onto the other with nearest neighbours (napari_fmseg.grid.resample, order=0), "
+        "resample one of them onto the other with nearest neighbours (napari_fmseg.regrid.resample, order=0), "
         "or segment the image that the truth was drawn on."
     )
 

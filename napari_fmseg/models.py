@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 
+_INTENSITIES = ("window", "window_zscore", "percentile", "zscore")
+
+
 @dataclass(frozen=True)
 class NetSpec:
     """One network of a model: its name in the registry and the arguments that build it."""
@@ -53,24 +56,39 @@ class Intensity:
         ``"window"``: `low` and `high` are intensities (HU for CT). ``"percentile"``: they are percentiles of the
         volume, for modalities without a unit. Values are clamped to the window and mapped to 0..1. ``"zscore"``: each
         channel gets mean 0 and standard deviation 1, as MIS-FM is fine-tuned; `low` and `high` have no effect.
+        ``"window_zscore"``: clamped to the window, then mean 0 and standard deviation 1, as EfficientSegmentation does.
+        A coarse-to-fine model maps what each network sees, after it was resized; the others map the whole volume.
     low
         Lower end of the window: what becomes 0.
     high
         Upper end of the window: what becomes 1.
     minmax
         Stretch the resampled volume to 0..1 once more, as the published FMSF-PT code does.
+    unit
+        What `low` and `high` of a window are counted in: ``"SUV"``, ``"HU"``... An image that says that it is in
+        another unit is told of. "" where nothing is known.
+    channels
+        One intensity for each channel, where they differ, as in CT and PET; empty where this one holds for all.
     """
 
     kind: str = "percentile"
     low: float = 0.5
     high: float = 99.5
     minmax: bool = False
+    unit: str = ""
+    channels: tuple[Intensity, ...] = ()
+
+    def of_channel(self, number: int) -> Intensity:
+        """Give the intensity of a channel, counted from 0."""
+        return self.channels[number] if self.channels else self
 
     def __post_init__(self) -> None:
-        if self.kind not in ("window", "percentile", "zscore") or not self.low < self.high:
+        if any(one.channels or one.minmax for one in self.channels):
+            raise UnknownModel("The intensity of one channel is kind, low, high and unit; nothing more.")
+        if self.kind not in _INTENSITIES or not self.low < self.high:
             raise UnknownModel(
-                f"An intensity is a window or a percentile with low < high, or zscore, not {self.kind!r} "
-                f"{self.low}..{self.high}."
+                f"An intensity is a window, a window_zscore or a percentile with low < high, or zscore, not "
+                f"{self.kind!r} {self.low}..{self.high}."
             )
 
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import IO
 
-__all__ = ["be_polite", "environment", "last_words", "n_killed_for_memory", "named", "says_memory", "when_parent_ends"]
+__all__ = [
+    "be_polite",
+    "environment",
+    "last_words",
+    "n_killed_for_memory",
+    "named",
+    "peak_bytes",
+    "says_memory",
+    "when_parent_ends",
+]
 
 NICENESS = 5
 _LAST_WORDS = 2000  # characters of the error stream
@@ -43,6 +53,18 @@ def be_polite() -> None:
         import psutil
 
         psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+
+
+def peak_bytes() -> int:
+    """Most memory that this process ever held; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
 
 
 def when_parent_ends(parent: int, act: Callable[[], object]) -> None:

@@ -13,10 +13,12 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, StageResult, StepDone, Warned
+from napari_fmseg.licences import remember_terms, unread_terms
 from napari_fmseg.manifest import plain
 
-__all__ = ["Bars", "Json", "follow", "note", "number", "say", "table", "write_json"]
+__all__ = ["Bars", "Json", "follow", "metrics_table", "note", "number", "say", "show_terms", "table", "write_json"]
 
 Json = Annotated[bool, arg(name="json", help="Print one JSON document for machines, and nothing else, to stdout.")]
 
@@ -60,6 +62,24 @@ def _is_number(text: str) -> bool:
 def number(value: float | None, digits: int = 3) -> str:
     """A number for a table; "-" where there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def metrics_table(rows: Sequence[Any], first: str) -> str:
+    """Align the rows of an evaluation; see `napari_fmseg.evaluation.Row`."""
+    columns = {
+        "dice": 3,
+        "nsd": 3,
+        "hd95_mm": 2,
+        "false_positive_ml": 2,
+        "false_negative_ml": 2,
+        "seconds": 2,
+        "peak_mb": 0,
+    }
+    head = (first, "LABEL", "DICE", "NSD", "HD95 mm", "EXTRA ml", "MISSED ml", "SECONDS", "PEAK MB")
+    return table(head, [
+        (row.case, row.label, *(number(row.values.get(name), digits) for name, digits in columns.items()))
+        for row in rows
+    ])  # fmt: skip
 
 
 class Bars:
@@ -128,3 +148,19 @@ def follow(event: object, bars: Bars, whose: str = "") -> None:
             bars.move(stage, step, total or None, f"loss {loss:.4f}")
         case _:
             pass
+
+
+def show_terms(card: Any, accepted: bool) -> None:
+    """Show what restricts a model's use before its first run; ask where somebody can answer."""
+    terms = unread_terms(card)
+    if not terms:
+        return
+    note(terms)
+    if not accepted and sys.stdin.isatty() and sys.stderr.isatty():
+        sys.stderr.write("Do you accept these terms? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise FmsegError(f"{card.name} was not run, because its terms were not accepted. Choose another model.")
+    elif not accepted:
+        note("By going on you accept them. They are shown once.")
+    remember_terms(card)

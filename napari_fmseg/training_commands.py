@@ -1,4 +1,4 @@
-"""``fmseg train`` and ``fmseg pretrain``: what learns, followed by a person or a program, and ended when asked."""
+"""``fmseg train``, ``crossval`` and ``pretrain``: what learns, followed by a person or a program, ended when asked."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tyro.conf import Positional, arg
 
 from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.events import EpochDone, Saved, TrainEvent, to_json
-from napari_fmseg.terminal import Bars, follow, number, say
+from napari_fmseg.terminal import Bars, Json, follow, metrics_table, note, number, say, write_json
 
-__all__ = ["pretrain", "train"]
+__all__ = ["crossval", "pretrain", "train"]
 
 
 def train(
@@ -99,6 +99,59 @@ def pretrain(
     return _tell(_until_asked(learn(recipe)), events)
 
 
+def crossval(
+    recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]],
+    /,
+    *,
+    folds: int = 5,
+    dataset: Path | None = None,
+    out: Path | None = None,
+    events: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Train and measure one model per fold of the cases, and join them; started again, it goes on where it was.
+
+    Parameters
+    ----------
+    recipe
+        As for `fmseg train`.
+    folds
+        Which one a case belongs to follows from its image.
+    dataset
+        Folder to learn from instead of the recipe's.
+    out
+        Folder for fold-1, fold-2, ..., crossval.csv and .json, cases.csv and the ensemble, instead of the recipe's.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from napari_fmseg.crossval import Crossval, FoldDone
+    from napari_fmseg.crossval import crossval as validate
+    from napari_fmseg.training import load_recipe
+
+    given = {"dataset": dataset, "out": out}
+    changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
+    last: list[Crossval] = []
+
+    def told() -> Iterator[object]:
+        with contextlib.closing(validate(load_recipe(recipe, **changes), folds)) as work:
+            for event in work:
+                if isinstance(event, Crossval):
+                    last.append(event)
+                    continue
+                if isinstance(event, FoldDone) and not (events or as_json):
+                    note(f"Fold {event.fold} of {event.total}: mean Dice {number(event.dice)} over {event.n} cases")
+                yield event
+
+    _tell(told(), events, quiet=as_json)
+    found = last[0]
+    if as_json:
+        write_json({"rows": [dataclasses.asdict(row) for row in found.rows], "table": found.table})
+    elif not events:
+        say(metrics_table(found.rows, "FOLD"))
+        say(f"{found.table}, {found.table.with_suffix('.json')}, {found.table.with_name('cases.csv')}")
+    return 1 if any(case.problem for case in found.cases.cases) else 0
+
+
 def _until_asked(learning: Generator[TrainEvent, None, None]) -> Generator[TrainEvent, None, None]:
     """Give events until Ctrl-C or SIGTERM, which then end the training between two steps, so that it keeps all."""
     if threading.current_thread() is not threading.main_thread():  # signals come to that one only
@@ -125,10 +178,10 @@ def _until_asked(learning: Generator[TrainEvent, None, None]) -> Generator[Train
             signal.signal(one, handler)
 
 
-def _tell(learning: Iterator[TrainEvent], as_json: bool) -> int:
+def _tell(learning: Iterator[object], as_json: bool, *, quiet: bool = False) -> int:
     """Follow a training: JSON lines for a program, bars and a line per epoch for a person."""
     # Closing keeps the best so far, wherever an interruption falls.
-    with _stopping_on_request(), Bars(quiet=as_json) as bars, contextlib.ExitStack() as at_end:
+    with _stopping_on_request(), Bars(quiet=as_json or quiet) as bars, contextlib.ExitStack() as at_end:
         if isinstance(learning, Generator):
             at_end.callback(learning.close)
         for event in learning:

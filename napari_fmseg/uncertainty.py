@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.events import Event, Progress, StageResult
-from napari_fmseg.grid import resample
+from napari_fmseg.regrid import resample
 from napari_fmseg.volume import LabelMap, Volume
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 python scripts/networks_table.py                  prints parameters and multiply-adds
 python scripts/networks_table.py --write          measures the milliseconds too and writes docs/networks.md
 python scripts/networks_table.py --write --device cuda
+python scripts/networks_table.py --write --only fcn unet2d    measures these, and keeps the other milliseconds
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NETWORK")
     said = parser.parse_args()
     if said.write:
         keep_pages()
-        PAGE.write_text(page(torch.device(said.device)), encoding="utf-8")
+        PAGE.write_text(page(torch.device(said.device), said.only), encoding="utf-8")
     else:
         print("\n".join(table()))
 
@@ -104,8 +106,12 @@ def cells(entry: Entry) -> list[str]:
     return [entry.title, f"{parameters:,}", f"{multiply_adds / 1e9:.1f} G{at}"]
 
 
-def table(device: torch.device | None = None) -> Iterator[str]:
-    """Give the lines of the Markdown table, with milliseconds if there is a device to measure on."""
+def table(device: torch.device | None = None, only: Sequence[str] = ()) -> Iterator[str]:
+    """Give the lines of the Markdown table, with milliseconds if there is a device to measure on.
+
+    With `only`, those of the other networks are taken from the page as it is.
+    """
+    known = documented() if only else {}
     head = ["Network", "Parameters", "Multiply-adds", *(["ms"] if device else [])]
     yield f"| {' | '.join(head)} |"
     yield f"| --- |{' ---: |' * (len(head) - 1)}"
@@ -116,9 +122,16 @@ def table(device: torch.device | None = None) -> Iterator[str]:
             print(error, file=sys.stderr)
             continue
         if device:
-            row.append(f"{milliseconds(entry, device):,.0f}")
+            again = entry.name not in only and entry.title in known
+            row.append(known[entry.title] if again else f"{milliseconds(entry, device):,.0f}")
             print(*row, file=sys.stderr)
         yield f"| {' | '.join(row)} |"
+
+
+def documented() -> dict[str, str]:
+    """Give the milliseconds on the page, by the first cell."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines()]
+    return {row[0]: row[3] for row in rows if len(row) == 4}
 
 
 def milliseconds(entry: Entry, device: torch.device) -> float:
@@ -152,12 +165,12 @@ def processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def page(device: torch.device) -> str:
-    """Give docs/networks.md."""
+def page(device: torch.device, only: Sequence[str] = ()) -> str:
+    """Give docs/networks.md; see `table`."""
     kinds = "\n".join(f"- `{name}`: {what}" for name, what in ATTENTIONS.items() if name != "none")
     light, heavy = cost(Entry("ma3dseg")), cost(Entry("uxnet3d"))
     fewer, cheaper = (b / a for a, b in zip(light, heavy, strict=True))
-    rows = "\n".join(table(device))
+    rows = "\n".join(table(device, only))
     return (
         "# Networks\n\nMade by `scripts/networks_table.py --write`. Every network is built by its name, "
         '`napari_fmseg.nets.build("unet3d", in_channels=2, n_classes=3)`; `n_classes` counts the background.\n\n'
@@ -170,7 +183,9 @@ def page(device: torch.device) -> str:
         "`uxnet3d`; on a CPU its milliseconds shrink less, since most of them go into moving memory. It is a "
         "reconstruction: the network of that name was never published, and its public code is 3D "
         "UX-Net with another block (`block=dx`). The `monai-` networks are MONAI's own and need "
-        "`pip install 'napari-fmseg[classic]'`.\n\n"
+        "`pip install 'napari-fmseg[classic]'`, and so does `deeplabv3plus`, whose encoder is MONAI's.\n\n"
+        "`unet2d`, `fcn` and `deeplabv3plus` look at each slice by itself, as published for images; with `dims=3` they "
+        "look at the volume. `hdenseunet` does both.\n\n"
         "## Attention\n\n`unet3d` and `vnet` take `attention=`, a word for what is weighted, and `gated=True` for "
         f"gates on the skips beside it.\n\n{kinds}\n"
     )

@@ -1,6 +1,6 @@
 """Makes the pictures of docs/ by driving the real window on CT phantoms; scripts/screenshots calls it.
 
-python scripts/screenshots.py tour|pretrain|teach
+python scripts/screenshots.py tour|pretrain|teach|pet
 """
 
 from __future__ import annotations
@@ -277,12 +277,85 @@ def teach(folder: Path) -> None:
     viewer.close()
 
 
+def made_up_pet() -> tuple[Any, Any, Any]:
+    """Give a CT phantom, a PET that goes with it on a coarser grid, and the labels of the lesions in the PET."""
+    from scipy import ndimage
+
+    from napari_fmseg import LabelMap, Volume, phantom_ct
+    from napari_fmseg.regrid import resample
+
+    ct, organs = phantom_ct(SEED, spacing=(3.0, 1.7, 1.7))
+    grid = organs.geometry.resized(
+        (ct.data.shape[0] * 3 // 4, ct.data.shape[1] * 17 // 40, ct.data.shape[2] * 17 // 40)
+    )
+    body = resample(Volume((ct.data > -300).astype(np.float32), ct.geometry), grid).data
+    place = resample(organs, grid, order=0).data
+    uptake = 0.6 * body + np.choose(place, [0.0, 1.7, 3.5, 1.4, 0.8, 7.0])
+    lesions = place == 5
+    rng = np.random.default_rng(1)
+    inside = np.argwhere(ndimage.binary_erosion((body > 0.5) & (place == 0), iterations=4))
+    index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
+    for centre, radius_mm, hot in zip(
+        rng.permutation(inside)[:6], (7, 9, 11, 8, 6, 13), (6, 9, 14, 5, 8, 11), strict=True
+    ):
+        ball = np.linalg.norm((index - centre) * grid.spacing, axis=-1) < radius_mm
+        lesions |= ball
+        uptake = np.where(ball, hot, uptake)
+    blurred = ndimage.gaussian_filter(uptake, [2.5 / s for s in grid.spacing])
+    pet = np.maximum(blurred * rng.normal(1, 0.08, grid.shape), 0).astype(np.float32)
+    meta = {"modality": "PT", "units": "SUV", "format": "DICOM"}
+    return ct, Volume(pet, grid, meta), LabelMap(lesions.astype(np.uint8), grid, {}, {1: "lesion"})
+
+
+def pet(folder: Path) -> None:
+    """Take the pictures of docs/pet.md: a PET alone, over its CT, and the list of lesions."""
+    import napari
+
+    from napari_fmseg._napari.layers import image_layers, labels_layer
+    from napari_fmseg._napari.lesion_table import LesionDialog
+    from napari_fmseg._napari.reader import overlay_on
+
+    folder.mkdir(parents=True, exist_ok=True)
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*SIZE)
+    camera = Photographer(viewer, folder)
+    ct, uptake, lesions = made_up_pet()
+    napari.settings.get_settings().appearance.theme = "dark"
+
+    def add(volume: Any, name: str) -> None:
+        ((data, options, _),) = image_layers(volume, name)
+        viewer.add_image(data, **options | overlay_on(viewer, options["metadata"]))
+
+    _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
+    add(ct, "CT")
+    add(uptake, "PET")
+    data, options, _ = labels_layer(lesions, "lesions")
+    viewer.add_labels(data, **options)
+    viewer.layers["lesions"].contour = 1
+    dock.lesions.click()
+    (dialog,) = dock.findChildren(LesionDialog)
+    wait(lambda: dialog.found is not None)
+    dialog._on_cell(0, 0)
+    rest(1)
+    camera.take("1-over-ct")
+    camera.take("2-lesions", dialog)
+    viewer.layers["CT"].visible = False
+    alone = viewer.layers["PET"]
+    alone.colormap, alone.blending, alone.opacity = "gray_r", "translucent_no_depth", 1.0
+    napari.settings.get_settings().appearance.theme = "light"
+    rest(1)
+    camera.take("3-pet")
+    dialog.accept()
+    dock.close_down()
+    viewer.close()
+
+
 MINUTES = 2.0  # of the trainings in the pictures
 
 
 if __name__ == "__main__":
     np.seterr(all="ignore")
-    takes = {"tour": tour, "pretrain": pretrain, "teach": teach}
+    takes = {"tour": tour, "pretrain": pretrain, "teach": teach, "pet": pet}
     if len(sys.argv) != 2 or sys.argv[1] not in takes:
         sys.exit(f"Say which pictures: {', '.join(takes)}.")
     takes[sys.argv[1]](Path("docs/images") / sys.argv[1])

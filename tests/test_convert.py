@@ -229,3 +229,31 @@ def test_array_of_objects_is_refused(tmp_path):
     with pytest.raises(WeightsMismatch, match="was refused"):
         convert_checkpoint(save(content, tmp_path / "a.pt"), "fmunet", tmp_path / "out", **SMALL["fmunet"])
     assert not (tmp_path / "it ran").exists()
+
+
+LADDERS = [
+    ("baseunet", {"channels": [2, 4, 4, 4, 4], "n_classes": 4}, "coarse"),
+    ("baseunet", {"channels": [2, 4, 4, 4, 4, 6], "encoder": 2, "decoder": 4, "auxiliary": 1}, "coarse"),
+    ("efficientsegnet", {"channels": [2, 4, 4, 4, 8], "n_classes": 8, "encoder_blocks": [2, 2, 1, 2, 3]}, "fine"),
+    ("efficientsegnet", {"channels": [2, 4, 4, 4, 8], "context": "maximum", "encoder": "anisotropic"}, "fine"),
+    (
+        "contextunet",
+        {"channels": [2, 4, 4, 4, 8], "context": "none", "decoder": "residual", "decoder_blocks": 2},
+        "net",
+    ),
+]
+
+
+@pytest.mark.parametrize(("network", "kwargs", "part"), LADDERS)
+def test_efficientsegmentation_checkpoint_tells_how_its_network_is_built(network, kwargs, part, tmp_path):
+    net = build(network, **kwargs)
+    content = {"epoch": 7, "lr": 1e-3, "optimizer_dict": {"state": {}, "param_groups": []},
+               "state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}  # fmt: skip
+    done = convert_checkpoint(save(content, tmp_path / "best_model.pt"), network, tmp_path / "flare")
+    assert (done.part, done.epoch) == (part, 7)
+    card = tomllib.loads(done.card.read_text())
+    assert card["pipeline"] == ("single" if part == "net" else "coarse_fine")
+    assert card["intensity"] == {"kind": "window_zscore", "low": -325.0, "high": 325.0}
+    again = load_model(done.card, device="cpu").nets[part]
+    for key, value in net.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)

@@ -11,13 +11,13 @@ from napari_fmseg.grid import (
     bounding_box,
     box_in,
     labels_on,
-    resample,
     resize,
     resize_slab,
     slabs,
     to_tensor,
     zoom,
 )
+from napari_fmseg.regrid import resample, stack_channels
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 SHAPE = (9, 10, 11)
@@ -110,3 +110,67 @@ def test_an_array_that_torch_can_hold_is_not_copied() -> None:
     assert to_tensor(array).data_ptr() == array.ctypes.data
     assert to_tensor(np.full((1, 1, 1), 60000, np.uint16)).item() == 60000
     assert to_tensor(np.full((1, 1, 1), 258, ">i2")).item() == 258
+
+
+def ct_and_pet() -> tuple[Volume, Volume]:
+    """A CT of 2 mm and a coarser PET filed the other way round, each of which tells in its values where it lies."""
+    fine = Geometry.from_spacing((20, 24, 26), (2.0, 2.0, 2.0), (-10.0, 5.0, 0.0))
+    turn = np.diag([-1.0, 1.0, -1.0])
+    coarse = Geometry.from_spacing((12, 16, 16), (4.0, 4.0, 4.0), (38.0, 0.0, 58.0), turn)
+
+    def ramp(geometry: Geometry) -> np.ndarray:
+        places = geometry.place(np.argwhere(np.ones(geometry.shape, bool)))
+        return (places @ [1.0, 2.0, 3.0]).reshape(geometry.shape).astype(np.float32)
+
+    ct = Volume((ramp(fine) - 1000).astype(np.int16), fine, {"modality": "CT", "units": "HU", "format": "DICOM"})
+    return ct, Volume(ramp(coarse), coarse, {"modality": "PT", "units": "SUV", "format": "DICOM", "warnings": ["odd"]})
+
+
+def test_ct_and_pet_become_two_channels_on_the_grid_of_the_first() -> None:
+    ct, pet = ct_and_pet()
+    both = stack_channels([ct, pet], ["CT", "PET"])
+    assert both.geometry == ct.geometry
+    assert both.data.dtype == np.float32
+    np.testing.assert_array_equal(both.data[0], ct.data)
+    expected = (ct.geometry.place(np.argwhere(np.ones(ct.geometry.shape, bool))) @ [1.0, 2.0, 3.0]).reshape(
+        ct.data.shape
+    )
+    np.testing.assert_allclose(both.data[1][3:-3, 3:-3, 3:-3], expected[3:-3, 3:-3, 3:-3], atol=1e-3)
+    assert both.meta["channel_units"] == ("HU", "SUV")
+    assert both.meta["channels"] == ("CT", "PET")
+    assert both.meta["format"] == "DICOM"
+    assert "units" not in both.meta
+    assert "modality" not in both.meta
+    first, second = both.meta["warnings"]
+    assert first == "odd"
+    assert "PET was resampled from voxels of 4 x 4 x 4 mm to 2 x 2 x 2 mm" in second
+
+
+def test_where_a_channel_does_not_reach_it_has_its_lowest_value_and_that_is_said() -> None:
+    ct, pet = ct_and_pet()
+    both = stack_channels([pet, ct], ["PET", "CT"])
+    assert both.geometry == pet.geometry
+    assert both.data[1, -1, -1, -1] == both.data[1].min() == ct.data.min() < -900
+    assert "It covers" in both.meta["warnings"][-1]
+
+
+def test_one_grid_needs_no_resampling_and_no_word() -> None:
+    ct, _ = ct_and_pet()
+    both = stack_channels([ct, ct])
+    assert both.data.dtype == np.int16
+    assert both.meta["warnings"] == []
+    assert (both.meta["modality"], both.meta["channels"]) == ("CT", ("channel 1", "channel 2"))
+
+
+def test_channels_that_do_not_fit_together_are_refused() -> None:
+    ct, pet = ct_and_pet()
+    away = Volume(pet.data, Geometry.from_spacing(pet.data.shape, (4, 4, 4), (900, 0, 0)))
+    for wrong, match in (
+        ([], "no volume|0 volumes"),
+        ([ct, stack_channels([ct, ct])], "several"),
+        ([ct, away], "overlap"),
+    ):
+        with pytest.raises(GeometryMismatch, match=match):
+            stack_channels(wrong, [f"image {i}" for i in range(len(wrong))])
+    with pytest.raises(GeometryMismatch, match="2 volumes"):
+        stack_channels([ct, pet], ["CT"])

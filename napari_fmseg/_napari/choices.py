@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QVBoxLayout, QWidget
 
+from napari_fmseg._napari.cases import Case
+from napari_fmseg._napari.channels import ChannelChooser
 from napari_fmseg._napari.devices import offered_devices
 from napari_fmseg._napari.form import OptionsForm
 from napari_fmseg._napari.image_chooser import ImageChooser, RegionChooser
@@ -22,11 +25,24 @@ from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
 __all__ = ["Choices"]
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+AS_CARD = "model's own"
+OVERLAPS = ((AS_CARD, None), *((f"{100 * v:.0f} %", v) for v in (0.0, 0.25, 0.5, 0.625, 0.75)))
+BATCHES = ((AS_CARD, None), *((str(n), n) for n in (1, 2, 4, 8, 16)))
+CHOICES: dict[str, Sequence[Any]] = {
+    "precision": PRECISIONS,
+    "overlap": OVERLAPS,
+    "window_batch": BATCHES,
+    "blend": (("Gaussian", "gaussian"), ("plain mean", "constant")),
+}
 WORDS = {
     "precision": "Precision",
     "keep_largest": "Keep the largest part only",
     "min_part_ml": "Remove parts below (ml)",
     "show_stages": "Show the stages",
+    "overlap": "Windows overlap",
+    "window_batch": "Windows at once",
+    "blend": "Blend windows",
+    "max_memory_gb": "Use memory up to (GB)",
 }
 
 
@@ -49,20 +65,20 @@ class Choices(QWidget):
     def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.image = ImageChooser(viewer)
+        self.channels = ChannelChooser(viewer)
         self.model = ModelChooser()
         self.region = RegionChooser(viewer)
         self.until, self.device = QComboBox(), QComboBox()
         for combo in (self.until, self.device):  # a long name must not make the panel wider than it is
             combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
             combo.setMinimumContentsLength(10)
-        self.options = OptionsForm(
-            SegmentOptions, skip=("until", "device"), choices={"precision": PRECISIONS}, labels=WORDS
-        )
-        self.more = More("Mor&e options", self.options, "Precision, and how the labels are cleaned.")
+        self.options = OptionsForm(SegmentOptions, skip=("until", "device"), choices=CHOICES, labels=WORDS)
+        self.more = More("Mor&e options", self.options, "Precision, windows, and how the labels are cleaned.")
         self.doubts = Note()
         self._fill()
         self._lay_out()
         self.image.chosen.connect(self._on_image)
+        self.channels.chosen.connect(self._on_image)
         self.model.chosen.connect(self._on_model)
         self._on_model()
 
@@ -86,7 +102,7 @@ class Choices(QWidget):
         rows.setSpacing(6)
         rows.addLayout(above)
         about = More("About this model", self.model.rest, SEGMENT.model_card)
-        for widget in (self.model.facts, about, self.model.accept, self.doubts):
+        for widget in (self.channels, self.model.facts, about, self.model.accept, self.doubts):
             rows.addWidget(widget)
         rows.addLayout(below)
         rows.addWidget(self.more)
@@ -107,7 +123,11 @@ class Choices(QWidget):
             return SEGMENT.run_no_model
         if self.model.terms:
             return "Accept the terms of this model first."
-        if case.n_channels != len(card.channels):
+        if self.channels.names:
+            trouble = self._unfit_channels(case)
+            if trouble:
+                return trouble
+        elif case.n_channels != len(card.channels):
             return (f"This model takes {len(card.channels)} channel(s) ({', '.join(card.channels)}); the volume has "
                     f"{case.n_channels}. Choose another model or volume.")  # fmt: skip
         try:
@@ -115,6 +135,17 @@ class Choices(QWidget):
             _ = card.weights_path
         except FmsegError as error:
             return str(error)
+        return ""
+
+    def _unfit_channels(self, first: Case) -> str:
+        """Tell which channel has no image of its own, or nothing."""
+        taken = [first.id]
+        for name, case in zip(self.channels.names, self.channels.cases, strict=True):
+            if case is None or case.id in taken:
+                return f"Choose another image for {name}: every channel of this model is an image of its own."
+            if case.n_channels > 1:
+                return f"The image for {name} has {case.n_channels} channels. Choose one that has one."
+            taken.append(case.id)
         return ""
 
     def request(self) -> Request:
@@ -140,11 +171,16 @@ class Choices(QWidget):
             str(told.get("source") or ""),
             SegmentOptions(self.until.currentData() or "", self.device.currentText(), **self.options.values()),
             box,
+            channels=card.channels if self.channels.names else (),
+            others=tuple(
+                (other.layers[0].data, other.geometry, dict(other.meta)) for other in self.channels.cases if other
+            ),
         )
 
     def close_down(self) -> None:
         """Let go of the viewer."""
         self.image.close_down()
+        self.channels.close_down()
         self.region.close_down()
 
     def _on_image(self) -> None:
@@ -152,6 +188,9 @@ class Choices(QWidget):
 
     def _on_model(self) -> None:
         card, before = self.model.card, self.until.currentData()
+        case = self.image.case
+        if card is not None and case is not None and case.n_channels == 1 < len(card.channels):
+            self.image.choose_other((), card.channels[0])
         self.until.clear()
         try:
             stages = stages_of(card) if card is not None else ()
@@ -166,7 +205,14 @@ class Choices(QWidget):
     def _look(self) -> None:
         """Tell what does not fit."""
         case, card = self.image.case, self.model.card
-        seen = list(doubts(case.geometry, case.meta, card)) if case is not None and card is not None else []
+        several = case is not None and card is not None and case.n_channels == 1 < len(card.channels)
+        self.channels.ask_for(card.channels[1:] if card is not None and several else (), case)
+        self.image.follow = not self.channels.names  # what is opened next is the image for another channel
+        meta: Mapping[str, Any] = case.meta if case is not None else {}
+        if self.channels.names:
+            known = [meta, *(other.meta if other is not None else {} for other in self.channels.cases)]
+            meta = {"channel_units": tuple(str(one.get("units", "")) for one in known)}
+        seen = list(doubts(case.geometry, meta, card)) if case is not None and card is not None else []
         self.doubts.tell(seen)
         self.changed.emit()
 

@@ -23,6 +23,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_fmseg._napari.class_colors import colors_of, rename, set_colors
+from napari_fmseg._napari.going import go_to
 from napari_fmseg._napari.layers import labels_of
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.tooltips import CLASSES
@@ -78,6 +79,9 @@ class ClassTable(QWidget):
         self.buttons.addStretch(1)
         self.buttons.addWidget(self.save)
         layout.addLayout(self.buttons)
+        self.questions = QHBoxLayout()  # what else can be asked about a class
+        self.questions.addStretch(1)
+        layout.addLayout(self.questions)
         self.save.clicked.connect(self._on_save)
         self.set_layer(None)
 
@@ -244,11 +248,7 @@ class ClassTable(QWidget):
         found = next((m for m in self.measures if m.label == label), None)
         if found is None or found.centre is None:
             return
-        world = [float(v) for v in self.layer.data_to_world(found.centre)]
-        dims = self._viewer.dims
-        axes = tuple(range(dims.ndim - 3, dims.ndim))
-        dims.set_point(axes, world)
-        _camera(self._viewer).center = tuple(world[axis - axes[0]] for axis in dims.displayed if axis >= axes[0])
+        go_to(self._viewer, self.layer, found.centre)
 
     def _on_save(self) -> None:
         labels = labels_of(self.layer)
@@ -256,12 +256,6 @@ class ClassTable(QWidget):
         if path:
             job = start_job(lambda: _saved(labels, Path(path)), parent=self)
             job.failed.connect(self.failed)
-
-
-def _camera(viewer: Any) -> Any:
-    """Give the viewer's camera, which napari 0.9 has moved into the scene."""
-    scene = getattr(viewer, "scene", None)
-    return viewer.camera if scene is None else scene.camera
 
 
 def _measured(labels: LabelMap) -> Iterator[tuple[Measure, ...]]:

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from magicgui.widgets import create_widget
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QFormLayout, QLabel, QWidget
+from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QWidget
 
 __all__ = ["OptionsForm", "help_of", "label_of"]
 
@@ -25,7 +25,7 @@ class OptionsForm(QWidget):
     skip
         Fields that are set elsewhere.
     choices
-        What a text field may be, by its name.
+        What a field may be, by its name: texts, or pairs of a text and the value it stands for.
     labels
         How a field is called; without it its name in words.
     """
@@ -37,7 +37,7 @@ class OptionsForm(QWidget):
         kind: type,
         *,
         skip: Sequence[str] = (),
-        choices: Mapping[str, Sequence[str]] | None = None,
+        choices: Mapping[str, Sequence[Any]] | None = None,
         labels: Mapping[str, str] | None = None,
         parent: QWidget | None = None,
     ) -> None:
@@ -72,10 +72,15 @@ class OptionsForm(QWidget):
         self.changed.emit()
 
 
-def _widget(field: Any, hint: Any, choices: Sequence[str] | None) -> Any:
+def _widget(field: Any, hint: Any, choices: Sequence[Any] | None) -> Any:
     if choices:
-        return create_widget(value=field.default, name=field.name, widget_type="ComboBox",
-                             options={"choices": list(choices)})  # fmt: skip
+        combo = create_widget(value=field.default, name=field.name, widget_type="ComboBox",
+                              options={"choices": list(choices)})  # fmt: skip
+        for i, choice in enumerate(choices):  # magicgui has a text of its own for None
+            combo.native.setItemText(i, choice if isinstance(choice, str) else choice[0])
+        combo.native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        combo.native.setMinimumContentsLength(8)
+        return combo
     options = {"min": 0.0, "max": 1e6, "step": 0.1} if hint is float else {}
     widget = create_widget(value=field.default, annotation=hint, name=field.name, options=options)
     if hint is bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qtpy.QtCore import Signal
@@ -22,6 +23,13 @@ WHOLE, VIEW = "Whole volume", "Current view"
 class ImageChooser(QComboBox):
     """The volumes of a viewer, kept up to date; a volume that is dropped is chosen by itself.
 
+    Parameters
+    ----------
+    viewer
+        Whose volumes are offered.
+    follow
+        Whether a new volume is chosen by itself; may be changed.
+
     Attributes
     ----------
     chosen
@@ -30,9 +38,9 @@ class ImageChooser(QComboBox):
 
     chosen = Signal()
 
-    def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
+    def __init__(self, viewer: Any, parent: QWidget | None = None, *, follow: bool = True) -> None:
         super().__init__(parent)
-        self._viewer = viewer
+        self._viewer, self.follow = viewer, follow
         self._cases: list[Case] = []
         self.setToolTip(SEGMENT.image)
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -48,6 +56,22 @@ class ImageChooser(QComboBox):
     def case(self) -> Case | None:
         """The chosen volume, or None."""
         return self._cases[self.currentIndex()] if 0 <= self.currentIndex() < len(self._cases) else None
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """All volumes of the viewer."""
+        return tuple(self._cases)
+
+    def choose_other(self, taken: Sequence[str], name: str) -> None:
+        """Choose a volume of one channel that is none of the `taken` ones (their ids), best one that is a `name`.
+
+        Its file says so, or what it is called. The present choice stays if it is such a one.
+        """
+        free = [case for case in self._cases if case.id not in taken and case.n_channels == 1]
+        kind = {"PET": "PT"}.get(name.upper(), name.upper())
+        fitting = [c for c in free if name.lower() in c.name.lower() or c.meta.get("modality") == kind]
+        if free and self.case not in fitting:
+            self.setCurrentIndex(self._cases.index((fitting or free)[0]))
 
     def close_down(self) -> None:
         """Let go of the viewer."""
@@ -66,7 +90,7 @@ class ImageChooser(QComboBox):
     def _fill(self, newest: Any = None) -> None:
         before = self.case
         self._cases = cases_of(self._viewer.layers)
-        now = case_with(self._cases, newest)
+        now = case_with(self._cases, newest) if self.follow else None
         if now is None and before is not None:
             now = next((case for case in self._cases if case.id == before.id), None)
         self.blockSignals(True)

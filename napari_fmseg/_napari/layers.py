@@ -20,14 +20,17 @@ from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 __all__ = [
     "KEY",
+    "PET_OVERLAY",
     "LayerData",
     "along",
     "as_filed",
     "geometry_of",
     "image_layers",
+    "is_pet",
     "labels_layer",
     "labels_of",
     "map_layer",
+    "meta_of",
     "place",
     "volume_of",
 ]
@@ -38,6 +41,9 @@ UNITS = ("mm", "mm", "mm")
 AXES = ("z", "y", "x")
 CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue, as radiologists set it for the abdomen
 AIR_HU = (-1100.0, -900.0)
+SUV_WINDOW = (0.0, 7.0)  # as whole-body PET are read
+PET_COLORMAP = "gray_r"  # uptake dark on white
+PET_OVERLAY = {"colormap": "hot", "blending": "additive", "opacity": 0.6}  # no uptake leaves what lies below as it is
 CHANNEL_COLORMAPS = ("gray", "green", "magenta", "cyan", "yellow", "red", "blue")
 GLASBEY_STEP = 0.61803398875  # turns of the hue between two labels without a colour
 
@@ -112,6 +118,7 @@ def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerDa
     volume = along(volume, filed.canonical()[0])
     layers: list[LayerData] = []
     for i, data in enumerate(volume.channels):
+        meta = _of_channel(volume.meta, i)
         told = {
             "geometry": volume.geometry,
             "filed": filed,
@@ -122,19 +129,43 @@ def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerDa
         }
         options = {
             "name": name if volume.n_channels == 1 else f"{name} [{i}]",
-            "contrast_limits": window_of(data, volume.meta),
+            "contrast_limits": window_of(data, meta),
             "colormap": CHANNEL_COLORMAPS[i % len(CHANNEL_COLORMAPS)],
             "rgb": False,  # napari takes a last axis of 3 or 4 voxels for colours unless it is told
             "blending": "translucent_no_depth" if i == 0 else "additive",
             "metadata": {KEY: told},
             **place(volume.geometry),
         }
+        if is_pet(meta):
+            options |= {"colormap": PET_COLORMAP} if i == 0 else PET_OVERLAY
         layers.append((data, options, "image"))
     return layers
 
 
+def _of_channel(meta: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Give what is known of one channel."""
+    own = dict(meta)
+    for key, each in (("units", "channel_units"), ("modality", "channel_modalities")):
+        if each in meta:
+            own[key] = meta[each][number]
+    return own
+
+
+def meta_of(layer: Any) -> dict[str, Any]:
+    """Give what the file of an image layer said of it, or of its channel."""
+    told = layer.metadata.get(KEY) or {}
+    return _of_channel(told.get("meta") or {}, int(told.get("channel", 0)))
+
+
+def is_pet(meta: Mapping[str, Any]) -> bool:
+    """Whether an image is a PET, as its file says."""
+    return meta.get("modality") in ("PT", "PET") or meta.get("units") == "SUV"
+
+
 def window_of(data: npt.NDArray[Any], meta: Mapping[str, Any]) -> tuple[float, float]:
-    """Choose contrast limits: the file's own window, the soft tissue window for CT, else robust percentiles."""
+    """Choose contrast limits: the file's own window, those usual for CT and for PET in SUV, else robust percentiles."""
+    if meta.get("units") == "SUV":
+        return SUV_WINDOW
     centre, width = (float(meta.get(key, 0)) for key in ("window_center", "window_width"))
     if width > 0:
         return (centre - width / 2, centre + width / 2)

@@ -15,7 +15,7 @@ from qtpy.QtCore import QEventLoop, QObject, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.layers import LayerData
-from napari_fmseg._napari.reader import distinct, layers_of, offers_instead, remarks_on
+from napari_fmseg._napari.reader import distinct, layers_of, offers_instead, overlay_on, remarks_on
 from napari_fmseg._napari.windows import window_of
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io.offers import Offer
@@ -140,6 +140,9 @@ class Opening(QObject):
     def _add(self, outcome: _Outcome) -> None:
         from napari.utils.notifications import show_warning
 
+        for layer in outcome.layers:
+            for name, value in overlay_on(self._viewer, layer.metadata).items():
+                setattr(layer, name, value)
         self.layers += [self._viewer.add_layer(layer) for layer in outcome.layers]
         if outcome.layers:
             look_at(self._viewer, outcome.layers[0])

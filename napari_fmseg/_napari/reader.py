@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from napari_fmseg._napari.kinds import Hint, are_labels, hint_of, labels_in, names_beside
-from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer
+from napari_fmseg._napari.layers import KEY, PET_OVERLAY, LayerData, image_layers, is_pet, labels_layer, meta_of
 from napari_fmseg._napari.sniffing import is_ours
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io import read_labels, read_volume, suffix_of
 from napari_fmseg.io.offers import Offer, list_offers
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["NOTHING", "distinct", "get_reader", "layers_of", "offers_instead", "read", "remarks_on"]
+__all__ = ["NOTHING", "distinct", "get_reader", "layers_of", "offers_instead", "overlay_on", "read", "remarks_on"]
 
 PathOrPaths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 NOTHING: list[tuple[None]] = [(None,)]
@@ -66,6 +66,8 @@ def read(path: PathOrPaths) -> list[Any]:
         if viewer is not None and _is_open_already(one, viewer):
             continue
         layers += _read_one(one, viewer)
+    for _, options, _ in layers if viewer is not None else ():
+        options |= overlay_on(viewer, options.get("metadata", {}))
     if viewer is not None:
         from napari.utils.notifications import show_warning
 
@@ -139,6 +141,23 @@ def distinct(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
         seen.add((os.path.dirname(path), uid))
         kept.append(path)
     return kept
+
+
+def overlay_on(viewer: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell how a PET looks over an image of another kind that the viewer shows already; {} where it is none, or alone.
+
+    Parameters
+    ----------
+    viewer
+        A napari viewer.
+    metadata
+        Of the layer that is to be added.
+    """
+    told = metadata.get(KEY, {})
+    if told.get("n_channels", 1) > 1 or not is_pet(told.get("meta", {})):
+        return {}
+    shown = [layer for layer in viewer.layers if layer.visible and "n_channels" in layer.metadata.get(KEY, {})]
+    return {} if all(is_pet(meta_of(layer)) for layer in shown) else dict(PET_OVERLAY)
 
 
 def remarks_on(layers: Iterable[LayerData]) -> list[str]:

@@ -14,6 +14,7 @@ from napari_fmseg._napari.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.dock import Dock
 from napari_fmseg._napari.dropzone import DropZone
 from napari_fmseg._napari.estimate import said
+from napari_fmseg._napari.lesion_table import LesionDialog
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.parts import ErrorBox, Note
 from napari_fmseg._napari.precedence import offer_precedence
@@ -22,9 +23,10 @@ from napari_fmseg._napari.run_bar import RunBar
 from napari_fmseg._napari.session import Session
 from napari_fmseg._napari.shortcuts import bind
 from napari_fmseg._napari.stages import run_of, toggle_stages
-from napari_fmseg._napari.staging import Engine, Staged
+from napari_fmseg._napari.staging import Engine, Request, Staged
 from napari_fmseg._napari.three_d import ThreeD
-from napari_fmseg._napari.tooltips import SEGMENT
+from napari_fmseg._napari.tooltips import CLASSES, LESIONS, SEGMENT
+from napari_fmseg._napari.why import why_not, why_request
 from napari_fmseg._napari.windows import plain
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Warned
@@ -60,6 +62,7 @@ class SegmentDock(Dock):
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
         self.all_stages, self.three_d = QPushButton("Show stages"), QPushButton("3-D")
+        self.why, self.lesions = QPushButton("&Why here?"), QPushButton("&Lesions …")
         self._three_d = ThreeD(napari_viewer)
         self._build()
         self._connect()
@@ -90,6 +93,9 @@ class SegmentDock(Dock):
         self.three_d.setToolTip(SEGMENT.three_d)
         self.classes.buttons.insertWidget(0, self.all_stages)
         self.classes.buttons.insertWidget(1, self.three_d)
+        self.lesions.setToolTip(LESIONS.open)
+        for i, button in enumerate((self.why, self.lesions)):
+            self.classes.questions.insertWidget(i, button)
         scroll = QScrollArea()
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
@@ -123,6 +129,8 @@ class SegmentDock(Dock):
         self.error.asked.connect(self._on_details)
         self.all_stages.clicked.connect(self._on_all_stages)
         self.three_d.clicked.connect(self._three_d.toggle)
+        self.why.clicked.connect(self._on_why)
+        self.lesions.clicked.connect(self._on_lesions)
         self.classes.failed.connect(self._on_failed)
         self.session.came.connect(self._on_event)
         self.session.failed.connect(self._on_failed)
@@ -144,6 +152,12 @@ class SegmentDock(Dock):
         """Let the user run, or say why not; the place for a drop goes when there is a volume."""
         self.drop.setVisible(self.image.case is None or self.drop.busy)
         self.bar.allow(self.choices.why_not())
+        self._allow_why()
+
+    def _allow_why(self) -> None:
+        refusal = SEGMENT.run_busy if self.session.running else why_not(self.classes.layer, self.image.cases)
+        self.why.setEnabled(not refusal)
+        self.why.setToolTip(refusal or CLASSES.why)
 
     # --- a run ---
 
@@ -157,11 +171,31 @@ class SegmentDock(Dock):
         except FmsegError as error:
             self.error.tell(error)
             return
-        self._case, self._times, self._remarks = self.image.case, [], []
-        self._key = (request.run.model, request.options.device)
+        self._begin(request, self.choices.stages)
+
+    def _on_why(self) -> None:
+        if self.session.running:
+            return
+        self.error.tell(None)
+        self.remarks.tell([])
+        at = self.viewer.dims.point[-3:]
+        try:
+            now = None if self.choices.why_not() else self.choices.request()
+            layer, device = self.classes.layer, self.device.currentText()
+            request = why_request(layer, self.image.cases, self.classes.measures, at, now, device)
+        except FmsegError as error:
+            self.error.tell(error)
+            return
+        self._begin(request, ("why here",))
+
+    def _begin(self, request: Request, stages: tuple[str, ...]) -> None:
+        self._case = next((case for case in self.image.cases if case.id == request.run.image), None)
+        self._times, self._remarks = [], []
+        self._key = (f"{request.run.model} {stages}", request.options.device)
         first = ("loading model",) if self.session.warm else ("starting engine", "loading model")
-        self.bar.begin((*first, *self.choices.stages), self._known.get(self._key, {}))
+        self.bar.begin((*first, *stages), self._known.get(self._key, {}))
         self.session.start(request)
+        self._allow_why()
 
     def _on_cancel(self) -> None:
         self.bar.stopping()
@@ -195,10 +229,11 @@ class SegmentDock(Dock):
             self.bar.end(f"Done in {said(sum(seconds.values()))}: {', '.join(self._times)}")
             for name in self.session.kept:
                 self._remark(f"“{name}” was edited and is kept as it is; the new result lies beside it.")
-            self._show_classes(self.session.final)
+            if self.session.final is not None:
+                self._show_classes(self.session.final)
         elif self.error.isHidden():
             self.bar.end("Cancelled. Stages that were there stay.")
-        self.bar.allow(self.choices.why_not())
+        self._on_changed()
 
     def _show_classes(self, layer: Any) -> None:
         """Choose the new labels, unless the user is painting on others."""
@@ -214,6 +249,12 @@ class SegmentDock(Dock):
         run = run_of(self.classes.layer) if self.classes.layer is not None else None
         if run is not None:
             toggle_stages(self.viewer, run)
+
+    def _on_lesions(self) -> None:
+        if self.classes.layer is not None:
+            dialog = LesionDialog(self.viewer, self.classes.layer, self)
+            dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+            dialog.show()
 
     def _on_details(self, error: Any) -> None:
         show_error(self, error)
@@ -232,6 +273,8 @@ class SegmentDock(Dock):
         self.classes.set_layer(labels)
         self.all_stages.setEnabled(labels is not None and run_of(labels) is not None)
         self.three_d.setEnabled(labels is not None)
+        self._allow_why()
+        self.lesions.setEnabled(labels is not None)
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.classes.layer:

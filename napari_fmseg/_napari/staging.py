@@ -7,7 +7,7 @@ layers are done where they cannot make the window wait.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -19,9 +19,10 @@ from napari_fmseg._napari.roi import cropped, pasted
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.regrid import stack_channels
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
-__all__ = ["Edited", "Engine", "Request", "Run", "Staged", "StagedEvent", "check_sum", "staged"]
+__all__ = ["Edited", "Engine", "Question", "Request", "Run", "Staged", "StagedEvent", "check_sum", "staged"]
 
 
 class Engine(Protocol):
@@ -29,6 +30,12 @@ class Engine(Protocol):
 
     def segment(self, volume: Volume, model_name: str, options: SegmentOptions) -> Iterator[Event]:
         """Yield the events of `napari_fmseg.segment`."""
+        ...
+
+    def why_here(
+        self, volume: Volume, model_name: str, label: int, *, point: Sequence[int], device: str
+    ) -> Iterator[Event]:
+        """Yield the events of `napari_fmseg.gradcam.why_here`."""
         ...
 
     def cancel(self) -> None:
@@ -58,6 +65,14 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Question:
+    """Why is this voxel (z, y, x) of that class?"""
+
+    label: int
+    point: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class Request:
     """What to run, on what.
 
@@ -81,6 +96,12 @@ class Request:
         The part to look at, or None.
     before
         Layers of an earlier run: id, data and the check sum they were made with.
+    question
+        Do not segment, but say why.
+    channels
+        Names of the model's channels, where each is an image of its own; else empty.
+    others
+        Data, geometry and meta of the images after the first one.
     """
 
     run: Run
@@ -93,6 +114,9 @@ class Request:
     options: SegmentOptions = field(default_factory=SegmentOptions)
     box: Box | None = None
     before: tuple[tuple[str, Any, int], ...] = ()
+    question: Question | None = None
+    channels: tuple[str, ...] = ()
+    others: tuple[tuple[Any, Geometry, dict[str, Any]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,8 +152,15 @@ def staged(request: Request, engine: Engine) -> Iterator[StagedEvent]:
     yield Edited(changed)
     whole = _volume(request)
     volume = whole if request.box is None else cropped(whole, request.box)
-    for event in engine.segment(volume, request.run.model, request.options):
+    for event in _asked(request, engine, volume):
         yield _layered(event, request, whole) if isinstance(event, StageResult) else event
+
+
+def _asked(request: Request, engine: Engine, volume: Volume) -> Iterator[Event]:
+    model, question = request.run.model, request.question
+    if question is None:
+        return engine.segment(volume, model, request.options)
+    return engine.why_here(volume, model, question.label, point=question.point, device=request.options.device)
 
 
 def _volume(request: Request) -> Volume:
@@ -137,14 +168,19 @@ def _volume(request: Request) -> Volume:
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
         raise FmsegError(f"The channels of {request.name!r} have different sizes: {sorted(shapes)}. Open them again.")
-    return Volume(arrays[0] if len(arrays) == 1 else np.stack(arrays), request.geometry, request.meta)
+    volume = Volume(arrays[0] if len(arrays) == 1 else np.stack(arrays), request.geometry, request.meta)
+    if not request.others:
+        return volume
+    others = [Volume(np.asarray(data), geometry, meta) for data, geometry, meta in request.others]
+    return stack_channels([volume, *others], request.channels)
 
 
 def _layered(result: StageResult, request: Request, whole: Volume) -> Staged:
     output, name = result.output, f"{request.name} · {request.run.model}"
     if request.run.region:
         name = f"{name} ({request.run.region})"
-    name = f"{name} · {result.stage}"
+    if request.question is None:
+        name = f"{name} · {result.stage}"
     if isinstance(output, LabelMap):
         if request.box is not None and result.stage == "labels":
             output = pasted(output, request.box, whole)

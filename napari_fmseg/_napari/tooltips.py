@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CLASSES", "DOCTOR", "EXPORT", "OPEN", "PRETRAIN", "RECOVERY", "SEGMENT", "TEACH"]
+__all__ = ["CLASSES", "DOCTOR", "EXPORT", "LESIONS", "OPEN", "PRETRAIN", "RECOVERY", "SEGMENT", "TEACH"]
 
 
 class OPEN:
@@ -21,6 +21,9 @@ class SEGMENT:
     """The Segment dock."""
 
     image = "The image to segment. A scan with several channels is one entry."
+    channel = (
+        "The image for this channel of the model, such as the PET beside the CT. It is put on the first image's grid."
+    )
     model = "Type to search by name, organ or modality. The line below says what the model finds, and how well."
     model_card = "What the model was trained on, its licence, its Dice on cases it never saw, and its limits."
     stage = "How far to go. Earlier stages are faster and coarser; the last one gives the finished labels."
@@ -34,6 +37,7 @@ class SEGMENT:
     keep_largest = "Keep only the largest connected part of every class; small islands go."
     min_part_ml = "Remove connected parts smaller than this, in millilitres. 0 keeps all."
     show_stages = "Show the coarse labels and the attention map on the way. Without them the run is a little faster."
+    max_memory_gb = "Most memory that a run may take, of the graphics card or else of the program, in GB. 0: no limit."
     region = "Segment only a part: inside a box that you draw, or what is in view. The rest stays unlabelled."
     region_draw = "Add a Shapes layer and draw a rectangle over the part to segment."
     progress = "The stage that is computed now, how much of it is done, and about how long the rest takes."
@@ -51,8 +55,22 @@ class CLASSES:
     visible = "Show or hide this class. It stays in the labels."
     volume_ml = "Volume of the class in millilitres."
     voxels = "Number of voxels of the class."
+    why = (
+        "Ask the model why it found the chosen class where the view is: a map of the places of the image that spoke "
+        "for it. Click the row of a class first."
+    )
     jump = "Click a row to go to the middle of the structure."
     statistics = "Save name, volume and voxels of every class as a CSV table."
+
+
+class LESIONS:
+    """The list of lesions."""
+
+    open = "List every lesion (connected part) of these labels, with its volume and its uptake."
+    image = "The image that uptake is measured in. It lies on the grid of the labels."
+    min_ml = "Leave out parts smaller than this."
+    jump = "Click a row to go to the lesion, where it is hottest."
+    save = "Save the table as CSV, with a last row for all lesions."
 
 
 class EXPORT:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.errors import GeometryMismatch, UnreadableVolume, UnwritableVolume
+from napari_fmseg.errors import FmsegError, GeometryMismatch, NoSuv, UnreadableVolume, UnwritableVolume
 from napari_fmseg.io.checks import checked, smallest_integer, to_labels
 from napari_fmseg.io.finding import files_below, find_volumes, format_of, suffix_of
 from napari_fmseg.volume import Geometry, LabelMap, Volume
@@ -38,7 +38,7 @@ _WRITABLE = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 _Parts = tuple[npt.NDArray[Any], Geometry, dict[str, Any], Path]
 
 
-def read_volume(path: Path | str, *, series: str | None = None) -> Volume:
+def read_volume(path: Path | str, *, series: str | None = None, suv: str = "auto") -> Volume:
     """Read an image with its place in the patient.
 
     Parameters
@@ -49,6 +49,10 @@ def read_volume(path: Path | str, *, series: str | None = None) -> Volume:
         same folder.
     series
         Which DICOM series to take where there are several: a uid of `list_series`, or a description that only one has.
+    suv
+        Whether a DICOM PET is given in standardised uptake values by body weight. ``"auto"``: where the series says
+        what it takes, else as it is stored, with a warning that names what is missing. ``"never"``: as it is stored.
+        ``"required"``: or not at all.
 
     Returns
     -------
@@ -62,8 +66,17 @@ def read_volume(path: Path | str, *, series: str | None = None) -> Volume:
     ------
     UnreadableVolume
         If it is missing, damaged, no volume, or one of several series; the message says what to do.
+    NoSuv
+        If SUV is required and cannot be computed; names every tag that is missing.
     """
-    data, geometry, meta, path = _read(Path(path), series)
+    if suv not in ("auto", "never", "required"):
+        raise FmsegError(f"suv is 'auto', 'never' or 'required', not {suv!r}.")
+    data, geometry, meta, path = _read(Path(path), series, suv)
+    if suv == "required" and meta.get("units") != "SUV":
+        raise NoSuv(
+            f"{path.name} does not say in which unit its values are, as a DICOM PET does, so it cannot be given in "
+            "SUV. Read the DICOM series instead, or go on without SUV."
+        )
     meta = {key: value for key, value in meta.items() if key not in ("names", "colors")}
     return checked(data, geometry, meta, path)
 
@@ -223,12 +236,12 @@ def _told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read(path: Path, series: str | None) -> _Parts:
+def _read(path: Path, series: str | None, suv: str = "never") -> _Parts:
     with _told(path):
         if path.is_dir():
-            return _read_folder(path, series)
+            return _read_folder(path, series, suv)
         if path.name.upper() == "DICOMDIR":  # the index of a disc: what it lists lies beside it
-            return _read_folder(path.parent, series)
+            return _read_folder(path.parent, series, suv)
         kind = format_of(path)
         if kind == "nifti":
             from napari_fmseg.io import nifti
@@ -241,24 +254,24 @@ def _read(path: Path, series: str | None) -> _Parts:
         if kind == "dicom":
             from napari_fmseg.io import dicom
 
-            return *dicom.read(path, series), path
+            return *dicom.read(path, series, suv), path
         if kind == "zip":
-            return _read_zip(path, series)
+            return _read_zip(path, series, suv)
     raise UnreadableVolume(
         f"{path.name} is of no known format. Expected NIfTI (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr), "
         "MetaImage (.mha, .mhd), DICOM, a folder or a zip of these."
     )
 
 
-def _read_folder(path: Path, series: str | None) -> _Parts:
+def _read_folder(path: Path, series: str | None, suv: str) -> _Parts:
     from napari_fmseg.io import dicom
 
     files = files_below(path)
     if dicom.any_dicom(files):
-        return *dicom.read(path, series), path
+        return *dicom.read(path, series, suv), path
     found = find_volumes(path)
     if len(found) == 1:
-        return _read(found[0], series)
+        return _read(found[0], series, suv)
     if found:
         listed = "\n".join(f"  {volume.relative_to(path)}" for volume in found[:20])
         raise UnreadableVolume(f"{path.name} holds {len(found)} volumes. Choose one of them:\n{listed}")
@@ -269,7 +282,7 @@ def _read_folder(path: Path, series: str | None) -> _Parts:
     )
 
 
-def _read_zip(path: Path, series: str | None) -> _Parts:
+def _read_zip(path: Path, series: str | None, suv: str) -> _Parts:
     from napari_fmseg.io import itk
     from napari_fmseg.io.zipped import unzipped
 
@@ -280,7 +293,7 @@ def _read_zip(path: Path, series: str | None) -> _Parts:
                 raise UnreadableVolume(
                     f"{path.name}: {header.name} points to voxels outside of the zip. Unpack it first."
                 )
-        data, geometry, meta, _ = _read_folder(folder, series)
+        data, geometry, meta, _ = _read_folder(folder, series, suv)
     return data, geometry, meta, path
 
 

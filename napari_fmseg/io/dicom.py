@@ -15,10 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.errors import UnreadableVolume
+from napari_fmseg.errors import NoSuv, UnreadableVolume
 from napari_fmseg.io.checks import REVERSED, rescaled
-from napari_fmseg.io.dicomslices import Header, Slice, decoded, headers, is_dicom, kind_of, number, quiet, slices_of
+from napari_fmseg.io.dicomslices import (
+    Header,
+    Slice,
+    damage_told,
+    decoded,
+    headers,
+    is_dicom,
+    kind_of,
+    number,
+    quiet,
+    slices_of,
+)
 from napari_fmseg.io.finding import files_below
+from napari_fmseg.io.suv import UNITS, suv_factors
 from napari_fmseg.volume import Geometry
 
 __all__ = ["SeriesInfo", "any_dicom", "files_by_series", "list_series", "planes", "read", "survey"]
@@ -115,7 +127,9 @@ def _sound_headers(files: list[Path]) -> _Headers:
 
 
 @quiet()
-def read(path: Path, series: str | None) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
+def read(
+    path: Path, series: str | None, suv: str = "auto"
+) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:  # fmt: skip
     """Read one series.
 
     Parameters
@@ -124,14 +138,18 @@ def read(path: Path, series: str | None) -> tuple[npt.NDArray[Any], Geometry, di
         A folder, or one file: then its series in the same folder.
     series
         A uid of `list_series`, or a description if only one series has it.
+    suv
+        ``"auto"``, ``"never"`` or ``"required"``: whether a PET is given in SUV.
 
     Raises
     ------
     UnreadableVolume
         If there is no image, several series to choose from, a slice missing, or no common grid.
+    NoSuv
+        If SUV is required and cannot be computed.
     """
     chosen, n_series = _found(path, series)
-    data, geometry, meta = _volume(chosen, path.name)
+    data, geometry, meta = _volume(chosen, path.name, suv)
     if series is None and n_series > 1:
         meta["warnings"].append(
             f"The folder holds {n_series - 1} more series without a place in the patient, "
@@ -229,11 +247,12 @@ def _is_placed(found: _Headers) -> bool:
         return False
 
 
-def _volume(found: _Headers, name: str) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
+def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
     header = found[0].tags
     stacks, geometry, warnings = _stack([part for file in found for part in slices_of(file)], name)
     if str(header.get("PhotometricInterpretation", "")) == "MONOCHROME1":
         warnings.append("The series is stored inverted for display (MONOCHROME1); its values were left as they are.")
+    factors = _suv_factors(found, stacks, suv, warnings)  # before the voxels: what is required may be missing
     data = _voxels(stacks)
     meta: dict[str, Any] = {
         "format": "DICOM",
@@ -248,7 +267,33 @@ def _volume(found: _Headers, name: str) -> tuple[npt.NDArray[Any], Geometry, dic
     for key, tag in (("window_center", "WindowCenter"), ("window_width", "WindowWidth")):
         if header.get(tag) is not None:
             meta[key] = number(header.get(tag))
+    if "units" in meta:
+        meta["units"] = UNITS.get(meta["units"], meta["units"])
+    if factors:
+        data = np.multiply(data, np.array(factors, np.float32).reshape(len(stacks), -1, 1, 1), dtype=np.float32)
+        meta["units"] = "SUV"
+        for key in ("window_center", "window_width"):
+            meta.pop(key, None)
     return (data[0] if len(data) == 1 else data), geometry, meta
+
+
+def _suv_factors(found: _Headers, stacks: list[list[Slice]], suv: str, warnings: list[str]) -> list[float]:
+    """Give a factor to SUV for every slice of every stack; none, with a warning, where there is none."""
+    modality = str(found[0].tags.get("Modality", ""))
+    if suv == "never" or (modality != "PT" and suv == "auto"):
+        return []
+    if modality != "PT":
+        raise NoSuv(f"The series is {modality or 'of no stated kind'} and no PET, so it has no SUV. Choose the PET.")
+    tags = {file.path: file.tags for file in found}
+    try:
+        with damage_told(found[0].path):
+            return suv_factors([tags[part.path] for stack in stacks for part in stack])
+    except (NoSuv, UnreadableVolume) as error:
+        if suv == "required":
+            raise
+        units = str(found[0].tags.get("Units") or "")
+        warnings.append(f"{error} The values were left in {UNITS.get(units, units or 'an unknown unit')}.")
+        return []
 
 
 def _stack(slices: list[Slice], name: str) -> tuple[list[list[Slice]], Geometry, list[str]]:

@@ -56,13 +56,18 @@ NOT_IMAGES = {
 }
 """Objects that lie beside images and are none, by their Modality."""
 
-_TAGS = ["SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns",
+_TAGS: list[str | tuple[int, int]] = [
+         "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns",
          "NumberOfFrames", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "SamplesPerPixel",
          "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
          "RescaleSlope", "RescaleIntercept", "RescaleType", "Units", "InstanceNumber", "AcquisitionNumber",
          "TemporalPositionIdentifier", "EchoNumbers", "DiffusionBValue", "TriggerTime", "AcquisitionTime",
          "WindowCenter", "WindowWidth", "SliceThickness", "SpacingBetweenSlices", "ImageType",
-         "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]  # fmt: skip
+         "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+         # what SUV needs, see suv.py; the last ones are private tags of Philips and GE
+         "PatientWeight", "CorrectedImage", "DecayCorrection", "SUVType", "SeriesDate", "SeriesTime", "AcquisitionDate",
+         "ActualFrameDuration", "RadiopharmaceuticalInformationSequence",
+         (0x7053, 0x1000), (0x7053, 0x1009), (0x0009, 0x100D)]  # fmt: skip
 _FIRST_BYTES = (  # of the tags that a file without a preamble starts with
     b"\x08\x00\x05\x00",
     b"\x08\x00\x08\x00",

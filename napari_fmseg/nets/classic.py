@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from napari_fmseg.errors import GeometryMismatch, MissingExtra, UnknownModel
 from napari_fmseg.nets.blocks import check_channels, check_image, tracing
 
-__all__ = ["attention_unet", "dynunet", "segresnet", "swin_unetr", "unet", "unetr"]
+__all__ = ["attention_unet", "dynunet", "from_monai", "segresnet", "swin_unetr", "unet", "unetr"]
 
 FIVE = (16, 32, 64, 128, 256)
 
@@ -93,7 +93,7 @@ def _made(
 ) -> nn.Module:
     """Make the network `name` of MONAI, which then knows our attributes and refuses illegal images."""
     check_channels(name, in_channels, n_classes)
-    nets = _monai(name, needs)
+    nets = from_monai(name, needs=needs)
     try:
         net: nn.Module = getattr(nets, name)(in_channels=in_channels, out_channels=n_classes, **kwargs)
     except (TypeError, ValueError, KeyError, AssertionError) as error:
@@ -107,15 +107,21 @@ def _made(
     return net
 
 
-def _monai(name: str, needs: Sequence[str]) -> Any:
-    """Import MONAI's networks, and what one of them needs beside MONAI."""
+def from_monai(name: str, module: str = "monai.networks.nets", needs: Sequence[str] = ()) -> Any:
+    """Import a module of MONAI's for the network `name`, and what it needs beside MONAI.
+
+    Raises
+    ------
+    MissingExtra
+        If one of them is not installed.
+    """
     try:
         for package in needs:
             import_module(package)
-        return import_module("monai.networks.nets")
+        return import_module(module)
     except ImportError as error:
         raise MissingExtra(
-            f"The network {name} is one of MONAI's, and {error.name or 'monai'} is missing here: "
+            f"The network {name} is MONAI's or made of its parts, and {error.name or 'monai'} is missing here: "
             "pip install 'napari-fmseg[classic]'. The other networks work without it."
         ) from error
 

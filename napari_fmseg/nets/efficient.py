@@ -308,7 +308,7 @@ class _Ladder(nn.Module):
         raise NotImplementedError
 
     def _up(self, level: int, skip: Tensor, x: Tensor) -> Tensor:
-        out: Tensor = getattr(self, _decoder(level))(torch.cat([skip, resize(x, skip.shape[2:])], 1))
+        out: Tensor = getattr(self, decoder_name(level))(torch.cat([skip, resize(x, skip.shape[2:])], 1))
         return out
 
 
@@ -361,7 +361,7 @@ class BaseUNet(_Ladder):
             self.add_module(f"conv{level}_0", _layers(ins, outs, encoder, dropout))
         for level in reversed(range(self._depth)):
             here, below = channels[level : level + 2]
-            self.add_module(_decoder(level), _layers(here + below, here, decoder, dropout))
+            self.add_module(decoder_name(level), _layers(here + below, here, decoder, dropout))
         self._add_heads(dropout)
 
     def _down(self, level: int, x: Tensor) -> Tensor:
@@ -420,7 +420,7 @@ class _Staged(_Ladder):
         for level in reversed(range(self._depth)):
             here, below = channels[level : level + 2]
             stage = _stage(here + (0 if self._strides else below), here, decoder_blocks, decoder, dropout)
-            self.add_module(_decoder(level), stage)
+            self.add_module(decoder_name(level), stage)
         self._add_heads(dropout)
 
     def check(self, x: Tensor) -> None:
@@ -493,11 +493,11 @@ class EfficientSegNet(_Staged):
 
     def _up(self, level: int, skip: Tensor, x: Tensor) -> Tensor:
         x = resize(getattr(self, f"trans_{level + 1}")(x), skip.shape[2:])  # fewer channels first, then more voxels
-        out: Tensor = getattr(self, _decoder(level))(x + skip)
+        out: Tensor = getattr(self, decoder_name(level))(x + skip)
         return out
 
 
-def _decoder(level: int) -> str:
+def decoder_name(level: int) -> str:
     """Published name of the decoder at a level: conv0_4, conv1_3, conv2_2, conv3_1, conv4_1."""
     return f"conv{level}_{max(4 - level, 1)}"
 

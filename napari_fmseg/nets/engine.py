@@ -19,13 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.errors import DeviceUnavailable
+from napari_fmseg.nets.efficient import BaseUNet, ContextUNet, EfficientSegNet
 from napari_fmseg.nets.fast import FastPyramid
 from napari_fmseg.nets.fast_edge import FastEdge
+from napari_fmseg.nets.lean import LeanLadder
 from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet
 
 __all__ = [
     "PRECISIONS",
     "Prepared",
+    "is_sparing",
     "keep_pages",
     "pick_device",
     "pick_precision",
@@ -158,6 +161,7 @@ def prepare(
     device: torch.device | str,
     precision: str = "auto",
     memory_format: str = "auto",
+    sparing: bool = False,
 ) -> Prepared:
     """Give the fastest right way to call `net` in evaluation mode.
 
@@ -177,6 +181,8 @@ def prepare(
     memory_format
         ``"contiguous"``, ``"channels_last"``, or ``"auto"``: on a GPU channels last for half precision; on a CPU both
         are tried once per input size and the faster one stays. Without effect on networks that have a way of their own.
+    sparing
+        Take the form that needs least memory, where there is one (see `is_sparing`). A CPU always does.
 
     Returns
     -------
@@ -192,12 +198,12 @@ def prepare(
     name = pick_precision(place, precision)
     if memory_format not in ("auto", "contiguous", "channels_last"):
         raise DeviceUnavailable(f"There is no memory format {memory_format!r}. Use auto, contiguous or channels_last.")
-    if place.type == "cpu":
+    if place.type == "cpu" and not is_sparing(net):
         keep_pages()
     kept = _prepared.setdefault(net, {})
-    key, state = (place, name, memory_format), _fingerprint(net)
+    key, state = (place, name, memory_format, sparing), _fingerprint(net)
     if key not in kept or kept[key][0] != state:
-        kept[key] = (state, _make(net, place, PRECISIONS[name], memory_format))
+        kept[key] = (state, _make(net, place, PRECISIONS[name], memory_format, sparing))
     run = kept[key][1]
     if example_inputs:
         run(*example_inputs)
@@ -251,7 +257,16 @@ class _Fast:
         return self._run(*(x.cpu() for x in inputs))
 
 
-def _make(net: nn.Module, device: torch.device, dtype: torch.dtype, memory_format: str) -> Prepared:
+def is_sparing(net: nn.Module) -> bool:
+    """Whether a network has a form that needs a fraction of the memory, with the same result."""
+    return isinstance(net, BaseUNet | ContextUNet | EfficientSegNet)
+
+
+def _make(
+    net: nn.Module, device: torch.device, dtype: torch.dtype, memory_format: str, sparing: bool = False
+) -> Prepared:
+    if is_sparing(net) and memory_format == "auto" and (sparing or device.type == "cpu"):
+        return LeanLadder(copy.deepcopy(net).requires_grad_(False), dtype, device)  # type: ignore[arg-type]
     if device.type == "cpu" and dtype != torch.float16:
         own = copy.deepcopy(net).requires_grad_(False)  # so that the one in the cache does not keep `net` alive
         if isinstance(own, AttnNet) or (isinstance(own, SNet) and own.variant == "v1"):

@@ -14,12 +14,18 @@ __all__ = ["deepest_layer", "seg_grad_cam"]
 
 
 def seg_grad_cam(
-    net: nn.Module, *inputs: Tensor, channel: int, region: Tensor | None = None, layer: str | None = None
+    net: nn.Module,
+    *inputs: Tensor,
+    channel: int,
+    region: Tensor | None = None,
+    layer: str | None = None,
+    probabilities: bool = False,
 ) -> Tensor:
     """Map how strongly each place spoke for a class (Vinogradova 2020).
 
-    The channels of a layer are weighted by the mean gradient of the summed output in a region, added, and
-    cut off at 0.
+    The channels of a layer are weighted by the mean gradient of the summed output in a region, added, and cut off at 0.
+    The paper keeps what the channels show anywhere; ours is 0 outside the box of places with any gradient at all, since
+    nothing there can have changed the answer.
 
     Parameters
     ----------
@@ -33,6 +39,9 @@ def seg_grad_cam(
         (z, y, x), True where the question is asked; by default everywhere.
     layer
         Name of the layer as in `named_modules`; by default the deepest, see `deepest_layer`.
+    probabilities
+        The network gives probabilities, not logits. Their log odds are taken instead, since a probability near 1 hardly
+        changes, whatever speaks for it.
 
     Returns
     -------
@@ -62,6 +71,8 @@ def seg_grad_cam(
         with torch.enable_grad():
             output = net(*inputs)
             output = output if isinstance(output, Tensor) else output[0]
+            if probabilities:
+                output = torch.logit(output, torch.finfo(output.dtype).eps)
             spoken = _score(output, channel, region)
             (gradient,) = torch.autograd.grad(spoken, caught[-1])
     finally:
@@ -69,6 +80,7 @@ def seg_grad_cam(
     with torch.no_grad():
         shares = gradient.mean((2, 3, 4), keepdim=True)
         places = (shares * caught[-1]).sum(1, keepdim=True).clamp_min(0)  # (b, 1, z', y', x')
+        places = places * _heard(gradient)
         places = resize(places.float(), inputs[0].shape[2:], align_corners=False)[:, 0]
         most = places.amax((1, 2, 3), keepdim=True)
         return torch.where(most > 0, places / most.clamp_min(torch.finfo(places.dtype).tiny), places)
@@ -98,6 +110,17 @@ def deepest_layer(net: nn.Module, *inputs: Tensor) -> str:
         raise UnknownModel(f"{type(net).__name__} has no layer with a map of the image. Name a layer.")
     smallest = min(voxels for voxels, _ in large)
     return [name for voxels, name in large if voxels == smallest][-1]
+
+
+def _heard(gradient: Tensor) -> Tensor:
+    """Mark the box of the places (b, 1, z, y, x) that a gradient (b, c, z, y, x) comes from."""
+    any_there = (gradient != 0).any(1, keepdim=True)
+    box = torch.ones_like(any_there)
+    for axis in (2, 3, 4):
+        others = [a for a in (2, 3, 4) if a != axis]
+        along = any_there.amax(others, keepdim=True).int()  # (b, 1) and one axis
+        box = box & (along.cummax(axis).values.bool() & along.flip(axis).cummax(axis).values.flip(axis).bool())
+    return box
 
 
 def _score(output: Tensor, channel: int, region: Tensor | None) -> Tensor:

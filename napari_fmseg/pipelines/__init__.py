@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from napari_fmseg.models import Model, ModelCard
     from napari_fmseg.volume import Geometry, Volume
 
-__all__ = ["PIPELINES", "SegmentOptions", "doubts", "segment", "stages_of"]
+__all__ = ["PIPELINES", "SegmentOptions", "check_channels", "doubts", "segment", "stages_of"]
 
 PIPELINES: dict[str, str] = {
+    "coarse_fine": "napari_fmseg.pipelines.coarse_fine",
     "phased": "napari_fmseg.pipelines.phased",
     "single": "napari_fmseg.pipelines.single",
 }
@@ -46,6 +47,17 @@ class SegmentOptions:
         Remove connected parts smaller than this, in ml.
     show_stages
         Yield the stages before the last one too; without them the run is a little faster.
+    overlap
+        For models that look through windows: the share of a window that the next one sees again, 0 to below 1. None:
+        as the model's card says.
+    window_batch
+        Windows at once (others call it sw_batch_size): more are faster on a graphics card and need more memory. None:
+        as the model's card says.
+    blend
+        How overlapping windows are averaged: ``"gaussian"``, their middle counts most, or ``"constant"``.
+    max_memory_gb
+        Most memory in GB that the run may take, of a graphics card or else of the whole program; 0 for no limit. A
+        card's limit is kept, in smaller parts or on the processor; on the processor the run tells if it needed more.
     """
 
     until: str = ""
@@ -54,6 +66,10 @@ class SegmentOptions:
     keep_largest: bool = False
     min_part_ml: float = 0.0
     show_stages: bool = True
+    overlap: float | None = None
+    window_batch: int | None = None
+    blend: str = "gaussian"
+    max_memory_gb: float = 0.0
 
 
 def stages_of(card: ModelCard) -> tuple[str, ...]:
@@ -75,14 +91,27 @@ def doubts(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iter
     for text in (*meta.get("repaired", ()), *meta.get("warnings", ())):
         yield str(text)
     modality = str(meta.get("modality", ""))
+    modality = {"PT": "PET"}.get(modality, modality)  # DICOM's word for it
     if modality and card.modality and modality != card.modality:
         yield f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result."
+    yield from _unit_doubts(meta, card)
     if card.spacing_mm:
         spacing = np.sort(geometry.spacing)
         ratio = spacing / np.sort(card.spacing_mm)
         if ratio.max() > 2 or ratio.min() < 0.5:
             have, want = (" x ".join(f"{s:.3g}" for s in group) for group in (spacing, np.sort(card.spacing_mm)))
             yield f"The voxels are {have} mm; {card.name} was trained with about {want} mm. Look at the result closely."
+
+
+def _unit_doubts(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
+    """Tell where intensities are counted in another unit than the model's windows."""
+    units = meta.get("channel_units") or [meta.get("units", "")] * len(card.channels)
+    for number, (have, name) in enumerate(zip(units, card.channels, strict=False)):
+        want = card.intensity.of_channel(number).unit
+        if want and (have or want == "SUV") and have != want:
+            whose = f"The channel {name}" if len(card.channels) > 1 else "The volume"
+            is_in = f"is in {have}" if have else "does not say its unit"
+            yield f"{whose} {is_in}; {card.name} was trained on {want}. Do not trust the result."
 
 
 def segment(volume: Volume, model: Model, options: SegmentOptions | None = None) -> Iterator[Event]:
@@ -107,7 +136,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     GeometryMismatch
         If the number of channels is not the model's.
     InvalidRecipe
-        If `options.until` is no stage of the model.
+        If `options.until` is no stage of the model, or a limit is negative.
     DeviceMemory
         If the memory does not suffice, after all fallbacks.
     """
@@ -116,13 +145,30 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     stages = stages_of(card)
     if options.until and options.until not in stages:
         raise InvalidRecipe(f"{card.name} has no stage {options.until!r}. Choose one of: {', '.join(stages)}.")
+    check_channels(volume, card)
+    if not options.max_memory_gb >= 0:
+        raise InvalidRecipe(f"max_memory_gb is a number of GB, or 0 for no limit, not {options.max_memory_gb}.")
+    yield from (Warned(text) for text in doubts(volume.geometry, volume.meta, card))
+    from napari_fmseg.pipelines.running import MemoryLimit
+
+    with MemoryLimit(model.device, options.max_memory_gb) as limit:
+        yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
+        yield from (Warned(text) for text in limit.exceeded())
+
+
+def check_channels(volume: Volume, card: ModelCard) -> None:
+    """Refuse a volume that has not the channels of a model.
+
+    Raises
+    ------
+    GeometryMismatch
+        Names the channels.
+    """
     if volume.n_channels != len(card.channels):
         raise GeometryMismatch(
             f"{card.name} takes {len(card.channels)} channel(s) ({', '.join(card.channels)}), "
             f"but the volume has {volume.n_channels}. Choose the channels that it was trained with."
         )
-    yield from (Warned(text) for text in doubts(volume.geometry, volume.meta, card))
-    yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
 
 
 def _module_of(card: ModelCard) -> str:

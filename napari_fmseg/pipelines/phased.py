@@ -36,8 +36,8 @@ from napari_fmseg.grid import (
 from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.nets.phased import HALO
-from napari_fmseg.pipelines.running import Engine
-from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
+from napari_fmseg.pipelines.running import Engine, averaged, members
+from napari_fmseg.pipelines.settings import STAGES, PhasedSettings, SingleSettings
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
@@ -76,13 +76,16 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
 def normalise(data: Tensor, intensity: Intensity) -> Tensor:
     """Map intensities (c, z, y, x) as the card says: to 0..1 by a window or by percentiles, or to z-scores."""
     out = data.float() if data.dtype != torch.float32 else data.clone()
-    for channel in out:
-        if intensity.kind == "zscore":
+    for number, channel in enumerate(out):
+        own = intensity.of_channel(number)
+        if own.kind == "window_zscore":
+            channel.clamp_(own.low, own.high)
+        if own.kind in ("zscore", "window_zscore"):
             std, mean = torch.std_mean(channel, correction=0)
             channel.sub_(mean).div_(std + 1e-5)
             continue
-        low, high = intensity.low, intensity.high
-        if intensity.kind == "percentile":
+        low, high = own.low, own.high
+        if own.kind == "percentile":
             low, high = _percentiles(channel, low, high)
         channel.clamp_(low, high).sub_(low).div_(max(high - low, 1e-12))
     return out
@@ -98,7 +101,7 @@ def _percentiles(channel: Tensor, low: float, high: float, most: int = 2_000_000
     return float(found[0]), float(found[1])
 
 
-def body_box(image: Tensor, settings: PhasedSettings) -> Box:
+def body_box(image: Tensor, settings: PhasedSettings | SingleSettings) -> Box:
     """Give the box of a normalised volume (c, z, y, x) that the model looks at."""
     if settings.crop_above is None:
         return _whole(image.shape[1:])
@@ -154,6 +157,12 @@ class _Stages:
         self.crop_labels: Tensor | None = None  # of the edge stage, over self.box
         self.attention_map: Tensor | None = None
 
+    def _answer(self, stage: str, *inputs: Tensor) -> Tensor:
+        """What the network of a stage says; of an ensemble the mean of its members."""
+        out = averaged(self.engine, members(self.nets, stage), *inputs)
+        assert out is not None  # only an attempt gives none
+        return out
+
     def _brought(self, data: np.ndarray) -> Tensor:
         """Normalise the volume on the device, or on the CPU where the device has no room; networks run there anyway."""
         device, intensity = self.engine.device, self.card.intensity
@@ -170,7 +179,7 @@ class _Stages:
     def consensus(self) -> Iterator[Event]:
         start = time.perf_counter()
         x = consensus_input(self.image, self.settings, self.card.intensity)
-        self.probabilities = self.engine(self.nets["consensus"], x[None])[0]
+        self.probabilities = self._answer("consensus", x[None])[0]
         labels = self._array(self.probabilities.argmax(0))
         seconds = time.perf_counter() - start
         grid = self.geometry.resized(self.settings.consensus_grid)
@@ -189,7 +198,7 @@ class _Stages:
         start = time.perf_counter()
         spans = [(s.start, s.stop) for s in self.box]
         x, a = attention_input(self.image, self.attention_map, spans, self.settings, self.card.intensity)
-        self.probabilities = self.engine(self.nets["attention"], x[None], a[None])[0]
+        self.probabilities = self._answer("attention", x[None], a[None])[0]
         labels = self._array(self.probabilities.argmax(0))
         seconds = time.perf_counter() - start
         grid = self.geometry.crop(self.box).resized(self.settings.attention_grid)
@@ -203,7 +212,7 @@ class _Stages:
         shape = tuple(crop.shape[1:])
         if self.settings.edge_grid == "attention":
             x = resize(crop, self.settings.attention_grid)
-            self.probabilities = self.engine(self.nets["edge"], x[None], self.probabilities[None])[0]
+            self.probabilities = self._answer("edge", x[None], self.probabilities[None])[0]
             self.crop_labels = labels_on(self.probabilities, shape)
         else:
             self.crop_labels = torch.empty(shape, dtype=_label_dtype(self.card), device=crop.device)
@@ -247,7 +256,7 @@ class _Stages:
             self.engine.free()
             return None
         run = self.engine.attempt if or_fewer else self.engine
-        out = run(self.nets["edge"], crop[:, first:last][None], s[None])
+        out = averaged(run, members(self.nets, "edge"), crop[:, first:last][None], s[None])
         return None if out is None else out[0, :, planes.start - first : planes.stop - first].argmax(0)
 
     def labels(self) -> StageResult:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from napari_fmseg.components import components
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.volume import Box, LabelMap
 
-__all__ = ["clean"]
+__all__ = ["clean", "keep_parts"]
 
 
 def clean(
@@ -71,12 +73,44 @@ def clean(
         _remove_parts(
             part,
             mask,
-            None if together and keep_largest else chosen,
+            lambda value: int((together and keep_largest is not False) or chosen is None or value in chosen),
             min_part_ml / labels.geometry.voxel_ml,
             neighbours,
         )
     if fill_holes:
         _fill(part)
+    return dataclasses.replace(labels, data=data)
+
+
+def keep_parts(labels: LabelMap, counts: Sequence[int], least_ml: float = 0.0) -> LabelMap:
+    """Keep the largest connected parts (26 neighbours) of every class, as many as a model's card says.
+
+    Parameters
+    ----------
+    labels
+        Integers (z, y, x); 0 is background.
+    counts
+        Parts to keep per class, from class 1 on, or one number for all classes; 0, or nothing, keeps all.
+    least_ml
+        Parts up to this many millilitres are removed.
+
+    Returns
+    -------
+    LabelMap
+        On the same grid; the input itself where nothing is to be removed.
+    """
+    if not (any(counts) or least_ml > 0):
+        return labels
+    box = _foreground(labels.data)
+    if box is None:
+        return labels
+
+    def keeps(value: int) -> int:
+        return counts[0] if len(counts) == 1 else counts[value - 1] if value <= len(counts) else 0
+
+    data = labels.data.copy()
+    least = math.floor(least_ml / labels.geometry.voxel_ml + 1e-9) + 1
+    _remove_parts(data[box], data[box], keeps, least, 26)
     return dataclasses.replace(labels, data=data)
 
 
@@ -104,10 +138,14 @@ def _foreground(data: npt.NDArray[Any]) -> Box | None:
 
 
 def _remove_parts(
-    data: npt.NDArray[Any], kinds: npt.NDArray[Any], chosen: set[int] | None, min_voxels: float, neighbours: int
+    data: npt.NDArray[Any],
+    kinds: npt.NDArray[Any],
+    keeps: Callable[[int], int],
+    min_voxels: float,
+    neighbours: int,
 ) -> None:
-    """Set to 0, in place, what is too small or not the largest of its kind."""
-    parts = _parts(kinds, neighbours)
+    """Set to 0, in place, what is too small or not among the largest of its kind; `keeps` says how many, 0 for all."""
+    parts = components(kinds, neighbours)
     where = parts != 0
     flat = parts[where]  # the foreground alone: a label map is mostly background
     sizes = np.bincount(flat)
@@ -115,28 +153,24 @@ def _remove_parts(
     values[flat] = kinds[where]  # all voxels of a part have one value, so any of them may be the last
     keep = sizes >= min_voxels * (1 - 1e-9)
     for value in np.unique(values[1:]):
-        if chosen is not None and int(value) not in chosen:
-            continue
+        n = keeps(int(value))
         own = np.flatnonzero(values == value)
         own = own[own > 0]
-        largest = own[sizes[own] == sizes[own].max()]
-        first = largest[0] if len(largest) == 1 else flat[np.argmax(np.isin(flat, largest))]
-        keep[own[own != first]] = False
+        if 0 < n < len(own):
+            keep[_smaller(own, sizes, flat, n)] = False
     keep[0] = True
     if not keep.all():
         data[where] = np.where(keep[flat], data[where], 0)
 
 
-def _parts(data: npt.NDArray[Any], neighbours: int) -> npt.NDArray[Any]:
-    """Number the connected parts of all labels, 1 and up, 0 the background."""
-    data = np.ascontiguousarray(data)
-    try:
-        import cc3d
-    except ImportError:
-        from skimage import measure
-
-        return np.asarray(measure.label(data, background=0, connectivity=3 if neighbours == 26 else 1))
-    return np.asarray(cc3d.connected_components(data, connectivity=neighbours))
+def _smaller(own: npt.NDArray[Any], sizes: npt.NDArray[Any], flat: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
+    """Give all but the `n` largest parts; of equally large ones those that come later in z, y, x."""
+    order = own[np.argsort(-sizes[own], kind="stable")]
+    if sizes[order[n - 1]] == sizes[order[n]]:
+        equal = order[sizes[order] == sizes[order[n]]]
+        found, first = np.unique(flat[np.isin(flat, equal)], return_index=True)
+        order[np.isin(order, equal)] = found[np.argsort(first)]
+    return np.asarray(order[n:])
 
 
 def _fill(data: npt.NDArray[Any]) -> None:

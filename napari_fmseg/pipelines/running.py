@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
 from napari_fmseg.errors import DeviceMemory
-from napari_fmseg.nets.engine import pick_precision, prepare
+from napari_fmseg.nets.engine import is_sparing, pick_precision, prepare
+from napari_fmseg.processes import peak_bytes
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "MemoryLimit", "averaged", "members"]
 
 
 class Engine:
-    """Runs networks on one device in one precision; steps down to the CPU when the device's memory is full.
+    """Runs networks on one device in one precision; steps down when the device's memory is full.
+
+    The steps, each of them told: a network that can runs in slabs, with the same result; float32 that nobody asked for
+    becomes 16 bit, with nearly the same result; at last the CPU.
 
     Parameters
     ----------
@@ -36,6 +42,7 @@ class Engine:
         self._asked, self._half_is_right = precision, half_is_right
         self.precision = pick_precision(device, precision, half_is_right=half_is_right)
         self.notes: list[str] = []
+        self._sparing = False
 
     def __call__(self, net: nn.Module, *inputs: Tensor) -> Tensor:
         """Give the network's output on the device of the first input.
@@ -46,6 +53,10 @@ class Engine:
             If the memory does not suffice on the CPU either.
         """
         out = self.attempt(net, *inputs)
+        if out is None and self._save(net):
+            out = self.attempt(net, *inputs)
+        if out is None and self._halve():
+            out = self.attempt(net, *inputs)
         return self._step_down(net, inputs).to(inputs[0].device) if out is None else out
 
     def attempt(self, net: nn.Module, *inputs: Tensor) -> Tensor | None:
@@ -66,12 +77,33 @@ class Engine:
 
     def _run(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         try:
-            out: Tensor = prepare(net, device=self.device, precision=self.precision)(*inputs)
+            out: Tensor = prepare(net, device=self.device, precision=self.precision, sparing=self._sparing)(*inputs)
         except RuntimeError as error:
             if "not enough memory" in str(error) or "can't allocate memory" in str(error):
                 raise torch.OutOfMemoryError(str(error)) from error
             raise
         return out
+
+    def _save(self, net: nn.Module) -> bool:
+        """Run networks in slabs from now on, where this one can and does not yet."""
+        if self.device.type == "cpu" or self._sparing or not is_sparing(net):
+            return False
+        self._sparing = True
+        self.notes.append(f"The memory of {self.device} did not suffice: the network runs in slabs, a little slower.")
+        return True
+
+    def _halve(self) -> bool:
+        """Go on in 16 bit, unless it is so already, 32 bit was asked for, or the device cannot."""
+        if self.device.type == "cpu" or self.precision != "float32" or self._asked == "float32":
+            return False
+        self.precision = pick_precision(self.device)
+        if self.precision == "float32":
+            return False
+        self.notes.append(
+            f"The memory of {self.device} did not suffice in 32 bit: continued in 16 bit ({self.precision}). A few "
+            "voxels at borders may differ."
+        )
+        return True
 
     def _step_down(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         size = " x ".join(str(n) for n in inputs[0].shape[2:])
@@ -91,3 +123,74 @@ class Engine:
                 f"A network on {size} voxels fits neither into the device's nor into this computer's memory. Close "
                 "other programs, or use a model with a smaller grid."
             ) from error
+
+
+def members(nets: Mapping[str, nn.Module], stage: str) -> list[nn.Module]:
+    """Give the networks of a stage: ``"net"``, and of an ensemble ``"net-2"``, ``"net-3"`` and so on, too."""
+    return [net for name, net in nets.items() if name == stage or name.startswith(f"{stage}-")]
+
+
+def averaged(call: Callable[..., Tensor | None], nets: Sequence[nn.Module], *inputs: Tensor) -> Tensor | None:
+    """Give what one network says; of several the mean of their probabilities, None if `call` gives None."""
+    if len(nets) == 1:
+        return call(nets[0], *inputs)
+    total: Tensor | None = None
+    for net in nets:
+        out = call(net, *inputs)
+        if out is None:
+            return None
+        p = probabilities(net, out)
+        total = p if total is None else total.add_(p)
+    return None if total is None else total.div_(len(nets))
+
+
+def probabilities(net: nn.Module, out: Tensor) -> Tensor:
+    """Turn the output of a network into probabilities, new and float32; the phased ones give them already."""
+    activation = getattr(net, "activation", "")
+    if activation == "sigmoid":
+        return out.float().sigmoid()
+    return out.float().softmax(1) if activation else out.float().clone()
+
+
+class MemoryLimit:
+    """Holds a run to a number of GB while it is entered.
+
+    On a CUDA device torch refuses what goes beyond, as if the card were smaller, so that the steps down follow. On the
+    CPU nothing can be refused; what was exceeded is told.
+
+    Parameters
+    ----------
+    device
+        Where the run computes.
+    gb
+        The limit; 0 for none.
+    """
+
+    def __init__(self, device: torch.device, gb: float) -> None:
+        self._device, self._gb = device, gb
+        self._before = 0
+
+    def __enter__(self) -> MemoryLimit:
+        self._before = peak_bytes()
+        self._share(self._gb)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._gb:
+            self._share(0)
+
+    def exceeded(self) -> Iterator[str]:
+        """Tell if the program has held more than the limit since it was entered."""
+        peak = peak_bytes()
+        if self._gb and peak > max(self._before, self._gb * 1e9):
+            yield (
+                f"The run took {peak / 1e9:.1f} GB of this computer's memory, more than the {self._gb:g} GB allowed: "
+                "the networks and the volume need that much. Crop the volume, or use a model with a smaller grid."
+            )
+
+    def _share(self, gb: float) -> None:
+        if self._device.type == "cuda" and (gb or self._gb):
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, gb * 1e9 / total) if gb else 1.0, self._device)

@@ -9,9 +9,10 @@ from typing import Any
 from napari_fmseg.errors import UnknownModel
 from napari_fmseg.tables import dataclass_from
 
-__all__ = ["STAGES", "PhasedSettings", "SingleSettings"]
+__all__ = ["SETTINGS", "STAGES", "CoarseFineSettings", "PhasedSettings", "SingleSettings"]
 
 STAGES: dict[str, tuple[str, ...]] = {
+    "coarse_fine": ("coarse", "fine"),
     "phased": ("consensus", "attention", "edge"),
     "single": ("net",),
 }
@@ -106,6 +107,9 @@ class SingleSettings:
         through faces, as published); ``""`` keeps everything.
     half_is_right
         Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
+    crop_above
+        Look only at the box around all voxels above this normalised intensity (0..1) in any channel: most of a
+        whole-body PET is air. None looks at the whole volume.
     """
 
     window: tuple[int, int, int] = (64, 128, 128)
@@ -115,6 +119,7 @@ class SingleSettings:
     flips: str = ""
     keep_largest: str = ""
     half_is_right: bool = False
+    crop_above: float | None = None
 
     @classmethod
     def of(cls, card_settings: Mapping[str, Any]) -> SingleSettings:
@@ -142,3 +147,86 @@ class SingleSettings:
         if wrong:
             raise UnknownModel(f"The settings of a single network make no sense: {', '.join(wrong)}. Correct them.")
         return settings
+
+
+@dataclass(frozen=True)
+class CoarseFineSettings:
+    """What the card of a coarse-to-fine model stores beside its networks.
+
+    Parameters
+    ----------
+    coarse_size
+        Voxels (z, y, x) on which the coarse network sees the whole volume. Published: 160 x 160 x 160.
+    fine_size
+        Voxels (z, y, x) on which the fine network sees the box around what was found. Published: 192 x 192 x 192.
+    margin_mm
+        How far the box reaches beyond what the coarse network found, at most to the volume's border. Published: 20 mm.
+    threshold
+        Probability from which a voxel belongs to a class, where classes may overlap (a sigmoid).
+    overlap
+        Which class a voxel gets that belongs to several: ``"probable"``, the most probable one, or ``"last"``, the one
+        with the highest number, as published.
+    coarse_parts, fine_parts
+        How many connected parts of each class are kept, the largest first: a number per class, or one for all classes;
+        0, or nothing, keeps all. Published for liver, kidneys, spleen and pancreas: 1, 2, 1, 1, in both.
+    coarse_least_ml, fine_least_ml
+        Connected parts up to this many millilitres are removed. Published: 1 and 2 ml, for large organs.
+    crop_above
+        Look only at the box around all voxels above this intensity as it is stored, so that the air around a patient
+        takes no room on the coarse grid. None looks at the whole volume, as published.
+    half_is_right
+        Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
+    """
+
+    coarse_size: tuple[int, int, int] = (160, 160, 160)
+    fine_size: tuple[int, int, int] = (192, 192, 192)
+    margin_mm: float = 20.0
+    threshold: float = 0.5
+    overlap: str = "probable"
+    coarse_parts: tuple[int, ...] = ()
+    fine_parts: tuple[int, ...] = ()
+    coarse_least_ml: float = 0.0
+    fine_least_ml: float = 0.0
+    crop_above: float | None = None
+    half_is_right: bool = True
+
+    @classmethod
+    def of(cls, card_settings: Mapping[str, Any]) -> CoarseFineSettings:
+        """Read the settings of a card.
+
+        Raises
+        ------
+        UnknownModel
+            If one of them is unknown or makes no sense.
+        """
+        try:
+            settings = dataclass_from(cls, card_settings)
+        except ValueError as error:
+            raise UnknownModel(
+                f"The settings are not those of a coarse-to-fine model: {error}. Correct them."
+            ) from error
+        right = {
+            "coarse_size": min(settings.coarse_size) >= 1,
+            "fine_size": min(settings.fine_size) >= 1,
+            "margin_mm": settings.margin_mm >= 0,
+            "threshold": 0 < settings.threshold < 1,
+            "overlap": settings.overlap in ("probable", "last"),
+            "coarse_parts": min(settings.coarse_parts, default=0) >= 0,
+            "fine_parts": min(settings.fine_parts, default=0) >= 0,
+            "coarse_least_ml": settings.coarse_least_ml >= 0,
+            "fine_least_ml": settings.fine_least_ml >= 0,
+        }
+        wrong = [f"{name} = {getattr(settings, name)!r}" for name, fine in right.items() if not fine]
+        if wrong:
+            raise UnknownModel(
+                f"The settings of a coarse-to-fine model make no sense: {', '.join(wrong)}. Correct them."
+            )
+        return settings
+
+
+SETTINGS: dict[str, type[PhasedSettings] | type[SingleSettings] | type[CoarseFineSettings]] = {
+    "coarse_fine": CoarseFineSettings,
+    "phased": PhasedSettings,
+    "single": SingleSettings,
+}
+"""What the card of a model of each pipeline stores; read them with ``SETTINGS[pipeline].of(card.settings)``."""

@@ -1,6 +1,7 @@
 """One network over the whole volume in overlapping windows: how FMUNet, PCT-Net and most other networks are used.
 
-The network is called ``"net"`` in the card. It may give logits or probabilities; what it gives is blended and averaged
+The network is called ``"net"`` in the card; with ``"net-2"``, ``"net-3"`` and so on beside it, it is an ensemble whose
+probabilities are averaged. It may give logits or probabilities; what it gives is blended and averaged
 over the mirrored volume before the class is chosen. Where structures may overlap (a sigmoid), a voxel gets the most
 probable one, and none if none is more likely than not. A volume smaller than the window is looked at as it is; if the
 network refuses its size, it is filled up to the window first.
@@ -21,9 +22,9 @@ from napari_fmseg.errors import DeviceMemory, GeometryMismatch
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import from_canonical, labels_on, resize, to_canonical, to_tensor
 from napari_fmseg.models import Model
-from napari_fmseg.pipelines.phased import normalise
+from napari_fmseg.pipelines.phased import body_box, cut, normalise
 from napari_fmseg.pipelines.postprocess import clean
-from napari_fmseg.pipelines.running import Engine
+from napari_fmseg.pipelines.running import Engine, averaged, members
 from napari_fmseg.pipelines.settings import SingleSettings
 from napari_fmseg.pipelines.windows import flips_along, windowed
 from napari_fmseg.volume import Geometry, LabelMap, Volume
@@ -31,7 +32,7 @@ from napari_fmseg.volume import Geometry, LabelMap, Volume
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["run", "working_grid"]
+__all__ = ["filled", "run", "working_grid"]
 
 
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
@@ -60,19 +61,24 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
     settings = SingleSettings.of(model.card.settings)
     engine = Engine(model.device, options.precision, half_is_right=settings.half_is_right)
     start = time.perf_counter()
-    data, native = to_canonical(volume)
+    data, whole = to_canonical(volume)
     image = normalise(to_tensor(data, engine.device), model.card.intensity)
+    box = body_box(image, settings)
+    image, native = cut(image, box), whole.crop(box)
     grid = working_grid(native, settings)
     image = resize(image, grid.shape) if grid.shape != native.shape else image
     yield Progress("net", 0, 1)
-    net = model.nets["net"]
+    nets = members(model.nets, "net")
     scores = yield from windowed(
-        lambda x: engine(net, x), _filled(image, net, settings.window), settings.window,
-        overlap=settings.overlap, batch=settings.batch, flips=flips_along(settings.flips), stage="net",
+        lambda x: _answer(engine, nets, x), filled(image, nets[0], settings.window), settings.window,
+        overlap=settings.overlap if options.overlap is None else options.overlap,
+        batch=settings.batch if options.window_batch is None else options.window_batch,
+        flips=flips_along(settings.flips), blend=options.blend, stage="net",
     )  # fmt: skip
     scores = scores[:, : grid.shape[0], : grid.shape[1], : grid.shape[2]]
-    if getattr(net, "activation", "") == "sigmoid":
-        scores = torch.cat([torch.zeros_like(scores[:1]), scores])  # a logit of 0: as likely as not
+    if getattr(nets[0], "activation", "") == "sigmoid":
+        even = 0.0 if len(nets) == 1 else 0.5  # logit or probability of what is as likely as not
+        scores = torch.cat([torch.full_like(scores[:1], even), scores])
     seen = _label_map(scores.argmax(0), grid, model)
     yield StageResult("net", seen, time.perf_counter() - start, "" if seen.data.any() else "Nothing was found.")
     yield from (Warned(text) for text in engine.notes)
@@ -81,12 +87,21 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
     found = _label_map(labels_on(scores, native.shape), native, model)
     if settings.keep_largest:
         found = clean(found, keep_largest=True, together=settings.keep_largest == "together", neighbours=6)
-    array = from_canonical(found.data, volume.geometry)
+    everywhere = np.zeros(whole.shape, found.data.dtype)
+    everywhere[box] = found.data
+    array = from_canonical(everywhere, volume.geometry)
     labels = LabelMap(array, volume.geometry, {}, model.card.labels, model.card.colors)
     yield StageResult("labels", labels, time.perf_counter() - start)
 
 
-def _filled(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:
+def _answer(engine: Engine, nets: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """What the network, or the mean of several, gives for some windows."""
+    out = averaged(engine, nets, x)
+    assert out is not None  # only an attempt gives none
+    return out
+
+
+def filled(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:
     """Repeat the last voxels of an image (c, z, y, x) up to the window's size, if the network takes no less."""
     missing = [max(0, w - n) for w, n in zip(window, image.shape[1:], strict=True)]
     check = getattr(net, "check", None)

@@ -1,8 +1,12 @@
-"""A volume larger than the network's patch: overlapping windows, their outputs blended with a Gaussian."""
+"""A volume larger than the network's patch: overlapping windows, their outputs blended with a Gaussian.
+
+The sum over the windows is kept on the device where there is room for it, else in the computer's memory.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Generator, Sequence
 
 import torch
@@ -11,7 +15,9 @@ from torch import Tensor
 from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.events import Progress
 
-__all__ = ["blend_weights", "flips_along", "places_of", "published_weights", "windowed"]
+__all__ = ["BLENDS", "blend_weights", "flips_along", "free_memory", "places_of", "published_weights", "windowed"]
+
+_SHARE = 0.8  # of the free memory of a device may be taken by the sum over the windows
 
 Size = tuple[int, int, int]
 
@@ -24,6 +30,7 @@ def windowed(
     overlap: float = 0.5,
     batch: int = 1,
     flips: Sequence[tuple[int, ...]] = ((),),
+    blend: str = "gaussian",
     weights: Tensor | None = None,
     places: Sequence[Size] | None = None,
     stage: str = "windows",
@@ -46,8 +53,10 @@ def windowed(
         Windows per call.
     flips
         Axes of (c, z, y, x) to mirror; the outputs, mirrored back, are averaged. See `flips_along`.
+    blend
+        How much each voxel of a window counts, a key of `BLENDS`.
     weights
-        How much each voxel of a window counts, of the window's size; `blend_weights` if None.
+        The same as numbers, of the window's size.
     places
         Where windows start; every place once if None.
     stage
@@ -61,12 +70,12 @@ def windowed(
     Returns
     -------
     Tensor
-        (classes, z, y, x) float32, where `image` is.
+        (classes, z, y, x) float32, where `image` is; on the CPU if the memory there is short.
 
     Raises
     ------
     InvalidRecipe
-        If window, overlap or batch make no sense.
+        If window, overlap, batch or blend make no sense.
     """
     size = (image.shape[1], image.shape[2], image.shape[3])
     if len(window) != 3 or min(window) < 1 or not 0 <= overlap < 1 or batch < 1:
@@ -74,29 +83,56 @@ def windowed(
             f"A window is three positive sizes, its overlap 0 to below 1 and its batch positive; not {tuple(window)}, "
             f"{overlap} and {batch}."
         )
+    if blend not in BLENDS:
+        raise InvalidRecipe(f"Windows are blended by {' or '.join(BLENDS)}, not by {blend!r}.")
     seen = _cut(window, size)
     if places is None:
         places = places_of(size, seen, [max(1, int(w * (1 - overlap))) for w in window])
     if weights is None:
-        weights = blend_weights(seen)
-    weights = weights.to(image.device, torch.float32)
-    covered = torch.zeros(size, device=image.device)
-    for place in places:
-        covered[_box(place, seen)] += weights
+        weights = BLENDS[blend](seen)
     groups = [places[i : i + batch] for i in range(0, len(places), batch)]
-    total = torch.zeros(())
+    total = covered = torch.zeros(())
     for turn, axes in enumerate(flips):
         turned, blended = image.flip(axes), torch.zeros(())
         for done, group in enumerate(groups, 1):
             out = call(torch.stack([turned[(slice(None), *_box(place, seen))] for place in group]))
+            if covered.ndim == 0:
+                # Only now: what the network itself needs is held already, and the classes are known.
+                weights = weights.to(_gathering(image.device, size, out.shape[1], len(flips)), torch.float32)
+                covered = _covered(size, places, weights)
             if blended.ndim == 0:
-                blended = torch.zeros(out.shape[1], *size, device=image.device)
-            for place, one in zip(group, out, strict=True):
+                blended = torch.zeros(out.shape[1], *size, device=weights.device)
+            for place, one in zip(group, out.to(weights.device), strict=True):
                 blended[(slice(None), *_box(place, seen))] += one * weights
             yield Progress(stage, turn * len(groups) + done, len(flips) * len(groups))
         blended = blended.div_(covered).flip(axes)
         total = blended if total.ndim == 0 else total.add_(blended)
     return total.div_(len(flips))
+
+
+def _covered(size: Size, places: Sequence[Size], weights: Tensor) -> Tensor:
+    """Add up the weights of all windows."""
+    seen, covered = _cut(weights.shape, size), torch.zeros(size, device=weights.device)
+    for place in places:
+        covered[_box(place, seen)] += weights
+    return covered
+
+
+def _gathering(device: torch.device, size: Size, classes: int, passes: int) -> torch.device:
+    """Choose where the sum over the windows is kept: on the device if there is room, else on the CPU."""
+    volumes = classes * (2 if passes > 1 else 1) + 1
+    free = free_memory(device)
+    short = free is not None and 4 * volumes * math.prod(size) > _SHARE * free
+    return torch.device("cpu") if short else device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on a graphics card, within the limit of the run; None on other devices."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_reserved(device)
+    return int(min(free, allowed))
 
 
 def places_of(size: Sequence[int], window: Sequence[int], step: Sequence[int], *, repeat: bool = False) -> list[Size]:
@@ -128,6 +164,14 @@ def flips_along(axes: str) -> tuple[tuple[int, ...], ...]:
 def blend_weights(window: Sequence[int]) -> Tensor:
     """Give a Gaussian around the middle of a window, 1/8 of the window wide, nowhere below 1/1000."""
     return _product([_bell(n, (n - 1) / 2) for n in window]).clamp_min(1e-3).float()
+
+
+def _constant(window: Sequence[int]) -> Tensor:
+    return torch.ones(tuple(window))
+
+
+BLENDS: dict[str, Callable[[Sequence[int]], Tensor]] = {"gaussian": blend_weights, "constant": _constant}
+"""How much the voxels of a window count, by name."""
 
 
 def published_weights(window: Sequence[int]) -> Tensor:

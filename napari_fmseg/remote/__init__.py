@@ -105,13 +105,41 @@ class RemoteEngine:
         FmsegError
             Whatever `napari_fmseg.segment` and `load_model` raise; and if the process has ended, what is known of it.
         """
+        yield from self._asked(volume, model, options or SegmentOptions())
+
+    def why_here(
+        self,
+        volume: Volume,
+        model: str | Path | ModelCard,
+        label: int,
+        *,
+        point: Sequence[int] | None = None,
+        device: str = "auto",
+    ) -> Iterator[Event]:
+        """Map what spoke for a class, as `napari_fmseg.gradcam.why_here` does; else as `segment`.
+
+        Parameters
+        ----------
+        volume, model
+            As for `segment`.
+        label, point
+            The class, and the voxel (z, y, x) that the question is about.
+        device
+            As in `SegmentOptions`.
+        """
+        question = {"label": int(label), "point": None if point is None else tuple(int(p) for p in point)}
+        yield from self._asked(volume, model, SegmentOptions(device=device), why=question)
+
+    def _asked(
+        self, volume: Volume, model: str | Path | ModelCard, options: SegmentOptions, **more: Any
+    ) -> Iterator[Event]:
         card = model if isinstance(model, ModelCard) else find_card(model)
         if not self._turn.acquire(timeout=_TURN_S):
             raise FmsegError("The engine is busy with another volume. Wait until it is ready, or cancel that run.")
         run = _Run(next(self._numbers))
         self._run = run
         try:
-            yield from self._events(run, {"volume": volume, "card": card, "options": options or SegmentOptions()})
+            yield from self._events(run, {"volume": volume, "card": card, "options": options, **more})
         finally:
             self._leave(run)
             self._run = None

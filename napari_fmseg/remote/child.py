@@ -136,7 +136,7 @@ def _serve(wire: Wire, asked: dict[str, Any], models: list[Model], cancelled: se
     """Answer one request with its events and how it ended."""
     run = asked["run"]
     try:
-        for event in _events(models, asked["volume"], asked["card"], asked["options"]):
+        for event in _events(models, asked["volume"], asked["card"], asked["options"], asked.get("why")):
             if run in cancelled:
                 break
             wire.send("event", run=run, event=event)
@@ -147,13 +147,16 @@ def _serve(wire: Wire, asked: dict[str, Any], models: list[Model], cancelled: se
         _tell(wire, run, error)
 
 
-def _events(models: list[Model], volume: Volume, card: ModelCard, options: SegmentOptions) -> Iterator[Event]:
+def _events(
+    models: list[Model], volume: Volume, card: ModelCard, options: SegmentOptions, why: dict[str, Any] | None
+) -> Iterator[Event]:
+    from napari_fmseg.gradcam import why_here
     from napari_fmseg.pipelines import segment
 
     yield Progress("loading model", 0, 1)
     model = _model(models, card, options.device)
     yield Progress("loading model", 1, 1)
-    yield from segment(volume, model, options)
+    yield from segment(volume, model, options) if why is None else why_here(volume, model, **why)
 
 
 def _model(models: list[Model], card: ModelCard, device: str) -> Model:

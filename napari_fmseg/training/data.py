@@ -23,10 +23,12 @@ from napari_fmseg.volume import LabelMap, Volume
 __all__ = [
     "Held",
     "Sample",
+    "Spans",
     "load_sample",
     "missing_in",
     "one_hot",
     "read_case",
+    "target_in",
     "varied",
     "vary_intensity",
     "window_around",

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,11 +34,15 @@ from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet, calm_weights, init_
 from napari_fmseg.phantom.dataset import write_phantom_dataset
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
+from napari_fmseg.training.coarse_fine import TwoLooks
 from napari_fmseg.training.data import Held, Sample, load_sample, missing_in, read_case
+from napari_fmseg.training.folds import folds
 from napari_fmseg.training.growth import grow
+from napari_fmseg.training.hard import Hardness
 from napari_fmseg.training.partial import IGNORE
 from napari_fmseg.training.phased import make_task
 from napari_fmseg.training.pictures import write_plane
+from napari_fmseg.training.prepared import prepare
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table, cases_of
 from napari_fmseg.training.remember import Teacher, distance
 from napari_fmseg.training.schedules import rate_of
@@ -46,7 +50,7 @@ from napari_fmseg.training.single import Patches
 from napari_fmseg.training.tasks import Task
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["train"]
+__all__ = ["cases_for", "train"]
 
 
 def train(recipe: Recipe) -> Generator[TrainEvent, None, None]:
@@ -122,6 +126,7 @@ class _State:
     best_epoch: int = 0
     done: bool = False
     old: float = math.nan  # mean Dice of the classes of before, at the start
+    seen: list[float] = field(default_factory=list)  # Dice of each training case when it was last drawn
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -162,17 +167,13 @@ class _Run:
         unknown = [label for label in recipe.labels if label not in known]
         if unknown:
             raise InvalidRecipe(f"The dataset has no label {unknown[0]!r}. It has: {', '.join(sorted(known))}.")
-        settings = PhasedSettings.of(recipe.settings) if recipe.pipeline == "phased" else PhasedSettings()
-        total, done = sum(len(s.training) + len(s.validation) for s in sources), 0
-        for number, source in enumerate(sources):
-            for case in source.training:
-                yield Progress("reading", done, total)
-                place, done = self.fabric.device, done + 1
-                sample = load_sample(
-                    case, source.names, recipe.labels, recipe.intensity, settings, place, recipe.ignore
-                )
-                self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
-                self.replayed.append(number > 0)
+        learned = [(case, source) for source in sources for case in source.training]
+        samples = yield from self._prepared(learned) if recipe.pipeline == "coarse_fine" else self._read(learned)
+        for sample, (case, source) in zip(samples, learned, strict=True):
+            self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
+            self.replayed.append(source is not sources[0])
+        total, done = sum(len(s.validation) for s in sources), 0
+        for source in sources:
             group = []
             for case in source.validation:
                 yield Progress("reading", done, total)
@@ -187,7 +188,8 @@ class _Run:
                 yield Warned(f"No training case has {name!r}; {fate}.")
         if recipe.start_from:
             yield from self._start()
-        spacing = np.median([h.volume.geometry.canonical()[0].spacing for h in self.held], 0) if self.held else ()
+        spacings = [h.volume.geometry.canonical()[0].spacing for h in self.held] or [s.spacing for s in self.samples]
+        spacing = np.median(spacings, 0) if spacings else ()
         self.card = ModelCard(
             name=recipe.name,
             title=recipe.title or recipe.name,
@@ -199,6 +201,29 @@ class _Run:
             **{f: getattr(recipe, f) for f in _SHARED},
         )
 
+    def _read(self, learned: Sequence[tuple[Case, _Source]]) -> Generator[TrainEvent, None, list[Sample]]:
+        """Read the cases to learn from into memory."""
+        recipe, found = self.recipe, []
+        settings = PhasedSettings.of(recipe.settings) if recipe.pipeline == "phased" else PhasedSettings()
+        for done, (case, source) in enumerate(learned):
+            yield Progress("reading", done, len(learned))
+            device = self.fabric.device
+            found.append(
+                load_sample(case, source.names, recipe.labels, recipe.intensity, settings, device, recipe.ignore)
+            )
+        return found
+
+    def _prepared(self, learned: Sequence[tuple[Case, _Source]]) -> Generator[TrainEvent, None, list[Sample]]:
+        """Make the cases to learn from ready on disk: the first process does, the others wait for it."""
+        folder = self.recipe.prepared or self.folder / "prepared"
+        cases = [(case, source.names) for case, source in learned]
+        if not self.fabric.is_global_zero:
+            self.fabric.barrier()
+        found = yield from prepare(cases, self.recipe, folder, self.fabric.device)
+        if self.fabric.is_global_zero:
+            self.fabric.barrier()
+        return list(found)
+
     def _start(self) -> Iterator[TrainEvent]:
         """Take the networks of the model to start from, with the recipe's classes."""
         recipe, start = self.recipe, self.parent
@@ -207,6 +232,11 @@ class _Run:
             raise InvalidRecipe(
                 f"{start.card.name} is a {start.card.pipeline} model of {len(start.card.channels)} channel(s), and the "
                 f"recipe is for {recipe.pipeline} and {len(recipe.channels)}. Start from another model, or anew."
+            )
+        if any(name not in STAGES[recipe.pipeline] for name in start.nets):
+            raise InvalidRecipe(
+                f"{start.card.name} is an ensemble and cannot be trained further. Start from one of the models that it "
+                "was made of, in the folders of its folds."
             )
         for stage, net in start.nets.items():
             grown, spec, how = grow(start.card.nets[stage], net, start.card.labels, recipe.labels)
@@ -244,8 +274,7 @@ class _Run:
         saved = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
         if saved is None or not saved["state"]["done"]:
             yield Progress(stage.stage, 0, stage.steps)
-            make = make_task if self.recipe.pipeline == "phased" else Patches
-            task: Task = make(stage, self.recipe, self.samples, self.nets)
+            task: Task = _TASKS[self.recipe.pipeline](stage, self.recipe, self.samples, self.nets)
             if not self._source(stage) and isinstance(net, SNet | AttnNet):
                 inputs, _ = task.sample(0, np.random.default_rng(self.recipe.seed), torch.Generator())
                 calm_weights(net, *(x.cpu()[None] for x in inputs))
@@ -306,14 +335,18 @@ class _Run:
             state.old = metrics.get("old", math.nan)
         self.unfinished = _Unfinished(stage.stage, self.specs[stage.stage], best, state)
         watch = _Watch(self.recipe, self.samples, epochs, first=state.epoch)
+        hardness = Hardness(self.recipe, [sample.name for sample in self.samples], state.seen)
         while state.epoch < epochs and not state.done:
             start = time.perf_counter()
             losses: list[float] = []
             model.train()
-            for event in self._epoch(number, stage, model, net, optimiser, scheduler, task, state.epoch, epochs, watch):
+            for event in self._epoch(
+                number, stage, model, net, optimiser, scheduler, task, state.epoch, epochs, watch, hardness
+            ):
                 losses.append(event.loss)
                 yield event
             state.epoch += 1
+            state.seen = hardness.ended(fabric)
             mean = float(np.mean(losses))
             if stage.schedule == "plateau":
                 scheduler.step(mean)
@@ -349,23 +382,29 @@ class _Run:
         epoch: int,
         epochs: int,
         watch: _Watch,
+        hardness: Hardness,
     ) -> Iterator[StepDone]:
         fabric = self.fabric
         seed = [self.recipe.seed, number, epoch, fabric.global_rank]
         rng = np.random.default_rng(seed)
         noise = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         total = epochs * stage.steps_per_epoch
-        order = self._picks(stage.steps_per_epoch * stage.batch, rng)
+        order = self._picks(stage.steps_per_epoch * stage.batch, rng, hardness.hard())
         extra = self._memory(stage)
         for step in range(stage.steps_per_epoch):
+            torch.manual_seed(
+                int(np.random.SeedSequence([*seed, step]).generate_state(1)[0])
+            )  # dropout takes no generator
             picks = order[step * stage.batch : (step + 1) * stage.batch]
             drawn = [task.sample(i, rng, noise, focus) for i, focus in picks]
             watch.saw(drawn)
             batches = _batches(drawn, [self.samples[i].missing for i, _ in picks])
-            parts = []
+            parts, first = [], 0
             for x, target, gone in batches:
                 heads = task.heads(model, x)
                 part = task.summed(heads, target, gone)
+                hardness.saw([i for i, _ in picks[first : first + len(target)]], heads[0], target, gone)
+                first += len(target)
                 if extra.teacher is not None:
                     part = part + self.recipe.keep_answers * extra.teacher.loss(heads[0], x)
                 parts.append(part * (len(target) / stage.batch))
@@ -383,9 +422,13 @@ class _Run:
             rate = float(optimiser.param_groups[0]["lr"])
             yield StepDone(stage.stage, epoch * stage.steps_per_epoch + step + 1, total, float(loss.detach()), rate)
 
-    def _picks(self, n: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-        """Draw cases, and for each the class that it should show (0 for none)."""
-        groups = [[i for i, r in enumerate(self.replayed) if r == replayed] for replayed in (False, True)]
+    def _picks(self, n: int, rng: np.random.Generator, hard: Sequence[int] = ()) -> list[tuple[int, int]]:
+        """Draw cases, the hard ones more often, and for each the class that it should show (0 for none)."""
+        times = self.recipe.hard_times
+        groups = [
+            [i for i, r in enumerate(self.replayed) if r == replayed for _ in range(1 + times * (i in hard))]
+            for replayed in (False, True)
+        ]
         if not groups[1]:
             order = groups[0]
             drawn = [order[i] for i in _order(len(order), n, rng)]
@@ -506,7 +549,21 @@ class _Run:
         yield Saved(self.folder / f"{card.name}.toml", True)
 
 
-_WORDS = ("out", "title", "licence", "restriction", "citation", "trained_on", "limits", "half")
+_TASKS: Mapping[str, Callable[..., Task]] = {"phased": make_task, "coarse_fine": TwoLooks, "single": Patches}
+"""What the stages of each pipeline learn from."""
+
+_WORDS = (
+    "out",
+    "title",
+    "licence",
+    "restriction",
+    "citation",
+    "trained_on",
+    "limits",
+    "half",
+    "prepared",
+    "processes",
+)
 """Fields of a recipe that change nothing in the weights."""
 
 _SHARED = (
@@ -578,7 +635,7 @@ _UNLEARNED, _FORGOTTEN = 0.01, 0.05
 
 def _sources(recipe: Recipe) -> Iterator[_Source]:
     """Give the cases of the recipe, then those of before."""
-    names, training, validation = _cases(recipe)
+    names, training, validation = cases_for(recipe)
     yield _Source(names, training, validation)
     for replay in recipe.replay:
         theirs: Mapping[int, str] = dict(enumerate(recipe.labels, 1))
@@ -591,15 +648,28 @@ def _sources(recipe: Recipe) -> Iterator[_Source]:
         yield _Source(called, [] if replay.watch else training, validation, replay.classes, replay.watch)
 
 
-def _cases(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:
+def cases_for(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:
+    """Give class names by number, training and validation cases of a recipe; phantoms are made if need be."""
     if recipe.phantom:
         folder = recipe.out / "phantom"
         if not (folder / "dataset.json").exists():  # written last, so it stands for a whole dataset
             write_phantom_dataset(folder, recipe.phantom[0], recipe.phantom[1], seed=recipe.seed)
-        return cases_of(folder)
+        return _folded(recipe, *cases_of(folder))
     if recipe.dataset is not None:
-        return cases_of(recipe.dataset, recipe.holdout)
-    return dict(enumerate(recipe.labels, 1)), list(recipe.training), list(recipe.validation)
+        return _folded(recipe, *cases_of(recipe.dataset, recipe.holdout))
+    return _folded(recipe, dict(enumerate(recipe.labels, 1)), list(recipe.training), list(recipe.validation))
+
+
+def _folded(
+    recipe: Recipe, names: dict[int, str], training: list[Case], validation: list[Case]
+) -> tuple[dict[int, str], list[Case], list[Case]]:
+    """Split the cases anew for cross-validation, where the recipe asks for it; a project's locked cases stay away."""
+    if not recipe.fold:
+        return names, training, validation
+    locked = recipe.dataset is not None and (recipe.dataset / "fmseg" / "project.json").exists()
+    groups = folds(training if locked else [*training, *validation], recipe.folds)
+    held = list(groups[recipe.fold - 1])
+    return names, [case for group in groups for case in group if case not in held], held
 
 
 def _labels_of(volume: Volume, model: Model, options: SegmentOptions) -> LabelMap:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from napari_fmseg.errors import GeometryMismatch
 
-__all__ = ["IGNORE", "merged", "partial_loss", "shares"]
+__all__ = ["IGNORE", "merged", "partial_loss", "partial_structures", "shares"]
 
 IGNORE = 255
 """What stands for "not labelled" in a training sample's labels, whatever the files call it."""
@@ -114,3 +114,42 @@ def partial_loss(
         return criterion(prediction, target)
     told, share = shares(target)
     return criterion(prediction, told, share)
+
+
+def partial_structures(
+    criterion: Callable[..., Tensor],
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    sparse: bool = True,
+    missing: Sequence[Sequence[int]] = (),
+) -> Tensor:
+    """Compare structures that may overlap with a target that may leave voxels and classes open.
+
+    Every structure is asked about alone, so that one that a sample was never labelled with is simply not asked about.
+
+    Parameters
+    ----------
+    criterion
+        Takes probabilities and targets without a background and, where it is needed, a weight.
+    prediction
+        Probabilities (b, classes - 1, z, y, x).
+    target
+        (b, classes, z, y, x) with the background, adding up to the labelled share of each voxel.
+    sparse, missing
+        As in `partial_loss`.
+    """
+    sets = [tuple(gone) for gone in missing]
+    if any(sets):
+        total = torch.zeros((), device=prediction.device)
+        for gone in dict.fromkeys(sets):
+            own = [i for i, other in enumerate(sets) if other == gone]
+            left = [c - 1 for c in range(1, target.shape[1]) if c not in gone]
+            if left:
+                rest = partial_structures(criterion, prediction[own][:, left], merged(target[own], gone), sparse=sparse)
+                total = total + rest * (len(own) / len(sets))
+        return total
+    if not sparse:
+        return criterion(prediction, target[:, 1:])
+    told, share = shares(target)
+    return criterion(prediction, told[:, 1:], share)

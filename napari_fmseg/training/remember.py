@@ -13,8 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.training.losses import DiceCELoss
-from napari_fmseg.training.tasks import probabilities
+from napari_fmseg.training.tasks import make_loss, make_structure_loss, probabilities
 
 __all__ = ["Teacher", "distance", "joined"]
 
@@ -52,18 +51,26 @@ class Teacher:
         self.n_new = 1 + len(wanted)
         self._theirs, self._ours = (joined(names, shared).to(device) for names in (own, wanted))
         self._back = joined(wanted, own).to(device)
-        self._criterion = DiceCELoss()
+        self._criterion, self._of_structures = make_loss("dice_ce"), make_structure_loss("dice_ce")
 
     def loss(self, found: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """Compare probabilities (b, classes, z, y, x) with what the network of before says of the same inputs."""
+        """Compare probabilities (b, classes, z, y, x) with what the network of before says of the same inputs.
+
+        Where structures may overlap for one of the two networks (no background), they are compared one by one.
+        """
         asked = [self._mixed(self._back, x) if i and x.shape[1] == self.n_new else x for i, x in enumerate(inputs)]
         with torch.no_grad():
             answer = self._mixed(self._theirs, probabilities(self.net, self.net(*asked)))
-        loss: Tensor = self._criterion(self._mixed(self._ours, found), answer)
-        return loss
+        ours, n = self._mixed(self._ours, found), len(self._ours)
+        if n == ours.shape[1] == answer.shape[1]:
+            loss: Tensor = self._criterion(ours, answer)
+            return loss
+        return self._of_structures(ours[:, -(n - 1) :], answer[:, -(n - 1) :])
 
     @staticmethod
     def _mixed(matrix: Tensor, values: Tensor) -> Tensor:
+        if values.shape[1] == matrix.shape[1] - 1:  # no background: structures that may overlap
+            matrix = matrix[1:, 1:]
         return torch.einsum("oc,bczyx->bozyx", matrix.to(values.dtype), values)
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
+from napari_fmseg.grid import bounding_box
 
 __all__ = [
     "STRUCTURE_LOSSES",
@@ -62,7 +63,11 @@ class StructureLoss(nn.Module):
             )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         p = logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(1)
-        target = target.to(p.dtype)
+        return self.of(p, target.to(p.dtype), weight)
+
+    def of(self, p: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Give the loss of probabilities (b, K, z, y, x), a scalar."""
+        target = target.clamp(0, 1)  # resampling leaves a last digit too much, which torch refuses
         loss = structure_dice(p, target, weight)
         if self.kind == "dice+bce":
             return loss + structure_entropy(p, target, weight)
@@ -124,7 +129,7 @@ def structure_topk(
     p, target, weight
         As in this module.
     share
-        Of the voxels that counts, above 0 and at most 1; published for four organs: 0.3, 0.3, 0.3, 0.1.
+        Of the labelled voxels that counts, above 0 and at most 1; published for four organs: 0.3, 0.3, 0.3, 0.1.
     """
     n = p.shape[1]
     shares = [float(share)] * n if isinstance(share, (int, float)) else list(share)
@@ -132,10 +137,10 @@ def structure_topk(
         raise InvalidRecipe(f"The hardest voxels need a share from 0 to 1 per structure ({n} of them), not {shares}.")
     entropy = _entropies(p, target)
     entropy = entropy if weight is None else entropy * weight
+    counted = entropy[:, 0].numel() if weight is None else int((weight > 0).sum())
     parts = []
     for i, part in enumerate(shares):
-        voxels = entropy[:, i].flatten()
-        parts.append(voxels.topk(max(int(len(voxels) * part), 1)).values.mean())
+        parts.append(entropy[:, i].flatten().topk(max(int(counted * part), 1)).values.mean())
     return torch.stack(parts).mean()
 
 
@@ -158,7 +163,11 @@ def _depths(masks: Tensor) -> Tensor:
     """Distance of each voxel inside a mask to the next one outside; 0 outside."""
     from scipy.ndimage import distance_transform_edt
 
-    flat = masks.flatten(0, 1).cpu().numpy()
-    # A mask without an outside has no border, and scipy's distances there mean nothing.
-    depths = [torch.from_numpy(distance_transform_edt(mask) * (not mask.all())) for mask in flat]
-    return torch.stack(depths).reshape(masks.shape)
+    depths = torch.zeros(masks.shape, dtype=torch.float64)
+    for mask, depth in zip(masks.flatten(0, 1), depths.flatten(0, 1), strict=True):
+        box = bounding_box(mask)
+        if box is None or mask.all():  # without an outside there is no border, and scipy's distances mean nothing
+            continue
+        z, y, x = (slice(max(0, s.start - 1), s.stop + 1) for s in box)  # the next voxel outside is never farther
+        depth[z, y, x] = torch.from_numpy(distance_transform_edt(mask[z, y, x].cpu().numpy()))
+    return depths

@@ -1,4 +1,8 @@
-"""What every task shares: a loss by name, and comparing a network's output with a target that may leave things open."""
+"""What every task shares: a loss by name, and comparing a network's output with a target that may leave things open.
+
+A network with a softmax gives every class a probability, background included; the classes exclude each other. One with
+a sigmoid gives every structure a probability of its own: structures may overlap, and the background has none.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,11 @@ from napari_fmseg.models import Intensity
 from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet
 from napari_fmseg.training import losses
 from napari_fmseg.training.data import Sample
-from napari_fmseg.training.partial import partial_loss
+from napari_fmseg.training.partial import partial_loss, partial_structures
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
+from napari_fmseg.training.structure_losses import STRUCTURE_LOSSES, StructureLoss
 
-__all__ = ["Labelled", "Task", "make_loss", "probabilities"]
+__all__ = ["Labelled", "Task", "make_loss", "make_structure_loss", "probabilities"]
 
 
 Missing: TypeAlias = Sequence[Sequence[int]]
@@ -38,14 +43,14 @@ class Task(Protocol):
         """
 
     def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Give the probabilities (b, classes, z, y, x) of every head of the network, finest first."""
+        """Give the probabilities of every head of the network, finest first: see `probabilities`."""
 
     def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
         """Give the loss of a batch; `missing` tells for each sample the classes that it was never labelled with."""
 
 
 def make_loss(name: str) -> nn.Module:
-    """Make the loss that a recipe names."""
+    """Make the loss that a recipe names, for classes that exclude each other: (b, classes, z, y, x) with background."""
     kinds: dict[str, Callable[[], nn.Module]] = {
         "attn": losses.AttnLoss,
         "attn_v2": losses.AttnLossV2,
@@ -56,20 +61,55 @@ def make_loss(name: str) -> nn.Module:
         "dice_ce_balanced": partial(losses.DiceCELoss, balanced=True),
         "dice_ce_by_class": partial(losses.DiceCELoss, by_class=True),
     }
-    return kinds[name]()
+    return kinds[name]() if name in kinds else _Foreground(name)
+
+
+def make_structure_loss(name: str) -> Callable[..., Tensor]:
+    """Make the loss that a recipe names, for structures that may overlap: (b, structures, z, y, x).
+
+    Those of EfficientSegmentation are made for them (``"dice"`` is theirs here). Of the others each structure is asked
+    about alone, as inside or outside, and the mean is taken.
+    """
+    return StructureLoss(name).of if name in STRUCTURE_LOSSES else _ByStructure(name)
+
+
+class _Foreground(nn.Module):
+    """A loss of structures for classes that exclude each other: the background has no part of its own."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.of = StructureLoss(name).of
+
+    def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        return self.of(prediction[:, 1:], target[:, 1:], weight)
+
+
+class _ByStructure(nn.Module):
+    """A loss of classes for structures that may overlap: the mean over each against everything else."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.criterion = make_loss(name)
+
+    def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        parts = []
+        for i in range(prediction.shape[1]):
+            p, t = prediction[:, i : i + 1], target[:, i : i + 1]
+            parts.append(self.criterion(torch.cat([1 - p, p], 1), torch.cat([1 - t, t], 1), weight))
+        return torch.stack(parts).mean()
 
 
 def probabilities(net: nn.Module, out: Tensor) -> Tensor:
     """Give probabilities, whether the network gives them or logits.
 
-    Raises
-    ------
-    InvalidRecipe
-        If its structures may overlap (a sigmoid), which no loss here is made for.
+    Returns
+    -------
+    Tensor
+        (b, classes, z, y, x); without the background where structures may overlap (a sigmoid).
     """
     own: Any = getattr(net, "module", net)
     if getattr(own, "activation", "softmax") == "sigmoid":
-        raise InvalidRecipe(f"{type(own).__name__} with a sigmoid cannot be trained here: build it with a softmax.")
+        return out.float().sigmoid()
     return out if isinstance(own, SNet | AttnNet | EdgeNet) else out.float().softmax(1)
 
 
@@ -82,8 +122,18 @@ class Labelled:
         self.samples = samples
         self.n_classes = len(recipe.labels) + 1
         self.swap = [(recipe.labels.index(a) + 1, recipe.labels.index(b) + 1) for a, b in recipe.augment.swap]
-        self.criterion = make_loss(stage.loss)
+        self.criterion, self.structure_criterion = make_loss(stage.loss), make_structure_loss(stage.loss)
         self.sparse = any(case.is_sparse for case in samples)
+        if self.sparse and stage.loss == "dice+boundary":
+            raise InvalidRecipe(
+                f"Stage {stage.stage!r}: the loss 'dice+boundary' measures how deep voxels lie in a structure, which "
+                "nobody knows where voxels are not labelled. Take 'dice+bce' or 'dice+topk', or label the cases fully."
+            )
+        if stage.kwargs.get("auxiliary"):
+            raise InvalidRecipe(
+                f"Stage {stage.stage!r}: a second head for heat maps has nothing here to learn from. Leave out "
+                "'auxiliary'."
+            )
 
     def augment_of(self, case: Sample) -> Augment:
         """Do not mirror a case that was labelled with the left organ and not with the right one: the sides change."""
@@ -108,7 +158,11 @@ class Labelled:
         total = torch.zeros((), device=target.device)
         for weight, head in zip(weights, heads, strict=True):
             there = _on(target, head.shape[2:])
-            total = total + weight * partial_loss(self.criterion, head, there, sparse=self.sparse, missing=missing)
+            if head.shape[1] == target.shape[1] - 1:
+                part = partial_structures(self.structure_criterion, head, there, sparse=self.sparse, missing=missing)
+            else:
+                part = partial_loss(self.criterion, head, there, sparse=self.sparse, missing=missing)
+            total = total + weight * part
         return total
 
 

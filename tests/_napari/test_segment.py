@@ -223,6 +223,50 @@ def test_a_run_loads_no_torch_into_the_window() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_why_here_brings_a_map_of_what_spoke_for_the_chosen_class(make_dock: Any, qtbot: Any, phantom: Volume) -> None:
+    dock = make_dock(RemoteEngine())
+    image = dropped(dock, otherwise_filed(phantom))
+    assert "Segment an image first" in dock.why.toolTip()
+    dock.device.setCurrentText("cpu")
+    press(qtbot, dock.bar.run_button)
+    wait(qtbot, dock)
+    qtbot.waitUntil(lambda: bool(dock.classes.measures), timeout=PATIENCE_MS)
+    before = [layer.name for layer in dock.viewer.layers]
+    found = next(m for m in dock.classes.measures if m.voxels > 100)
+    dock.classes.go_to(found.label)
+    for _ in range(2):  # once more, and nothing doubles
+        press(qtbot, dock.why)
+        wait(qtbot, dock)
+        assert dock.error.error is None
+        assert [layer.name for layer in dock.viewer.layers] == [*before, f"scan · {NAME} (why {found.name})"]
+    heat, labels = dock.viewer.layers[-1], dock.viewer.layers[-2]
+    assert labels.visible
+    assert labels is dock.classes.layer
+    assert (float(heat.data.min()), float(heat.data.max())) == (0.0, 1.0)
+    assert [str(unit) for unit in heat.units] == ["millimeter"] * 3
+    brightest = heat.data_to_world(np.unravel_index(np.argmax(heat.data), heat.data.shape))
+    inside = image.world_to_data(brightest)
+    assert (np.array(inside) > -1).all()
+    assert (np.array(inside) < image.data.shape).all()
+    assert dock.image.case.id == labels.metadata[KEY]["made"]["image"]
+    dock.classes.layer.selected_label = 0
+    press(qtbot, dock.why)
+    assert "Click the row of a class" in str(dock.error.error)
+    dock.viewer.layers.remove(image)
+    assert "not open any more" in dock.why.toolTip()
+
+
+def test_windows_can_be_asked_for_under_more_options(make_dock: Any, qtbot: Any, phantom: Volume) -> None:
+    dock = make_dock(InProcess())
+    dropped(dock, phantom)
+    options = dock.choices.request().options
+    assert (options.overlap, options.window_batch, options.blend) == (None, None, "gaussian")
+    assert dock.choices.options._widgets["overlap"].native.currentText() == "model's own"
+    dock.choices.options.set_values({"overlap": 0.25, "window_batch": 4, "blend": "constant"})
+    options = dock.choices.request().options
+    assert (options.overlap, options.window_batch, options.blend) == (0.25, 4, "constant")
+
+
 def test_after_a_cancel_the_next_run_works(make_dock: Any, qtbot: Any, phantom: Volume) -> None:
     dock = make_dock(RemoteEngine())
     dropped(dock, phantom)

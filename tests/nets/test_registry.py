@@ -25,6 +25,7 @@ from napari_fmseg.volume import LabelMap
 
 FEW = {"channels": [2, 4, 4, 4, 8], "dropout": 0.0}
 NARROW = {"widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1]}
+DEEP = {"encoder": "resnet10", "width": 2, "hidden": 8, "side": 4}
 PAM = {"width": 4, "attention": "pam", "slices": 24, "reduction": 2, "slice_reduction": 4}
 
 # name: arguments, channels of the inputs beside the image, smallest size per axis, an odd size
@@ -57,6 +58,17 @@ CASES = {
     "deepmedic residual": ({"widths": [4] * 8, "hidden": 6, "dropout": 0.0, "residual": True}, (), 8, (11, 13, 18)),
     "voxresnet": ({"width": 8, "side": 4}, (), 8, (17, 20, 13)),
     "anatomynet": ({"widths": [6, 6, 8]}, (), 8, (17, 20, 13)),
+    "hdenseunet": (
+        {"width": 6, "growth": 2, "growth_3d": 2, "blocks": [1, 1, 1, 1], "blocks_3d": [1, 1, 1, 1], "dropout": 0.0},
+        (),
+        8,
+        (9, 34, 33),
+    ),
+    "unet2d": ({"widths": [4, 4, 8]}, (), 8, (3, 17, 22)),
+    "unet2d in 3-D": ({"widths": [4, 4, 8], "dims": 3}, (), 8, (9, 17, 22)),
+    "fcn": ({"widths": [4, 4, 4, 8, 8], "hidden": 8, "dropout": 0.0}, (), 8, (3, 33, 40)),
+    "deeplabv3plus": (DEEP, (), 8, (3, 33, 40)),
+    "deeplabv3plus in 3-D": ({**DEEP, "dims": 3}, (), 8, (17, 33, 40)),
     "monai-unet": ({"channels": [2, 4, 4]}, (), 4, (16, 20, 12)),
     "monai-attentionunet": ({"channels": [2, 4, 4]}, (), 4, (16, 20, 12)),
     "monai-dynunet": ({"channels": [2, 4, 4]}, (), 4, (16, 20, 12)),
@@ -87,7 +99,7 @@ NAMES = {1: "liver", 2: "kidneys"}
 
 def build_case(case, kwargs):
     """Build the network of a case; the test is skipped where a package of MONAI's is missing."""
-    if case.startswith("monai"):
+    if case.startswith(("monai", "deeplab")):
         pytest.importorskip("monai")
         if "unetr" in case:
             pytest.importorskip("einops")

@@ -65,3 +65,15 @@ def test_unknown_layer_and_channel_are_refused(net):
         seg_grad_cam(net, x, channel=2)
     with pytest.raises(GeometryMismatch, match="The region"):
         seg_grad_cam(net, x, channel=1, region=torch.ones(2, 2, 2))
+
+
+def test_log_odds_of_a_probability_are_the_logits_of_two_classes():
+    torch.manual_seed(0)
+    net, x = build("unet3d", width=4).eval().double(), torch.rand(1, 1, 16, 16, 16, dtype=torch.float64)
+    sure = nn.Sequential(net, nn.Softmax(1))
+    region = torch.zeros(16, 16, 16, dtype=torch.bool)
+    region[:4] = True  # the mean over all of a normalised map says nothing
+    how = {"channel": 1, "region": region, "layer": "0.EncoderLayer4"}
+    both = nn.Sequential(net, nn.Conv3d(2, 2, 1, bias=False)).double()
+    both[1].weight.data = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double().view(2, 2, 1, 1, 1)  # one less the other
+    torch.testing.assert_close(seg_grad_cam(sure, x, probabilities=True, **how), seg_grad_cam(both, x, **how))

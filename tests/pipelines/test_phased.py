@@ -131,6 +131,22 @@ def test_an_organ_is_found_in_the_same_place_in_every_stage(name: str, edge_grid
     assert final.names == {1: "organ"}
 
 
+def test_members_of_an_ensemble_are_averaged_in_every_stage() -> None:
+    """Three networks with thresholds 0.2, 0.3 and 0.8 act as one near 0.3: the middle one has the last word."""
+    geometry = Geometry.from_spacing((24, 26, 28), (2.0, 2.0, 2.0))
+    volume = Volume(ball(geometry, geometry.place((12, 13, 14)), (14, 14, 14), 0.5), geometry)
+    members = [Nearest((0.0, 2 * threshold), sharpness=400.0) for threshold in (0.2, 0.3, 0.8)]
+    names = ("", "-2", "-3")
+    nets = {f"{stage}{name}": net for stage in ("consensus", "attention", "edge")
+            for name, net in zip(names, members, strict=True)}  # fmt: skip
+    model = model_of(nets=nets)
+    assert stages_of(model.card) == ("consensus", "attention", "edge")
+    found = drain(segment(volume, model, FLOAT)).data
+    assert np.array_equal(found, drain(segment(volume, model_of(members[1]), FLOAT)).data)
+    assert found.any()
+    assert not drain(segment(volume, model_of(members[2]), FLOAT)).data.any()
+
+
 def test_every_stage_has_a_grid_of_its_own() -> None:
     volume = square()
     found = results(segment(volume, model_of(), FLOAT))

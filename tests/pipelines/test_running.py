@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from napari_fmseg import nets
 from napari_fmseg.errors import DeviceMemory, DeviceUnavailable
 from napari_fmseg.nets import engine as nets_engine
-from napari_fmseg.pipelines.running import Engine
+from napari_fmseg.pipelines import running
+from napari_fmseg.pipelines.running import Engine, MemoryLimit
+from napari_fmseg.processes import peak_bytes
 
 ELSEWHERE = torch.device("meta")  # a device that every machine has and that is not the CPU
 X = torch.rand(1, 1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
@@ -85,3 +88,77 @@ def test_the_result_carries_no_gradient() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(DeviceUnavailable, match="float8"):
         Engine(torch.device("cpu"), "float8")
+
+
+class Narrow(nn.Module):
+    """A network that fits onto the device in 16 bit only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 2, 1).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float32 and x.device.type != "cpu":
+            raise torch.OutOfMemoryError("tried to allocate 80 GiB")
+        return torch.zeros(x.shape, dtype=x.dtype)
+
+
+def test_before_the_cpu_comes_half_precision_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16")
+    engine = Engine(ELSEWHERE, "auto", half_is_right=False)
+    assert engine(Narrow(), X).dtype == torch.bfloat16
+    assert engine.device == ELSEWHERE
+    (note,) = engine.notes
+    assert "16 bit" in note
+    assert "may differ" in note
+
+
+def test_float32_that_was_asked_for_goes_to_the_cpu_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16")
+    engine = Engine(ELSEWHERE, "float32")
+    assert engine(Narrow(), X).dtype == torch.float32
+    assert engine.device.type == "cpu"
+
+
+def test_slabs_come_before_half_precision_and_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def refuse(net: nn.Module, **how: object) -> object:
+        tried.append((how["device"], how["precision"], how["sparing"]))
+        if len(tried) < 4:
+            raise torch.OutOfMemoryError("full")
+        return net
+
+    monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16" if device == ELSEWHERE else "float32")
+    monkeypatch.setattr(running, "prepare", refuse)
+    net = nets.build("baseunet", channels=(2, 2, 2, 2, 4)).eval()
+    engine = Engine(ELSEWHERE, "auto", half_is_right=False)
+    engine(net, torch.zeros(1, 1, 16, 16, 32))
+    assert tried == [
+        (ELSEWHERE, "float32", False), (ELSEWHERE, "float32", True), (ELSEWHERE, "bfloat16", True),
+        (torch.device("cpu"), "float32", True),
+    ]  # fmt: skip
+    assert len(engine.notes) == 3
+
+
+def test_a_limit_that_was_exceeded_is_told_with_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = iter((1_000_000_000, 3_200_000_000))
+    monkeypatch.setattr(running, "peak_bytes", lambda: next(peaks))
+    with MemoryLimit(torch.device("cpu"), 2.5) as limit:
+        (said,) = limit.exceeded()
+    assert "3.2 GB" in said
+    assert "2.5 GB" in said
+
+
+def test_what_was_held_before_the_run_is_not_its_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "peak_bytes", lambda: 5_000_000_000)
+    with MemoryLimit(torch.device("cpu"), 2.5) as limit:
+        assert list(limit.exceeded()) == []
+
+
+def test_peak_is_that_of_the_process() -> None:
+    before = peak_bytes()
+    block = bytearray(200_000_000)
+    block[:: 1 << 12] = b"x" * len(block[:: 1 << 12])
+    assert peak_bytes() >= before
+    assert peak_bytes() > 200_000_000

@@ -11,7 +11,7 @@ from napari_fmseg.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.events import Progress, StageResult, drain
 from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
+from napari_fmseg.pipelines import SegmentOptions, doubts, segment, stages_of
 from napari_fmseg.pipelines.phased import normalise
 from napari_fmseg.pipelines.settings import SingleSettings
 from napari_fmseg.volume import Geometry, Volume
@@ -76,6 +76,47 @@ def test_every_group_of_windows_is_told(balls):
     assert events[1:] == [Progress("net", i, n) for i in range(1, n + 1)]
     assert n == 2 * 4 * 5 // 4 + (2 * 4 * 5 % 4 > 0)
     assert stages_of(model_of().card) == ("net",)
+
+
+@pytest.mark.parametrize(("asked", "calls"), [({"overlap": 0.0}, 2 * 3 * 3), ({"window_batch": 64}, 1)])
+def test_user_may_ask_for_other_windows_than_the_card(asked, calls, balls):
+    options = dataclasses.replace(FLOAT, **asked)
+    events = [e for e in segment(volume_of(balls[0]), model_of(), options) if isinstance(e, Progress)]
+    assert len(events) - 1 == calls
+    assert np.array_equal(drain(segment(volume_of(balls[0]), model_of(), options)).data, balls[0])
+
+
+class Sure(nn.Module):
+    """Says the same everywhere: logits of background and organ."""
+
+    activation = "softmax"
+
+    def __init__(self, organ):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.0, organ]), requires_grad=False)
+
+    def forward(self, x):
+        return self.logits[None, :, None, None, None].expand(len(x), 2, *x.shape[2:])
+
+
+class Overlapping(Sure):
+    activation = "sigmoid"
+
+    def forward(self, x):
+        return super().forward(x)[:, 1:]
+
+
+@pytest.mark.parametrize("kind", [Sure, Overlapping])
+@pytest.mark.parametrize(("organ", "found"), [((9.0, -1.0, -1.0), True), ((9.0, -3.0, -3.0), False)])
+def test_members_of_an_ensemble_vote_by_probability_not_by_logit(kind, organ, found):
+    # The means of the logits are all positive; those of the probabilities are 0.51 and 0.36.
+    names = ("net", "net-2", "net-3")
+    card = dataclasses.replace(card_of(), nets={name: NetSpec("unet3d") for name in names})
+    nets = {name: kind(value).eval() for name, value in zip(names, organ, strict=True)}
+    labels = drain(segment(volume_of(np.zeros((4, 5, 6))), Model(card, nets, torch.device("cpu")), FLOAT))
+    assert labels.data.all() == found
+    assert labels.data.any() == found
+    assert stages_of(card) == ("net",)
 
 
 @pytest.mark.parametrize("keep", ["each", "together"])
@@ -174,3 +215,43 @@ def test_wrong_number_of_channels_is_refused():
     volume = Volume(np.zeros((2, 8, 8, 8), np.float32), Geometry.from_spacing((8, 8, 8)))
     with pytest.raises(GeometryMismatch, match="takes 1 channel"):
         drain(segment(volume, model_of(), FLOAT))
+
+
+@pytest.mark.parametrize("direction", [None, np.diag([-1, 1, -1])])
+def test_air_around_the_patient_costs_no_windows_and_changes_nothing(direction, balls):
+    data = np.zeros((12, 40, 60))
+    data[:, 15:34, 30:51] = 0.2 + 0.8 * (balls[0] | balls[1])
+    volume = volume_of(data, direction=direction)
+    seen, results = {}, {}
+    for crop in (None, 0.1):
+        *events, last = segment(volume, model_of(crop_above=crop), FLOAT)
+        seen[crop] = max(e.total for e in events if isinstance(e, Progress))
+        results[crop] = last.output
+    assert seen[0.1] < seen[None] / 3
+    assert results[0.1].geometry == volume.geometry
+    assert np.array_equal(results[0.1].data, results[None].data)
+    assert results[0.1].data.any()
+
+
+def test_channels_may_have_windows_of_their_own_and_another_unit_is_told(balls):
+    own = Intensity(channels=(Intensity("window", -100, 100, unit="HU"), Intensity("window", 0, 10, unit="SUV")))
+    data = np.stack([np.full((4, 4, 4), 0.0), np.full((4, 4, 4), 2.5)])
+    assert [float(c.mean()) for c in normalise(torch.from_numpy(data), own)] == [0.5, 0.25]
+    card = dataclasses.replace(card_of(intensity=own), channels=("CT", "PET"), modality="PET")
+    grid = Geometry.from_spacing((4, 4, 4))
+    assert not list(doubts(grid, {"channel_units": ("HU", "SUV"), "modality": "PT"}, card))
+    (text,) = doubts(grid, {"channel_units": ("HU", "Bq/ml")}, card)
+    assert "channel PET is in Bq/ml" in text
+    assert any("does not say its unit" in text for text in doubts(grid, {}, card))
+    assert any("CT; one was trained on PET" in text for text in doubts(grid, {"modality": "CT"}, card))
+    with pytest.raises(UnknownModel, match="one channel"):
+        Intensity(channels=(own,))
+
+
+def test_a_card_with_windows_for_channels_comes_back_from_its_file(tmp_path):
+    own = Intensity(channels=(Intensity("window", -100, 100, unit="HU"), Intensity("window", 0, 10, unit="SUV")))
+    card = dataclasses.replace(
+        card_of(NetSpec("unet3d", {"in_channels": 2, "n_classes": 2}), own), channels=("CT", "PET")
+    )
+    save_model(card, {"net": build("unet3d", in_channels=2, n_classes=2)}, tmp_path)
+    assert load_model(tmp_path / "one.toml", device="cpu").card.intensity == own

@@ -9,6 +9,7 @@ import torch
 
 from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.events import Progress
+from napari_fmseg.pipelines import windows
 from napari_fmseg.pipelines.windows import blend_weights, flips_along, places_of, published_weights, windowed
 
 
@@ -83,6 +84,39 @@ def test_windows_are_those_of_monai(overlap, batch):
     assert events == [Progress("windows", i, len(events)) for i in range(1, len(events) + 1)]
 
 
+def test_plain_means_of_windows_are_those_of_monai():
+    image, window = torch.rand(1, 19, 22, 25, generator=torch.Generator().manual_seed(0)), (8, 12, 10)
+    _, ours = run(toy, image, window, overlap=0.5, blend="constant")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inferers = pytest.importorskip("monai.inferers")
+        theirs = inferers.sliding_window_inference(image[None], window, 1, toy, 0.5, mode="constant")
+    torch.testing.assert_close(ours, theirs[0], rtol=1e-4, atol=1e-5)
+
+
+def test_sum_is_kept_in_the_computer_where_the_card_is_full(monkeypatch):
+    card, size = torch.device("cuda", 0), (10, 10, 10)
+    needed = 4 * 1000 * (3 + 1)  # three classes and the sum of the weights, float32
+    for free, expected in ((needed, "cpu"), (2 * needed, "cuda")):
+        monkeypatch.setattr(windows, "free_memory", lambda _, free=free: free)
+        assert windows._gathering(card, size, 3, 1).type == expected
+    assert windows._gathering(card, size, 3, 4).type == "cpu"  # mirrored passes need as much again
+
+
+@pytest.mark.gpu
+def test_result_is_the_same_wherever_the_sum_is_kept(monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    image = torch.rand(1, 19, 22, 25, generator=torch.Generator().manual_seed(0)).cuda()
+    results = []
+    for free, kept in ((1 << 40, "cuda"), (1, "cpu")):
+        monkeypatch.setattr(windows, "free_memory", lambda _, free=free: free)
+        _, out = run(lambda x: torch.cat([x, 2 * x], 1), image, (8, 12, 10), batch=3, flips=flips_along("x"))
+        assert out.device.type == kept
+        results.append(out.cpu())
+    torch.testing.assert_close(*results)
+
+
 def test_no_window_comes_twice():
     places = places_of((20, 24, 28), (8, 12, 16), (4, 6, 8))
     assert len(places) == len(set(places)) == 4 * 3 * 3
@@ -118,9 +152,9 @@ def test_every_voxel_of_a_window_counts(window):
 
 
 @pytest.mark.parametrize(("window", "kwargs"), [((8, 8), {}), ((8, 8, 0), {}), ((8, 8, 8), {"overlap": 1}),
-                                                ((8, 8, 8), {"batch": 0})])  # fmt: skip
+                                                ((8, 8, 8), {"batch": 0}), ((8, 8, 8), {"blend": "fog"})])  # fmt: skip
 def test_impossible_window_is_refused(window, kwargs):
-    with pytest.raises(InvalidRecipe, match="three positive sizes"):
+    with pytest.raises(InvalidRecipe, match=r"three positive sizes|not by 'fog'"):
         run(toy, torch.zeros(1, 8, 8, 8), window, **kwargs)
 
 

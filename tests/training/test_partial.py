@@ -38,7 +38,7 @@ def drawn(seed: int = 0, size: int = 6, n_classes: int = 3) -> tuple[torch.Tenso
     return logits, hot(torch.randint(0, n_classes, (2, size, size, size), generator=generator), n_classes)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "dice+boundary"])  # which says that it cannot
 def test_what_is_predicted_where_nobody_labelled_changes_no_loss_and_gets_no_gradient(name: str) -> None:
     logits, target = drawn()
     target[:, :, 2:] = 0

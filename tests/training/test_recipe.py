@@ -18,7 +18,7 @@ import tomli_w
 
 from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.models import Intensity
-from napari_fmseg.pipelines.phased import PhasedSettings
+from napari_fmseg.pipelines.settings import SETTINGS, STAGES, CoarseFineSettings, PhasedSettings
 from napari_fmseg.training.recipe import LOSSES, Augment, Case, Recipe, StageRecipe, cases_of, load_recipe
 from napari_fmseg.training.recipe import as_table as plain
 
@@ -92,8 +92,8 @@ def test_a_shipped_recipe_says_what_its_file_says(path: Path) -> None:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     assert without_defaults(recipe, path.parent) == significant(table)
     assert recipe.name == path.stem
-    PhasedSettings.of(recipe.settings)
-    assert list(dict.fromkeys(stage.stage for stage in recipe.stages)) == ["consensus", "attention", "edge"]
+    SETTINGS[recipe.pipeline].of(recipe.settings)
+    assert list(dict.fromkeys(stage.stage for stage in recipe.stages)) == list(STAGES[recipe.pipeline])
 
 
 def test_there_is_a_recipe_for_every_shipped_model() -> None:
@@ -390,13 +390,13 @@ def test_the_guide_tells_every_field_with_its_default() -> None:
     spec.loader.exec_module(guide)
     page = guide.PAGE.read_text(encoding="utf-8")
     assert guide.filled(page) == page, "run python docs/make_recipes.py"
-    for kind in (Recipe, StageRecipe, Augment, Intensity, PhasedSettings, Case):
+    for kind in (Recipe, StageRecipe, Augment, Intensity, PhasedSettings, CoarseFineSettings, Case):
         assert f"fields of {kind.__name__} -->" in page
         assert all(f"| `{field.name}` | " in page for field in dataclasses.fields(kind))
 
 
 def test_the_recipe_in_the_guide_is_a_recipe(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    text, *_ = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "my.toml").write_text(text)
     assert load_recipe(tmp_path / "my.toml").dataset == tmp_path / "my-data"

@@ -1,0 +1,139 @@
+"""``fmseg evaluate``: a model on all labelled cases of a folder. ``fmseg why``: what spoke for a class."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.terminal import Bars, Json, follow, metrics_table, note, number, say, show_terms, write_json
+
+__all__ = ["evaluate", "why"]
+
+
+def evaluate(
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]],
+    /,
+    *,
+    model: str,
+    output: Path,
+    part: Literal["validation", "training", "test", "all"] = "validation",
+    labels: Path | None = None,
+    run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
+    tolerance_mm: float = 2.0,
+    keep_labels: bool = False,
+    accept_licence: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Measure a model on labelled cases: a table of cases x metrics; started again, it goes on where it was.
+
+    Parameters
+    ----------
+    folder
+        A project, a dataset in nnU-Net's layout, or a folder with images and labels.
+    model
+        A model's name (`fmseg models` lists them) or the path of a model card.
+    output
+        Folder for evaluation.csv and evaluation.json.
+    part
+        Which of its cases; "all" is training and validation.
+    labels
+        A folder of labels, where FOLDER holds images only; the files are called as the images.
+    tolerance_mm
+        How far apart surfaces may lie and still agree, for NSD.
+    keep_labels
+        Write what was found to output/labels, too.
+    accept_licence
+        Accept the terms of a model whose data restrict its use, without being asked.
+    """
+    from napari_fmseg.evaluation import CaseScores, Evaluation
+    from napari_fmseg.evaluation import evaluate as measure
+    from napari_fmseg.models import find_card, load_model
+    from napari_fmseg.training.labelled import labelled_cases
+
+    card = find_card(model)
+    names, cases = labelled_cases(folder, part, labels)
+    show_terms(card, accept_licence)
+    loaded = load_model(card, device=run.device)
+    whole = Evaluation(card.name)
+    work = measure(
+        cases, names or card.labels, loaded, output, run, tolerance_mm=tolerance_mm, keep_labels=keep_labels
+    )  # fmt: skip
+    with Bars(quiet=as_json) as bars:
+        for event in work:
+            follow(event, bars)
+            if isinstance(event, Evaluation):
+                whole = event
+            elif isinstance(event, CaseScores) and not as_json:
+                dice = [row["dice"] for row in event.scores.values() if row["dice"] == row["dice"]]
+                mean = number(sum(dice) / len(dice) if dice else None)
+                bars.note(f"{event.case}: {event.problem or f'mean Dice {mean}, {event.seconds:.1f} s'}")
+    failed = [case for case in whole.cases if case.problem]
+    if as_json:
+        summary = [dataclasses.asdict(row) for row in whole.rows() if row.case in ("mean", "sd")]
+        write_json({**dataclasses.asdict(whole), "summary": summary})
+        return 1 if failed else 0
+    say(metrics_table(list(whole.rows()), "CASE"))
+    say(f"{output / 'evaluation.csv'}, {output / 'evaluation.json'}")
+    if failed:
+        note(f"{len(failed)} of {len(whole.cases)} cases failed; the same command tries them again.")
+    return 1 if failed else 0
+
+
+def why(
+    image: Positional[Annotated[Path, arg(metavar="IMAGE")]],
+    /,
+    *,
+    model: str,
+    label: str,
+    output: Path,
+    voxel: tuple[int, int, int] | None = None,
+    layer: str = "auto",
+    device: str = "auto",
+    accept_licence: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Map which places of an image spoke for a class (Seg-Grad-CAM): 0 to 1, on the grid that the network looked at.
+
+    Parameters
+    ----------
+    image
+        A file or DICOM folder.
+    model
+        A model's name or the path of a model card.
+    label
+        The class, by its name or number.
+    output
+        The map: NAME.nii.gz, .nrrd or .mha.
+    voxel
+        Index z y x of the voxel that is asked about; without it all that is found of the class.
+    layer
+        Of the network, as torch names it; "auto" takes the deepest.
+    device
+        auto, cpu, cuda or mps.
+    accept_licence
+        Accept the terms of a model whose data restrict its use, without being asked.
+    """
+    from napari_fmseg.events import StageResult
+    from napari_fmseg.gradcam import WHY, why_here
+    from napari_fmseg.io import read_volume, write_volume
+    from napari_fmseg.models import find_card, load_model
+
+    card = find_card(model)
+    show_terms(card, accept_licence)
+    loaded = load_model(card, device=device)
+    asked = int(label) if label.isdigit() else label
+    with Bars(quiet=as_json) as bars:
+        for event in why_here(read_volume(image), loaded, asked, point=voxel, layer=layer):
+            follow(event, bars)
+            if isinstance(event, StageResult) and event.stage == WHY:
+                write_volume(event.output, output)
+                told = {"output": output, **event.output.meta, "seconds": event.seconds, "note": event.note}
+    if as_json:
+        write_json(told)
+    else:
+        say(f"{output}  {told['seconds']:.1f} s")
+    return 0

@@ -1,0 +1,66 @@
+"""The most memory that this process and its graphics card held, while it is being watched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MemoryWatch"]
+
+
+class MemoryWatch:
+    """Watches the process's memory from a thread, every few milliseconds; exact on a graphics card.
+
+    Parameters
+    ----------
+    device
+        What computes.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._peak = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> MemoryWatch:
+        self._thread.start()
+        self.peak_mb()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.004):
+            self._peak = max(self._peak, _resident_bytes())
+
+    def peak_mb(self) -> tuple[float, float]:
+        """Most memory of the process and of the card since this was last asked, in MB."""
+        peak, self._peak = max(self._peak, _resident_bytes()), 0
+        if self._device.type != "cuda":
+            return peak / 1e6, 0.0
+        import torch
+
+        gpu = torch.cuda.max_memory_allocated(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return peak / 1e6, gpu / 1e6
+
+
+def _resident_bytes() -> int:
+    """Memory that this process holds; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(ImportError):
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    return 0

@@ -1,0 +1,254 @@
+"""EfficientSegmentation's networks with a third of the memory: every layer a few planes at a time.
+
+The same sums in another order. A layer reads planes of its input, convolves them, and only what is needed later is
+kept. What saves memory and time:
+
+- The second convolution of a residual unit writes over its input; what it still needs of it, it has set aside.
+- Norm, ReLU, upsampling and joining with a skip happen to planes that are in the cache, just before they are used; a
+  normalised, an enlarged or a joined map never exists.
+- The shortcut of a unit is computed twice (for its mean and deviation, then for its sum) and never kept.
+- A map is given back as soon as nobody needs it.
+
+At the finest level two maps are alive at once, where layer by layer there are six. Nothing here keeps gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_fmseg.nets.blocks import ConvNorm, resize
+from napari_fmseg.nets.efficient import BaseUNet, ContextUNet, EfficientSegNet, decoder_name, standardise
+
+__all__ = ["LeanLadder"]
+
+# Values of a map in one step, and planes at least: with fewer torch takes a slow way for its convolutions.
+_VALUES = 4_000_000
+_PLANES = 8
+
+Read: TypeAlias = Callable[[int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A map (c, z, y, x) whose planes come when they are asked for: `read(first, last)` gives (1, c, planes, y, x)."""
+
+    read: Read
+    channels: int
+    size: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Map:
+        """See a tensor (1, c, z, y, x) as a map."""
+        z, y, x_ = x.shape[2:]
+        return cls(lambda a, b: x[:, :, a:b], x.shape[1], (z, y, x_))
+
+    def padded(self, first: int, last: int) -> Tensor:
+        """Give planes; those beyond the border are 0."""
+        a, b = max(first, 0), min(last, self.size[0])
+        x = self.read(a, b)
+        return x if (a, b) == (first, last) else F.pad(x, (0, 0, 0, 0, a - first, last - b))
+
+
+class _Norm:
+    """Mean and deviation of every channel, gathered plane by plane, as instance norm wants them."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._mean = self._squares = torch.zeros(())
+
+    def see(self, x: Tensor) -> None:
+        """Take in planes (1, c, z, y, x)."""
+        flat = x[0].flatten(1).float()
+        n, mean = flat.shape[1], flat.mean(1)
+        # Ten times faster than torch.var_mean.
+        squares = torch.linalg.vector_norm(flat - mean[:, None], dim=1).cpu().double() ** 2
+        mean = mean.cpu().double()
+        if self._n:
+            apart = mean - self._mean
+            squares = squares + self._squares + apart**2 * (self._n * n / (self._n + n))
+            mean = self._mean + apart * (n / (self._n + n))
+        self._n, self._mean, self._squares = self._n + n, mean, squares
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise planes, as new memory, in the type of `x`."""
+        scale = ((self._squares / self._n + 1e-5) ** -0.5).float()
+        shift = -self._mean.float() * scale
+        scale, shift = (v.to(x.device)[:, None, None, None] for v in (scale, shift))
+        return torch.addcmul(shift, x.float(), scale).to(x.dtype)
+
+
+class LeanLadder:
+    """The evaluation of a `BaseUNet`, `ContextUNet` or `EfficientSegNet` in little memory.
+
+    Parameters
+    ----------
+    net
+        The network; later changes of its weights are not seen.
+    dtype, device
+        In which and where it runs.
+
+    Notes
+    -----
+    Call it as the network is called in evaluation mode. Sizes may differ from call to call.
+    """
+
+    def __init__(
+        self,
+        net: BaseUNet | ContextUNet | EfficientSegNet,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._net: Any = net.to(device, dtype)
+        self._dtype, self._device = dtype, torch.device(device)
+        self._strides = isinstance(net, EfficientSegNet)
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Give the logits of images (b, in_channels, z, y, x)."""
+        self._net.check(x)
+        return torch.cat([self._one(image[None].to(self._device, self._dtype)) for image in x])
+
+    def _one(self, x: Tensor) -> Tensor:
+        net, size = self._net, x.shape[2:]
+        if net.grid is not None:
+            x = resize(x, net.grid)
+        if net.window is not None:
+            x = standardise(x, net.window)
+        skips: list[Tensor] = []
+        for level in range(len(net.channels)):
+            x = self._down(level, x)
+            skips.append(x)
+        x = skips.pop()
+        while skips:
+            x = self._up(len(skips) - 1, skips, x)
+        logits: Tensor = torch.cat([net.final(part) for _, part in _parts(_Map.of(x))], 2)
+        return resize(logits, size) if net.native else logits
+
+    def _down(self, level: int, x: Tensor) -> Tensor:
+        net = self._net
+        stage = getattr(net, f"conv{level}_0")
+        if level and isinstance(net, BaseUNet):
+            x = F.max_pool3d(x, 3, stride=2, padding=1)
+        elif level and not self._strides:
+            x = F.max_pool3d(x, 2)
+        x = _stage(stage, _Map.of(x))
+        context = getattr(net, "context_block", None)
+        return x if context is None or level < len(net.channels) - 1 else context(x)
+
+    def _up(self, level: int, skips: list[Tensor], x: Tensor) -> Tensor:
+        skip = skips.pop()
+        if self._strides:
+            x = getattr(self._net, f"trans_{level + 1}")(x)
+        up = _enlarged(x, skip)
+
+        def read(a: int, b: int) -> Tensor:
+            return skip[:, :, a:b] + up(a, b) if self._strides else torch.cat([skip[:, :, a:b], up(a, b)], 1)
+
+        z, y, x_ = skip.shape[2:]
+        channels = skip.shape[1] + (0 if self._strides else x.shape[1])
+        return _stage(getattr(self._net, decoder_name(level)), _Map(read, channels, (z, y, x_)))
+
+
+def _parts(x: _Map, channels: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """Give the first plane of a part and the part, from the first to the last."""
+    depth = _depth(x.size, max(channels, x.channels))
+    for first in range(0, x.size[0], depth):
+        yield first, x.read(first, min(first + depth, x.size[0]))
+
+
+def _depth(size: tuple[int, int, int], channels: int) -> int:
+    return max(_PLANES, _VALUES // (channels * size[1] * size[2]))
+
+
+def _stage(stage: nn.Module, x: _Map) -> Tensor:
+    """Run all residual units of a stage."""
+    units: list[tuple[Any, Any]] = []
+    for block in stage if isinstance(stage, nn.Sequential) else [stage]:
+        own: Any = block
+        if hasattr(own, "residual_unit"):
+            units.append((own.residual_unit, own.shortcut_unit))
+        else:
+            units += [(own.residual_unit_1, own.shortcut_unit_1), (own.residual_unit_2, None)]
+    out = torch.zeros(())
+    for unit, shortcut in units:
+        out = _residual(unit[0], unit[1], shortcut, x)
+        x = _Map.of(out)
+    return out
+
+
+def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _Map) -> Tensor:
+    """Two convolutions beside a shortcut, each with its norm: added, then ReLU."""
+    norm, norm_beside = _Norm(), _Norm()
+    size = _size_after(first.conv, x.size)
+    depth = _depth(size, max(x.channels, first.conv.out_channels))
+    h = torch.zeros(())
+    for a in range(0, size[0], depth):
+        b = min(a + depth, size[0])
+        part = _convolved(first.conv, x, a, b)
+        norm.see(part)
+        if h.ndim == 0:
+            h = part.new_empty((1, part.shape[1], *size))
+        h[:, :, a:b] = part
+        if shortcut is not None:
+            norm_beside.see(_convolved(shortcut.conv, x, a, b))
+    norm = _convolve_over(second.conv, h, norm)
+    for a in range(0, size[0], depth):
+        b = min(a + depth, size[0])
+        beside = x.read(a, b) if shortcut is None else norm_beside(_convolved(shortcut.conv, x, a, b))
+        h[:, :, a:b] = norm(h[:, :, a:b]).add_(beside).relu_()
+    return h
+
+
+def _convolve_over(conv: nn.Conv3d, h: Tensor, norm: _Norm) -> _Norm:
+    """Replace `h` by the convolution of its normalised ReLU, in place; gives the norm of what is there now."""
+    after = _Norm()
+    reach, n, depth = int(conv.padding[0]), h.shape[2], _depth(_Map.of(h).size, h.shape[1])
+    before = h[:, :, :0]  # the planes before the part, ready, which were overwritten
+    for a in range(0, n, depth):
+        b = min(a + depth, n)
+        last = min(b + reach, n)
+        ready = torch.cat([before, norm(h[:, :, a:last]).relu_()], 2)
+        before = ready[:, :, ready.shape[2] - (last - b) - reach : ready.shape[2] - (last - b)].clone()
+        front = reach if a == 0 else 0
+        back = b + reach - last
+        if front or back:
+            ready = F.pad(ready, (0, 0, 0, 0, front, back))
+        part = F.conv3d(ready, conv.weight, padding=(0, *conv.padding[1:]))
+        after.see(part)
+        h[:, :, a:b] = part
+    return after
+
+
+def _convolved(conv: nn.Conv3d, x: _Map, a: int, b: int) -> Tensor:
+    """Give output planes a to b of a convolution with its padding and stride."""
+    kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+    planes = x.padded(a * stride - padding, (b - 1) * stride - padding + kernel)
+    return F.conv3d(planes, conv.weight, stride=conv.stride, padding=(0, *conv.padding[1:]))
+
+
+def _size_after(conv: nn.Conv3d, size: tuple[int, int, int]) -> tuple[int, int, int]:
+    padding: Any = conv.padding
+    sides = zip(size, conv.kernel_size, conv.stride, padding, strict=True)
+    z, y, x = ((n + 2 * p - k) // s + 1 for n, k, s, p in sides)
+    return z, y, x
+
+
+def _enlarged(x: Tensor, like: Tensor) -> Read:
+    """Give a function that reads planes of `x`, enlarged to the size of `like` with aligned corners."""
+    z, size = like.shape[2], like.shape[3:]
+    place = torch.arange(z, dtype=torch.float64) * ((x.shape[2] - 1) / max(z - 1, 1))
+    old = torch.arange(x.shape[2], dtype=torch.float64)
+    weights = (1 - (place[:, None] - old).abs()).clamp_min(0).to(x.dtype)  # (new planes, old planes)
+
+    def read(a: int, b: int) -> Tensor:
+        first, last = int(place[a]), min(int(place[b - 1]) + 2, x.shape[2])
+        planes = F.interpolate(x[0, :, first:last], size=tuple(size), mode="bilinear", align_corners=True)
+        return torch.matmul(weights[a:b, first:last].to(x.device), planes.flatten(2)).view(1, len(planes), b - a, *size)
+
+    return read

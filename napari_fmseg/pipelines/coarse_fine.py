@@ -1,0 +1,257 @@
+"""The pipeline of EfficientSegmentation: the whole volume on a coarse grid, then what was found on a fine one.
+
+The coarse network sees everything and says where to look; the fine network sees the box around what it found, with a
+margin in millimetres. Both take any registered network, with classes that exclude each other or that overlap. The
+volume is resized as it is stored, slab by slab; only the scores on the two small grids ever exist for all classes, and
+the labels go plane by plane into one array on the volume's own grid.
+
+What the published code gets wrong is mended here: any orientation, an empty coarse mask (look at everything), the last
+voxel of the box, parts measured on the grid on which they lie, and the file's position kept.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from napari_fmseg.errors import DeviceMemory
+from napari_fmseg.events import Event, Progress, StageResult, Warned
+from napari_fmseg.grid import bounding_box, canonical_view, label_slabs, to_canonical
+from napari_fmseg.models import Intensity, Model
+from napari_fmseg.pipelines.phased import normalise
+from napari_fmseg.pipelines.postprocess import keep_parts
+from napari_fmseg.pipelines.reading import Source
+from napari_fmseg.pipelines.running import Engine, averaged, members
+from napari_fmseg.pipelines.settings import STAGES, CoarseFineSettings
+from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
+
+if TYPE_CHECKING:
+    from napari_fmseg.pipelines import SegmentOptions
+
+__all__ = ["box_around", "chooser", "network_input", "run"]
+
+
+def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
+    """Run the stages; see `napari_fmseg.pipelines.segment`."""
+    try:
+        yield from _run(volume, model, options)
+    except (torch.OutOfMemoryError, MemoryError) as error:  # after all steps down
+        raise DeviceMemory(
+            f"A volume of {' x '.join(str(n) for n in volume.geometry.shape)} voxels does not fit into the memory of "
+            f"{model.device}. Close other programs, crop the volume, or use --device cpu."
+        ) from error
+
+
+def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
+    stages = _Stages(volume, model, options)
+    for stage in STAGES["coarse_fine"]:
+        if stage not in model.nets:
+            break
+        yield Progress(stage, 0, 1)
+        yield getattr(stages, stage)()
+        yield from stages.remarks()
+        if stage == options.until:
+            break
+    yield from stages.labels()
+    yield from stages.remarks()
+
+
+class _Stages:
+    """The state between the stages of one run."""
+
+    def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
+        self.volume, self.card, self.nets = volume, model.card, model.nets
+        self.settings = CoarseFineSettings.of(model.card.settings)
+        self.engine = Engine(model.device, options.precision, half_is_right=self.settings.half_is_right)
+        data, self.geometry = to_canonical(volume)
+        self.source = Source(data, model.device)
+        if not self.source.bring():
+            self.engine.notes.append(f"The volume does not fit into the memory of {model.device}: read in slabs.")
+        self.box = _whole(self.geometry)  # what the last stage's scores cover, in canonical voxels
+        if self.settings.crop_above is not None:
+            self.box = self.source.above(self.settings.crop_above) or self.box
+        self.scores = torch.zeros(())  # (classes, z, y, x) of the last stage
+        self.choose: Callable[[Tensor], Tensor]
+
+    @torch.inference_mode()
+    def coarse(self) -> StageResult:
+        """See the whole volume, and where to look closer."""
+        start = time.perf_counter()
+        seen = self._see("coarse", self.settings.coarse_size)
+        kept = keep_parts(seen, self.settings.coarse_parts, self.settings.coarse_least_ml)
+        note = "" if kept.data.any() else "Nothing was found: looking at everything."
+        self._withdraw(seen, kept)
+        self.found = kept
+        return StageResult("coarse", kept, time.perf_counter() - start, note)
+
+    @torch.inference_mode()
+    def fine(self) -> StageResult:
+        """See the box around what was found."""
+        start = time.perf_counter()
+        self.box = box_around(self.found.data, self.geometry, self.settings.margin_mm, self.box)
+        seen = self._see("fine", self.settings.fine_size)
+        kept = keep_parts(seen, self.settings.fine_parts, self.settings.fine_least_ml)
+        self._withdraw(seen, kept)
+        return StageResult("fine", kept, time.perf_counter() - start, "" if kept.data.any() else "Nothing was found.")
+
+    def labels(self) -> Iterator[Event]:
+        """Put the last stage's labels on the volume's own grid, some planes at a time."""
+        start, spent = time.perf_counter(), 0.0
+        dtype = np.uint8 if self.card.n_classes <= 256 else np.int16
+        array = np.zeros(self.volume.geometry.shape, dtype)
+        inside = canonical_view(array, self.volume.geometry)[self.box]
+        for planes, labels in self._label_slabs(inside.shape):
+            inside[planes] = labels
+            spent += time.perf_counter() - start
+            yield Progress("labels", planes.stop, inside.shape[0])
+            start = time.perf_counter()  # the consumer's time is not ours
+        yield StageResult("labels", self._label_map(array, self.volume.geometry), spent)
+
+    def remarks(self) -> Iterator[Warned]:
+        """Tell what the engine had to do, once."""
+        yield from (Warned(text) for text in self.engine.notes)
+        self.engine.notes.clear()
+
+    def _see(self, stage: str, size: tuple[int, int, int]) -> LabelMap:
+        """Run a network on the box of the volume; its scores stay on the device."""
+        nets = members(self.nets, stage)
+        x = network_input(self.source.read(self.box, size), self.card.intensity)
+        out = averaged(self._called, nets, x[None])
+        assert out is not None  # only an attempt gives none
+        self.activation = getattr(nets[0], "activation", "softmax")
+        several = len(nets) > 1 and self.activation == "sigmoid"  # probabilities, where logits are looked at below
+        self.scores = torch.logit(out[0], 1e-6) if several else out[0].float()
+        self.choose = chooser(self.activation, self.settings)
+        grid = self.geometry.crop(self.box).resized(size)
+        return self._label_map(self.choose(self.scores).cpu().numpy(), grid)
+
+    def _called(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Call a network; where the memory does not suffice, the volume leaves the device before anything else."""
+        if self.source.is_there:
+            out = self.engine.attempt(net, x)
+            if out is not None:
+                return out
+            self.source.let_go()
+            self.engine.free()
+            self.engine.notes.append(
+                f"The memory of {self.engine.device} did not suffice: the volume is read in slabs."
+            )
+        return self.engine(net, x)
+
+    def _withdraw(self, seen: LabelMap, kept: LabelMap) -> None:
+        """Make the scores say background where a part was removed, so that it does not come back on a finer grid."""
+        if kept is seen:
+            return
+        gone = torch.from_numpy((seen.data != 0) & (kept.data == 0)).to(self.scores.device)
+        if self.activation == "sigmoid":
+            least = _logit(self.settings.threshold)
+            for score in self.scores:
+                score.copy_(torch.where(gone, torch.minimum(score, 2 * least - 1e-3 - score), score))
+        else:
+            top = self.scores.amax(0) + 1
+            self.scores[0].copy_(torch.where(gone, top, self.scores[0]))
+
+    @torch.inference_mode()
+    def _label_slabs(self, shape: tuple[int, ...]) -> Iterator[tuple[slice, np.ndarray]]:
+        done = 0
+        try:
+            for planes, labels in label_slabs(self.scores, shape, self.choose):
+                yield planes, labels.cpu().numpy()
+                done = planes.stop
+            return
+        except torch.OutOfMemoryError:
+            if self.scores.device.type == "cpu":
+                raise
+        self.engine.free()
+        self.engine.notes.append(f"The memory of {self.scores.device} did not suffice: labels were made on the CPU.")
+        for planes, labels in label_slabs(self.scores.cpu(), shape, self.choose):
+            if planes.stop > done:
+                yield planes, labels.numpy()
+
+    def _label_map(self, labels: np.ndarray, geometry: Geometry) -> LabelMap:
+        return LabelMap(labels, geometry, {}, self.card.labels, self.card.colors)
+
+
+def network_input(resized: Tensor, intensity: Intensity) -> Tensor:
+    """Map what was resized to a network's grid, (c, z, y, x), to what the network sees; training does the same.
+
+    Every input is mapped by itself: a percentile or a z-score is that of the box, not that of the whole volume.
+    """
+    return normalise(resized, intensity)
+
+
+def box_around(labels: np.ndarray | Tensor, geometry: Geometry, margin_mm: float, within: Box | None = None) -> Box:
+    """Give the box (native voxels) around coarse labels with a margin, rounded outwards, at most to the border.
+
+    Parameters
+    ----------
+    labels
+        (z, y, x) on a coarse grid over `within`; everything that is not 0 counts.
+    geometry
+        Of the native grid.
+    margin_mm
+        Added on all sides.
+    within
+        What the coarse grid covers, in native voxels; the whole volume if None.
+
+    Returns
+    -------
+    tuple of slice
+        `within` if the labels are empty.
+    """
+    within = within or _whole(geometry)
+    found = bounding_box(labels)
+    if found is None:
+        return within
+    bounds = []
+    for at, n, there, size, spacing in zip(found, labels.shape, within, geometry.shape, geometry.spacing, strict=True):
+        scale, margin = (there.stop - there.start) / n, margin_mm / spacing
+        first, last = there.start + at.start * scale - margin, there.start + at.stop * scale + margin
+        # A box that ends on a voxel's edge must not take in the next one because of rounding.
+        bounds.append(slice(max(0, math.floor(first + 1e-6)), min(size, math.ceil(last - 1e-6))))
+    return bounds[0], bounds[1], bounds[2]
+
+
+def chooser(activation: str, settings: CoarseFineSettings) -> Callable[[Tensor], Tensor]:
+    """Give the function from a network's scores (c, z, y, x) to labels (z, y, x).
+
+    With ``"softmax"`` the most probable class. With ``"sigmoid"`` (no channel for the background) the most probable
+    or the last class of those that reach the threshold; 0 where none does. Labels are uint8, int16 above 255.
+    """
+    if activation != "sigmoid":
+        return lambda scores: _small(scores.argmax(0), len(scores) - 1)
+    least = _logit(settings.threshold)
+    if settings.overlap == "probable":
+        return lambda scores: _most_probable(scores, least)
+    return lambda scores: _last(scores, least)
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def _small(labels: Tensor, highest: int) -> Tensor:
+    return labels.to(torch.uint8 if highest <= 255 else torch.int16)
+
+
+def _most_probable(scores: Tensor, least: float) -> Tensor:
+    best, which = scores.max(0)
+    return _small((which + 1) * (best >= least), len(scores))
+
+
+def _last(scores: Tensor, least: float) -> Tensor:
+    labels = _small(torch.zeros(scores.shape[1:], device=scores.device), len(scores))
+    for label, score in enumerate(scores, 1):
+        labels[score >= least] = label
+    return labels
+
+
+def _whole(geometry: Geometry) -> Box:
+    z, y, x = (slice(0, n) for n in geometry.shape)
+    return z, y, x

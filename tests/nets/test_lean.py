@@ -1,0 +1,58 @@
+"""The networks of EfficientSegmentation in slabs give what they give layer by layer."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from napari_fmseg.errors import GeometryMismatch
+from napari_fmseg.nets import build, lean
+from napari_fmseg.nets.engine import is_sparing, prepare
+
+FORMS = [
+    ("baseunet", {"channels": (2, 4, 4, 6, 6)}, (20, 40, 33)),
+    ("baseunet", {"channels": (2, 4, 4, 6, 6, 6), "encoder": 2, "decoder": 4, "auxiliary": 2}, (33, 40, 66)),
+    ("efficientsegnet", {"channels": (2, 4, 4, 6, 8), "in_channels": 2}, (50, 64, 114)),
+    ("contextunet", {"channels": (2, 4, 4, 6, 8), "activation": "softmax"}, (64, 65, 128)),
+    ("efficientsegnet", {"channels": (2, 4, 4, 6, 8), "encoder": "anisotropic", "decoder": "residual",
+                         "decoder_blocks": 2, "context": "none", "grid": (33, 40, 48), "window": (-1, 1),
+                         "native": True}, (17, 29, 31)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kwargs", "size"), FORMS)
+def test_slabs_give_what_the_layers_give(name, kwargs, size, monkeypatch):
+    monkeypatch.setattr(lean, "_VALUES", 1)  # the thinnest slabs
+    generator = torch.Generator().manual_seed(0)
+    net = build(name, **kwargs).eval()
+    x = torch.randn(2, kwargs.get("in_channels", 1), *size, generator=generator)
+    with torch.inference_mode():
+        expected = net(x)
+    found = lean.LeanLadder(deepcopy(net))(x)
+    assert found.shape == expected.shape
+    assert float((found - expected).abs().max()) < 1e-4 * max(1.0, float(expected.abs().max()))
+
+
+def test_processor_takes_slabs_by_itself_and_leaves_the_network_alone():
+    net = build("baseunet", channels=(2, 4, 4, 6, 6)).eval()
+    run = prepare(net, device="cpu", precision="float32")
+    assert isinstance(run, lean.LeanLadder)
+    assert all(p.requires_grad for p in net.parameters())
+    with pytest.raises(GeometryMismatch):
+        run(torch.zeros(1, 2, 32, 32, 32))
+
+
+def test_only_networks_that_can_are_said_to_save_memory():
+    assert is_sparing(build("efficientsegnet", channels=(2, 4, 4, 6, 8)))
+    assert not is_sparing(build("snet", width=4))
+
+
+def test_wide_offset_does_not_spoil_the_deviation():
+    x = torch.randn(1, 3, 4, 30, 30, generator=torch.Generator().manual_seed(1)) + 1000
+    norm = lean._Norm()
+    for planes in x.split(1, 2):
+        norm.see(planes)
+    expected = (x.double() - x.double().mean((2, 3, 4), keepdim=True)) / x.double().std(
+        (2, 3, 4), correction=0, keepdim=True
+    )
+    assert float((norm(x) - expected).abs().max()) < 1e-2

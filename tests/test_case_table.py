@@ -1,0 +1,133 @@
+"""A table with a row per case: Dice and surface Dice of every label, seconds and memory of every part."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from napari_fmseg.benchmark import Part
+from napari_fmseg.case_table import CaseScore, measured_cases, pairs_in, score_pair, write_csv
+from napari_fmseg.cli import main
+from napari_fmseg.errors import FmsegError, UnwritableVolume
+from napari_fmseg.io import write_labels, write_volume
+from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, save_model
+from napari_fmseg.nets import build
+from napari_fmseg.volume import Geometry, LabelMap, Volume
+
+GEOMETRY = Geometry.from_spacing((12, 20, 20), (2.5, 1, 1))
+NAMES = {1: "cube", 2: "slab"}
+
+
+def cubes(shift: int = 0) -> LabelMap:
+    labels = np.zeros(GEOMETRY.shape, np.uint8)
+    labels[2:8, 4:12, 4 + shift : 12 + shift] = 1
+    return LabelMap(labels, GEOMETRY, {}, NAMES)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_of_results_becomes_a_row_per_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("results", "truth"):
+        (tmp_path / folder).mkdir()
+    for name, shift in (("anna", 0), ("berta", 2)):
+        write_labels(cubes(shift), tmp_path / "results" / f"{name}_seg.nii.gz")
+        write_labels(cubes(), tmp_path / "truth" / f"{name}.nii.gz")
+    manifest = {"seconds": {"reading": 0.5, "coarse": 1.25}}
+    (tmp_path / "results" / "berta_seg.nii.gz.json").write_text(json.dumps(manifest))
+    words = ["score", str(tmp_path / "results"), str(tmp_path / "truth"), "--csv", str(tmp_path / "cases.csv")]
+    assert main([*words, "--tolerance-mm", "1"]) == 0
+    assert "2 cases" in capsys.readouterr().out
+    anna, berta = rows_of(tmp_path / "cases.csv")
+    assert (anna["case"], berta["case"]) == ("anna", "berta")
+    assert float(anna["cube_dice"]) == float(anna["cube_nsd_1mm"]) == float(anna["mean_nsd_1mm"]) == 1
+    assert float(berta["cube_dice"]) == pytest.approx(2 * 6 / (8 + 8), abs=1e-4)
+    assert 0 < float(berta["cube_nsd_1mm"]) < 1
+    assert float(berta["mean_dice"]) == float(berta["cube_dice"])
+    assert float(anna["slice_mm"]) == 2.5
+    assert (anna["reading_s"], anna["total_s"]) == ("", "")
+    assert [float(berta[name]) for name in ("reading_s", "coarse_s", "total_s")] == [0.5, 1.25, 1.75]
+
+
+def test_a_label_in_neither_map_is_blank_and_not_in_the_mean() -> None:
+    nothing = {"dice": math.nan, "nsd": math.nan}
+    case = CaseScore("a", 1.0, 1.0, {"cube": {"dice": 0.5, "nsd": 0.25}, "slab": nothing})
+    assert case.row()["mean_dice"] == 0.5
+    assert "peak_mb" not in case.row()
+
+
+def test_memory_is_told_for_every_part_and_as_a_peak(tmp_path: Path) -> None:
+    parts = {"coarse": Part(1.0, 1.0, 300.0, 20.0), "fine": Part(2.0, 2.0, 500.0, 90.0)}
+    (row,) = rows_of(write_csv([CaseScore("a", 1.0, 1.0, {}, parts, 4.0)], tmp_path / "deep" / "t.csv"))
+    expected = {"coarse_peak_mb": 300, "fine_peak_mb": 500, "peak_mb": 500, "coarse_gpu_mb": 20, "gpu_mb": 90}
+    assert {name: float(row[name]) for name in expected} == expected
+    assert float(row["total_s"]) == 4
+    assert row["mean_dice"] == ""
+
+
+def test_what_cannot_be_paired_or_written_is_told(tmp_path: Path) -> None:
+    path = write_labels(cubes(), tmp_path / "a.nii.gz")
+    with pytest.raises(FmsegError, match="both be files"):
+        pairs_in(path, tmp_path)
+    for folder, name in (("results", "b"), ("truth", "c")):
+        (tmp_path / folder).mkdir()
+        write_labels(cubes(), tmp_path / folder / f"{name}.nii.gz")
+    with pytest.raises(FmsegError, match="_seg"):
+        pairs_in(tmp_path / "results", tmp_path / "truth")
+    assert pairs_in(path, path) == [("a", path, path)]
+    assert score_pair("a", path, path).seconds != score_pair("a", path, path).seconds  # nan: nobody measured it
+    with pytest.raises(UnwritableVolume, match=r"t\.csv"):
+        write_csv([], path / "t.csv")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    kwargs = {"in_channels": 1, "n_classes": 3, "channels": [2, 2, 2, 2, 2]}
+    card = ModelCard(
+        name="tiny",
+        title="Tiny",
+        pipeline="single",
+        nets={"net": NetSpec("baseunet", kwargs)},
+        labels=NAMES,
+        settings={"window": [16, 24, 24]},
+        intensity=Intensity("window", 0, 1),
+    )
+    save_model(card, {"net": build("baseunet", **kwargs)}, tmp_path / "model")
+    return tmp_path / "model" / "tiny.toml"
+
+
+def test_a_model_is_measured_on_the_validation_cases_of_a_dataset(tmp_path: Path, model: Path) -> None:
+    data = tmp_path / "data"
+    for part in ("imagesTr", "labelsTr"):
+        (data / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        volume = Volume(rng.random(GEOMETRY.shape, np.float32), GEOMETRY)
+        write_volume(volume, data / "imagesTr" / f"c{i}_0000.nii.gz")
+        write_labels(cubes(), data / "labelsTr" / f"c{i}.nii.gz")
+    (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "cube": 1, "slab": 2}}))
+    table = tmp_path / "cases.csv"
+    words = ["bench", "--model", str(model), "--dataset", str(data), "--csv", str(table), "--device", "cpu"]
+    assert main(words) == 0
+    (row,) = rows_of(table)
+    assert row["case"] == "c4"
+    for part in ("reading", "net", "labels", "writing"):
+        assert float(row[f"{part}_s"]) >= 0
+        assert float(row[f"{part}_peak_mb"]) > 10
+    assert 0 <= float(row["cube_dice"]) <= 1
+    assert float(row["total_s"]) >= float(row["net_s"])
+    assert main(["bench", "--model", str(model), "--csv", str(table)]) == 2
+
+
+def test_evaluating_nothing_gives_nothing(model: Path) -> None:
+    from napari_fmseg.models import load_model
+
+    loaded: Model = load_model(model, device="cpu")
+    assert list(measured_cases([], loaded)) == []
