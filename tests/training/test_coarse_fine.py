@@ -30,8 +30,9 @@ from napari_fmseg.training.loop import _Run, train
 from napari_fmseg.training.partial import partial_structures
 from napari_fmseg.training.prepared import Prepared, prepare
 from napari_fmseg.training.recipe import LOSSES, Augment, Recipe, StageRecipe, cases_of, load_recipe
+from napari_fmseg.training.remember import Teacher
 from napari_fmseg.training.structure_losses import STRUCTURE_LOSSES
-from napari_fmseg.training.tasks import make_structure_loss
+from napari_fmseg.training.tasks import make_structure_loss, probabilities
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 STILL = Augment(shift=0, zoom=0, rotate_p=0, contrast=0, brightness=0, gamma=0, noise=0, jitter_mm=0)
@@ -417,3 +418,23 @@ def test_recipes_of_ours_can_be_read() -> None:
         assert {stage.stage for stage in plan.stages} == {"coarse", "fine"}
         for stage in plan.stages:
             build(stage.network, in_channels=1, n_classes=len(plan.labels) + 1, **stage.kwargs)
+
+
+@pytest.mark.parametrize(("before", "now"), [("sigmoid", "sigmoid"), ("softmax", "sigmoid"), ("sigmoid", "softmax")])
+def test_a_network_of_before_is_asked_whatever_its_heads_are(before: str, now: str) -> None:
+    kwargs = {"in_channels": 1, "channels": [4, 4, 4, 4, 4], "encoder": 2}
+    torch.manual_seed(0)
+    old = build("baseunet", n_classes=3, activation=before, **kwargs)
+    new = build("baseunet", n_classes=4, activation=now, **kwargs).eval()
+    teacher = Teacher(old, {1: "cube", 2: "slab"}, ("slab", "ball", "cube"))
+    x = torch.rand(1, 1, 32, 24, 24)
+    found = probabilities(new, new(x))
+    told = probabilities(old, old(x)).detach()
+    both = told[:, -2:]  # cube, slab
+    mine = found[:, -3:][:, [2, 0]]
+    if before == now == "sigmoid":
+        torch.testing.assert_close(teacher.loss(found, [x]), make_structure_loss("dice_ce")(mine, both))
+    right, wrong = found.detach().clone(), found.detach().clone()
+    for values, answer in ((right, both), (wrong, 1 - both)):
+        values[:, -3:][:, [2, 0]] = answer
+    assert teacher.loss(right, [x]) < teacher.loss(wrong, [x])
