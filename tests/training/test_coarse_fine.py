@@ -120,8 +120,8 @@ def weights_of(folder: Path) -> str:
     return hashlib.sha256((folder / "two.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("last", [("coarse", 3), ("fine", 3)])
-def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_weights(home: Path, last: tuple[str, int]) -> None:
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_weights(home: Path) -> None:
+    last = ("fine", 3)
     plan = recipe(home, hard_times=2, validate_cases=1)
     list(train(dataclasses.replace(plan, out=home / "whole", prepared=home / "kept")))
     stopped = dataclasses.replace(plan, out=home / "stopped", prepared=home / "kept")
@@ -285,14 +285,14 @@ def test_every_loss_trains_either_kind_of_network(home: Path, loss: str, activat
     optimiser = torch.optim.Adam(net.parameters(), 1e-3)
     (x,), target = task.sample(0, np.random.default_rng(0), torch.Generator())
     values = []
-    for _ in range(4):
+    for _ in range(3):
         optimiser.zero_grad()
         value = task.loss(net, [x[None]], target[None])
         value.backward()
         optimiser.step()
         values.append(float(value.detach()))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
-    assert values[3] < values[0]
+    assert values[2] < values[0]
 
 
 def drawn(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
