@@ -266,7 +266,11 @@ def _make(
     net: nn.Module, device: torch.device, dtype: torch.dtype, memory_format: str, sparing: bool = False
 ) -> Prepared:
     if is_sparing(net) and memory_format == "auto" and (sparing or device.type == "cpu"):
-        return LeanLadder(copy.deepcopy(net).requires_grad_(False), dtype, device)  # type: ignore[arg-type]
+        values = [*net.parameters(), *net.buffers()]
+        as_wanted = all(v.dtype == dtype and v.device == device for v in values)
+        # The copy has the same weights, not the same again: they count where memory is short.
+        own = copy.deepcopy(net, {id(v): v for v in values} if as_wanted else None)
+        return LeanLadder(own.eval(), dtype, device)  # type: ignore[arg-type]
     if device.type == "cpu" and dtype != torch.float16:
         own = copy.deepcopy(net).requires_grad_(False)  # so that the one in the cache does not keep `net` alive
         if isinstance(own, AttnNet) or (isinstance(own, SNet) and own.variant == "v1"):

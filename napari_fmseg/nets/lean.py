@@ -124,10 +124,10 @@ class LeanLadder:
         for level in range(len(net.channels)):
             x = self._down(level, x)
             skips.append(x)
-        x = skips.pop()
-        while skips:
-            x = self._up(len(skips) - 1, skips, x)
-        logits: Tensor = torch.cat([net.final(part) for _, part in _parts(_Map.of(x))], 2)
+        del x  # so that each map is alive in one place only, and goes when it was used
+        while len(skips) > 1:
+            skips.append(self._up(len(skips) - 2, skips))
+        logits: Tensor = torch.cat([net.final(part) for _, part in _parts(_Map.of(skips[0]))], 2)
         return resize(logits, size) if net.native else logits
 
     def _down(self, level: int, x: Tensor) -> Tensor:
@@ -141,8 +141,8 @@ class LeanLadder:
         context = getattr(net, "context_block", None)
         return x if context is None or level < len(net.channels) - 1 else context(x)
 
-    def _up(self, level: int, skips: list[Tensor], x: Tensor) -> Tensor:
-        skip = skips.pop()
+    def _up(self, level: int, skips: list[Tensor]) -> Tensor:
+        x, skip = skips.pop(), skips.pop()
         if self._strides:
             x = getattr(self._net, f"trans_{level + 1}")(x)
         up = _enlarged(x, skip)

@@ -24,6 +24,7 @@ from napari_fmseg.errors import DeviceMemory
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import bounding_box, canonical_view, label_slabs, to_canonical
 from napari_fmseg.models import Intensity, Model
+from napari_fmseg.nets.engine import release_pages
 from napari_fmseg.pipelines.phased import normalise
 from napari_fmseg.pipelines.postprocess import keep_parts
 from napari_fmseg.pipelines.reading import Source
@@ -121,7 +122,10 @@ class _Stages:
     def _see(self, stage: str, size: tuple[int, int, int]) -> LabelMap:
         """Run a network on the box of the volume; its scores stay on the device."""
         nets = members(self.nets, stage)
+        self.scores = torch.zeros(())  # those of the stage before are not needed any more
         x = network_input(self.source.read(self.box, size), self.card.intensity)
+        if self.source.device.type == "cpu":
+            release_pages()
         out = averaged(self._called, nets, x[None])
         assert out is not None  # only an attempt gives none
         self.activation = getattr(nets[0], "activation", "softmax")

@@ -34,7 +34,8 @@ def test_the_stages_of_a_coarse_to_fine_model_and_the_limit_are_offered(
     write_card(card, tmp_path / "models" / "two-steps.toml")
     choices = make_choices()
     choices.model.choose("two-steps")
-    offered = [choices.until.itemData(i) for i in range(choices.until.count())]
-    assert [stage for stage in offered if stage] == ["coarse", "fine"]
+    assert choices.stages == ("coarse", "fine")
+    choices.until.setCurrentIndex(choices.until.findData("coarse"))
+    assert choices.stages == ("coarse",)
     choices.options.set_values({"max_memory_gb": 4.0})
     assert choices.options.values()["max_memory_gb"] == 4.0
