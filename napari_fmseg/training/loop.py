@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_fmseg.errors import InvalidRecipe
@@ -29,19 +28,20 @@ from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.nets.blocks import draw_weights
-from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
 from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet, calm_weights, init_weights
 from napari_fmseg.phantom.dataset import write_phantom_dataset
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
 from napari_fmseg.training.data import Held, Sample, load_sample, missing_in, read_case
 from napari_fmseg.training.growth import grow
+from napari_fmseg.training.history import recorded
 from napari_fmseg.training.partial import IGNORE
 from napari_fmseg.training.phased import make_task
 from napari_fmseg.training.pictures import write_plane
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table, cases_of
 from napari_fmseg.training.remember import Teacher, distance
 from napari_fmseg.training.schedules import rate_of
+from napari_fmseg.training.several import make_fabric
 from napari_fmseg.training.single import Patches
 from napari_fmseg.training.tasks import Task
 from napari_fmseg.volume import LabelMap, Volume
@@ -67,7 +67,13 @@ def train(recipe: Recipe) -> Generator[TrainEvent, None, None]:
     ------
     InvalidRecipe
         If the recipe cannot be carried out, or `recipe.out` holds the run of another recipe.
+    MissingExtra
+        If files for TensorBoard are wanted and it is not installed.
     """
+    yield from recorded(_events(recipe), recipe.out, recipe.tensorboard)
+
+
+def _events(recipe: Recipe) -> Generator[TrainEvent, None, None]:
     run = _Run(recipe)
     try:
         yield from run.prepare()
@@ -128,13 +134,7 @@ class _State:
 class _Run:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        device = pick_device(recipe.device)
-        if device.type == "cpu":
-            keep_pages()
-        self.precision = training_precision(device, recipe.precision)
-        accelerator = {"cpu": "cpu", "cuda": "cuda", "mps": "mps"}[device.type]
-        fabric_precision = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[self.precision]
-        self.fabric = Fabric(accelerator=accelerator, devices=recipe.devices, precision=fabric_precision)  # type: ignore[arg-type]
+        self.fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
         self.fabric.launch()
         self.nets: dict[str, nn.Module] = {}
         self.specs: dict[str, NetSpec] = {}
@@ -209,7 +209,9 @@ class _Run:
                 f"recipe is for {recipe.pipeline} and {len(recipe.channels)}. Start from another model, or anew."
             )
         for stage, net in start.nets.items():
-            grown, spec, how = grow(start.card.nets[stage], net, start.card.labels, recipe.labels)
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(recipe.seed)  # of what is drawn anew
+                grown, spec, how = grow(start.card.nets[stage], net, start.card.labels, recipe.labels)
             self.nets[stage], self.specs[stage] = grown.eval().requires_grad_(False), spec
             state = grown.state_dict()
             self.anchors[stage] = {key: state[key] for key in how.taken}
@@ -287,7 +289,8 @@ class _Run:
         self, number: int, stage: StageRecipe, net: nn.Module, task: Task, saved: Mapping[str, Any] | None, path: Path
     ) -> Iterator[TrainEvent]:
         fabric = self.fabric
-        optimiser = torch.optim.AdamW(net.parameters(), stage.lr, weight_decay=stage.weight_decay)
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[stage.optimiser]
+        optimiser = kind(net.parameters(), stage.lr, weight_decay=stage.weight_decay)
         if fabric.device.type == "cpu" and stage.network != "edgenet":
             net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         model, optimiser = fabric.setup(net, optimiser)
@@ -361,10 +364,11 @@ class _Run:
             picks = order[step * stage.batch : (step + 1) * stage.batch]
             drawn = [task.sample(i, rng, noise, focus) for i, focus in picks]
             watch.saw(drawn)
+            torch.manual_seed(int(np.random.SeedSequence([*seed, step]).generate_state(1)[0]))  # of dropout
             batches = _batches(drawn, [self.samples[i].missing for i, _ in picks])
             parts = []
             for x, target, gone in batches:
-                heads = task.heads(model, x)
+                heads = task.heads(model, x)[: stage.heads or None]
                 part = task.summed(heads, target, gone)
                 if extra.teacher is not None:
                     part = part + self.recipe.keep_answers * extra.teacher.loss(heads[0], x)
@@ -506,7 +510,7 @@ class _Run:
         yield Saved(self.folder / f"{card.name}.toml", True)
 
 
-_WORDS = ("out", "title", "licence", "restriction", "citation", "trained_on", "limits", "half")
+_WORDS = ("out", "title", "licence", "restriction", "citation", "trained_on", "limits", "half", "tensorboard")
 """Fields of a recipe that change nothing in the weights."""
 
 _SHARED = (

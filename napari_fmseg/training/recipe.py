@@ -60,6 +60,8 @@ class Augment:
         Axes out of ``"zyx"`` that may be mirrored; x is left-right.
     swap
         Pairs of class names that change places when x is mirrored (left and right organs).
+    focus
+        Share of the patches of a single network that lie around a structure, 0..1; the others lie anywhere.
     shift
         Largest shift of the window, as a share of its size.
     zoom
@@ -80,6 +82,7 @@ class Augment:
 
     flip: str = ""
     swap: tuple[tuple[str, str], ...] = ()
+    focus: float = 0.5
     shift: float = 0.06
     zoom: float = 0.12
     rotate_deg: float = 10.0
@@ -110,6 +113,8 @@ class StageRecipe:
         ``"attn"`` (published for consensus and edge), ``"attn_v2"``, ``"tversky"`` (published for attention),
         ``"dice"``, ``"jaccard"``, ``"dice_ce"``, ``"dice_ce_balanced"`` for many small structures, or
         ``"dice_ce_by_class"`` for a small one inside a large one.
+    heads
+        How many of the maps that the network gives while it learns are compared, finest first; 0 for all.
     steps
         Optimiser steps in all.
     steps_per_epoch
@@ -118,8 +123,10 @@ class StageRecipe:
         Samples per step.
     lr
         Highest learning rate.
+    optimiser
+        ``"adamw"``, or ``"adam"``, as MIS-FM.
     weight_decay
-        Of AdamW.
+        Of the optimiser.
     clip
         Largest norm of the gradient.
     schedule
@@ -134,10 +141,12 @@ class StageRecipe:
     stage: str
     network: str
     loss: str = "dice_ce"
+    heads: int = 0
     steps: int = 1000
     steps_per_epoch: int = 100
     batch: int = 2
     lr: float = 1e-3
+    optimiser: str = "adamw"
     weight_decay: float = 1e-5
     clip: float = 12.0
     schedule: str = "cosine"
@@ -150,6 +159,11 @@ class StageRecipe:
             raise InvalidRecipe(
                 f"Stage {self.stage!r}: loss {self.loss!r} is one of {', '.join(LOSSES)}; "
                 f"schedule {self.schedule!r} is cosine, plateau, polynomial or constant."
+            )
+        if self.optimiser not in ("adam", "adamw") or self.heads < 0:
+            raise InvalidRecipe(
+                f"Stage {self.stage!r}: optimiser is adam or adamw and heads not negative, not {self.optimiser!r} and "
+                f"{self.heads}."
             )
         if min(self.steps, self.steps_per_epoch, self.batch) < 1 or self.lr <= 0:
             raise InvalidRecipe(f"Stage {self.stage!r}: steps, steps_per_epoch, batch and lr must be positive.")
@@ -271,6 +285,8 @@ class Recipe:
         What the model cannot do, for the card.
     half
         Write the finished weights in float16.
+    tensorboard
+        Write files for TensorBoard into the run's folder, beside `history.jsonl`, which is always written.
     """
 
     name: str
@@ -308,6 +324,7 @@ class Recipe:
     trained_on: str = ""
     limits: str = ""
     half: bool = False
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or not self.stages or not self.labels:
