@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.events import to_json
+from napari_fmseg.events import Warned, to_json
 from napari_fmseg.terminal import Bars, Json, follow, note, number, say, table, write_json
 from napari_fmseg.training import Augment
 from napari_fmseg.training.projects import (
@@ -217,7 +217,7 @@ def keep(folder: Folder, /, *, run: int, force: bool = False, events: bool = Fal
     """
     from napari_fmseg.training.projects import keep_run
 
-    kept = _followed(keep_run(open_project(folder), run, force=force), events=events)
+    kept = _followed(keep_run(open_project(folder), run, force=force), events=events, remarks=False)
     if not events:
         say(f"version {kept.version.number} {'is' if kept.in_use else 'is not'} in use. {kept.why}")
     return 0
@@ -245,8 +245,8 @@ def predict(folder: Folder, /, *, cases: tuple[str, ...] = (), device: str = "au
     return 0
 
 
-def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: bool = False) -> T:
-    """Run work to its end, with a bar or with events for another program; gives what it returns."""
+def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: bool = False, remarks: bool = True) -> T:
+    """Run work to its end, with a bar and remarks or with events for another program; gives what it returns."""
     with Bars(quiet=events or quiet) as bars:
         while True:
             try:
@@ -256,7 +256,7 @@ def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: boo
                 return found
             if events:
                 say(to_json(event))
-            else:
+            elif remarks or not isinstance(event, Warned):
                 follow(event, bars)
 
 

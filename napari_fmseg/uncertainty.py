@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from napari_fmseg.models import Model
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["doubt_of", "mirrored_names", "ranked", "uncertainty"]
+__all__ = ["STAGE", "doubt_of", "mirrored_names", "ranked", "uncertainty"]
 
 STAGE = "uncertainty"
+"""What the result with the map is called."""
 
 
 def uncertainty(

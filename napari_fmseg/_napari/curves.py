@@ -17,7 +17,8 @@ COLORS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#7f8cff", "#b8
 
 MOST_POINTS = 2000  # in a curve; then every two neighbours become one
 FEW_POINTS = 40  # marked by dots, so that the first is seen
-_REDRAW_MS = 100
+_REDRAW_MS = 150
+_ROOM = 1.3  # how much farther an axis reaches than its values when it has to be drawn anew
 _LEAST_HEIGHT, _SPACING = 110, 2  # of the plot, and to the legend, in pixels
 
 Color = str | Sequence[float]
@@ -56,6 +57,8 @@ class Curves(QWidget):
         self._points: dict[str, list[tuple[float, float, int]]] = {}  # x, y, of how many values it is the mean
         self._grain: dict[str, int] = {}
         self._lines: dict[str, Any] = {}
+        self._looks: dict[str, Any] = {}  # how axes and lines were last dressed and framed: that takes a while
+        self._y_range = y_range
         self.plot = pyqtgraph.PlotWidget(background=None)
         self.plot.setMouseEnabled(False, False)  # the wheel scrolls the dock
         self.plot.setMenuEnabled(False)
@@ -70,8 +73,8 @@ class Curves(QWidget):
         self.plot.setLabel("bottom", x_name)
         self.plot.setLabel("left", y_name)
         self.plot.showGrid(x=False, y=True, alpha=0.25)
-        if y_range is not None:
-            self.plot.setYRange(*y_range, padding=0.02)
+        self.plot.disableAutoRange()
+        self.plot.setYRange(*(y_range or (0, 1)), padding=0.02)
         self.legend = QLabel()
         self.legend.setWordWrap(True)
         self.legend.setTextFormat(Qt.TextFormat.RichText)
@@ -109,7 +112,7 @@ class Curves(QWidget):
         """Take all curves away; their colours stay."""
         for line in self._lines.values():
             self.plot.removeItem(line)
-        for kept in (self._points, self._grain, self._lines):
+        for kept in (self._points, self._grain, self._lines, self._looks):
             kept.clear()
         self._redraw()
 
@@ -149,29 +152,59 @@ class Curves(QWidget):
         self._fit()
 
     def _redraw(self) -> None:
-        import pyqtgraph
-
-        self.legend.ensurePolished()  # a style sheet, as napari's, tells its colours only to those that it has dressed
-        text = self.legend.palette().color(QPalette.ColorRole.WindowText)
-        for side in ("left", "bottom"):
-            axis = self.plot.getAxis(side)
-            axis.setPen(pyqtgraph.mkPen(text, width=1))
-            axis.setTextPen(text)
-            axis.label.setDefaultTextColor(text)
+        self._dress()
         for name, points in self._points.items():
-            color, few = self.color(name), len(points) <= FEW_POINTS
             line = self._lines.get(name)
             if line is None:
                 line = self._lines[name] = self.plot.plot(name=name)
-            line.setPen(pyqtgraph.mkPen(color, width=2))
-            line.setSymbol("o" if few else None)
-            line.setSymbolSize(5)
-            line.setSymbolBrush(color)
-            line.setSymbolPen(None)
+            look = self.color(name), len(points) <= FEW_POINTS
+            if self._is_new(f"line {name}", look):
+                line.setPen(color=look[0], width=2)
+                line.setSymbol("o" if look[1] else None)
+                line.setSymbolSize(5)
+                line.setSymbolBrush(look[0])
+                line.setSymbolPen(None)
             line.setData(*self.values(name))
+        self._frame()
         self.legend.setText("&nbsp;&nbsp; ".join(self._said(name) for name in self._points))
         self.legend.setVisible(bool(self._points))
         self._fit()
+
+    def _dress(self) -> None:
+        """Give the axes the colour of the theme."""
+        self.legend.ensurePolished()  # a style sheet, as napari's, tells its colours only to those that it has dressed
+        text = self.legend.palette().color(QPalette.ColorRole.WindowText)
+        if self._is_new("axes", text.name()):
+            for side in ("left", "bottom"):
+                axis = self.plot.getAxis(side)
+                axis.setPen(color=text, width=1)
+                axis.setTextPen(text)
+                axis.label.setDefaultTextColor(text)
+
+    def _frame(self) -> None:
+        """Let the axes reach as far as the values, and somewhat farther: their numbers take longest to draw."""
+        points = [point for points in self._points.values() for point in points]
+        if not points:
+            return
+        first, last = min(x for x, _, _ in points), max(x for x, _, _ in points)
+        low, high = self._looks.get("x", (math.inf, -math.inf))
+        if first < low or last > high:
+            self._looks["x"] = first, first + max(1.0, _ROOM * (last - first))
+            self.plot.setXRange(*self._looks["x"], padding=0.02)
+        if self._y_range is not None:
+            return
+        lowest, highest = min(y for _, y, _ in points), max(y for _, y, _ in points)
+        low, high = self._looks.get("y", (math.inf, -math.inf))
+        if lowest < low or highest > high or high - low > 2 * _ROOM * max(1e-9, highest - lowest):
+            room = (_ROOM - 1) / 2 * ((highest - lowest) or abs(highest) or 1.0)
+            self._looks["y"] = lowest - room, highest + room
+            self.plot.setYRange(*self._looks["y"], padding=0.02)
+
+    def _is_new(self, what: str, look: Any) -> bool:
+        """Whether something looks otherwise than before; it is taken to look so from now on."""
+        changed: bool = self._looks.get(what) != look
+        self._looks[what] = look
+        return changed
 
     def _fit(self) -> None:
         """Ask for the height that plot and legend need: a layout does not, where the one has a policy to be ignored."""

@@ -31,7 +31,7 @@ from napari_fmseg._napari.teach_project import ProjectBar
 from napari_fmseg._napari.teach_round import Round, steps_of
 from napari_fmseg._napari.teach_train import TrainPanel
 from napari_fmseg._napari.teach_versions import VersionList
-from napari_fmseg._napari.teach_work import Addition, Opened, Shown, added, opened, put_back, shown
+from napari_fmseg._napari.teach_work import UNSURE, Addition, Opened, Shown, added, opened, put_back, shown
 from napari_fmseg._napari.training_run import TrainingRun
 from napari_fmseg._napari.windows import plain, window_of
 from napari_fmseg._napari.worker import start_job
@@ -246,17 +246,19 @@ class TeachDock(Dock):
 
         assert self.project is not None
         mine = {"case": case.name, "project": str(self.project.folder)}
-        there = [layer for layer in self.viewer.layers if mine.items() <= dict(layer.metadata.get(KEY) or {}).items()]
-        if not any(layer._type_string == "image" for layer in there):
-            for layer in case.images:
-                self.viewer.add_layer(Layer.create(*layer))
+        told = {layer: dict(layer.metadata.get(KEY) or {}) for layer in self.viewer.layers}
+        there = [layer for layer, of in told.items() if mine.items() <= of.items() and of.get("role") != UNSURE]
+        for layer, of in told.items():
+            if "case" in of and of != {**of, **mine, "role": UNSURE}:  # that map is as the user left it
+                layer.visible = layer in there
+        new = [] if any(layer._type_string == "image" for layer in there) else [*case.images]
+        if case.unsure is not None and not any(mine.items() <= of.items() and "role" in of for of in told.values()):
+            new.append(case.unsure)
+        for data in new:
+            self.viewer.add_layer(Layer.create(*data))
         labels = next((layer for layer in there if layer._type_string == "labels"), None)
         if labels is None:
             labels = self.viewer.add_layer(Layer.create(*case.labels))
-        for layer in self.viewer.layers:
-            other = dict(layer.metadata.get(KEY) or {})
-            if "case" in other:
-                layer.visible = mine.items() <= other.items()
         self.viewer.layers.selection.active = labels
         look_at(self.viewer, labels)
 

@@ -195,7 +195,9 @@ def _told(row: CaseRow) -> str:
     if row.classes:
         lines.append(f"Labelled: {', '.join(row.classes)}, in {100 * row.labelled:.0f} % of the slices")
     lines += [f"Dice of {name}: {value:.3f}" for name, value in row.dice_by_class.items()]
-    if row.dice_by_class and row.status == "corrected":
+    if row.dice_by_class and row.left_out:
+        lines.append("This Dice is that of a model that was trained in the same way without this case.")
+    elif row.dice_by_class and row.status == "corrected":
         lines.append("The model has learned from this case, so its Dice says little.")
     if row.earlier:
         lines.append(f"{row.earlier} earlier version(s) of its labels are kept.")

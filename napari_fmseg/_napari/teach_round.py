@@ -12,7 +12,7 @@ from napari_fmseg._napari.training_run import TrainingRun
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Saved, Warned
 from napari_fmseg.training import Augment, Recipe, load_recipe
-from napari_fmseg.training.projects import LessonOptions
+from napari_fmseg.training.projects import LEAVING, LessonOptions
 
 __all__ = ["Round", "steps_of"]
 
@@ -21,6 +21,7 @@ _SAID = {
     "training": "Learning",
     "validating": "Measuring on the held-out cases",
 }
+_KEEPING = {LEAVING: "Learning again without one image at a time, to measure on it; step"}
 
 
 class Round(QObject):
@@ -169,7 +170,8 @@ class Round(QObject):
         if isinstance(event, Warned):
             self._why = event.text
         elif isinstance(event, Progress):
-            self._enter("validating", f"{_SAID['validating']}, {event.done} of {event.total}")
+            said = _KEEPING.get(event.stage, _SAID["validating"])
+            self._enter("validating", f"{said}, {event.done} of {event.total}")
 
     def _on_keeping(self, state: str) -> None:
         if state == "preparing":

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer
+from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer, map_layer
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress
-from napari_fmseg.io import read_labels
+from napari_fmseg.io import read_labels, read_volume
 from napari_fmseg.training.projects import (
     LabelOptions,
     Project,
@@ -30,9 +30,13 @@ from napari_fmseg.training.projects import (
     unfinished_run,
 )
 from napari_fmseg.training.projects.examining import read_image
+from napari_fmseg.training.projects.staging import prediction_of, uncertainty_of
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["Addition", "Opened", "Shown", "added", "opened", "put_back", "shown"]
+__all__ = ["UNSURE", "Addition", "Opened", "Shown", "added", "opened", "put_back", "shown"]
+
+UNSURE = "unsure"
+"""The role, in the metadata, of a layer that shows what the model doubted."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,12 @@ class Opened:
 
 @dataclass(frozen=True)
 class Shown:
-    """A case to be shown: the layers of its image, and one with its labels."""
+    """A case to be shown: the layers of its image, one with its labels, and one with what the model doubted."""
 
     name: str
     images: tuple[LayerData, ...]
     labels: LayerData
+    unsure: LayerData | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +126,7 @@ def shown(folder: Path, name: str) -> Iterator[Shown]:
     told = {"case": name, "project": str(folder)}
     images = tuple(_marked(layer, told) for layer in image_layers(volume, name, source=str(files.images[0])))
     names = dict(project.facts.labels)
-    prediction = folder / "fmseg" / "predictions" / f"{name.rpartition('/')[2]}.nii.gz"
+    prediction, where = folder / prediction_of(name), folder / uncertainty_of(name)
     if files.labels is not None:
         found, title = read_labels(files.labels), f"{name} · labels"
         if project.facts.ignore is not None:
@@ -133,7 +138,17 @@ def shown(folder: Path, name: str) -> Iterator[Shown]:
     labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, names)
     layer = labels_layer(labels, title, frame=volume.geometry.canonical()[0])
     data, options, kind = _marked(layer, told)
-    yield Shown(name, images, (np.ascontiguousarray(data), options, kind))
+    unsure = _unsure(where, f"{name} · unsure", volume, told) if files.labels is None and where.exists() else None
+    yield Shown(name, images, (np.ascontiguousarray(data), options, kind), unsure)
+
+
+def _unsure(file: Path, title: str, volume: Volume, told: Mapping[str, str]) -> LayerData:
+    """Give the map of the model's doubt, hidden at first: it lies over what is to be corrected."""
+    percent = read_volume(file)
+    doubt = Volume((percent.data / 100).astype(np.float32), percent.geometry)
+    layer = map_layer(doubt, title, frame=volume.geometry.canonical()[0])
+    data, options, kind = _marked(layer, {**told, "role": UNSURE})
+    return data, {**options, "visible": False}, kind
 
 
 def _marked(layer: LayerData, told: Mapping[str, str]) -> LayerData:

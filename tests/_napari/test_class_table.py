@@ -41,7 +41,7 @@ def make_table(make_napari_viewer: Any, qtbot: Any) -> Iterator[Callable[[], tup
         table = ClassTable(viewer)
         viewer.window.add_dock_widget(table)
         tables.append(table)
-        with qtbot.waitSignal(table.measured, timeout=10_000):
+        with qtbot.waitSignal(table.measured, timeout=60_000):
             table.set_layer(layer)
         return table, layer
 
@@ -114,13 +114,13 @@ def test_a_new_name_stands_in_the_status_bar_and_goes_along_on_export(make_table
 
 def test_what_is_painted_is_counted(make_table: Any, qtbot: Any) -> None:
     table, layer = make_table()
-    with qtbot.waitSignal(table.measured, timeout=10_000):
+    with qtbot.waitSignal(table.measured, timeout=60_000):
         layer.data_setitem((np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([0, 0, 0])), 3)
     assert texts(table, VOXELS) == ["144", "36", "3"]
-    with qtbot.waitSignal(table.measured, timeout=10_000):
+    with qtbot.waitSignal(table.measured, timeout=60_000):
         layer.undo()
     assert texts(table, VOXELS) == ["144", "36", "0"]
-    with qtbot.waitSignal(table.measured, timeout=10_000):
+    with qtbot.waitSignal(table.measured, timeout=60_000):
         layer.data_setitem((np.array([0]), np.array([0]), np.array([0])), 9)  # a class that nobody named
     assert texts(table, NAME)[-1] == "label 9"
 
@@ -138,7 +138,7 @@ def test_statistics_are_saved_as_a_table(
     path = tmp_path / "organs.csv"
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(path), ""))
     qtbot.mouseClick(table.save, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(path.exists, timeout=10_000)
+    qtbot.waitUntil(path.exists, timeout=60_000)
     rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [(row["name"], row["voxels"]) for row in rows] == [("liver", "144"), ("spleen", "36"), ("tumour", "0")]
 

@@ -85,7 +85,7 @@ def test_run_again_looks_again(qtbot, dock_of, tmp_path):
 def test_a_failure_is_told_and_can_be_tried_again(qtbot, dock_of):
     for command in (saying("no json"), (sys.executable + "-is-not-there",)):
         dock = dock_of(*command)
-        qtbot.waitUntil(lambda: on_screen(ErrorDialog) is not None, timeout=20_000)
+        qtbot.waitUntil(lambda: on_screen(ErrorDialog) is not None, timeout=60_000)
         dialog = on_screen(ErrorDialog)
         assert "fmseg doctor" in dialog.to_do.text()
         dialog.close()

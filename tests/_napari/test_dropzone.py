@@ -99,7 +99,7 @@ def test_a_drop_on_the_zone_opens_the_file_in_its_place(
     zone: DropZone, viewer: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     path = scan(tmp_path / "ct.nii.gz")
-    with qtbot.waitSignal(zone.opened, timeout=20_000) as signal:
+    with qtbot.waitSignal(zone.opened, timeout=60_000) as signal:
         assert drop(zone, path)
         assert zone.busy
     [layer] = signal.args[0]
@@ -116,7 +116,7 @@ def test_several_files_and_a_folder_are_dropped_at_once(
     with qtbot.waitSignal(zone.dropped) as signal:
         assert drop(zone, *paths)
     assert signal.args[0] == [str(path) for path in paths]
-    qtbot.waitUntil(lambda: not zone.busy, timeout=20_000)
+    qtbot.waitUntil(lambda: not zone.busy, timeout=60_000)
     assert [layer.name for layer in viewer.layers] == ["a", "b", "chest"]
 
 
@@ -124,7 +124,7 @@ def test_all_slices_of_a_series_dropped_one_by_one_make_one_layer(
     zone: DropZone, viewer: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     assert drop(zone, *sorted(series(tmp_path / "c", 1, "chest").iterdir()))
-    qtbot.waitUntil(lambda: not zone.busy, timeout=20_000)
+    qtbot.waitUntil(lambda: not zone.busy, timeout=60_000)
     assert [layer.name for layer in viewer.layers] == ["chest"]
 
 
@@ -146,7 +146,7 @@ def test_a_broken_file_is_told_and_the_others_still_open(
     errors: list[FmsegError] = []
     zone.failed.connect(errors.append)
     assert drop(zone, tmp_path / "bad.nii.gz", scan(tmp_path / "good.nii.gz"))
-    qtbot.waitUntil(lambda: not zone.busy, timeout=20_000)
+    qtbot.waitUntil(lambda: not zone.busy, timeout=60_000)
     assert [layer.name for layer in viewer.layers] == ["good"]
     assert isinstance(errors[0], UnreadableVolume)
     assert "bad.nii.gz" in str(errors[0])
@@ -167,7 +167,7 @@ def test_an_error_in_a_window_on_the_screen_stands_in_a_dialog(
 def test_without_a_window_on_the_screen_napari_notes_the_error(zone: DropZone, qtbot: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.mha").write_bytes(b"no")
     assert drop(zone, tmp_path / "bad.mha")
-    qtbot.waitUntil(lambda: not zone.busy, timeout=20_000)
+    qtbot.waitUntil(lambda: not zone.busy, timeout=60_000)
     assert "neither NRRD nor MetaImage" in messages()
 
 
@@ -182,7 +182,7 @@ def test_the_buttons_open_files_and_folders_by_keyboard(
     for button in (zone.file_button, zone.folder_button):
         assert button.focusPolicy() & Qt.FocusPolicy.TabFocus
         qtbot.keyClick(button, Qt.Key.Key_Space)
-        qtbot.waitUntil(lambda: not zone.busy, timeout=20_000)
+        qtbot.waitUntil(lambda: not zone.busy, timeout=60_000)
     assert [layer.name for layer in viewer.layers] == ["ct", "chest"]
 
 
@@ -289,7 +289,7 @@ def press(dialog: SeriesChooser, name: str) -> None:
 def test_of_several_series_the_user_chooses(zone: DropZone, viewer: Any, qtbot: Any, tmp_path: Path) -> None:
     answer(qtbot, lambda dialog: press(dialog, "Open"))
     assert drop(zone, two_series(tmp_path / "study"))
-    qtbot.waitUntil(lambda: not zone.busy, timeout=20_000)
+    qtbot.waitUntil(lambda: not zone.busy, timeout=60_000)
     [layer] = viewer.layers
     assert layer.name == "abdomen venous"  # the one of most slices stands there first
     assert layer.data.shape == (5, 20, 30)
@@ -304,11 +304,11 @@ def test_all_series_can_be_taken_and_none(zone: DropZone, viewer: Any, qtbot: An
     study = two_series(tmp_path / "study")
     answer(qtbot, take_all)
     assert drop(zone, study)
-    qtbot.waitUntil(lambda: not zone.busy, timeout=20_000)
+    qtbot.waitUntil(lambda: not zone.busy, timeout=60_000)
     assert [layer.name for layer in viewer.layers] == ["scout", "abdomen venous"]
     answer(qtbot, lambda dialog: press(dialog, "Cancel"))
     assert drop(zone, study)
-    qtbot.waitUntil(lambda: not zone.busy, timeout=20_000)
+    qtbot.waitUntil(lambda: not zone.busy, timeout=60_000)
     assert len(viewer.layers) == 2
 
 

@@ -336,7 +336,7 @@ def gap_while_saving(qtbot, recovery: Recovery) -> tuple[float, float]:
     timer = QTimer(interval=10)
     timer.timeout.connect(lambda: ticks.append(time.perf_counter()))
     timer.start()
-    with qtbot.waitSignal(recovery.saved, timeout=20_000):
+    with qtbot.waitSignal(recovery.saved, timeout=60_000):
         recovery.save_now()
     timer.stop()
     return time.perf_counter() - ticks[0], max(np.diff([*ticks, time.perf_counter()]))

@@ -209,7 +209,7 @@ def test_the_dialog_names_host_size_and_licence_and_fetches_after_a_click(
         assert word in dialog.says.text()
     assert asked == []
     qtbot.mouseClick(dialog.agree, Qt.MouseButton.LeftButton)
-    qtbot.waitUntil(lambda: len(viewer.layers) == 1, timeout=20_000)
+    qtbot.waitUntil(lambda: len(viewer.layers) == 1, timeout=60_000)
     assert viewer.layers[0].name == "brain"
     assert not dialog.isVisible()
 
@@ -224,7 +224,7 @@ def test_the_dialog_shows_what_went_wrong(
     dialog = PublicSamplesDialog(viewer, (sample(address, content, sha256="0" * 64),))
     qtbot.addWidget(dialog)
     dialog.agree.click()
-    qtbot.waitUntil(lambda: "not the file that was registered" in dialog.says.text(), timeout=20_000)
+    qtbot.waitUntil(lambda: "not the file that was registered" in dialog.says.text(), timeout=60_000)
     assert dialog.agree.isEnabled()
     assert len(viewer.layers) == 0
 

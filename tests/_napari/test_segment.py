@@ -356,7 +356,7 @@ def test_a_cancelled_run_leaves_the_best_labels_in_sight(make_dock: Any, qtbot: 
     engine.go.clear()
     engine.seen.clear()
     press(qtbot, dock.bar.run_button)
-    qtbot.waitUntil(lambda: dock.viewer.layers[1].visible, timeout=10_000)
+    qtbot.waitUntil(lambda: dock.viewer.layers[1].visible, timeout=60_000)
     assert "under way" in dock.bar.run_button.toolTip() or "going on" in dock.bar.run_button.toolTip()
     press(qtbot, dock.bar.cancel_button)
     wait(qtbot, dock)
@@ -406,8 +406,8 @@ def test_closing_in_the_middle_of_a_run_leaves_nothing(make_dock: Any, qtbot: An
     viewer = dock.viewer
     image = dropped(dock, phantom)
     press(qtbot, dock.bar.run_button)
-    qtbot.waitUntil(engine.seen.is_set, timeout=10_000)
-    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=10_000)
+    qtbot.waitUntil(engine.seen.is_set, timeout=60_000)
+    qtbot.waitUntil(lambda: len(viewer.layers) == 2, timeout=60_000)
     if what == "dock":
         viewer.window.remove_dock_widget(dock)
     elif what == "image":
@@ -416,7 +416,7 @@ def test_closing_in_the_middle_of_a_run_leaves_nothing(make_dock: Any, qtbot: An
         viewer.close()
     else:
         dock.deleteLater()
-    qtbot.waitUntil(quiet, timeout=10_000)
+    qtbot.waitUntil(quiet, timeout=60_000)
     qtbot.wait(50)
     assert engine.cancelled
     if what in ("dock", "widget"):
@@ -430,9 +430,9 @@ def test_closing_the_dock_ends_the_engines_process(make_dock: Any, qtbot: Any, p
     dock = make_dock(engine)
     dropped(dock, phantom)
     press(qtbot, dock.bar.run_button)
-    qtbot.waitUntil(lambda: engine.pid is not None, timeout=30_000)
+    qtbot.waitUntil(lambda: engine.pid is not None, timeout=60_000)
     dock.viewer.window.remove_dock_widget(dock)
-    qtbot.waitUntil(lambda: engine.pid is None and quiet(), timeout=10_000)
+    qtbot.waitUntil(lambda: engine.pid is None and quiet(), timeout=60_000)
 
 
 def test_the_current_view_is_what_is_looked_at(make_dock: Any, qtbot: Any, phantom: Volume) -> None:
@@ -511,10 +511,10 @@ def test_a_file_dropped_on_the_dock_is_opened_and_chosen(
         dock.dropEvent(QDropEvent(QPointF(5, 5), actions, mime, buttons, Qt.KeyboardModifier.NoModifier))
 
     drop(path)
-    qtbot.waitUntil(lambda: dock.image.case is not None and not dock.drop.busy, timeout=30_000)
+    qtbot.waitUntil(lambda: dock.image.case is not None and not dock.drop.busy, timeout=60_000)
     assert dock.image.currentText().startswith("abdomen")
     assert dock.drop.isHidden()
     path.write_bytes(path.read_bytes()[:3000])
     drop(path)
-    qtbot.waitUntil(lambda: not dock.error.isHidden(), timeout=30_000)
+    qtbot.waitUntil(lambda: not dock.error.isHidden(), timeout=60_000)
     assert "abdomen.nii.gz" in dock.error.text.text()

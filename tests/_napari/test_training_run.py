@@ -52,7 +52,7 @@ def make_run(qtbot: Any, tmp_path: Path) -> Iterator[Make]:
 
 
 def wait(qtbot: Any, run: TrainingRun, state: str) -> None:
-    qtbot.waitUntil(lambda: run.state == state, timeout=20_000)
+    qtbot.waitUntil(lambda: run.state == state, timeout=60_000)
 
 
 def test_it_goes_through_its_states_and_hands_on_its_events(make_run: Make, qtbot: Any) -> None:
@@ -132,7 +132,7 @@ def test_the_process_ends_with_the_dock(make_run: Make, qtbot: Any, how: str) ->
         run.close()
     else:
         run.dock.deleteLater()
-    qtbot.waitUntil(lambda: not psutil.pid_exists(pid), timeout=10_000)
+    qtbot.waitUntil(lambda: not psutil.pid_exists(pid), timeout=60_000)
     assert run.states[-1] == "training"  # nothing is told any more
 
 

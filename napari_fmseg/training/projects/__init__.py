@@ -13,7 +13,16 @@ from napari_fmseg.training.projects.adding import add_case, free_name, label_cas
 from napari_fmseg.training.projects.content import image_hash
 from napari_fmseg.training.projects.examining import examine, examined
 from napari_fmseg.training.projects.labelling import LabelOptions
-from napari_fmseg.training.projects.learning import Fold, Plan, Run, open_run, recipe_for, start_run, training_plan
+from napari_fmseg.training.projects.learning import (
+    LEAVING,
+    Fold,
+    Plan,
+    Run,
+    open_run,
+    recipe_for,
+    start_run,
+    training_plan,
+)
 from napari_fmseg.training.projects.proposing import (
     PRESENT,
     SCRATCH,
@@ -45,6 +54,7 @@ if TYPE_CHECKING:
     from napari_fmseg.training.projects.predicting import predict as predict
 
 __all__ = [
+    "LEAVING",
     "PRESENT",
     "SCRATCH",
     "CaseRecord",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.io import read_labels, write_labels
+from napari_fmseg.io import read_labels, write_labels, write_volume
 from napari_fmseg.io.checks import checked
 from napari_fmseg.training.projects import nnunet
 from napari_fmseg.training.projects.content import image_hash
@@ -25,6 +25,7 @@ from napari_fmseg.training.projects.staging import (
     stage_image,
     stage_labels,
     stage_state,
+    uncertainty_of,
 )
 from napari_fmseg.training.projects.state import (
     CaseRecord,
@@ -192,7 +193,13 @@ def restore_labels(project: Project, name: str, number: int = -1) -> Project:
 
 
 def save_prediction(
-    project: Project, name: str, labels: LabelMap, version: int, *, uncertainty: float | None = None
+    project: Project,
+    name: str,
+    labels: LabelMap,
+    version: int,
+    *,
+    uncertainty: float | None = None,
+    where: Volume | None = None,
 ) -> Project:
     """Keep what a model found in a case, in ``fmseg/predictions``, to be corrected; it is never learned from.
 
@@ -208,11 +215,16 @@ def save_prediction(
         Of the model.
     uncertainty
         Of the whole case, 0..1.
+    where
+        Of every voxel, 0..1, on the image's grid; kept in percent in ``fmseg/uncertainty``.
     """
     with changing(project.folder) as change:
         fresh = open_project(project.folder)
         fresh.known(name)
         write_labels(labels, change.place(prediction_of(name)))
+        if where is not None:
+            percent = np.rint(100 * where.data).astype(np.uint8)
+            write_volume(Volume(percent, where.geometry), change.place(uncertainty_of(name)))
         record = fresh.record(name)
         told = record.uncertainty if uncertainty is None else {**record.uncertainty, version: uncertainty}
         fresh = with_record(fresh, name, dataclasses.replace(record, predicted=version, uncertainty=told))

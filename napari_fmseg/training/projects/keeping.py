@@ -1,4 +1,4 @@
-"""After a training: the new model is measured on the held-out cases, kept as a version, and used if it is better."""
+"""After a training: the new model is measured, kept as a version, and used if it is better."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import load_model
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.training.projects.learning import open_run
+from napari_fmseg.training.projects.leaving import leave_one_out
 from napari_fmseg.training.projects.measuring import measure, unmeasured
 from napari_fmseg.training.projects.proposing import KEPT, recipe_file
 from napari_fmseg.training.projects.state import Project
@@ -23,6 +24,9 @@ __all__ = ["keep_run"]
 
 def keep_run(project: Project, number: int, *, force: bool = False) -> Generator[Progress | Warned | Saved, None, Kept]:
     """Measure the model of a run, and the model in use where it was not measured yet; keep it as a version.
+
+    It is measured on the held-out cases. With two or three labelled images there are none: the training is repeated
+    without each image in turn, and what is measured is how well such models do on the image that they never saw.
 
     Parameters
     ----------
@@ -56,13 +60,16 @@ def keep_run(project: Project, number: int, *, force: bool = False) -> Generator
     held = [case.name for case in run.plan.validation]
     options = SegmentOptions(show_stages=False, device=recipe.device)
     model = load_model(card, device=recipe.device)
-    scores = yield from measure(project, model, held, options)
+    if run.plan.folds:
+        scores = yield from leave_one_out(run, recipe, options)
+    else:
+        scores = yield from measure(project, model, held, options)
     old = present_version(project)
     if old is not None and (waiting := unmeasured(project, old.number)):
         found = yield from measure(project, load_model(old.card, device=recipe.device), waiting, options)
         project = record_scores(project, old.number, found)
     kept = keep_version(run, card, recipe=recipe, scores=scores, force=force)
-    if not held:  # little to say, but a case on which even its own model fails shows
+    if not scores:  # one image: little to say, but a case on which even its own model fails shows
         names = [case.name for case in run.plan.training]
         found = yield from measure(kept.project, model, names, options)
         record_scores(kept.project, kept.version.number, found)

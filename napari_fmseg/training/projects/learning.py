@@ -15,7 +15,12 @@ from napari_fmseg.training.projects.split import HELD_OUT, LEAST, TRAINING, is_l
 from napari_fmseg.training.projects.state import Project, now, open_project, write_state
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe
 
-__all__ = ["Fold", "Plan", "Run", "learnable", "open_run", "recipe_for", "start_run", "training_plan"]
+__all__ = ["LEAVING", "Fold", "Plan", "Run", "learnable", "open_run", "recipe_for", "start_run", "training_plan"]
+
+LEAVING = "leaving one out"
+"""What the progress of trainings for `Plan.folds` is called."""
+
+_MOST_FOLDS = 4
 
 
 @dataclass(frozen=True)
@@ -114,11 +119,13 @@ def training_plan(project: Project) -> Plan:
 
 
 def _left_out(cases: tuple[Case, ...], images: Mapping[str, str]) -> tuple[Fold, ...]:
-    """Leave one image out at a time, with all cases that show it."""
+    """Leave one image out at a time, with all cases that show it; of more than `_MOST_FOLDS`, several at a time."""
+    there = list(dict.fromkeys(images[case.name] for case in cases))
     folds = []
-    for image in dict.fromkeys(images[case.name] for case in cases):
-        out = tuple(case for case in cases if images[case.name] == image)
-        rest = tuple(case for case in cases if images[case.name] != image)
+    for i in range(min(len(there), _MOST_FOLDS)):
+        left = set(there[i::_MOST_FOLDS])
+        out = tuple(case for case in cases if images[case.name] in left)
+        rest = tuple(case for case in cases if images[case.name] not in left)
         if rest:
             folds.append(Fold(rest, out))
     return tuple(folds)
@@ -195,13 +202,16 @@ def open_run(project: Project, number: int) -> Run:
             for name, image in images.items()
         )
     everyone = (*cases["training"], *cases["validation"])
+    hashes = {case.name: project.record(case.name).image for case in everyone}
+    locked = bool(cases["validation"]) or is_locked(project.roles, hashes.values())
     plan = Plan(
         labels=tuple(project.facts.labels.values()),
         names=dict(project.facts.labels),
         ignore=project.facts.ignore,
         training=cases["training"],
         validation=cases["validation"],
-        images={case.name: project.record(case.name).image for case in everyone},
+        folds=() if locked else _left_out(cases["training"], hashes),
+        images=hashes,
         note=str(told.get("note", "")),
     )
     return Run(project, folder, plan)

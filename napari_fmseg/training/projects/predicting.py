@@ -14,8 +14,8 @@ from napari_fmseg.training.projects.examining import read_image
 from napari_fmseg.training.projects.state import Project
 from napari_fmseg.training.projects.table import ranked
 from napari_fmseg.training.projects.versions import present_version
-from napari_fmseg.uncertainty import uncertainty
-from napari_fmseg.volume import LabelMap
+from napari_fmseg.uncertainty import STAGE, uncertainty
+from napari_fmseg.volume import LabelMap, Volume
 
 __all__ = ["predict"]
 
@@ -23,7 +23,8 @@ __all__ = ["predict"]
 def predict(project: Project, names: Sequence[str] = (), *, device: str = "auto") -> Generator[Progress, None, Project]:
     """Segment cases with the project's model in use and keep what it finds, to be corrected.
 
-    How unsure it is of a case is where it contradicts itself: see `napari_fmseg.uncertainty`.
+    How unsure it is of a case is where it contradicts itself: see `napari_fmseg.uncertainty`. The map of that is kept
+    beside the labels, in ``fmseg/uncertainty``.
 
     Parameters
     ----------
@@ -58,20 +59,16 @@ def predict(project: Project, names: Sequence[str] = (), *, device: str = "auto"
     for i, name in enumerate(names):
         yield Progress("predicting", i, len(names))
         volume = read_image(project.known(name))
-        found, unsure = _found(uncertainty(volume, model, options))
-        project = save_prediction(project, name, found, version.number, uncertainty=unsure)
+        found, where = _found(uncertainty(volume, model, options))
+        doubt = float(where.meta["doubt"])
+        project = save_prediction(project, name, found, version.number, uncertainty=doubt, where=where)
     yield Progress("predicting", len(names), len(names))
     return project
 
 
-def _found(events: Iterable[Any]) -> tuple[LabelMap, float]:
-    """Give the labels, and the number for the doubt about them."""
-    labels, unsure = None, 1.0
-    for event in events:
-        if isinstance(event, StageResult) and isinstance(event.output, LabelMap):
-            labels = event.output
-        elif isinstance(event, StageResult):
-            unsure = float(event.output.meta.get("doubt", 1.0))
-    if labels is None:
-        raise FmsegError("The model gave no labels. Train it again, or use another version.")
-    return labels, unsure
+def _found(events: Iterable[Any]) -> tuple[LabelMap, Volume]:
+    """Give the labels, and the map of the doubt about them."""
+    outputs = {event.stage: event.output for event in events if isinstance(event, StageResult)}
+    labels, where = outputs["labels"], outputs[STAGE]
+    assert isinstance(labels, LabelMap)
+    return labels, where

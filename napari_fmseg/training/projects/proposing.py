@@ -103,9 +103,14 @@ def prepare_run(
     plan = training_plan(project)
     card = _card(project, start)
     yield Progress("choosing", 0, 1)
+    rounds = 1 + len(plan.folds)
+    if plan.folds:
+        yield Warned(
+            f"The time is for {rounds} trainings: one on all images, and one without each of them, to measure on it."
+        )
     suggestion = suggest_recipe(
         plan.training,
-        options.minutes,
+        options.minutes / rounds,
         _name(card) or None,
         None if options.device == "auto" else options.device,
         labels=plan.labels,

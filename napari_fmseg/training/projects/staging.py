@@ -27,7 +27,15 @@ from napari_fmseg.training.projects.state import (
 )
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["StagedCase", "moved_to_training", "prediction_of", "stage_image", "stage_labels", "stage_state"]
+__all__ = [
+    "StagedCase",
+    "moved_to_training",
+    "prediction_of",
+    "stage_image",
+    "stage_labels",
+    "stage_state",
+    "uncertainty_of",
+]
 
 
 @dataclass(frozen=True)
@@ -131,8 +139,9 @@ def stage_labels(
     path = _relative(old, project.folder) if old and inside else f"{nnunet.LABELS}/{case.name}{facts.ending}"
     staged = change.place(path)
     write_labels(found.labels, staged, source=volume)
-    if (project.folder / prediction_of(case.name)).exists():
-        change.remove(prediction_of(case.name))
+    for old_file in (prediction_of(case.name), uncertainty_of(case.name)):
+        if (project.folder / old_file).exists():
+            change.remove(old_file)
     project = _with_facts(change, project, found, case.name)
     record = dataclasses.replace(
         record,
@@ -150,6 +159,11 @@ def stage_labels(
 def prediction_of(name: str) -> str:
     """Say where the labels lie that a model found in a case."""
     return f"{OURS}/predictions/{name.rpartition('/')[2]}.nii.gz"
+
+
+def uncertainty_of(name: str) -> str:
+    """Say where the map of the model's doubt about a case lies: percent, on the image's grid."""
+    return f"{OURS}/uncertainty/{name.rpartition('/')[2]}.nii.gz"
 
 
 def _with_facts(change: Change, project: Project, found: Labelled, name: str) -> Project:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from napari_fmseg.training.projects.journal import changing
 from napari_fmseg.training.projects.split import HELD_OUT
 from napari_fmseg.training.projects.state import Project, open_project, with_record, write_state
+from napari_fmseg.training.projects.versions import present_version
 
 __all__ = ["CaseRow", "case_table", "ranked", "record_scores", "record_uncertainty"]
 
@@ -26,8 +27,8 @@ class CaseRow:
         ``"unlabelled"``; ``"predicted"``: labels of a model wait to be corrected; ``"corrected"``: labels that a person
         made or checked, to learn from; ``"held out"``: labelled, and never learned from.
     dice
-        Mean over the classes of the present model on this case, or None. Where it is not held out, the model has
-        learned from it, and the figure says little.
+        Mean over the classes of the present model on this case, or None. Where it is neither held out nor `left_out`,
+        the model has learned from it, and the figure says little.
     dice_by_class
         The same by class.
     uncertainty
@@ -42,6 +43,8 @@ class CaseRow:
         How many versions of its labels there were before.
     linked
         Whether its image lies elsewhere.
+    left_out
+        Whether its Dice is that of a model which was trained like the present one, but without it.
     problem
         Why it cannot be used, or "".
     """
@@ -56,15 +59,19 @@ class CaseRow:
     labelled: float = 0.0
     earlier: int = 0
     linked: bool = False
+    left_out: bool = False
     problem: str = ""
 
 
 def case_table(project: Project) -> tuple[CaseRow, ...]:
     """List the cases by name."""
-    return tuple(_row(project, name) for name in project.files)
+    present = present_version(project)
+    # Scores of a version that nothing was held out for come from models that did not see the case.
+    left_out = set(present.lineage.scores) if present is not None and not present.lineage.held_out else set()
+    return tuple(_row(project, name, name in left_out) for name in project.files)
 
 
-def _row(project: Project, name: str) -> CaseRow:
+def _row(project: Project, name: str, left_out: bool) -> CaseRow:
     files, record = project.files[name], project.record(name)
     present = project.index.used[-1] if project.index.used else 0
     scores = record.dice.get(present, {})
@@ -84,6 +91,7 @@ def _row(project: Project, name: str) -> CaseRow:
         labelled=record.labelled if files.labels is not None else 0.0,
         earlier=len(record.earlier),
         linked=any(path.is_symlink() for path in files.images),
+        left_out=left_out and status == "corrected",
         problem=f"{missing[0]} is not there. Is its drive connected?" if missing else record.problem,
     )
 

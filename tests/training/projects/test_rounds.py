@@ -16,8 +16,9 @@ from napari_fmseg.events import Progress, Saved, Warned
 from napari_fmseg.io import read_labels
 from napari_fmseg.models import ModelCard, NetSpec, find_card, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.training import Augment, load_recipe
+from napari_fmseg.training import Augment, load_recipe, train
 from napari_fmseg.training.projects import (
+    LEAVING,
     SCRATCH,
     LabelOptions,
     LessonOptions,
@@ -26,6 +27,7 @@ from napari_fmseg.training.projects import (
     case_table,
     keep_run,
     keep_version,
+    label_case,
     open_project,
     predict,
     prepare_run,
@@ -35,6 +37,7 @@ from napari_fmseg.training.projects import (
     training_plan,
     unfinished_run,
 )
+from napari_fmseg.training.projects.proposing import write_recipe
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 SHORT = LessonOptions(minutes=0.02, device="cpu")
@@ -145,3 +148,62 @@ def as_itk(volume: Volume) -> SimpleITK.Image:
     picture.SetOrigin(tuple(grid.origin[::-1]))
     picture.SetDirection(grid.direction[::-1, ::-1].ravel())
     return picture
+
+
+def test_where_the_model_is_unsure_is_kept_in_percent_until_the_case_is_labelled(
+    filled: Project, labels, tmp_path
+) -> None:
+    project = keep_version(start_run(filled, training_plan(filled)), a_model(tmp_path / "m", "m")).project
+    _, project = ended(predict(project, device="cpu"))
+    path = project.folder / "fmseg" / "uncertainty" / "new.nii.gz"
+    found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    assert found.shape == (6, 8, 10)
+    assert found.dtype == np.uint8
+    assert found.max() <= 100
+    label_case(project, "new", labels())
+    assert not path.exists()
+
+
+def test_two_images_are_left_out_in_turn_and_no_model_is_measured_on_what_it_has_seen(
+    project: Project, image, labels, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
+    for i in range(2):
+        project = add_case(project, f"c{i}", image(i), labels())
+    _, run = ended(prepare_run(project, SCRATCH, LessonOptions(minutes=0.01, device="cpu")))
+    recipe = load_recipe(recipe_file(run))
+    # Steps by the hand of the test: a busy machine must not make it long.
+    stages = tuple(
+        dataclasses.replace(s, steps=1, steps_per_epoch=1, kwargs={"width": 4} if s.kwargs else {})
+        for s in recipe.stages
+    )
+    grids = {"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]}
+    write_recipe(dataclasses.replace(recipe, stages=stages, settings=grids), recipe_file(run))
+    list(train(load_recipe(recipe_file(run))))
+    events, kept = ended(keep_run(run.project, 1))
+    assert list(kept.version.lineage.scores) == ["c0", "c1"]
+    assert kept.version.lineage.held_out == {}
+    assert {e.stage for e in events if isinstance(e, Progress)} == {LEAVING, "measuring"}
+    assert [e for e in events if isinstance(e, Progress) and e.stage == LEAVING][-1] == Progress(LEAVING, 6, 6)
+    for fold, seen in (("1", "c1"), ("2", "c0")):
+        told = json.loads((run.folder / "left-out" / fold / "run.json").read_text())["recipe"]
+        assert [case["name"] for case in told["training"]] == [seen]
+        assert not told.get("start_from")
+    assert all(row.left_out for row in case_table(kept.project))
+
+    # The next round starts from that model, which has seen both: what is left out must not be in the start.
+    _, run = ended(prepare_run(kept.project, "project", LessonOptions(minutes=0.01, device="cpu")))
+    recipe = load_recipe(recipe_file(run))
+    write_recipe(
+        dataclasses.replace(
+            recipe, stages=tuple(dataclasses.replace(s, steps=1, steps_per_epoch=1) for s in recipe.stages)
+        ),
+        recipe_file(run),
+    )
+    list(train(load_recipe(recipe_file(run))))
+    _, again = ended(keep_run(run.project, 2))
+    for fold in ("1", "2"):
+        told = json.loads((run.folder / "left-out" / fold / "run.json").read_text())["recipe"]
+        assert not told.get("start_from")
+        assert told["stages"][0]["kwargs"]["width"] == 4
+    assert again.version.lineage.parent == 1
