@@ -52,7 +52,9 @@ class Patches(Labelled):
         spacing = self.settings.spacing_mm or case.spacing
         places = self.places[index]
         seen = [label for label in places if label > 0]
-        label = focus if focus in places else int(rng.choice(seen)) if seen and rng.random() < self.augment.focus else 0
+        label = focus if focus in seen else 0
+        if not label and seen and rng.random() < self.augment.focus:
+            label = int(rng.choice(seen))
         among = places.get(label, places.get(0, np.zeros((1, 3), np.int32)))
         middle = among[int(rng.integers(len(among)))]
         for n, have, want, length, at in zip(
