@@ -43,7 +43,7 @@ def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
         machines = int(os.environ["WORLD_SIZE"]) // devices
     several: dict[str, Any] = {}
     if devices * machines > 1:
-        logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         several = {"num_nodes": machines, "strategy": DDPStrategy(timeout=_PATIENCE)}
     kind: Any = wanted[training_precision(place, precision)]
     return Fabric(accelerator=place.type, devices=devices, precision=kind, **several)
