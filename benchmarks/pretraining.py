@@ -4,6 +4,7 @@
     python benchmarks/pretraining.py pretrain [--steps 700]
     python benchmarks/pretraining.py resume [--steps 60]
     python benchmarks/pretraining.py compare [--volumes 4 8] [--seeds 3] [--steps 60]
+    python benchmarks/pretraining.py show
 
 `prepare` makes a folder of links to the images that may be learned from, `pretrain` learns from them without labels,
 `resume` does so twice, once with a kill -9 in the middle, and compares every loss, and `compare` trains the left
@@ -206,8 +207,17 @@ def compare(options: argparse.Namespace, results: Results) -> None:
                     print(f"{key}: {told['runs'][key]['dice']}", flush=True)
                 told["summary"] = _summary(list(told["runs"].values()))
                 results.write("compare", told)
-    for line in told["summary"]:
-        print(line)
+    show(options, results)
+
+
+def show(options: argparse.Namespace, results: Results) -> None:
+    """Print the comparison as the table of docs/pretraining.md."""
+    told = results.table["compare"]
+    print(f"| labelled volumes | start | Dice, mean of seeds | spread | seeds | ({told['steps']} steps each)")
+    print("| ---: | --- | ---: | ---: | ---: |")
+    for row in told["summary"]:
+        spread = "" if row["spread"] is None else f"{row['spread']:.3f}"
+        print(f"| {row['volumes']} | {row['way']} | {row['mean']:.3f} | {spread} | {row['seeds']} |")
 
 
 def _atrium(out: Path, volumes: int, seed: int, steps: int, start: Path | None, device: str) -> Recipe:
@@ -253,7 +263,7 @@ def _summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prepare", "pretrain", "resume", "compare"])
+    parser.add_argument("what", choices=["prepare", "pretrain", "resume", "compare", "show"])
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--most", type=int, default=40, help="volumes of one set")
     parser.add_argument("--volumes", type=int, nargs="+", default=[4, 8])
@@ -262,8 +272,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "pretraining")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    run = {"prepare": prepare, "pretrain": pretrained, "resume": resume, "compare": compare}[options.what]
-    run(options, Results(options.out))
+    kinds = {"prepare": prepare, "pretrain": pretrained, "resume": resume, "compare": compare, "show": show}
+    kinds[options.what](options, Results(options.out))
 
 
 if __name__ == "__main__":
