@@ -1,4 +1,4 @@
-"""Processes that work for a window: what they are started with, how they end with it, and what one died of."""
+"""Processes that work for a window or together: what they are started with, how they end, and what one died of."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = [
     "be_polite",
     "environment",
     "last_words",
+    "leads",
     "n_killed_for_memory",
     "named",
     "peak_bytes",
@@ -37,6 +38,12 @@ def environment() -> dict[str, str]:
     if root.resolve() not in installed:
         ours["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [ours.get("PYTHONPATH", "")])])
     return ours
+
+
+def leads() -> bool:
+    """Whether this process is alone, or the first of several that learn together: the one that tells and writes."""
+    ranks = ("RANK",) if "RANK" in os.environ else ("NODE_RANK", "LOCAL_RANK")  # of torchrun; of Fabric
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 def be_polite() -> None:

@@ -8,12 +8,13 @@ import signal
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.events import EpochDone, Saved, TrainEvent, to_json
+from napari_fmseg.events import EpochDone, Saved, to_json
+from napari_fmseg.processes import leads
 from napari_fmseg.terminal import Bars, Json, follow, metrics_table, note, number, say, write_json
 
 __all__ = ["crossval", "pretrain", "train"]
@@ -25,6 +26,8 @@ def train(
     *,
     dataset: Path | None = None,
     out: Path | None = None,
+    start_from: str | None = None,
+    tensorboard: bool = False,
     events: bool = False,
 ) -> int:
     """Learn a model from labelled volumes, from scratch or from another model; started again, it goes on.
@@ -37,6 +40,10 @@ def train(
         Folder to learn from instead of the recipe's: imagesTr, labelsTr and dataset.json as nnU-Net has them.
     out
         Folder of the run instead of the recipe's.
+    start_from
+        A model to start from instead of the recipe's: its name, or the path of its card, such as a pretrained one.
+    tensorboard
+        Write files for TensorBoard into the folder of the run.
     events
         Print every event as one JSON line to stdout, for another program to follow.
     """
@@ -44,7 +51,11 @@ def train(
     from napari_fmseg.training.loop import train as learn
 
     given = {"dataset": dataset, "out": out}
-    changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
+    changes: dict[str, Any] = {name: str(path.resolve()) for name, path in given.items() if path is not None}
+    if start_from is not None:
+        changes["start_from"] = str(Path(start_from).resolve()) if start_from.endswith(".toml") else start_from
+    if tensorboard:
+        changes["tensorboard"] = True
     return _tell(learn(load_recipe(recipe, **changes)), events)
 
 
@@ -58,6 +69,8 @@ def pretrain(
     minutes: float | None = None,
     patch: tuple[int, int, int] | None = None,
     device: str = "auto",
+    devices: int | None = None,
+    tensorboard: bool = False,
     events: bool = False,
 ) -> int:
     """Pretrain a network on volumes without labels by Volume Fusion; started again, it goes on.
@@ -69,7 +82,8 @@ def pretrain(
     output
         Folder of the run: checkpoint, decoded volumes, then card and weights. Needed with a folder.
     network
-        fmunet or pctnet; a recipe names its own.
+        Any name of docs/networks.md but snet, attnnet and edgenet; published for fmunet and pctnet. A recipe names its
+        own.
     steps
         Optimiser steps instead of the recipe's.
     minutes
@@ -78,6 +92,10 @@ def pretrain(
         Voxels z y x of a sample instead of the recipe's.
     device
         auto, cpu, cuda or mps; a recipe names its own.
+    devices
+        Processes that learn together instead of the recipe's, one per graphics card. On several machines: torchrun.
+    tensorboard
+        Write files for TensorBoard into the folder of the run.
     events
         Print every event as one JSON line to stdout, for another program to follow.
     """
@@ -94,9 +112,13 @@ def pretrain(
         recipe = dataclasses.replace(recipe, steps=steps, steps_per_epoch=min(steps, recipe.steps_per_epoch))
     if minutes is not None:
         recipe = dataclasses.replace(recipe, minutes=minutes)
+    if devices is not None:
+        recipe = dataclasses.replace(recipe, devices=devices)
+    if tensorboard:
+        recipe = dataclasses.replace(recipe, tensorboard=True)
     if patch is not None:
         recipe = dataclasses.replace(recipe, fusion=dataclasses.replace(recipe.fusion, patch=patch))
-    return _tell(_until_asked(learn(recipe)), events)
+    return _tell(learn(recipe), events, softly=True)
 
 
 def crossval(
@@ -132,7 +154,7 @@ def crossval(
     changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
     last: list[Crossval] = []
 
-    def told() -> Iterator[object]:
+    def told() -> Generator[object, None, None]:
         with contextlib.closing(validate(load_recipe(recipe, **changes), folds)) as work:
             for event in work:
                 if isinstance(event, Crossval):
@@ -152,69 +174,53 @@ def crossval(
     return 1 if any(case.problem for case in found.cases.cases) else 0
 
 
-def _until_asked(learning: Generator[TrainEvent, None, None]) -> Generator[TrainEvent, None, None]:
-    """Give events until Ctrl-C or SIGTERM, which then end the training between two steps, so that it keeps all."""
-    if threading.current_thread() is not threading.main_thread():  # signals come to that one only
-        yield from learning
-        return
-    asked = threading.Event()
-
-    def stop(*_: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt  # asked twice, somebody is in a hurry
-        asked.set()
-
-    before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with contextlib.closing(learning):
-            for event in learning:
-                yield event
-                if asked.is_set():
-                    break
-        if asked.is_set():
-            raise KeyboardInterrupt
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
-def _tell(learning: Iterator[object], as_json: bool, *, quiet: bool = False) -> int:
+def _tell(learning: Generator[object, None, None], as_json: bool, *, softly: bool = False, quiet: bool = False) -> int:
     """Follow a training: JSON lines for a program, bars and a line per epoch for a person."""
-    # Closing keeps the best so far, wherever an interruption falls.
-    with _stopping_on_request(), Bars(quiet=as_json or quiet) as bars, contextlib.ExitStack() as at_end:
-        if isinstance(learning, Generator):
-            at_end.callback(learning.close)
+    # Closing keeps what was learned, wherever an interruption falls.
+    with _stopping(softly) as asked, Bars(quiet=as_json or quiet) as bars, contextlib.closing(learning):
         for event in learning:
             if as_json:
                 say(to_json(event))
-                continue
-            follow(event, bars)
-            if isinstance(event, EpochDone):
-                scores = ", ".join(f"{name} {number(value)}" for name, value in event.metrics.items())
-                bars.note(
-                    f"{event.stage} {event.epoch}/{event.total}  loss {event.loss:.4f}  {event.seconds:.0f} s  {scores}"
-                )
-            elif isinstance(event, Saved) and event.best:
-                bars.note(f"Saved {event.path}")
+            else:
+                _show(event, bars)
+            if asked.is_set():
+                raise KeyboardInterrupt
     return 0
 
 
+def _show(event: object, bars: Bars) -> None:
+    follow(event, bars)
+    if isinstance(event, EpochDone):
+        scores = ", ".join(f"{name} {number(value)}" for name, value in event.metrics.items())
+        bars.note(f"{event.stage} {event.epoch}/{event.total}  loss {event.loss:.4f}  {event.seconds:.0f} s  {scores}")
+    elif isinstance(event, Saved) and event.best:
+        bars.note(f"Saved {event.path}")
+
+
 @contextlib.contextmanager
-def _stopping_on_request() -> Iterator[None]:
-    """Let a request to end stop the training as Ctrl-C does; a second one changes nothing while the best is written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def _stopping(softly: bool) -> Iterator[threading.Event]:
+    """Let Ctrl-C or SIGTERM end a training, softly between two steps, so that all is kept, else at once.
+
+    Asked twice, somebody is in a hurry: it ends at once. After that nothing disturbs the writing. Processes that
+    follow another one are ended by that one.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals come to that one only
+        yield asked
         return
-    asked = (signal.SIGTERM, signal.SIGINT)
 
     def stop(*_: object) -> None:
-        for one in asked:
+        if softly and not asked.is_set():
+            asked.set()
+            return
+        for one in signals:
             signal.signal(one, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    before = [signal.signal(one, stop) for one in asked]
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(one, stop if leads() else signal.SIG_IGN) for one in signals]
     try:
-        yield
+        yield asked
     finally:
-        for one, handler in zip(asked, before, strict=True):
+        for one, handler in zip(signals, before, strict=True):
             signal.signal(one, handler)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from napari_fmseg import cli, training_commands
+from napari_fmseg.events import Progress
 from napari_fmseg.io import read_labels, read_volume, write_labels, write_volume
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
@@ -465,24 +466,52 @@ def test_pretrain_of_a_folder_asks_where_to_write(image, capsys):
     assert "--output" in capsys.readouterr().err
 
 
-def test_asked_to_end_a_pretraining_is_closed_between_two_steps():
+def test_asked_to_end_a_pretraining_is_closed_between_two_steps(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    found, closed = [], []
+    closed = []
 
     def learning():
         try:
-            yield "first"
+            yield Progress("first", 0, 3)
             signal.raise_signal(signal.SIGTERM)
-            yield "second"
-            yield "third"
+            yield Progress("second", 1, 3)
+            yield Progress("third", 2, 3)
         finally:
             closed.append(True)
 
     with pytest.raises(KeyboardInterrupt):
-        found.extend(training_commands._until_asked(learning()))
+        training_commands._tell(learning(), as_json=True, softly=True)
     assert closed == [True]
     assert signal.getsignal(signal.SIGTERM) == before
-    events = training_commands._until_asked(learning())
-    assert [next(events), next(events)] == ["first", "second"]
+    assert [json.loads(line)["stage"] for line in capsys.readouterr().out.splitlines()] == ["first", "second"]
+
+
+def test_asked_to_end_a_training_is_closed_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+    closed, after = [], []
+
+    def learning():
+        try:
+            yield Progress("first", 0, 3)
+            signal.raise_signal(signal.SIGTERM)
+            after.append("work that goes on")
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # asked again while the best is written
+            closed.append(True)
+
     with pytest.raises(KeyboardInterrupt):
-        next(events)
+        training_commands._tell(learning(), as_json=True)
+    assert closed == [True]
+    assert after == []
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("softly", [True, False])
+def test_a_process_that_follows_another_one_is_not_ended_by_a_signal(monkeypatch, capsys, softly):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+
+    def learning():
+        signal.raise_signal(signal.SIGINT)
+        yield Progress("last", 0, 1)
+
+    assert training_commands._tell(learning(), as_json=True, softly=softly) == 0

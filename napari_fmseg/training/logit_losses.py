@@ -2,7 +2,8 @@
 
 Definitions after the public code of PyMIC (github.com/HiLab-git/PyMIC), with log_softmax where it takes a logarithm of
 the softmax. `target` is one-hot (b, classes, z, y, x); it may be fractional. `weight` is (b, 1, z, y, x), not negative;
-a voxel of weight 0 (unlabelled) has no influence.
+a voxel of weight 0 (unlabelled) has no influence. Where several processes share a batch, `summed` adds up what a sum
+over the batch is made of; means over voxels are left to the mean over processes.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
 __all__ = ["cross_entropy", "deeply_supervised", "dice_ce_of_logits", "dice_of_logits"]
 
 Loss = Callable[..., Tensor]
+Summed = Callable[[Tensor], Tensor]
 
 
-def dice_of_logits(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def dice_of_logits(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, summed: Summed | None = None
+) -> Tensor:
     """1 - mean over the classes, background included, of (2 sum pt + 1e-5) / (sum p + sum t + 1e-5).
 
     Sums run over the whole batch, so that a class that is absent from one patch is no class of its own.
     """
     _check(logits, target)
-    return 1 - _overlap(logits, target, weight).mean()
+    return 1 - _overlap(logits, target, weight, summed).mean()
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -36,9 +40,11 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) 
     return entropy.mean() if weight is None else (entropy * weight).sum() / weight.sum().clamp_min(1e-12)
 
 
-def dice_ce_of_logits(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def dice_ce_of_logits(
+    logits: Tensor, target: Tensor, weight: Tensor | None = None, summed: Summed | None = None
+) -> Tensor:
     """Half of `dice_of_logits` and half of `cross_entropy`."""
-    return 0.5 * dice_of_logits(logits, target, weight) + 0.5 * cross_entropy(logits, target, weight)
+    return 0.5 * dice_of_logits(logits, target, weight, summed) + 0.5 * cross_entropy(logits, target, weight)
 
 
 def deeply_supervised(
@@ -87,11 +93,12 @@ def _met(head: Tensor, target: Tensor, how: str) -> tuple[Tensor, Tensor]:
     return head, F.adaptive_avg_pool3d(target, (z, y, x))
 
 
-def _overlap(logits: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+def _overlap(logits: Tensor, target: Tensor, weight: Tensor | None, summed: Summed | None) -> Tensor:
     """Soft Dice per class, pooled over the batch: (classes,)."""
     p, space = logits.float().softmax(1), (0, 2, 3, 4)
     w = 1.0 if weight is None else weight
-    both, found, true = ((v * w).sum(space) for v in (p * target, p, target))
+    sums = torch.stack([(v * w).sum(space) for v in (p * target, p, target)])
+    both, found, true = sums if summed is None else summed(sums)
     overlap: Tensor = (2 * both + 1e-5) / (found + true + 1e-5)
     return overlap
 

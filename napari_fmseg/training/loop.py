@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from napari_fmseg.errors import InvalidRecipe
@@ -29,7 +28,6 @@ from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.nets.blocks import draw_weights
-from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
 from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet, calm_weights, init_weights
 from napari_fmseg.phantom.dataset import write_phantom_dataset
 from napari_fmseg.pipelines import SegmentOptions, segment
@@ -39,6 +37,7 @@ from napari_fmseg.training.data import Held, Sample, load_sample, missing_in, re
 from napari_fmseg.training.folds import folds
 from napari_fmseg.training.growth import grow
 from napari_fmseg.training.hard import Hardness
+from napari_fmseg.training.history import recorded
 from napari_fmseg.training.partial import IGNORE
 from napari_fmseg.training.phased import make_task
 from napari_fmseg.training.pictures import write_plane
@@ -46,6 +45,7 @@ from napari_fmseg.training.prepared import prepare
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table, cases_of
 from napari_fmseg.training.remember import Teacher, distance
 from napari_fmseg.training.schedules import rate_of
+from napari_fmseg.training.several import make_fabric
 from napari_fmseg.training.single import Patches
 from napari_fmseg.training.tasks import Task
 from napari_fmseg.volume import LabelMap, Volume
@@ -71,7 +71,13 @@ def train(recipe: Recipe) -> Generator[TrainEvent, None, None]:
     ------
     InvalidRecipe
         If the recipe cannot be carried out, or `recipe.out` holds the run of another recipe.
+    MissingExtra
+        If files for TensorBoard are wanted and it is not installed.
     """
+    yield from recorded(_events(recipe), recipe.out, recipe.tensorboard)
+
+
+def _events(recipe: Recipe) -> Generator[TrainEvent, None, None]:
     run = _Run(recipe)
     try:
         yield from run.prepare()
@@ -133,13 +139,7 @@ class _State:
 class _Run:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        device = pick_device(recipe.device)
-        if device.type == "cpu":
-            keep_pages()
-        self.precision = training_precision(device, recipe.precision)
-        accelerator = {"cpu": "cpu", "cuda": "cuda", "mps": "mps"}[device.type]
-        fabric_precision = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[self.precision]
-        self.fabric = Fabric(accelerator=accelerator, devices=recipe.devices, precision=fabric_precision)  # type: ignore[arg-type]
+        self.fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
         self.fabric.launch()
         self.nets: dict[str, nn.Module] = {}
         self.specs: dict[str, NetSpec] = {}
@@ -239,7 +239,9 @@ class _Run:
                 "was made of, in the folders of its folds."
             )
         for stage, net in start.nets.items():
-            grown, spec, how = grow(start.card.nets[stage], net, start.card.labels, recipe.labels)
+            with torch.random.fork_rng(devices=()):
+                torch.manual_seed(recipe.seed)  # of what is drawn anew
+                grown, spec, how = grow(start.card.nets[stage], net, start.card.labels, recipe.labels)
             self.nets[stage], self.specs[stage] = grown.eval().requires_grad_(False), spec
             state = grown.state_dict()
             self.anchors[stage] = {key: state[key] for key in how.taken}
@@ -316,7 +318,8 @@ class _Run:
         self, number: int, stage: StageRecipe, net: nn.Module, task: Task, saved: Mapping[str, Any] | None, path: Path
     ) -> Iterator[TrainEvent]:
         fabric = self.fabric
-        optimiser = torch.optim.AdamW(net.parameters(), stage.lr, weight_decay=stage.weight_decay)
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[stage.optimiser]
+        optimiser = kind(net.parameters(), stage.lr, weight_decay=stage.weight_decay)
         if fabric.device.type == "cpu" and stage.network != "edgenet":
             net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         model, optimiser = fabric.setup(net, optimiser)
@@ -392,16 +395,16 @@ class _Run:
         order = self._picks(stage.steps_per_epoch * stage.batch, rng, hardness.hard())
         extra = self._memory(stage)
         for step in range(stage.steps_per_epoch):
-            torch.manual_seed(
-                int(np.random.SeedSequence([*seed, step]).generate_state(1)[0])
-            )  # dropout takes no generator
             picks = order[step * stage.batch : (step + 1) * stage.batch]
             drawn = [task.sample(i, rng, noise, focus) for i, focus in picks]
             watch.saw(drawn)
+            torch.manual_seed(
+                int(np.random.SeedSequence([*seed, step]).generate_state(1)[0])
+            )  # dropout takes no generator
             batches = _batches(drawn, [self.samples[i].missing for i, _ in picks])
             parts, first = [], 0
             for x, target, gone in batches:
-                heads = task.heads(model, x)
+                heads = task.heads(model, x)[: stage.heads or None]
                 part = task.summed(heads, target, gone)
                 hardness.saw([i for i, _ in picks[first : first + len(target)]], heads[0], target, gone)
                 first += len(target)
@@ -563,6 +566,7 @@ _WORDS = (
     "half",
     "prepared",
     "processes",
+    "tensorboard",
 )
 """Fields of a recipe that change nothing in the weights."""
 

@@ -81,11 +81,16 @@ class PretrainRecipe:
     out
         Folder of the run: checkpoint, then card and weights.
     network
-        Its name in the registry: ``"fmunet"``, ``"pctnet"`` or another that gives logits.
+        Its name in the registry: ``"fmunet"`` and ``"pctnet"``, for which the method was published, or any other but
+        the phased ones (``"snet"``, ``"attnnet"``, ``"edgenet"``). One that is made for structures that overlap is
+        built for classes that exclude each other.
     kwargs
         Its arguments beside channels and classes.
     fusion
         What is drawn; see `Fusion`.
+    spacing_mm
+        Spacing (z, y, x) to which finer volumes are brought, where the training that follows has a coarse one; empty
+        for their own, as published.
     steps
         Optimiser steps in all. Published: 80,000 and more.
     minutes
@@ -94,7 +99,7 @@ class PretrainRecipe:
     steps_per_epoch
         Steps between two validations and checkpoints.
     batch
-        Samples per step.
+        Samples per step, of all processes together.
     lr
         Learning rate of Adam, halved every quarter of the steps.
     weight_decay
@@ -117,6 +122,11 @@ class PretrainRecipe:
         ``"auto"`` (CUDA, then MPS, then CPU), ``"cpu"``, ``"cuda"`` or ``"mps"``.
     precision
         ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    devices
+        Processes that learn together, one per graphics card; each takes its part of every batch. Their number may
+        change when a run is resumed.
+    tensorboard
+        Write files for TensorBoard into the run's folder, beside ``history.jsonl``, which is always written.
     """
 
     name: str
@@ -125,6 +135,7 @@ class PretrainRecipe:
     network: str = "fmunet"
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     fusion: Fusion = field(default_factory=Fusion)
+    spacing_mm: tuple[float, ...] = ()
     steps: int = 80_000
     minutes: float = 0.0
     steps_per_epoch: int = 1000
@@ -140,6 +151,8 @@ class PretrainRecipe:
     seed: int = 0
     device: str = "auto"
     precision: str = "auto"
+    devices: int = 1
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if min(self.steps, self.steps_per_epoch, self.batch, self.validate_samples) < 1 or self.lr <= 0:
@@ -154,6 +167,13 @@ class PretrainRecipe:
                 "holdout is a share below 1, cache_gb and minutes are not negative and name is the name of a file; not "
                 f"{self.holdout}, {self.cache_gb}, {self.minutes} and {self.name!r}."
             )
+        if self.devices < 1 or self.batch % self.devices:
+            raise InvalidRecipe(
+                f"The samples of a step are dealt out evenly to the processes: batch is a multiple of devices, not "
+                f"{self.batch} for {self.devices}."
+            )
+        if self.spacing_mm and (len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0):
+            raise InvalidRecipe(f"spacing_mm is empty or three numbers above 0 (z, y, x), not {self.spacing_mm}.")
 
 
 def load_pretrain_recipe(path: Path | str, **changes: Any) -> PretrainRecipe:

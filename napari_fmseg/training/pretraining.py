@@ -10,35 +10,33 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import time
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
 from napari_fmseg.io import find_volumes
-from napari_fmseg.models import Intensity, ModelCard, NetSpec, save_model
-from napari_fmseg.nets import build
-from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
+from napari_fmseg.models import Intensity, ModelCard, save_model
+from napari_fmseg.processes import leads
+from napari_fmseg.training.history import recorded
 from napari_fmseg.training.logit_losses import deeply_supervised, dice_ce_of_logits
+from napari_fmseg.training.pretext import Batch, Pretext, pretext_network, seed_of
 from napari_fmseg.training.pretrain_recipe import PretrainRecipe
+from napari_fmseg.training.several import agreed, make_fabric, summed
 from napari_fmseg.training.store import VolumeStore
-from napari_fmseg.training.volf import fusion_sample
 
 __all__ = ["pretrain"]
 
-Batch = tuple[Tensor, Tensor]
 _STAGE = "pretrain"
 _INTENSITY = Intensity("percentile", 0.5, 99.5)
 _MEASURED = 5  # steps that tell how many there will be
@@ -60,13 +58,23 @@ def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
         A file that cannot be read is told as `Warned` and left out. `EpochDone` has the loss and the Dice of the
         pretext task on held-out volumes, which share of the time of the steps was spent waiting for samples, and the
         samples per second. `Pictures` shows one of the held-out samples: "fused volume", "target" and "prediction".
-        While `recipe.minutes` is being turned into steps, the total of `StepDone` is 0.
+        While `recipe.minutes` is being turned into steps, the total of `StepDone` is 0. Of several processes that
+        learn together the first one yields all this, the others nothing.
 
     Raises
     ------
     InvalidRecipe
-        If there is no volume to learn from, the network gives no logits, or `recipe.out` holds another run.
+        If there is no volume to learn from, the network is not one that can be pretrained so, or `recipe.out` holds
+        another run.
+    GeometryMismatch
+        If the network does not take samples of this size.
+    MissingExtra
+        If files for TensorBoard are wanted and it is not installed.
     """
+    yield from recorded(_events(recipe), recipe.out, recipe.tensorboard)
+
+
+def _events(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
     run = _Run(recipe)
     yield from run.read()
     try:
@@ -74,33 +82,36 @@ def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
     except GeneratorExit:
         run.keep()
         raise
-    yield run.save()
+    if leads():
+        yield run.save()
+
+
+@dataclasses.dataclass
+class _Epoch:
+    """What is measured from one validation to the next."""
+
+    first: int
+    start: float = dataclasses.field(default_factory=time.perf_counter)
+    waited: float = 0.0
+    losses: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
 
 
 class _Run:
     def __init__(self, recipe: PretrainRecipe) -> None:
         self.recipe = recipe
         self.folder = Path(recipe.out)
+        self.net, self.spec = pretext_network(recipe)
         _claim(recipe, self.folder)
-        device = pick_device(recipe.device)
-        if device.type == "cpu":
-            keep_pages()
-        wanted = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
-        precision = wanted[training_precision(device, recipe.precision)]
-        self.fabric = Fabric(accelerator=device.type, devices=1, precision=precision)  # type: ignore[arg-type]
-        self.spec = NetSpec(recipe.network, {"in_channels": 1, "n_classes": recipe.fusion.classes + 1, **recipe.kwargs})
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(recipe.seed)
-            self.net = build(self.spec.network, **self.spec.kwargs)
-        if getattr(self.net, "activation", "") != "softmax":
-            raise InvalidRecipe(
-                f"{recipe.network!r} as it is built here gives no logits of classes that exclude each other. Choose "
-                'fmunet, pctnet or another network with activation="softmax" for pretraining.'
-            )
+        self.fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
         self.training: list[int] = []
         self.held: list[int] = []
         self.path = self.folder / "checkpoint.pt"
         self.optimiser: Any = None
+        self.ended = False  # told to the other processes
         self.state: dict[str, Any] = {
             "step": 0,
             "best": float("inf"),
@@ -112,7 +123,8 @@ class _Run:
         """Decode every volume once, leave out what cannot be read, and hold some out."""
         recipe = self.recipe
         paths = find_volumes(recipe.volumes)
-        self.store = VolumeStore(paths, recipe.cache or self.folder / "volumes", recipe.cache_gb, _INTENSITY)
+        cache = recipe.cache or self.folder / "volumes"
+        self.store = VolumeStore(paths, cache, recipe.cache_gb, _INTENSITY, recipe.spacing_mm)
         fine = []
         for i, path in enumerate(paths):
             yield Progress("reading", i, len(paths))
@@ -126,9 +138,12 @@ class _Run:
         n_held = min(len(fine) - 1, max(1, round(recipe.holdout * len(fine)))) if recipe.holdout else 0
         mixed = np.random.default_rng(recipe.seed).permutation(fine).tolist()
         self.held, self.training = sorted(mixed[:n_held]), sorted(mixed[n_held:])
+        self.pretext = Pretext(recipe, self.store, self.training, self.held)
 
     def fit(self) -> Iterator[TrainEvent]:
-        recipe, fabric = self.recipe, self.fabric
+        recipe, fabric, state = self.recipe, self.fabric, self.state
+        fabric.launch()
+        self._check_others()
         optimiser = torch.optim.Adam(
             [p for p in self.net.parameters() if p.requires_grad], recipe.lr, weight_decay=recipe.weight_decay
         )
@@ -137,35 +152,55 @@ class _Run:
             self.net.load_state_dict(saved["net"])
             optimiser.load_state_dict(saved["optimiser"])
             self.state |= saved["state"]
-        model, optimiser = fabric.setup(self.net, optimiser)
-        self.optimiser = optimiser
-        with contextlib.closing(self._drawn_ahead(self.state["step"])) as batches:
-            while not self.state["steps"] or self.state["step"] < self.state["steps"]:
-                yield from self._epoch(model, optimiser, batches)
+        model, self.optimiser = fabric.setup(self.net, optimiser)
+        epoch, places = _Epoch(state["step"]), range(fabric.global_rank, recipe.batch, fabric.world_size)
+        with contextlib.closing(self.pretext.ahead(state["step"], places, lambda: int(state["steps"]))) as batches:
+            while self._goes_on():
+                step, batch, waited = next(batches)
+                epoch.waited += waited
+                epoch.losses.append(self._step(model, step, batch))
+                state["step"] = step + 1
+                if not fabric.is_global_zero:
+                    continue
+                self._plan(len(epoch.losses), epoch.seconds)
+                yield StepDone(_STAGE, step + 1, state["steps"], epoch.losses[-1], self._rate(step))
+                if state["steps"] and step + 1 >= self._last(epoch.first):
+                    yield from self._finish(epoch)
+                    epoch = _Epoch(state["step"])
 
-    def _epoch(self, model: Any, optimiser: Any, batches: Iterator[tuple[int, Batch, float]]) -> Iterator[TrainEvent]:
-        """Take the steps to the next validation, validate, and save."""
-        state, recipe = self.state, self.recipe
-        start, waited, losses, first = time.perf_counter(), 0.0, [], state["step"]
-        for step, batch, seconds in batches:
-            waited += seconds
-            loss = self._step(model, optimiser, step, batch)
-            losses.append(loss)
-            state["step"] = step + 1
-            self._plan(len(losses), time.perf_counter() - start)
-            yield StepDone(_STAGE, step + 1, state["steps"], loss, self._rate(step))
-            if state["steps"] and step + 1 >= self._last(first):
-                break
-        spent = time.perf_counter() - start
-        speed = {"waiting": waited / spent, "samples_per_s": len(losses) * recipe.batch / spent}
-        metrics = (yield from self._validate(model)) | speed
-        told = metrics.get("loss", float(np.mean(losses)))
+    def _check_others(self) -> None:
+        """All processes must learn from the same volumes, or they would not learn the same."""
+        mine = seed_of(len(self.training), *self.training, *self.held)
+        if agreed(self.fabric, mine) != [mine]:
+            raise InvalidRecipe(
+                f"The processes that learn together found different volumes in {self.recipe.volumes}. Give all "
+                "machines the same folder."
+            )
+        if self.recipe.batch % self.fabric.world_size:
+            raise InvalidRecipe(
+                f"The {self.recipe.batch} samples of a step cannot be dealt out evenly to {self.fabric.world_size} "
+                "processes. Make batch a multiple of their number."
+            )
+
+    def _goes_on(self, stopped: bool = False) -> bool:
+        """Whether there is another step: the process that leads tells the others, and how many there are."""
+        state = self.state
+        more = not stopped and (not state["steps"] or state["step"] < state["steps"])
+        going, state["steps"], state["per_epoch"] = agreed(self.fabric, int(more), state["steps"], state["per_epoch"])
+        self.ended = not going
+        return bool(going)
+
+    def _finish(self, epoch: _Epoch) -> Iterator[TrainEvent]:
+        """Validate, and save."""
+        state, spent, loss = self.state, epoch.seconds, float(np.mean(epoch.losses))
+        speed = {"waiting": epoch.waited / spent, "samples_per_s": len(epoch.losses) * self.recipe.batch / spent}
+        metrics = (yield from self._validate()) | speed
+        told = metrics.get("loss", loss)
         better = told < state["best"]
         state["best"] = min(told, state["best"])
         self._checkpoint()
-        epoch, epochs = (-(-n // state["per_epoch"]) for n in (state["step"], state["steps"]))
-        seconds = time.perf_counter() - start
-        yield EpochDone(_STAGE, epoch, epochs, float(np.mean(losses)), seconds, metrics)
+        number, of = (-(-n // state["per_epoch"]) for n in (state["step"], state["steps"]))
+        yield EpochDone(_STAGE, number, of, loss, epoch.seconds, metrics)
         yield Saved(self.path, better)
 
     def _plan(self, n: int, seconds: float) -> None:
@@ -182,63 +217,40 @@ class _Run:
         per_epoch = self.state["per_epoch"]
         return int(min(self.state["steps"], (first // per_epoch + 1) * per_epoch))
 
-    def _step(self, model: Any, optimiser: Any, step: int, batch: Batch) -> float:
+    def _step(self, model: Any, step: int, batch: Batch) -> float:
+        fabric, optimiser = self.fabric, self.optimiser
         for group in optimiser.param_groups:
             group["lr"] = self._rate(step)
-        torch.manual_seed(_seed_of(self.recipe.seed, 1, step))  # dropout takes no generator
-        x, labels = (part.to(self.fabric.device) for part in batch)
+        # Dropout takes no generator; what one process drops is not what another one does.
+        torch.manual_seed(seed_of(self.recipe.seed, 1, step, *([fabric.global_rank] if fabric.global_rank else [])))
+        x, labels = (part.to(fabric.device) for part in batch)
         heads = model.train()(x)
         heads = heads if isinstance(heads, tuple) else (heads,)
-        loss = deeply_supervised(dice_ce_of_logits, heads, _one_hot(labels, self.recipe.fusion.classes + 1))
+        criterion = partial(dice_ce_of_logits, summed=partial(summed, fabric))
+        loss = deeply_supervised(criterion, heads, _one_hot(labels, self.recipe.fusion.classes + 1))
         optimiser.zero_grad()
-        self.fabric.backward(loss)
-        norm = self.fabric.clip_gradients(model, optimiser, max_norm=self.recipe.clip, error_if_nonfinite=False)
+        fabric.backward(loss)
+        norm = fabric.clip_gradients(model, optimiser, max_norm=self.recipe.clip, error_if_nonfinite=False)
         if norm is None or bool(torch.isfinite(torch.as_tensor(norm))):
             optimiser.step()
-        return float(loss.detach())
+        mean: Any = fabric.all_reduce(loss.detach(), reduce_op="mean")
+        return float(mean)
 
     def _rate(self, step: int) -> float:
         return float(self.recipe.lr * 0.5 ** (4 * step // (self.state["steps"] or 4 * step + 1)))
 
-    def _drawn_ahead(self, first: int) -> Generator[tuple[int, Batch, float], None, None]:
-        """Give each step's batch, drawn while the steps before were computed, and how long it was waited for."""
-        with ThreadPoolExecutor(2, "samples") as pool:
-            ahead: list[Future[Batch]] = []
-            try:
-                for step in itertools.count(first):
-                    while len(ahead) < 3 and (not self.state["steps"] or step + len(ahead) < self.state["steps"]):
-                        ahead.append(pool.submit(self._batch, step + len(ahead)))
-                    start = time.perf_counter()
-                    batch = ahead.pop(0).result()
-                    yield step, batch, time.perf_counter() - start
-            finally:
-                for future in ahead:
-                    future.cancel()
-
-    def _batch(self, step: int) -> Batch:
-        drawn = [self._sample(self.training, 2, step, place) for place in range(self.recipe.batch)]
-        return torch.stack([x for x, _ in drawn]), torch.stack([labels for _, labels in drawn])
-
-    def _sample(self, among: list[int], *numbers: int) -> Batch:
-        """Draw a sample, (1, z, y, x) and (z, y, x), from volumes; the numbers tell it from all others."""
-        generator = torch.Generator().manual_seed(_seed_of(self.recipe.seed, *numbers))
-        picks = [among[int(torch.randint(len(among), (), generator=generator))] for _ in range(2)]
-        other = self.store.volume(picks[1]) if self.recipe.other_volume else None
-        x, labels = fusion_sample(self.store.volume(picks[0]), self.recipe.fusion, generator, other)
-        return x[None], labels
-
-    def _validate(self, model: nn.Module) -> Generator[TrainEvent, None, dict[str, float]]:
+    def _validate(self) -> Generator[TrainEvent, None, dict[str, float]]:
         """Loss and Dice of the pretext task on held-out volumes; the same samples every time, the first one shown."""
         if not self.held:
             return {}
-        model.eval()
+        net = self.net.eval()  # not as it was set up: that would wait for the other processes
         n_classes, losses, counts = self.recipe.fusion.classes + 1, [], torch.zeros(3, self.recipe.fusion.classes + 1)
         n = self.recipe.validate_samples
         for i in range(n):
             yield Progress("validating", i, n)
-            x, labels = (part[None].to(self.fabric.device) for part in self._sample(self.held, 3, i))
-            with torch.no_grad():
-                logits, target = model(x), _one_hot(labels, n_classes)
+            x, labels = (part.to(self.fabric.device) for part in self.pretext.shown(i))
+            with torch.no_grad(), self.fabric.autocast():
+                logits, target = net(x).float(), _one_hot(labels, n_classes)
                 losses.append(float(dice_ce_of_logits(logits, target)))
                 found = logits.argmax(1)
                 overlap = _one_hot(found, n_classes)
@@ -265,7 +277,11 @@ class _Run:
 
     def keep(self) -> None:
         """Write what was learned when the run is stopped, so that it can go on, and be started from as it is."""
-        if self.optimiser is not None and self.state["step"]:
+        if self.optimiser is None or not leads():
+            return
+        if not self.ended:
+            self._goes_on(stopped=True)
+        if self.state["step"]:
             self._checkpoint()
 
     def _checkpoint(self) -> None:
@@ -285,7 +301,7 @@ class _Run:
             nets={"net": self.spec},
             labels={k: f"mixed {k} of {classes}" for k in range(1, classes + 1)},
             intensity=_INTENSITY,
-            settings={"window": list(recipe.fusion.patch)},
+            settings={"window": list(recipe.fusion.patch), "spacing_mm": list(recipe.spacing_mm)},
             trained_on=f"{len(self.training)} unlabelled volumes, {steps}",
             limits="It tells mixtures apart and segments nothing: train it on labels before use.",
         )
@@ -296,23 +312,21 @@ class _Run:
 def _claim(recipe: PretrainRecipe, folder: Path) -> None:
     """Make the folder ours, or continue what lies there if it is the same recipe."""
     table = dataclasses.asdict(recipe)
-    for name in ("out", "cache", "cache_gb"):
+    for name in ("out", "cache", "cache_gb", "devices", "tensorboard"):
         del table[name]
     mine = hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / "run.json"
     if not mark.exists():
-        mark.write_text(json.dumps({"recipe_sha256": mine}))
+        beside = mark.with_suffix(f".{os.getpid()}.part")
+        beside.write_text(json.dumps({"recipe_sha256": mine}))
+        os.replace(beside, mark)
     elif json.loads(mark.read_text()).get("recipe_sha256") != mine:
         raise InvalidRecipe(f"{folder} holds the run of another recipe. Choose another `out`, or remove the folder.")
 
 
 def _one_hot(labels: Tensor, n_classes: int) -> Tensor:
     return F.one_hot(labels.long(), n_classes).movedim(-1, 1).float()
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

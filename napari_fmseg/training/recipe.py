@@ -73,6 +73,8 @@ class Augment:
         Axes out of ``"zyx"`` that may be mirrored; x is left-right.
     swap
         Pairs of class names that change places when x is mirrored (left and right organs).
+    focus
+        Share of the patches of a single network that lie around a structure, 0..1; the others lie anywhere.
     shift
         Largest shift of the window, as a share of its size.
     zoom
@@ -99,6 +101,7 @@ class Augment:
 
     flip: str = ""
     swap: tuple[tuple[str, str], ...] = ()
+    focus: float = 0.5
     shift: float = 0.06
     zoom: float = 0.12
     rotate_deg: float = 10.0
@@ -139,6 +142,8 @@ class StageRecipe:
         ``"dice_ce_by_class"`` for a small one inside a large one. Those of EfficientSegmentation, over the structures
         without the background: ``"dice+bce"``, ``"dice+focal"``, ``"dice+topk"`` (the hardest 30 % of the voxels) and
         ``"dice+boundary"`` (not where voxels are unlabelled); ``"dice"`` is its own for a network with a sigmoid.
+    heads
+        How many of the maps that the network gives while it learns are compared, finest first; 0 for all.
     steps
         Optimiser steps in all.
     steps_per_epoch
@@ -147,8 +152,10 @@ class StageRecipe:
         Samples per step.
     lr
         Highest learning rate.
+    optimiser
+        ``"adamw"``, or ``"adam"``, as MIS-FM.
     weight_decay
-        Of AdamW.
+        Of the optimiser.
     clip
         Largest norm of the gradient.
     schedule
@@ -163,10 +170,12 @@ class StageRecipe:
     stage: str
     network: str
     loss: str = "dice_ce"
+    heads: int = 0
     steps: int = 1000
     steps_per_epoch: int = 100
     batch: int = 2
     lr: float = 1e-3
+    optimiser: str = "adamw"
     weight_decay: float = 1e-5
     clip: float = 12.0
     schedule: str = "cosine"
@@ -179,6 +188,11 @@ class StageRecipe:
             raise InvalidRecipe(
                 f"Stage {self.stage!r}: loss {self.loss!r} is one of {', '.join(LOSSES)}; "
                 f"schedule {self.schedule!r} is cosine, plateau, polynomial or constant."
+            )
+        if self.optimiser not in ("adam", "adamw") or self.heads < 0:
+            raise InvalidRecipe(
+                f"Stage {self.stage!r}: optimiser is adam or adamw and heads not negative, not {self.optimiser!r} and "
+                f"{self.heads}."
             )
         if min(self.steps, self.steps_per_epoch, self.batch) < 1 or self.lr <= 0:
             raise InvalidRecipe(f"Stage {self.stage!r}: steps, steps_per_epoch, batch and lr must be positive.")
@@ -314,6 +328,8 @@ class Recipe:
         Else `out`/prepared. It may be removed when training is over.
     processes
         How many processes make them smaller; 0: as many as are worth it.
+    tensorboard
+        Write files for TensorBoard into the run's folder, beside `history.jsonl`, which is always written.
     """
 
     name: str
@@ -357,6 +373,7 @@ class Recipe:
     half: bool = False
     prepared: Path | None = None
     processes: int = 0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or not self.stages or not self.labels:

@@ -22,8 +22,8 @@ __all__ = ["Patches"]
 class Patches(Labelled):
     """Draws patches of the pipeline's window at the pipeline's spacing.
 
-    A patch lies around a labelled voxel: every other one around a voxel of a structure, the others anywhere. With
-    a class to look at, around one of that class.
+    A patch lies around a labelled voxel: a share of them, `Augment.focus`, around a voxel of a structure, the others
+    anywhere. With a class to look at, around one of that class.
     """
 
     def __init__(
@@ -52,7 +52,9 @@ class Patches(Labelled):
         spacing = self.settings.spacing_mm or case.spacing
         places = self.places[index]
         seen = [label for label in places if label > 0]
-        label = focus if focus in places else int(rng.choice(seen)) if seen and rng.random() < 0.5 else 0
+        label = focus if focus in seen else 0
+        if not label and seen and rng.random() < self.augment.focus:
+            label = int(rng.choice(seen))
         among = places.get(label, places.get(0, np.zeros((1, 3), np.int32)))
         middle = among[int(rng.integers(len(among)))]
         for n, have, want, length, at in zip(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from napari_fmseg.errors import FmsegError, UnwritableVolume
-from napari_fmseg.grid import to_canonical, to_tensor
+from napari_fmseg.grid import resize, to_canonical, to_tensor
 from napari_fmseg.io import read_volume
 from napari_fmseg.models import Intensity
 from napari_fmseg.pipelines.phased import normalise
@@ -33,14 +33,21 @@ class VolumeStore:
         How much they may take. When it is full, those that were not asked for longest go.
     intensity
         How intensities become 0..1.
+    spacing_mm
+        Spacing (z, y, x) to which finer volumes are brought; coarser ones, and all if it is empty, keep their own.
     """
 
     def __init__(
-        self, paths: Sequence[Path], folder: Path, limit_gb: float = 20.0, intensity: Intensity | None = None
+        self,
+        paths: Sequence[Path],
+        folder: Path,
+        limit_gb: float = 20.0,
+        intensity: Intensity | None = None,
+        spacing_mm: Sequence[float] = (),
     ) -> None:
         self.paths = tuple(paths)
         self._folder, self._limit = Path(folder), int(limit_gb * 1e9)
-        self._intensity = intensity or Intensity()
+        self._intensity, self._spacing_mm = intensity or Intensity(), tuple(spacing_mm)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,11 +86,16 @@ class VolumeStore:
         """Name the decoded file after what it was made from: another content is another file."""
         facts = path.stat() if path.exists() else None
         told = f"{path.absolute()}|{facts and (facts.st_size, facts.st_mtime_ns)}|{self._intensity}"
+        told += f"|{self._spacing_mm}" if self._spacing_mm else ""
         return self._folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.npy"
 
     def _decode(self, path: Path, kept: Path) -> np.ndarray:
-        data, _ = to_canonical(read_volume(path))
-        decoded = normalise(to_tensor(data[:1]), self._intensity)[0].half().numpy()
+        data, geometry = to_canonical(read_volume(path))
+        image = normalise(to_tensor(data[:1]), self._intensity)
+        if self._spacing_mm:
+            sizes = zip(image.shape[1:], geometry.spacing, self._spacing_mm, strict=True)
+            image = resize(image, [max(1, round(n * min(1.0, have / want))) for n, have, want in sizes])
+        decoded = image[0].half().numpy()
         self._make_room(decoded.nbytes)
         beside = kept.with_suffix(f".{os.getpid()}.part")
         try:

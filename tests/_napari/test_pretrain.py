@@ -181,6 +181,7 @@ def test_a_killed_process_is_failed_with_resume(make_dock: Make, qtbot: Any, sca
     choose(dock, scans)
     press(qtbot, dock.start_button)
     wait(qtbot, dock, "training")
+    qtbot.waitUntil(lambda: len(dock.viewer.layers) == 3, timeout=60_000)  # so far there is something to resume
     pid = dock.training.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)

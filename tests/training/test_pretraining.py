@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from napari_fmseg.errors import InvalidRecipe
+from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
 from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StepDone, Warned
 from napari_fmseg.io import write_volume
 from napari_fmseg.models import find_card, load_model
@@ -142,12 +142,67 @@ def test_folder_of_another_run_is_not_touched(folder, tmp_path):
         next(pretrain(recipe_of(folder, tmp_path, seed=1)))
 
 
-def test_folder_without_volumes_and_network_without_logits_are_refused(folder, tmp_path):
+def test_folder_without_volumes_is_refused(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidRecipe, match="no volume"):
         list(pretrain(recipe_of(tmp_path / "empty", tmp_path / "a")))
-    with pytest.raises(InvalidRecipe, match="no logits"):
-        list(pretrain(recipe_of(folder, tmp_path / "b", network="snet", kwargs={})))
+
+
+NETWORKS = {
+    "fmunet": SMALL,
+    "pctnet": {"widths": [4, 4, 8, 8, 8], "heads": [1, 1, 1], "windows": [3, 3, 3]},
+    "baseunet": {"channels": [2, 4, 4, 4, 8]},
+    "efficientsegnet": {"channels": [2, 4, 4, 4, 8], "context": "none"},
+    "ma3dseg": {"widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1], "stem": 4},
+    "unet3d": {"width": 4},
+    "vnet": {"width": 4},
+    "voxresnet": {"width": 8, "side": 4},
+    "monai-segresnet": {"width": 8},
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_of_the_registry_are_pretrained(network, folder, tmp_path):
+    if network.startswith("monai"):
+        pytest.importorskip("monai")
+    fusion = Fusion((16, 32, 32), 2, block=((4, 4, 4), (8, 8, 8)))
+    changes = {"network": network, "kwargs": NETWORKS[network], "fusion": fusion, "validate_samples": 1}
+    events = list(pretrain(recipe_of(folder, tmp_path, **changes, steps=2, steps_per_epoch=2)))
+    assert np.isfinite(losses(events)).all()
+    model = load_model(events[-1].path, device="cpu")
+    assert model.nets["net"].activation == "softmax"
+    assert model.nets["net"](torch.rand(1, 1, 16, 32, 32)).shape == (1, 3, 16, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("network", "kwargs", "why"),
+    [
+        ("snet", {}, "phased"),
+        ("attnnet", {}, "phased"),
+        ("edgenet", {}, "phased"),
+        ("unet3d", {"activation": "sigmoid"}, "every voxel of a sample has one class"),
+    ],
+)
+def test_network_that_cannot_tell_mixtures_is_refused_with_the_reason(network, kwargs, why, folder, tmp_path):
+    with pytest.raises(InvalidRecipe, match=why):
+        next(pretrain(recipe_of(folder, tmp_path / "run", network=network, kwargs=kwargs)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_a_size_that_the_network_does_not_take_are_refused_before_a_volume_is_read(folder, tmp_path):
+    with pytest.raises(GeometryMismatch):
+        next(pretrain(recipe_of(folder, tmp_path / "run", network="vnet", kwargs={"width": 4})))
+    fusion = Fusion((8, 8, 8), 2, block=((4, 4, 4), (8, 8, 8)))
+    with pytest.raises(GeometryMismatch):
+        next(pretrain(recipe_of(folder, tmp_path / "run", fusion=fusion)))
+
+
+def test_finer_volumes_are_brought_to_the_spacing_that_is_asked_for(folder, tmp_path):
+    list(pretrain(recipe_of(folder, tmp_path / "run", spacing_mm=(1.0, 2.0, 2.0), steps=1)))
+    shapes = sorted(np.load(path).shape for path in (tmp_path / "run" / "volumes").glob("*.npy"))
+    assert shapes == [(20 + i, 15, 14 + i) for i in range(4)]  # of (20 + i, 30, 28 + 2 i) at 2 x 1 x 1 mm
+    card = find_card(tmp_path / "run" / "small.toml")
+    assert list(card.settings["spacing_mm"]) == [1.0, 2.0, 2.0]
 
 
 def test_recipe_is_read_from_toml_with_paths_beside_it(tmp_path):
@@ -163,7 +218,19 @@ def test_recipe_is_read_from_toml_with_paths_beside_it(tmp_path):
         load_pretrain_recipe(tmp_path / "r.toml")
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"lr": 0.0}, {"holdout": 1.0}, {"name": "a/b"}, {"cache_gb": -1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 0},
+        {"lr": 0.0},
+        {"holdout": 1.0},
+        {"name": "a/b"},
+        {"cache_gb": -1},
+        {"devices": 0},
+        {"batch": 3, "devices": 2},
+        {"spacing_mm": (1.0, 0.0, 1.0)},
+    ],
+)
 def test_impossible_recipe_is_refused(changes, tmp_path):
     with pytest.raises(InvalidRecipe):
         PretrainRecipe(**{"name": "x", "volumes": tmp_path, "out": tmp_path, **changes})

@@ -24,7 +24,7 @@ from napari_fmseg.training.recipe import as_table as plain
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("FMSEG_SHARED", ROOT.parent / "shared")) / "data"
-SHIPPED = sorted((ROOT / "resources" / "recipes").glob("*.toml"))
+SHIPPED = sorted(p for p in (ROOT / "resources" / "recipes").glob("*.toml") if not p.stem.endswith("-volf"))
 LEAST: dict[str, Any] = {
     "name": "m",
     "labels": ["left", "right"],

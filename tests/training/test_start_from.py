@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.events import EpochDone, Warned, drain
+from napari_fmseg.events import EpochDone, StepDone, Warned, drain
 from napari_fmseg.io import read_volume, write_labels, write_volume
 from napari_fmseg.models import load_model
 from napari_fmseg.pipelines import segment
@@ -132,6 +132,58 @@ def test_a_patch_lies_around_what_was_labelled(home: Path) -> None:
     targets = [task.sample(0, rng, noise)[1] for _ in range(20)]
     assert all(t.sum() > 50 for t in targets)
     assert all(task.sample(0, rng, noise, focus=2)[1][2].sum() > 3 for _ in range(20))
+
+
+@pytest.mark.parametrize("focus", [0.0, 1.0])
+def test_the_share_of_patches_around_a_structure_is_that_of_the_recipe(home: Path, focus: float) -> None:
+    from napari_fmseg.training.data import Sample
+    from napari_fmseg.training.single import Patches
+
+    labels = torch.zeros(60, 60, 60, dtype=torch.uint8)
+    labels[50, 5:9, 5:9] = 1
+    case = Sample("a", torch.rand(1, 60, 60, 60), labels)
+    own = {**single(), "augment": dataclasses.replace(STILL, focus=focus)}
+    task = Patches(own["stages"][0], recipe(home, "x", ("bright",), **own), [case], {})
+    rng, noise = np.random.default_rng(0), torch.Generator()
+    seen = [bool(task.sample(0, rng, noise)[1][1].any()) for _ in range(20)]
+    assert sum(seen) == 20 if focus else sum(seen) < 10
+
+
+def test_a_seed_gives_the_same_steps_again_also_where_features_are_dropped_and_heads_are_new(home: Path) -> None:
+    list(train(recipe(home, "old", ("bright",), **single())))
+    curves = []
+    for turn in range(2):
+        torch.manual_seed(turn)  # what others have drawn before shall not matter
+        events = train(recipe(home, f"new{turn}", ("dark",), **single(), start_from=str(home / "old" / "m.toml")))
+        curves.append([event.loss for event in events if isinstance(event, StepDone)])
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "adamw"])
+def test_the_recipes_optimiser_steps(home: Path, optimiser: str) -> None:
+    # Adam's decay goes through the gradient, which its first step divides by its size; AdamW's shrinks the weights.
+    own = single(steps=1, steps_per_epoch=1, optimiser=optimiser, lr=1e-3, weight_decay=100.0)
+    list(train(recipe(home, "run", ("bright",), **{**own, "seed": 3})))
+    saved = torch.load(home / "run" / "0-net.pt", weights_only=True)
+    plain = single(steps=1, steps_per_epoch=1, lr=1e-12, weight_decay=0.0)
+    list(train(recipe(home, "still", ("bright",), **{**plain, "seed": 3})))
+    before = torch.load(home / "still" / "0-net.pt", weights_only=True)["net"]["project.weight"]
+    moved = (saved["net"]["project.weight"] - before).abs().max()
+    if optimiser == "adam":
+        assert moved == pytest.approx(1e-3, rel=0.05)
+    else:
+        assert moved > 0.03 * before.abs().max()
+
+
+def test_only_the_first_heads_are_compared_where_the_recipe_says_so(home: Path) -> None:
+    for heads in (0, 1):
+        list(train(recipe(home, f"heads{heads}", ("bright",), **single(steps=2, steps_per_epoch=2, heads=heads))))
+    coarse = "out_layers.3.2.weight"
+    moved, still = (torch.load(home / f"heads{n}" / "0-net.pt", weights_only=True)["net"][coarse] for n in (0, 1))
+    list(train(recipe(home, "start", ("bright",), **single(steps=1, steps_per_epoch=1, lr=1e-12, weight_decay=0.0))))
+    first = torch.load(home / "start" / "0-net.pt", weights_only=True)["net"][coarse]
+    torch.testing.assert_close(still, first, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(moved, first, rtol=1e-3, atol=1e-5)
 
 
 def test_a_model_of_another_kind_is_no_start(home: Path) -> None:

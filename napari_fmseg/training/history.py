@@ -1,0 +1,154 @@
+"""The history of a run on disk: a line per step and per epoch, and TensorBoard's files where they are wanted.
+
+``history.jsonl`` in the run's folder is always written: of a step "stage", "step", "loss" and "lr", of an epoch
+"stage", "step", "epoch", "loss", "seconds" and its measures. What a resumed run does again replaces what was written
+before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from napari_fmseg.errors import MissingExtra
+from napari_fmseg.events import EpochDone, Pictures, StepDone, TrainEvent
+from napari_fmseg.processes import leads
+
+__all__ = ["recorded"]
+
+
+def recorded(
+    events: Generator[TrainEvent, None, None], folder: Path, tensorboard: bool = False
+) -> Generator[TrainEvent, None, None]:
+    """Pass the events of a training on, and write its history beside; in a process that does not lead, neither.
+
+    Parameters
+    ----------
+    events
+        They are closed with this iterator.
+    folder
+        Of the run; it is there when the first step is done.
+    tensorboard
+        Whether to write files for TensorBoard too, into ``tensorboard`` in the folder.
+
+    Raises
+    ------
+    MissingExtra
+        If TensorBoard is wanted and not installed.
+    """
+    with contextlib.closing(events), contextlib.ExitStack() as at_end:
+        writers: list[_Lines | _Board] = []
+        if leads():
+            writers = [_Lines(folder), *([_Board(folder / "tensorboard")] if tensorboard else [])]
+        for writer in writers:
+            at_end.callback(writer.close)
+        for event in events:
+            if not leads():
+                continue
+            for writer in writers:
+                writer.note(event)
+            yield event
+
+
+class _Lines:
+    """The lines of ``history.jsonl``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.file = Path(folder) / "history.jsonl", None
+        self.steps: dict[str, int] = {}
+
+    file: TextIO | None
+
+    def note(self, event: TrainEvent) -> None:
+        if isinstance(event, StepDone):
+            if event.stage not in self.steps:
+                self._go_on(event.stage, event.step)
+            self.steps[event.stage] = event.step
+            self._write({"stage": event.stage, "step": event.step, "loss": event.loss, "lr": event.lr})
+        elif isinstance(event, EpochDone):
+            facts = {"stage": event.stage, "step": self.steps.get(event.stage, 0), "epoch": event.epoch}
+            self._write({**facts, "loss": event.loss, "seconds": event.seconds, **event.metrics})
+
+    def _go_on(self, stage: str, first: int) -> None:
+        """Leave out what was written of steps that are taken again."""
+        self.close()
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+            except ValueError:  # cut short by a kill
+                continue
+            if row["stage"] != stage or row["step"] < first:
+                kept.append(line)
+        beside = self.path.with_suffix(f".{os.getpid()}.part")
+        beside.write_text("".join(kept), encoding="utf-8")
+        os.replace(beside, self.path)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        if self.file is None:
+            self.file = self.path.open("a", encoding="utf-8", buffering=1)  # whole lines, at once
+        self.file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+
+class _Board:
+    """TensorBoard's files, a folder per stage."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtra(
+                "Files for TensorBoard were asked for, and the package tensorboard is missing here: pip install "
+                "'napari-fmseg[tensorboard]', or leave the option out. history.jsonl has the same numbers."
+            ) from error
+        self.make, self.folder = SummaryWriter, folder
+        self.writers: dict[str, Any] = {}
+        self.steps: dict[str, int] = {}
+
+    def note(self, event: TrainEvent) -> None:
+        if isinstance(event, StepDone):
+            board = self._of(event.stage, event.step)
+            board.add_scalar("step/loss", event.loss, event.step)
+            board.add_scalar("step/lr", event.lr, event.step)
+            self.steps[event.stage] = event.step
+        elif isinstance(event, EpochDone):
+            step = self.steps.get(event.stage, 0)
+            board = self._of(event.stage, step)
+            board.add_scalar("epoch/loss", event.loss, step)
+            for name, value in event.metrics.items():
+                board.add_scalar(f"validation/{name}", value, step)
+            board.flush()
+        elif isinstance(event, Pictures):
+            self._show(event)
+
+    def _of(self, stage: str, step: int) -> Any:
+        if stage not in self.writers:
+            self.writers[stage] = self.make(str(self.folder / stage), purge_step=step)
+        return self.writers[stage]
+
+    def _show(self, event: Pictures) -> None:
+        """Show the middle plane of each array."""
+        with np.load(event.path, allow_pickle=False) as arrays:
+            for name in arrays.files:
+                if name == "spacing":
+                    continue
+                plane = arrays[name][len(arrays[name]) // 2].astype(np.float32)
+                shown = (plane - plane.min()) / max(float(np.ptp(plane)), 1e-12)
+                self._of(event.stage, event.step).add_image(name.replace(" ", "-"), shown[None], event.step)
+
+    def close(self) -> None:
+        for board in self.writers.values():
+            board.close()
