@@ -1,4 +1,4 @@
-"""EfficientSegmentation's networks with a third of the memory: every layer a few planes at a time.
+"""EfficientSegmentation's networks with less than half of the memory: every layer a few planes at a time.
 
 The same sums in another order. A layer reads planes of its input, convolves them, and only what is needed later is
 kept. What saves memory and time:
