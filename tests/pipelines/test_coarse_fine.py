@@ -1,6 +1,7 @@
 """Coarse, then fine: everything lies where it is in the patient, on any grid, whatever the networks are."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from napari_fmseg.events import Progress, StageResult, Warned, drain
 from napari_fmseg.io import read_labels, write_volume
 from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
+from napari_fmseg.pipelines import SegmentOptions, running, segment, stages_of
 from napari_fmseg.pipelines.coarse_fine import box_around, chooser
 from napari_fmseg.pipelines.postprocess import keep_parts
 from napari_fmseg.pipelines.reading import Source
@@ -389,7 +390,9 @@ def test_registered_networks_of_any_kind_serve_as_coarse_and_fine(tmp_path):
     assert list(seen) == ["coarse", "fine", "labels"]
 
 
-def test_command_line_segments_with_such_a_model_and_a_limit(tmp_path, capsys):
+def test_command_line_segments_with_such_a_model_and_a_limit(tmp_path, capsys, monkeypatch):
+    peaks = itertools.count(1, 1_000_000_000)  # a process that grows and grows
+    monkeypatch.setattr(running, "peak_bytes", lambda: next(peaks))
     kwargs = {"n_classes": 3, "channels": (2, 2, 4, 4, 4)}
     specs = {"coarse": NetSpec("baseunet", kwargs), "fine": NetSpec("baseunet", kwargs)}
     torch.manual_seed(0)
