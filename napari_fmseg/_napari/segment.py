@@ -62,7 +62,7 @@ class SegmentDock(Dock):
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
         self.all_stages, self.three_d = QPushButton("Show stages"), QPushButton("3-D")
-        self.why, self.lesions = QPushButton("&Why here?"), QPushButton("Lesions …")
+        self.why, self.lesions = QPushButton("Why here?"), QPushButton("Lesions …")
         self._three_d = ThreeD(napari_viewer)
         self._build()
         self._connect()

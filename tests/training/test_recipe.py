@@ -376,7 +376,7 @@ def test_the_lists_beside_the_project_are_read_as_their_splits_say(path: Path) -
     labels, training, validation = cases_of(folder)
     assert set(recipe.labels) <= set(labels.values())
     assert [c.name for c in training] == splits["training"]
-    assert [c.name for c in validation] == splits["validation"]
+    assert [c.name for c in validation] == splits.get("validation", [])
     for case in (*training, *validation):
         assert case.labels is not None
         assert all(p.is_file() for p in (*case.images, case.labels))
