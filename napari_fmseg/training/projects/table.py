@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from napari_fmseg.errors import FmsegError
 from napari_fmseg.training.projects.journal import changing
 from napari_fmseg.training.projects.split import HELD_OUT
 from napari_fmseg.training.projects.state import Project, open_project, with_record, write_state
@@ -65,10 +66,17 @@ class CaseRow:
 
 def case_table(project: Project) -> tuple[CaseRow, ...]:
     """List the cases by name."""
-    present = present_version(project)
-    # Scores of a version that nothing was held out for come from models that did not see the case.
-    left_out = set(present.lineage.scores) if present is not None and not present.lineage.held_out else set()
+    left_out = _left_out(project)
     return tuple(_row(project, name, name in left_out) for name in project.files)
+
+
+def _left_out(project: Project) -> set[str]:
+    """Name the cases that the present version's scores are about if nothing was held out: see `leaving`."""
+    try:
+        present = present_version(project)
+    except FmsegError:  # damaged: the cases can be listed all the same
+        return set()
+    return set(present.lineage.scores) if present is not None and not present.lineage.held_out else set()
 
 
 def _row(project: Project, name: str, left_out: bool) -> CaseRow:
