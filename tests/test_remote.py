@@ -264,10 +264,10 @@ import napari_fmseg.pipelines.running as running
 load, prepare, bring = models.load_model, running.prepare, phased.to_tensor
 def load_model(card, device):  # a device that every machine has stands for a graphics card
     return dataclasses.replace(load(card, device="cpu"), device=torch.device("meta"))
-def full(net, *, device, precision):
+def full(net, *, device, **options):
     if device.type != "cpu":
         raise torch.OutOfMemoryError("Tried to allocate 9 GiB")
-    return prepare(net, device=device, precision=precision)
+    return prepare(net, device=device, **options)
 models.load_model, running.prepare = load_model, full
 phased.to_tensor = lambda data, device="cpu": bring(data, "cpu")
 """
