@@ -16,7 +16,7 @@ from napari_fmseg.grid import to_canonical
 from napari_fmseg.models import Intensity, ModelCard, find_card
 from napari_fmseg.nets import build
 from napari_fmseg.nets.engine import keep_pages, pick_device
-from napari_fmseg.pipelines.settings import STAGES, PhasedSettings, SingleSettings
+from napari_fmseg.pipelines.settings import SETTINGS, STAGES, PhasedSettings, SingleSettings
 from napari_fmseg.training.data import read_case
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, cases_of
 from napari_fmseg.training.tasks import probabilities
@@ -26,10 +26,9 @@ __all__ = ["Facts", "Suggestion", "facts_of", "suggest_recipe"]
 _LOOK_AT = 12
 """Cases that are read to know the data; the others are like them."""
 
-_SHARES = {"consensus": 0.25, "attention": 0.6, "edge": 0.05, "net": 0.9}
+_SHARES = {"consensus": 0.25, "attention": 0.6, "edge": 0.05, "net": 0.9, "coarse": 0.25, "fine": 0.65}
 """Shares of the time budget; the rest is for validation."""
 
-_NETWORKS = {"consensus": "snet", "attention": "attnnet", "edge": "edgenet"}
 _FEWEST_STEPS = 150
 _GRID = {"cpu": 400_000, "other": 2_000_000}
 """Voxels of the largest attention grid."""
@@ -240,6 +239,16 @@ def _timed(
     return tuple(stages), told
 
 
+def _size_of(recipe: Recipe, stage: str) -> tuple[int, int, int]:
+    """Voxels that the network of a stage sees at once."""
+    settings = SETTINGS[recipe.pipeline].of(recipe.settings)
+    if isinstance(settings, SingleSettings):
+        return settings.window
+    if isinstance(settings, PhasedSettings):
+        return settings.consensus_grid if stage == "consensus" else settings.attention_grid
+    return settings.coarse_size if stage == "coarse" else settings.fine_size
+
+
 def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: Facts, device: torch.device) -> float:
     """Make two steps of a stage on noise and time the second one."""
     n_classes = len(recipe.labels) + 1
@@ -248,11 +257,7 @@ def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: Facts, device: 
     given = {"in_channels": len(recipe.channels), "n_classes": n_classes, **stage.kwargs}
     net = build(stage.network, **{**kwargs, **given}).to(device).train()
     optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-6)
-    if recipe.pipeline == "single":
-        size: Sequence[int] = SingleSettings.of(recipe.settings).window
-    else:
-        settings = PhasedSettings.of(recipe.settings)
-        size = settings.consensus_grid if stage.stage == "consensus" else settings.attention_grid
+    size = _size_of(recipe, stage.stage)
     inputs = [torch.rand(stage.batch, len(recipe.channels), *size, device=device)]
     if stage.stage == "attention":
         inputs.append(torch.rand(stage.batch, 1, *size, device=device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.events import Saved
 from napari_fmseg.io import write_labels, write_volume
+from napari_fmseg.models import ModelCard, NetSpec, save_model
+from napari_fmseg.nets import build
 from napari_fmseg.training import Case, train
 from napari_fmseg.training.suggest import facts_of, suggest_recipe
 from napari_fmseg.volume import Geometry, LabelMap, Volume
@@ -81,6 +84,34 @@ def test_starting_from_a_model_keeps_its_ways_and_its_answers(tmp_path: Path) ->
     assert recipe.keep_answers > 0
     assert Path(recipe.start_from).name == "fmsf-hippocampus-mr.toml"
     assert "new: dot" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "nets", "settings"),
+    [
+        ("single", {"net": NetSpec("unet3d", {"width": 4})}, {"window": [16, 16, 16]}),
+        (
+            "coarse_fine",
+            {
+                "coarse": NetSpec("baseunet", {"channels": [2, 2, 4, 4, 4], "encoder": 2, "decoder": 2}),
+                "fine": NetSpec("efficientsegnet", {"channels": [2, 2, 4, 4, 4], "context": "none"}),
+            },
+            {"coarse_size": [32, 32, 32], "fine_size": [32, 32, 32]},
+        ),
+    ],
+)
+def test_a_model_of_any_pipeline_can_be_gone_on_from(
+    tmp_path: Path, pipeline: str, nets: dict[str, NetSpec], settings: dict[str, Any]
+) -> None:
+    folder = dataset(tmp_path / "data", small=True, names={"background": 0, "dot": 1})
+    told = {"in_channels": 1, "n_classes": 2}
+    nets = {stage: NetSpec(spec.network, {**told, **spec.kwargs}) for stage, spec in nets.items()}
+    card = ModelCard("before", "before", pipeline, nets, {1: "dot"}, settings=settings)
+    save_model(card, {stage: build(spec.network, **spec.kwargs) for stage, spec in nets.items()}, tmp_path)
+    found = suggest_recipe(folder, 0.005, str(tmp_path / "before.toml"), "cpu", out=tmp_path / "out")
+    few = tuple(dataclasses.replace(stage, steps=1, steps_per_epoch=1) for stage in found.recipe.stages)
+    assert [stage.stage for stage in few] == list(nets)
+    assert isinstance(list(train(dataclasses.replace(found.recipe, stages=few)))[-1], Saved)
 
 
 def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
