@@ -21,7 +21,7 @@ import numpy as np
 from napari_fmseg.io import read_labels, read_volume
 from napari_fmseg.models import ModelCard, NetSpec, write_card
 from napari_fmseg.training.projects import (
-    LabelOptions, add_case, init_project, keep_version, label_case, list_versions, open_project, save_prediction,
+    LabelOptions, Run, add_case, init_project, keep_version, label_case, list_versions, open_project, save_prediction,
     start_run, training_plan,
 )
 from napari_fmseg.training.projects.examining import stale
