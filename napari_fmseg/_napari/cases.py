@@ -49,7 +49,7 @@ class Case:
 
 
 def cases_of(layers: Iterable[Any]) -> list[Case]:
-    """Give the volumes among `layers`, in their order; colours, pictures and our own attention maps are none."""
+    """Give the volumes among `layers`, in their order; colours, pictures and our own maps are none."""
     groups: list[list[Any]] = []
     for layer in layers:
         if not _is_volume(layer):
@@ -75,7 +75,8 @@ def _told(layer: Any) -> Mapping[str, Any]:
 def _is_volume(layer: Any) -> bool:
     from napari.layers import Image
 
-    if not isinstance(layer, Image) or layer.rgb or layer.multiscale or "made" in _told(layer):
+    ours = {"made", "role"} & _told(layer).keys()
+    if not isinstance(layer, Image) or layer.rgb or layer.multiscale or ours:
         return False
     shape = tuple(layer.data.shape)
     return len(shape) in (3, 4) and min(shape[-3:]) > 1

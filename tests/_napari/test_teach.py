@@ -474,6 +474,7 @@ def test_what_a_model_doubted_comes_hidden_with_its_labels_as_heat_on_the_same_p
             "new · predicted, to be corrected",
         ]
         assert [layer.visible for layer in dock.viewer.layers] == [True, False, True]
+        assert [case.name for case in dock.add.image.cases] == ["new"]  # the map is no volume to be labelled
     scan, heat, _ = dock.viewer.layers
     assert heat.data.max() == 0.5
     lit = np.argwhere(heat.data == 0.5)[0]
