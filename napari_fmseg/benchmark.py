@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from napari_fmseg.models import Model
 
-__all__ = ["Benchmark", "Pairing", "Part", "bench", "environment", "measured_run", "pair", "published_snet"]
+__all__ = ["Benchmark", "Pairing", "Part", "bench", "environment", "pair", "published_snet"]
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def bench(
         inflate: list[dict[str, float]] = []
         for n in range(warmups + repeats):
             start = time.perf_counter()
-            parts, volume = measured_run(path, model, options, Path(folder) / "labels.nii.gz")
+            parts, volume = _run(path, model, options, Path(folder) / "labels.nii.gz")
             if n >= warmups:
                 walls.append(time.perf_counter() - start)
                 runs.append(parts)
@@ -202,7 +202,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def measured_run(path: Path, model: Model, options: SegmentOptions, result: Path) -> tuple[dict[str, Part], Volume]:
+def _run(path: Path, model: Model, options: SegmentOptions, result: Path) -> tuple[dict[str, Part], Volume]:
     """Segment one file into another; give every part with its time and peak memory, and the volume."""
     parts: dict[str, Part] = {}
     with MemoryWatch(model.device) as memory:

@@ -1,7 +1,5 @@
 """One row per case: how right, and how fast and with how much memory every part was, for a spreadsheet.
 
-`napari_fmseg.evaluation` has a row per case and class, and goes on after a stop; this one measures from file to file.
-
 What the evaluation of FLARE 21 tells of each case (Ma et al., Fast and low-GPU-memory abdomen CT organ segmentation,
 Med. Image Anal. 82, 2022), in columns that say their units.
 """
@@ -11,120 +9,75 @@ from __future__ import annotations
 import csv
 import io
 import math
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from napari_fmseg.benchmark import Part, measured_run
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.events import Progress
 from napari_fmseg.io import find_volumes, read_labels, suffix_of
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.manifest import manifest_path, read_seconds
 from napari_fmseg.metrics import score
-from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.volume import LabelMap
 
-if TYPE_CHECKING:
-    from napari_fmseg.models import Model
-
-__all__ = ["CaseScore", "measured_cases", "pairs_in", "score_pair", "write_csv"]
+__all__ = ["CaseScores", "pairs_in", "score_pair", "write_cases"]
 
 
 @dataclass(frozen=True)
-class CaseScore:
-    """One case.
+class CaseScores:
+    """How one case went.
 
     Attributes
     ----------
     case
         Its name.
+    scores
+        Metrics by class and name; a class that it was never labelled with is left out.
+    seconds
+        For segmenting, without reading and comparing.
+    peak_mb, gpu_mb
+        Most memory of the process and of the graphics card meanwhile.
+    problem
+        Why it could not be evaluated, or "".
+    stamp
+        Size and time of its files, so that a changed case is evaluated again.
     slice_mm
         Distance of its slices.
-    tolerance_mm
-        Of the surface Dice.
-    labels
-        By name what `napari_fmseg.metrics.score` tells; of it dice and nsd are written.
     parts
-        Time and memory of reading, every stage and writing; memory 0 where nobody measured it.
-    seconds
-        From file to file; nan where nobody measured it.
+        Of reading, every stage and writing: ``seconds``, and where they were measured ``peak_mb`` and ``gpu_mb``.
     """
 
     case: str
-    slice_mm: float
-    tolerance_mm: float
-    labels: Mapping[str, Mapping[str, float]]
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seconds: float = math.nan
+    peak_mb: float = math.nan
+    gpu_mb: float = math.nan
+    problem: str = ""
+    stamp: tuple[int, ...] = ()
+    slice_mm: float = math.nan
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
-    def row(self) -> dict[str, str | float]:
+    def row(self, tolerance_mm: float) -> dict[str, str | float]:
         """Give the row of the table: names of columns with their units, and values."""
         found: dict[str, str | float] = {"case": self.case, "slice_mm": self.slice_mm}
-        nsd = f"nsd_{self.tolerance_mm:g}mm"
-        for name, values in self.labels.items():
+        nsd = f"nsd_{tolerance_mm:g}mm"
+        for name, values in self.scores.items():
             found |= {f"{name}_dice": values["dice"], f"{name}_{nsd}": values["nsd"]}
-        found |= {"mean_dice": self._mean("dice"), f"mean_{nsd}": self._mean("nsd")}
-        found |= {f"{name}_s": part.seconds for name, part in self.parts.items()}
-        if not math.isnan(self.seconds):
-            found["total_s"] = self.seconds
-        measured = {name: part for name, part in self.parts.items() if part.peak_mb}
-        for name, part in measured.items():
-            found[f"{name}_peak_mb"] = part.peak_mb
-            if part.gpu_mb:
-                found[f"{name}_gpu_mb"] = part.gpu_mb
-        if measured:
-            found["peak_mb"] = max(part.peak_mb for part in measured.values())
-            gpu = max(part.gpu_mb for part in measured.values())
-            found |= {"gpu_mb": gpu} if gpu else {}
+        found |= {"mean_dice": self.mean("dice"), f"mean_{nsd}": self.mean("nsd")}
+        found |= {f"{name}_s": part["seconds"] for name, part in self.parts.items()}
+        if self.parts:
+            found["total_s"] = sum(part["seconds"] for part in self.parts.values())
+        for what in ("peak_mb", "gpu_mb"):
+            told = {name: part[what] for name, part in self.parts.items() if part.get(what)}
+            found |= {f"{name}_{what}": value for name, value in told.items()}
+            if told:
+                found[what] = max(told.values())
         return found
 
-    def _mean(self, what: str) -> float:
-        told = [values[what] for values in self.labels.values() if not math.isnan(values[what])]
+    def mean(self, metric: str) -> float:
+        """Give the mean over its classes of what is a finite number; nan if nothing is."""
+        told = [values[metric] for values in self.scores.values() if math.isfinite(values[metric])]
         return sum(told) / len(told) if told else math.nan
-
-
-def measured_cases(
-    cases: Sequence[tuple[str, Path, LabelMap]],
-    model: Model,
-    options: SegmentOptions | None = None,
-    *,
-    tolerance_mm: float = 1.0,
-) -> Iterator[Progress | CaseScore]:
-    """Segment cases from file to file, measure every part, and compare with the truth.
-
-    Parameters
-    ----------
-    cases
-        Name, image file, and true labels on its grid with the model's names.
-    model, options
-        See `napari_fmseg.pipelines.segment`.
-    tolerance_mm
-        Of the surface Dice; FLARE 21 has 1 mm.
-
-    Yields
-    ------
-    Progress
-        After every case.
-    CaseScore
-        One per case. The first one includes what happens once only, as in the published evaluation.
-    """
-    options = options or SegmentOptions()
-    with tempfile.TemporaryDirectory(prefix="fmseg-evaluate-") as folder:
-        for done, (name, image, truth) in enumerate(cases, 1):
-            result = Path(folder) / "labels.nii.gz"
-            start = time.perf_counter()
-            parts, volume = measured_run(image, model, options, result)
-            seconds = time.perf_counter() - start
-            found = read_labels(result)
-            labels = score(
-                LabelMap(found.data, found.geometry, {}, model.card.labels), truth, tolerance_mm=tolerance_mm
-            )
-            yield CaseScore(name, volume.geometry.canonical()[0].spacing[0], tolerance_mm, labels, parts, seconds)
-            yield Progress("evaluating", done, len(cases))
 
 
 def pairs_in(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
@@ -159,7 +112,7 @@ def pairs_in(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
 
 def score_pair(
     case: str, prediction: Path, truth: Path, *, tolerance_mm: float = 2.0, by_number: bool = False
-) -> CaseScore:
+) -> CaseScores:
     """Compare two files; the seconds come from the manifest beside the prediction, if there is one.
 
     Parameters
@@ -176,22 +129,29 @@ def score_pair(
     found, true = read_labels(prediction), read_labels(truth)
     if by_number:
         found = LabelMap(found.data, found.geometry, found.meta)
-    labels = score(found, true, tolerance_mm=tolerance_mm)
-    seconds = read_seconds(manifest_path(prediction))
-    parts = {name: Part(value, value, 0.0) for name, value in seconds.items()}
-    total = sum(seconds.values()) if seconds else math.nan
-    return CaseScore(case, true.geometry.canonical()[0].spacing[0], tolerance_mm, labels, parts, total)
+    parts = {name: {"seconds": value} for name, value in read_seconds(manifest_path(prediction)).items()}
+    scores = score(found, true, tolerance_mm=tolerance_mm)
+    return CaseScores(case, scores, slice_mm=true.geometry.canonical()[0].spacing[0], parts=parts)
 
 
-def write_csv(cases: Sequence[CaseScore], path: Path) -> Path:
+def write_cases(cases: Sequence[CaseScores], path: Path, tolerance_mm: float) -> Path:
     """Write one row per case, whole or not at all; what nobody measured, and nan, stays blank.
+
+    Parameters
+    ----------
+    cases
+        Those with a problem are left out.
+    path
+        Replaced only when the new file is complete.
+    tolerance_mm
+        Of the surface Dice, for the name of its column.
 
     Raises
     ------
     UnwritableVolume
         If the file cannot be written.
     """
-    rows = [case.row() for case in cases]
+    rows = [case.row(tolerance_mm) for case in cases if not case.problem]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

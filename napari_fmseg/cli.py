@@ -317,13 +317,13 @@ def score(
     from napari_fmseg.lesion_metrics import score_lesions
 
     if csv is not None:
-        from napari_fmseg.case_table import pairs_in, score_pair, write_csv
+        from napari_fmseg.case_table import pairs_in, score_pair, write_cases
 
         pairs = pairs_in(prediction, truth)
         cases = [score_pair(*pair, tolerance_mm=tolerance_mm, by_number=by_number) for pair in pairs]
-        write_csv(cases, csv)
+        write_cases(cases, csv, tolerance_mm)
         if prediction.is_dir():
-            _tell_cases(cases, csv, as_json=as_json)
+            _tell_cases(cases, csv, tolerance_mm, as_json=as_json)
             return 0
     found, true = read_labels(prediction), read_labels(truth)
     if by_number:
@@ -350,6 +350,20 @@ def score(
     return 0
 
 
+def _tell_cases(cases: Sequence[Any], csv: Path, tolerance_mm: float, *, as_json: bool) -> None:
+    """Tell the means of each case, and where the table lies."""
+    rows = [case.row(tolerance_mm) for case in cases]
+    if as_json:
+        write_json({"csv": str(csv), "cases": rows})
+        return
+    columns = [name for name in rows[0] if name.startswith("mean_") or name in ("total_s", "peak_mb", "gpu_mb")]
+    say(table(
+        ("CASE", *columns),
+        [(str(row["case"]), *(number(float(row.get(name, "nan"))) for name in columns)) for row in rows],
+    ))  # fmt: skip
+    say(f"{len(rows)} cases: {csv}")
+
+
 def _mean_dice(scores: dict[str, dict[str, float]]) -> float:
     """Mean over the labels that are in either file."""
     told = [row["dice"] for row in scores.values() if row["dice"] == row["dice"]]
@@ -366,14 +380,11 @@ def bench(
     run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
     repeats: int = 5,
     compare: bool = True,
-    dataset: Path | None = None,
-    csv: Path | None = None,
-    tolerance_mm: float = 1.0,
     as_json: Json = False,
 ) -> int:
     """Measure time and peak memory of reading, every stage and writing, and the engine against the plain network.
 
-    With --dataset its validation cases are segmented once each, and compared with their labels.
+    `fmseg evaluate` tells them for each case of a folder, beside Dice.
 
     Parameters
     ----------
@@ -385,23 +396,13 @@ def bench(
         Runs after one that warms up; medians are told.
     compare
         Run the published SNet at 128 x 128 x 128 too, by the engine and plain, in turns.
-    dataset
-        A folder as for training, instead of an image.
-    csv
-        Where the table of the dataset's cases goes: Dice, NSD, seconds and memory of every part, one row per case.
-    tolerance_mm
-        How far apart surfaces may lie and still agree, for NSD.
     """
     from napari_fmseg import benchmark
     from napari_fmseg.models import find_card, load_model
 
-    if (dataset is None) != (csv is None) or (dataset is not None and image is not None):
-        raise _Usage("--dataset and --csv belong together: the cases, and where their table goes; without --image.")
     card = find_card(model)
     show_terms(card, accepted=False)
     loaded = load_model(card, device=run.device)
-    if dataset is not None and csv is not None:
-        return _bench_cases(dataset, csv, loaded, run, tolerance_mm, as_json=as_json)
     results: dict[str, Any] = {}
     with Bars(quiet=as_json) as bars:
         for event in benchmark.bench(image or _phantom_volume(), loaded, run, repeats=repeats):
@@ -422,46 +423,6 @@ def bench(
     if "pairing" in results:
         _tell_pairing(results["pairing"])
     return 0
-
-
-def _bench_cases(
-    dataset: Path, csv: Path, model: Any, run: SegmentOptions, tolerance_mm: float, *, as_json: bool
-) -> int:
-    """Segment and compare the validation cases of a dataset; write the table."""
-    from napari_fmseg.case_table import CaseScore, measured_cases, write_csv
-    from napari_fmseg.training.data import read_case
-    from napari_fmseg.training.labelled import labelled_cases
-
-    names, held = labelled_cases(dataset)
-    labels = [model.card.labels.get(i, f"label {i}") for i in range(1, model.card.n_classes)]
-    several = next((case.name for case in held if len(case.images) > 1), "")
-    if several:
-        raise _Usage(f"{several} has a file per channel; only cases of one file can be measured from file to file.")
-    cases = [(case.name, case.images[0], read_case(case, names or model.card.labels, labels)[1]) for case in held]
-    found = []
-    with Bars(quiet=as_json) as bars:
-        for event in measured_cases(cases, model, run, tolerance_mm=tolerance_mm):
-            if isinstance(event, CaseScore):
-                found.append(event)
-            else:
-                follow(event, bars)
-    write_csv(found, csv)
-    _tell_cases(found, csv, as_json=as_json)
-    return 0
-
-
-def _tell_cases(cases: Sequence[Any], csv: Path, *, as_json: bool) -> None:
-    """Tell the means over cases, and where the table lies."""
-    rows = [case.row() for case in cases]
-    if as_json:
-        write_json({"csv": str(csv), "cases": rows})
-        return
-    columns = [name for name in rows[0] if name.startswith("mean_") or name in ("total_s", "peak_mb", "gpu_mb")]
-    say(table(
-        ("CASE", *columns),
-        [(str(row["case"]), *(number(float(row.get(name, "nan"))) for name in columns)) for row in rows],
-    ))  # fmt: skip
-    say(f"{len(rows)} cases: {csv}")
 
 
 def _phantom_volume() -> Any:

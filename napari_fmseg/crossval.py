@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from napari_fmseg.case_table import CaseScores, write_cases
 from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.evaluation import CaseScores, Evaluation, Row, evaluate, read_evaluation, summary, write_csv
+from napari_fmseg.evaluation import Evaluation, Row, evaluate, read_evaluation, summary, write_csv
 from napari_fmseg.events import Progress, Saved, TrainEvent, Warned
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.manifest import plain
@@ -100,8 +101,7 @@ def crossval(recipe: Recipe, n: int = 5) -> Generator[TrainEvent | CaseScores | 
             yield from train(own)
             names, _, held = cases_for(own)
             model = load_model(own.out / f"{own.name}.toml", device=recipe.device)
-            options = SegmentOptions(show_stages=False, device=recipe.device)
-            for event in evaluate(held, names, model, own.out, options):
+            for event in evaluate(held, names, model, own.out, SegmentOptions(device=recipe.device)):
                 if isinstance(event, CaseScores | Progress | Warned):
                     yield event
             del model
@@ -146,7 +146,7 @@ def _tables(recipe: Recipe, found: Sequence[Evaluation]) -> Crossval:
         rows += summary(label, [row.values for row in rows if row.label == label and row.case.isdigit()])
     cases = Evaluation(recipe.name, cases=tuple(case for one in found for case in one.cases))
     table = write_csv(rows, recipe.out / "crossval.csv", first="fold")
-    write_csv(cases.rows(), recipe.out / "cases.csv")
+    write_cases(cases.cases, recipe.out / "cases.csv", found[0].setup["tolerance_mm"])
     _write(recipe.out / "crossval.json", {
         "format": "napari-fmseg cross-validation 1", "use": "Research use only. Not a medical device.",
         "recipe": recipe.name, "folds": len(found),

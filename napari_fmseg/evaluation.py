@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_fmseg import metrics
+from napari_fmseg.case_table import CaseScores, write_cases
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Event, Progress, StageResult
 from napari_fmseg.io import write_labels
@@ -37,7 +38,7 @@ from napari_fmseg.volume import LabelMap
 if TYPE_CHECKING:
     from napari_fmseg.models import Model
 
-__all__ = ["METRICS", "CaseScores", "Evaluation", "Row", "evaluate", "read_evaluation", "summary", "write_csv"]
+__all__ = ["METRICS", "Evaluation", "Row", "evaluate", "read_evaluation", "summary", "write_csv"]
 
 METRICS = (
     "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "truth_ml", "false_positive_ml", "false_negative_ml",
@@ -45,35 +46,6 @@ METRICS = (
 """The columns of a table that say how well labels agree; see `napari_fmseg.metrics.score`."""
 
 COSTS = ("seconds", "peak_mb", "gpu_mb")
-
-
-@dataclass(frozen=True)
-class CaseScores:
-    """How one case went.
-
-    Attributes
-    ----------
-    case
-        Its name.
-    scores
-        Metrics by class and name; a class that it was never labelled with is left out.
-    seconds
-        For segmenting, without reading and comparing.
-    peak_mb, gpu_mb
-        Most memory of the process and of the graphics card meanwhile.
-    problem
-        Why it could not be evaluated, or "".
-    stamp
-        Size and time of its files, so that a changed case is evaluated again.
-    """
-
-    case: str
-    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    seconds: float = math.nan
-    peak_mb: float = math.nan
-    gpu_mb: float = math.nan
-    problem: str = ""
-    stamp: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +113,7 @@ def evaluate(
     tolerance_mm: float = 2.0,
     keep_labels: bool = False,
 ) -> Iterator[Event | CaseScores | Evaluation]:
-    """Segment labelled cases and compare; the tables are output/evaluation.csv and .json.
+    """Segment labelled cases and compare; the tables are evaluation.csv, evaluation.json and cases.csv in `output`.
 
     Parameters
     ----------
@@ -169,7 +141,7 @@ def evaluate(
         If `output` holds the evaluation of another model or other options, or no class is shared. A case that cannot
         be read or segmented is listed with its problem and does not stop the others.
     """
-    options = dataclasses.replace(options or SegmentOptions(), show_stages=False)
+    options = dataclasses.replace(options or SegmentOptions(), show_stages=True)  # each is timed
     shared = sorted(set(model.card.labels.values()) & set(names.values()))
     if not shared:
         raise FmsegError(
@@ -213,30 +185,42 @@ def _evaluated(
     keep: Path | None,
 ) -> Iterator[Event | CaseScores]:
     own = [model.card.labels.get(i, f"label {i}") for i in range(1, model.card.n_classes)]
-    volume, truth = read_case(case, names, own)
     found: LabelMap | None = None
+    parts: dict[str, dict[str, float]] = {}
     seconds = 0.0
     with MemoryWatch(model.device) as memory:
+
+        def note(name: str, took: float) -> None:
+            peak, gpu = memory.peak_mb()
+            parts[name] = {"seconds": took, "peak_mb": peak, "gpu_mb": gpu}
+
+        start = time.perf_counter()
+        volume, truth = read_case(case, names, own)
+        note("reading", time.perf_counter() - start)
         start = time.perf_counter()
         for event in segment(volume, model, options):
-            if isinstance(event, StageResult) and isinstance(event.output, LabelMap):
-                found = event.output
-            elif not isinstance(event, StageResult):
+            if isinstance(event, StageResult):
+                found = event.output if isinstance(event.output, LabelMap) else found
+                note(event.stage, event.seconds)
+            else:
                 seconds += time.perf_counter() - start
                 yield event
                 start = time.perf_counter()  # the consumer's time is not the model's
         seconds += time.perf_counter() - start
-        peak, gpu = memory.peak_mb()
-    assert found is not None
-    if keep is not None:
-        write_labels(found, keep / "labels" / f"{case.name}.nii.gz", source=volume)
+        assert found is not None
+        if keep is not None:
+            start = time.perf_counter()
+            write_labels(found, keep / "labels" / f"{case.name}.nii.gz", source=volume)
+            note("writing", time.perf_counter() - start)
     told = truth.data != IGNORE
     mine, its = (dataclasses.replace(m, data=np.where(told, m.data, 0).astype(m.data.dtype)) for m in (found, truth))
     unseen = {own[i - 1] for i in missing_in(case, names, own)}
     all_scores = metrics.score(mine, its, tolerance_mm=tolerance_mm)
     scores = {label: {m: row[m] for m in METRICS} for label, row in all_scores.items()
               if label in shared and label not in unseen}  # fmt: skip
-    yield CaseScores(case.name, scores, seconds, peak, gpu, stamp=_stamp(case))
+    peak, gpu = (max(part[what] for part in parts.values()) for what in ("peak_mb", "gpu_mb"))
+    thick = volume.geometry.canonical()[0].spacing[0]
+    yield CaseScores(case.name, scores, seconds, peak, gpu, stamp=_stamp(case), slice_mm=thick, parts=parts)
 
 
 def _stamp(case: Case) -> tuple[int, ...]:
@@ -277,7 +261,7 @@ def _before(path: Path, now: Evaluation) -> tuple[CaseScores, ...]:
 def _numbers(case: dict[str, Any]) -> dict[str, Any]:
     """Put nan back where JSON has none."""
     scores = {k: {m: _number(v) for m, v in row.items()} for k, row in case["scores"].items()}
-    return {**case, "scores": scores, **{name: _number(case[name]) for name in COSTS}}
+    return {**case, "scores": scores, **{name: _number(case.get(name)) for name in (*COSTS, "slice_mm")}}
 
 
 def _number(value: Any) -> float:
@@ -285,7 +269,7 @@ def _number(value: Any) -> float:
 
 
 def _write(whole: Evaluation, known: Any, output: Path) -> None:
-    """Write both tables; the JSON keeps cases of before that are still to come."""
+    """Write the tables; the JSON keeps cases of before that are still to come."""
     names = {case.case for case in whole.cases}
     kept = [*whole.cases, *(case for case in known if case.case not in names)]
     table = {
@@ -297,6 +281,7 @@ def _write(whole: Evaluation, known: Any, output: Path) -> None:
     with written_beside(output / "evaluation.json") as file:
         file.write((json.dumps(_plain(table), indent=1, allow_nan=False) + "\n").encode())
     write_csv(whole.rows(), output / "evaluation.csv")
+    write_cases(whole.cases, output / "cases.csv", whole.setup["tolerance_mm"])
 
 
 def _plain(table: Any) -> Any:

@@ -37,7 +37,8 @@ def evaluate(
     model
         A model's name (`fmseg models` lists them) or the path of a model card.
     output
-        Folder for evaluation.csv and evaluation.json.
+        Folder for evaluation.csv and .json (a row per case and class) and cases.csv (a row per case, with seconds and
+        memory of every part).
     part
         Which of its cases; "all" is training and validation.
     labels
@@ -49,7 +50,8 @@ def evaluate(
     accept_licence
         Accept the terms of a model whose data restrict its use, without being asked.
     """
-    from napari_fmseg.evaluation import CaseScores, Evaluation
+    from napari_fmseg.case_table import CaseScores
+    from napari_fmseg.evaluation import Evaluation
     from napari_fmseg.evaluation import evaluate as measure
     from napari_fmseg.models import find_card, load_model
     from napari_fmseg.training.labelled import labelled_cases
@@ -68,16 +70,15 @@ def evaluate(
             if isinstance(event, Evaluation):
                 whole = event
             elif isinstance(event, CaseScores) and not as_json:
-                dice = [row["dice"] for row in event.scores.values() if row["dice"] == row["dice"]]
-                mean = number(sum(dice) / len(dice) if dice else None)
-                bars.note(f"{event.case}: {event.problem or f'mean Dice {mean}, {event.seconds:.1f} s'}")
+                mean = f"mean Dice {number(event.mean('dice'))}, {event.seconds:.1f} s"
+                bars.note(f"{event.case}: {event.problem or mean}")
     failed = [case for case in whole.cases if case.problem]
     if as_json:
         summary = [dataclasses.asdict(row) for row in whole.rows() if row.case in ("mean", "sd")]
         write_json({**dataclasses.asdict(whole), "summary": summary})
         return 1 if failed else 0
     say(metrics_table(list(whole.rows()), "CASE"))
-    say(f"{output / 'evaluation.csv'}, {output / 'evaluation.json'}")
+    say(", ".join(str(output / name) for name in ("evaluation.csv", "cases.csv", "evaluation.json")))
     if failed:
         note(f"{len(failed)} of {len(whole.cases)} cases failed; the same command tries them again.")
     return 1 if failed else 0

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_fmseg.benchmark import Part
-from napari_fmseg.case_table import CaseScore, measured_cases, pairs_in, score_pair, write_csv
+from napari_fmseg.case_table import CaseScores, pairs_in, score_pair, write_cases
 from napari_fmseg.cli import main
 from napari_fmseg.errors import FmsegError, UnwritableVolume
 from napari_fmseg.io import write_labels, write_volume
-from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, save_model
+from napari_fmseg.models import Intensity, ModelCard, NetSpec, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
@@ -58,14 +57,18 @@ def test_a_folder_of_results_becomes_a_row_per_case(tmp_path: Path, capsys: pyte
 
 def test_a_label_in_neither_map_is_blank_and_not_in_the_mean() -> None:
     nothing = {"dice": math.nan, "nsd": math.nan}
-    case = CaseScore("a", 1.0, 1.0, {"cube": {"dice": 0.5, "nsd": 0.25}, "slab": nothing})
-    assert case.row()["mean_dice"] == 0.5
-    assert "peak_mb" not in case.row()
+    row = CaseScores("a", {"cube": {"dice": 0.5, "nsd": 0.25}, "slab": nothing}).row(2.0)
+    assert (row["mean_dice"], row["mean_nsd_2mm"]) == (0.5, 0.25)
+    assert "peak_mb" not in row
 
 
 def test_memory_is_told_for_every_part_and_as_a_peak(tmp_path: Path) -> None:
-    parts = {"coarse": Part(1.0, 1.0, 300.0, 20.0), "fine": Part(2.0, 2.0, 500.0, 90.0)}
-    (row,) = rows_of(write_csv([CaseScore("a", 1.0, 1.0, {}, parts, 4.0)], tmp_path / "deep" / "t.csv"))
+    parts = {
+        "coarse": {"seconds": 1.0, "peak_mb": 300.0, "gpu_mb": 20.0},
+        "fine": {"seconds": 3.0, "peak_mb": 500.0, "gpu_mb": 90.0},
+    }
+    cases = [CaseScores("a", parts=parts), CaseScores("b", problem="empty")]
+    (row,) = rows_of(write_cases(cases, tmp_path / "deep" / "t.csv", 1.0))
     expected = {"coarse_peak_mb": 300, "fine_peak_mb": 500, "peak_mb": 500, "coarse_gpu_mb": 20, "gpu_mb": 90}
     assert {name: float(row[name]) for name in expected} == expected
     assert float(row["total_s"]) == 4
@@ -82,9 +85,9 @@ def test_what_cannot_be_paired_or_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(FmsegError, match="_seg"):
         pairs_in(tmp_path / "results", tmp_path / "truth")
     assert pairs_in(path, path) == [("a", path, path)]
-    assert score_pair("a", path, path).seconds != score_pair("a", path, path).seconds  # nan: nobody measured it
+    assert score_pair("a", path, path).parts == {}  # nobody measured it
     with pytest.raises(UnwritableVolume, match=r"t\.csv"):
-        write_csv([], path / "t.csv")
+        write_cases([], path / "t.csv", 1.0)
 
 
 @pytest.fixture
@@ -113,21 +116,17 @@ def test_a_model_is_measured_on_the_validation_cases_of_a_dataset(tmp_path: Path
         write_volume(volume, data / "imagesTr" / f"c{i}_0000.nii.gz")
         write_labels(cubes(), data / "labelsTr" / f"c{i}.nii.gz")
     (data / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "cube": 1, "slab": 2}}))
-    table = tmp_path / "cases.csv"
-    words = ["bench", "--model", str(model), "--dataset", str(data), "--csv", str(table), "--device", "cpu"]
-    assert main(words) == 0
-    (row,) = rows_of(table)
+    words = ["evaluate", str(data), "--model", str(model), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*words, "--keep-labels", "--tolerance-mm", "1"]) == 0
+    (row,) = rows_of(tmp_path / "out" / "cases.csv")
     assert row["case"] == "c4"
     for part in ("reading", "net", "labels", "writing"):
         assert float(row[f"{part}_s"]) >= 0
         assert float(row[f"{part}_peak_mb"]) > 10
     assert 0 <= float(row["cube_dice"]) <= 1
-    assert float(row["total_s"]) >= float(row["net_s"])
-    assert main(["bench", "--model", str(model), "--csv", str(table)]) == 2
-
-
-def test_evaluating_nothing_gives_nothing(model: Path) -> None:
-    from napari_fmseg.models import load_model
-
-    loaded: Model = load_model(model, device="cpu")
-    assert list(measured_cases([], loaded)) == []
+    assert float(row["slice_mm"]) == 2.5
+    named = [float(row[name]) for name in row if name.endswith("_s") and name != "total_s"]
+    assert float(row["total_s"]) == pytest.approx(sum(named), abs=1e-3)
+    before = (tmp_path / "out" / "cases.csv").read_bytes()
+    assert main([*words, "--keep-labels", "--tolerance-mm", "1"]) == 0  # nothing is run again
+    assert (tmp_path / "out" / "cases.csv").read_bytes() == before

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from napari_fmseg.case_table import CaseScores
 from napari_fmseg.cli import main
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.evaluation import CaseScores, Evaluation, evaluate
+from napari_fmseg.evaluation import Evaluation, evaluate
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, save_model
 from napari_fmseg.nets import build

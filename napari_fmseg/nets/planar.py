@@ -7,6 +7,7 @@ is filled up with its border to what the network can halve, and the answer is cu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -42,7 +43,7 @@ def conv_norm(ins: int, outs: int, kernel: int, dims: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm3d(outs), nn.ReLU()]
 
 
-class Planar(nn.Module):
+class Planar(nn.Module, ABC):
     """What networks on slices share: their arguments, the check of an image, filling up and cutting back.
 
     Parameters
@@ -89,9 +90,9 @@ class Planar(nn.Module):
             return tuple(part[:, :, :z, :y, :x_size] for part in out)
         return out[:, :, :z, :y, :x_size]
 
+    @abstractmethod
     def answer(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Give the logits of a volume whose sizes fit."""
-        raise NotImplementedError
 
 
 class UNet2D(Planar):
