@@ -149,9 +149,10 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     if not options.max_memory_gb >= 0:
         raise InvalidRecipe(f"max_memory_gb is a number of GB, or 0 for no limit, not {options.max_memory_gb}.")
     yield from (Warned(text) for text in doubts(volume.geometry, volume.meta, card))
-    from napari_fmseg.pipelines.running import MemoryLimit
+    from napari_fmseg.pipelines.running import MemoryLimit, told_of_memory
 
-    with MemoryLimit(model.device, options.max_memory_gb) as limit:
+    size = " x ".join(str(n) for n in volume.geometry.shape)
+    with MemoryLimit(model.device, options.max_memory_gb) as limit, told_of_memory(size, model.device):
         yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
         yield from (Warned(text) for text in limit.exceeded())
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.errors import DeviceMemory
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import bounding_box, canonical_view, label_slabs, to_canonical
 from napari_fmseg.models import Intensity, Model
@@ -40,16 +39,6 @@ __all__ = ["box_around", "chooser", "network_input", "run"]
 
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the stages; see `napari_fmseg.pipelines.segment`."""
-    try:
-        yield from _run(volume, model, options)
-    except (torch.OutOfMemoryError, MemoryError) as error:  # after all steps down
-        raise DeviceMemory(
-            f"A volume of {' x '.join(str(n) for n in volume.geometry.shape)} voxels does not fit into the memory of "
-            f"{model.device}. Close other programs, crop the volume, or use --device cpu."
-        ) from error
-
-
-def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     stages = _Stages(volume, model, options)
     for stage in STAGES["coarse_fine"]:
         if stage not in model.nets:

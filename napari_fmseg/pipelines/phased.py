@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_fmseg.errors import DeviceMemory
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import (
     bounding_box,
@@ -51,16 +50,6 @@ _FEWER = "the edge was computed in smaller parts"
 
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the stages; see `napari_fmseg.pipelines.segment`."""
-    try:
-        yield from _run(volume, model, options)
-    except (torch.OutOfMemoryError, MemoryError) as error:  # the networks step down by themselves; this is between them
-        raise DeviceMemory(
-            f"A volume of {' x '.join(str(n) for n in volume.geometry.shape)} voxels does not fit into the memory of "
-            f"{model.device}. Close other programs, crop the volume, or use --device cpu."
-        ) from error
-
-
-def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     stages = _Stages(volume, model, options)
     for stage in STAGES["phased"]:
         if stage not in model.nets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -13,7 +14,7 @@ from napari_fmseg.errors import DeviceMemory
 from napari_fmseg.nets.engine import is_sparing, pick_precision, prepare
 from napari_fmseg.processes import peak_bytes
 
-__all__ = ["Engine", "MemoryLimit", "averaged", "members"]
+__all__ = ["Engine", "MemoryLimit", "averaged", "members", "told_of_memory"]
 
 
 class Engine:
@@ -150,6 +151,18 @@ def probabilities(net: nn.Module, out: Tensor) -> Tensor:
     if activation == "sigmoid":
         return out.float().sigmoid()
     return out.float().softmax(1) if activation else out.float().clone()
+
+
+@contextmanager
+def told_of_memory(size: str, device: torch.device) -> Iterator[None]:
+    """Tell the user what to do when the memory does not suffice around the networks, which step down by themselves."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceMemory(
+            f"A volume of {size} voxels does not fit into the memory of {device}. Close other programs, crop the "
+            "volume, or use --device cpu."
+        ) from error
 
 
 class MemoryLimit:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.errors import DeviceMemory, GeometryMismatch
+from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import from_canonical, labels_on, resize, to_canonical, to_tensor
 from napari_fmseg.models import Model
@@ -35,29 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["filled", "run", "working_grid"]
 
 
+@torch.inference_mode()
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the network; see `napari_fmseg.pipelines.segment`."""
-    try:
-        yield from _run(volume, model, options)
-    except (torch.OutOfMemoryError, MemoryError) as error:  # the network steps down by itself; this is around it
-        raise DeviceMemory(
-            f"A volume of {' x '.join(str(n) for n in volume.geometry.shape)} voxels and the {model.card.n_classes} "
-            f"classes of {model.card.name} do not fit into the memory of {model.device}. Close other programs, crop "
-            "the volume, or use --device cpu."
-        ) from error
-
-
-def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:
-    """Give the grid that the network sees: the volume's own, or the same field of view at the card's spacing."""
-    if not settings.spacing_mm:
-        return geometry
-    sizes = zip(geometry.shape, geometry.spacing, settings.spacing_mm, strict=True)
-    z, y, x = (max(1, round(n * have / want)) for n, have, want in sizes)
-    return geometry.resized((z, y, x))
-
-
-@torch.inference_mode()
-def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     settings = SingleSettings.of(model.card.settings)
     engine = Engine(model.device, options.precision, half_is_right=settings.half_is_right)
     start = time.perf_counter()
@@ -92,6 +72,15 @@ def _run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Even
     array = from_canonical(everywhere, volume.geometry)
     labels = LabelMap(array, volume.geometry, {}, model.card.labels, model.card.colors)
     yield StageResult("labels", labels, time.perf_counter() - start)
+
+
+def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:
+    """Give the grid that the network sees: the volume's own, or the same field of view at the card's spacing."""
+    if not settings.spacing_mm:
+        return geometry
+    sizes = zip(geometry.shape, geometry.spacing, settings.spacing_mm, strict=True)
+    z, y, x = (max(1, round(n * have / want)) for n, have, want in sizes)
+    return geometry.resized((z, y, x))
 
 
 def _answer(engine: Engine, nets: Sequence[nn.Module], x: Tensor) -> Tensor:
