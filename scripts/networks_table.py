@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from napari_fmseg.errors import MissingExtra
 from napari_fmseg.nets import NETWORKS, build
-from napari_fmseg.nets.engine import keep_pages
+from napari_fmseg.nets.pages import keep_pages
 from napari_fmseg.nets.zoo import ATTENTIONS
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,6 @@ What was measured, and what was not taken up, stands in docs/speed.md.
 from __future__ import annotations
 
 import copy
-import ctypes
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -23,17 +22,16 @@ from napari_fmseg.nets.efficient import BaseUNet, ContextUNet, EfficientSegNet
 from napari_fmseg.nets.fast import FastPyramid
 from napari_fmseg.nets.fast_edge import FastEdge
 from napari_fmseg.nets.lean import LeanLadder
+from napari_fmseg.nets.pages import keep_pages
 from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet
 
 __all__ = [
     "PRECISIONS",
     "Prepared",
     "is_sparing",
-    "keep_pages",
     "pick_device",
     "pick_precision",
     "prepare",
-    "release_pages",
     "training_precision",
 ]
 
@@ -119,39 +117,6 @@ def training_precision(device: torch.device, name: str = "auto") -> str:
     if name == "auto" and device.type != "cuda":
         return "float32"
     return pick_precision(device, name)
-
-
-@cache
-def keep_pages() -> bool:
-    """Tell the C library to keep freed memory, for the whole process; once is enough.
-
-    Large tensors are otherwise mapped and unmapped at every layer, and the page faults cost as much as the arithmetic.
-    The process holds on to its peak until `release_pages`.
-
-    Returns
-    -------
-    bool
-        Whether it was done: on glibc only.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return False
-    one_arena, no_mapping, no_trimming = (-8, 1), (-4, 0), (-1, 2**31 - 1)
-    # Without the limit to one arena, worker threads keep memory of their own and fault all the same.
-    return all(mallopt(*option) == 1 for option in (one_arena, no_mapping, no_trimming))
-
-
-def release_pages() -> bool:
-    """Give freed memory back to the system, after a run; says whether it could."""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except (OSError, AttributeError):
-        return False
 
 
 def prepare(

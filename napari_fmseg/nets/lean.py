@@ -7,14 +7,15 @@ kept. What saves memory and time:
 - Norm, ReLU, upsampling and joining with a skip happen to planes that are in the cache, just before they are used; a
   normalised, an enlarged or a joined map never exists.
 - The shortcut of a unit is computed twice (for its mean and deviation, then for its sum) and never kept.
-- A map is given back as soon as nobody needs it.
+- A map is given back as soon as nobody needs it; what its parts have left in the C library's heap, too, before the
+  next map is made.
 
 At the finest level two maps are alive at once, where layer by layer there are six. Nothing here keeps gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,12 +25,14 @@ from torch import Tensor, nn
 
 from napari_fmseg.nets.blocks import ConvNorm, resize
 from napari_fmseg.nets.efficient import BaseUNet, ContextUNet, EfficientSegNet, decoder_name, standardise
+from napari_fmseg.nets.pages import release_pages
 
 __all__ = ["LeanLadder"]
 
-# Values of a map in one step, and planes at least: with fewer torch takes a slow way for its convolutions.
+# Values of a map in one step; and how many rows of how many planes of how many channels a convolution must see: with no
+# more than that torch takes another way on the CPU, ten times slower and with ten times the memory.
 _VALUES = 4_000_000
-_PLANES = 8
+_ROWS = 20_480
 
 Read: TypeAlias = Callable[[int, int], Tensor]
 
@@ -76,12 +79,12 @@ class _Norm:
             mean = self._mean + step * (n / (self._n + n))
         self._n, self._mean, self._squares = self._n + n, mean, squares
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalise planes, as new memory, in the type of `x`."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Normalise planes into `out`, or into new memory in the type of `x`."""
         scale = ((self._squares / self._n + 1e-5) ** -0.5).float()
         shift = -self._mean.float() * scale
         scale, shift = (v.to(x.device)[:, None, None, None] for v in (scale, shift))
-        return torch.addcmul(shift, x.float(), scale).to(x.dtype)
+        return torch.addcmul(shift, x.float(), scale, out=torch.empty_like(x) if out is None else out)
 
 
 class LeanLadder:
@@ -128,7 +131,7 @@ class LeanLadder:
         del x  # so that each map is alive in one place only, and goes when it was used
         while len(skips) > 1:
             skips.append(self._up(len(skips) - 2, skips))
-        logits: Tensor = torch.cat([net.final(part) for _, part in _parts(_Map.of(skips[0]))], 2)
+        logits = _pointwise(net.final, skips.pop())
         return resize(logits, size) if net.native else logits
 
     def _down(self, level: int, x: Tensor) -> Tensor:
@@ -157,15 +160,21 @@ class LeanLadder:
         return _stage(getattr(self._net, decoder_name(level)), _Map(read, channels, (z, y, x_)))
 
 
-def _parts(x: _Map, channels: int = 0) -> Iterator[tuple[int, Tensor]]:
-    """Give the first plane of a part and the part, from the first to the last."""
-    depth = _depth(x.size, max(channels, x.channels))
-    for first in range(0, x.size[0], depth):
-        yield first, x.read(first, min(first + depth, x.size[0]))
+def _pointwise(last: nn.Module, x: Tensor) -> Tensor:
+    """Run a layer that looks at every voxel by itself."""
+    out = torch.zeros(())
+    depth = _depth(_Map.of(x).size, x.shape[1])
+    for a in range(0, x.shape[2], depth):
+        part = last(x[:, :, a : a + depth])
+        if out.ndim == 0:
+            out = part.new_empty((1, part.shape[1], *x.shape[2:]))
+        out[:, :, a : a + depth] = part
+    return out
 
 
 def _depth(size: tuple[int, int, int], channels: int) -> int:
-    return max(_PLANES, _VALUES // (channels * size[1] * size[2]))
+    """How many planes a part has; a convolution of three planes reads two more."""
+    return max(1, _ROWS // (channels * size[1]) - 1, _VALUES // (channels * size[1] * size[2]))
 
 
 def _stage(stage: nn.Module, x: _Map) -> Tensor:
@@ -190,6 +199,7 @@ def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _
     size = _size_after(first.conv, x.size)
     depth = _depth(size, max(x.channels, first.conv.out_channels))
     h = torch.zeros(())
+    _tidy(first.conv.weight)
     for a in range(0, size[0], depth):
         b = min(a + depth, size[0])
         part = _convolved(first.conv, x, a, b)
@@ -199,7 +209,9 @@ def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _
         h[:, :, a:b] = part
         if shortcut is not None:
             norm_beside.see(_convolved(shortcut.conv, x, a, b))
+    _tidy(h)
     norm = _convolve_over(second.conv, h, norm)
+    _tidy(h)
     for a in range(0, size[0], depth):
         b = min(a + depth, size[0])
         beside = x.read(a, b) if shortcut is None else norm_beside(_convolved(shortcut.conv, x, a, b))
@@ -207,21 +219,25 @@ def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _
     return h
 
 
+def _tidy(x: Tensor) -> None:
+    """Give back the pages that parts have left; without it they add up to a seventh of the peak."""
+    if x.device.type == "cpu":
+        release_pages()
+
+
 def _convolve_over(conv: nn.Conv3d, h: Tensor, norm: _Norm) -> _Norm:
     """Replace `h` by the convolution of its normalised ReLU, in place; gives the norm of what is there now."""
     after = _Norm()
     reach, n, depth = int(conv.padding[0]), h.shape[2], _depth(_Map.of(h).size, h.shape[1])
-    before = h[:, :, :0]  # the planes before the part, ready, which were overwritten
+    ready = h.new_zeros((1, h.shape[1], depth + 2 * reach, *h.shape[3:]))  # from `reach` planes before the part on
     for a in range(0, n, depth):
         b = min(a + depth, n)
-        last = min(b + reach, n)
-        ready = torch.cat([before, norm(h[:, :, a:last]).relu_()], 2)
-        before = ready[:, :, ready.shape[2] - (last - b) - reach : ready.shape[2] - (last - b)].clone()
-        front = reach if a == 0 else 0
-        back = b + reach - last
-        if front or back:
-            ready = F.pad(ready, (0, 0, 0, 0, front, back))
-        part = F.conv3d(ready, conv.weight, padding=(0, *conv.padding[1:]))
+        first, last = a + reach if a else 0, min(b + reach, n)
+        if a:  # planes that were overwritten, or are ready already
+            ready[:, :, : 2 * reach] = ready[:, :, depth : depth + 2 * reach].clone()
+        norm(h[:, :, first:last], out=ready[:, :, first - a + reach : last - a + reach]).relu_()
+        ready[:, :, last - a + reach :] = 0
+        part = F.conv3d(ready[:, :, : b - a + 2 * reach], conv.weight, padding=(0, *conv.padding[1:]))
         after.see(part)
         h[:, :, a:b] = part
     return after

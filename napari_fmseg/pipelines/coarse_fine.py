@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import bounding_box, canonical_view, label_slabs, to_canonical
 from napari_fmseg.models import Intensity, Model
-from napari_fmseg.nets.engine import release_pages
+from napari_fmseg.nets.pages import release_pages
 from napari_fmseg.pipelines.phased import normalise
 from napari_fmseg.pipelines.postprocess import keep_parts
 from napari_fmseg.pipelines.reading import Source

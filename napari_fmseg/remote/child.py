@@ -194,7 +194,7 @@ def _give_back() -> None:
     """Return memory between runs: the models stay, what the last run needed goes."""
     import torch
 
-    from napari_fmseg.nets.engine import release_pages
+    from napari_fmseg.nets.pages import release_pages
 
     gc.collect()
     release_pages()

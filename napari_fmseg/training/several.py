@@ -16,7 +16,8 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
-from napari_fmseg.nets.engine import keep_pages, pick_device, training_precision
+from napari_fmseg.nets.engine import pick_device, training_precision
+from napari_fmseg.nets.pages import keep_pages
 
 __all__ = ["agreed", "make_fabric", "summed"]
 

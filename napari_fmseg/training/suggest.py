@@ -15,7 +15,8 @@ from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.grid import to_canonical
 from napari_fmseg.models import Intensity, ModelCard, find_card
 from napari_fmseg.nets import build
-from napari_fmseg.nets.engine import keep_pages, pick_device
+from napari_fmseg.nets.engine import pick_device
+from napari_fmseg.nets.pages import keep_pages
 from napari_fmseg.pipelines.settings import SETTINGS, STAGES, PhasedSettings, SingleSettings
 from napari_fmseg.training.data import read_case
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, cases_of

@@ -9,9 +9,10 @@ from torch import nn
 
 from napari_fmseg.errors import DeviceUnavailable
 from napari_fmseg.nets import build, engine
-from napari_fmseg.nets.engine import keep_pages, pick_device, pick_precision, prepare, release_pages, training_precision
+from napari_fmseg.nets.engine import pick_device, pick_precision, prepare, training_precision
 from napari_fmseg.nets.fast import FastPyramid
 from napari_fmseg.nets.fast_edge import FastEdge
+from napari_fmseg.nets.pages import keep_pages, release_pages
 
 CPU = torch.device("cpu")
 
@@ -152,7 +153,7 @@ def test_unknown_precision_and_memory_format_are_refused():
 
 def test_pages_can_be_kept_and_released_on_glibc():
     code = (
-        "import platform; from napari_fmseg.nets.engine import keep_pages, release_pages; "
+        "import platform; from napari_fmseg.nets.pages import keep_pages, release_pages; "
         "kept, released = keep_pages(), release_pages(); "
         "assert kept == (platform.libc_ver()[0] == 'glibc'), kept; assert isinstance(released, bool)"
     )

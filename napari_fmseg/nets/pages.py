@@ -1,0 +1,42 @@
+"""Memory that was freed: kept by the C library for speed while networks run, or given back where it is short."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from functools import cache
+
+__all__ = ["keep_pages", "release_pages"]
+
+
+@cache
+def keep_pages() -> bool:
+    """Tell the C library to keep freed memory, for the whole process; once is enough.
+
+    Large tensors are otherwise mapped and unmapped at every layer, and the page faults cost as much as the arithmetic.
+    The process holds on to its peak until `release_pages`.
+
+    Returns
+    -------
+    bool
+        Whether it was done: on glibc only.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    one_arena, no_mapping, no_trimming = (-8, 1), (-4, 0), (-1, 2**31 - 1)
+    # Without the limit to one arena, worker threads keep memory of their own and fault all the same.
+    return all(mallopt(*option) == 1 for option in (one_arena, no_mapping, no_trimming))
+
+
+def release_pages() -> bool:
+    """Give freed memory back to the system, after a run; says whether it could."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (OSError, AttributeError):
+        return False
