@@ -154,27 +154,42 @@ def plain(path: Path, model: Model, asked: argparse.Namespace, result: Path) -> 
     data, geometry = to_canonical(volume)
     image = to_tensor(data, model.device).float()
 
-    def kept(logits: torch.Tensor, grid: Any, parts: tuple[int, ...], least: float) -> tuple[LabelMap, torch.Tensor]:
+    overlapping = getattr(model.nets["fine"], "activation", "softmax") == "sigmoid"
+
+    def chosen(logits: torch.Tensor) -> Any:
+        if not overlapping:
+            return logits.softmax(0).argmax(0).to(torch.uint8).cpu().numpy()
         best, which = logits.sigmoid().max(0)
-        seen = LabelMap(((which + 1) * (best >= settings.threshold)).to(torch.uint8).cpu().numpy(), grid)
+        return ((which + 1) * (best >= settings.threshold)).to(torch.uint8).cpu().numpy()
+
+    def kept(logits: torch.Tensor, grid: Any, parts: tuple[int, ...], least: float) -> tuple[LabelMap, torch.Tensor]:
+        seen = LabelMap(chosen(logits), grid)
         left = keep_parts(seen, parts, least)
         gone = torch.from_numpy((seen.data != 0) & (left.data == 0)).to(logits.device)
-        return left, torch.where(gone, torch.minimum(logits, -1e-3 - logits), logits)
+        if overlapping:
+            return left, torch.where(gone, torch.minimum(logits, -1e-3 - logits), logits)
+        logits[0] = torch.where(gone, logits.amax(0) + 1, logits[0])
+        return left, logits
 
-    logits = model.nets["coarse"](network_input(resize(image, settings.coarse_size), intensity)[None])[0]
-    grid = geometry.resized(settings.coarse_size)
+    box = tuple(slice(0, n) for n in geometry.shape)
+    if settings.crop_above is not None:
+        hits = (image > settings.crop_above).any(0).nonzero()
+        box = tuple(slice(int(a), int(b) + 1) for a, b in zip(hits.amin(0), hits.amax(0), strict=True))
+    coarse = resize(image[(slice(None), *box)], settings.coarse_size)
+    logits = model.nets["coarse"](network_input(coarse, intensity)[None])[0]
+    grid = geometry.crop(box).resized(settings.coarse_size)
     found, _ = kept(logits, grid, settings.coarse_parts, settings.coarse_least_ml)
-    box = box_around(found.data, geometry, settings.margin_mm)
+    box = box_around(found.data, geometry, settings.margin_mm, box)
     logits = model.nets["fine"](network_input(resize(image[(slice(None), *box)], settings.fine_size), intensity)[None])
     grid = geometry.crop(box).resized(settings.fine_size)
     _, logits = kept(logits[0], grid, settings.fine_parts, settings.fine_least_ml)
     whole = torch.full((len(logits), *geometry.shape), -30.0, device=logits.device)
+    if not overlapping:
+        whole[0] = 30.0  # the background
     size = [s.stop - s.start for s in box]
     whole[(slice(None), *box)] = F.interpolate(logits[None], size, mode="trilinear", align_corners=False)[0]
-    best, which = whole.sigmoid().max(0)
     array = np.zeros(volume.geometry.shape, np.uint8)
-    labels = ((which + 1) * (best >= settings.threshold)).to(torch.uint8).cpu().numpy()
-    canonical_view(array, volume.geometry)[...] = labels
+    canonical_view(array, volume.geometry)[...] = chosen(whole)
     write_labels(LabelMap(array, volume.geometry), result, source=volume)
     np.save(result.with_suffix(".npy"), array)
     return {"seconds": {"file to file": time.perf_counter() - start}}

@@ -1,5 +1,7 @@
 """The networks of EfficientSegmentation in slabs give what they give layer by layer."""
 
+import subprocess
+import sys
 from copy import deepcopy
 
 import pytest
@@ -20,9 +22,11 @@ FORMS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("rows", [1, 600])  # slabs of one plane; of several, more at the deep levels
 @pytest.mark.parametrize(("name", "kwargs", "size"), FORMS)
-def test_slabs_give_what_the_layers_give(name, kwargs, size, monkeypatch):
-    monkeypatch.setattr(lean, "_VALUES", 1)  # the thinnest slabs
+def test_slabs_give_what_the_layers_give(name, kwargs, size, rows, monkeypatch):
+    monkeypatch.setattr(lean, "_VALUES", 1)
+    monkeypatch.setattr(lean, "_ROWS", rows)
     generator = torch.Generator().manual_seed(0)
     net = build(name, **kwargs).eval()
     x = torch.randn(2, kwargs.get("in_channels", 1), *size, generator=generator)
@@ -31,6 +35,20 @@ def test_slabs_give_what_the_layers_give(name, kwargs, size, monkeypatch):
     found = lean.LeanLadder(deepcopy(net))(x)
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) < 1e-4 * max(1.0, float(expected.abs().max()))
+
+
+def test_at_most_two_maps_and_some_planes_are_held():
+    code = (
+        "import psutil, torch; torch.set_num_threads(1)\n"
+        "from napari_fmseg.nets import build, lean\n"
+        "from napari_fmseg.processes import peak_bytes\n"
+        "ladder = lean.LeanLadder(build('efficientsegnet', channels=(32, 4, 4, 4, 4), context='none', n_classes=2))\n"
+        "x = torch.randn(1, 1, 96, 96, 96)\n"
+        "before = psutil.Process().memory_info().rss; ladder(x)\n"
+        "print((peak_bytes() - before) / (4 * 32 * 96**3))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert 1.5 < float(told) < 4, told  # layer by layer: 7.5
 
 
 def test_processor_takes_slabs_by_itself_and_leaves_the_network_alone():
