@@ -28,7 +28,7 @@ import torch.nn.functional as F
 
 from napari_fmseg.benchmark import environment
 from napari_fmseg.events import StageResult, Warned
-from napari_fmseg.grid import canonical_view, resize, to_canonical, to_tensor
+from napari_fmseg.grid import bounding_box, canonical_view, resize, to_canonical, to_tensor
 from napari_fmseg.io import read_volume, write_labels, write_volume
 from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
@@ -171,10 +171,11 @@ def plain(path: Path, model: Model, asked: argparse.Namespace, result: Path) -> 
         logits[0] = torch.where(gone, logits.amax(0) + 1, logits[0])
         return left, logits
 
-    box = tuple(slice(0, n) for n in geometry.shape)
+    z, y, x = geometry.shape
+    box = slice(0, z), slice(0, y), slice(0, x)
     if settings.crop_above is not None:
-        hits = (image > settings.crop_above).any(0).nonzero()
-        box = tuple(slice(int(a), int(b) + 1) for a, b in zip(hits.amin(0), hits.amax(0), strict=True))
+        inside = bounding_box((image > settings.crop_above).any(0))
+        box = box if inside is None else inside
     coarse = resize(image[(slice(None), *box)], settings.coarse_size)
     logits = model.nets["coarse"](network_input(coarse, intensity)[None])[0]
     grid = geometry.crop(box).resized(settings.coarse_size)
