@@ -122,6 +122,9 @@ class ModelCard:
         The paper; the data, with case counts; what the model cannot do.
     scores
         ``{"labels": {"liver": 0.93}}``: Dice by stage and class on cases that were not trained on.
+    surface, surface_mm
+        Normalised surface distance of the final labels by class on the same cases: the part of both surfaces that lies
+        within so many mm of the other.
     scored_on
         How many cases that was, and which.
     version, parent
@@ -152,6 +155,8 @@ class ModelCard:
     trained_on: str = ""
     limits: str = ""
     scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    surface: Mapping[str, float] = field(default_factory=dict)
+    surface_mm: float = 0.0
     scored_on: str = ""
     version: int = 1
     parent: str = ""
@@ -400,7 +405,7 @@ def write_card(card: ModelCard, path: Path) -> None:
     table = {
         name: value
         for name, value in dataclasses.asdict(card).items()
-        if name != "folder" and value not in ("", (), {}, None)
+        if name != "folder" and value not in ("", (), {}, None, 0.0)
     }
     table["labels"] = {str(label): name for label, name in card.labels.items()}
     # TOML wants plain values before tables, for the reader's sake too.

@@ -7,7 +7,7 @@ python scripts/models_table.py --write    writes README.md and docs/models.md
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from napari_fmseg.models import ModelCard, read_card
@@ -51,19 +51,28 @@ def table(cards: Iterable[ModelCard]) -> str:
     return "\n".join(rows)
 
 
+def told(column: Mapping[str, float], name: str) -> str:
+    """Write one value, or that there is none."""
+    return f"{column[name]:.3f}" if name in column else "-"
+
+
 def page(cards: Iterable[ModelCard]) -> str:
     """Give docs/models.md: every card, with Dice by class and stage."""
     parts = [
         "# Models\n\nMade from the model cards by `scripts/models_table.py --write`. Research use only. Not a medical "
         "device.\n\nDice is the mean over cases that were not trained on; each stage was run to the volume's own grid. "
+        "The last column is the part of both surfaces (found and true) that lies near the other one. "
         "A model's recipe lies in `resources/recipes` under its name.\n"
     ]
     for card in cards:
         stages = [stage for stage in card.scores if stage != "labels"]
-        rows = [f"| Class | {' | '.join(stages)} |", f"| --- |{' --- |' * len(stages)}"]
+        columns = {f"Dice, {stage}": card.scores[stage] for stage in stages}
+        if card.surface:
+            columns[f"Surfaces within {card.surface_mm:g} mm"] = card.surface
+        rows = [f"| Class | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
         for name in card.labels.values():
-            rows.append(f"| {name} | " + " | ".join(f"{card.scores[s][name]:.3f}" for s in stages) + " |")
-        means = (sum(card.scores[s].values()) / len(card.scores[s]) for s in stages)
+            rows.append(f"| {name} | " + " | ".join(told(column, name) for column in columns.values()) + " |")
+        means = (sum(column.values()) / len(column) for column in columns.values())
         rows.append("| **mean** | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |")
         facts = {
             "Modality and region": f"{card.modality}, {card.body_part}",
@@ -74,8 +83,8 @@ def page(cards: Iterable[ModelCard]) -> str:
             "Restriction": card.restriction,
             "Cite": card.citation,
         }
-        told = "\n".join(f"- **{name}.** {' '.join(text.split())}" for name, text in facts.items() if text)
-        parts.append(f"## {card.title} (`{card.name}`)\n\n" + "\n".join(rows) + f"\n\n{told}\n")
+        list_of = "\n".join(f"- **{name}.** {' '.join(text.split())}" for name, text in facts.items() if text)
+        parts.append(f"## {card.title} (`{card.name}`)\n\n" + "\n".join(rows) + f"\n\n{list_of}\n")
     return "\n".join(parts)
 
 

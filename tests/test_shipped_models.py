@@ -24,6 +24,7 @@ SETS = {
     "fmsf-hippocampus-mr": ("hippocampus", 0.86),
     "fmsf-left-atrium-mr": ("la_mr", 0.88),
     "fmsf-headneck-ct": ("hn_ct", 0.60),
+    "efficient-headneck-ct": ("hn_ct", 0.74),
 }
 
 
@@ -53,7 +54,8 @@ def test_models_with_a_restriction_are_not_where_the_wheel_takes_its_files_from(
 
 
 def test_the_weights_that_are_shipped_are_small() -> None:
-    assert sum(p.stat().st_size for p in (ROOT / "weights").rglob("*.safetensors")) <= 12e6
+    for folder, most in ((ROOT / "weights", 18e6), (ROOT / "weights" / "research", 12e6)):
+        assert sum(p.stat().st_size for p in folder.glob("*.safetensors")) <= most
 
 
 def test_the_phantom_model_finds_the_organs_of_a_phantom_that_it_never_saw() -> None:
@@ -83,7 +85,7 @@ def test_a_model_reaches_its_cards_dice_on_the_validation_cases(name: str) -> No
     means = np.nanmean(np.array(table), 0)
     assert means == pytest.approx([card.scores["labels"][label] for label in labels], abs=0.01)
     assert means.mean() >= least
-    if name == "fmsf-headneck-ct":
+    if name.endswith("headneck-ct"):
         assert min(means[labels.index(organ)] for organ in ("mandible", "brainstem")) >= 0.75
 
 
