@@ -24,7 +24,8 @@ from napari_fmseg.grid import resize, to_canonical, to_tensor
 from napari_fmseg.measures import measure
 from napari_fmseg.nets.why import seg_grad_cam
 from napari_fmseg.pipelines import SegmentOptions, check_channels, segment
-from napari_fmseg.pipelines.coarse_fine import box_around, chooser, network_input
+from napari_fmseg.pipelines.coarse_fine import box_around, network_input
+from napari_fmseg.pipelines.labelling import chooser
 from napari_fmseg.pipelines.phased import attention_input, body_box, consensus_input, cut, look_closer, normalise
 from napari_fmseg.pipelines.postprocess import keep_parts
 from napari_fmseg.pipelines.reading import Source

@@ -1,15 +1,14 @@
-"""From grid to grid on the device: crop, resample, paste, and labels from small probability maps.
+"""From grid to grid on the device: crop, resample, paste.
 
 Resampling is three small matrix products, one per axis (see `regrid`), which run alike on CPU and GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from napari_fmseg import regrid
@@ -20,8 +19,6 @@ __all__ = [
     "box_in",
     "canonical_view",
     "from_canonical",
-    "label_slabs",
-    "labels_on",
     "resize",
     "slabs",
     "to_canonical",
@@ -165,58 +162,3 @@ def resize_slab(data: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
         data[:, first:last], [(0, last - first), (0, data.shape[2]), (0, data.shape[3])], (last - first, *shape[1:])
     )
     return _along(part, weights[:, first:last], 0)
-
-
-def labels_on(probabilities: Tensor, shape: Sequence[int]) -> Tensor:
-    """Zoom class probabilities (c, z, y, x) to `shape` and take the most probable class, slab by slab.
-
-    The probabilities never exist at the full size for all classes at once.
-
-    Returns
-    -------
-    Tensor
-        `shape`, uint8 (int16 with more than 256 classes), on the same device.
-    """
-    dtype = torch.uint8 if probabilities.shape[0] <= 256 else torch.int16
-    out = torch.empty(tuple(shape), dtype=dtype, device=probabilities.device)
-    for planes, labels in label_slabs(probabilities, shape, lambda scores: scores.argmax(0)):
-        out[planes] = labels.to(dtype)
-    return out
-
-
-def label_slabs(
-    scores: Tensor, shape: Sequence[int], choose: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[slice, Tensor]]:
-    """Zoom scores of classes (c, z, y, x) to `shape` slab by slab and choose a label for every voxel.
-
-    Parameters
-    ----------
-    scores
-        Probabilities or logits.
-    shape
-        Voxels (z, y, x) of the result, over the same field of view.
-    choose
-        Takes scores (c, planes, y, x) and gives labels (planes, y, x).
-
-    Yields
-    ------
-    tuple
-        Planes along z, and their labels.
-    """
-    if tuple(shape) == tuple(scores.shape[1:]):
-        yield slice(0, shape[0]), choose(scores)
-        return
-    for planes in slabs(shape, scores.shape[0]):
-        yield planes, choose(_slab_scores(scores, shape, planes))
-
-
-def _slab_scores(scores: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
-    """Zoom along z by the weights and in plane by torch's bilinear kernel."""
-    n_in, step = scores.shape[1], scores.shape[1] / shape[0]
-    if step > 1 or any(n > m for n, m in zip(scores.shape[2:], shape[1:], strict=True)):
-        return resize_slab(scores, shape, planes)
-    weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
-    used = weights.any(0).nonzero()
-    first, last = int(used[0]), int(used[-1]) + 1
-    part = _along(scores[:, first:last].float(), weights[:, first:last], 0)  # (c, planes, y, x)
-    return F.interpolate(part, tuple(shape[1:]), mode="bilinear", align_corners=False)

@@ -10,7 +10,6 @@ from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.grid import (
     bounding_box,
     box_in,
-    labels_on,
     resize,
     resize_slab,
     slabs,
@@ -49,13 +48,6 @@ def test_planes_of_a_zoomed_volume_equal_the_whole_zoomed_volume() -> None:
         whole = resize(data, shape)
         for planes in slabs(shape, 3, voxels=3 * 3 * shape[1] * shape[2]):
             torch.testing.assert_close(resize_slab(data, shape, planes), whole[:, planes], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("shape", [(20, 21, 22), (5, 6, 7), SHAPE])
-def test_labels_from_slabs_equal_the_argmax_of_the_whole(shape: tuple[int, int, int], monkeypatch) -> None:
-    monkeypatch.setattr("napari_fmseg.grid._SLAB_VOXELS", 1000)
-    p = noise(4, *SHAPE).softmax(0)
-    assert (labels_on(p, shape) == resize(p, shape).argmax(0)).float().mean() > 0.999
 
 
 def test_resampling_equals_simpleitk_on_a_flipped_permuted_and_shifted_grid() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.events import Event, Progress, StageResult, Warned
-from napari_fmseg.grid import bounding_box, canonical_view, label_slabs, to_canonical
+from napari_fmseg.grid import bounding_box, canonical_view, to_canonical
 from napari_fmseg.models import Intensity, Model
 from napari_fmseg.nets.pages import release_pages
+from napari_fmseg.pipelines.labelling import Choice, chooser, label_slabs
 from napari_fmseg.pipelines.phased import normalise
 from napari_fmseg.pipelines.postprocess import keep_parts
 from napari_fmseg.pipelines.reading import Source
@@ -34,7 +35,7 @@ from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["box_around", "chooser", "network_input", "run"]
+__all__ = ["box_around", "network_input", "run"]
 
 
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
@@ -67,7 +68,7 @@ class _Stages:
         if self.settings.crop_above is not None:
             self.box = self.source.above(self.settings.crop_above) or self.box
         self.scores = torch.zeros(())  # (classes, z, y, x) of the last stage
-        self.choose: Callable[[Tensor], Tensor]
+        self.choose: Choice
 
     @torch.inference_mode()
     def coarse(self) -> StageResult:
@@ -143,7 +144,7 @@ class _Stages:
             return
         gone = torch.from_numpy((seen.data != 0) & (kept.data == 0)).to(self.scores.device)
         if self.activation == "sigmoid":
-            least = _logit(self.settings.threshold)
+            least = self.choose.least
             for score in self.scores:
                 score.copy_(torch.where(gone, torch.minimum(score, 2 * least - 1e-3 - score), score))
         else:
@@ -209,40 +210,6 @@ def box_around(labels: np.ndarray | Tensor, geometry: Geometry, margin_mm: float
         # A box that ends on a voxel's edge must not take in the next one because of rounding.
         bounds.append(slice(max(0, math.floor(first + 1e-6)), min(size, math.ceil(last - 1e-6))))
     return bounds[0], bounds[1], bounds[2]
-
-
-def chooser(activation: str, settings: CoarseFineSettings) -> Callable[[Tensor], Tensor]:
-    """Give the function from a network's scores (c, z, y, x) to labels (z, y, x).
-
-    With ``"softmax"`` the most probable class. With ``"sigmoid"`` (no channel for the background) the most probable
-    or the last class of those that reach the threshold; 0 where none does. Labels are uint8, int16 above 255.
-    """
-    if activation != "sigmoid":
-        return lambda scores: _small(scores.argmax(0), len(scores) - 1)
-    least = _logit(settings.threshold)
-    if settings.overlap == "probable":
-        return lambda scores: _most_probable(scores, least)
-    return lambda scores: _last(scores, least)
-
-
-def _logit(p: float) -> float:
-    return math.log(p / (1 - p))
-
-
-def _small(labels: Tensor, highest: int) -> Tensor:
-    return labels.to(torch.uint8 if highest <= 255 else torch.int16)
-
-
-def _most_probable(scores: Tensor, least: float) -> Tensor:
-    best, which = scores.max(0)
-    return _small((which + 1) * (best >= least), len(scores))
-
-
-def _last(scores: Tensor, least: float) -> Tensor:
-    labels = _small(torch.zeros(scores.shape[1:], device=scores.device), len(scores))
-    for label, score in enumerate(scores, 1):
-        labels[score >= least] = label
-    return labels
 
 
 def _whole(geometry: Geometry) -> Box:

@@ -24,7 +24,6 @@ from napari_fmseg.grid import (
     bounding_box,
     box_in,
     from_canonical,
-    labels_on,
     resize,
     resize_slab,
     slabs,
@@ -35,6 +34,7 @@ from napari_fmseg.grid import (
 from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.nets.phased import HALO
+from napari_fmseg.pipelines.labelling import labels_on
 from napari_fmseg.pipelines.running import Engine, averaged, members
 from napari_fmseg.pipelines.settings import STAGES, PhasedSettings, SingleSettings
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.events import Event, Progress, StageResult, Warned
-from napari_fmseg.grid import from_canonical, labels_on, resize, to_canonical, to_tensor
+from napari_fmseg.grid import from_canonical, resize, to_canonical, to_tensor
 from napari_fmseg.models import Model
+from napari_fmseg.pipelines.labelling import labels_on
 from napari_fmseg.pipelines.phased import body_box, cut, normalise
 from napari_fmseg.pipelines.postprocess import clean
 from napari_fmseg.pipelines.running import Engine, averaged, members

@@ -16,7 +16,8 @@ from napari_fmseg.io import read_labels, write_volume
 from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.pipelines import SegmentOptions, running, segment, stages_of
-from napari_fmseg.pipelines.coarse_fine import box_around, chooser
+from napari_fmseg.pipelines.coarse_fine import box_around
+from napari_fmseg.pipelines.labelling import chooser
 from napari_fmseg.pipelines.postprocess import keep_parts
 from napari_fmseg.pipelines.reading import Source
 from napari_fmseg.pipelines.settings import CoarseFineSettings
