@@ -30,7 +30,7 @@ NETS = {"unet3d": {}, "pam-unet3d": {"attention": "pam"}}
 
 def recipe_of(net: str, seed: int, training: list[Case], options: argparse.Namespace) -> Recipe:
     """Give a recipe in windows of half the fineness, in which the whole atrium is seen."""
-    stage = StageRecipe("net", "unet3d", kwargs=NETS[net], batch=1, lr=1e-3, clip=3.0)
+    stage = StageRecipe("net", "unet3d", kwargs=NETS[net], batch=1, lr=5e-3, clip=3.0)
     return Recipe(
         net, (stage,), ("left_atrium",), options.work / f"{options.minutes:g}min-seed{seed}" / net,
         training=tuple(training), pipeline="single", modality="MR", augment=Augment(contrast=0.3),

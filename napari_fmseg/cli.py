@@ -21,14 +21,14 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.evaluation_commands import evaluate, why
 from napari_fmseg.lesion_commands import lesions, tell_found
+from napari_fmseg.model_commands import MODEL_COMMANDS, convert, models
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.project_commands import MODEL_COMMANDS, PROJECT_COMMANDS
-from napari_fmseg.terminal import Bars, Json, follow, note, number, say, show_terms, table, write_json
+from napari_fmseg.project_commands import PROJECT_COMMANDS
+from napari_fmseg.terminal import USE, Bars, Json, follow, note, number, say, show_terms, table, write_json
 from napari_fmseg.training_commands import crossval, pretrain, train
 
 __all__ = ["main"]
 
-USE = "Research use only. Not a medical device."
 _DEFECT = 70  # EX_SOFTWARE: not to be mistaken for a fault of the input
 _STOPPED = 130  # 128 + SIGINT, as shells have it
 
@@ -241,46 +241,6 @@ def _told(done: Any) -> str:
 # --- models, score ----------------------------------------------------------------------------------------------
 
 
-def models(*, as_json: Json = False) -> int:
-    """List the models: what each segments, how well, and what its licence allows.
-
-    `fmseg models export`, `import` and `rollback` carry models between machines and between versions.
-    """
-    from napari_fmseg.models import list_models
-
-    cards = list_models()
-    if as_json:
-        write_json([{**dataclasses.asdict(c), "mean_dice": c.mean_dice, "where": _where(c)} for c in cards])
-        return 0
-    if not cards:
-        note("No model is installed. `fmseg doctor` says what to do; `fmseg train` makes one.")
-        return 0
-    say(table(
-        ("MODEL", "MODALITY", "DICE", "LICENCE", "WHERE", "SEGMENTS"),
-        [(c.name, c.modality or "-", number(c.mean_dice), c.licence or "-", _where(c), ", ".join(c.labels.values()))
-         for c in cards],
-    ))  # fmt: skip
-    for card in cards:
-        for kind, text in (("restricted", card.restriction), ("limits", card.limits)):
-            if text:
-                say(f"\n{card.name}, {kind}: {text}")
-    say(f"\nDice: mean over the classes, on cases that were not trained on (--json has each). {USE}")
-    return 0
-
-
-def _where(card: Any) -> str:
-    from napari_fmseg.errors import WeightsMismatch
-    from napari_fmseg.models import user_models_folder
-
-    try:
-        weights = card.weights_path
-    except WeightsMismatch:
-        return "weights missing"
-    if user_models_folder() in card.folder.parents or card.folder == user_models_folder():
-        return "yours"
-    return "research" if weights.parent.name == "research" else "shipped"
-
-
 def score(
     prediction: Positional[Annotated[Path, arg(metavar="PREDICTION")]],
     truth: Positional[Annotated[Path, arg(metavar="TRUTH")]],
@@ -395,7 +355,7 @@ def bench(
     repeats
         Runs after one that warms up; medians are told.
     compare
-        Run the published SNet at 128 x 128 x 128 too, by the engine and plain, in turns.
+        Whether the published SNet at 128 x 128 x 128 is run, too, by the engine and plain, in turns.
     """
     from napari_fmseg import benchmark
     from napari_fmseg.models import find_card, load_model
@@ -501,68 +461,6 @@ def doctor(*, as_json: Json = False) -> int:
     for finding in mends:
         say(f"  {finding.name}: {finding.fix}")
     return worst
-
-
-def convert(
-    checkpoint: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]],
-    /,
-    *,
-    network: str,
-    output: Path,
-    n_classes: int | None = None,
-    in_channels: int | None = None,
-    variant: str | None = None,
-    width: int | None = None,
-    widths: tuple[int, ...] | None = None,
-    flat_levels: int | None = None,
-    input_size: tuple[int, int, int] | None = None,
-    new_heads: bool = False,
-    part: str = "",
-) -> int:
-    """Turn a published checkpoint (.pt, .pth) into safetensors and a model card; no code in it is ever run.
-
-    Parameters
-    ----------
-    checkpoint
-        As FMSF-PT ({net, optimizer, epoch}), MIS-FM ({model_state_dict, iteration}) or EfficientSegmentation
-        ({state_dict, epoch}) saves it, or a plain state dict.
-    network
-        snet, attnnet, edgenet, fmunet, pctnet, baseunet, contextunet or efficientsegnet; the last three tell their
-        classes, channels and blocks themselves.
-    output
-        Where to write: NAME.safetensors, with NAME.toml beside it.
-    n_classes
-        Classes that it was trained with, background included.
-    in_channels
-        Channels of the image.
-    variant
-        v1 (2022) or v2 (2023).
-    width
-        Channels of its levels (phased networks).
-    widths
-        Channels of its five levels (fmunet, pctnet).
-    flat_levels
-        Levels that look within slices only, 0 to 2 (fmunet, pctnet).
-    input_size
-        Patch z y x that it was trained with (pctnet).
-    new_heads
-        Where only the number of classes differs, draw the last layers anew and take the rest.
-    part
-        Its name in the model; by default the stage that it serves: consensus, attention, edge; coarse, fine; net.
-    """
-    from napari_fmseg.convert import convert_checkpoint
-
-    given = {
-        **{"n_classes": n_classes, "in_channels": in_channels, "variant": variant, "width": width},
-        **{"widths": widths, "flat_levels": flat_levels, "input_size": input_size},
-    }
-    kwargs = {name: value for name, value in given.items() if value is not None}
-    done = convert_checkpoint(checkpoint, network, output, part=part, new_heads=new_heads, **kwargs)
-    say(f"{done.weights}\n{done.card}")
-    if done.fresh:
-        note(f"{len(done.taken)} tensors were taken. {len(done.fresh)} are new: {', '.join(done.fresh)}.")
-    note("Fill in what the checkpoint does not say: the card's comments tell what is missing.")
-    return 0
 
 
 def export(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import re
 import struct
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_fmseg.errors import UnwritableVolume, WeightsMismatch
+from napari_fmseg.errors import WeightsMismatch
+from napari_fmseg.io.writing import written_beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,8 +122,10 @@ def convert_checkpoint(
     # Clones, since a checkpoint may hold two views of one storage, which safetensors does not store.
     content = save({f"{part}.{key}": value.clone().contiguous() for key, value in state.items()})
     card = weights.with_suffix(".toml")
-    _write_whole(weights, content)
-    _write_whole(card, _card(weights, path, content, part, network, kwargs, net, fresh).encode())
+    facts = _card(weights, path, content, part, network, kwargs, net, fresh)
+    for place, written in ((weights, content), (card, facts.encode())):
+        with written_beside(place) as file:
+            file.write(written)
     taken = tuple(key for key in state if key not in fresh)
     return Converted(weights, card, part, sum(v.numel() for v in state.values()), epoch, taken, fresh)
 
@@ -308,18 +310,3 @@ def _card(
         *labels,
         "",
     ])  # fmt: skip
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that nobody ever reads half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError as error:
-        raise UnwritableVolume(
-            f"{path} cannot be written: {error.strerror}. Choose a folder that exists and has room."
-        ) from error
-    finally:
-        if beside.exists():
-            beside.unlink()

@@ -23,8 +23,9 @@ from napari_fmseg.models import ModelCard, find_card, load_model, save_model
 from napari_fmseg.phantom.dataset import write_phantom_dataset
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.training import Recipe
-from napari_fmseg.training.loop import cases_for, train
+from napari_fmseg.training.loop import train
 from napari_fmseg.training.recipe import as_table
+from napari_fmseg.training.sources import cases_for
 
 __all__ = ["Crossval", "FoldDone", "crossval"]
 

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_fmseg import __version__
+from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import Model, ModelCard
 
 __all__ = ["Manifest", "manifest_path", "plain", "precision_of", "versions", "write_manifest"]
@@ -83,12 +83,8 @@ def write_manifest(manifest: Manifest, result: Path) -> Path:
         "platform": f"{platform.system()} {platform.machine()}",
     }  # fmt: skip
     path = manifest_path(result)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(path) as file:
+        file.write(json.dumps(plain(content), indent=1, allow_nan=False).encode() + b"\n")
     return path
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_fmseg.errors import UnknownModel, WeightsMismatch
+from napari_fmseg.io.writing import written_beside
 from napari_fmseg.tables import dataclass_from
 
 if TYPE_CHECKING:
@@ -393,7 +394,8 @@ def save_model(card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | st
         card, weights=f"{card.name}.safetensors", sha256=hashlib.sha256(content).hexdigest(), folder=folder
     )
     # The card goes last: a card without its weights would be listed and could not be loaded.
-    _write_whole(folder / written.weights, content)
+    with written_beside(folder / written.weights) as file:
+        file.write(content)
     write_card(written, folder / f"{card.name}.toml")
     return written
 
@@ -412,14 +414,5 @@ def write_card(card: ModelCard, path: Path) -> None:
     ordered = {k: v for k, v in table.items() if not isinstance(v, dict)} | {
         k: v for k, v in table.items() if isinstance(v, dict)
     }
-    _write_whole(path, tomli_w.dumps(ordered, multiline_strings=True).encode())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that nobody ever reads half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(path) as file:
+        tomli_w.dump(ordered, file, multiline_strings=True)

@@ -1,4 +1,4 @@
-"""The commands of a project, ``fmseg project ...``, and those that carry models about, ``fmseg models ...``."""
+"""The commands of a project: ``fmseg project ...``."""
 
 from __future__ import annotations
 
@@ -28,16 +28,12 @@ from napari_fmseg.training.projects import (
     list_versions,
     open_project,
     prepare_run,
-    present_version,
-    publish,
-    put_in_use,
     ranked,
     recipe_file,
-    roll_back,
     training_plan,
 )
 
-__all__ = ["MODEL_COMMANDS", "PROJECT_COMMANDS"]
+__all__ = ["PROJECT_COMMANDS"]
 
 T = TypeVar("T")
 
@@ -278,75 +274,6 @@ def _show(rows: tuple[CaseRow, ...]) -> None:
     ))  # fmt: skip
 
 
-def export(
-    model: Positional[Annotated[str, arg(metavar="MODEL")]],
-    /,
-    *,
-    output: Path,
-) -> int:
-    """Write a model as one file, for another machine.
-
-    Parameters
-    ----------
-    model
-        A model's name, the path of its card, or a project: its model in use.
-    output
-        NAME.zip.
-    """
-    from napari_fmseg.models import find_card
-    from napari_fmseg.sharing import export_model
-
-    card = find_card(model) if not Path(model).is_dir() else None
-    if card is None:
-        version = present_version(open_project(model))
-        if version is None:
-            raise FmsegError(f"{model} has no model in use yet. Train one first.")
-        card = version.card
-    say(str(export_model(card, output)))
-    if card.restriction:
-        note(f"Its data restrict its use: {card.restriction}")
-    return 0
-
-
-def import_(
-    file: Positional[Annotated[Path, arg(metavar="FILE.zip")]],
-    /,
-    *,
-    replace: bool = False,
-) -> int:
-    """Take a model from one file; its hash is checked.
-
-    Parameters
-    ----------
-    file
-        What `fmseg models export` wrote.
-    replace
-        Take it in place of another model of yours with the same name.
-    """
-    from napari_fmseg.sharing import import_model
-
-    card = import_model(file, replace=replace)
-    say(f"{card.name}, version {card.version}: {', '.join(card.labels.values())}")
-    return 0
-
-
-def rollback(folder: Folder, /, *, to: int = 0) -> int:
-    """Use the version of a project's model that was in use before; no version is ever deleted.
-
-    Parameters
-    ----------
-    folder
-        The project.
-    to
-        Which version; 0 takes the one before.
-    """
-    project = open_project(folder)
-    project = put_in_use(project, to) if to else roll_back(project)
-    card = publish(project)
-    say(f"{card.name}: version {project.index.used[-1]} is in use.")
-    return 0
-
-
 PROJECT_COMMANDS: dict[str, Callable[..., int]] = {
     "init": init,
     "add": add,
@@ -357,5 +284,3 @@ PROJECT_COMMANDS: dict[str, Callable[..., int]] = {
     "keep": keep,
     "predict": predict,
 }
-
-MODEL_COMMANDS: dict[str, Callable[..., int]] = {"export": export, "import": import_, "rollback": rollback}

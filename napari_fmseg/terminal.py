@@ -18,7 +18,21 @@ from napari_fmseg.events import Progress, StageResult, StepDone, Warned
 from napari_fmseg.licences import remember_terms, unread_terms
 from napari_fmseg.manifest import plain
 
-__all__ = ["Bars", "Json", "follow", "metrics_table", "note", "number", "say", "show_terms", "table", "write_json"]
+__all__ = [
+    "USE",
+    "Bars",
+    "Json",
+    "follow",
+    "metrics_table",
+    "note",
+    "number",
+    "say",
+    "show_terms",
+    "table",
+    "write_json",
+]
+
+USE = "Research use only. Not a medical device."
 
 Json = Annotated[bool, arg(name="json", help="Print one JSON document for machines, and nothing else, to stdout.")]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from napari_fmseg.evaluation import Evaluation, evaluate
 from napari_fmseg.models import load_model, read_card, write_card
 from napari_fmseg.training import load_recipe
-from napari_fmseg.training.loop import cases_for
+from napari_fmseg.training.sources import cases_for
 
 ROOT = Path(__file__).parents[1]
 

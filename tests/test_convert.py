@@ -144,9 +144,17 @@ def test_unknown_network_is_refused(edge, tmp_path):
         convert_checkpoint(save(edge.state_dict(), tmp_path / "a.pt"), "unet", tmp_path / "out")
 
 
-def test_place_that_is_not_there_is_refused(edge, tmp_path):
-    with pytest.raises(UnwritableVolume, match="Choose a folder"):
-        convert_checkpoint(save(edge.state_dict(), tmp_path / "a.pt"), "edgenet", tmp_path / "no" / "out")
+def test_folder_that_is_not_there_is_made(edge, tmp_path):
+    done = convert_checkpoint(save(edge.state_dict(), tmp_path / "a.pt"), "edgenet", tmp_path / "new" / "out")
+    assert done.weights.is_file()
+    assert done.card.is_file()
+
+
+def test_place_below_a_file_is_refused(edge, tmp_path):
+    path = save(edge.state_dict(), tmp_path / "a.pt")
+    with pytest.raises(UnwritableVolume, match=r"out\.safetensors was not written"):
+        convert_checkpoint(path, "edgenet", path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
 
 
 SMALL = {

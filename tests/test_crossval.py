@@ -21,7 +21,7 @@ from napari_fmseg.io import read_volume, write_labels, write_volume
 from napari_fmseg.models import load_model
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 from napari_fmseg.training import cases_of, load_recipe
-from napari_fmseg.training.loop import cases_for
+from napari_fmseg.training.sources import cases_for
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 GRID = Geometry.from_spacing((16, 16, 16))

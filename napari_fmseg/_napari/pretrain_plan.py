@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,8 @@ import tomli_w
 
 from napari_fmseg._napari.layers import LayerData, image_layers, labels_layer
 from napari_fmseg._napari.preferences import load
-from napari_fmseg.errors import FmsegError, UnwritableVolume
+from napari_fmseg.errors import FmsegError
+from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import find_card
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
@@ -93,15 +93,8 @@ def write(plan: Plan) -> Path:
         "fusion": {"patch": list(plan.patch), "block": _blocks(plan.patch), **plan.more.get("fusion", {})},
     }
     path = plan.out / "recipe.toml"
-    beside = plan.out / f".recipe.{os.getpid()}.part"
-    try:
-        plan.out.mkdir(parents=True, exist_ok=True)
-        beside.write_text(tomli_w.dumps(table), encoding="utf-8")
-        os.replace(beside, path)
-    except OSError as error:
-        raise UnwritableVolume(
-            f"The run cannot be kept in {plan.out}: {error.strerror}. Choose a folder that you may write to."
-        ) from error
+    with written_beside(path) as file:
+        tomli_w.dump(table, file)
     return path
 
 

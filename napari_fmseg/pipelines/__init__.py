@@ -46,7 +46,7 @@ class SegmentOptions:
     min_part_ml
         Remove connected parts smaller than this, in ml.
     show_stages
-        Yield the stages before the last one too; without them the run is a little faster.
+        Whether the stages before the last one are shown, too; the run is a little faster if not.
     overlap
         For models that look through windows: the share of a window that the next one sees again, 0 to below 1. None:
         as the model's card says.

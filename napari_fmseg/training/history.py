@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +17,7 @@ import numpy as np
 
 from napari_fmseg.errors import MissingExtra
 from napari_fmseg.events import EpochDone, Pictures, StepDone, TrainEvent
+from napari_fmseg.io.writing import written_beside
 from napari_fmseg.processes import leads
 
 __all__ = ["recorded"]
@@ -88,9 +88,8 @@ class _Lines:
                 continue
             if row["stage"] != stage or row["step"] < first:
                 kept.append(line)
-        beside = self.path.with_suffix(f".{os.getpid()}.part")
-        beside.write_text("".join(kept), encoding="utf-8")
-        os.replace(beside, self.path)
+        with written_beside(self.path) as file:
+            file.write("".join(kept).encode())
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.file is None:

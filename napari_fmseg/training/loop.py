@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,34 +22,34 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StageResult, StepDone, TrainEvent, Warned
-from napari_fmseg.metrics import dice_per_label
+from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
+from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.nets.blocks import draw_weights
 from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet, calm_weights, init_weights
-from napari_fmseg.phantom.dataset import write_phantom_dataset
-from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
 from napari_fmseg.training.coarse_fine import TwoLooks
-from napari_fmseg.training.data import Held, Sample, load_sample, missing_in, read_case
-from napari_fmseg.training.folds import folds
+from napari_fmseg.training.data import Held, Sample, load_sample, read_case
+from napari_fmseg.training.drawing import Drawing, batches_of
 from napari_fmseg.training.growth import grow
 from napari_fmseg.training.hard import Hardness
 from napari_fmseg.training.history import recorded
-from napari_fmseg.training.partial import IGNORE
 from napari_fmseg.training.phased import make_task
 from napari_fmseg.training.pictures import write_plane
 from napari_fmseg.training.prepared import prepare
-from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table, cases_of
+from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table
 from napari_fmseg.training.remember import Teacher, distance
 from napari_fmseg.training.schedules import rate_of
 from napari_fmseg.training.several import make_fabric
 from napari_fmseg.training.single import Patches
+from napari_fmseg.training.sources import Source, sources_of
 from napari_fmseg.training.tasks import Task
-from napari_fmseg.volume import LabelMap, Volume
+from napari_fmseg.training.validating import validated
+from napari_fmseg.training.watch import Watch
+from napari_fmseg.volume import LabelMap
 
-__all__ = ["cases_for", "train"]
+__all__ = ["train"]
 
 
 def train(recipe: Recipe) -> Generator[TrainEvent, None, None]:
@@ -94,25 +93,6 @@ def _events(recipe: Recipe) -> Generator[TrainEvent, None, None]:
         raise
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Cases of one folder, and what they were labelled with."""
-
-    names: Mapping[int, str]
-    training: Sequence[Case]
-    validation: Sequence[Case]
-    classes: tuple[str, ...] = ()
-    watched: bool = False
-
-    def missing(self, case: Case, labels: Sequence[str]) -> tuple[int, ...]:
-        """Give the recipe's labels that may hide in the background of a case."""
-        looked_for = self.classes or tuple(self.names.values())
-        gone = set(missing_in(case, self.names, labels))
-        return tuple(
-            i for i, name in enumerate(labels, 1) if name not in looked_for or (i in gone and not self.classes)
-        )
-
-
 @dataclass
 class _Unfinished:
     """The stage that is being trained, and its best weights so far."""
@@ -150,10 +130,9 @@ class _Run:
         self.parent: Model | None = None
         self.old: tuple[str, ...] = ()  # classes that the model to start from knew
         self.anchors: dict[str, dict[str, Tensor]] = {}
-        self.replayed: list[bool] = []
+        self.drawing: Drawing
         self.held_groups: list[list[Held]] = []
         self.unfinished: _Unfinished | None = None
-        self.having: list[set[int]] = []
 
     def prepare(self) -> Iterator[TrainEvent]:
         """Read the cases, and the model to start from."""
@@ -162,7 +141,7 @@ class _Run:
         if recipe.start_from:
             self.parent = load_model(recipe.start_from, device=recipe.device)
             self.old = tuple(n for n in recipe.labels if n in self.parent.card.labels.values())
-        sources = list(_sources(recipe))
+        sources = list(sources_of(recipe))
         known = {name for source in sources for name in source.names.values()} | set(self.old)
         unknown = [label for label in recipe.labels if label not in known]
         if unknown:
@@ -171,7 +150,7 @@ class _Run:
         samples = yield from self._prepared(learned) if recipe.pipeline == "coarse_fine" else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
-            self.replayed.append(source is not sources[0])
+        self.drawing = Drawing(recipe, self.samples, [source is not sources[0] for _, source in learned])
         total, done = sum(len(s.validation) for s in sources), 0
         for source in sources:
             group = []
@@ -201,7 +180,7 @@ class _Run:
             **{f: getattr(recipe, f) for f in _SHARED},
         )
 
-    def _read(self, learned: Sequence[tuple[Case, _Source]]) -> Generator[TrainEvent, None, list[Sample]]:
+    def _read(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
         """Read the cases to learn from into memory."""
         recipe, found = self.recipe, []
         settings = PhasedSettings.of(recipe.settings) if recipe.pipeline == "phased" else PhasedSettings()
@@ -213,7 +192,7 @@ class _Run:
             )
         return found
 
-    def _prepared(self, learned: Sequence[tuple[Case, _Source]]) -> Generator[TrainEvent, None, list[Sample]]:
+    def _prepared(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
         """Make the cases to learn from ready on disk: the first process does, the others wait for it."""
         folder = self.recipe.prepared or self.folder / "prepared"
         cases = [(case, source.names) for case, source in learned]
@@ -261,7 +240,8 @@ class _Run:
                     f"{self.folder} holds the run of another recipe. Choose another `out`, or remove the folder."
                 )
         elif self.fabric.is_global_zero:
-            _replace(mark, json.dumps({"recipe_sha256": mine, "recipe": table}, indent=1).encode())
+            with written_beside(mark) as file:
+                file.write(json.dumps({"recipe_sha256": mine, "recipe": table}, indent=1).encode())
 
     def stage(self, number: int, stage: StageRecipe) -> Iterator[TrainEvent]:
         """Train one network, or take it from its finished checkpoint."""
@@ -337,7 +317,7 @@ class _Run:
             state.best = metrics.get("dice", -math.inf)  # training must beat the start, or the start is kept
             state.old = metrics.get("old", math.nan)
         self.unfinished = _Unfinished(stage.stage, self.specs[stage.stage], best, state)
-        watch = _Watch(self.recipe, self.samples, epochs, first=state.epoch)
+        watch = Watch(self.recipe, self.samples, epochs, first=state.epoch)
         hardness = Hardness(self.recipe, [sample.name for sample in self.samples], state.seen)
         while state.epoch < epochs and not state.done:
             start = time.perf_counter()
@@ -370,7 +350,7 @@ class _Run:
             seconds = time.perf_counter() - start
             yield EpochDone(stage.stage, state.epoch, epochs, mean, seconds, metrics)
             yield Saved(path, better)
-            yield from watch.warnings(stage.stage, state, metrics)
+            yield from watch.warnings(stage.stage, state.epoch, state.old, metrics)
         self.unfinished = None
 
     def _epoch(
@@ -384,7 +364,7 @@ class _Run:
         task: Task,
         epoch: int,
         epochs: int,
-        watch: _Watch,
+        watch: Watch,
         hardness: Hardness,
     ) -> Iterator[StepDone]:
         fabric = self.fabric
@@ -392,7 +372,7 @@ class _Run:
         rng = np.random.default_rng(seed)
         noise = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         total = epochs * stage.steps_per_epoch
-        order = self._picks(stage.steps_per_epoch * stage.batch, rng, hardness.hard())
+        order = self.drawing.picks(stage.steps_per_epoch * stage.batch, rng, hardness.hard())
         extra = self._memory(stage)
         for step in range(stage.steps_per_epoch):
             picks = order[step * stage.batch : (step + 1) * stage.batch]
@@ -401,7 +381,7 @@ class _Run:
             torch.manual_seed(
                 int(np.random.SeedSequence([*seed, step]).generate_state(1)[0])
             )  # dropout takes no generator
-            batches = _batches(drawn, [self.samples[i].missing for i, _ in picks])
+            batches = batches_of(drawn, [self.samples[i].missing for i, _ in picks])
             parts, first = [], 0
             for x, target, gone in batches:
                 heads = task.heads(model, x)[: stage.heads or None]
@@ -424,35 +404,6 @@ class _Run:
                     scheduler.step()
             rate = float(optimiser.param_groups[0]["lr"])
             yield StepDone(stage.stage, epoch * stage.steps_per_epoch + step + 1, total, float(loss.detach()), rate)
-
-    def _picks(self, n: int, rng: np.random.Generator, hard: Sequence[int] = ()) -> list[tuple[int, int]]:
-        """Draw cases, the hard ones more often, and for each the class that it should show (0 for none)."""
-        times = self.recipe.hard_times
-        groups = [
-            [i for i, r in enumerate(self.replayed) if r == replayed for _ in range(1 + times * (i in hard))]
-            for replayed in (False, True)
-        ]
-        if not groups[1]:
-            order = groups[0]
-            drawn = [order[i] for i in _order(len(order), n, rng)]
-        else:
-            share = self.recipe.replay_share if groups[0] else 1.0
-            turns = rng.random(n) < share
-            orders = [iter([g[i] for i in _order(len(g), n, rng)] if g else []) for g in groups]
-            drawn = [next(orders[int(turn)]) for turn in turns]
-        if not self.recipe.balance:
-            return [(i, 0) for i in drawn]
-        return [self._balanced(groups[self.replayed[i]], i, rng) for i in drawn]
-
-    def _balanced(self, group: Sequence[int], index: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Draw a class of a group of cases, then a case that has it."""
-        if not self.having:
-            self.having = [{int(v) for v in np.unique(s.labels.cpu().numpy()) if 0 < v < IGNORE} for s in self.samples]
-        classes = sorted(set().union(*(self.having[i] for i in group)))
-        if not classes:
-            return index, 0
-        focus = int(rng.choice(classes))
-        return int(rng.choice([i for i in group if focus in self.having[i]])), focus
 
     def _memory(self, stage: StageRecipe) -> _Memory:
         """What holds the stage to the model of before."""
@@ -510,24 +461,8 @@ class _Run:
     ) -> Generator[TrainEvent, None, dict[str, float]]:
         specs = {name: self.specs[name] for name in self.specs if name in nets}
         model = Model(dataclasses.replace(self.card, nets=specs), nets, self.fabric.device)
-        options = SegmentOptions(until=until, show_stages=False, precision="float32")
-        table = []
-        for i, case in enumerate(cases):
-            yield Progress("validating", i, len(cases))
-            found = _labels_of(case.volume, model, options)
-            table.append(_dice(found, case, len(self.recipe.labels) + 1))
-            self.found = found if i == 0 else self.found
-        rows, watched = np.array(table), np.array([case.watched for case in cases])
-        n_labels = len(self.recipe.labels)
-        chosen, shown = _means(rows[~watched].reshape(-1, n_labels)), _means(rows[watched].reshape(-1, n_labels))
-        both = np.where(np.isnan(shown), chosen, shown)
-        named = {f"dice/{name}": float(m) for name, m in zip(self.recipe.labels, both, strict=True) if m == m}
-        told = {
-            "dice": chosen,
-            "old": np.array([v for n, v in zip(self.recipe.labels, both, strict=True) if n in self.old]),
-        }
-        means = {name: float(_means(values[:, None])[0]) for name, values in told.items() if np.isfinite(values).any()}
-        return {**means, **named}
+        metrics, self.found = yield from validated(model, until, cases, self.recipe.labels, self.old)
+        return metrics
 
     def finish(self) -> Iterator[TrainEvent]:
         """Measure every stage on all held-out cases and write the model."""
@@ -592,129 +527,6 @@ class _Memory:
     anchors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class _Watch:
-    """Tells early, and once, which class is not being learned or is being forgotten."""
-
-    def __init__(self, recipe: Recipe, samples: Sequence[Sample], epochs: int, first: int) -> None:
-        counts = range(1, len(recipe.labels) + 1)  # a class that no case has was told before
-        self.there = {recipe.labels[c - 1] for c in counts if any(bool((s.labels == c).any()) for s in samples)}
-        self.labels, self.epochs = recipe.labels, epochs
-        self.after = max(1, math.ceil(epochs / 3), first + 1)
-        self.seen: Tensor | None = None
-        self.told = False
-
-    def saw(self, drawn: Sequence[tuple[list[Tensor], Tensor]]) -> None:
-        """Count the voxels of each class that samples show."""
-        voxels = torch.stack([target.sum((1, 2, 3)) for _, target in drawn]).sum(0)
-        self.seen = voxels if self.seen is None else self.seen + voxels
-
-    def warnings(self, stage: str, state: _State, metrics: Mapping[str, float]) -> Iterator[Warned]:
-        """Tell what is wrong after an epoch."""
-        lost = state.old - metrics.get("old", math.nan)
-        if lost > _FORGOTTEN and not self.told:
-            self.told = True
-            yield Warned(
-                f"{stage}: the classes of before are being forgotten: their mean Dice fell from {state.old:.2f} to "
-                f"{state.old - lost:.2f}. Replay cases of before, or raise keep_answers."
-            )
-        if state.epoch != self.after or self.seen is None:
-            return
-        for name, voxels in zip(self.labels, self.seen.tolist()[1:], strict=True):
-            dice = metrics.get(f"dice/{name}", math.nan)
-            if name not in self.there:
-                continue
-            if voxels == 0:
-                yield Warned(f"{stage}: {name!r} was in no sample so far. Set balance, or add cases that have it.")
-            elif dice < _UNLEARNED:
-                yield Warned(
-                    f"{stage}: {name!r} is not being learned: its Dice is {dice:.2f} after {state.epoch} of "
-                    f"{self.epochs} epochs. Are its labels right? A finer grid, balance or the loss dice_ce_by_class "
-                    "may help."
-                )
-
-
-_UNLEARNED, _FORGOTTEN = 0.01, 0.05
-"""Dice below which a class is not learned, and fall of the old classes' Dice from which they are being forgotten."""
-
-
-def _sources(recipe: Recipe) -> Iterator[_Source]:
-    """Give the cases of the recipe, then those of before."""
-    names, training, validation = cases_for(recipe)
-    yield _Source(names, training, validation)
-    for replay in recipe.replay:
-        theirs: Mapping[int, str] = dict(enumerate(recipe.labels, 1))
-        training, validation = list(replay.training), list(replay.validation)
-        if replay.dataset is not None:
-            theirs, training, validation = cases_of(replay.dataset, replay.holdout)
-        if replay.most and len(training) > replay.most:
-            training = [training[i] for i in np.linspace(0, len(training) - 1, replay.most).round().astype(int)]
-        called = {value: replay.names.get(name, name) for value, name in theirs.items()}
-        yield _Source(called, [] if replay.watch else training, validation, replay.classes, replay.watch)
-
-
-def cases_for(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:
-    """Give class names by number, training and validation cases of a recipe; phantoms are made if need be."""
-    if recipe.phantom:
-        folder = recipe.out / "phantom"
-        if not (folder / "dataset.json").exists():  # written last, so it stands for a whole dataset
-            write_phantom_dataset(folder, recipe.phantom[0], recipe.phantom[1], seed=recipe.seed)
-        return _folded(recipe, *cases_of(folder))
-    if recipe.dataset is not None:
-        return _folded(recipe, *cases_of(recipe.dataset, recipe.holdout))
-    return _folded(recipe, dict(enumerate(recipe.labels, 1)), list(recipe.training), list(recipe.validation))
-
-
-def _folded(
-    recipe: Recipe, names: dict[int, str], training: list[Case], validation: list[Case]
-) -> tuple[dict[int, str], list[Case], list[Case]]:
-    """Split the cases anew for cross-validation, where the recipe asks for it; a project's locked cases stay away."""
-    if not recipe.fold:
-        return names, training, validation
-    locked = recipe.dataset is not None and (recipe.dataset / "fmseg" / "project.json").exists()
-    groups = folds(training if locked else [*training, *validation], recipe.folds)
-    held = list(groups[recipe.fold - 1])
-    return names, [case for group in groups for case in group if case not in held], held
-
-
-def _labels_of(volume: Volume, model: Model, options: SegmentOptions) -> LabelMap:
-    *_, last = segment(volume, model, options)
-    assert isinstance(last, StageResult)
-    assert isinstance(last.output, LabelMap)
-    return last.output
-
-
-def _dice(found: LabelMap, case: Held, n_classes: int) -> np.ndarray:
-    """Dice per class on the voxels that were labelled; nan for classes that the case was never labelled with."""
-    told = case.truth.data != IGNORE
-    dice = dice_per_label(found.data * told, case.truth.data * told, n_classes)
-    dice[[label - 1 for label in case.missing]] = np.nan
-    return dice
-
-
-def _means(table: np.ndarray) -> np.ndarray:
-    """Means over the first axis of what is a number; nan where nothing is."""
-    counts = np.isfinite(table).sum(0)
-    means: np.ndarray = np.divide(np.nansum(table, 0), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
-    return means
-
-
-def _batches(
-    drawn: Sequence[tuple[list[Tensor], Tensor]], missing: Sequence[Sequence[int]]
-) -> list[tuple[list[Tensor], Tensor, Sequence[Sequence[int]]]]:
-    """Stack samples of one size; native crops, whose sizes differ, stay single."""
-    if len({target.shape for _, target in drawn}) > 1:
-        pairs = zip(drawn, missing, strict=True)
-        return [([x[None] for x in inputs], target[None], [gone]) for (inputs, target), gone in pairs]
-    inputs = [torch.stack(parts) for parts in zip(*(d[0] for d in drawn), strict=True)]
-    return [(inputs, torch.stack([d[1] for d in drawn]), missing)]
-
-
-def _order(n_cases: int, n_draws: int, rng: np.random.Generator) -> list[int]:
-    """Every case once before any comes twice."""
-    rounds = -(-n_draws // n_cases)
-    return list(np.concatenate([rng.permutation(n_cases) for _ in range(rounds)])[:n_draws])
-
-
 def _scheduler(optimiser: torch.optim.Optimizer, stage: StageRecipe) -> Any:
     if stage.schedule == "plateau":
         return torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.2, patience=4)
@@ -731,18 +543,5 @@ def _save_checkpoint(
         "scheduler": scheduler.state_dict(),
         "state": dataclasses.asdict(state),
     }
-    beside = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        torch.save(content, beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(path) as file:
+        torch.save(content, file)

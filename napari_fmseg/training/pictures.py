@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from napari_fmseg.io.writing import written_beside
 from napari_fmseg.training.partial import IGNORE
 from napari_fmseg.volume import LabelMap, Volume
 
@@ -35,11 +35,6 @@ def write_plane(volume: Volume, truth: LabelMap, found: LabelMap, path: Path) ->
         "labels": np.where(mine == IGNORE, 0, mine)[plane, None].astype(np.uint8),
         "prediction": its[plane, None].astype(np.uint8),
     }
-    beside = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            np.savez_compressed(file, spacing=np.array(grid.spacing), **shown)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(path) as file:
+        np.savez_compressed(file, spacing=np.array(grid.spacing), **shown)
     return path

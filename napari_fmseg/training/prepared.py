@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import queue
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from napari_fmseg.doctor import n_cores
 from napari_fmseg.errors import FmsegError, InvalidRecipe
 from napari_fmseg.events import Progress
 from napari_fmseg.grid import bounding_box, resize, to_canonical, to_tensor
+from napari_fmseg.io.writing import written_beside
 from napari_fmseg.pipelines.settings import CoarseFineSettings
 from napari_fmseg.processes import environment
 from napari_fmseg.training.data import Sample, read_case
@@ -184,7 +184,7 @@ _PARTS = ("image", "labels", "whole", "whole_labels")
 
 def _here(orders: Sequence[Order], wish: _Wish, folder: Path) -> Iterator[str]:
     """Make cases ready in this process; give the key of each."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     for first in range(0, len(orders), _PER_FILE):
         tensors: dict[str, Tensor] = {}
@@ -194,12 +194,8 @@ def _here(orders: Sequence[Order], wish: _Wish, folder: Path) -> Iterator[str]:
             tensors |= {f"{key}/{part}": tensor for part, tensor in parts.items()}
             yield key
         path = folder / f"{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:24]}.safetensors"
-        beside = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            save_file(tensors, beside, metadata=facts)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with written_beside(path) as file:
+            file.write(save(tensors, metadata=facts))
 
 
 def _made(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[dict[str, Tensor], str]:

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -26,6 +25,7 @@ from torch import Tensor
 from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
 from napari_fmseg.io import find_volumes
+from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import Intensity, ModelCard, save_model
 from napari_fmseg.processes import leads
 from napari_fmseg.training.history import recorded
@@ -266,13 +266,8 @@ class _Run:
         tensors = {"fused volume": fused.float(), "target": target.byte(), "prediction": prediction.byte()}
         arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         path = self.folder / "pictures.npz"
-        beside = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            with beside.open("wb") as file:
-                np.savez_compressed(file, spacing=np.ones(3), **arrays)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with written_beside(path) as file:
+            np.savez_compressed(file, spacing=np.ones(3), **arrays)
         return Pictures(_STAGE, self.state["step"], path)
 
     def keep(self) -> None:
@@ -318,9 +313,8 @@ def _claim(recipe: PretrainRecipe, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / "run.json"
     if not mark.exists():
-        beside = mark.with_suffix(f".{os.getpid()}.part")
-        beside.write_text(json.dumps({"recipe_sha256": mine}))
-        os.replace(beside, mark)
+        with written_beside(mark) as file:
+            file.write(json.dumps({"recipe_sha256": mine}).encode())
     elif json.loads(mark.read_text()).get("recipe_sha256") != mine:
         raise InvalidRecipe(f"{folder} holds the run of another recipe. Choose another `out`, or remove the folder.")
 
@@ -331,9 +325,5 @@ def _one_hot(labels: Tensor, n_classes: int) -> Tensor:
 
 def _save(content: dict[str, Any], path: Path) -> None:
     """Write beside and rename, so that a kill leaves the checkpoint before."""
-    beside = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        torch.save(content, beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(path) as file:
+        torch.save(content, file)

@@ -14,6 +14,7 @@ from torch import Tensor
 from napari_fmseg.errors import FmsegError, UnwritableVolume
 from napari_fmseg.grid import resize, to_canonical, to_tensor
 from napari_fmseg.io import read_volume
+from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import Intensity
 from napari_fmseg.pipelines.phased import normalise
 
@@ -97,15 +98,11 @@ class VolumeStore:
             image = resize(image, [max(1, round(n * min(1.0, have / want))) for n, have, want in sizes])
         decoded = image[0].half().numpy()
         self._make_room(decoded.nbytes)
-        beside = kept.with_suffix(f".{os.getpid()}.part")
         try:
-            with beside.open("wb") as file:
+            with written_beside(kept) as file:
                 np.save(file, decoded)
-            os.replace(beside, kept)
-        except OSError:
+        except UnwritableVolume:
             return decoded  # no room: it works without the cache, only slower
-        finally:
-            beside.unlink(missing_ok=True)
         return decoded
 
     def _make_room(self, wanted: int) -> None:

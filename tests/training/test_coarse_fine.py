@@ -25,6 +25,7 @@ from napari_fmseg.pipelines import segment
 from napari_fmseg.pipelines.coarse_fine import box_around, network_input
 from napari_fmseg.pipelines.reading import Source
 from napari_fmseg.training.coarse_fine import TwoLooks, brightened, fine_window
+from napari_fmseg.training.drawing import Drawing
 from napari_fmseg.training.hard import Hardness, dice_of_samples
 from napari_fmseg.training.loop import _Run, train
 from napari_fmseg.training.partial import partial_structures
@@ -371,9 +372,8 @@ def test_the_worst_fifth_is_drawn_more_often_and_alike_each_time(home: Path) -> 
     assert watching.hard() == [4, 7]
     assert math.isnan(seen[9])
     assert Hardness(plan, names, seen).hard() == [4, 7]  # a run that goes on knows it
-    run = _Run(plan)
-    run.replayed = [False] * 10
-    picks = [run._picks(64, np.random.default_rng(5), watching.hard()) for _ in range(2)]
+    drawing = Drawing(plan, (), [False] * 10)
+    picks = [drawing.picks(64, np.random.default_rng(5), watching.hard()) for _ in range(2)]
     assert picks[0] == picks[1]
     counts = np.bincount([i for i, _ in picks[0]], minlength=10)
     assert counts.tolist() == [4, 4, 4, 4, 16, 4, 4, 16, 4, 4]

@@ -17,11 +17,12 @@ from napari_fmseg.events import EpochDone
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.training.data import Held, Sample, missing_in, read_case, target_in
 from napari_fmseg.training.logit_losses import cross_entropy, dice_ce_of_logits, dice_of_logits
-from napari_fmseg.training.loop import _dice, train
+from napari_fmseg.training.loop import train
 from napari_fmseg.training.partial import IGNORE, merged, partial_loss, shares
 from napari_fmseg.training.phased import _first_plane, make_task
 from napari_fmseg.training.recipe import LOSSES, Augment, Case, Recipe, StageRecipe, cases_of
 from napari_fmseg.training.tasks import make_loss
+from napari_fmseg.training.validating import dice_where_told
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 STILL = Augment(shift=0, zoom=0, rotate_deg=0, contrast=0, brightness=0, gamma=0, noise=0)
@@ -195,7 +196,7 @@ def test_dice_counts_labelled_voxels_and_labelled_classes_only() -> None:
     truth = np.array([[[1, 1], [0, 0]], [[IGNORE, IGNORE], [IGNORE, IGNORE]]], np.uint8)
     found = np.array([[[1, 0], [0, 2]], [[1, 1], [1, 1]]], np.uint8)
     held = Held(Volume(truth.astype(np.float32), geometry), LabelMap(truth, geometry), missing=(2,))
-    dice = _dice(LabelMap(found, geometry), held, 3)
+    dice = dice_where_told(LabelMap(found, geometry), held, 3)
     assert dice[0] == pytest.approx(2 * 1 / (1 + 2))
     assert np.isnan(dice[1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,8 +24,9 @@ from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models import Intensity, load_model
 from napari_fmseg.training import Augment, Recipe, Replay, StageRecipe, load_recipe, train
 from napari_fmseg.training.data import Sample
-from napari_fmseg.training.loop import _Run, _State, _Watch
+from napari_fmseg.training.loop import _Run
 from napari_fmseg.training.remember import Teacher, distance, joined
+from napari_fmseg.training.watch import Watch
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 STILL = Augment(shift=0.05, zoom=0, rotate_deg=0, contrast=0, brightness=0, gamma=0, noise=0)
@@ -160,7 +162,7 @@ def test_balance_draws_a_rare_class_as_often_as_a_common_one(tmp_path: Path) -> 
     (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "common": 1, "rare": 2}}))
     run = _Run(dataclasses.replace(recipe(tmp_path, "out", ("common", "rare"), "data"), balance=True))
     list(run.prepare())
-    picks = run._picks(400, np.random.default_rng(0))
+    picks = run.drawing.picks(400, np.random.default_rng(0))
     rares = [i for i, focus in picks if focus == 2]
     assert len(rares) == pytest.approx(200, abs=40)
     assert {run.samples[i].name for i in rares} == {"c3"}
@@ -170,9 +172,9 @@ def test_balance_draws_a_rare_class_as_often_as_a_common_one(tmp_path: Path) -> 
 def test_a_share_of_the_samples_is_replayed(home: Path) -> None:
     run = _Run(recipe(home, "shares", ("bright", "dark"), "dark", replay=(Replay(home / "bright"),), replay_share=0.25))
     list(run.prepare())
-    picks = run._picks(400, np.random.default_rng(0))
-    assert sum(run.replayed[i] for i, _ in picks) == pytest.approx(100, abs=30)
-    missing = {replayed: s.missing for replayed, s in zip(run.replayed, run.samples, strict=True)}
+    picks = run.drawing.picks(400, np.random.default_rng(0))
+    assert sum(run.drawing.replayed[i] for i, _ in picks) == pytest.approx(100, abs=30)
+    missing = {replayed: s.missing for replayed, s in zip(run.drawing.replayed, run.samples, strict=True)}
     assert missing == {False: (1,), True: (2,)}
 
 
@@ -188,9 +190,9 @@ def test_a_class_that_is_not_learned_is_told_after_a_third(home: Path) -> None:
 
 def test_a_class_that_no_sample_shows_is_told_once() -> None:
     here = Sample("a", torch.zeros(1, 2, 2, 2), torch.ones(2, 2, 2, dtype=torch.uint8))
-    watch = _Watch(recipe(Path(), "x", ("bright", "dark")), [here], 6, 0)
+    watch = Watch(recipe(Path(), "x", ("bright", "dark")), [here], 6, 0)
     watch.saw([([], torch.stack([torch.ones(2, 2, 2), torch.zeros(2, 2, 2), torch.zeros(2, 2, 2)]))])
-    told = [list(watch.warnings("net", _State(epoch=epoch), {})) for epoch in range(1, 5)]
+    told = [list(watch.warnings("net", epoch, math.nan, {})) for epoch in range(1, 5)]
     assert [len(t) for t in told] == [0, 1, 0, 0]
     assert "'bright' was in no sample" in told[1][0].text
 
