@@ -40,7 +40,7 @@ class ModelChooser(QWidget):
         self.list = QListWidget()
         self.list.setToolTip("The model that will segment the image. Arrow keys choose another.")
         self.list.setSpacing(1)
-        self.list.setTextElideMode(Qt.TextElideMode.ElideRight)
+        self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.facts = QLabel()
         self.facts.setWordWrap(True)

@@ -129,6 +129,15 @@ class InProcess:
 # --- the real engine ----------------------------------------------------------------------------------------------
 
 
+def test_models_with_alike_titles_can_be_told_apart_in_the_list(make_dock: Any) -> None:
+    models = make_dock().model.list
+    width = min(230, models.viewport().width())  # pixels, in a dock as narrow as it may be
+    shown = [models.fontMetrics().elidedText(models.item(i).text(), models.textElideMode(), width)
+             for i in range(models.count())]  # fmt: skip
+    assert len(shown) > 3
+    assert len(set(shown)) == len(shown)
+
+
 def test_one_press_on_run_gives_the_labels_of_segment_voxel_for_voxel_also_of_a_flipped_and_oblique_volume(
     make_dock: Any, qtbot: Any, phantom: Volume
 ) -> None:
