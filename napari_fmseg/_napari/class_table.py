@@ -9,11 +9,9 @@ from typing import Any
 from qtpy.QtCore import QSize, Qt, QTimer, Signal
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import (
-    QAbstractItemView,
     QColorDialog,
     QFileDialog,
     QHBoxLayout,
-    QHeaderView,
     QLabel,
     QPushButton,
     QTableWidget,
@@ -26,6 +24,7 @@ from napari_fmseg._napari.class_colors import colors_of, rename, set_colors
 from napari_fmseg._napari.going import go_to
 from napari_fmseg._napari.layers import labels_of
 from napari_fmseg._napari.links import Links
+from napari_fmseg._napari.tables import plain_table
 from napari_fmseg._napari.tooltips import CLASSES
 from napari_fmseg._napari.worker import Job, start_job
 from napari_fmseg.measures import Measure, measure, write_measures
@@ -86,22 +85,9 @@ class ClassTable(QWidget):
         self.set_layer(None)
 
     def _made_table(self) -> QTableWidget:
-        table = QTableWidget(0, len(TITLES))
-        table.setHorizontalHeaderLabels(TITLES)
-        for column, tip in enumerate(TIPS):
-            table.horizontalHeaderItem(column).setToolTip(tip)
-        table.verticalHeader().hide()
-        table.verticalHeader().setDefaultSectionSize(ROW)
-        table.setShowGrid(False)
-        table.setCornerButtonEnabled(False)
+        table = plain_table(TITLES, TIPS, row=ROW, stretch=NAME, editable=True)
         table.setIconSize(QSize(SWATCH, SWATCH))
-        table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        table.setTabKeyNavigation(False)
-        header = table.horizontalHeader()
-        header.setMinimumSectionSize(24)
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)
+        table.horizontalHeader().setMinimumSectionSize(24)
         table.itemChanged.connect(self._on_item)
         table.cellClicked.connect(self._on_cell)
         table.cellActivated.connect(self._on_cell)

@@ -9,17 +9,14 @@ from typing import Any
 
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
-    QAbstractItemView,
     QComboBox,
     QDialog,
     QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
     QHBoxLayout,
-    QHeaderView,
     QLabel,
     QPushButton,
-    QTableWidget,
     QTableWidgetItem,
     QVBoxLayout,
     QWidget,
@@ -31,6 +28,7 @@ from napari_fmseg._napari.going import go_to
 from napari_fmseg._napari.layers import geometry_of, is_pet, labels_of, meta_of, volume_of
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.parts import ErrorBox
+from napari_fmseg._napari.tables import plain_table, set_columns
 from napari_fmseg._napari.tooltips import LESIONS
 from napari_fmseg._napari.worker import Job, start_job
 from napari_fmseg.errors import GeometryMismatch
@@ -61,7 +59,7 @@ class LesionDialog(QDialog):
         self._job: Job | None = None
         self._images = [part for case in cases_of(viewer.layers) for part in _on_grid(case, layer)]
         self.image, self.min_ml = QComboBox(), QDoubleSpinBox()
-        self.table, self.totals, self.error = QTableWidget(), QLabel(), ErrorBox()
+        self.table, self.totals, self.error = plain_table((), stretch=1), QLabel(), ErrorBox()
         self.save, self.close_button = QPushButton("&Export CSV …"), QPushButton("&Close")
         self._timer = QTimer(self, singleShot=True, interval=WAIT_MS)
         self._timer.timeout.connect(self._on_time)
@@ -86,13 +84,7 @@ class LesionDialog(QDialog):
         self.close_button.setAutoDefault(False)
         self.save.setAutoDefault(False)
         self.totals.setWordWrap(True)
-        table = self.table
-        table.setToolTip(LESIONS.jump)
-        table.verticalHeader().hide()
-        table.setShowGrid(False)
-        table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.table.setToolTip(LESIONS.jump)
         form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("&Image", self.image)
@@ -110,8 +102,8 @@ class LesionDialog(QDialog):
         self.resize(620, 420)
         self.image.currentIndexChanged.connect(self._timer.start)
         self.min_ml.valueChanged.connect(self._on_changed)
-        table.cellClicked.connect(self._on_cell)
-        table.cellActivated.connect(self._on_cell)
+        self.table.cellClicked.connect(self._on_cell)
+        self.table.cellActivated.connect(self._on_cell)
         self.error.asked.connect(lambda error: show_error(self, error))
         self.save.clicked.connect(self._on_save)
         self.close_button.clicked.connect(self.accept)
@@ -144,12 +136,7 @@ class LesionDialog(QDialog):
         if found is None:
             self.totals.setText("Measuring …")
             return
-        titles = ("", "Lesion", "ml", *columns(found))
-        self.table.setColumnCount(len(titles))
-        self.table.setHorizontalHeaderLabels(titles)
-        header = self.table.horizontalHeader()
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(1, QHeaderView.ResizeMode.Stretch)
+        set_columns(self.table, ("", "Lesion", "ml", *columns(found)), stretch=1)
         self.table.setRowCount(len(found.lesions))
         for row, lesion in enumerate(found.lesions):
             self._fill(row, lesion)

@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QPushButton, QStyle, QTableWidget, QTableWidgetItem, QWidget
+from qtpy.QtWidgets import QAbstractItemView, QPushButton, QStyle, QTableWidget, QTableWidgetItem, QWidget
 
 from napari_fmseg._napari.autosaves import Autosave, delete
 from napari_fmseg._napari.dialogs import TextDialog, ask, text_label
+from napari_fmseg._napari.tables import plain_table
 from napari_fmseg._napari.tooltips import RECOVERY
 
 __all__ = ["RecoveryDialog"]
@@ -98,15 +99,9 @@ class RecoveryDialog(TextDialog):
 
 
 def _table(saves: Sequence[Autosave]) -> QTableWidget:
-    table = QTableWidget(len(saves), 3)
-    table.setHorizontalHeaderLabels(["Labels", "Autosaved", "Size"])
-    table.verticalHeader().hide()
-    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+    table = plain_table(("Labels", "Autosaved", "Size"), row=ROW_HEIGHT, stretch=0)
+    table.setRowCount(len(saves))
     table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
-    header = table.horizontalHeader()
-    header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
-    for column in (1, 2):
-        header.setSectionResizeMode(column, QHeaderView.ResizeMode.ResizeToContents)
     for row, save in enumerate(saves):
         name = QTableWidgetItem(save.name)
         name.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable)
@@ -115,7 +110,6 @@ def _table(saves: Sequence[Autosave]) -> QTableWidget:
         size = " x ".join(map(str, save.shape)) + f", {_bytes(save.n_bytes)}"
         for column, item in enumerate((name, QTableWidgetItem(_when(save.saved_at)), QTableWidgetItem(size))):
             table.setItem(row, column, item)
-        table.setRowHeight(row, ROW_HEIGHT)
     table.setFixedHeight(ROW_HEIGHT * (min(len(saves), MOST_ROWS) + 1) + 8)
     return table
 

@@ -9,7 +9,6 @@ from typing import Any
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import (
-    QAbstractItemView,
     QHBoxLayout,
     QLabel,
     QPushButton,
@@ -19,6 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_fmseg._napari.tables import plain_table
 from napari_fmseg._napari.tooltips import TEACH
 from napari_fmseg.training.projects import CaseRow
 
@@ -72,18 +72,7 @@ class CaseTable(QWidget):
         self.show_cases((), ())
 
     def _made_table(self) -> QTableWidget:
-        table = QTableWidget(0, len(TITLES))
-        table.setHorizontalHeaderLabels(TITLES)
-        for column, tip in enumerate(TIPS):
-            table.horizontalHeaderItem(column).setToolTip(tip)
-        table.verticalHeader().hide()
-        table.verticalHeader().setDefaultSectionSize(_ROW)
-        table.setShowGrid(False)
-        table.setCornerButtonEnabled(False)
-        table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        table.setTabKeyNavigation(False)
+        table = plain_table(TITLES, TIPS, row=_ROW)
         header = table.horizontalHeader()
         header.setMinimumSectionSize(30)
         for column, width in enumerate(_WIDTHS):

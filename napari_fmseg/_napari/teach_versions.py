@@ -6,17 +6,15 @@ from collections.abc import Sequence
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
-    QAbstractItemView,
     QGridLayout,
-    QHeaderView,
     QLabel,
     QPushButton,
-    QTableWidget,
     QTableWidgetItem,
     QVBoxLayout,
     QWidget,
 )
 
+from napari_fmseg._napari.tables import plain_table
 from napari_fmseg._napari.tooltips import TEACH
 from napari_fmseg.training.projects import Version
 
@@ -48,8 +46,8 @@ class VersionList(QWidget):
         super().__init__(parent)
         self._versions: dict[int, Version] = {}
         self.present = 0
-        self.table = QTableWidget(0, len(TITLES))
-        self._dress()
+        self.table = plain_table(TITLES, TIPS, row=_ROW, stretch=SOURCE)
+        self.table.horizontalHeader().setMinimumSectionSize(30)
         self.facts = QLabel()
         self.facts.setWordWrap(True)
         self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
@@ -71,23 +69,6 @@ class VersionList(QWidget):
         self.export_button.clicked.connect(self.export)
         self.import_button.clicked.connect(self.import_)
         self.show_versions((), ())
-
-    def _dress(self) -> None:
-        table = self.table
-        table.setHorizontalHeaderLabels(TITLES)
-        for column, tip in enumerate(TIPS):
-            table.horizontalHeaderItem(column).setToolTip(tip)
-        table.verticalHeader().hide()
-        table.verticalHeader().setDefaultSectionSize(_ROW)
-        table.setShowGrid(False)
-        table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        table.setTabKeyNavigation(False)
-        header = table.horizontalHeader()
-        header.setMinimumSectionSize(30)
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(SOURCE, QHeaderView.ResizeMode.Stretch)
 
     @property
     def chosen(self) -> int:
