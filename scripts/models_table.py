@@ -24,8 +24,6 @@ def shipped_cards() -> list[ModelCard]:
 
 def dice(card: ModelCard) -> str:
     """Tell the Dice of the last stage: the mean, then each class."""
-    if not card.scores:
-        return "not measured"
     last = dict(card.scores)["labels"] if "labels" in card.scores else list(card.scores.values())[-1]
     each = ", ".join(f"{name} {value:.2f}" for name, value in last.items() if name != "mean")
     return f"**{sum(last.values()) / len(last):.3f}** ({each})"
@@ -44,7 +42,7 @@ def table(cards: Iterable[ModelCard]) -> str:
             f"`{card.name}`",
             card.modality,
             segments,
-            f"{dice(card)}; {card.scored_on or 'no cases named'}",
+            f"{dice(card)}; {card.scored_on}" if card.scores else "never measured on a case it did not learn from",
             terms,
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
@@ -56,6 +54,20 @@ def told(column: Mapping[str, float], name: str) -> str:
     return f"{column[name]:.3f}" if name in column else "-"
 
 
+def measured(card: ModelCard) -> str:
+    """Give the table of a card's scores, or tell that there are none."""
+    columns = {f"Dice, {stage}": scores for stage, scores in card.scores.items() if stage != "labels"}
+    if not columns:
+        return f"Segments {', '.join(card.labels.values())}. Never measured on a case that it did not learn from."
+    if card.surface:
+        columns[f"Surfaces within {card.surface_mm:g} mm"] = card.surface
+    rows = [f"| Class | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+    for name in card.labels.values():
+        rows.append(f"| {name} | " + " | ".join(told(column, name) for column in columns.values()) + " |")
+    means = (sum(column.values()) / len(column) for column in columns.values())
+    return "\n".join([*rows, "| **mean** | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |"])
+
+
 def page(cards: Iterable[ModelCard]) -> str:
     """Give docs/models.md: every card, with Dice by class and stage."""
     parts = [
@@ -65,15 +77,6 @@ def page(cards: Iterable[ModelCard]) -> str:
         "A model's recipe lies in `resources/recipes` under its name.\n"
     ]
     for card in cards:
-        stages = [stage for stage in card.scores if stage != "labels"]
-        columns = {f"Dice, {stage}": card.scores[stage] for stage in stages}
-        if card.surface:
-            columns[f"Surfaces within {card.surface_mm:g} mm"] = card.surface
-        rows = [f"| Class | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
-        for name in card.labels.values():
-            rows.append(f"| {name} | " + " | ".join(told(column, name) for column in columns.values()) + " |")
-        means = (sum(column.values()) / len(column) for column in columns.values())
-        rows.append("| **mean** | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |")
         facts = {
             "Modality and region": f"{card.modality}, {card.body_part}",
             "Trained on": card.trained_on,
@@ -84,7 +87,7 @@ def page(cards: Iterable[ModelCard]) -> str:
             "Cite": card.citation,
         }
         list_of = "\n".join(f"- **{name}.** {' '.join(text.split())}" for name, text in facts.items() if text)
-        parts.append(f"## {card.title} (`{card.name}`)\n\n" + "\n".join(rows) + f"\n\n{list_of}\n")
+        parts.append(f"## {card.title} (`{card.name}`)\n\n" + f"{measured(card)}\n\n{list_of}\n")
     return "\n".join(parts)
 
 
