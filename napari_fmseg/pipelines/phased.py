@@ -34,7 +34,7 @@ from napari_fmseg.grid import (
 from napari_fmseg.models import Intensity, Model, ModelCard
 from napari_fmseg.nets.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.nets.phased import HALO
-from napari_fmseg.pipelines.labelling import labels_on
+from napari_fmseg.pipelines.labelling import ARGMAX, labels_on
 from napari_fmseg.pipelines.running import Engine, averaged, members
 from napari_fmseg.pipelines.settings import STAGES, PhasedSettings, SingleSettings
 from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
@@ -169,7 +169,7 @@ class _Stages:
         start = time.perf_counter()
         x = consensus_input(self.image, self.settings, self.card.intensity)
         self.probabilities = self._answer("consensus", x[None])[0]
-        labels = self._array(self.probabilities.argmax(0))
+        labels = self._array(ARGMAX(self.probabilities))
         seconds = time.perf_counter() - start
         grid = self.geometry.resized(self.settings.consensus_grid)
         found = bool(labels.any())
@@ -188,7 +188,7 @@ class _Stages:
         spans = [(s.start, s.stop) for s in self.box]
         x, a = attention_input(self.image, self.attention_map, spans, self.settings, self.card.intensity)
         self.probabilities = self._answer("attention", x[None], a[None])[0]
-        labels = self._array(self.probabilities.argmax(0))
+        labels = self._array(ARGMAX(self.probabilities))
         seconds = time.perf_counter() - start
         grid = self.geometry.crop(self.box).resized(self.settings.attention_grid)
         yield StageResult("attention", self._label_map(labels, grid), seconds)
@@ -246,7 +246,7 @@ class _Stages:
             return None
         run = self.engine.attempt if or_fewer else self.engine
         out = averaged(run, members(self.nets, "edge"), crop[:, first:last][None], s[None])
-        return None if out is None else out[0, :, planes.start - first : planes.stop - first].argmax(0)
+        return None if out is None else ARGMAX(out[0, :, planes.start - first : planes.stop - first])
 
     def labels(self) -> StageResult:
         """Put the last stage's labels on the volume's own grid."""

@@ -22,7 +22,7 @@ from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.grid import from_canonical, resize, to_canonical, to_tensor
 from napari_fmseg.models import Model
-from napari_fmseg.pipelines.labelling import labels_on
+from napari_fmseg.pipelines.labelling import ARGMAX, labels_on
 from napari_fmseg.pipelines.phased import body_box, cut, normalise
 from napari_fmseg.pipelines.postprocess import clean
 from napari_fmseg.pipelines.running import Engine, averaged, members
@@ -60,7 +60,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
     if getattr(nets[0], "activation", "") == "sigmoid":
         even = 0.0 if len(nets) == 1 else 0.5  # logit or probability of what is as likely as not
         scores = torch.cat([torch.full_like(scores[:1], even), scores])
-    seen = _label_map(scores.argmax(0), grid, model)
+    seen = _label_map(ARGMAX(scores), grid, model)
     yield StageResult("net", seen, time.perf_counter() - start, "" if seen.data.any() else "Nothing was found.")
     yield from (Warned(text) for text in engine.notes)
 

@@ -84,6 +84,19 @@ def test_only_what_may_differ_is_computed(choose, monkeypatch):
     assert 0 < len(computed) < n_tiles / 2
 
 
+def test_the_first_of_equal_scores_wins():
+    scores = torch.tensor([[1.0, 2, 2], [1, 2, 3], [1, 3, 3]])[:, None, None]
+    assert ARGMAX(scores).flatten().tolist() == [0, 2, 1]
+    assert Choice("probable", 2.0)(scores).flatten().tolist() == [0, 3, 2]
+
+
+def test_256_structures_that_may_overlap_have_room():
+    scores = torch.zeros(256, 2, 2, 2)
+    scores[255] = 1
+    for how in ("probable", "last"):
+        assert Choice(how, 0.5)(scores).unique().tolist() == [256]
+
+
 def test_more_than_255_classes_have_room():
     scores = torch.zeros(301, 2, 2, 2)
     scores[300] = 1
