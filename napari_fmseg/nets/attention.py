@@ -7,6 +7,8 @@ has a room of its own, `napari_fmseg.nets.slices`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +35,7 @@ POOLINGS = ("avg", "max", "avg_and_max")
 """How a map becomes one number: its mean, its maximum, or both, added before the sigmoid."""
 
 _SPACE = (2, 3, 4)
+_OPEN = 3.0
 
 
 class ChannelAttention(nn.Module):
@@ -355,7 +358,19 @@ def spread(logits: Tensor) -> Tensor:
     return logits.sigmoid()[:, :, None, None, None]
 
 
+class _TwoLayers(nn.Sequential):
+    """A perceptron whose sigmoid weights a map."""
+
+    def draw_own(self, generator: torch.Generator | None = None) -> None:
+        """Start nearly open, with weights of 0.95, so that a network begins as it would without attention.
+
+        Half open, as a bias of 0 leaves it, a U-Net with PAM needed twice the steps.
+        """
+        last: Any = self[-1]
+        nn.init.constant_(last.bias, _OPEN)
+
+
 def two_layers(size: int, reduction: int) -> nn.Sequential:
     """Make a perceptron from `size` through `size` / `reduction` units (at least one) back to `size`."""
     few = max(size // max(reduction, 1), 1)
-    return nn.Sequential(nn.Linear(size, few), nn.ReLU(), nn.Linear(few, size))
+    return _TwoLayers(nn.Linear(size, few), nn.ReLU(), nn.Linear(few, size))

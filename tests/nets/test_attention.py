@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from napari_fmseg.errors import UnknownModel
+from napari_fmseg.nets import build
 from napari_fmseg.nets.attention import (
     CBAM,
     AttentionGate,
@@ -251,3 +252,17 @@ def test_gate_lies_between_nothing_and_everything(draw):
 def test_impossible_module_is_refused(make):
     with pytest.raises(UnknownModel):
         make()
+
+
+@pytest.mark.parametrize("kind", ["cse", "slice", "csa", "sca", "pam"])
+def test_drawn_attention_starts_nearly_open(kind):
+    attended = draw_weights(
+        build("unet3d", width=4, attention=kind, slices=16), torch.Generator().manual_seed(0)
+    ).eval()
+    seen = []
+    for level in range(1, 5):
+        layer = getattr(attended, f"EncoderLayer{level}")
+        layer._attention.register_forward_hook(lambda _, x, out: seen.append(float((out / x[0]).detach().nanmedian())))
+    attended(torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1)))
+    assert len(seen) == 4
+    assert all(0.85 < share < 1 for share in seen), seen
