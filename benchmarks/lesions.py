@@ -3,9 +3,9 @@
     python benchmarks/lesions.py [--minutes 20] [--nets ma3dseg unet3d pam-unet3d uxnet3d] [--seed 0]
 
 Minutes are those of one training; every network has the same, by the time of one step that is measured first, and the
-same recipe (resources/recipes/ma3dseg-lesion-pet.toml) but for its name. Nothing chooses among epochs but the training
-loss, so that the validation list is not learned from in any way. It is measured by the pipeline that users run: Dice,
-how many lesions are found, and the volumes in ml that are false and missed.
+same recipe (resources/recipes/ma3dseg-lesion-pet.toml, at a rate of 5e-3) but for its name. Nothing chooses among
+epochs but the training loss, so that the validation list is not learned from in any way. It is measured by the
+pipeline that users run: Dice, how many lesions are found, and the volumes in ml that are false and missed.
 
 Data: the folder FMSEG_SHARED (by default ../shared beside the project). Every finished training, and every case that
 was measured, is written to benchmarks/results at once; the same command goes on where it was stopped.
@@ -41,7 +41,7 @@ def recipe_of(net: str, training: list[Case], options: argparse.Namespace) -> Re
     """Give the shipped recipe with another network."""
     shipped = load_recipe(ROOT / "resources" / "recipes" / "ma3dseg-lesion-pet.toml")
     network, kwargs = NETS[net]
-    stage = dataclasses.replace(shipped.stages[0], network=network, kwargs=kwargs)
+    stage = dataclasses.replace(shipped.stages[0], network=network, kwargs=kwargs, lr=5e-3)
     return dataclasses.replace(
         shipped, name=net, stages=(stage,), dataset=None, training=tuple(training), validation=(),
         out=options.work / f"{options.minutes:g}min-seed{options.seed}" / net, device=options.device,
