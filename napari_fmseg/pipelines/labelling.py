@@ -24,6 +24,7 @@ __all__ = ["ARGMAX", "Choice", "chooser", "label_slabs", "labels_on"]
 
 _CELLS = 4  # coarse voxels along each side of a tile
 _TILE = 8  # fine voxels along each side of a tile, at least
+_MOSTLY = 0.5  # share of tiles to compute from which whole planes are faster
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,15 @@ def _tiled(scores: Tensor, shape: Sequence[int], choose: Choice) -> Iterator[tup
         most = np.stack([most.take(range(s.start, s.stop), i).max(i) for s in axis.seen], i)
     z_axis, y_axis, x_axis = axes
     for z, (planes, seen) in enumerate(zip(z_axis.tiles, z_axis.seen, strict=True)):
+        mixed = least[z] != most[z]
+        if mixed.mean() > _MOSTLY:
+            for part in slabs((planes.stop - planes.start, *shape[1:]), len(scores)):
+                few = slice(planes.start + part.start, planes.start + part.stop)
+                yield few, choose(_slab_scores(scores, shape, few))
+            continue
         rows = np.repeat(least[z], [s.stop - s.start for s in y_axis.tiles], 0)
         plane = np.repeat(rows, [s.stop - s.start for s in x_axis.tiles], 1)
         out = torch.from_numpy(np.repeat(plane[None], planes.stop - planes.start, 0))
-        mixed = least[z] != most[z]
         for y, x in product(range(len(y_axis.tiles)), range(len(x_axis.tiles))):
             if mixed[y, x]:
                 part = scores[:, seen, y_axis.seen[y], x_axis.seen[x]].float()
