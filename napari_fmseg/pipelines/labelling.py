@@ -134,8 +134,8 @@ def _tiled(scores: Tensor, shape: Sequence[int], choose: Choice) -> Iterator[tup
     for z, (planes, seen) in enumerate(zip(z_axis.tiles, z_axis.seen, strict=True)):
         mixed = least[z] != most[z]
         if mixed.mean() > _MOSTLY:
-            for part in slabs((planes.stop - planes.start, *shape[1:]), len(scores)):
-                few = slice(planes.start + part.start, planes.start + part.stop)
+            for slab in slabs((planes.stop - planes.start, *shape[1:]), len(scores)):
+                few = slice(planes.start + slab.start, planes.start + slab.stop)
                 yield few, choose(_slab_scores(scores, shape, few))
             continue
         rows = np.repeat(least[z], [s.stop - s.start for s in y_axis.tiles], 0)
