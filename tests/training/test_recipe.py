@@ -93,7 +93,8 @@ def test_a_shipped_recipe_says_what_its_file_says(path: Path) -> None:
     assert without_defaults(recipe, path.parent) == significant(table)
     assert recipe.name == path.stem
     SETTINGS[recipe.pipeline].of(recipe.settings)
-    assert list(dict.fromkeys(stage.stage for stage in recipe.stages)) == list(STAGES[recipe.pipeline])
+    trained = tuple(dict.fromkeys(stage.stage for stage in recipe.stages))
+    assert trained == STAGES[recipe.pipeline][: len(trained)]  # one look may be enough
 
 
 def test_there_is_a_recipe_for_every_shipped_model() -> None:
