@@ -274,7 +274,7 @@ def test_a_place_that_cannot_be_written_is_told(make_dock: Make, qtbot: Any, sca
     choose(dock, scans)
     dock.form.out.set_path(tmp_path / "file" / "run")
     press(qtbot, dock.start_button)
-    assert "cannot be kept" in dock.error.text.text()
+    assert "recipe.toml was not written" in dock.error.text.text()
     assert dock.training.state == "idle"
 
 
