@@ -91,9 +91,11 @@ def labels_on(scores: Tensor, shape: Sequence[int], choose: Choice = ARGMAX) -> 
     Tensor
         `shape`, uint8 (int16 with more than 256 classes), on the same device.
     """
-    out = torch.empty(tuple(shape), dtype=_small(torch.zeros(0), len(scores) - 1).dtype, device=scores.device)
+    out = torch.zeros(0)
     for planes, labels in label_slabs(scores, shape, choose):
-        out[planes] = labels.to(out.dtype)
+        if not len(out):
+            out = labels.new_empty(tuple(shape))
+        out[planes] = labels
     return out
 
 

@@ -95,6 +95,7 @@ def test_256_structures_that_may_overlap_have_room():
     scores[255] = 1
     for how in ("probable", "last"):
         assert Choice(how, 0.5)(scores).unique().tolist() == [256]
+        assert labels_on(scores, (12, 12, 12), Choice(how, 0.5)).unique().tolist() == [256]
 
 
 def test_more_than_255_classes_have_room():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -154,6 +157,16 @@ def test_what_was_held_before_the_run_is_not_its_fault(monkeypatch: pytest.Monke
     monkeypatch.setattr(running, "peak_bytes", lambda: 5_000_000_000)
     with MemoryLimit(torch.device("cpu"), 2.5) as limit:
         assert list(limit.exceeded()) == []
+
+
+def test_peak_is_not_that_of_the_process_that_started_this_one() -> None:
+    child = "from napari_fmseg.processes import peak_bytes; print(peak_bytes())"
+    parent = (
+        "import subprocess, sys; block = bytearray(b'x') * 600_000_000; "
+        f"print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True, check=True).stdout)"
+    )
+    told = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True).stdout
+    assert 5e6 < int(told) < 400e6
 
 
 def test_peak_is_that_of_the_process() -> None:
