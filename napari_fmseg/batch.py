@@ -13,9 +13,11 @@ from napari_fmseg.doctor import device_name
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.io import check_destination, find_volumes, read_volume, suffix_of, write_labels, write_volume
-from napari_fmseg.manifest import Manifest, precision_of, write_manifest
+from napari_fmseg.io.finding import broken_files, files_below
+from napari_fmseg.io.writing import check_name
+from napari_fmseg.manifest import Manifest, manifest_path, precision_of, write_manifest
 from napari_fmseg.models import Model
-from napari_fmseg.pipelines import SegmentOptions, segment
+from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 from napari_fmseg.preview import write_preview
 from napari_fmseg.regrid import stack_channels
 from napari_fmseg.volume import LabelMap, Volume
@@ -106,7 +108,9 @@ def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None
     for job in jobs:
         if job.result.resolve() in [image.resolve() for image in (job.image, *job.others)]:
             raise FmsegError(f"The result would overwrite its image {job.image}. Choose another --output.")
-    check_destination(jobs[0].result)  # all lie in one folder
+    for job in jobs:
+        check_destination(job.result)
+        check_name(manifest_path(job.result))
     return jobs
 
 
@@ -146,6 +150,9 @@ def segment_file(
     FmsegError
         If the volume cannot be read, segmented or written; then nothing is left in the result's place.
     """
+    for n, stage in enumerate(stages_of(model.card), 1):
+        if stages_dir is not None:
+            check_destination(_stage_path(stages_dir, _stem(job.result), n, stage))
     watch = _Watch()
     volume = _read(job, model, series, suv)
     watch.lap("reading")
@@ -244,15 +251,14 @@ def _is_one_channel(path: Path) -> bool:
 
 
 def _volumes(image: Path, series: str | None, *, alone: bool) -> list[Path]:
-    if not image.exists() and not alone:
+    if not image.exists() and (not alone or image.is_symlink()):
         return [image]  # it fails when its turn comes, and is listed; the others are not held up
     if not image.exists():
         raise UnreadableVolume(f"There is no {image}. Is the path right, and the drive there?")
     if not image.is_dir() or series is not None:
         return [image]
-    # An empty file is what a broken copy leaves: it must fail and be listed, not be passed over.
-    empty = [path for path in image.rglob("*") if suffix_of(path) and path.is_file() and path.stat().st_size == 0]
-    found = sorted({*find_volumes(image), *empty})
+    # What a broken copy leaves must fail and be listed, not be passed over.
+    found = sorted({*find_volumes(image), *broken_files(files_below(image))})
     if not found:
         raise UnreadableVolume(f"There is no volume in {image}. Expected NIfTI, NRRD, MHA or DICOM files.")
     return found
@@ -279,9 +285,13 @@ def _free(place: Path, suffix: str, taken: set[Path]) -> Path:
     return path
 
 
+def _stage_path(folder: Path, stem: str, number: int, stage: str) -> Path:
+    return folder / f"{stem}_{number}-{stage.replace(' ', '-')}.nii.gz"
+
+
 def _write_stages(stages: list[StageResult], folder: Path, stem: str) -> None:
     for n, stage in enumerate(stages[:-1], 1):
-        path = folder / f"{stem}_{n}-{stage.stage.replace(' ', '-')}.nii.gz"
+        path = _stage_path(folder, stem, n, stage.stage)
         if isinstance(stage.output, LabelMap):
             write_labels(stage.output, path)
         else:

@@ -211,6 +211,11 @@ class Volume:
         """The data as (c, z, y, x), without a copy."""
         return self.data if self.data.ndim == 4 else self.data[None]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was repaired while reading and what looks odd, as sentences for the user."""
+        return (*self.meta.get("repaired", ()), *self.meta.get("warnings", ()))
+
 
 @dataclass(frozen=True, eq=False)
 class LabelMap(Volume):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import FmsegError, GeometryMismatch, NoSuv, UnreadableVolume, UnwritableVolume
 from napari_fmseg.io.checks import checked, smallest_integer, to_labels
-from napari_fmseg.io.finding import files_below, find_volumes, format_of, suffix_of
+from napari_fmseg.io.finding import broken_files, files_below, find_volumes, format_of, packer_of, suffix_of
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def read_volume(path: Path | str, *, series: str | None = None, suv: str = "auto
 def read_labels(path: Path | str) -> LabelMap:
     """Read a label map, with the names and colours that its format may carry.
 
-    Values are rounded, never truncated; NaN and -inf become the least value.
+    Values are rounded, never truncated. NaN is background, with a sentence in ``meta["repaired"]``.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def read_labels(path: Path | str) -> LabelMap:
     Raises
     ------
     UnreadableVolume
-        As `read_volume`; and if there are several channels, or values that are not near whole numbers.
+        As `read_volume`; and if there are several channels, or values that are infinite or not near whole numbers.
     """
     from napari_fmseg.io import segreading
 
@@ -211,10 +211,12 @@ def check_destination(path: Path | str) -> Path:
     UnwritableVolume
         If not.
     """
-    from napari_fmseg.io.writing import check_folder, remove_folders
+    from napari_fmseg.io.writing import check_folder, check_name, remove_folders
 
     path = Path(path)
     _check_suffix(path)
+    if suffix_of(path) in (".nhdr", ".mhd"):
+        check_name(path.with_suffix(".raw.gz"))  # where the voxels go
     remove_folders(check_folder(path))
     return path
 
@@ -225,6 +227,11 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if path.is_symlink():
+            raise UnreadableVolume(
+                f"{path} is a link to {path.readlink()}, which is not there. Fetch what it points to (git annex get, "
+                "datalad get), or connect its drive."
+            ) from error
         raise UnreadableVolume(f"{path} does not exist. Check the name, and whether its drive is connected.") from error
     except PermissionError as error:
         raise UnreadableVolume(
@@ -257,6 +264,8 @@ def _read(path: Path, series: str | None, suv: str = "never") -> _Parts:
             return *dicom.read(path, series, suv), path
         if kind == "zip":
             return _read_zip(path, series, suv)
+    if packer := packer_of(path):
+        raise UnreadableVolume(f"{path.name} is packed with {packer}, which is not read. Unpack it first.")
     raise UnreadableVolume(
         f"{path.name} is of no known format. Expected NIfTI (.nii, .nii.gz, .hdr/.img), NRRD (.nrrd, .nhdr), "
         "MetaImage (.mha, .mhd), DICOM, a folder or a zip of these."
@@ -267,24 +276,39 @@ def _read_folder(path: Path, series: str | None, suv: str) -> _Parts:
     from napari_fmseg.io import dicom
 
     files = files_below(path)
+    broken = broken_files(files)
     if dicom.any_dicom(files):
-        return *dicom.read(path, series, suv), path
+        return _with_broken((*dicom.read(path, series, suv), path), broken)
     found = find_volumes(path)
     if len(found) == 1:
-        return _read(found[0], series, suv)
+        return _with_broken(_read(found[0], series, suv), broken)
     if found:
         listed = "\n".join(f"  {volume.relative_to(path)}" for volume in found[:20])
         raise UnreadableVolume(f"{path.name} holds {len(found)} volumes. Choose one of them:\n{listed}")
     raise UnreadableVolume(
         f"{path.name} holds no volume: "
         f"{'it is empty' if not files else f'none of its {len(files)} files is an image'}. "
+        f"{''.join(f'{text} ' for text in _broken(broken))}"
         "Choose a folder with a DICOM series, or a NIfTI, NRRD or MetaImage file."
     )
 
 
+def _with_broken(parts: _Parts, broken: list[Path]) -> _Parts:
+    """Say what else lay in the folder and could not be read."""
+    data, geometry, meta, path = parts
+    return data, geometry, {**meta, "warnings": [*meta.get("warnings", ()), *_broken(broken)]}, path
+
+
+def _broken(files: list[Path]) -> list[str]:
+    if not files:
+        return []
+    some = ", ".join(path.name for path in files[:3]) + (", …" if len(files) > 3 else "")
+    return [f"{len(files)} of its files are empty, or links to what is not there: {some}."]
+
+
 def _read_zip(path: Path, series: str | None, suv: str) -> _Parts:
     from napari_fmseg.io import itk
-    from napari_fmseg.io.zipped import unzipped
+    from napari_fmseg.io.zipped import in_zip, unzipped
 
     with unzipped(path) as folder:
         for header in (file for file in files_below(folder) if suffix_of(file) in (".nhdr", ".mhd")):
@@ -294,6 +318,8 @@ def _read_zip(path: Path, series: str | None, suv: str) -> _Parts:
                     f"{path.name}: {header.name} points to voxels outside of the zip. Unpack it first."
                 )
         data, geometry, meta, _ = _read_folder(folder, series, suv)
+        for kind in ("repaired", "warnings"):
+            meta[kind] = [in_zip(text, folder, path) for text in meta.get(kind, ())]
     return data, geometry, meta, path
 
 

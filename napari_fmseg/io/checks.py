@@ -94,13 +94,14 @@ def checked(
 ) -> Volume:
     """Make a `Volume` whose values are finite, and say in ``meta`` what was repaired or looks odd.
 
-    An image of one value or one slice looks odd; a label map may well be empty or thin (`is_image` False).
-    ``meta["repaired"]`` and ``meta["warnings"]`` are lists of sentences for the user, empty when all is well.
+    An image of one value or one slice looks odd; a label map may well be empty or thin (`is_image` False). What is NaN
+    in a label map is background, whatever its least label is. ``meta["repaired"]`` and ``meta["warnings"]`` are lists
+    of sentences for the user, empty when all is well.
 
     Raises
     ------
     UnreadableVolume
-        If no voxel has a finite value.
+        If no voxel has a finite value, or a label map has an infinite one.
     """
     repaired = list(meta.get("repaired", ()))
     warnings = list(meta.get("warnings", ()))
@@ -109,7 +110,7 @@ def checked(
         which = f"Channel {number}" if len(channels) > 1 else "The volume"
         low, high = map(float, span(channel))
         if not (math.isfinite(low) and math.isfinite(high)):
-            repaired.append(_made_finite(channel, which, path))
+            repaired.append((_made_finite if is_image else _nan_as_background)(channel, which, path))
             low, high = float(channel.min()), float(channel.max())
         if not is_image:
             continue
@@ -126,15 +127,34 @@ def _made_finite(channel: npt.NDArray[Any], which: str, path: Path) -> str:
     finite = np.isfinite(channel)
     count = int(channel.size - np.count_nonzero(finite))
     if count == channel.size:
-        raise UnreadableVolume(
-            f"{path.name}: {which.lower()} holds no finite number, only NaN or infinity. "
-            "The file was damaged or a calculation before it failed. Export it again from its source."
-        )
+        raise _nothing_finite(which, path)
     low, high = float(channel.min(where=finite, initial=np.inf)), float(channel.max(where=finite, initial=-np.inf))
     np.nan_to_num(channel, copy=False, nan=low, posinf=high, neginf=low)
     return (
         f"{which} had {count:,} voxels that were NaN or infinite. NaN and -inf became the least finite value {low:g}, "
         f"+inf the greatest {high:g}."
+    )
+
+
+def _nan_as_background(channel: npt.NDArray[Any], which: str, path: Path) -> str:
+    """Replace NaN by 0 in a label map, in place; return the sentence."""
+    if np.isinf(channel).any():
+        raise UnreadableVolume(
+            f"{path.name} is no label map: {int(np.isinf(channel).sum()):,} voxels are infinite. Expected whole "
+            "numbers, 0 for background. Export it again from its source."
+        )
+    missing = np.isnan(channel)
+    count = int(np.count_nonzero(missing))
+    if count == channel.size:
+        raise _nothing_finite(which, path)
+    channel[missing] = 0
+    return f"{which} had {count:,} voxels without a number (NaN), which were taken for background."
+
+
+def _nothing_finite(which: str, path: Path) -> UnreadableVolume:
+    return UnreadableVolume(
+        f"{path.name}: {which.lower()} holds no finite number, only NaN or infinity. "
+        "The file was damaged or a calculation before it failed. Export it again from its source."
     )
 
 

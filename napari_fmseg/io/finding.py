@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io.gzipped import DEFLATE_ERRORS, open_inflated
 
-__all__ = ["files_below", "find_volumes", "format_of", "suffix_of"]
+__all__ = ["broken_files", "files_below", "find_volumes", "format_of", "is_metaimage", "packer_of", "suffix_of"]
 
 _SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".zip")
+_HEADER_BYTES = 4096
+_PACKERS = {
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    b"Rar!": "RAR",
+    b"\x1f\x8b": "gzip",
+}
 _FORMATS = dict.fromkeys(_SUFFIXES[:6], "nifti") | {
     ".nrrd": "itk",
     ".nhdr": "itk",
@@ -50,8 +61,8 @@ def _by_first_bytes(path: Path) -> str:
     from napari_fmseg.io.dicomslices import is_dicom
 
     with path.open("rb") as file:
-        start = file.read(64)
-    if start.startswith(b"NRRD000") or start.lstrip().startswith((b"ObjectType", b"NDims")):
+        start = file.read(_HEADER_BYTES)
+    if start.startswith(b"NRRD") or is_metaimage(start):
         return "itk"
     if start.startswith(b"PK\x03\x04"):
         return "zip"
@@ -65,8 +76,25 @@ def _by_first_bytes(path: Path) -> str:
     return "nifti" if header[344:347] in (b"n+1", b"ni1") or header[4:7] in (b"n+2", b"ni2") else ""
 
 
+def is_metaimage(start: bytes) -> bool:
+    """Whether the first bytes of a file are a MetaImage's header: fields in any order, with the number of axes."""
+    return bool(re.match(rb"\s*[A-Za-z]\w*\s*=", start) and re.search(rb"(?:^|\n)\s*NDims\s*=", start))
+
+
+def packer_of(path: Path) -> str:
+    """Name the program that a file was packed with, by its first bytes; "" where none is known."""
+    with path.open("rb") as file:
+        start = file.read(300)
+    return (
+        "tar" if start[257:262] == b"ustar" else next((n for mark, n in _PACKERS.items() if start.startswith(mark)), "")
+    )
+
+
 def files_below(folder: Path) -> list[Path]:
-    """Return all files in a tree, sorted, without hidden ones.
+    """Return all files in a tree, each folder's sorted, without hidden ones.
+
+    Linked folders are followed, after the others and each place once, so that links in a circle end. A link that leads
+    nowhere counts as a file; see `broken_files`.
 
     Raises
     ------
@@ -79,11 +107,32 @@ def files_below(folder: Path) -> list[Path]:
             f"{error.filename} cannot be listed: {error.strerror}. Check your permission."
         ) from error
 
-    found = []
-    for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-        found += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
+    root = Path(os.path.realpath(folder))
+    found, visited, links = [], set(), [Path(folder)]
+    while links:
+        start = links.pop(0)
+        for place, folders, names in os.walk(start, onerror=refuse):
+            here = Path(os.path.realpath(place))
+            if here in visited or (here != root and root.is_relative_to(here)):
+                folders.clear()
+                continue
+            visited.add(here)
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+            links += [Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
+            found += [Path(place, name) for name in sorted(names) if not name.startswith(".")]
     return found
+
+
+def broken_files(files: Iterable[Path]) -> list[Path]:
+    """Return those of `files` that should hold a volume and cannot: empty ones, and links that lead nowhere."""
+    return [path for path in files if _leads_nowhere(path) or (suffix_of(path) and path.stat().st_size == 0)]
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Whether it is a link to what is not there, and is called like a volume or like a folder or file of DICOM."""
+    if not path.is_symlink() or path.exists():
+        return False
+    return bool(suffix_of(path)) or path.suffix[1:].isdigit() or not path.suffix
 
 
 def find_volumes(folder: Path | str) -> tuple[Path, ...]:
@@ -92,7 +141,7 @@ def find_volumes(folder: Path | str) -> tuple[Path, ...]:
     Parameters
     ----------
     folder
-        Where to look. Zips are not looked into.
+        Where to look; linked folders are followed. Zips are not looked into.
 
     Returns
     -------

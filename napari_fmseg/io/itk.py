@@ -17,15 +17,21 @@ import numpy.typing as npt
 import SimpleITK as sitk
 
 from napari_fmseg.errors import UnreadableVolume, UnwritableVolume
-from napari_fmseg.io import segments
+from napari_fmseg.io import bzip2, segments
 from napari_fmseg.io.checks import REVERSED, wanted_channels
+from napari_fmseg.io.finding import is_metaimage
 from napari_fmseg.io.gzipped import MAX_RATIO, write_gzip, write_zlib
+from napari_fmseg.io.units import mm_per_unit
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
-__all__ = ["data_file", "header_fields", "read", "write"]
+__all__ = ["data_file", "header_fields", "read", "stated_units", "write"]
 
 _HEADER_BYTES = 1 << 20
+_NRRD_FIELDS = {name.replace(" ", ""): name for name in (
+    "data file", "line skip", "byte skip", "space origin", "space directions", "space units",
+)}  # fmt: skip
+_SPACE_KINDS = ("domain", "space", "???")
 _TYPES = {  # what NRRD and MetaImage call numpy's types
     "u1": ("unsigned char", "MET_UCHAR"),
     "i1": ("signed char", "MET_CHAR"),
@@ -61,23 +67,27 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
     try:
         reader.ReadImageInformation()
         _check_promise(reader, fields, path)
-        image = reader.Execute()
+        data = _bzip2_voxels(reader, fields, path) if _is_bzip2(fields) else _voxels(reader.Execute())
     except RuntimeError as error:  # all that SimpleITK raises
         if "determinant" in str(error):
             raise _flat(path, fields.get("space directions") or fields.get("TransformMatrix", "")) from error
         raise UnreadableVolume(
             f"{path.name} is damaged or was cut short; ITK says: {_reason(error)} Copy it again from its source."
         ) from error
-    data = sitk.GetArrayFromImage(image)
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        data = np.ascontiguousarray(np.moveaxis(data, -1, 0))
     data = data.reshape(wanted_channels(data.shape, path))
     names, colors = segments.from_fields(fields)
     meta = {"format": "NRRD" if "sizes" in fields else "MetaImage", "names": names, "colors": colors}
     modality = fields.get("Modality", "").removeprefix("MET_MOD_")
     if modality not in ("", "UNKNOWN", "OTHER"):
         meta["modality"] = modality
-    return data, _geometry(image, path), {**meta, "warnings": _silences(fields)}
+    factors, warnings = mm_per_unit(stated_units(fields))
+    return data, _geometry(reader, factors, path), {**meta, "warnings": _silences(fields) + warnings}
+
+
+def _voxels(image: Any) -> npt.NDArray[Any]:
+    """Return (z, y, x) or (c, z, y, x)."""
+    data = sitk.GetArrayFromImage(image)
+    return np.ascontiguousarray(np.moveaxis(data, -1, 0)) if image.GetNumberOfComponentsPerPixel() > 1 else data
 
 
 def header_fields(path: Path) -> dict[str, str]:
@@ -90,10 +100,10 @@ def header_fields(path: Path) -> dict[str, str]:
     """
     with path.open("rb") as file:
         block = file.read(_HEADER_BYTES)
-    if block.startswith(b"NRRD000"):
+    if block.startswith(b"NRRD"):
         head = re.split(rb"\r?\n\r?\n", block, maxsplit=1)[0].decode("utf-8", "replace")
-        pairs = [re.split(r":=|:\s?", line, maxsplit=1) for line in head.splitlines()[1:] if not line.startswith("#")]
-    elif re.match(rb"\s*(ObjectType|NDims|Comment)\s*=", block):
+        pairs = [_nrrd_pair(line) for line in head.splitlines()[1:] if not line.startswith("#")]
+    elif is_metaimage(block) or re.match(rb"\s*ObjectType\s*=", block):
         head = re.split(rb"ElementDataFile\s*=", block, maxsplit=1)[0].decode("utf-8", "replace")
         pairs = [re.split(r"\s*=\s*", line, maxsplit=1) for line in head.splitlines()]
         if last := re.search(rb"ElementDataFile\s*=\s*([^\r\n]*)", block):
@@ -104,6 +114,17 @@ def header_fields(path: Path) -> dict[str, str]:
             "Give it the suffix of what it really is."
         )
     return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def _nrrd_pair(line: str) -> list[str]:
+    """Split a line; a field's name is as the format defines it, whatever its letters and blanks are in the file."""
+    if ":=" in line and ": " not in line.partition(":=")[0]:
+        return line.split(":=", 1)
+    name, colon, text = line.partition(":")
+    if not colon:  # one of a list of files
+        return [line]
+    plain = name.strip().lower()
+    return [_NRRD_FIELDS.get(plain.replace(" ", ""), plain), text]
 
 
 def _check_fields(fields: dict[str, str], path: Path) -> None:
@@ -133,10 +154,27 @@ def _stated_spacings(fields: dict[str, str]) -> list[float]:
         vectors = re.findall(r"\(([^)]*)\)", fields["space directions"])
         return [math.hypot(*map(_number, re.split(r"[,\s]+", vector.strip()))) for vector in vectors]
     if not text and "spacings" in fields:
-        spacings = [_number(word) for word in fields["spacings"].split()]
-        kinds = (fields.get("kinds", "").split() or ["domain"] * len(spacings)) + ["domain"] * len(spacings)
-        return [s for s, kind in zip(spacings, kinds, strict=False) if kind in ("domain", "space", "???")]
+        return [_number(word) for word in _of_space(fields["spacings"].split(), fields)]
     return [_number(word) for word in text.split()[:3]]
+
+
+def _of_space(words: list[str], fields: dict[str, str]) -> list[str]:
+    """Return those words, one per axis of a NRRD, whose axis is one of space."""
+    kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(words)
+    return [word for word, kind in zip(words, kinds + ["domain"] * len(words), strict=False) if kind in _SPACE_KINDS]
+
+
+def stated_units(fields: dict[str, str]) -> list[str]:
+    """Return the units of length along the patient's x, y and z, as the header has them."""
+    if "sizes" not in fields:
+        return [fields.get("DistanceUnits", "")] * 3
+    if "space units" in fields:
+        return _quoted(fields["space units"])
+    return _of_space(_quoted(fields.get("units", "")), fields)
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r'"([^"]*)"', text)
 
 
 def _number(word: str) -> float:
@@ -149,7 +187,7 @@ def _number(word: str) -> float:
 def data_file(fields: dict[str, str], path: Path) -> Path | None:
     """Where the voxels are: `path` itself, another file, or None if the header lists several."""
     name = fields.get("data file") or fields.get("datafile") or fields.get("ElementDataFile") or "LOCAL"
-    if name == "LOCAL":
+    if name in ("LOCAL", "Local", "local"):
         return path
     return None if name.startswith("LIST") or "%" in name else path.parent / name
 
@@ -170,17 +208,46 @@ def _check_promise(reader: Any, fields: dict[str, str], path: Path) -> None:
             f"{path.name} holds complex numbers. Save their magnitude (or the part you need) as real numbers first."
         )
     encoding = fields.get("encoding", "").lower()
-    if encoding in ("gzip", "gz") or fields.get("CompressedData", "").lower() == "true":
+    if encoding in ("gzip", "gz") or fields.get("CompressedData", "")[:1] in ("T", "t", "1"):
         ratio = MAX_RATIO
+    elif _is_bzip2(fields):
+        ratio = bzip2.MAX_RATIO
     else:  # a digit and a blank may be a whole voxel of text
-        ratio = 4 if encoding in ("text", "txt", "ascii") or fields.get("BinaryData", "").lower() == "false" else 1
-    sample = sitk.Image([1, 1, 1], _scalar(reader.GetPixelID()))
-    needed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * sample.GetSizeOfPixelComponent()
+        ratio = 4 if encoding in ("text", "txt", "ascii") or fields.get("BinaryData", "T")[:1] in ("F", "f", "0") else 1
+    needed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * _component_type(reader).itemsize
     if needed > size * ratio:
         raise UnreadableVolume(
             f"{path.name} promises {'×'.join(map(str, reader.GetSize()))} voxels, {needed:,} bytes, but has "
             f"only {size:,}. It was cut short or its header is damaged; copy it again from its source."
         )
+
+
+def _is_bzip2(fields: dict[str, str]) -> bool:
+    return fields.get("encoding", "").lower() in ("bzip2", "bz2")
+
+
+def _bzip2_voxels(reader: Any, fields: dict[str, str], path: Path) -> npt.NDArray[Any]:
+    """Read the voxels of a NRRD packed with bzip2, which ITK cannot: (z, y, x) or (c, z, y, x)."""
+    file = data_file(fields, path)
+    if file is None or any(fields.get(skip, "0") != "0" for skip in ("line skip", "byte skip")):
+        raise UnreadableVolume(
+            f"{path.name} is packed with bzip2 in several files or after a part to skip, which is not read. "
+            "Save it with gzip, or unpacked, in the program that wrote it."
+        )
+    sizes = [int(word) for word in fields["sizes"].split()]
+    kind = _component_type(reader).newbyteorder(">" if fields.get("endian", "").lower() == "big" else "<")
+    data = bzip2.read(file, math.prod(sizes), kind, after_header=file == path).reshape(sizes[::-1])
+    if len(sizes) == reader.GetDimension():
+        return data
+    kinds = fields.get("kinds", "").lower().split()
+    components = next((i for i, kind in enumerate(kinds) if kind not in _SPACE_KINDS), 0)
+    return np.ascontiguousarray(np.moveaxis(data, len(sizes) - 1 - components, 0))
+
+
+def _component_type(reader: Any) -> np.dtype[Any]:
+    """Return the number type of one component of a voxel."""
+    sample: npt.NDArray[Any] = sitk.GetArrayFromImage(sitk.Image([1, 1, 1], _scalar(reader.GetPixelID())))
+    return sample.dtype
 
 
 def _scalar(pixel: int) -> int:
@@ -207,12 +274,14 @@ def _flat(path: Path, directions: object) -> UnreadableVolume:
     )
 
 
-def _geometry(image: Any, path: Path) -> Geometry:
+def _geometry(image: Any, mm: tuple[float, ...], path: Path) -> Geometry:
+    """Take the place from an image or its reader, whose lengths along x, y and z are in units of so many mm."""
     n = image.GetDimension()
     direction = np.array(image.GetDirection()).reshape(n, n)
     affine = np.eye(4)
     affine[:3, :3] = direction[:3, :3] * image.GetSpacing()[:3]
     affine[:3, 3] = image.GetOrigin()[:3]
+    affine[:3] *= np.array(mm)[:, None]
     norms = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or norms.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / norms)) < 1e-6:
         raise _flat(path, affine[:3].tolist())

@@ -27,8 +27,10 @@ from napari_fmseg.volume import Geometry, LabelMap, Volume
 __all__ = ["read", "write"]
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metre and micrometre; 2 is millimetre, 0 is taken for it
+_MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metre and micrometre
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}
+_MILLIMETRES = (0, 2)  # 0 states no unit
+_FAR_MM = 1.0
 _TABLE_BYTES = 1 << 20
 _KEPT = ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "quatern_d",
          "qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units")  # fmt: skip
@@ -225,8 +227,37 @@ def _geometry(header: Any, shape: tuple[int, ...], path: Path) -> tuple[Geometry
     if unit in _MM_PER_UNIT:
         affine[:3] *= _MM_PER_UNIT[unit]
         warnings.append(f"The header gives lengths in {_UNIT_NAMES[unit]}; they were turned into millimetres.")
+    elif unit not in _MILLIMETRES:
+        warnings.append(
+            f"The header gives lengths in a unit that NIfTI does not have (code {unit}); millimetres were assumed."
+        )
+    warnings += _two_places(header, shape, _MM_PER_UNIT.get(unit, 1.0))
     z, y, x = shape[-3:]
     return Geometry((z, y, x), (_RAS_TO_LPS @ affine)[REVERSED]), warnings
+
+
+def _two_places(header: Any, shape: tuple[int, ...], mm: float) -> list[str]:
+    """Say so if sform and qform are both stated and place a corner of the volume far apart."""
+    if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
+        return []
+    try:
+        sform, qform = header.get_sform() * mm, header.get_qform() * mm
+    except (HeaderDataError, ValueError):
+        return ["The header's qform cannot be used; its sform was."]
+    z, y, x = shape[-3:]
+    corners = np.array(np.meshgrid((0, x - 1), (0, y - 1), (0, z - 1), (1,))).reshape(4, -1)
+    apart = np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max()
+    if not apart > max(_FAR_MM, np.linalg.norm(sform[:3, :3], axis=0).min()):
+        return []
+    return [
+        f"The header gives two places up to {apart:.4g} mm apart: its sform (code {int(header['sform_code'])}, origin "
+        f"{_listed(sform)}) and its qform (code {int(header['qform_code'])}, origin {_listed(qform)}, in RAS mm). The "
+        "sform was used. Other programs may take the qform; correct the header if a result does not lie on the image."
+    ]
+
+
+def _listed(affine: npt.NDArray[Any]) -> str:
+    return ", ".join(f"{number:.1f}" for number in affine[:3, 3])
 
 
 def _is_singular(affine: npt.NDArray[np.float64]) -> bool:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io.finding import files_below, find_volumes, format_of
+from napari_fmseg.io.units import mm_per_unit
 
 __all__ = ["Offer", "list_offers"]
 
@@ -140,9 +141,12 @@ def _grid(path: Path) -> tuple[tuple[int, int, int], tuple[float, float, float]]
     """Read a header's shape and spacing, (z, y, x)."""
     import SimpleITK as sitk
 
+    from napari_fmseg.io.itk import header_fields, stated_units
+
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     x, y, z = reader.GetSize()[:3]
     dx, dy, dz = reader.GetSpacing()[:3]
-    return (int(z), int(y), int(x)), (float(dz), float(dy), float(dx))
+    mm = mm_per_unit(stated_units(header_fields(path)))[0] if format_of(path) == "itk" else (1.0, 1.0, 1.0)
+    return (int(z), int(y), int(x)), (float(dz) * mm[2], float(dy) * mm[1], float(dx) * mm[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,8 +14,9 @@ from typing import IO
 
 from napari_fmseg.errors import UnwritableVolume
 
-__all__ = ["check_folder", "remove_folders", "unwritable", "written_beside", "written_together"]
+__all__ = ["check_folder", "check_name", "remove_folders", "unwritable", "written_beside", "written_together"]
 
+_LONGEST_NAME = 255  # bytes on Linux, characters elsewhere
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -42,8 +44,9 @@ def check_folder(path: Path) -> list[Path]:
     Raises
     ------
     UnwritableVolume
-        If the place is a folder itself, or its folder cannot be made or written to.
+        If the place is a folder itself, its name is too long, or its folder cannot be made or written to.
     """
+    check_name(path)
     try:
         is_folder = path.is_dir()
         missing = [folder for folder in path.parents if not folder.exists()]
@@ -57,6 +60,22 @@ def check_folder(path: Path) -> list[Path]:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise unwritable(path, PermissionError(errno.EACCES, "no permission"))
     return missing
+
+
+def check_name(path: Path) -> None:
+    """Refuse a file name that is longer than the file system takes.
+
+    Raises
+    ------
+    UnwritableVolume
+        Says by how much.
+    """
+    name = os.fsencode(path.name) if sys.platform.startswith("linux") else path.name
+    if len(name) > _LONGEST_NAME:
+        raise UnwritableVolume(
+            f"{path.name} is too long for the name of a file: {len(name)} bytes, and {_LONGEST_NAME} are possible. "
+            "Choose a shorter name for the output."
+        )
 
 
 def remove_folders(folders: list[Path]) -> None:
@@ -78,7 +97,7 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         If there is no space (`exit_code` 3), no permission, or any other trouble with the file system.
     """
     made = check_folder(path)
-    part = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+    part = path.parent / f".{uuid.uuid4().hex[:12]}.part"  # short, since the name itself may be as long as names can be
     try:
         with part.open("xb") as file:
             yield file

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from napari_fmseg.errors import UnreadableVolume
+from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io.gzipped import MAX_RATIO
 
-__all__ = ["unzipped"]
+__all__ = ["in_zip", "unzipped"]
 
 _MAX_FILES = 200_000
 _CHUNK = 1 << 20
@@ -28,6 +28,7 @@ def unzipped(path: Path) -> Iterator[Path]:
     ------
     UnreadableVolume
         If it is no zip, damaged, encrypted, has names that lead out of the folder, or declares less than it unpacks to.
+        What is raised while it is unpacked names the zip, not the temporary folder.
     """
     with tempfile.TemporaryDirectory(prefix="fmseg-") as folder:
         try:
@@ -39,7 +40,16 @@ def unzipped(path: Path) -> Iterator[Path]:
             raise UnreadableVolume(
                 f"{path.name} is no zip or is damaged: {error}. Copy it again from its source."
             ) from error
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        except FmsegError as error:
+            error.args = tuple(in_zip(str(text), Path(folder), path) for text in error.args)
+            raise
+
+
+def in_zip(text: str, folder: Path, path: Path) -> str:
+    """Replace the name of the temporary `folder` in a sentence for the user by that of the zip."""
+    return text.replace(str(folder), path.name).replace(folder.name, path.name)
 
 
 def _checked_members(archive: zipfile.ZipFile, path: Path, folder: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
