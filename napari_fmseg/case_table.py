@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.io import find_volumes, read_labels, suffix_of
+from napari_fmseg.io import find_volumes, suffix_of
+from napari_fmseg.io.finding import broken_files, files_below
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.manifest import manifest_path, read_seconds
 from napari_fmseg.metrics import score
 from napari_fmseg.volume import LabelMap
 
-__all__ = ["CaseScores", "pairs_in", "score_pair", "write_cases"]
+__all__ = ["CaseScores", "pairs_in", "score_pair", "without_partner", "write_cases"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class CaseScores:
         Why it could not be evaluated, or "".
     stamp
         Size and time of its files, so that a changed case is evaluated again.
+    source
+        Hash of the place of its image, so that cases of two data sets are not taken for one another; "" if unknown.
     slice_mm
         Distance of its slices.
     parts
@@ -54,6 +57,7 @@ class CaseScores:
     gpu_mb: float = math.nan
     problem: str = ""
     stamp: tuple[int, ...] = ()
+    source: str = ""
     slice_mm: float = math.nan
     parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -99,8 +103,7 @@ def pairs_in(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
         raise FmsegError(f"{prediction} and {truth} must both be files or both be folders.")
     if not truth.is_dir():
         return [(_stem(truth), prediction, truth)]
-    mine = {_stem(path).removesuffix("_seg"): path for path in find_volumes(prediction)}
-    true = {_stem(path): path for path in find_volumes(truth)}
+    mine, true = _by_name(prediction, truth)
     both = sorted(mine.keys() & true.keys())
     if not both:
         raise FmsegError(
@@ -110,28 +113,38 @@ def pairs_in(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
     return [(name, mine[name], true[name]) for name in both]
 
 
+def without_partner(prediction: Path, truth: Path) -> tuple[Path, ...]:
+    """List the files of two folders that `pairs_in` leaves out, because the other folder has none of their name."""
+    mine, true = _by_name(prediction, truth)
+    return tuple(sorted(path for one, other in ((mine, true), (true, mine)) for name, path in one.items()
+                        if name not in other))  # fmt: skip
+
+
+def _by_name(prediction: Path, truth: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    mine, true = ([*find_volumes(folder), *broken_files(files_below(folder))] for folder in (prediction, truth))
+    return {_stem(path).removesuffix("_seg"): path for path in mine}, {_stem(path): path for path in true}
+
+
 def score_pair(
-    case: str, prediction: Path, truth: Path, *, tolerance_mm: float = 2.0, by_number: bool = False
+    case: str, found: LabelMap, truth: LabelMap, prediction: Path | None = None, *, tolerance_mm: float = 2.0
 ) -> CaseScores:
-    """Compare two files; the seconds come from the manifest beside the prediction, if there is one.
+    """Compare two label maps; the seconds come from the manifest beside the prediction's file, if there is one.
 
     Parameters
     ----------
     case
         Its name in the table.
-    prediction, truth
-        Files with labels on one grid.
+    found, truth
+        Labels on one grid.
+    prediction
+        The file of `found`.
     tolerance_mm
         Of the surface Dice.
-    by_number
-        Compare labels by their number even where the files name them differently.
     """
-    found, true = read_labels(prediction), read_labels(truth)
-    if by_number:
-        found = LabelMap(found.data, found.geometry, found.meta)
-    parts = {name: {"seconds": value} for name, value in read_seconds(manifest_path(prediction)).items()}
-    scores = score(found, true, tolerance_mm=tolerance_mm)
-    return CaseScores(case, scores, slice_mm=true.geometry.canonical()[0].spacing[0], parts=parts)
+    seconds = {} if prediction is None else read_seconds(manifest_path(prediction))
+    parts = {name: {"seconds": value} for name, value in seconds.items()}
+    scores = score(found, truth, tolerance_mm=tolerance_mm)
+    return CaseScores(case, scores, slice_mm=truth.geometry.canonical()[0].spacing[0], parts=parts)
 
 
 def write_cases(cases: Sequence[CaseScores], path: Path, tolerance_mm: float) -> Path:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 import math
+import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +26,7 @@ import numpy as np
 from napari_fmseg import metrics
 from napari_fmseg.case_table import CaseScores, write_cases
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.events import Event, Progress, StageResult
+from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.io import write_labels
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.manifest import plain
@@ -138,7 +141,8 @@ def evaluate(
     Raises
     ------
     FmsegError
-        If `output` holds the evaluation of another model or other options, or no class is shared. A case that cannot
+        If `output` holds the evaluation of another model, other options or another data set, if two cases have one
+        name, or no class is shared. A case that cannot
         be read or segmented is listed with its problem and does not stop the others.
     """
     options = dataclasses.replace(options or SegmentOptions(), show_stages=True)  # each is timed
@@ -152,7 +156,7 @@ def evaluate(
     setup = plain({**dataclasses.asdict(options), "tolerance_mm": tolerance_mm, "classes": shared})
     setup.pop("device")
     whole = Evaluation(model.card.name, model.card.sha256, setup)
-    known = {case.case: case for case in _before(output / "evaluation.json", whole)}
+    known = _same_data(_before(output / "evaluation.json", whole), cases, output)
     for i, case in enumerate(cases):
         yield Progress("cases", i, len(cases))
         scores = known.get(case.name)
@@ -166,7 +170,7 @@ def evaluate(
                     else:
                         yield event
             except FmsegError as error:
-                scores = CaseScores(case.name, problem=str(error), stamp=_stamp(case))
+                scores = CaseScores(case.name, problem=str(error), stamp=_stamp(case), source=_source(case))
         assert scores is not None
         whole = dataclasses.replace(whole, cases=(*whole.cases, scores))
         _write(whole, known.values(), output)
@@ -197,6 +201,7 @@ def _evaluated(
         start = time.perf_counter()
         volume, truth = read_case(case, names, own)
         note("reading", time.perf_counter() - start)
+        yield from (Warned(f"The labels of {case.name}: {text}") for text in truth.warnings)
         start = time.perf_counter()
         for event in segment(volume, model, options):
             if isinstance(event, StageResult):
@@ -220,13 +225,20 @@ def _evaluated(
               if label in shared and label not in unseen}  # fmt: skip
     peak, gpu = (max(part[what] for part in parts.values()) for what in ("peak_mb", "gpu_mb"))
     thick = volume.geometry.canonical()[0].spacing[0]
-    yield CaseScores(case.name, scores, seconds, peak, gpu, stamp=_stamp(case), slice_mm=thick, parts=parts)
+    yield CaseScores(
+        case.name, scores, seconds, peak, gpu, stamp=_stamp(case), source=_source(case), slice_mm=thick, parts=parts
+    )
 
 
 def _stamp(case: Case) -> tuple[int, ...]:
     files = [*case.images, *([case.labels] if case.labels else [])]
     facts = [path.stat() for path in files if path.exists()]
     return tuple(n for fact in facts for n in (fact.st_size, fact.st_mtime_ns))
+
+
+def _source(case: Case) -> str:
+    """Hash where a case lies; the place itself might name the patient."""
+    return hashlib.sha256(os.path.realpath(case.images[0]).encode()).hexdigest()[:16]
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -256,6 +268,30 @@ def _before(path: Path, now: Evaluation) -> tuple[CaseScores, ...]:
             "output, or remove the folder."
         )
     return before.cases
+
+
+def _same_data(before: Sequence[CaseScores], cases: Sequence[Case], output: Path) -> dict[str, CaseScores]:
+    """Return what an earlier run found in these cases, by name; what is no longer among them is left out.
+
+    Raises
+    ------
+    FmsegError
+        If it was another data set, or another part of it; or two cases have one name.
+    """
+    names = Counter(case.name for case in cases)
+    twice = [name for name, n in names.items() if n > 1]
+    if twice:
+        raise FmsegError(f"{len(twice)} name(s) stand for several cases, such as {twice[0]}. Give each one of its own.")
+    known = {done.case: done for done in before if done.case in names}
+    moved = [case.name for case in cases if (done := known.get(case.name)) and done.source
+             and done.source != _source(case) and done.stamp != _stamp(case)]  # fmt: skip
+    if moved or (before and cases and not known):
+        example = moved[0] if moved else before[0].case
+        raise FmsegError(
+            f"{output} holds the evaluation of another data set or part: its case {example} is none of these. "
+            "Choose another output, or remove the folder."
+        )
+    return known
 
 
 def _numbers(case: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def evaluate(
         Folder for evaluation.csv and .json (a row per case and class) and cases.csv (a row per case, with seconds and
         memory of every part).
     part
-        Which of its cases; "all" is training and validation.
+        Which of its cases; "all" is training and validation. "test" is the list of that name in dataset.json, else
+        imagesTs with labelsTs.
     labels
         A folder of labels, where FOLDER holds images only; the files are called as the images.
     tolerance_mm
@@ -54,10 +55,14 @@ def evaluate(
     from napari_fmseg.evaluation import Evaluation
     from napari_fmseg.evaluation import evaluate as measure
     from napari_fmseg.models import find_card, load_model
-    from napari_fmseg.training.labelled import labelled_cases
+    from napari_fmseg.training.labelled import labelled_cases, unlabelled_images
 
     card = find_card(model)
     names, cases = labelled_cases(folder, part, labels)
+    unlabelled = unlabelled_images(folder, part, labels)
+    if unlabelled:
+        some = ", ".join(unlabelled[:5]) + (", …" if len(unlabelled) > 5 else "")
+        note(f"Warning: {len(unlabelled)} images have no labels and are not measured: {some}")
     show_terms(card, accept_licence)
     loaded = load_model(card, device=run.device)
     whole = Evaluation(card.name)
@@ -75,7 +80,7 @@ def evaluate(
     failed = [case for case in whole.cases if case.problem]
     if as_json:
         summary = [dataclasses.asdict(row) for row in whole.rows() if row.case in ("mean", "sd")]
-        write_json({**dataclasses.asdict(whole), "summary": summary})
+        write_json({**dataclasses.asdict(whole), "summary": summary, "unlabelled": unlabelled})
         return 1 if failed else 0
     say(metrics_table(list(whole.rows()), "CASE"))
     say(", ".join(str(output / name) for name in ("evaluation.csv", "cases.csv", "evaluation.json")))

@@ -15,6 +15,7 @@ from napari_fmseg.case_table import CaseScores
 from napari_fmseg.cli import main
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.evaluation import Evaluation, evaluate
+from napari_fmseg.events import Warned
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, save_model
 from napari_fmseg.nets import build
@@ -129,6 +130,47 @@ def test_output_of_another_model_is_refused(model, dataset, tmp_path):
         next(evaluate(cases, {3: "spleen"}, model, tmp_path / "other"))
 
 
+def test_output_of_another_data_set_is_refused(model, dataset, tmp_path):
+    cases = labelled_cases(dataset)[1]
+    run(model, cases[:2], tmp_path / "out")
+    before = (tmp_path / "out" / "evaluation.json").read_bytes()
+    other = tmp_path / "other"
+    for case in cases:  # the same names, other images
+        write_volume(Volume(np.ones(GRID.shape, np.float32), GRID), other / "images" / case.images[0].name)
+        write_labels(LabelMap(np.full(GRID.shape, 3, np.uint8), GRID), other / "labels" / case.labels.name)
+    for strangers in (labelled_cases(other)[1], cases[2:]):  # and another part of the same data set
+        with pytest.raises(FmsegError, match="another data set or part"):
+            run(model, strangers, tmp_path / "out")
+    assert (tmp_path / "out" / "evaluation.json").read_bytes() == before
+    with pytest.raises(FmsegError, match=r"1 name\(s\) stand for several cases, such as anna"):
+        run(model, [cases[0], cases[0]], tmp_path / "twice")
+
+
+def test_a_data_set_that_was_moved_or_has_changed_goes_on(model, dataset, tmp_path):
+    run(model, labelled_cases(dataset)[1], tmp_path / "out")
+    for part in ("images", "labels"):
+        (dataset / "moved").mkdir(exist_ok=True)
+        (dataset / part).rename(dataset / "moved" / part)
+    calls = Brighter.calls
+    done, _ = run(model, labelled_cases(dataset / "moved")[1][:2], tmp_path / "out")  # one case was taken out
+    assert (Brighter.calls, [case.case for case in done]) == (calls, ["anna", "bert"])
+    assert [case["case"] for case in json.loads((tmp_path / "out" / "evaluation.json").read_text())["cases"]] == [
+        "anna", "bert",
+    ]  # fmt: skip
+
+
+def test_what_was_repaired_in_the_labels_is_said(model, dataset, tmp_path):
+    truth = np.full(GRID.shape, np.nan, np.float32)
+    truth[1:5, 1:5, 1:5] = 3
+    write_volume(Volume(truth, GRID), dataset / "labels" / "anna.nii.gz")
+    cases = labelled_cases(dataset)[1][:1]
+    *events, whole = evaluate(cases, {3: "organ"}, model, tmp_path / "out", FLOAT)
+    assert [
+        event.text for event in events if isinstance(event, Warned) and "anna" in event.text and "NaN" in event.text
+    ]
+    assert whole.mean() == 1
+
+
 def test_missed_structure_has_no_distance_in_the_mean():
     nothing = {"dice": 0.0, "hd95_mm": math.inf}
     cases = (CaseScores("a", {"organ": {"dice": 1.0, "hd95_mm": 2.0}}), CaseScores("b", {"organ": nothing}))
@@ -190,3 +232,11 @@ def test_command_prints_the_table_and_keeps_it(dataset, tmp_path, capsys):
     assert "mean" in out
     assert json.loads((tmp_path / "o" / "evaluation.json").read_text())["setup"]["overlap"] == 0.25
     assert main([*words, "--device", "cpu"]) == 1  # other options, the same folder
+    # An image without labels is named; another folder does not go into this output.
+    write_volume(Volume(np.zeros(GRID.shape, np.float32), GRID), dataset / "images" / "dora.nii.gz")
+    words[-1] = str(tmp_path / "p")
+    capsys.readouterr()
+    assert main([*words, "--device", "cpu", "--json"]) == 0
+    told = capsys.readouterr()
+    assert "1 images have no labels and are not measured: dora" in told.err
+    assert json.loads(told.out)["unlabelled"] == ["dora"]

@@ -148,7 +148,8 @@ def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str], ignor
     marks = table[data]
     if ignore:
         marks[truth.data == ignore] = IGNORE
-    return volume, LabelMap(marks, volume.geometry, {}, numbered)
+    meta = {key: truth.meta.get(key, []) for key in ("repaired", "warnings")}
+    return volume, LabelMap(marks, volume.geometry, meta, numbered)
 
 
 def load_sample(

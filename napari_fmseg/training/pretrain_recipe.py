@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -190,7 +191,7 @@ def load_pretrain_recipe(path: Path | str, **changes: Any) -> PretrainRecipe:
         table = tomllib.loads(path.read_text(encoding="utf-8")) | changed
         for name in ("volumes", "out", "cache"):
             if isinstance(table.get(name), str | Path):
-                table[name] = path.resolve().parent / table[name]
+                table[name] = path.resolve().parent / os.path.expanduser(table[name])
         return dataclass_from(PretrainRecipe, table)
     except (OSError, ValueError) as error:
         raise InvalidRecipe(f"{path.name} is no recipe for pretraining: {error}. Correct that field.") from error

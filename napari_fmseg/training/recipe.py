@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -469,15 +470,15 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
 def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
     for name in ("dataset", "out", "prepared"):
         if isinstance(table.get(name), str | Path):
-            table[name] = folder / table[name]
+            table[name] = folder / os.path.expanduser(table[name])
     for name in ("training", "validation"):
         if isinstance(table.get(name), list):
-            table[name] = [_case(entry, folder) for entry in table[name]]
+            table[name] = [case_from(entry, folder) for entry in table[name]]
     if isinstance(table.get("replay"), list):
         table["replay"] = [_replay(entry, folder) for entry in table["replay"]]
     start = table.get("start_from")
     if isinstance(start, str) and start.endswith(".toml"):
-        table["start_from"] = str(folder / start)
+        table["start_from"] = str(folder / os.path.expanduser(start))
     return dataclass_from(Recipe, table)
 
 
@@ -486,14 +487,21 @@ def _replay(entry: Any, folder: Path) -> Any:
         return entry
     table = dict(entry)
     if isinstance(table.get("dataset"), str):
-        table["dataset"] = folder / table["dataset"]
+        table["dataset"] = folder / os.path.expanduser(table["dataset"])
     for name in ("training", "validation"):
         if isinstance(table.get(name), list):
-            table[name] = [_case(case, folder) for case in table[name]]
+            table[name] = [case_from(case, folder) for case in table[name]]
     return table
 
 
-def _case(entry: Mapping[str, Any], folder: Path) -> Case:
+def case_from(entry: Mapping[str, Any], folder: Path) -> Case:
+    """Read one entry of a list of cases; paths are relative to `folder`.
+
+    Raises
+    ------
+    ValueError
+        If it names no image, or its classes are no list of names.
+    """
     images = entry.get("images", entry.get("image")) if isinstance(entry, Mapping) else None
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not images:
@@ -540,8 +548,8 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     try:
         facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         labels = _labels_in(facts["labels"])
-        listed = [_case(e, folder) for e in facts.get("training", ()) if isinstance(e, dict)]
-        held = [_case(e, folder) for e in facts.get("validation", ()) if isinstance(e, dict)]
+        listed = [case_from(e, folder) for e in facts.get("training", ()) if isinstance(e, dict)]
+        held = [case_from(e, folder) for e in facts.get("validation", ()) if isinstance(e, dict)]
         partly = {str(name): tuple(map(str, c)) for name, c in facts.get("classes", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidRecipe(

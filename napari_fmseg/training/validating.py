@@ -6,13 +6,13 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from napari_fmseg.events import Progress, StageResult, TrainEvent
+from napari_fmseg.events import Progress, TrainEvent, drain
 from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training.data import Held
 from napari_fmseg.training.partial import IGNORE
-from napari_fmseg.volume import LabelMap, Volume
+from napari_fmseg.volume import LabelMap
 
 __all__ = ["dice_where_told", "validated"]
 
@@ -45,7 +45,7 @@ def validated(
     table, first = [], None
     for i, case in enumerate(cases):
         yield Progress("validating", i, len(cases))
-        found = _labels_of(case.volume, model, options)
+        found = drain(segment(case.volume, model, options))
         table.append(dice_where_told(found, case, len(labels) + 1))
         first = found if i == 0 else first
     rows, watched = np.array(table), np.array([case.watched for case in cases])
@@ -55,13 +55,6 @@ def validated(
     told = {"dice": chosen, "old": np.array([v for n, v in zip(labels, both, strict=True) if n in old])}
     means = {name: float(_means(values[:, None])[0]) for name, values in told.items() if np.isfinite(values).any()}
     return {**means, **named}, first
-
-
-def _labels_of(volume: Volume, model: Model, options: SegmentOptions) -> LabelMap:
-    *_, last = segment(volume, model, options)
-    assert isinstance(last, StageResult)
-    assert isinstance(last.output, LabelMap)
-    return last.output
 
 
 def dice_where_told(found: LabelMap, case: Held, n_classes: int) -> np.ndarray:

@@ -401,3 +401,12 @@ def test_the_recipe_in_the_guide_is_a_recipe(tmp_path: Path) -> None:
     text, *_ = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "my.toml").write_text(text)
     assert load_recipe(tmp_path / "my.toml").dataset == tmp_path / "my-data"
+
+
+def test_a_tilde_in_a_recipe_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "me"))
+    told = load_recipe(written(tmp_path, dataset="~/data", out="~/runs", prepared="~/kept", start_from="~/one.toml"))
+    assert [told.dataset, told.out, told.prepared, Path(told.start_from)] == [
+        tmp_path / "me" / name for name in ("data", "runs", "kept", "one.toml")
+    ]

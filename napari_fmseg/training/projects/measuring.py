@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from napari_fmseg.events import Progress, StageResult
+from napari_fmseg.events import Progress, drain
 from napari_fmseg.io import read_labels
 from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model
@@ -62,12 +62,10 @@ def measure(
     for i, name in enumerate(names):
         yield Progress("measuring", i, len(names))
         files = project.known(name)
-        *_, last = segment(read_image(files), model, options)
-        assert isinstance(last, StageResult)
-        assert isinstance(last.output, LabelMap)
+        prediction = drain(segment(read_image(files), model, options))
         if files.labels is not None:
             truth = read_labels(files.labels)
-            found[name] = _dice(last.output, truth, project, model, project.record(name).classes)
+            found[name] = _dice(prediction, truth, project, model, project.record(name).classes)
     yield Progress("measuring", len(names), len(names))
     return found
 
