@@ -24,7 +24,19 @@ from napari_fmseg.lesion_commands import lesions, tell_found
 from napari_fmseg.model_commands import MODEL_COMMANDS, convert, models
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.project_commands import PROJECT_COMMANDS
-from napari_fmseg.terminal import USE, Bars, Json, follow, note, number, say, show_terms, table, write_json
+from napari_fmseg.terminal import (
+    USE,
+    Bars,
+    Json,
+    follow,
+    note,
+    note_warnings,
+    number,
+    say,
+    show_terms,
+    table,
+    write_json,
+)
 from napari_fmseg.training_commands import crossval, pretrain, train
 
 __all__ = ["main"]
@@ -52,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         if words[:1] == ["--version"]:
             return _version()
@@ -93,6 +105,12 @@ def _group(words: list[str]) -> tuple[dict[str, Callable[..., int]], str, list[s
     if first == ["models"] and second and second[0] in MODEL_COMMANDS:
         return MODEL_COMMANDS, "fmseg models", words[1:]
     return COMMANDS, "fmseg", words
+
+
+def _at_home(word: str) -> str:
+    """Replace a leading ~ by the home folder, also in ``--output=~/x``, which no shell does; ``./~`` stays a name."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + (os.path.expanduser(value) if value.startswith("~") else value)
 
 
 def _explain(error: Exception) -> tuple[int, str]:
@@ -273,21 +291,26 @@ def score(
         Lesions below so many millilitres count neither as true nor as false.
     """
     from napari_fmseg import metrics
-    from napari_fmseg.io import read_labels
     from napari_fmseg.lesion_metrics import score_lesions
 
     if csv is not None:
-        from napari_fmseg.case_table import pairs_in, score_pair, write_cases
+        from napari_fmseg.case_table import pairs_in, score_pair, without_partner, write_cases
 
         pairs = pairs_in(prediction, truth)
-        cases = [score_pair(*pair, tolerance_mm=tolerance_mm, by_number=by_number) for pair in pairs]
+        cases = []
+        for name, mine, its in pairs:
+            found, true = _read_pair(mine, its, by_number=by_number)
+            cases.append(score_pair(name, found, true, mine, tolerance_mm=tolerance_mm))
         write_cases(cases, csv, tolerance_mm)
         if prediction.is_dir():
-            _tell_cases(cases, csv, tolerance_mm, as_json=as_json)
+            left_out = without_partner(prediction, truth)
+            if left_out:
+                note(f"{len(left_out)} files have no partner in the other folder and were not compared:\n"
+                     + "\n".join(f"  {path}" for path in left_out))  # fmt: skip
+            _tell_cases(cases, csv, tolerance_mm, left_out, as_json=as_json)
             return 0
-    found, true = read_labels(prediction), read_labels(truth)
-    if by_number:
-        found = dataclasses.replace(found, names={})
+    else:
+        found, true = _read_pair(prediction, truth, by_number=by_number)
     scores = metrics.score(found, true, tolerance_mm=tolerance_mm)
     by_lesion = score_lesions(found, true, min_ml=min_ml) if lesions else {}
     if as_json:
@@ -310,11 +333,24 @@ def score(
     return 0
 
 
-def _tell_cases(cases: Sequence[Any], csv: Path, tolerance_mm: float, *, as_json: bool) -> None:
+def _read_pair(prediction: Path, truth: Path, *, by_number: bool) -> tuple[Any, Any]:
+    """Read two files with labels; what was repaired goes to stderr."""
+    from napari_fmseg.io import read_labels
+
+    pair = []
+    for path in (prediction, truth):
+        pair.append(read_labels(path))
+        note_warnings(pair[-1], path)
+    return (dataclasses.replace(pair[0], names={}) if by_number else pair[0]), pair[1]
+
+
+def _tell_cases(
+    cases: Sequence[Any], csv: Path, tolerance_mm: float, left_out: Sequence[Path], *, as_json: bool
+) -> None:
     """Tell the means of each case, and where the table lies."""
     rows = [case.row(tolerance_mm) for case in cases]
     if as_json:
-        write_json({"csv": str(csv), "cases": rows})
+        write_json({"csv": str(csv), "cases": rows, "left_out": left_out})
         return
     columns = [name for name in rows[0] if name.startswith("mean_") or name in ("total_s", "peak_mb", "gpu_mb")]
     say(table(
@@ -502,7 +538,9 @@ def export(
     )
     written = []
     with Bars(quiet=as_json) as bars:
-        for event in exporting.export(read_labels(labels), wanted):
+        lying = read_labels(labels)
+        note_warnings(lying, labels)
+        for event in exporting.export(lying, wanted):
             follow(event, bars)
             if isinstance(event, Saved):
                 written.append(event.path)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.terminal import Json, note, number, say, table, write_json
+from napari_fmseg.terminal import Json, note, note_warnings, number, say, table, write_json
 
 __all__ = ["lesions", "tell_found"]
 
@@ -56,8 +56,8 @@ def lesions(
     from napari_fmseg.volume import LabelMap
 
     volume, found = read_volume(image, series=series, suv=suv), read_labels(labels)
-    for text in (*volume.meta.get("repaired", ()), *volume.meta.get("warnings", ())):
-        note(f"Warning: {text}")
+    note_warnings(volume, image)
+    note_warnings(found, labels)
     if not found.geometry.matches(volume.geometry, atol_mm=0.01):
         moved = resample(found, volume.geometry, order=0)
         assert isinstance(moved, LabelMap)

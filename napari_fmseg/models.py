@@ -216,7 +216,7 @@ def user_models_folder() -> Path:
     from platformdirs import user_data_path
 
     home = os.environ.get("FMSEG_HOME")
-    return (Path(home) if home else user_data_path("napari-fmseg", appauthor=False)) / "models"
+    return (Path(os.path.expanduser(home)) if home else user_data_path("napari-fmseg", appauthor=False)) / "models"
 
 
 def _shipped(name: str) -> Path:

@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import arg
@@ -17,6 +18,7 @@ from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, StageResult, StepDone, Warned
 from napari_fmseg.licences import remember_terms, unread_terms
 from napari_fmseg.manifest import plain
+from napari_fmseg.volume import Volume
 
 __all__ = [
     "USE",
@@ -25,6 +27,7 @@ __all__ = [
     "follow",
     "metrics_table",
     "note",
+    "note_warnings",
     "number",
     "say",
     "show_terms",
@@ -47,6 +50,12 @@ def note(text: str) -> None:
     """Write a remark to stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def note_warnings(volume: Volume, path: Path) -> None:
+    """Write to stderr what was repaired while reading a file, and what looks odd in it."""
+    for text in volume.warnings:
+        note(f"Warning: {path.name}: {text}")
 
 
 def write_json(document: Any) -> None:

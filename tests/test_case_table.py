@@ -85,7 +85,7 @@ def test_what_cannot_be_paired_or_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(FmsegError, match="_seg"):
         pairs_in(tmp_path / "results", tmp_path / "truth")
     assert pairs_in(path, path) == [("a", path, path)]
-    assert score_pair("a", path, path).parts == {}  # nobody measured it
+    assert score_pair("a", cubes(), cubes(), path).parts == {}  # nobody measured it
     with pytest.raises(UnwritableVolume, match=r"t\.csv"):
         write_cases([], path / "t.csv", 1.0)
 

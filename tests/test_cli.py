@@ -515,3 +515,75 @@ def test_a_process_that_follows_another_one_is_not_ended_by_a_signal(monkeypatch
         yield Progress("last", 0, 1)
 
     assert training_commands._tell(learning(), as_json=True, softly=softly) == 0
+
+
+def test_a_tilde_is_the_home_folder_in_every_form_of_an_option(image, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "me"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "me").mkdir()
+    image.rename(tmp_path / "me" / image.name)
+    words = ("segment", f"~/{image.name}", "--model", "tiny", "--device", "cpu")
+    assert run(*words, "--output=~/a/mask.nii.gz", "--preview", "~/a/mask.png", "--stages-dir=~/s") == 0
+    assert (tmp_path / "me" / "a" / "mask.nii.gz").exists()
+    assert (tmp_path / "me" / "a" / "mask.png").exists()
+    assert (tmp_path / "me" / "s").is_dir()
+    assert run("phantom", "~/ct", "--spacing", "12", "12", "12") == 0
+    assert run("phantom", "./~name", "--spacing", "12", "12", "12") == 0  # a name that only looks like it
+    assert sorted(path.name for path in tmp_path.iterdir() if "~" in path.name) == ["~name"]
+    monkeypatch.setenv("FMSEG_HOME", "~/place")
+    from napari_fmseg.models import user_models_folder
+
+    assert user_models_folder() == tmp_path / "me" / "place" / "models"
+
+
+def nan_labels(path, sign=1):
+    data = np.full(SHAPE, np.nan, np.float32)
+    data[4:9, 5:10, 5:10] = 1
+    return write_volume(Volume(data, volume().geometry), path)
+
+
+def test_score_export_and_lesions_say_what_was_repaired_while_reading(image, tmp_path, capsys):
+    mask = nan_labels(tmp_path / "mask.nii.gz")
+    zeros = read_labels(mask)
+    truth = write_labels(LabelMap(zeros.data, zeros.geometry), tmp_path / "truth.nii.gz")
+    assert run("score", mask, truth, "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["mean_dice"] == 1
+    assert told.err.count("Warning: mask.nii.gz:") == 1
+    assert "taken for background" in told.err
+    for words in (("score", truth, mask, "--csv", tmp_path / "a.csv"), ("lesions", image, mask),
+                  ("export", mask, "--output", tmp_path / "out", "--format", "nrrd")):  # fmt: skip
+        assert run(*words) == 0
+        assert capsys.readouterr().err.count("Warning: mask.nii.gz: ") == 1
+
+
+def test_score_of_folders_names_what_has_no_partner(tmp_path, capsys):
+    for name in ("mine/a_seg.nii.gz", "mine/b_seg.nii.gz", "true/a.nii.gz", "true/c.nii.gz"):
+        nan_labels(tmp_path / name)
+    words = ("score", tmp_path / "mine", tmp_path / "true", "--csv", tmp_path / "cases.csv")
+    assert run(*words) == 0
+    told = capsys.readouterr()
+    assert "2 files have no partner" in told.err
+    assert [name for name in ("b_seg.nii.gz", "c.nii.gz", "a.nii.gz\n") if f"/{name}" in told.err] == [
+        "b_seg.nii.gz", "c.nii.gz",
+    ]  # fmt: skip
+    assert told.err.count("Warning: a_seg.nii.gz: ") == 1
+    assert run(*words, "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["left_out"]) == 2
+    (tmp_path / "mine" / "c_seg.nii.gz").symlink_to("/nowhere/c")
+    assert run(*words) == 1
+    assert "which is not there" in capsys.readouterr().err
+
+
+def test_a_dead_link_in_a_folder_fails_and_the_others_are_segmented(image, tmp_path, capsys):
+    scans = tmp_path / "scans"
+    (scans / "lost").mkdir(parents=True)
+    image.rename(scans / "case.nii.gz")
+    (scans / "lost" / "ct.nii.gz").symlink_to("/nowhere/ct")
+    words = ("segment", scans, "--model", "tiny", "--output", tmp_path / "out", "--device", "cpu")
+    assert run(*words) == 1
+    told = capsys.readouterr().err
+    assert "1 of 2 volumes failed" in told
+    assert "is a link to /nowhere/ct, which is not there" in told
+    assert (tmp_path / "out" / "case_seg.nii.gz").exists()

@@ -106,7 +106,9 @@ def _file() -> Path:
     from platformdirs import user_config_path
 
     home = os.environ.get("FMSEG_HOME")
-    return (Path(home) if home else user_config_path("napari-fmseg", appauthor=False)) / "panel.json"
+    return (
+        Path(os.path.expanduser(home)) if home else user_config_path("napari-fmseg", appauthor=False)
+    ) / "panel.json"
 
 
 def _settings() -> dict[str, str]:
