@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from napari_fmseg.processor import apply_cpu_capability
+
 if TYPE_CHECKING:
     from napari_fmseg import errors as errors
     from napari_fmseg.events import drain as drain
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from napari_fmseg.volume import Volume as Volume
 
 __version__ = "0.1.0"
+
+apply_cpu_capability()
 
 _ROOMS = {
     "Case": "training",

@@ -23,6 +23,7 @@ from napari_fmseg.evaluation_commands import evaluate, why
 from napari_fmseg.lesion_commands import lesions, tell_found
 from napari_fmseg.model_commands import MODEL_COMMANDS, convert, models
 from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.processor import wait_asleep
 from napari_fmseg.project_commands import PROJECT_COMMANDS
 from napari_fmseg.terminal import (
     USE,
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
+    if argv is None:  # this process is the command's own; the environment of a program that calls us is not ours
+        wait_asleep()
     words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         if words[:1] == ["--version"]:

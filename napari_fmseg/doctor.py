@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from napari_fmseg import __version__
-from napari_fmseg.errors import UnknownModel, WeightsMismatch
+from napari_fmseg.errors import DeviceUnavailable, UnknownModel, WeightsMismatch
 from napari_fmseg.models import ModelCard, list_models, read_card, user_models_folder
+from napari_fmseg.processor import CAPABILITY_VARIABLE, cpu_capability
 
 if TYPE_CHECKING:
     import torch
@@ -194,12 +195,19 @@ def _cuda(torch: Any, index: int) -> Finding:
 
 
 def _precision(torch: Any) -> Finding:
-    """What the processor computes in when nobody chooses."""
+    """What the processor computes in when nobody chooses, and what of it is hidden."""
     from napari_fmseg.nets.engine import pick_precision
 
-    precision = pick_precision(torch.device("cpu"))
-    slower = "" if precision == "bfloat16" else "; newer processors are about twice as fast in bfloat16"
-    return Finding("precision", "ok", f"the processor computes in {precision}{slower}")
+    try:
+        half = pick_precision(torch.device("cpu"), half_precision_ok=True)
+    except DeviceUnavailable as error:
+        return Finding("precision", "bad", str(error), f"Unset {CAPABILITY_VARIABLE}, or set it to default or avx2.")
+    told = f"the processor computes in float32 ({torch.backends.cpu.get_cpu_capability()})"
+    if cpu_capability():
+        told += f"; {CAPABILITY_VARIABLE}={cpu_capability()} hides the rest of what it can"
+    elif half != "float32":
+        told += f"; in {half} for models whose card proves that the mask is the same, or with --precision {half}"
+    return Finding("precision", "ok", told)
 
 
 def _processor() -> Iterator[Finding]:

@@ -101,8 +101,7 @@ def precision_of(model: Model, precision: str) -> str:
     """Name the precision that a run asked for with `precision` really has on the model's device."""
     from napari_fmseg.nets.engine import pick_precision  # torch comes with the model, not with this module
 
-    half_is_right = bool(model.card.settings.get("half_is_right", True))
-    return pick_precision(model.device, precision, half_is_right=half_is_right)
+    return pick_precision(model.device, precision, half_precision_ok=model.card.half_precision_ok)
 
 
 def versions() -> dict[str, str]:

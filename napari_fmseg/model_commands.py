@@ -35,7 +35,8 @@ def models(*, as_json: Json = False) -> int:
          for c in cards],
     ))  # fmt: skip
     for card in cards:
-        for kind, text in (("restricted", card.restriction), ("limits", card.limits)):
+        half = str(card.half_precision or "")
+        for kind, text in (("restricted", card.restriction), ("limits", card.limits), ("half precision", half)):
             if text:
                 say(f"\n{card.name}, {kind}: {text}")
     say(f"\nDice: mean over the classes, on cases that were not trained on (--json has each). {USE}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_fmseg.errors import UnknownModel, WeightsMismatch
+from napari_fmseg.half_precision import HalfPrecision
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.tables import dataclass_from
 
@@ -128,6 +129,8 @@ class ModelCard:
         within so many mm of the other.
     scored_on
         How many cases that was, and which.
+    half_precision
+        How near the masks in 16 bit come to those in float32; None where nobody has measured it.
     version, parent
         Counted up by retraining; the model it was trained from.
     cases
@@ -159,6 +162,7 @@ class ModelCard:
     surface: Mapping[str, float] = field(default_factory=dict)
     surface_mm: float = 0.0
     scored_on: str = ""
+    half_precision: HalfPrecision | None = None
     version: int = 1
     parent: str = ""
     cases: tuple[str, ...] = ()
@@ -182,6 +186,16 @@ class ModelCard:
         """Mean Dice of the final labels over the classes, or None if it was never measured."""
         final = self.scores.get("labels", {})
         return sum(final.values()) / len(final) if final else None
+
+    @property
+    def half_precision_ok(self) -> bool | None:
+        """Whether half precision gives the same masks: proven by figures or refuted; None where nobody has measured it.
+
+        Models of one network, which were never measured, and older cards that say `half_is_right = false` are refuted.
+        """
+        if self.half_precision is not None and self.half_precision.sha256 == self.sha256:
+            return self.half_precision.is_right
+        return False if self.pipeline == "single" or self.settings.get("half_is_right") is False else None
 
     @property
     def weights_path(self) -> Path:
@@ -250,6 +264,11 @@ def read_card(path: Path) -> ModelCard:
             raise ValueError("labels are numbered from 1; 0 is background and not listed")
         if card.weights != Path(card.weights).name:
             raise ValueError(f"weights is the name of a file beside the card, not {card.weights!r}")
+        half = card.half_precision
+        if half is not None and set(half.dice_vs_float32) != set(card.labels.values()):
+            raise ValueError(
+                f"half_precision tells of {', '.join(half.dice_vs_float32)}; expected {', '.join(card.labels.values())}"
+            )
     except (OSError, ValueError, UnknownModel) as error:
         raise UnknownModel(
             f"{path.name} is not a model card: {error}. Restore it, or remove it from its folder."
@@ -370,7 +389,7 @@ def save_model(card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | st
     folder
         Made if it is not there.
     half
-        Store the weights in float16: half the size; results differ by less than bf16 inference does.
+        Store the weights in float16: half the size; results differ by less than bfloat16 inference does.
 
     Returns
     -------
@@ -393,6 +412,8 @@ def save_model(card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | st
     written = dataclasses.replace(
         card, weights=f"{card.name}.safetensors", sha256=hashlib.sha256(content).hexdigest(), folder=folder
     )
+    if written.half_precision is not None and written.half_precision.sha256 != written.sha256:
+        written = dataclasses.replace(written, half_precision=None)  # it was measured with other weights
     # The card goes last: a card without its weights would be listed and could not be loaded.
     with written_beside(folder / written.weights) as file:
         file.write(content)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import IO
 
+from napari_fmseg.processor import wait_asleep
+
 __all__ = [
     "be_polite",
     "environment",
@@ -48,13 +50,9 @@ def leads() -> bool:
 
 
 def be_polite() -> None:
-    """Leave the processor to the window where both want it, and Ctrl-C to the parent.
-
-    The threads of OpenMP wait for each other asleep: where other programs run too, waiting awake made a run of 0.7 s
-    take 6 to 20 s, against 2 s (measured on two processors).
-    """
+    """Leave the processor to the window where both want it, and Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_asleep()
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     else:

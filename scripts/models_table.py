@@ -81,6 +81,7 @@ def page(cards: Iterable[ModelCard]) -> str:
             "Modality and region": f"{card.modality}, {card.body_part}",
             "Trained on": card.trained_on,
             "Scored on": card.scored_on,
+            "Half precision": str(card.half_precision or ""),
             "What it cannot do": card.limits,
             "Licence": card.licence,
             "Restriction": card.restriction,

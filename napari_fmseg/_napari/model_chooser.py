@@ -156,6 +156,7 @@ def all_of(card: ModelCard) -> str:
     told = {
         "Limits": card.limits,
         "Trained on": card.trained_on,
+        "Half precision": str(card.half_precision or ""),
         "Citation": card.citation,
         "Name": f"{card.name}, version {card.version}" + (f", from {card.parent}" if card.parent else ""),
     }

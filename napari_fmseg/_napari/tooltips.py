@@ -28,7 +28,7 @@ class SEGMENT:
     model_card = "What the model was trained on, its licence, its Dice on cases it never saw, and its limits."
     stage = "How far to go. Earlier stages are faster and coarser; the last one gives the finished labels."
     device = 'Where the model runs. "auto" takes a graphics card where there is one, else the processor.'
-    precision = 'How exactly the model computes. "auto" takes 16 bit where it is faster and gives the same mask.'
+    precision = 'How exactly the model computes. "auto" takes 16 bit where it is faster and proven to be the same.'
     run = "Segment the image. Every stage is shown as soon as it is done. (Ctrl+Alt+R)"
     run_no_image = "Open an image first: drop a file on the window, or File > Open Sample > fmseg."
     run_no_model = "Choose a model first."

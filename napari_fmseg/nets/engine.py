@@ -24,6 +24,7 @@ from napari_fmseg.nets.fast_edge import FastEdge
 from napari_fmseg.nets.lean import LeanLadder
 from napari_fmseg.nets.pages import keep_pages
 from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet
+from napari_fmseg.processor import CAPABILITY_VARIABLE, cpu_capability
 
 __all__ = [
     "PRECISIONS",
@@ -55,8 +56,9 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises
     ------
     DeviceUnavailable
-        If the machine, or the installed torch, does not have it.
+        If the machine, or the installed torch, does not have it, or FMSEG_CPU_CAPABILITY makes no sense.
     """
+    cpu_capability()
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", 0)
@@ -74,7 +76,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def pick_precision(device: torch.device, name: str = "auto", *, half_is_right: bool = True) -> str:
+def pick_precision(device: torch.device, name: str = "auto", *, half_precision_ok: bool | None = None) -> str:
     """Find the precision to segment with: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
 
     Parameters
@@ -83,8 +85,10 @@ def pick_precision(device: torch.device, name: str = "auto", *, half_is_right: b
         Where it will run.
     name
         ``"auto"`` or one of the three.
-    half_is_right
-        False if the model's card says that its masks differ in half precision; ``"auto"`` is then float32.
+    half_precision_ok
+        Whether the model's card proves that its masks are the same in half precision (see `ModelCard`): ``"auto"``
+        takes it where the device computes in it. False: ``"auto"`` is float32. None, nobody has measured it: half
+        precision on a graphics card, float32 on the CPU, where a mask is not to depend on the kind of processor.
 
     Raises
     ------
@@ -92,13 +96,15 @@ def pick_precision(device: torch.device, name: str = "auto", *, half_is_right: b
         If the name is unknown, or the processor can do this precision in emulation only, a hundred times slower.
     """
     if name == "auto":
-        return _best_half(device) if half_is_right else "float32"
+        wanted = device.type != "cpu" if half_precision_ok is None else half_precision_ok
+        return _best_half(device) if wanted else "float32"
     if name not in PRECISIONS:
         raise DeviceUnavailable(f"There is no precision {name!r}. Use auto, {', '.join(PRECISIONS)}.")
     if device.type == "cpu" and name != "float32" and _best_half(device) != name:
+        hidden = f", since {CAPABILITY_VARIABLE} is {cpu_capability()}" if cpu_capability() else ""
         raise DeviceUnavailable(
-            f"This processor ({torch.backends.cpu.get_cpu_capability()}) does not compute in {name}; it would be "
-            "far slower than float32. Use --precision auto or float32."
+            f"This processor ({torch.backends.cpu.get_cpu_capability()}{hidden}) does not compute in {name}; it would "
+            "be far slower than float32. Use --precision auto or float32."
         )
     return name
 
@@ -281,15 +287,15 @@ def _mps_suffices() -> bool:
     return True
 
 
-@cache
 def _best_half(device: torch.device) -> str:
     """Name the precision that is fastest on `device` and right enough for probabilities."""
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return "bfloat16" if major >= 8 else "float16" if major >= 7 else "float32"
-    return "bfloat16" if device.type == "cpu" and _cpu_has_bfloat16() else "float32"
+    return "bfloat16" if device.type == "cpu" and not cpu_capability() and _cpu_has_bfloat16() else "float32"
 
 
+@cache
 def _cpu_has_bfloat16() -> bool:
     """Whether the processor multiplies bfloat16; with AVX-512 alone torch emulates it."""
     if platform.machine().lower() in ("x86_64", "amd64"):

@@ -39,8 +39,9 @@ class SegmentOptions:
     device
         ``"auto"`` (CUDA, then MPS, then CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"mps"``.
     precision
-        ``"auto"`` (16 bit where the device is faster with it and the result is right), ``"float32"``,
-        ``"bfloat16"`` or ``"float16"``.
+        ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``: 16 bit where the device is faster with it and the
+        model's card proves that the masks are the same; else float32 on the CPU, so that every processor gives the
+        same mask, and on a graphics card 16 bit unless the card refutes it.
     keep_largest
         Keep only the largest connected part of every class.
     min_part_ml

@@ -134,7 +134,7 @@ class _Stages:
     def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
         self.volume, self.card, self.nets = volume, model.card, model.nets
         self.settings = PhasedSettings.of(model.card.settings)
-        self.engine = Engine(model.device, options.precision, half_is_right=self.settings.half_is_right)
+        self.engine = Engine(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
         data, self.geometry = to_canonical(volume)
         self.full = self.geometry
         image = self._brought(data)

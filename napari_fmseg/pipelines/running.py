@@ -29,8 +29,8 @@ class Engine:
         Where to run.
     precision
         ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-    half_is_right
-        False if the model's card says that its masks differ in half precision.
+    half_precision_ok
+        What the model's card says of half precision; see `pick_precision`.
 
     Attributes
     ----------
@@ -38,10 +38,10 @@ class Engine:
         What the user should know: every step down that was taken.
     """
 
-    def __init__(self, device: torch.device, precision: str = "auto", *, half_is_right: bool = True) -> None:
+    def __init__(self, device: torch.device, precision: str = "auto", *, half_precision_ok: bool | None = None) -> None:
         self.device = device
-        self._asked, self._half_is_right = precision, half_is_right
-        self.precision = pick_precision(device, precision, half_is_right=half_is_right)
+        self._asked, self._half_precision_ok = precision, half_precision_ok
+        self.precision = pick_precision(device, precision, half_precision_ok=half_precision_ok)
         self.notes: list[str] = []
         self._sparing = False
 
@@ -97,7 +97,7 @@ class Engine:
         """Go on in 16 bit, unless it is so already, 32 bit was asked for, or the device cannot."""
         if self.device.type == "cpu" or self.precision != "float32" or self._asked == "float32":
             return False
-        self.precision = pick_precision(self.device)
+        self.precision = pick_precision(self.device, half_precision_ok=True)  # told below
         if self.precision == "float32":
             return False
         self.notes.append(
@@ -116,7 +116,7 @@ class Engine:
         self.notes.append(f"The memory of {self.device} did not suffice for {size} voxels: continued on the CPU.")
         self.device = torch.device("cpu")
         wanted = "float32" if self._asked == "float32" else "auto"  # a GPU's 16 bit type may be none of the CPU's
-        self.precision = pick_precision(self.device, wanted, half_is_right=self._half_is_right)
+        self.precision = pick_precision(self.device, wanted, half_precision_ok=self._half_precision_ok)
         try:
             return self._run(net, tuple(x.cpu() for x in inputs))
         except torch.OutOfMemoryError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from napari_fmseg.errors import UnknownModel
 from napari_fmseg.tables import dataclass_from
 
 __all__ = ["SETTINGS", "STAGES", "CoarseFineSettings", "PhasedSettings", "SingleSettings"]
+
+T = TypeVar("T")
 
 STAGES: dict[str, tuple[str, ...]] = {
     "coarse_fine": ("coarse", "fine"),
@@ -41,8 +43,6 @@ class PhasedSettings:
     edge_grid
         ``"native"``: the window's native voxels, exact by planes with a halo. ``"attention"``: the attention grid, as
         published.
-    half_is_right
-        Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
     crop_above
         Look only at the box around all voxels above this normalised intensity (0..1), so that the air around a patient
         takes no room on the consensus grid. None looks at the whole volume.
@@ -55,7 +55,6 @@ class PhasedSettings:
     window_share: float = 0.02
     window_margin: tuple[int, int] = (2, 3)
     edge_grid: str = "native"
-    half_is_right: bool = True
     crop_above: float | None = None
 
     @classmethod
@@ -68,7 +67,7 @@ class PhasedSettings:
             If one of them is unknown or makes no sense.
         """
         try:
-            settings = dataclass_from(cls, card_settings)
+            settings = _settings_from(cls, card_settings)
         except ValueError as error:
             raise UnknownModel(f"The settings are not those of a phased model: {error}. Correct them.") from error
         if settings.window not in ("largest", "all", "certain") or settings.edge_grid not in ("native", "attention"):
@@ -105,8 +104,6 @@ class SingleSettings:
     keep_largest
         ``"each"`` keeps the largest part of every class, ``"together"`` the largest part of all classes joined (both
         through faces, as published); ``""`` keeps everything.
-    half_is_right
-        Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
     crop_above
         Look only at the box around all voxels above this normalised intensity (0..1) in any channel: most of a
         whole-body PET is air. None looks at the whole volume.
@@ -118,7 +115,6 @@ class SingleSettings:
     spacing_mm: tuple[float, ...] = ()
     flips: str = ""
     keep_largest: str = ""
-    half_is_right: bool = False
     crop_above: float | None = None
 
     @classmethod
@@ -131,7 +127,7 @@ class SingleSettings:
             If one of them is unknown or makes no sense.
         """
         try:
-            settings = dataclass_from(cls, card_settings)
+            settings = _settings_from(cls, card_settings)
         except ValueError as error:
             raise UnknownModel(f"The settings are not those of a single network: {error}. Correct them.") from error
         spacing = settings.spacing_mm
@@ -174,8 +170,6 @@ class CoarseFineSettings:
     crop_above
         Look only at the box around all voxels above this intensity as it is stored, so that the air around a patient
         takes no room on the coarse grid. None looks at the whole volume, as published.
-    half_is_right
-        Whether 16 bit arithmetic gives the same masks; decided by Dice on validation cases.
     """
 
     coarse_size: tuple[int, int, int] = (160, 160, 160)
@@ -188,7 +182,6 @@ class CoarseFineSettings:
     coarse_least_ml: float = 0.0
     fine_least_ml: float = 0.0
     crop_above: float | None = None
-    half_is_right: bool = True
 
     @classmethod
     def of(cls, card_settings: Mapping[str, Any]) -> CoarseFineSettings:
@@ -200,7 +193,7 @@ class CoarseFineSettings:
             If one of them is unknown or makes no sense.
         """
         try:
-            settings = dataclass_from(cls, card_settings)
+            settings = _settings_from(cls, card_settings)
         except ValueError as error:
             raise UnknownModel(
                 f"The settings are not those of a coarse-to-fine model: {error}. Correct them."
@@ -222,6 +215,11 @@ class CoarseFineSettings:
                 f"The settings of a coarse-to-fine model make no sense: {', '.join(wrong)}. Correct them."
             )
         return settings
+
+
+def _settings_from(kind: type[T], card_settings: Mapping[str, Any]) -> T:
+    """Make settings; `half_is_right` of older cards is no longer one (see `ModelCard.half_precision_ok`)."""
+    return dataclass_from(kind, {name: value for name, value in card_settings.items() if name != "half_is_right"})
 
 
 SETTINGS: dict[str, type[PhasedSettings] | type[SingleSettings] | type[CoarseFineSettings]] = {

@@ -40,7 +40,7 @@ __all__ = ["filled", "run", "working_grid"]
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the network; see `napari_fmseg.pipelines.segment`."""
     settings = SingleSettings.of(model.card.settings)
-    engine = Engine(model.device, options.precision, half_is_right=settings.half_is_right)
+    engine = Engine(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
     start = time.perf_counter()
     data, whole = to_canonical(volume)
     image = normalise(to_tensor(data, engine.device), model.card.intensity)

@@ -88,6 +88,7 @@ def suggest_recipe(
     out: Path | str = "run",
     name: str = "my-model",
     validation: Sequence[Case] = (),
+    seconds_per_step: Mapping[str, float] | None = None,
 ) -> Suggestion:
     """Look at the data, measure this machine, and suggest a recipe for a time budget.
 
@@ -107,6 +108,8 @@ def suggest_recipe(
         Folder of the run, and name of the model.
     validation
         Cases to validate on, where `cases` is a list.
+    seconds_per_step
+        How long a step takes, by stage, where that is known; None measures it on this machine.
 
     Raises
     ------
@@ -135,7 +138,7 @@ def suggest_recipe(
         if dataset is not None
         else replace(recipe, training=tuple(training), validation=tuple(held), phantom=())
     )
-    stages, told = _timed(where, facts, place, minutes * 60, len(held))
+    stages, told = _timed(where, facts, place, minutes * 60, len(held), seconds_per_step)
     words += _plan_in_words(where, parent, known, facts)
     return Suggestion(replace(where, stages=stages, device=place.type), (*words, *told))
 
@@ -222,12 +225,17 @@ def _grid_of(facts: Facts, voxels: int) -> tuple[int, int, int]:
 
 
 def _timed(
-    recipe: Recipe, facts: Facts, device: torch.device, seconds: float, n_held: int
+    recipe: Recipe,
+    facts: Facts,
+    device: torch.device,
+    seconds: float,
+    n_held: int,
+    seconds_per_step: Mapping[str, float] | None,
 ) -> tuple[tuple[StageRecipe, ...], list[str]]:
     """Fill the time budget with as many steps as this machine makes."""
     stages, told = [], []
     for stage in recipe.stages:
-        cost = _seconds_per_step(recipe, stage, facts, device)
+        cost = (seconds_per_step or {}).get(stage.stage) or _seconds_per_step(recipe, stage, facts, device)
         share = _SHARES.get(stage.stage, 0.3) * (1 if n_held else 1.1)
         steps = max(10, int(seconds * share / cost))
         rounds = min(10, max(1, steps // 60)) if stage.stage != "edge" else min(3, max(1, steps // 20))
