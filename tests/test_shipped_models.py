@@ -11,11 +11,13 @@ import pytest
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import drain
 from napari_fmseg.metrics import dice_per_label
-from napari_fmseg.models import list_models, load_model
+from napari_fmseg.models import ModelCard, list_models, load_model
+from napari_fmseg.nets import engine
 from napari_fmseg.phantom import phantom_ct
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 from napari_fmseg.training import cases_of
 from napari_fmseg.training.data import read_case
+from napari_fmseg.volume import Volume
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FMSEG_SHARED", ROOT.parent / "shared")) / "data"
@@ -25,6 +27,7 @@ SETS = {
     "fmsf-left-atrium-mr": ("la_mr", 0.88),
     "fmsf-headneck-ct": ("hn_ct", 0.60),
     "efficient-headneck-ct": ("hn_ct", 0.74),
+    "pam-cardiac-mr": ("acdc", 0.60),
 }
 
 
@@ -70,6 +73,24 @@ def test_the_phantom_model_finds_the_organs_of_a_phantom_that_it_never_saw() -> 
     dice = dice_per_label(found.data, truth.data, 6)
     assert dice[0] > 0.9  # liver
     assert np.nanmean(dice[:3]) > 0.8
+
+
+@pytest.mark.parametrize("card", list_models(), ids=lambda card: card.name)
+def test_a_mask_does_not_depend_on_whether_the_processor_has_half_precision(
+    card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if card.half_precision is None:  # whatever the processor is; where the card proves it, it must be what it says
+        monkeypatch.setattr(engine, "_cpu_has_bfloat16", lambda: True)
+    one, _ = phantom_ct(20261, spacing=(8.0, 6.0, 6.0), difficulty="easy")
+    data = one.data if len(card.channels) == 1 else np.stack([one.data] * len(card.channels))
+    volume = Volume(data, one.geometry)
+    model = load_model(card.name, device="cpu")
+    exact, auto = (
+        drain(segment(volume, model, SegmentOptions(precision=precision, show_stages=False))).data
+        for precision in ("float32", "auto")
+    )
+    dice = dice_per_label(auto, exact, card.n_classes)
+    assert (dice[~np.isnan(dice)] >= 0.999).all()
 
 
 @pytest.mark.real

@@ -129,19 +129,39 @@ def test_automatic_device_exists():
     assert pick_device("cpu") == CPU
 
 
-def test_precision_follows_the_processor(monkeypatch):
-    engine._best_half.cache_clear()
+def test_half_precision_on_the_cpu_needs_a_proof_or_a_wish_and_a_processor_that_has_it(monkeypatch):
+    monkeypatch.delenv("FMSEG_CPU_CAPABILITY", raising=False)
     monkeypatch.setattr(engine, "_cpu_has_bfloat16", lambda: True)
-    assert pick_precision(CPU) == "bfloat16"
-    assert pick_precision(CPU, half_is_right=False) == "float32"
+    assert pick_precision(CPU) == "float32"
+    assert pick_precision(CPU, half_precision_ok=False) == "float32"
+    assert pick_precision(CPU, half_precision_ok=True) == "bfloat16"
     assert pick_precision(CPU, "bfloat16") == "bfloat16"
     assert training_precision(CPU) == "float32"
-    engine._best_half.cache_clear()
     monkeypatch.setattr(engine, "_cpu_has_bfloat16", lambda: False)
-    assert pick_precision(CPU) == "float32"
+    assert pick_precision(CPU, half_precision_ok=True) == "float32"
     with pytest.raises(DeviceUnavailable, match="slower than float32"):
         pick_precision(CPU, "bfloat16")
-    engine._best_half.cache_clear()
+
+
+def test_half_precision_that_is_hidden_is_not_there(monkeypatch):
+    monkeypatch.setattr(engine, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setenv("FMSEG_CPU_CAPABILITY", "avx2")
+    assert pick_precision(CPU, half_precision_ok=True) == "float32"
+    with pytest.raises(DeviceUnavailable, match="FMSEG_CPU_CAPABILITY is avx2"):
+        pick_precision(CPU, "bfloat16")
+
+
+def test_a_graphics_card_takes_half_precision_unless_it_was_refuted(monkeypatch):
+    monkeypatch.setattr(engine, "_best_half", lambda device: "bfloat16")
+    there = torch.device("cuda")
+    found = [pick_precision(there, half_precision_ok=ok) for ok in (None, True, False)]
+    assert found == ["bfloat16", "bfloat16", "float32"]
+
+
+def test_a_network_that_is_called_by_itself_computes_in_float32_on_any_processor(monkeypatch):
+    monkeypatch.setattr(engine, "_cpu_has_bfloat16", lambda: True)
+    net = nn.Conv3d(1, 2, 3, padding=1).eval()
+    assert prepare(net, device="cpu")(torch.zeros(1, 1, 4, 4, 4)).dtype == torch.float32
 
 
 def test_unknown_precision_and_memory_format_are_refused():

@@ -52,14 +52,14 @@ def test_after_the_handover_everything_stays_on_the_cpu() -> None:
     assert engine.notes == []
 
 
-@pytest.mark.parametrize("half_is_right", [True, False])
-def test_the_handover_never_takes_a_precision_that_is_not_right(
-    half_is_right: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("proven", "precision"), [(True, "bfloat16"), (None, "float32"), (False, "float32")])
+def test_the_handover_takes_half_precision_only_where_it_is_proven_right(
+    proven: bool | None, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16")
-    engine = Engine(ELSEWHERE, "auto", half_is_right=half_is_right)
+    engine = Engine(ELSEWHERE, "auto", half_precision_ok=proven)
     engine(Limited("cpu"), X)
-    assert engine.precision == ("bfloat16" if half_is_right else "float32")
+    assert engine.precision == precision
 
 
 def test_the_handover_keeps_the_precision_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ class Narrow(nn.Module):
 
 def test_before_the_cpu_comes_half_precision_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16")
-    engine = Engine(ELSEWHERE, "auto", half_is_right=False)
+    engine = Engine(ELSEWHERE, "auto", half_precision_ok=False)
     assert engine(Narrow(), X).dtype == torch.bfloat16
     assert engine.device == ELSEWHERE
     (note,) = engine.notes
@@ -135,7 +135,7 @@ def test_slabs_come_before_half_precision_and_the_cpu(monkeypatch: pytest.Monkey
     monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16" if device == ELSEWHERE else "float32")
     monkeypatch.setattr(running, "prepare", refuse)
     net = nets.build("baseunet", channels=(2, 2, 2, 2, 4)).eval()
-    engine = Engine(ELSEWHERE, "auto", half_is_right=False)
+    engine = Engine(ELSEWHERE, "auto", half_precision_ok=False)
     engine(net, torch.zeros(1, 1, 16, 16, 32))
     assert tried == [
         (ELSEWHERE, "float32", False), (ELSEWHERE, "float32", True), (ELSEWHERE, "bfloat16", True),
