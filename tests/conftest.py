@@ -11,6 +11,8 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, PositronEmissionTomographyImageStorage
 
+import napari_fmseg  # noqa: F401 - before torch, so that FMSEG_CPU_CAPABILITY holds for the tests themselves
+
 DOSE, HALF_LIFE, WEIGHT = 350e6, 6586.2, 72.5
 N, SHAPE = 3, (5, 6)
 STORED = np.random.default_rng(3).integers(0, 20000, (N, *SHAPE)).astype(np.int16)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from napari_fmseg.cli import main
 from napari_fmseg.doctor import examine
@@ -64,6 +65,11 @@ def test_the_variable_hides_wide_instructions_and_half_precision_from_torch(valu
     capability, precision = run(USED, FMSEG_CPU_CAPABILITY=value).split()
     assert capability in used
     assert precision == "float32"
+
+
+@pytest.mark.skipif(not (X86 and cpu_capability()), reason="nothing is hidden from these tests")
+def test_the_tests_themselves_run_with_what_is_left() -> None:
+    assert torch.backends.cpu.get_cpu_capability() in {"AVX2", "DEFAULT"}
 
 
 def test_child_processes_inherit_what_is_hidden() -> None:
