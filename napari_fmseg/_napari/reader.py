@@ -309,7 +309,8 @@ def _name(path: Path, volume: Volume) -> str:
 
 def _description(path: Path, uid: Any) -> str:
     """Find the SeriesDescription in one of the first files of the series; "" in a zip."""
-    from napari_fmseg.io.dicomslices import headers, is_dicom
+    from napari_fmseg.io.dicomslices import headers
+    from napari_fmseg.io.dicomstart import is_dicom
     from napari_fmseg.io.finding import files_below
 
     if suffix_of(path) == ".zip":

@@ -23,12 +23,12 @@ from napari_fmseg.io.dicomslices import (
     damage_told,
     decoded,
     headers,
-    is_dicom,
     kind_of,
     number,
     quiet,
     slices_of,
 )
+from napari_fmseg.io.dicomstart import is_dicom
 from napari_fmseg.io.finding import files_below
 from napari_fmseg.io.suv import UNITS, suv_factors
 from napari_fmseg.volume import Geometry
@@ -312,8 +312,8 @@ def _voxels(stacks: list[list[Slice]]) -> npt.NDArray[Any]:
         if i == 0:
             mixed = len(scalings) > 1 or plane.dtype.kind == "f"
             data = np.empty((len(flat), *plane.shape), np.float32 if mixed else plane.dtype.newbyteorder("="))
-        if not np.can_cast(plane.dtype, data.dtype, "same_kind"):
-            data = data.astype(np.promote_types(data.dtype, plane.dtype))
+        if not np.can_cast(plane.dtype, data.dtype, "same_kind" if plane.dtype.kind == "f" else "safe"):
+            data = data.astype(np.promote_types(data.dtype, plane.dtype))  # a slice of more bits than those before
         data[i] = plane
     if len(scalings) == 1 and not by_gdcm:
         slope, intercept = next(iter(scalings))

@@ -15,12 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.errors import MissingExtra, UnreadableVolume
+from napari_fmseg.io.dicomstart import is_dicom
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -32,10 +33,10 @@ __all__ = [
     "damage_told",
     "decoded",
     "headers",
-    "is_dicom",
     "kind_of",
     "number",
     "quiet",
+    "read_whole",
     "slices_of",
 ]
 
@@ -68,18 +69,14 @@ _TAGS: list[str | tuple[int, int]] = [
          "PatientWeight", "CorrectedImage", "DecayCorrection", "SUVType", "SeriesDate", "SeriesTime", "AcquisitionDate",
          "ActualFrameDuration", "RadiopharmaceuticalInformationSequence",
          (0x7053, 0x1000), (0x7053, 0x1009), (0x0009, 0x100D)]  # fmt: skip
-_FIRST_BYTES = (  # of the tags that a file without a preamble starts with
-    b"\x08\x00\x05\x00",
-    b"\x08\x00\x08\x00",
-    b"\x08\x00\x16\x00",
-    b"\x02\x00\x00\x00",
-    b"\x08\x00\x00\x00",
-)
 _PLAIN = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99",
           "1.2.840.10008.1.2.5"}  # fmt: skip
 """Transfer syntaxes that pydicom reads faster: uncompressed, deflated, and run lengths."""
-_ELEMENT_BYTES = {"1.2.840.10008.1.2": 8, "1.2.840.10008.1.2.1": 12}
-"""How long the tag and length before uncompressed little-endian pixels are: implicit and explicit."""
+_IMPLICIT, _EXPLICIT, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+_GE_SWAPPED = "1.2.840.113619.5.2"
+"""A private transfer syntax of GE: the tags are little endian, the pixels big endian."""
+_UNDEFINED = 0xFFFFFFFF
+"""Length of pixels that are in fragments, as compressed ones are."""
 _TEXT_NUMBERS = {"PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
                  "SliceThickness", "SpacingBetweenSlices", "TemporalPositionIdentifier", "AcquisitionNumber",
                  "EchoNumbers", "TriggerTime", "AcquisitionTime", "InstanceNumber"}  # fmt: skip
@@ -87,11 +84,11 @@ _TEXT_NUMBERS = {"PixelSpacing", "ImageOrientationPatient", "ImagePositionPatien
 
 
 class Header(NamedTuple):
-    """A file's tags without the pixels, and the byte at which the pixels' element starts."""
+    """A file's tags without the pixels, at which byte the pixels start and how many bytes they have (0, 0: unknown)."""
 
     path: Path
     tags: Dataset
-    pixels_at: int
+    pixels: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,8 @@ class Slice:
     intercept: float
     order: tuple[float, ...]
     is_plain: bool
-    raw: tuple[int, int, str, int] | None = None  # element at, voxels at, type, unused bits; None if not that simple
+    raw: tuple[int, str] | None = None  # where the voxels start and their type; None if not that simple
+    bits: tuple[int, int] = (0, 0)  # how many are unused above the stored ones, and above and below together
 
 
 @contextmanager
@@ -140,16 +138,6 @@ def damage_told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether the first bytes are those of a DICOM file, with or without the usual preamble."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(132)
-    except OSError:
-        return False
-    return start[128:] == b"DICM" or (start[:4] in _FIRST_BYTES and path.suffix.lower() in (".dcm", ".ima", ""))
-
-
 def headers(paths: Iterable[Path]) -> list[Header]:
     """Read the headers of those `paths` that are DICOM, in their order."""
     found = []
@@ -160,8 +148,18 @@ def headers(paths: Iterable[Path]) -> list[Header]:
             with damage_told(path), path.open("rb") as file:
                 tags = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
                 kind_of(tags)  # what is damaged shows here
-                found.append(Header(path, tags, file.tell()))
+                found.append(Header(path, tags, _pixels(file)))
     return [header for header in found if header.tags]
+
+
+def _pixels(file: BinaryIO) -> tuple[int, int]:
+    """Where the value of the pixel data starts and how long it is, as its element tells; (0, 0) if it is elsewhere."""
+    at, head = file.tell(), file.read(12)
+    if len(head) < 8 or head[:4] != b"\xe0\x7f\x10\x00":
+        return 0, 0
+    if head[4:8] in (b"OW\0\0", b"OB\0\0", b"UN\0\0"):  # explicit, whatever the file declares
+        return at + 12, int.from_bytes(head[8:], "little")
+    return at + 8, int.from_bytes(head[4:8], "little")
 
 
 def kind_of(header: Dataset) -> str:
@@ -250,6 +248,7 @@ def _slice(file: Header, frame: int, groups: list[Dataset]) -> Slice:
                                             "DiffusionBValue", "TriggerTime", "AcquisitionTime", "InstanceNumber")]
     )  # fmt: skip
     rows, columns = values["PixelSpacing"]
+    raw = _raw(file, frame)
     return Slice(
         path,
         frame,
@@ -262,25 +261,37 @@ def _slice(file: Header, frame: int, groups: list[Dataset]) -> Slice:
         number(slope, 1.0) or 1.0,
         number(find("PixelValueTransformationSequence", "RescaleIntercept")),
         tuple(number(part) for part in index),
-        _syntax(header) in _PLAIN,
-        _raw(file, frame),
+        raw is not None or _syntax(header) in _PLAIN,
+        raw,
+        _unused_bits(header),
     )
 
 
 def _syntax(header: Dataset) -> str:
-    return str(getattr(header, "file_meta", {}).get("TransferSyntaxUID", "1.2.840.10008.1.2"))
+    """Transfer syntax that the file declares, or, where it declares none, that of its tags."""
+    declared = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or "")
+    implicit, little = header.original_encoding
+    return declared or (_IMPLICIT if implicit else _EXPLICIT if little else _BIG_ENDIAN)
 
 
-def _raw(file: Header, frame: int) -> tuple[int, int, str, int] | None:
-    """Where the voxels stand as plain numbers, if they do."""
-    tags = file.tags
-    before = _ELEMENT_BYTES.get(_syntax(tags))
-    allocated, stored = tags.get("BitsAllocated"), tags.get("BitsStored")
-    if before is None or allocated not in (8, 16, 32) or not stored or tags.get("HighBit") != stored - 1:
+def _raw(file: Header, frame: int) -> tuple[int, str] | None:
+    """Where the voxels stand as plain numbers, if they do, whatever the file declares."""
+    tags, (start, length) = file.tags, file.pixels
+    allocated = tags.get("BitsAllocated")
+    if not start or allocated not in (8, 16, 32) or _syntax(tags) == _GE_SWAPPED:
         return None
-    kind = f"<{'i' if tags.get('PixelRepresentation') else 'u'}{allocated // 8}"
-    start = file.pixels_at + before + frame * tags.Rows * tags.Columns * (allocated // 8)
-    return file.pixels_at, start, kind, allocated - stored
+    plane = tags.Rows * tags.Columns * (allocated // 8)
+    if length == _UNDEFINED or length < plane * int(tags.get("NumberOfFrames") or 1):
+        return None
+    return start + frame * plane, f"<{'i' if tags.get('PixelRepresentation') else 'u'}{allocated // 8}"
+
+
+def _unused_bits(tags: Dataset) -> tuple[int, int]:
+    """How many bits of a voxel are unused above the stored ones, and above and below them together."""
+    allocated, stored, high = (tags.get(name) for name in ("BitsAllocated", "BitsStored", "HighBit"))
+    if None in (allocated, stored, high) or not 0 < stored <= high + 1 <= allocated:
+        return 0, 0
+    return allocated - 1 - high, allocated - stored
 
 
 def _value(dataset: Dataset, name: str) -> Any:
@@ -345,32 +356,50 @@ def _damaged(path: Path, error: Exception) -> UnreadableVolume:
 
 def _straight(part: Slice) -> npt.NDArray[Any]:
     """Voxels (y, x) as stored, taken from the file without a detour."""
-    element_at, voxels_at, kind, unused = part.raw or (0, 0, "u1", 0)
+    voxels_at, kind = part.raw or (0, "u1")
     plane: npt.NDArray[Any] = np.empty(part.shape, kind)
     with part.path.open("rb", buffering=0) as file:
-        file.seek(element_at)
-        if file.read(4) != b"\xe0\x7f\x10\x00":
-            other: npt.NDArray[Any] = _by_pydicom(part.path)[part.frame]
-            return other
         file.seek(voxels_at)
         count = file.readinto(plane.reshape(-1).view(np.uint8).data)
     if count != plane.nbytes:
         raise _damaged(part.path, EOFError(f"they end after {count:,} of {plane.nbytes:,} bytes"))
-    if unused:  # bits above the stored ones may hold anything: out with them, and the sign into their place
-        plane <<= plane.dtype.type(unused)
+    above, unused = part.bits
+    if unused:  # the bits around the stored ones may hold anything: out with them, and the sign into its place
+        plane <<= plane.dtype.type(above)
         plane >>= plane.dtype.type(unused)
     return plane
 
 
-def _by_pydicom(path: Path) -> npt.NDArray[Any]:
-    """Voxels (frames, y, x) as stored."""
+def read_whole(path: Path) -> Dataset:
+    """Read a file with its pixels, which can be decoded even where it does not declare its transfer syntax.
+
+    Raises
+    ------
+    UnreadableVolume
+        If the pixels are compressed in a way that the file does not name.
+    """
     import pydicom
 
+    dataset = pydicom.dcmread(path, force=True)
+    dataset.file_meta.TransferSyntaxUID = syntax = pydicom.uid.UID(_syntax(dataset))
+    in_fragments = "PixelData" in dataset and dataset["PixelData"].is_undefined_length
+    if in_fragments and not syntax.is_private and not syntax.is_compressed:
+        raise UnreadableVolume(
+            f"The pixels of {path.name} are compressed, but the file does not say how: its transfer syntax is "
+            f"{syntax.name}. Export the series again, uncompressed."
+        )
+    return dataset
+
+
+def _by_pydicom(path: Path) -> npt.NDArray[Any]:
+    """Voxels (frames, y, x) as stored."""
     try:
-        dataset = pydicom.dcmread(path, force=True)
-        if "TransferSyntaxUID" not in dataset.file_meta:
-            dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2"
+        dataset = read_whole(path)
+        above, unused = _unused_bits(dataset)
+        if unused > above:  # some are below, which pydicom does not know of
+            dataset.BitsStored += unused - above
         pixels: npt.NDArray[Any] = dataset.pixel_array
+        pixels = pixels >> (unused - above) if unused > above else pixels
     except (ValueError, AttributeError, RuntimeError, KeyError, TypeError, EOFError, IndexError) as error:
         raise _damaged(path, error) from error
     return pixels if pixels.ndim == 3 else pixels[None]

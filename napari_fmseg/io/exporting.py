@@ -13,7 +13,7 @@ from napari_fmseg.events import Progress, Saved, Warned
 from napari_fmseg.io import suffix_of, write_labels
 from napari_fmseg.io.classes import file_stems, only, present
 from napari_fmseg.io.dicomseg import Made, write_dicom_seg
-from napari_fmseg.io.dicomslices import is_dicom
+from napari_fmseg.io.dicomstart import is_dicom
 from napari_fmseg.io.meshes import MESH_FORMATS, meshes
 from napari_fmseg.io.writing import written_together
 from napari_fmseg.volume import LabelMap, Volume

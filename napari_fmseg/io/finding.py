@@ -58,7 +58,7 @@ def format_of(path: Path) -> str:
 
 
 def _by_first_bytes(path: Path) -> str:
-    from napari_fmseg.io.dicomslices import is_dicom
+    from napari_fmseg.io.dicomstart import is_dicom
 
     with path.open("rb") as file:
         start = file.read(_HEADER_BYTES)

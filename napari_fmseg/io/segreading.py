@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import UnreadableVolume
 from napari_fmseg.io.checks import REVERSED, smallest_integer
-from napari_fmseg.io.dicomslices import Header, Slice, damage_told, headers, is_dicom, quiet, slices_of
+from napari_fmseg.io.dicomslices import Header, Slice, damage_told, headers, quiet, read_whole, slices_of
+from napari_fmseg.io.dicomstart import is_dicom
 from napari_fmseg.volume import Geometry, LabelMap
 
 if TYPE_CHECKING:
@@ -41,17 +42,15 @@ def read(path: Path) -> LabelMap:
     UnreadableVolume
         If it holds probabilities, segments that overlap, or slices that form no grid.
     """
-    import pydicom
-
     with damage_told(path):
-        tags = pydicom.dcmread(path, force=True)
+        tags = read_whole(path)
         kind = str(tags.get("SegmentationType", ""))
         if kind not in ("BINARY", "LABELMAP"):
             raise UnreadableVolume(
                 f"{path.name} is a DICOM SEG of {kind.lower() or 'unknown'} values, not of segments with clear "
                 "borders. Export it as a binary segmentation."
             )
-        planes, numbers = slices_of(Header(path, tags, 0)), _numbers(tags)
+        planes, numbers = slices_of(Header(path, tags)), _numbers(tags)
         frames = tags.pixel_array.reshape(-1, *planes[0].shape)
         names, colors = _segments(tags)
         geometry, z = _grid(planes, path)
