@@ -17,16 +17,14 @@ import numpy.typing as npt
 from napari_fmseg.errors import NoSuv, UnreadableVolume
 from napari_fmseg.io.checks import rescaled
 from napari_fmseg.io.dicomgrid import stack
+from napari_fmseg.io.dicomplanes import Slice, number, slices_of
 from napari_fmseg.io.dicomslices import (
     Header,
-    Slice,
     damage_told,
     decoded,
     headers,
     kind_of,
-    number,
     quiet,
-    slices_of,
 )
 from napari_fmseg.io.dicomstart import is_dicom
 from napari_fmseg.io.finding import files_below
@@ -152,8 +150,8 @@ def read(
     data, geometry, meta = _volume(chosen, path.name, suv)
     if series is None and n_series > 1:
         meta["warnings"].append(
-            f"The folder holds {n_series - 1} more series without a place in the patient, "
-            "such as screenshots; they were left out."
+            f"The folder holds {n_series - 1} more series that make no volume of intensities, such as screenshots or "
+            "coloured maps; they were left out."
         )
     return data, geometry, meta
 
@@ -250,7 +248,7 @@ def _is_placed(found: _Headers) -> bool:
 def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
     header = found[0].tags
     stacks, geometry, warnings = stack([part for file in found for part in slices_of(file)], name)
-    if str(header.get("PhotometricInterpretation", "")) == "MONOCHROME1":
+    if any(str(file.tags.get("PhotometricInterpretation", "")) == "MONOCHROME1" for file in found):
         warnings.append("The series is stored inverted for display (MONOCHROME1); its values were left as they are.")
     factors = _suv_factors(found, stacks, suv, warnings)  # before the voxels: what is required may be missing
     data = _voxels(stacks)

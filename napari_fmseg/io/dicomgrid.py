@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import UnreadableVolume
 from napari_fmseg.io.checks import REVERSED
-from napari_fmseg.io.dicomslices import Slice
+from napari_fmseg.io.dicomplanes import Slice
 from napari_fmseg.volume import Geometry
 
 __all__ = ["stack"]

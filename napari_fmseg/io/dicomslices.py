@@ -1,4 +1,4 @@
-"""DICOM slices: which files are images, where each slice lies, and its voxels.
+"""DICOM files: which are images, their headers, and the voxels of their slices.
 
 Headers are read by pydicom without the pixels. Plain pixels are taken by pydicom, compressed ones (JPEG 2000, JPEG)
 by the GDCM within SimpleITK, which needs no plug-in and works in threads.
@@ -6,14 +6,12 @@ by the GDCM within SimpleITK, which needs no plug-in and works in threads.
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -26,18 +24,21 @@ from napari_fmseg.io.dicomstart import is_dicom
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+    from napari_fmseg.io.dicomplanes import Slice
+
 __all__ = [
     "NOT_IMAGES",
+    "PLAIN",
+    "UNDEFINED",
     "Header",
-    "Slice",
     "damage_told",
     "decoded",
     "headers",
     "kind_of",
-    "number",
     "quiet",
     "read_whole",
-    "slices_of",
+    "syntax_of",
+    "unused_bits",
 ]
 
 NOT_IMAGES = {
@@ -64,23 +65,18 @@ _TAGS: list[str | tuple[int, int]] = [
          "RescaleSlope", "RescaleIntercept", "RescaleType", "Units", "InstanceNumber", "AcquisitionNumber",
          "TemporalPositionIdentifier", "EchoNumbers", "DiffusionBValue", "TriggerTime", "AcquisitionTime",
          "WindowCenter", "WindowWidth", "SliceThickness", "SpacingBetweenSlices", "ImageType",
-         "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+         "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ModalityLUTSequence",
+         "RealWorldValueMappingSequence", "PatientID", "PatientName", "FrameOfReferenceUID",
          # what SUV needs, see suv.py; the last ones are private tags of Philips and GE
          "PatientWeight", "CorrectedImage", "DecayCorrection", "SUVType", "SeriesDate", "SeriesTime", "AcquisitionDate",
          "ActualFrameDuration", "RadiopharmaceuticalInformationSequence",
          (0x7053, 0x1000), (0x7053, 0x1009), (0x0009, 0x100D)]  # fmt: skip
-_PLAIN = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99",
+PLAIN = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99",
           "1.2.840.10008.1.2.5"}  # fmt: skip
 """Transfer syntaxes that pydicom reads faster: uncompressed, deflated, and run lengths."""
 _IMPLICIT, _EXPLICIT, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
-_GE_SWAPPED = "1.2.840.113619.5.2"
-"""A private transfer syntax of GE: the tags are little endian, the pixels big endian."""
-_UNDEFINED = 0xFFFFFFFF
+UNDEFINED = 0xFFFFFFFF
 """Length of pixels that are in fragments, as compressed ones are."""
-_TEXT_NUMBERS = {"PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
-                 "SliceThickness", "SpacingBetweenSlices", "TemporalPositionIdentifier", "AcquisitionNumber",
-                 "EchoNumbers", "TriggerTime", "AcquisitionTime", "InstanceNumber"}  # fmt: skip
-"""Numbers written as text, which are parsed here: pydicom would make an object of each."""
 
 
 class Header(NamedTuple):
@@ -89,26 +85,6 @@ class Header(NamedTuple):
     path: Path
     tags: Dataset
     pixels: tuple[int, int] = (0, 0)
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One image plane: file and frame, place in LPS mm (x, y, z), and how its values are scaled."""
-
-    path: Path
-    frame: int
-    uid: str
-    shape: tuple[int, int]
-    spacing: tuple[float, float]
-    orientation: tuple[float, ...]
-    position: tuple[float, ...]
-    thickness: float
-    slope: float
-    intercept: float
-    order: tuple[float, ...]
-    is_plain: bool
-    raw: tuple[int, str] | None = None  # where the voxels start and their type; None if not that simple
-    bits: tuple[int, int] = (0, 0)  # how many are unused above the stored ones, and above and below together
 
 
 @contextmanager
@@ -170,155 +146,23 @@ def kind_of(header: Dataset) -> str:
     return "" if header.get("Rows") and header.get("Columns") else "an object without pixels"
 
 
-def slices_of(file: Header) -> list[Slice]:
-    """Return the planes of one file: one, or as many as an enhanced multi-frame object has.
-
-    Raises
-    ------
-    UnreadableVolume
-        If it is in colour or does not say where its planes lie.
-    """
-    with damage_told(file.path):
-        return _slices_of(file)
-
-
-def _slices_of(file: Header) -> list[Slice]:
-    path, header, _ = file
-    if int(header.get("SamplesPerPixel") or 1) > 1:
-        raise UnreadableVolume(
-            f"{path.name} holds colours (RGB), not intensities: it is a screenshot or a photograph. "
-            "Choose the series of original grey values."
-        )
-    if "MOSAIC" in (header.get("ImageType") or []):
-        raise UnreadableVolume(
-            f"{path.name} is a mosaic: all slices of a volume drawn into one picture. "
-            "Convert the series to NIfTI with a program that takes it apart, such as dcm2niix."
-        )
-    n_frames = int(header.get("NumberOfFrames") or 1)
-    frames = header.get("PerFrameFunctionalGroupsSequence")
-    if not frames and n_frames > 1:
-        raise UnreadableVolume(
-            f"{path.name} has {n_frames} frames and does not say where each lies (a film, an ultrasound?). "
-            "Choose a series whose slices have positions."
-        )
-    if not frames:
-        return [_slice(file, 0, [header])]
-    shared = header.get("SharedFunctionalGroupsSequence") or [header]
-    return [_slice(file, i, [frame, shared[0]]) for i, frame in enumerate(frames)]
-
-
-def _slice(file: Header, frame: int, groups: list[Dataset]) -> Slice:
-    path, header, _ = file
-    is_classic = groups[0] is header
-
-    def find(group: str, name: str) -> Any:
-        for holder in groups:
-            inner = None if is_classic else holder.get(group)
-            found = _value(inner[0] if inner else holder, name)
-            if found is not None:
-                return found
-        return _value(header, name)
-
-    values: dict[str, list[float]] = {}
-    for group, name, count in (
-        ("PixelMeasuresSequence", "PixelSpacing", 2),
-        ("PlaneOrientationSequence", "ImageOrientationPatient", 6),
-        ("PlanePositionSequence", "ImagePositionPatient", 3),
-    ):
-        numbers = _numbers(find(group, name))
-        if len(numbers) != count or not np.isfinite(numbers).all():
-            state = "lacks" if not numbers else "has no valid"
-            raise UnreadableVolume(
-                f"{path.name} {state} {name}, so its place in the patient is unknown. "
-                "Export the series again from the scanner or archive, as the original images."
-            )
-        values[name] = numbers
-    if min(values["PixelSpacing"]) <= 0:
-        raise UnreadableVolume(
-            f"{path.name} states a pixel spacing of {values['PixelSpacing']} mm; it must be above 0. "
-            "Export the series again from the scanner or archive."
-        )
-    between = find("PixelMeasuresSequence", "SpacingBetweenSlices") or find("PixelMeasuresSequence", "SliceThickness")
-    slope = find("PixelValueTransformationSequence", "RescaleSlope")
-    content = None if is_classic else groups[0].get("FrameContentSequence")
-    index = (
-        [content[0].get("TemporalPositionIndex"), *(content[0].get("DimensionIndexValues") or [])]
-        if content
-        else [_value(header, name) for name in ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoNumbers",
-                                            "DiffusionBValue", "TriggerTime", "AcquisitionTime", "InstanceNumber")]
-    )  # fmt: skip
-    rows, columns = values["PixelSpacing"]
-    raw = _raw(file, frame)
-    return Slice(
-        path,
-        frame,
-        f"{header.get('SOPInstanceUID') or path}/{frame}",
-        (int(header.Rows), int(header.Columns)),
-        (rows, columns),
-        tuple(values["ImageOrientationPatient"]),
-        tuple(values["ImagePositionPatient"]),
-        abs(number(between)),
-        number(slope, 1.0) or 1.0,
-        number(find("PixelValueTransformationSequence", "RescaleIntercept")),
-        tuple(number(part) for part in index),
-        raw is not None or _syntax(header) in _PLAIN,
-        raw,
-        _unused_bits(header),
-    )
-
-
-def _syntax(header: Dataset) -> str:
+def syntax_of(header: Dataset) -> str:
     """Transfer syntax that the file declares, or, where it declares none, that of its tags."""
     declared = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or "")
     implicit, little = header.original_encoding
     return declared or (_IMPLICIT if implicit else _EXPLICIT if little else _BIG_ENDIAN)
 
 
-def _raw(file: Header, frame: int) -> tuple[int, str] | None:
-    """Where the voxels stand as plain numbers, if they do, whatever the file declares."""
-    tags, (start, length) = file.tags, file.pixels
-    allocated = tags.get("BitsAllocated")
-    if not start or allocated not in (8, 16, 32) or _syntax(tags) == _GE_SWAPPED:
-        return None
-    plane = tags.Rows * tags.Columns * (allocated // 8)
-    if length == _UNDEFINED or length < plane * int(tags.get("NumberOfFrames") or 1):
-        return None
-    return start + frame * plane, f"<{'i' if tags.get('PixelRepresentation') else 'u'}{allocated // 8}"
-
-
-def _unused_bits(tags: Dataset) -> tuple[int, int]:
+def unused_bits(tags: Dataset) -> tuple[int, int]:
     """How many bits of a voxel are unused above the stored ones, and above and below them together."""
     allocated, stored, high = (tags.get(name) for name in ("BitsAllocated", "BitsStored", "HighBit"))
-    if None in (allocated, stored, high) or not 0 < stored <= high + 1 <= allocated:
+    if None in (allocated, stored, high):
         return 0, 0
+    if not 0 < stored <= allocated:
+        raise ValueError(f"{stored} bits are stored of {allocated} allocated ones")
+    if not stored <= high + 1 <= allocated:
+        high = stored - 1
     return allocated - 1 - high, allocated - stored
-
-
-def _value(dataset: Dataset, name: str) -> Any:
-    """Return a tag's value; numbers in text as a list of floats, None if they are missing or senseless."""
-    if name not in _TEXT_NUMBERS:
-        return dataset.get(name)
-    raw = dataset.get_item(name)
-    if raw is None or not isinstance(raw.value, bytes):
-        return dataset.get(name)
-    try:
-        return [float(part) for part in raw.value.rstrip(b"\0 ").split(b"\\")]
-    except ValueError:
-        return None
-
-
-def _numbers(value: Any) -> list[float]:
-    try:
-        return [float(part) for part in value] if value is not None else []
-    except (TypeError, ValueError):
-        return []
-
-
-def number(value: Any, otherwise: float = 0.0) -> float:
-    """First number of a value that may be missing, empty, text or several."""
-    is_several = isinstance(value, Iterable) and not isinstance(value, str)
-    numbers = _numbers(value if is_several else [value])
-    return numbers[0] if numbers and math.isfinite(numbers[0]) else otherwise
 
 
 def decoded(slices: list[Slice], scaled_by_gdcm: bool) -> Iterator[npt.NDArray[Any]]:
@@ -381,7 +225,7 @@ def read_whole(path: Path) -> Dataset:
     import pydicom
 
     dataset = pydicom.dcmread(path, force=True)
-    dataset.file_meta.TransferSyntaxUID = syntax = pydicom.uid.UID(_syntax(dataset))
+    dataset.file_meta.TransferSyntaxUID = syntax = pydicom.uid.UID(syntax_of(dataset))
     in_fragments = "PixelData" in dataset and dataset["PixelData"].is_undefined_length
     if in_fragments and not syntax.is_private and not syntax.is_compressed:
         raise UnreadableVolume(
@@ -395,7 +239,7 @@ def _by_pydicom(path: Path) -> npt.NDArray[Any]:
     """Voxels (frames, y, x) as stored."""
     try:
         dataset = read_whole(path)
-        above, unused = _unused_bits(dataset)
+        above, unused = unused_bits(dataset)
         if unused > above:  # some are below, which pydicom does not know of
             dataset.BitsStored += unused - above
         pixels: npt.NDArray[Any] = dataset.pixel_array

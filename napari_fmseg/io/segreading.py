@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import UnreadableVolume
 from napari_fmseg.io.checks import REVERSED, smallest_integer
-from napari_fmseg.io.dicomslices import Header, Slice, damage_told, headers, quiet, read_whole, slices_of
+from napari_fmseg.io.dicomplanes import Slice, slices_of
+from napari_fmseg.io.dicomslices import Header, damage_told, headers, quiet, read_whole
 from napari_fmseg.io.dicomstart import is_dicom
 from napari_fmseg.volume import Geometry, LabelMap
 

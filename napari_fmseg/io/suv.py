@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from napari_fmseg.errors import NoSuv
-from napari_fmseg.io.dicomslices import number
+from napari_fmseg.io.dicomplanes import number
 
 if TYPE_CHECKING:
     from pydicom import Dataset
