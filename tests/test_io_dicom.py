@@ -193,3 +193,174 @@ def test_the_stored_bits_are_taken_wherever_they_stand(
     stored = ((truth.astype(np.int64) & 0xFFF) << (high - 11) | (0xA << (high + 1))) & 0xFFFF
     folder = write(tmp_path / "ct", slices(stored.astype(np.uint16), place))
     np.testing.assert_array_equal(read_volume(folder).data, truth)
+
+
+def spoil(**tags: Any) -> Change:
+    """Set tags of all slices."""
+    return lambda d, k: [setattr(d, key, value) for key, value in tags.items()]
+
+
+def test_indices_of_a_colour_table_are_no_intensities(tmp_path: Path) -> None:
+    def colour(d: Any, k: int) -> None:
+        d.PhotometricInterpretation = "PALETTE COLOR"
+        for name in ("Red", "Green", "Blue"):
+            setattr(d, name + "PaletteColorLookupTableDescriptor", [16, 0, 16])
+            setattr(d, name + "PaletteColorLookupTableData", bytes(32))
+
+    folder = write(tmp_path / "map", slices(VOXELS.astype(np.uint8) % 16, colour))
+    with pytest.raises(UnreadableVolume, match=r"colours \(PALETTE COLOR\), not intensities.*grey values"):
+        read_volume(folder)
+    write(tmp_path / "ct", slices())
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.data, VOXELS)
+    assert any("1 more series that make no volume of intensities" in text for text in volume.meta["warnings"])
+
+
+def test_values_that_need_a_table_are_refused_and_not_given_as_stored(tmp_path: Path) -> None:
+    item = Dataset()
+    item.add_new((0x0028, 0x3002), "US", [16, 0, 16])
+    item.ModalityLUTType = "US"
+    item.add_new((0x0028, 0x3006), "US", [500 + 100 * i for i in range(16)])
+    folder = write(tmp_path, slices(VOXELS % 16, spoil(ModalityLUTSequence=[item])))
+    with pytest.raises(UnreadableVolume, match=r"Modality LUT Sequence, 0028,3000.*slope and intercept"):
+        read_volume(folder)
+
+
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
+def test_a_scaling_that_is_no_number_is_refused_and_not_taken_for_none(tmp_path: Path, name: str) -> None:
+    def comma(d: Any, k: int) -> None:
+        d._dict[pydicom.tag.Tag(name)] = pydicom.dataelem.RawDataElement(
+            pydicom.tag.Tag(name), "DS", 4, b"1,5 ", 0, False, True
+        )
+
+    with pytest.raises(UnreadableVolume, match="is no number, so its values are unknown"):
+        read_volume(write(tmp_path, slices(change=comma)))
+
+
+def test_a_real_world_mapping_beside_the_rescaling_is_said_if_it_differs(tmp_path: Path) -> None:
+    for number, slope in enumerate((1.0, 0.25)):
+        mapping, unit = Dataset(), Dataset()
+        unit.CodeValue, unit.CodingSchemeDesignator, unit.CodeMeaning = "um2/s", "UCUM", "um2/s"
+        mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept = slope, 0.0
+        mapping.MeasurementUnitsCodeSequence = [unit]
+        made = slices(change=spoil(RealWorldValueMappingSequence=[mapping]))
+        warnings = read_volume(write(tmp_path / str(number), made)).meta["warnings"]
+        assert bool(warnings) == (slope != 1)
+    assert "x 0.25 + 0, in um2/s" in warnings[0]
+
+
+def at_times(change: Change | None = None, **same: Any) -> list[Dataset]:
+    """Make two time points of three slices, of which the outermost are air, with `same` in all of them."""
+    voxels = np.concatenate([VOXELS[:3], VOXELS[:3] + 5])
+    voxels[[0, 3]] = 0
+
+    def place(d: Any, k: int) -> None:
+        d.ImagePositionPatient, d.AcquisitionNumber = [0, 0, 2.0 * (k % 3)], k // 3 + 1
+        spoil(**same)(d, k)
+        if change:
+            change(d, k)
+
+    return slices(voxels, place)
+
+
+@pytest.mark.parametrize("same", [{}, {"SOPInstanceUID": "1.2.3"}, {"SOPInstanceUID": "1.2.3", "InstanceNumber": 1}])
+def test_images_of_one_uid_are_told_apart_by_their_time(tmp_path: Path, same: dict) -> None:
+    volume = read_volume(write(tmp_path, at_times(**same)))
+    assert volume.data.shape == (2, 3, 8, 9)
+    np.testing.assert_array_equal(volume.data[1, 1:] - volume.data[0, 1:], 5)
+
+
+def test_images_of_one_uid_and_no_time_are_told_apart_by_their_pixels(tmp_path: Path) -> None:
+    made = at_times(SOPInstanceUID="1.2.3", AcquisitionNumber=1, InstanceNumber=1)
+    with pytest.raises(UnreadableVolume, match="some places have 1 images and others 2"):  # the air is the same
+        read_volume(write(tmp_path / "air", made))
+    made[3].PixelData = b"\1\0" + made[3].PixelData[2:]
+    assert read_volume(write(tmp_path / "all", made)).data.shape == (2, 3, 8, 9)
+
+
+@pytest.mark.parametrize("new_uid", [False, True])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_copies_count_once_under_their_own_or_a_new_uid(tmp_path: Path, new_uid: bool, compressed: bool) -> None:
+    made = slices(change=lambda d, k: d.compress(pydicom.uid.RLELossless) if compressed else None)
+    write(tmp_path / "a", made)
+    for d in made:
+        d.SOPInstanceUID = generate_uid() if new_uid else d.SOPInstanceUID
+        d.StudyDescription = "again"
+    write(tmp_path / "b", made)
+    np.testing.assert_array_equal(read_volume(tmp_path).data, VOXELS)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"PatientID": "1", "PatientName": "A"}, {"PatientID": "2", "PatientName": "A"}),
+        ({"PatientID": "", "PatientName": "Doe^Jane"}, {"PatientID": "", "PatientName": "Roe^John"}),
+        ({"PatientID": "1", "PatientName": "Doe^Jane"}, {"PatientID": "", "PatientName": "Roe^John"}),
+    ],
+)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_two_patients_under_one_series_are_not_mixed(
+    tmp_path: Path, first: dict, second: dict, interleaved: bool
+) -> None:
+    made = slices(change=lambda d, k: spoil(**(first if (k % 2 if interleaved else k < 2) else second))(d, k))
+    folder = write(tmp_path, made)
+    with pytest.raises(UnreadableVolume, match=r"different patients.*a folder of its own") as caught:
+        read_volume(folder)
+    assert not any(name in str(caught.value) for name in ("Doe", "Roe", "Jane"))
+    assert list_series(folder)[0].spacing == (0, 0, 0)
+
+
+def test_one_patient_whose_name_is_written_in_two_ways_stays_one(tmp_path: Path) -> None:
+    made = slices(change=lambda d, k: setattr(d, "PatientName", ("DOE^JANE^^", "Doe^Jane", "Doe Jane", "")[k]))
+    np.testing.assert_array_equal(read_volume(write(tmp_path, made)).data, VOXELS)
+    for d in made:
+        d.PatientID, d.PatientName = "", ("DOE^JANE^^", "Doe^Jane", "Doe^Jane", "")[d.InstanceNumber - 1]
+    np.testing.assert_array_equal(read_volume(write(tmp_path, made)).data, VOXELS)
+
+
+def test_two_frames_of_reference_under_one_series_are_not_mixed(tmp_path: Path) -> None:
+    made = slices(change=lambda d, k: setattr(d, "FrameOfReferenceUID", f"1.2.{k // 2}"))
+    with pytest.raises(UnreadableVolume, match=r"2 frames of reference \(0020,0052\).*positions cannot be compared"):
+        read_volume(write(tmp_path, made))
+    for k, d in enumerate(made):
+        d.FrameOfReferenceUID = f"1.3.{k}"
+    volume = read_volume(write(tmp_path, made))
+    np.testing.assert_array_equal(volume.data, VOXELS)
+    assert any("frame of reference of its own" in text for text in volume.meta["warnings"])
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.3])
+@pytest.mark.parametrize("step", [0.4, 0.5, 0.625, 1.25])
+def test_positions_rounded_to_a_tenth_are_even_enough(tmp_path: Path, step: float, angle: float) -> None:
+    normal = np.array([0, -np.sin(angle), np.cos(angle)])
+
+    def place(d: Any, k: int) -> None:
+        d.ImageOrientationPatient = [1, 0, 0, 0, round(np.cos(angle), 8), round(np.sin(angle), 8)]
+        d.ImagePositionPatient = [f"{part:.1f}" for part in step * k * normal]
+
+    volume = read_volume(write(tmp_path, slices(np.repeat(VOXELS, 10, axis=0), place, step)))
+    assert volume.geometry.spacing[0] == pytest.approx(step, abs=0.005)
+    assert not volume.geometry.is_sheared
+
+
+def test_uneven_positions_with_more_digits_are_still_refused(tmp_path: Path) -> None:
+    def place(d: Any, k: int) -> None:
+        d.ImagePositionPatient = [0, 0, 0.4 * k + (0.09003 if k == 2 else 0)]
+
+    with pytest.raises(UnreadableVolume, match="not evenly spaced"):
+        read_volume(write(tmp_path, slices(np.repeat(VOXELS, 2, axis=0), place)))
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+def test_two_spacings_are_told_from_missing_slices_by_the_numbers_of_the_images(tmp_path: Path, numbered: bool) -> None:
+    heights = [0, 5, 10, 15, 20, 30, 40, 50]
+    numbers = [1, 2, 3, 4, 5, 6, 7, 8] if numbered else [1, 2, 3, 4, 5, 7, 9, 11]
+
+    def place(d: Any, k: int) -> None:
+        d.ImagePositionPatient, d.InstanceNumber = [0, 0, heights[k]], numbers[k]
+
+    folder = write(tmp_path, slices(np.repeat(VOXELS, 2, axis=0), place))
+    with pytest.raises(UnreadableVolume) as caught:
+        read_volume(folder)
+    assert ("missing" in str(caught.value)) != numbered
+    assert caught.match("5 mm apart, and from the one at .*20.* on 10 mm" if numbered else "3 of 11 slices are missing")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from napari_fmseg.io.dicomstart import is_dicom
 from napari_fmseg.io.finding import files_below
 from napari_fmseg.io.suv import UNITS, suv_factors
 from napari_fmseg.volume import Geometry
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 __all__ = ["SeriesInfo", "any_dicom", "files_by_series", "list_series", "planes", "read", "survey"]
 
@@ -250,6 +253,8 @@ def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geo
     stacks, geometry, warnings = stack([part for file in found for part in slices_of(file)], name)
     if any(str(file.tags.get("PhotometricInterpretation", "")) == "MONOCHROME1" for file in found):
         warnings.append("The series is stored inverted for display (MONOCHROME1); its values were left as they are.")
+    with damage_told(found[0].path):
+        warnings += _other_mapping(header, stacks[0][0])
     factors = _suv_factors(found, stacks, suv, warnings)  # before the voxels: what is required may be missing
     data = _voxels(stacks)
     meta: dict[str, Any] = {
@@ -273,6 +278,24 @@ def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geo
         for key in ("window_center", "window_width"):
             meta.pop(key, None)
     return (data[0] if len(data) == 1 else data), geometry, meta
+
+
+def _other_mapping(header: Dataset, first: Slice) -> list[str]:
+    """Say that the series states values beside those of its rescale slope and intercept, if they differ."""
+    groups = (header, *(header.get("SharedFunctionalGroupsSequence") or ()),
+              *(header.get("PerFrameFunctionalGroupsSequence") or ())[:1])  # fmt: skip
+    for mapping in (item for group in groups for item in group.get("RealWorldValueMappingSequence") or ()):
+        scaling = [
+            number(mapping.get(f"RealWorldValue{end}"), otherwise)
+            for end, otherwise in (("Slope", 1.0), ("Intercept", 0.0))
+        ]
+        if not np.allclose(scaling, [first.slope, first.intercept], rtol=1e-5):
+            unit = str((mapping.get("MeasurementUnitsCodeSequence") or [{}])[0].get("CodeValue") or "an unnamed unit")
+            return [
+                f"The series also states real-world values (stored x {scaling[0]:g} + {scaling[1]:g}, in {unit}); "
+                "they were not applied, only its rescale slope and intercept."
+            ]
+    return []
 
 
 def _suv_factors(found: _Headers, stacks: list[list[Slice]], suv: str, warnings: list[str]) -> list[float]:

@@ -98,7 +98,7 @@ def _grid(planes: list[Slice], path: Path) -> tuple[Geometry, list[int]]:
     heights = positions @ normal
     lowest = int(heights.argmin())
     rising = np.diff(np.unique(np.round(heights, 3)))
-    spacing = float(rising.min()) if len(rising) else (first.thickness or 1.0)
+    spacing = float(rising.min()) if len(rising) else (first.between or first.thickness or 1.0)
     z = np.rint((heights - heights[lowest]) / spacing).astype(int)
     highest = int(z.argmax())
     step: Any = normal * spacing
