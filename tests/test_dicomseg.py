@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,24 @@ def test_the_files_of_the_series_or_one_of_them_will_do_as_source(series: Path, 
     files = sorted(series.iterdir())
     for source in (files, [str(file) for file in files], files[3], str(series)):
         assert hd.seg.segread(write_dicom_seg(labels, tmp_path / "a.dcm", source)).NumberOfFrames == 10
+
+
+def test_the_folder_or_zip_of_a_seg_alone_or_beside_its_series_gives_its_labels(tmp_path: Path) -> None:
+    labels = labels_on(make_series(tmp_path / "study" / "ct"))
+    seg = write_dicom_seg(labels, tmp_path / "study" / "seg" / "1-1.dcm", tmp_path / "study" / "ct")
+    twin = read_labels(seg)
+    shutil.make_archive(str(tmp_path / "seg"), "zip", seg.parent)
+    for path in (seg.parent, tmp_path / "study", tmp_path / "seg.zip"):
+        again = read_labels(path)
+        np.testing.assert_array_equal(again.data, twin.data)
+        assert again.names == twin.names
+    ((data, _, kind),) = layers_of(seg.parent)
+    assert kind == "labels"
+    np.testing.assert_array_equal(data, twin.data)
+    assert [kind for _, _, kind in layers_of(tmp_path / "study")] == ["image"]
+    write_dicom_seg(labels, seg.with_name("2.dcm"), tmp_path / "study" / "ct")
+    with pytest.raises(UnreadableVolume, match=r"seg holds 2 DICOM SEG. Choose one of them:\n  1-1.dcm\n  2.dcm"):
+        read_labels(seg.parent)
 
 
 def test_a_seg_beside_its_series_does_not_disturb_it(series: Path) -> None:

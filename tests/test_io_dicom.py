@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -19,7 +20,8 @@ from pydicom.uid import (
 )
 
 from napari_fmseg.errors import UnreadableVolume
-from napari_fmseg.io import find_volumes, list_series, read_volume
+from napari_fmseg.io import find_volumes, list_series, read_labels, read_volume
+from napari_fmseg.io.offers import list_offers
 
 VOXELS = np.random.default_rng(0).integers(0, 2000, (4, 8, 9)).astype(np.int16)
 Change = Callable[[Any, int], Any]
@@ -207,7 +209,7 @@ def test_indices_of_a_colour_table_are_no_intensities(tmp_path: Path) -> None:
             setattr(d, name + "PaletteColorLookupTableDescriptor", [16, 0, 16])
             setattr(d, name + "PaletteColorLookupTableData", bytes(32))
 
-    folder = write(tmp_path / "map", slices(VOXELS.astype(np.uint8) % 16, colour))
+    folder = write(tmp_path / "map", slices((VOXELS % 16).astype(np.uint8), colour))
     with pytest.raises(UnreadableVolume, match=r"colours \(PALETTE COLOR\), not intensities.*grey values"):
         read_volume(folder)
     write(tmp_path / "ct", slices())
@@ -364,3 +366,35 @@ def test_two_spacings_are_told_from_missing_slices_by_the_numbers_of_the_images(
         read_volume(folder)
     assert ("missing" in str(caught.value)) != numbered
     assert caught.match("5 mm apart, and from the one at .*20.* on 10 mm" if numbered else "3 of 11 slices are missing")
+
+
+def report(folder: Path, modality: str) -> Path:
+    """Write an object without pixels that lies beside images."""
+
+    def strip(d: Any, k: int) -> None:
+        d.Modality, d.SOPClassUID = modality, "1.2.840.10008.5.1.4.1.1.88.11"
+        del d.Rows, d.Columns, d.PixelData
+
+    return write(folder, slices(VOXELS[:1], strip), "report.dcm")
+
+
+@pytest.mark.parametrize("modality", ["SR", "RTSTRUCT", "PR", "REG"])
+def test_one_nifti_beside_a_report_is_read(tmp_path: Path, modality: str) -> None:
+    report(tmp_path, modality)
+    with pytest.raises(UnreadableVolume, match=r"holds .*, but no image"):
+        read_volume(tmp_path)
+    nib.save(nib.Nifti1Image(VOXELS.T, np.eye(4)), tmp_path / "scan.nii.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path).data, VOXELS)
+    np.testing.assert_array_equal(read_labels(tmp_path).data, VOXELS)
+    assert [offer.path.name for offer in list_offers(tmp_path)] == ["scan.nii.gz"]
+    nib.save(nib.Nifti1Image(VOXELS.T, np.eye(4)), tmp_path / "other.nii.gz")
+    with pytest.raises(UnreadableVolume, match="holds 2 volumes"):
+        read_volume(tmp_path)
+
+
+def test_a_series_of_images_is_no_label_map_unnoticed(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableVolume, match=r"series of images \(CT\) with values from -495"):
+        read_labels(write(tmp_path / "ct", slices(VOXELS - 500)))
+    labels = read_labels(write(tmp_path / "mask", slices(VOXELS % 3)))
+    np.testing.assert_array_equal(labels.data, VOXELS % 3)
+    assert any("not a DICOM SEG" in text for text in labels.meta["warnings"])

@@ -235,16 +235,19 @@ def _series_of_file(path: Path) -> str:
 
 
 def _the_only_volume(path: Path) -> Path:
-    """Return the file that a folder without DICOM holds, if it is one: its name and header tell more."""
+    """Return the file that a folder without DICOM images holds, if it is one: its name and header tell more."""
     if not path.is_dir():
         return path
     from napari_fmseg.io import find_volumes
-    from napari_fmseg.io.dicom import any_dicom
+    from napari_fmseg.io.dicom import any_images
     from napari_fmseg.io.finding import files_below
+    from napari_fmseg.io.segreading import find_seg
 
-    if any_dicom(files_below(path)):
+    if any_images(files_below(path)):
         return path
     found = find_volumes(path)
+    if not found:
+        return find_seg(path) or path
     return found[0] if len(found) == 1 else path
 
 

@@ -89,21 +89,46 @@ def read_labels(path: Path | str) -> LabelMap:
     Parameters
     ----------
     path
-        As for `read_volume`, or a DICOM SEG.
+        As for `read_volume`, or a DICOM SEG: the file, or a folder or zip with one, also beside its images.
 
     Raises
     ------
     UnreadableVolume
         As `read_volume`; and if there are several channels, or values that are infinite or not near whole numbers.
     """
-    from napari_fmseg.io import segreading
-
-    with _told(Path(path)):
-        if segreading.is_seg(Path(path)):
-            return segreading.read(Path(path))
-    data, geometry, meta, path = _read(Path(path), None)
+    path = Path(path)
+    with _told(path):
+        labels = _read_seg(path)
+    if labels is not None:
+        return labels
+    data, geometry, meta, path = _read(path, None)
+    if meta.get("format") == "DICOM":
+        _check_series_as_labels(data, meta, path)
     names, colors = meta.pop("names", {}), meta.pop("colors", {})
     return to_labels(checked(data, geometry, meta, path, is_image=False), path, names, colors)
+
+
+def _read_seg(path: Path) -> LabelMap | None:
+    """Read the DICOM SEG that is, or lies in, `path`; None if there is none."""
+    from napari_fmseg.io import segreading
+    from napari_fmseg.io.zipped import unzipped
+
+    if path.is_file() and format_of(path) == "zip":
+        with unzipped(path) as folder:
+            return _read_seg(folder)
+    seg = segreading.find_seg(path)
+    return None if seg is None else segreading.read(seg)
+
+
+def _check_series_as_labels(data: npt.NDArray[Any], meta: dict[str, Any], path: Path) -> None:
+    """Refuse a series of images as labels if its values cannot be any; else say that it is one."""
+    kind = meta.get("modality") or "of an unnamed kind"
+    if data.min() < 0:
+        raise UnreadableVolume(
+            f"{path.name} is a DICOM series of images ({kind}) with values from {data.min():g} to {data.max():g}, and "
+            "no label map. Choose the DICOM SEG or another label file that was drawn on it."
+        )
+    meta["warnings"].append(f"The labels are a DICOM series of images ({kind}), not a DICOM SEG; check that they are.")
 
 
 def list_series(folder: Path | str) -> tuple[SeriesInfo, ...]:
@@ -277,9 +302,11 @@ def _read_folder(path: Path, series: str | None, suv: str) -> _Parts:
 
     files = files_below(path)
     broken = broken_files(files)
-    if dicom.any_dicom(files):
+    if dicom.any_images(files):
         return _with_broken((*dicom.read(path, series, suv), path), broken)
     found = find_volumes(path)
+    if not found and dicom.any_dicom(files):  # it says what they are
+        return *dicom.read(path, series, suv), path
     if len(found) == 1:
         return _with_broken(_read(found[0], series, suv), broken)
     if found:

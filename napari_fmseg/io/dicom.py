@@ -34,7 +34,7 @@ from napari_fmseg.volume import Geometry
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["SeriesInfo", "any_dicom", "files_by_series", "list_series", "planes", "read", "survey"]
+__all__ = ["SeriesInfo", "any_dicom", "any_images", "files_by_series", "list_series", "planes", "read", "survey"]
 
 _Headers = list[Header]
 
@@ -70,6 +70,19 @@ class SeriesInfo:
 def any_dicom(files: list[Path]) -> bool:
     """Whether one of `files` is DICOM, image or not."""
     return any(is_dicom(path) for path in files)
+
+
+@quiet()
+def any_images(files: list[Path]) -> bool:
+    """Whether one of `files` is a DICOM image, or too damaged to tell; reports, contours and segmentations are none."""
+    for path in files:
+        try:
+            found = headers([path])
+        except UnreadableVolume:
+            return True
+        if any(not kind_of(file.tags) for file in found):
+            return True
+    return False
 
 
 @quiet()

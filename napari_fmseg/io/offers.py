@@ -87,7 +87,7 @@ def list_offers(path: Path | str, *, side: int = 96) -> tuple[Offer, ...]:
     if not path.is_dir():
         raise UnreadableVolume(f"{path} does not exist. Check the name, and whether its drive is connected.")
     files = files_below(path)
-    return _series(files, path, side) if dicom.any_dicom(files) else _volumes(path)
+    return _series(files, path, side) if dicom.any_images(files) else _volumes(path)
 
 
 def _series(files: list[Path], path: Path, side: int) -> tuple[Offer, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,13 @@ from napari_fmseg.io.checks import REVERSED, smallest_integer
 from napari_fmseg.io.dicomplanes import Slice, slices_of
 from napari_fmseg.io.dicomslices import Header, damage_told, headers, quiet, read_whole
 from napari_fmseg.io.dicomstart import is_dicom
+from napari_fmseg.io.finding import files_below
 from napari_fmseg.volume import Geometry, LabelMap
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["is_seg", "read"]
+__all__ = ["find_seg", "is_seg", "read"]
 
 _CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # segmentation, label map segmentation
 
@@ -30,6 +32,26 @@ def is_seg(path: Path) -> bool:
         return False
     with damage_told(path):
         return any(str(file.tags.get("SOPClassUID", "")) in _CLASSES for file in headers([path]))
+
+
+def find_seg(path: Path) -> Path | None:
+    """Return the DICOM SEG that a path stands for: the file itself, or the only one in a folder; None if there is none.
+
+    Raises
+    ------
+    UnreadableVolume
+        If a folder holds several.
+    """
+    if not path.is_dir():
+        return path if is_seg(path) else None
+    found = []
+    for file in files_below(path):
+        with suppress(UnreadableVolume):  # a damaged header is no SEG that could be read
+            found += [file] * is_seg(file)
+    if len(found) > 1:
+        listed = "\n".join(f"  {file.relative_to(path)}" for file in found[:20])
+        raise UnreadableVolume(f"{path.name} holds {len(found)} DICOM SEG. Choose one of them:\n{listed}")
+    return found[0] if found else None
 
 
 @quiet()
