@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,71 @@ def test_a_gap_between_the_slices_of_a_seg_is_kept(series: Path, tmp_path: Path)
     assert again.geometry.spacing == pytest.approx(SPACING)
 
 
+def restated(path: Path, **measures: Any) -> Path:
+    """Change what a SEG says of its spacing; None takes it out."""
+    seg = pydicom.dcmread(path)
+    for name, value in measures.items():
+        item = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+        if value is None:
+            delattr(item, name)
+        else:
+            setattr(item, name, value)
+    seg.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("turn", [np.eye(3), TURN])
+@pytest.mark.parametrize("painted", [(0, 2, 4), (0, 3), (1, 3, 5), (0, 2, 5), (4,), (1, 2, 5), (0, 5)])
+def test_a_seg_without_its_empty_slices_keeps_its_spacing_and_volume(
+    tmp_path: Path, painted: tuple, turn: np.ndarray
+) -> None:
+    geometry = make_series(tmp_path / "ct", turn=turn)
+    data = np.zeros(SHAPE, np.uint8)
+    data[list(painted), 2:7, 3:9] = 1
+    path = write_dicom_seg(LabelMap(data, geometry, {}, {1: "lesion"}), tmp_path / "a.dcm", tmp_path / "ct")
+    again = read_labels(path)
+    assert again.geometry.matches(geometry.crop((slice(painted[0], painted[-1] + 1), slice(None), slice(None))))
+    np.testing.assert_array_equal(again.data, data[painted[0] : painted[-1] + 1])
+    assert again.volumes_ml()[1] == pytest.approx(data.sum() * geometry.voxel_ml)
+    assert not again.meta["warnings"]
+
+
+@pytest.mark.parametrize(
+    ("painted", "measures", "spacing", "said"),
+    [
+        ((0, 2, 4), {"SpacingBetweenSlices": None, "SliceThickness": 2.5}, 2.5, "thickness of 2.5 mm was taken"),
+        ((0, 2, 5), {"SpacingBetweenSlices": None}, 2.5, "not state"),  # 5 and 7.5 mm; a thickness of 4 mm overlaps
+        ((0, 2, 4), {"SpacingBetweenSlices": None}, 5.0, "does not state how far apart its slices are; 5 mm was taken"),
+        ((0, 1, 2), {"SpacingBetweenSlices": 7.0}, 2.5, "7 mm between its slices, which does not fit"),
+        ((3,), {"SpacingBetweenSlices": None}, 4.0, ""),
+        ((3,), {"SpacingBetweenSlices": None, "SliceThickness": None}, 1.0, "1 mm was assumed"),
+    ],
+)
+def test_a_seg_that_states_no_or_a_wrong_spacing_takes_one_that_fits_and_says_so(
+    series: Path, tmp_path: Path, painted: tuple, measures: dict, spacing: float, said: str
+) -> None:
+    data = np.zeros(SHAPE, np.uint8)
+    data[list(painted), 2:7, 3:9] = 1
+    labels = LabelMap(data, read_volume(series).geometry, {}, {1: "lesion"})
+    again = read_labels(restated(write_dicom_seg(labels, tmp_path / "a.dcm", series), **measures))
+    assert again.geometry.spacing[0] == pytest.approx(spacing)
+    assert said in " ".join(again.meta["warnings"])
+    assert bool(said) == bool(again.meta["warnings"])
+
+
+def test_a_seg_whose_positions_are_rounded_to_a_tenth_keeps_its_stated_spacing(series: Path, tmp_path: Path) -> None:
+    labels = labels_on(read_volume(series).geometry)
+    seg = pydicom.dcmread(write_dicom_seg(labels, tmp_path / "a.dcm", series))
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        place = frame.PlanePositionSequence[0]
+        place.ImagePositionPatient = [f"{float(part) / 4:.1f}" for part in place.ImagePositionPatient]
+    seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 0.625
+    seg.save_as(tmp_path / "a.dcm")
+    again = read_labels(tmp_path / "a.dcm")
+    assert again.geometry.shape[0] == SHAPE[0] - 1
+    assert again.geometry.spacing[0] == pytest.approx(0.625)
+
+
 def test_the_files_of_the_series_or_one_of_them_will_do_as_source(series: Path, tmp_path: Path) -> None:
     labels = labels_on(read_volume(series).geometry)
     files = sorted(series.iterdir())
@@ -274,6 +340,52 @@ def test_blanked_identifiers_are_replaced_by_the_same_ones_each_time(tmp_path: P
     assert referred.SeriesInstanceUID == two.ReferencedSeriesSequence[0].SeriesInstanceUID != ""
     files = {pydicom.dcmread(path).file_meta.MediaStorageSOPInstanceUID for path in (tmp_path / "ct").iterdir()}
     assert {item.ReferencedSOPInstanceUID for item in referred.ReferencedInstanceSequence} == files
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PatientBirthDate", "00000000"),
+        ("PatientBirthDate", "1985.03.02"),
+        ("PatientSex", "W"),
+        ("StudyDate", "2020-01-01"),
+        ("StudyTime", "12:00:00"),
+        ("PatientName", "Doe^Jane\\Doe^J"),
+        ("AccessionNumber", "x" * 40),
+        ("SeriesNumber", "4a"),
+        ("SeriesNumber", "-1"),
+    ],
+)
+def test_odd_identities_go_over_as_they_stand(tmp_path: Path, name: str, value: str) -> None:
+    def spoilt(path: Path) -> None:
+        image = pydicom.dcmread(path)
+        tag = pydicom.tag.Tag(name)
+        kind = pydicom.datadict.dictionary_VR(tag)
+        image._dict[tag] = pydicom.dataelem.RawDataElement(tag, kind, len(value), value.encode(), 0, False, True)
+        image.save_as(path)
+
+    geometry = make_series(tmp_path / "ct")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path in (tmp_path / "ct").iterdir():
+            spoilt(path)
+        seg = pydicom.dcmread(write_dicom_seg(labels_on(geometry), tmp_path / "a.dcm", tmp_path / "ct"))
+        assert (
+            seg.SeriesNumber == 1000
+            if name == "SeriesNumber"
+            else str(seg[name].value) in (value, str(value.split("\\")))
+        )
+
+
+def test_what_a_seg_cannot_refer_to_is_refused_by_its_tag(tmp_path: Path) -> None:
+    for number, (name, value) in enumerate(
+        [("SOPInstanceUID", "1.2.3"), ("StudyInstanceUID", ["1.2", "1.3"]), ("SOPClassUID", "1.2.3.4")]
+    ):
+        geometry = make_series(tmp_path / f"ct{number}", **{name: value})
+        tag = pydicom.tag.Tag(name).json_key
+        with pytest.raises(UnwritableVolume, match=rf"{name} \({tag[:4]},{tag[4:]}\).*NRRD"):
+            write_dicom_seg(labels_on(geometry), tmp_path / "a.dcm", tmp_path / f"ct{number}")
+    assert not list(tmp_path.glob("*.dcm"))
 
 
 def test_labels_of_another_grid_are_refused(series: Path, tmp_path: Path) -> None:

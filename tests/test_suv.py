@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import ImplicitVRLittleEndian
 
 from napari_fmseg.errors import FmsegError, NoSuv
 from napari_fmseg.io import read_volume
@@ -116,6 +117,74 @@ def test_counts_are_scaled_by_the_factors_of_their_maker(
 
     expected = BQML * factor if factor else BQML * 1.7 * WEIGHT * 1000 / HOUR
     np.testing.assert_allclose(suv(pet(tmp_path, change, Units="CNTS")), expected, rtol=1e-5)
+
+
+def private(group: int, creator: str, values: dict[int, tuple[str, str]], way: str) -> Callable[[Any], None]:
+    """Write private tags as scanners and archives do: in several encodings, and not always in the first block."""
+
+    def add(slice_: Any) -> None:
+        block = 0x12 if way == "second block" else 0x10
+        if way == "second block":
+            slice_.add_new((group, 0x10), "LO", "ANOTHER MAKER")
+            for element in values:
+                slice_.add_new((group, 0x1000 | element), "DS", "42")
+        if way != "without creator":
+            slice_.add_new((group, block), "UN" if way == "UN" else "LO", creator.encode() if way == "UN" else creator)
+        for element, (kind, text) in values.items():
+            value = (text + " " * (len(text) % 2)).encode() if way == "UN" else text
+            slice_.add_new((group, block << 8 | element), "UN" if way == "UN" else kind, value)
+        if way == "implicit":
+            slice_.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+
+    return add
+
+
+WAYS = ["explicit", "implicit", "UN", "second block"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("element", [0x00, 0x09])
+def test_factors_of_philips_are_found_through_their_creator_in_every_encoding(
+    pet: Any, tmp_path: Path, way: str, element: int
+) -> None:
+    add = private(0x7053, "Philips PET Private Group", {element: ("DS", "0.000456")}, way)
+    expected = BQML * (0.000456 if element == 0 else 0.000456 * WEIGHT * 1000 / HOUR)
+    np.testing.assert_allclose(suv(pet(tmp_path, lambda i, s, p: add(s), Units="CNTS")), expected, rtol=1e-5)
+
+
+def test_factors_without_their_creator_are_not_believed(pet: Any, tmp_path: Path) -> None:
+    add = private(0x7053, "", {0: ("DS", "0.000456")}, "without creator")
+    volume = read_volume(pet(tmp_path, lambda i, s, p: add(s), Units="CNTS"))
+    np.testing.assert_allclose(volume.data, BQML, rtol=1e-6)
+    assert volume.meta["units"] == "counts"
+    assert "their creator (7053,0010)" in volume.meta["warnings"][0]
+
+
+def test_factors_may_differ_from_slice_to_slice_but_not_be_missing_in_one(pet: Any, tmp_path: Path) -> None:
+    def change(i: int, slice_: Any, pharma: Any) -> None:
+        private(0x7053, "Philips PET Private Group", {0: ("DS", f"{0.1 * (i + 1):.1f}")}, "explicit")(slice_)
+
+    expected = BQML * np.array([0.1, 0.2, 0.3])[:, None, None]
+    np.testing.assert_allclose(suv(pet(tmp_path / "all", change, Units="CNTS")), expected, rtol=1e-5)
+    one = pet(tmp_path / "one", lambda i, s, p: change(i, s, p) if i != 1 else None, Units="CNTS")
+    with pytest.raises(NoSuv, match="missing"):
+        suv(one)
+
+
+def test_slices_in_different_units_give_no_suv(pet: Any, tmp_path: Path) -> None:
+    folder = pet(tmp_path, lambda i, s, p: setattr(s, "Units", "GML" if i == 1 else "BQML"))
+    with pytest.raises(NoSuv, match="different units"):
+        suv(folder)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_time_that_ge_adds_is_found_through_its_creator_in_every_encoding(
+    pet: Any, tmp_path: Path, way: str
+) -> None:
+    add = private(0x0009, "GEMS_PETD_01", {0x0D: ("DT", "20240229105930.00")}, way)
+    expected = BQML * WEIGHT * 1000 / (DOSE * 2 ** (-3570 / HALF_LIFE))
+    folder = pet(tmp_path, lambda i, s, p: add(s), SeriesTime="180000")
+    np.testing.assert_allclose(suv(folder), expected, rtol=1e-5)
 
 
 def test_what_is_suv_already_stays_as_it_is(pet: Any, tmp_path: Path) -> None:

@@ -321,7 +321,10 @@ def _suv_factors(found: _Headers, stacks: list[list[Slice]], suv: str, warnings:
     tags = {file.path: file.tags for file in found}
     try:
         with damage_told(found[0].path):
-            return suv_factors([tags[part.path] for stack in stacks for part in stack])
+            paths = [part.path for stack in stacks for part in stack]
+            private = paths if str(found[0].tags.get("Units")) == "CNTS" else paths[:1]  # slow: every tag is read
+            tags |= {file.path: file.tags for file in headers(dict.fromkeys(private), whole=True)}
+            return suv_factors([tags[path] for path in paths])
     except (NoSuv, UnreadableVolume) as error:
         if suv == "required":
             raise

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from napari_fmseg.errors import GeometryMismatch, MissingExtra, UnreadableVolume, UnwritableVolume
 from napari_fmseg.io.checks import smallest_integer
 from napari_fmseg.io.classes import class_name, present
-from napari_fmseg.io.dicomplanes import Slice
+from napari_fmseg.io.dicomplanes import Slice, number
 from napari_fmseg.io.dicomslices import quiet
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.labels import Code, label_info
@@ -39,6 +39,8 @@ _PLACING = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"
             "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")  # fmt: skip
 _EMPTY_IF_MISSING = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
                      "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
+_INTERPRETED = ("PatientName", "ReferringPhysicianName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
+"""What highdicom takes to pieces, and refuses where it breaks the rules; it goes over as it stands."""
 _CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "PT": "1.2.840.10008.5.1.4.1.1.128"}
 _SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
@@ -96,9 +98,12 @@ def write_dicom_seg(
         raise UnwritableVolume("The labels are empty, but a DICOM SEG needs at least one voxel. Segment first.")
     slices, geometry = _slices(source, series)
     lying = on_grid(labels, geometry)
-    with quiet():
+    with quiet() as pydicom:
         files = _sources(slices, geometry)
         array, shown = _frames(lying.data, values, slices, files)
+        as_it_stands = {name: shown[0].get(name) for name in _INTERPRETED}
+        for name in _INTERPRETED:
+            setattr(shown[0], name, "")
         with _told_in_words():
             seg = hd.seg.Segmentation(
                 source_images=shown,
@@ -116,6 +121,9 @@ def write_dicom_seg(
                 **_equipment(),
             )
         seg.ContentQualification = "RESEARCH"
+        with pydicom.config.disable_value_validation():
+            for name, value in as_it_stands.items():
+                setattr(seg, name, value)
         with written_beside(Path(path)) as file:
             seg.save_as(file)
     return Path(path)
@@ -202,9 +210,26 @@ def _sources(slices: list[Slice], geometry: Geometry) -> dict[Path, Dataset]:
         ):
             if not tags.get(name):
                 setattr(tags, name, blank)
+        _check_uids(tags, path)
         _place(tags, slices[0], geometry)
         files[path] = tags
+    if len({str(tags.SOPInstanceUID) for tags in files.values()}) < len(files):
+        raise UnwritableVolume(
+            "Several images of the series have the same SOPInstanceUID (0008,0018), so a DICOM SEG cannot say which of "
+            "them it belongs to. Export the series again from the archive, or write the labels as NRRD or NIfTI."
+        )
     return files
+
+
+def _check_uids(tags: Dataset, path: Path) -> None:
+    """Refuse a file whose UIDs are several where one is expected."""
+    for name in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
+        if not isinstance(tags.get(name), str):
+            tag = tags[name].tag
+            raise UnwritableVolume(
+                f"{name} ({tag.group:04X},{tag.element:04X}) of {path.name} is not one UID, so "
+                "a DICOM SEG cannot refer to it. Export the series again, or write the labels as NRRD or NIfTI."
+            )
 
 
 def _place(tags: Dataset, first: Slice, geometry: Geometry) -> None:
@@ -294,8 +319,10 @@ def _version() -> str:
 
 
 def _series_number(tags: Dataset) -> int:
-    """Place the SEG after the series it belongs to."""
-    return 1000 + int(tags.get("SeriesNumber") or 0)
+    """Place the SEG after the series it belongs to, whose number may be none."""
+    element = tags.get_item("SeriesNumber")
+    own = int(number(None if element is None else element.value))
+    return 1000 + (own if 0 <= own < 1 << 30 else 0)
 
 
 @contextmanager
@@ -304,7 +331,10 @@ def _told_in_words() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).strip()[:200]
+        if isinstance(error, KeyError):  # what it looks up by the kind of image
+            reason = f"its SOPClassUID (0008,0016), {reason}, is none of a known kind of image"
         raise UnwritableVolume(
-            f"The series cannot be referred to in a DICOM SEG: {str(error).strip()[:200]}. "
+            f"The series cannot be referred to in a DICOM SEG: {reason}. "
             "Export it again from the scanner or archive, or write the labels as NRRD or NIfTI."
         ) from error

@@ -58,7 +58,7 @@ NOT_IMAGES = {
 }
 """Objects that lie beside images and are none, by their Modality."""
 
-_TAGS: list[str | tuple[int, int]] = [
+_TAGS: list[str | int] = [
          "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns",
          "NumberOfFrames", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "SamplesPerPixel",
          "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
@@ -67,10 +67,9 @@ _TAGS: list[str | tuple[int, int]] = [
          "WindowCenter", "WindowWidth", "SliceThickness", "SpacingBetweenSlices", "ImageType",
          "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ModalityLUTSequence",
          "RealWorldValueMappingSequence", "PatientID", "PatientName", "FrameOfReferenceUID",
-         # what SUV needs, see suv.py; the last ones are private tags of Philips and GE
+         # what SUV needs, see suv.py
          "PatientWeight", "CorrectedImage", "DecayCorrection", "SUVType", "SeriesDate", "SeriesTime", "AcquisitionDate",
-         "ActualFrameDuration", "RadiopharmaceuticalInformationSequence",
-         (0x7053, 0x1000), (0x7053, 0x1009), (0x0009, 0x100D)]  # fmt: skip
+         "ActualFrameDuration", "RadiopharmaceuticalInformationSequence"]  # fmt: skip
 PLAIN = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99",
           "1.2.840.10008.1.2.5"}  # fmt: skip
 """Transfer syntaxes that pydicom reads faster: uncompressed, deflated, and run lengths."""
@@ -114,15 +113,17 @@ def damage_told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def headers(paths: Iterable[Path]) -> list[Header]:
-    """Read the headers of those `paths` that are DICOM, in their order."""
+def headers(paths: Iterable[Path], *, whole: bool = False) -> list[Header]:
+    """Read the headers of those `paths` that are DICOM, in their order; `whole` ones with their private tags."""
     found = []
     with quiet() as pydicom:
         for path in paths:
             if not is_dicom(path) or path.name.upper() == "DICOMDIR":
                 continue
             with damage_told(path), path.open("rb") as file:
-                tags = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+                tags = pydicom.dcmread(
+                    file, stop_before_pixels=True, force=True, specific_tags=None if whole else _TAGS
+                )
                 kind_of(tags)  # what is damaged shows here
                 found.append(Header(path, tags, _pixels(file)))
     return [header for header in found if header.tags]

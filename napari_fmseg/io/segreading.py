@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["find_seg", "is_seg", "read"]
 
+_MOST_PARTS = 5  # of the least gap: any gaps are nearly multiples of something small
+_ROUNDING = 0.1  # mm, of positions that are given to a tenth
 _CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # segmentation, label map segmentation
 
 
@@ -58,7 +60,7 @@ def find_seg(path: Path) -> Path | None:
 def read(path: Path) -> LabelMap:
     """Read the segments of a DICOM SEG; the label of each is its segment number.
 
-    The grid spans the slices that the file holds: those without any label are often left out.
+    The grid spans the slices that the file holds, as far apart as it states; those without a label are often left out.
 
     Raises
     ------
@@ -76,9 +78,9 @@ def read(path: Path) -> LabelMap:
         planes, numbers = slices_of(Header(path, tags)), _numbers(tags)
         frames = tags.pixel_array.reshape(-1, *planes[0].shape)
         names, colors = _segments(tags)
-        geometry, z = _grid(planes, path)
+        geometry, z, warnings = _grid(planes, path)
         data = _stacked(frames, numbers, z, geometry, path)
-    meta = {"format": "DICOM SEG", "modality": "SEG", "repaired": [], "warnings": []}
+    meta = {"format": "DICOM SEG", "modality": "SEG", "repaired": [], "warnings": warnings}
     return LabelMap(data, geometry, meta, names, colors)
 
 
@@ -110,8 +112,8 @@ def _numbers(tags: Dataset) -> list[int]:
     return found
 
 
-def _grid(planes: list[Slice], path: Path) -> tuple[Geometry, list[int]]:
-    """Find the grid of the planes, and the z of each; empty planes may be missing."""
+def _grid(planes: list[Slice], path: Path) -> tuple[Geometry, list[int], list[str]]:
+    """Find the grid of the planes, the z of each, and what is to be said; empty planes may be missing."""
     first = planes[0]
     row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     normal = np.cross(row, column)
@@ -119,21 +121,59 @@ def _grid(planes: list[Slice], path: Path) -> tuple[Geometry, list[int]]:
     positions: npt.NDArray[np.float64] = np.array([part.position for part in planes])
     heights = positions @ normal
     lowest = int(heights.argmin())
-    rising = np.diff(np.unique(np.round(heights, 3)))
-    spacing = float(rising.min()) if len(rising) else (first.between or first.thickness or 1.0)
+    rising = np.diff(np.sort(heights))
+    spacing, warnings = _spacing(rising[rising > 1e-3], planes)
     z = np.rint((heights - heights[lowest]) / spacing).astype(int)
     highest = int(z.argmax())
-    step: Any = normal * spacing
-    if z[highest]:
-        step = (positions[highest] - positions[lowest]) / z[highest]
+    total, step = positions[highest] - positions[lowest], normal * spacing
+    if np.linalg.norm(total - z[highest] * step) > _ROUNDING:  # the slices are stacked aslant
+        step = total / z[highest]
     off = np.linalg.norm(positions - positions[lowest] - z[:, None] * step, axis=1).max()
     turned = max(np.abs(np.subtract(part.orientation, first.orientation)).max() for part in planes)
-    if off > 0.1 * spacing or turned > 1e-3:
+    resized = max(np.abs(np.subtract(part.spacing, first.spacing)).max() for part in planes)
+    if off > max(0.1 * spacing, min(_ROUNDING, 0.3 * spacing)) or turned > 1e-3 or resized > 1e-3 * min(first.spacing):
         raise UnreadableVolume(f"{path.name}: its slices form no even grid. Export the segmentation again.")
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * first.spacing[1], column * first.spacing[0], step
     affine[:3, 3] = positions[lowest]
-    return Geometry((int(z[highest]) + 1, *first.shape), affine[REVERSED]), z.tolist()
+    return Geometry((int(z[highest]) + 1, *first.shape), affine[REVERSED]), z.tolist(), warnings
+
+
+def _spacing(gaps: npt.NDArray[np.float64], planes: list[Slice]) -> tuple[float, list[str]]:
+    """Find how far apart the slices of the grid are, of which only some may be there, and what is to be said.
+
+    What the file declares holds if the slices lie on multiples of it; else a spacing of which all gaps are multiples.
+    """
+    declared, thickness = ({getattr(part, name) for part in planes} for name in ("between", "thickness"))
+    for told, values in (("SpacingBetweenSlices", declared), ("SliceThickness", thickness)):
+        spacing = min(values)
+        if len(values) == 1 and spacing > 0 and _are_multiples(gaps, spacing):
+            if told == "SliceThickness" and len(gaps) and gaps.min() > 1.5 * spacing:
+                return spacing, [
+                    f"The segmentation does not state how far apart its slices are. Those that it holds lie "
+                    f"{gaps.min():.4g} mm apart or more; their thickness of {spacing:.4g} mm was taken."
+                ]
+            return spacing, []
+    if not len(gaps):
+        return 1.0, ["The segmentation does not state how thick its only slice is; 1 mm was assumed."]
+    found = next((gaps.min() / n for n in range(1, _MOST_PARTS) if _are_multiples(gaps, gaps.min() / n)), gaps.min())
+    spacing = float(gaps.sum() / np.rint(gaps / found).sum())
+    told = (
+        f"The segmentation states {' and '.join(f'{part:.4g}' for part in sorted(declared))} mm between its slices, "
+        "which does not fit their positions"
+        if max(declared) > 0
+        else "The segmentation does not state how far apart its slices are"
+    )
+    return spacing, [f"{told}; {spacing:.4g} mm was taken, of which all their distances are multiples."]
+
+
+def _are_multiples(gaps: npt.NDArray[np.float64], spacing: float) -> bool:
+    """Whether slices can lie on a grid of `spacing`; their places may be rounded to a tenth of a millimetre."""
+    steps = np.rint(gaps / spacing)
+    return bool(
+        (steps > 0).all()
+        and (np.abs(gaps - steps * spacing) <= min(max(0.05 * spacing, _ROUNDING), 0.2 * spacing)).all()
+    )
 
 
 def _segments(tags: Dataset) -> tuple[dict[int, str], dict[int, tuple[float, float, float]]]:

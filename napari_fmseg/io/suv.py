@@ -31,7 +31,9 @@ _TAGS = {
 }  # fmt: skip
 _LEAST_DOSE = 1e4
 """Bq. A dose below is none that makes an image, but one in MBq."""
-_PHILIPS_SUV, _PHILIPS_BQML, _GE_SCAN = (0x7053, 0x1000), (0x7053, 0x1009), (0x0009, 0x100D)
+_PHILIPS, _GE = (0x7053, "PHILIPS PET PRIVATE GROUP"), (0x0009, "GEMS_PETD_01")
+"""Group and creator of private tags; the creator reserves a block of the group, not always the first."""
+_PHILIPS_SUV, _PHILIPS_BQML, _GE_SCAN = 0x00, 0x09, 0x0D
 _DAY = timedelta(days=1)
 _ANY_DAY = "20000101"  # where dates were taken out: only differences count
 
@@ -64,7 +66,8 @@ def suv_factors(slices: Sequence[Dataset]) -> list[float]:
     Parameters
     ----------
     slices
-        Headers of all slices of one PET series, one for each slice.
+        Headers of all slices of one PET series, one for each slice; the first with its private tags, and all of them
+        if they are counts.
 
     Returns
     -------
@@ -94,6 +97,8 @@ def suv_factors(slices: Sequence[Dataset]) -> list[float]:
     """
     first = slices[0]
     units = str(first.get("Units") or "").upper()
+    if any(str(other.get("Units") or "").upper() != units for other in slices):
+        raise NoSuv("SUV cannot be computed: the slices are in different units (0054,1001). Export the series again.")
     if units == "GML":
         return [_given(first)] * len(slices)
     if units not in ("", "BQML", "CNTS"):
@@ -101,15 +106,16 @@ def suv_factors(slices: Sequence[Dataset]) -> list[float]:
             f"SUV cannot be computed from values in {units}. Expected Bq/ml (BQML), g/ml (GML) or Philips's counts "
             "(CNTS). Export the series that was reconstructed as activity."
         )
-    scale = 1.0
+    scales = [1.0] * len(slices)
     if units == "CNTS":
-        ready, scale = _private(first, _PHILIPS_SUV), _private(first, _PHILIPS_BQML)
-        if ready:
-            return [ready] * len(slices)
-        if not scale:
+        ready, scales = ([_factor(each, of) for each in slices] for of in (_PHILIPS_SUV, _PHILIPS_BQML))
+        if all(ready):
+            return ready
+        if not all(scales):
             raise NoSuv(
                 "SUV cannot be computed: the values are counts (CNTS), and the private factors (7053,1000) and "
-                "(7053,1009) that make them SUV or Bq/ml are missing. Export the series with its private tags."
+                "(7053,1009) of Philips that make them SUV or Bq/ml are missing, or their creator (7053,0010) is. "
+                "Export the series with its private tags."
             )
     facts = _Facts()
     facts.need("Units", units)
@@ -121,7 +127,7 @@ def suv_factors(slices: Sequence[Dataset]) -> list[float]:
             "Choose the series that was."
         )
     doses = _decayed(slices, facts)
-    return [scale * weight * 1000 / dose for dose in doses]
+    return [scale * weight * 1000 / dose for scale, dose in zip(scales, doses, strict=True)]
 
 
 def _given(header: Dataset) -> float:
@@ -133,10 +139,25 @@ def _given(header: Dataset) -> float:
     return 1.0
 
 
-def _private(header: Dataset, tag: tuple[int, int]) -> float:
-    """Number in a private tag, 0 where it is missing."""
-    element = header.get(tag)
-    return 0.0 if element is None else number(element.value)
+def _factor(header: Dataset, element: int) -> float:
+    """Private factor of Philips, 0 where it is missing or none."""
+    return max(0.0, number(_private(header, _PHILIPS, element)))
+
+
+def _private(header: Dataset, owner: tuple[int, str], element: int) -> Any:
+    """Value of a private tag in the block that its creator reserved; None where it is missing."""
+    group, creator = owner
+    for tag in list(header.keys()):
+        if tag.group == group and 0x10 <= tag.element <= 0xFF and _text(header[tag].value).upper() == creator:
+            found = header.get((group, tag.element << 8 | element))
+            if found is not None:
+                return found.value
+    return None
+
+
+def _text(value: Any) -> str:
+    """Text of a private tag, which is bytes where its kind is not told."""
+    return (value.decode("latin-1") if isinstance(value, bytes) else str(value or "")).strip("\0 ")
 
 
 def _decayed(slices: Sequence[Dataset], facts: _Facts) -> list[float]:
@@ -180,8 +201,7 @@ def _scanned(header: Dataset, series: datetime, acquired: list[datetime]) -> dat
         earliest += _DAY  # the series began before midnight
     if series <= earliest:
         return series
-    added = header.get(_GE_SCAN)
-    return _parsed(str(added.value)) or earliest if added is not None else earliest
+    return _parsed(_text(_private(header, _GE, _GE_SCAN))) or earliest
 
 
 def _seconds(start: datetime, scan: datetime, half_life: float) -> float:
