@@ -83,7 +83,7 @@ def body(d: Dataset, implicit: bool, little: bool = True) -> bytes:
 
 
 @pytest.mark.parametrize("implicit", [True, False])
-@pytest.mark.parametrize("name", ["{}.dcm", "IM_{:04d}.MR", "MR.1.3.12.2.1107.{}", "I.{:03d}", "{}"])
+@pytest.mark.parametrize("name", ["{}.dcm", "IM_{:04d}.MR", "MR.1.3.12.2.1107.{}", "I.{:03d}", "{}", "{}.img"])
 def test_dicom_without_a_preamble_is_found_under_any_name(tmp_path: Path, name: str, implicit: bool) -> None:
     for k, d in enumerate(slices()):
         (tmp_path / name.format(k)).write_bytes(body(d, implicit))
@@ -398,3 +398,17 @@ def test_a_series_of_images_is_no_label_map_unnoticed(tmp_path: Path) -> None:
     labels = read_labels(write(tmp_path / "mask", slices(VOXELS % 3)))
     np.testing.assert_array_equal(labels.data, VOXELS % 3)
     assert any("not a DICOM SEG" in text for text in labels.meta["warnings"])
+
+
+@pytest.mark.parametrize(("kind", "units"), [(None, "HU"), ("HU", "HU"), ("US", "HU"), ("Z_EFF", "Z_EFF")])
+def test_a_map_derived_from_a_ct_is_not_called_hounsfield_units(tmp_path: Path, kind: str | None, units: str) -> None:
+    made = slices(change=spoil(RescaleType=kind) if kind else None)
+    assert read_volume(write(tmp_path, made)).meta["units"] == units
+
+
+def test_slices_without_the_scaling_of_the_others_are_said(tmp_path: Path) -> None:
+    made = slices(change=spoil(RescaleIntercept=-1024))
+    del made[1].RescaleSlope, made[1].RescaleIntercept
+    volume = read_volume(write(tmp_path, made))
+    np.testing.assert_array_equal(volume.data + 1024 * np.array([1, 0, 1, 1])[:, None, None], VOXELS)
+    assert any("Some slices state no rescale slope" in text for text in volume.meta["warnings"])

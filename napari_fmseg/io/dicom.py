@@ -266,6 +266,8 @@ def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geo
     stacks, geometry, warnings = stack([part for file in found for part in slices_of(file)], name)
     if any(str(file.tags.get("PhotometricInterpretation", "")) == "MONOCHROME1" for file in found):
         warnings.append("The series is stored inverted for display (MONOCHROME1); its values were left as they are.")
+    if len({file.tags.get_item("RescaleSlope") is None for file in found}) > 1:
+        warnings.append("Some slices state no rescale slope and intercept; their values were left as they are stored.")
     with damage_told(found[0].path):
         warnings += _other_mapping(header, stacks[0][0])
     factors = _suv_factors(found, stacks, suv, warnings)  # before the voxels: what is required may be missing
@@ -279,7 +281,8 @@ def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geo
         if header.get(tag):
             meta[key] = str(header.get(tag))
     if meta.get("modality") == "CT":
-        meta.setdefault("units", "HU")
+        kind = str(header.get("RescaleType") or "US")
+        meta.setdefault("units", "HU" if kind == "US" else kind)  # unspecified, or a map that is derived from the CT
     for key, tag in (("window_center", "WindowCenter"), ("window_width", "WindowWidth")):
         if header.get(tag) is not None:
             meta[key] = number(header.get(tag))

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from napari_fmseg.errors import FmsegError, UnreadableVolume
+from napari_fmseg.io.dicomstart import is_dicom
 from napari_fmseg.io.gzipped import DEFLATE_ERRORS, open_inflated
 
 __all__ = ["broken_files", "files_below", "find_volumes", "format_of", "is_metaimage", "packer_of", "suffix_of"]
@@ -54,12 +55,13 @@ def format_of(path: Path) -> str:
         raise UnreadableVolume(
             f"{path.name} is empty (0 bytes). Its copy or download failed; fetch it again from its source."
         )
-    return _FORMATS.get(suffix_of(path)) or _by_first_bytes(path)
+    suffix = suffix_of(path)
+    if suffix == ".img" and is_dicom(path):  # so some archives name their DICOM files
+        return "dicom"
+    return _FORMATS.get(suffix) or _by_first_bytes(path)
 
 
 def _by_first_bytes(path: Path) -> str:
-    from napari_fmseg.io.dicomstart import is_dicom
-
     with path.open("rb") as file:
         start = file.read(_HEADER_BYTES)
     if start.startswith(b"NRRD") or is_metaimage(start):
