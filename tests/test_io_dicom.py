@@ -412,3 +412,29 @@ def test_slices_without_the_scaling_of_the_others_are_said(tmp_path: Path) -> No
     volume = read_volume(write(tmp_path, made))
     np.testing.assert_array_equal(volume.data + 1024 * np.array([1, 0, 1, 1])[:, None, None], VOXELS)
     assert any("Some slices state no rescale slope" in text for text in volume.meta["warnings"])
+
+
+def enhanced(change: Callable[[Any], Any] | None = None) -> Dataset:
+    """Make one multi-frame object of the slices."""
+    d = slices()[0]
+    d.SOPClassUID, d.NumberOfFrames = "1.2.840.10008.5.1.4.1.1.2.1", len(VOXELS)
+    frames = []
+    for k in range(len(VOXELS)):
+        frame, place, plane, measures = Dataset(), Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient, plane.ImageOrientationPatient = [0, 0, 2.0 * k], [1, 0, 0, 0, 1, 0]
+        measures.PixelSpacing, measures.SliceThickness = [1, 1], 2
+        frame.PlanePositionSequence, frame.PlaneOrientationSequence = [place], [plane]
+        frame.PixelMeasuresSequence = [measures]
+        frames.append(frame)
+    del d.ImagePositionPatient, d.ImageOrientationPatient, d.PixelSpacing
+    d.PerFrameFunctionalGroupsSequence, d.PixelData = frames, VOXELS.astype("<i2").tobytes()
+    if change:
+        change(d)
+    return d
+
+
+def test_a_multi_frame_object_that_describes_fewer_frames_than_it_has_is_refused(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_volume(write(tmp_path / "whole", [enhanced()])).data, VOXELS)
+    short = enhanced(lambda d: d.PerFrameFunctionalGroupsSequence.pop())
+    with pytest.raises(UnreadableVolume, match="has 4 frames, but describes 3"):
+        read_volume(write(tmp_path / "short", [short]))

@@ -47,7 +47,7 @@ class Slice:
     frame_of_reference: str
     pixels_at: int
     raw: tuple[int, str] | None = None  # where the voxels start and their type; None if not that simple
-    bits: tuple[int, int] = (0, 0)  # how many are unused above the stored ones, and above and below together
+    unused_bits: tuple[int, int] = (0, 0)  # how many are unused above the stored ones, and above and below together
 
 
 def slices_of(file: Header) -> list[Slice]:
@@ -80,6 +80,11 @@ def _slices_of(file: Header) -> list[Slice]:
         )
     if not frames:
         return [_slice(file, 0, [header])]
+    if header.get("NumberOfFrames") and n_frames != len(frames):
+        raise UnreadableVolume(
+            f"{path.name} says that it has {n_frames} frames, but describes {len(frames)}, so some have no place. "
+            "Copy it again from its source, or export it again."
+        )
     shared = header.get("SharedFunctionalGroupsSequence") or [header]
     return [_slice(file, i, [frame, shared[0]]) for i, frame in enumerate(frames)]
 

@@ -208,7 +208,7 @@ def _straight(part: Slice) -> npt.NDArray[Any]:
         count = file.readinto(plane.reshape(-1).view(np.uint8).data)
     if count != plane.nbytes:
         raise _damaged(part.path, EOFError(f"they end after {count:,} of {plane.nbytes:,} bytes"))
-    above, unused = part.bits
+    above, unused = part.unused_bits
     if unused:  # the bits around the stored ones may hold anything: out with them, and the sign into its place
         plane <<= plane.dtype.type(above)
         plane >>= plane.dtype.type(unused)
