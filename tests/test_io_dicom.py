@@ -438,3 +438,12 @@ def test_a_multi_frame_object_that_describes_fewer_frames_than_it_has_is_refused
     short = enhanced(lambda d: d.PerFrameFunctionalGroupsSequence.pop())
     with pytest.raises(UnreadableVolume, match="has 4 frames, but describes 3"):
         read_volume(write(tmp_path / "short", [short]))
+
+
+def test_one_nifti_beside_a_cut_dicom_file_is_read_and_the_cut_file_alone_says_what_is_wrong(tmp_path: Path) -> None:
+    cut = tmp_path / "cut.dcm"
+    cut.write_bytes(bytes(128) + b"DICM" + b"\x02\0\0\0UL\x04\0\xff\xff")
+    with pytest.raises(UnreadableVolume):
+        read_volume(tmp_path)
+    nib.save(nib.Nifti1Image(VOXELS.T, np.eye(4)), tmp_path / "scan.nii.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path).data, VOXELS)

@@ -74,14 +74,11 @@ def any_dicom(files: list[Path]) -> bool:
 
 @quiet()
 def any_images(files: list[Path]) -> bool:
-    """Whether one of `files` is a DICOM image, or too damaged to tell; reports, contours and segmentations are none."""
+    """Whether one of `files` is a DICOM image: reports, contours, segmentations and what is damaged are none."""
     for path in files:
-        try:
-            found = headers([path])
-        except UnreadableVolume:
-            return True
-        if any(not kind_of(file.tags) for file in found):
-            return True
+        with suppress(UnreadableVolume):
+            if any(not kind_of(file.tags) for file in headers([path])):
+                return True
     return False
 
 
