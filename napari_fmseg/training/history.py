@@ -81,7 +81,7 @@ class _Lines:
     def _go_on(self, stage: str, first: int) -> None:
         """Leave out what was written of steps that are taken again."""
         self.close()
-        if not self.path.exists():
+        if not self.path.is_file():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):

@@ -74,8 +74,9 @@ def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
 
 
 def _events(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
-    with hold(Path(recipe.out)):
-        run = _Run(recipe)
+    run = _Run(recipe)  # what cannot be pretrained so is refused before anything is written
+    with hold(run.folder):
+        _claim(recipe, run.folder)
         yield from run.read()
         try:
             yield from run.fit()
@@ -105,7 +106,6 @@ class _Run:
         self.recipe = recipe
         self.folder = Path(recipe.out)
         self.net, self.spec = pretext_network(recipe)
-        _claim(recipe, self.folder)
         self.fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
         self.training: list[int] = []
         self.held: list[int] = []
