@@ -294,7 +294,7 @@ def test_a_card_of_odd_shape_is_told_with_file_and_field(content: bytes, told: s
 
 @pytest.mark.parametrize("kwargs", [{"width": "x"}, {"width": -1}, {"width": []}, {"width": 2.5}, {"width": None}])
 def test_arguments_of_a_network_that_make_no_sense_are_told(kwargs: dict[str, object]) -> None:
-    with pytest.raises(UnknownModel, match=r"unet3d.*width"):
+    with pytest.raises(UnknownModel, match=r"(?i)unet3d.*width"):
         build("unet3d", **kwargs)
 
 
