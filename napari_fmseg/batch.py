@@ -13,13 +13,13 @@ from napari_fmseg.doctor import device_name
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.io import check_destination, find_volumes, read_volume, suffix_of, write_labels, write_volume
+from napari_fmseg.io.channels import read_channels
 from napari_fmseg.io.finding import broken_files, files_below
 from napari_fmseg.io.writing import check_name
 from napari_fmseg.manifest import Manifest, manifest_path, precision_of, write_manifest
 from napari_fmseg.models import Model
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 from napari_fmseg.preview import write_preview
-from napari_fmseg.regrid import stack_channels
 from napari_fmseg.volume import LabelMap, Volume
 
 __all__ = ["Done", "Job", "plan_jobs", "segment_file"]
@@ -191,9 +191,7 @@ def _read(job: Job, model: Model, series: str | None, suv: str) -> Volume:
         return read_volume(job.image, series=series, suv=suv)
     names = model.card.channels
     wish = ["auto" if suv == "required" and name.upper().startswith(("CT", "MR")) else suv for name in names]
-    paths = (job.image, *job.others)
-    volumes = [read_volume(path, suv=own) for path, own in zip(paths, wish, strict=True)]
-    return stack_channels(volumes, names)
+    return read_channels((job.image, *job.others), names, resample=True, suv=wish)
 
 
 class _Watch:

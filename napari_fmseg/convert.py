@@ -20,7 +20,7 @@ from napari_fmseg.io.writing import written_beside
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Converted", "convert_checkpoint"]
+__all__ = ["Converted", "convert_checkpoint", "read_checkpoint"]
 
 _PARTS = {
     **{"snet": "consensus", "attnnet": "attention", "edgenet": "edge"},
@@ -111,7 +111,7 @@ def convert_checkpoint(
 
     path = Path(path)
     weights = Path(out).with_suffix(".safetensors")
-    state, epoch = _state_of(path, _read(path))
+    state, epoch = _state_of(path, read_checkpoint(path))
     kwargs = _told_by(network, state) | kwargs
     net = build(network, **kwargs)
     fresh = _heads_of_other_classes(net, state) if new_heads else ()
@@ -130,7 +130,14 @@ def convert_checkpoint(
     return Converted(weights, card, part, sum(v.numel() for v in state.values()), epoch, taken, fresh)
 
 
-def _read(path: Path) -> Any:
+def read_checkpoint(path: Path) -> Any:
+    """Read a file of torch's that holds tensors and plain values, without running anything in it.
+
+    Raises
+    ------
+    WeightsMismatch
+        If it is damaged, or holds anything else.
+    """
     import torch
 
     try:
@@ -139,11 +146,22 @@ def _read(path: Path) -> Any:
             with torch.serialization.safe_globals(_plain_numbers()):
                 return torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise WeightsMismatch(
-            f"{path.name} was refused: {reason[0][:200]} Expected a torch checkpoint that holds tensors and plain "
+            f"{path.name} was refused: {_reason(error)}. Expected a torch checkpoint that holds tensors and plain "
             "values only; anything else could run code when it is opened. Ask its authors for a plain state dict."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Say why a file cannot be read; torch's own words advise to read it unsafely, and are not passed on."""
+    if isinstance(error, OSError):
+        return error.strerror or "it cannot be opened"
+    named = re.search(r"[Gg][Ll][Oo][Bb][Aa][Ll]:? (?:GLOBAL )?([\w.]+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and named is not None:
+        return f"it names {named[1]}, which is no plain value"
+    if "TorchScript" in str(error):
+        return "it is a program (TorchScript), not weights"
+    return "it is damaged, cut short, or of another kind"
 
 
 def _plain_numbers() -> list[Any]:

@@ -22,9 +22,11 @@ from napari_fmseg.manifest import plain
 from napari_fmseg.models import ModelCard, find_card, load_model, save_model
 from napari_fmseg.phantom.dataset import write_phantom_dataset
 from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.tables import read_table
 from napari_fmseg.training import Recipe
 from napari_fmseg.training.loop import train
 from napari_fmseg.training.recipe import as_table
+from napari_fmseg.training.run_folder import hold, resolved
 from napari_fmseg.training.sources import cases_for
 
 __all__ = ["Crossval", "FoldDone", "crossval"]
@@ -90,7 +92,11 @@ def crossval(recipe: Recipe, n: int = 5) -> Generator[TrainEvent | CaseScores | 
     InvalidRecipe
         If there are too few cases, or the folder holds another recipe's or number of folds.
     """
-    recipe = _claimed(recipe, n)
+    with hold(recipe.out):
+        yield from _events(_claimed(recipe, n), n)
+
+
+def _events(recipe: Recipe, n: int) -> Generator[TrainEvent | CaseScores | FoldDone | Crossval, None, None]:
     found: list[Evaluation] = []
     for k in range(1, n + 1):
         yield Progress("folds", k - 1, n)
@@ -121,10 +127,20 @@ def _claimed(recipe: Recipe, n: int) -> Recipe:
     if n < 2 or recipe.fold:
         raise InvalidRecipe(f"Cross-validation takes 2 folds or more, not {n}, and a recipe without `fold`.")
     place = recipe.out / "folds.json"
-    told = {"folds": n, "recipe": {k: v for k, v in as_table(recipe).items() if k != "out"}}
-    if not place.exists():
+    known = [
+        {"folds": n, "recipe": {k: v for k, v in as_table(one).items() if k != "out"}}
+        for one in (resolved(recipe), recipe)
+    ]
+    try:
+        told = read_table(place)
+    except FileNotFoundError:
+        told = known[0]
         _write(place, told)
-    elif json.loads(place.read_text(encoding="utf-8")) != told:
+    except (OSError, ValueError) as error:
+        raise InvalidRecipe(
+            f"{place} cannot be read: {error}. Choose another `out`, or remove the folder to begin anew."
+        ) from error
+    if told not in known:
         raise InvalidRecipe(
             f"{recipe.out} holds the cross-validation of another recipe, or with another number of folds. Choose "
             "another `out`, or remove the folder."

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from napari_fmseg.errors import UnknownModel, WeightsMismatch
 from napari_fmseg.half_precision import HalfPrecision
 from napari_fmseg.io.writing import written_beside
-from napari_fmseg.tables import dataclass_from
+from napari_fmseg.tables import Range, dataclass_from, is_file_name, read_table, wrong_number
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 
+_LARGEST_LABEL = 65535
+_ANY = Range(-math.inf)
 _INTENSITIES = ("window", "window_zscore", "percentile", "zscore")
 
 
@@ -87,6 +89,8 @@ class Intensity:
     def __post_init__(self) -> None:
         if any(one.channels or one.minmax for one in self.channels):
             raise UnknownModel("The intensity of one channel is kind, low, high and unit; nothing more.")
+        if wrong := wrong_number(self, {"low": _ANY, "high": _ANY}, "intensity."):
+            raise UnknownModel(f"{wrong}.")
         if self.kind not in _INTENSITIES or not self.low < self.high:
             raise UnknownModel(
                 f"An intensity is a window, a window_zscore or a percentile with low < high, or zscore, not "
@@ -258,10 +262,11 @@ def read_card(path: Path) -> ModelCard:
         If it is not TOML, or a field is missing, unknown or of the wrong type.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        card = dataclass_from(ModelCard, {**table, "folder": path.parent})
-        if min(card.labels, default=1) < 1:
-            raise ValueError("labels are numbered from 1; 0 is background and not listed")
+        card = dataclass_from(ModelCard, {**read_table(path, toml=True), "folder": path.parent})
+        if not is_file_name(card.name):
+            raise ValueError(f"{card.name[:80]!r} cannot be the name of a model: its files are called so")
+        if card.labels and not 1 <= min(card.labels) <= max(card.labels) <= _LARGEST_LABEL:
+            raise ValueError(f"labels are numbered from 1 to {_LARGEST_LABEL}; 0 is background and not listed")
         if card.weights != Path(card.weights).name:
             raise ValueError(f"weights is the name of a file beside the card, not {card.weights!r}")
         half = card.half_precision

@@ -20,9 +20,9 @@ from napari_fmseg.training.projects import (
     LessonOptions,
     Project,
     add_case,
+    add_nameless,
     case_table,
     examine,
-    free_name,
     init_project,
     label_case,
     list_versions,
@@ -92,13 +92,15 @@ def add(
     project = open_project(folder)
     if not image and (labels is None or not case):
         raise FmsegError("There is nothing to add. Name --image, or --case and --labels to label a case that is there.")
-    name = case or free_name(project)
+    name = case
+    files = image[0] if len(image) == 1 else image
     if not image:
         assert labels is not None
         project = label_case(project, name, labels, labelling)
-    else:
-        files = image[0] if len(image) == 1 else image
+    elif name:
         project = add_case(project, name, files, labels, labelling, link=link, again=again)
+    else:
+        project, name = add_nameless(project, files, labels, labelling, link=link, again=again)
     row = next(row for row in case_table(project) if row.name == name)
     say(f"{name}: {row.status}{f', {100 * row.labelled:.0f} % of its slices' if row.classes else ''}")
     return 0
@@ -112,7 +114,7 @@ def list_cases(folder: Folder, /, *, as_json: Json = False) -> int:
     folder
         The project.
     """
-    project = _settled(open_project(folder), quiet=as_json)
+    project = _looked_at(folder, quiet=as_json)
     rows = case_table(project)
     if as_json:
         write_json({"cases": [dataclasses.asdict(row) for row in rows], "in_use": project.index.used[-1:]})
@@ -153,7 +155,7 @@ def rank(folder: Folder, /, *, as_json: Json = False) -> int:
     folder
         The project.
     """
-    project = _settled(open_project(folder), quiet=as_json)
+    project = _looked_at(folder, quiet=as_json)
     rows = ranked(project)
     if as_json:
         write_json([dataclasses.asdict(row) for row in rows])
@@ -256,9 +258,14 @@ def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: boo
                 follow(event, bars)
 
 
-def _settled(project: Project, *, quiet: bool = False) -> Project:
+def _looked_at(folder: Path, *, quiet: bool = False) -> Project:
+    """Open a project to tell of it: nothing of it is written."""
+    return _settled(open_project(folder, tidy=False), quiet=quiet, write=False)
+
+
+def _settled(project: Project, *, quiet: bool = False, write: bool = True) -> Project:
     """Examine what is new, with a bar; remark what cannot be used."""
-    project = _followed(examine(project), quiet=quiet)
+    project = _followed(examine(project, write=write), quiet=quiet)
     for row in case_table(project):
         if row.problem:
             note(f"{row.name} cannot be used: {row.problem}")

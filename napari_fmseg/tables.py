@@ -1,20 +1,131 @@
-"""From a TOML table to a frozen dataclass: every value is checked against the annotation of its field."""
+"""From a JSON or TOML file to a table, and from a table to a frozen dataclass: every value is checked.
+
+Such files come from users and from elsewhere. Whatever is wrong with one is a ValueError that names the key and fits
+into a sentence.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+import math
+import reprlib
+import tomllib
+from collections.abc import Iterator, Mapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["dataclass_from"]
+__all__ = ["Range", "dataclass_from", "is_file_name", "read_table", "wrong_number"]
 
 T = TypeVar("T")
 
+_LARGEST_FILE = 256 << 20
+_LARGEST_INTEGER = 2**63 - 1
 
-def dataclass_from(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 120
+_shown.maxlong = 40
+
+
+def read_table(path: Path, *, toml: bool = False) -> dict[str, Any]:
+    """Read a JSON file whose content is an object, or a TOML file.
+
+    Parameters
+    ----------
+    path
+        In UTF-8, with a byte order mark or without.
+    toml
+        Whether it is TOML.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened.
+    ValueError
+        If it is no file, is too large, is no text, or is not such a table.
+    """
+    size = path.stat().st_size
+    if not path.is_file() or size > _LARGEST_FILE:
+        raise ValueError(f"{path.name} is no file of at most {_LARGEST_FILE >> 20} MB")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not text in UTF-8 (byte {error.start})") from error
+    if not text.strip("\0 \t\r\n"):
+        raise ValueError("it is empty")
+    try:
+        table = tomllib.loads(text) if toml else json.loads(text)
+        if "\\u" in text:
+            json.dumps(table, ensure_ascii=False, default=str).encode()
+    except RecursionError as error:
+        raise ValueError("its lists or tables are nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it has half a character (a lone surrogate)") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"it holds {_shown.repr(table)} where a table was expected")
+    return table
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text can name a file on any system: no folder, no drive, nothing hidden, nothing unprintable."""
+    return bool(name) and name == PureWindowsPath(name).name and not name.startswith(".") and name.isprintable()
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """From which number to which; an end that is `open` does not belong to it. It never holds nan or infinity."""
+
+    low: float = 0
+    high: float = math.inf
+    open: str = ""
+
+    def holds(self, value: object) -> bool:
+        """Whether a value is a finite number within."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        return (self.low < value if "low" in self.open else self.low <= value) and (
+            value < self.high if "high" in self.open else value <= self.high
+        )
+
+    def __str__(self) -> str:
+        low = f" above {self.low:g}" if "low" in self.open else f" of at least {self.low:g}"
+        high = f" {'below' if 'high' in self.open else 'at most'} {self.high:g}"
+        ends = ["" if self.low == -math.inf else low, "" if self.high == math.inf else high]
+        return "a finite number" + " and".join(end for end in ends if end)
+
+
+def wrong_number(thing: object, ranges: Mapping[str, Range], where: str = "") -> str:
+    """Say which numeric field of a dataclass is out of its range; "" if none is.
+
+    Parameters
+    ----------
+    thing
+        Its fields may be numbers, None, or tuples of numbers.
+    ranges
+        By the name of the field.
+    where
+        What stands before a field's name.
+    """
+    for name, wanted in ranges.items():
+        for value in _numbers_in(getattr(thing, name)):
+            if not wanted.holds(value):
+                return f"{where}{name} is {wanted}, not {_shown.repr(value)}"
+    return ""
+
+
+def _numbers_in(value: object) -> Iterator[object]:
+    if isinstance(value, tuple | list):
+        for one in value:
+            yield from _numbers_in(one)
+    elif value is not None:
+        yield value
+
+
+def dataclass_from(
+    kind: type[T], table: Mapping[str, Any], where: str = "", *, finite: bool = True, known_only: bool = False
+) -> T:
     """Make a dataclass from a table; lists become tuples, inner tables dataclasses.
 
     Parameters
@@ -25,13 +136,21 @@ def dataclass_from(kind: type[T], table: Mapping[str, Any], where: str = "") -> 
         Its fields by name.
     where
         What stands before a field's name in messages, such as ``"augment."``.
+    finite
+        Refuse numbers that are nan or infinite.
+    known_only
+        Pass over what the dataclass has no field for: it belongs to another program.
 
     Raises
     ------
     ValueError
         If a field is unknown, missing or of the wrong type; names it.
     """
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{where.rstrip('.') or 'it'} cannot be {_shown.repr(table)}; expected a table")
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if known_only:
+        table = {name: value for name, value in table.items() if name in known}
     surplus = sorted(table.keys() - known.keys())
     if surplus:
         raise ValueError(f"there is no field {where}{surplus[0]}; known are {', '.join(known)}")
@@ -41,7 +160,16 @@ def dataclass_from(kind: type[T], table: Mapping[str, Any], where: str = "") -> 
     if missing:
         raise ValueError(f"the field {where}{missing[0]} is missing")
     hints = _hints(kind)  # type: ignore[arg-type]
-    return kind(**{name: _fitted(value, hints[name], where + name) for name, value in table.items()})
+    how = _How(finite, known_only)
+    return kind(**{name: _fitted(value, hints[name], where + name, how) for name, value in table.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """What holds at every depth."""
+
+    finite: bool
+    known_only: bool
 
 
 @cache
@@ -50,36 +178,74 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _fitted(value: Any, hint: Any, name: str) -> Any:
+def _fitted(value: Any, hint: Any, name: str, how: _How) -> Any:
     """Give `value` as `hint` wants it."""
     origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any or (isinstance(hint, type) and type(value) is hint):
+    if hint is Any:
+        return value
+    if hint in (int, float) and type(value) in (int, hint):
+        return _number(value, name, how)
+    if hint is str and isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected text without null characters")
+    if isinstance(hint, type) and type(value) is hint:
         return value
     if origin is UnionType:
-        return None if value is None else _fitted(value, inner[0], name)
+        return _one_of(value, inner, hint, name, how)
     if origin is tuple and isinstance(value, list | tuple):
         kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
         if len(kinds) == len(value):
-            return tuple(_fitted(v, k, name) for v, k in zip(value, kinds, strict=True))
+            pairs = enumerate(zip(value, kinds, strict=True))
+            return tuple(_fitted(v, k, f"{name}[{i}]", how) for i, (v, k) in pairs)
     if origin is Mapping and isinstance(value, Mapping):
-        return {_key(k, inner[0], name): _fitted(v, inner[1], f"{name}.{k}") for k, v in value.items()}
+        return {_key(k, inner[0], name): _fitted(v, inner[1], f"{name}.{k}", how) for k, v in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        return dataclass_from(hint, value, f"{name}.")
-    if hint is Path and isinstance(value, str | Path):
+        return dataclass_from(hint, value, f"{name}.", finite=how.finite, known_only=how.known_only)
+    if hint is Path and isinstance(value, str | Path) and "\0" not in str(value):
         return Path(value)
-    if hint is float and type(value) is int:
-        return value
-    raise ValueError(f"{name} cannot be {value!r}; expected {_said(hint)}")
+    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_said(hint)}")
+
+
+def _number(value: int | float, name: str, how: _How) -> int | float:
+    """Refuse what calculations cannot go on with."""
+    if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
+        raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected a number of at most 64 bits")
+    if how.finite and not math.isfinite(value):
+        raise ValueError(f"{name} cannot be {value}; expected a finite number")
+    return value
+
+
+def _one_of(value: Any, kinds: tuple[Any, ...], hint: Any, name: str, how: _How) -> Any:
+    """Give `value` as the first of several kinds that takes it."""
+    if value is None and type(None) in kinds:
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+    alike = [kind for kind in kinds if _is_table(kind) == isinstance(value, Mapping)]
+    alike = [kind for kind in alike if (get_origin(kind) is tuple) == isinstance(value, list | tuple)]
+    if len(kinds) == 1 or (len(alike) == 1 and isinstance(value, Mapping | list | tuple)):  # its own message says more
+        return _fitted(value, (alike or kinds)[0], name, how)
+    for kind in kinds:
+        try:
+            return _fitted(value, kind, name, how)
+        except ValueError:
+            continue
+    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_said(hint)}")
+
+
+def _is_table(kind: Any) -> bool:
+    return get_origin(kind) is Mapping or dataclasses.is_dataclass(kind)
 
 
 def _key(key: Any, hint: Any, name: str) -> Any:
     """TOML knows keys of text only."""
     if hint is not int:
-        return key
+        return _fitted(key, hint, f"a key of {name}", _How(True, False))
     try:
-        return int(key)
+        number = int(key)
     except ValueError as error:
-        raise ValueError(f"{name} has {key!r} where a number is expected") from error
+        raise ValueError(f"{name} has {_shown.repr(key)} where a number is expected") from error
+    if abs(number) > _LARGEST_INTEGER:
+        raise ValueError(f"{name} has {_shown.repr(key)} where a number of at most 64 bits is expected")
+    return number
 
 
 def _said(hint: Any) -> str:
@@ -88,5 +254,5 @@ def _said(hint: Any) -> str:
     if origin is tuple:
         return f"a list of {_said(inner[0])}" if inner[1:] == (...,) else f"{len(inner)} of {_said(inner[0])}"
     if origin is UnionType:
-        return _said(inner[0])
+        return " or ".join(_said(kind) for kind in inner if kind is not type(None))
     return words.get(hint, "a table")

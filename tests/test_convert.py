@@ -82,8 +82,9 @@ def test_pickle_with_code_is_refused_and_does_not_run(layout, edge, tmp_path):
         save(Payload(witness), path)
     else:
         save({**published(edge), "note": Payload(witness)}, path)
-    with pytest.raises(WeightsMismatch, match=r"evil\.pth was refused.*run code"):
+    with pytest.raises(WeightsMismatch, match=r"evil\.pth was refused.*run code") as caught:
         convert_checkpoint(path, "edgenet", tmp_path / "out.safetensors")
+    assert "weights_only" not in str(caught.value), "torch's advice to open it unsafely is not passed on"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["evil.pth"]
 
 

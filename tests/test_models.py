@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from napari_fmseg.errors import DeviceUnavailable, UnknownModel, WeightsMismatch
+from napari_fmseg.errors import DeviceUnavailable, InvalidRecipe, UnknownModel, WeightsMismatch
 from napari_fmseg.models import (
     Intensity,
     ModelCard,
@@ -19,11 +19,13 @@ from napari_fmseg.models import (
     find_card,
     list_models,
     load_model,
+    read_card,
     save_model,
     user_models_folder,
     write_card,
 )
 from napari_fmseg.nets import build
+from napari_fmseg.pipelines import SegmentOptions
 
 SNET = NetSpec("snet", {"in_channels": 2, "n_classes": 3, "width": 4})
 EDGE = NetSpec("edgenet", {"in_channels": 2, "n_classes": 3})
@@ -262,3 +264,45 @@ def test_counters_and_positions_stay_whole_numbers_in_half_weights(tmp_path: Pat
     whole = {k: v for k, v in net.state_dict().items() if not v.is_floating_point()}
     assert max(v.max().item() for v in whole.values()) > 2048
     assert all(torch.equal(again.state_dict()[k], v) for k, v in whole.items())
+
+
+CARD = 'name = "m"\ntitle = "M"\npipeline = "single"\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "empty"),
+        (b"a=" + b"[" * 100_000, "deeply"),
+        (b"\xff\xfe", "UTF-8"),
+        ((CARD + "[labels]\n99999999999 = 'a'\n[nets]\n").encode(), "labels"),
+        ((CARD + "[labels]\n" + "9" * 5000 + " = 'a'\n[nets]\n").encode(), "labels"),
+        ((CARD + "nets = 5\n[labels]\n").encode(), "nets"),
+        ((CARD + "[nets]\nnet = 5\n[labels]\n").encode(), r"nets\.net"),
+        ((CARD + "[nets]\n[labels]\n[intensity]\nlow = nan\n").encode(), r"intensity\.low"),
+        ((CARD + "spacing_mm = [inf, 1, 1]\n[nets]\n[labels]\n").encode(), r"spacing_mm\[0\]"),
+        ((CARD.replace('"m"', '"../m"') + "[nets]\n[labels]\n").encode(), "cannot be the name"),
+        ((CARD + 'weights = "../w"\n[nets]\n[labels]\n').encode(), "weights"),
+    ],
+)
+def test_a_card_of_odd_shape_is_told_with_file_and_field(content: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "card.toml"
+    path.write_bytes(content)
+    with pytest.raises(UnknownModel, match=rf"card\.toml.*{told}"):
+        read_card(path)
+
+
+@pytest.mark.parametrize("kwargs", [{"width": "x"}, {"width": -1}, {"width": []}, {"width": 2.5}, {"width": None}])
+def test_arguments_of_a_network_that_make_no_sense_are_told(kwargs: dict[str, object]) -> None:
+    with pytest.raises(UnknownModel, match=r"(?i)unet3d.*width"):
+        build("unet3d", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("min_part_ml", float("nan")), ("overlap", 1.0), ("overlap", float("nan")), ("window_batch", 0),
+     ("max_memory_gb", float("inf")), ("min_part_ml", -1.0)],
+)  # fmt: skip
+def test_an_option_that_makes_no_sense_is_told_by_its_name(name: str, value: float) -> None:
+    with pytest.raises(InvalidRecipe, match=name):
+        SegmentOptions(**{name: value})  # type: ignore[arg-type]

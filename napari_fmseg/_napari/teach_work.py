@@ -13,6 +13,7 @@ from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_lay
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress
 from napari_fmseg.io import read_labels, read_volume
+from napari_fmseg.io.channels import read_channels
 from napari_fmseg.training.projects import (
     LabelOptions,
     Project,
@@ -29,7 +30,6 @@ from napari_fmseg.training.projects import (
     training_plan,
     unfinished_run,
 )
-from napari_fmseg.training.projects.examining import read_image
 from napari_fmseg.training.projects.staging import prediction_of, uncertainty_of
 from napari_fmseg.volume import LabelMap, Volume
 
@@ -122,7 +122,7 @@ def shown(folder: Path, name: str) -> Iterator[Shown]:
     """Read a case: its image, and its labels, what a model found, or an empty layer to label it in."""
     project = open_project(folder)
     files = project.known(name)
-    volume = read_image(files)
+    volume = read_channels(files.images)
     told = {"case": name, "project": str(folder)}
     images = tuple(_marked(layer, told) for layer in image_layers(volume, name, source=str(files.images[0])))
     names = dict(project.facts.labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import sys
@@ -10,19 +11,34 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from napari_fmseg.errors import UnwritableVolume
 
-__all__ = ["check_folder", "check_name", "remove_folders", "unwritable", "written_beside", "written_together"]
+__all__ = [
+    "check_folder",
+    "check_name",
+    "is_full",
+    "remove_folders",
+    "unwritable",
+    "written_beside",
+    "written_together",
+]
 
 _LONGEST_NAME = 255  # bytes on Linux, characters elsewhere
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether a failure to write means that the disk or the quota is full."""
+    if not isinstance(error, OSError):
+        return False
+    return error.errno in _FULL or (error.errno is None and "requested and" in str(error))  # numpy gives no number
+
+
 def unwritable(path: Path, error: OSError) -> UnwritableVolume:
     """Turn trouble with the file system at `path` into what the user can do about it."""
-    if error.errno in _FULL:
+    if is_full(error):
         trouble = UnwritableVolume(
             f"{path.name} was not written: the disk or quota at {path.parent} is full. "
             "Free some space or choose another folder; nothing was left behind."
@@ -98,8 +114,10 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
     """
     made = check_folder(path)
     part = path.parent / f".{uuid.uuid4().hex[:12]}.part"  # short, since the name itself may be as long as names can be
+    raw: _Raw | None = None
     try:
-        with part.open("xb") as file:
+        raw = _Raw(part, "xb")
+        with io.BufferedWriter(raw) as file:
             yield file
         os.replace(part, path)
     except BaseException as error:  # an interruption, too, must leave nothing behind
@@ -107,7 +125,22 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         remove_folders(made)
         if isinstance(error, OSError):
             raise unwritable(path, error) from error
+        if raw is not None and raw.trouble is not None and isinstance(error, Exception):
+            raise unwritable(path, raw.trouble) from error
         raise
+
+
+class _Raw(io.FileIO):
+    """A file that remembers why it could not be written: what writes into it, such as torch, may not pass that on."""
+
+    trouble: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            self.trouble = error
+            raise
 
 
 @contextmanager

@@ -8,6 +8,7 @@ All others have an attribute ``activation`` and give logits: ``"softmax"``, one 
 from __future__ import annotations
 
 import inspect
+import reprlib
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     Raises
     ------
     UnknownModel
-        If no network has that name, or if it does not take one of the arguments.
+        If no network has that name, or if it does not take one of the arguments or a value of one.
     """
     if name not in NETWORKS:
         raise UnknownModel(f"There is no network {name!r}. Known: {', '.join(sorted(NETWORKS))}.")
@@ -71,5 +72,19 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     except TypeError as error:
         known = ", ".join(str(p) for p in inspect.signature(network).parameters.values())
         raise UnknownModel(f"The network {name!r} cannot be built: {error}. It takes ({known}).") from error
-    net: nn.Module = network(**kwargs)
+    try:
+        net: nn.Module = network(**kwargs)
+    except _SENSELESS as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "alloc" in reason:  # not enough memory
+            raise
+        given = ", ".join(f"{key}={reprlib.repr(value)}" for key, value in kwargs.items())
+        raise UnknownModel(f"The network {name!r} cannot be built with {given}: {reason[:200]}") from error
     return net
+
+
+_SENSELESS = (
+    *(TypeError, ValueError, RuntimeError, AttributeError, AssertionError),
+    *(ArithmeticError, LookupError, RecursionError),
+)
+"""What constructors, some of them of other packages, raise for arguments that make no sense."""

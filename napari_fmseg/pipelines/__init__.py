@@ -13,6 +13,7 @@ import numpy as np
 from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
 from napari_fmseg.events import Event, StageResult, Warned
 from napari_fmseg.pipelines.settings import STAGES
+from napari_fmseg.tables import Range, wrong_number
 
 if TYPE_CHECKING:
     from napari_fmseg.models import Model, ModelCard
@@ -26,6 +27,14 @@ PIPELINES: dict[str, str] = {
     "single": "napari_fmseg.pipelines.single",
 }
 """Name of a pipeline to the module with its generator ``run(volume, model, options)``."""
+
+
+_RANGES = {
+    "min_part_ml": Range(),
+    "overlap": Range(0, 1, open="high"),
+    "window_batch": Range(1, 4096),
+    "max_memory_gb": Range(),
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,10 @@ class SegmentOptions:
     window_batch: int | None = None
     blend: str = "gaussian"
     max_memory_gb: float = 0.0
+
+    def __post_init__(self) -> None:
+        if wrong := wrong_number(self, _RANGES):
+            raise InvalidRecipe(f"{wrong}.")
 
 
 def stages_of(card: ModelCard) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from napari_fmseg.errors import UnknownModel
-from napari_fmseg.tables import dataclass_from
+from napari_fmseg.tables import Range, dataclass_from, wrong_number
 
 __all__ = ["SETTINGS", "STAGES", "CoarseFineSettings", "PhasedSettings", "SingleSettings"]
 
@@ -19,6 +19,16 @@ STAGES: dict[str, tuple[str, ...]] = {
     "single": ("net",),
 }
 """The stages of every pipeline in their order; kept apart from the pipelines, so that a panel can ask without torch."""
+
+
+_SIZE = Range(1, 4096)
+_PHASED_RANGES = {
+    "consensus_grid": _SIZE,
+    "attention_grid": _SIZE,
+    "window_threshold": Range(0, 1),
+    "window_share": Range(0, 1),
+    "window_margin": Range(0, 4096),
+}
 
 
 @dataclass(frozen=True)
@@ -75,11 +85,8 @@ class PhasedSettings:
                 f"window is 'largest', 'all' or 'certain' and edge_grid 'native' or 'attention', "
                 f"not {settings.window!r} and {settings.edge_grid!r}. Correct the settings."
             )
-        if min(*settings.consensus_grid, *settings.attention_grid) < 1 or min(settings.window_margin) < 0:
-            raise UnknownModel(
-                "consensus_grid and attention_grid are positive and window_margin is not negative, not "
-                f"{settings.consensus_grid}, {settings.attention_grid} and {settings.window_margin}. Correct them."
-            )
+        if wrong := wrong_number(settings, _PHASED_RANGES):
+            raise UnknownModel(f"{wrong}. Correct the settings of the phased model.")
         return settings
 
 
@@ -132,9 +139,9 @@ class SingleSettings:
             raise UnknownModel(f"The settings are not those of a single network: {error}. Correct them.") from error
         spacing = settings.spacing_mm
         right = {
-            "window": min(settings.window) >= 1,
+            "window": not wrong_number(settings, {"window": _SIZE}),
             "overlap": 0 <= settings.overlap < 1,
-            "batch": settings.batch >= 1,
+            "batch": 1 <= settings.batch <= 4096,
             "spacing_mm": not spacing or (len(spacing) == 3 and min(spacing) > 0),
             "flips": set(settings.flips) <= set("zyx") and len(set(settings.flips)) == len(settings.flips),
             "keep_largest": settings.keep_largest in ("", "each", "together"),
@@ -199,8 +206,8 @@ class CoarseFineSettings:
                 f"The settings are not those of a coarse-to-fine model: {error}. Correct them."
             ) from error
         right = {
-            "coarse_size": min(settings.coarse_size) >= 1,
-            "fine_size": min(settings.fine_size) >= 1,
+            "coarse_size": not wrong_number(settings, {"coarse_size": _SIZE}),
+            "fine_size": not wrong_number(settings, {"fine_size": _SIZE}),
             "margin_mm": settings.margin_mm >= 0,
             "threshold": 0 < settings.threshold < 1,
             "overlap": settings.overlap in ("probable", "last"),

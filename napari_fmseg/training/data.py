@@ -13,7 +13,8 @@ from torch import Tensor
 
 from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
 from napari_fmseg.grid import to_canonical, to_tensor, zoom
-from napari_fmseg.io import read_labels, read_volume
+from napari_fmseg.io import read_labels
+from napari_fmseg.io.channels import differ, read_channels
 from napari_fmseg.models import Intensity
 from napari_fmseg.pipelines.phased import PhasedSettings, body_box, cut, normalise
 from napari_fmseg.training.partial import IGNORE
@@ -127,16 +128,11 @@ def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str], ignor
     """
     if case.labels is None:
         raise InvalidRecipe(f"{case.name} has no labels. Only labelled cases can be trained or validated on.")
-    volumes = [read_volume(path) for path in case.images]
-    volume, truth = volumes[0], read_labels(case.labels)
-    for other in [*volumes[1:], truth]:
-        if not volume.geometry.matches(other.geometry, atol_mm=0.1):
-            raise GeometryMismatch(
-                f"{case.name}: the files do not lie on one grid ({volume.geometry.shape} and {other.geometry.shape} "
-                "voxels, or another place). Export the labels on the image's grid."
-            )
-    if len(volumes) > 1:
-        volume = Volume(np.concatenate([v.channels for v in volumes]), volume.geometry, volume.meta)
+    volume, truth = read_channels(case.images), read_labels(case.labels)
+    if wrong := differ(volume.geometry, truth.geometry):
+        raise GeometryMismatch(
+            f"{case.name}: the files do not lie on one grid: the labels are {wrong}. Export them on the image's grid."
+        )
     table = np.zeros(max(int(truth.data.max()), *names) + 1, np.uint8)
     for value, name in names.items():
         if name in labels:

@@ -17,7 +17,7 @@ import numpy as np
 
 from napari_fmseg.errors import MissingExtra
 from napari_fmseg.events import EpochDone, Pictures, StepDone, TrainEvent
-from napari_fmseg.io.writing import written_beside
+from napari_fmseg.io.writing import unwritable, written_beside
 from napari_fmseg.processes import leads
 
 __all__ = ["recorded"]
@@ -51,8 +51,11 @@ def recorded(
         for event in events:
             if not leads():
                 continue
-            for writer in writers:
-                writer.note(event)
+            try:
+                for writer in writers:
+                    writer.note(event)
+            except OSError as error:
+                raise unwritable(Path(folder) / "The history", error) from error
             yield event
 
 
@@ -78,15 +81,17 @@ class _Lines:
     def _go_on(self, stage: str, first: int) -> None:
         """Leave out what was written of steps that are taken again."""
         self.close()
-        if not self.path.exists():
+        if not self.path.is_file():
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
             try:
                 row = json.loads(line)
-            except ValueError:  # cut short by a kill
+            except (ValueError, RecursionError):  # cut short by a kill
                 continue
-            if row["stage"] != stage or row["step"] < first:
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):  # written by somebody else
+                continue
+            if row.get("stage") != stage or row["step"] < first:
                 kept.append(line)
         with written_beside(self.path) as file:
             file.write("".join(kept).encode())
@@ -97,9 +102,10 @@ class _Lines:
         self.file.write(json.dumps(row) + "\n")
 
     def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.file = None
+        file, self.file = self.file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # what did not go in was told when it was written
+                file.close()
 
 
 class _Board:

@@ -7,8 +7,6 @@ exactly the same steps as one that was not.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -23,12 +21,12 @@ from torch import Tensor, nn
 
 from napari_fmseg.errors import InvalidRecipe
 from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
-from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.nets.blocks import draw_weights
 from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet, calm_weights, init_weights
 from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
+from napari_fmseg.processes import leads
 from napari_fmseg.training.coarse_fine import TwoLooks
 from napari_fmseg.training.data import Held, Sample, load_sample, read_case
 from napari_fmseg.training.drawing import Drawing, batches_of
@@ -38,8 +36,18 @@ from napari_fmseg.training.history import recorded
 from napari_fmseg.training.phased import make_task
 from napari_fmseg.training.pictures import write_plane
 from napari_fmseg.training.prepared import prepare
+from napari_fmseg.training.projects.learning import note_learned
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table
 from napari_fmseg.training.remember import Teacher, distance
+from napari_fmseg.training.run_folder import (
+    claim,
+    fingerprint,
+    hold,
+    load_checkpoint,
+    resolved,
+    restoring,
+    save_checkpoint,
+)
 from napari_fmseg.training.schedules import rate_of
 from napari_fmseg.training.several import make_fabric
 from napari_fmseg.training.single import Patches
@@ -77,20 +85,21 @@ def train(recipe: Recipe) -> Generator[TrainEvent, None, None]:
 
 
 def _events(recipe: Recipe) -> Generator[TrainEvent, None, None]:
-    run = _Run(recipe)
-    try:
-        yield from run.prepare()
-        for number, stage in enumerate(recipe.stages):
-            yield from run.stage(number, stage)
-        yield from run.finish()
-    except GeneratorExit:
-        run.keep()
-        raise
-    except KeyboardInterrupt:
-        kept = run.keep()
-        if kept is not None:
-            yield Saved(kept, True)
-        raise
+    with hold(Path(recipe.out)):
+        run = _Run(recipe)
+        try:
+            yield from run.prepare()
+            for number, stage in enumerate(recipe.stages):
+                yield from run.stage(number, stage)
+            yield from run.finish()
+        except GeneratorExit:
+            run.keep()
+            raise
+        except KeyboardInterrupt:
+            kept = run.keep()
+            if kept is not None:
+                yield Saved(kept, True)
+            raise
 
 
 @dataclass
@@ -146,6 +155,9 @@ class _Run:
         unknown = [label for label in recipe.labels if label not in known]
         if unknown:
             raise InvalidRecipe(f"The dataset has no label {unknown[0]!r}. It has: {', '.join(sorted(known))}.")
+        for source in sources:
+            if source.folder is not None and leads():
+                note_learned(source.folder, source.training)
         learned = [(case, source) for source in sources for case in source.training]
         samples = yield from self._prepared(learned) if recipe.pipeline == "coarse_fine" else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
@@ -229,19 +241,12 @@ class _Run:
 
     def _claim(self) -> None:
         """Make the run's folder ours, or continue what lies there if it is the same recipe."""
-        table = {k: v for k, v in as_table(self.recipe).items() if k not in _WORDS}
-        mine = hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
         self.folder = Path(self.recipe.out)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        mark = self.folder / "run.json"
-        if mark.exists():
-            if json.loads(mark.read_text()).get("recipe_sha256") != mine:
-                raise InvalidRecipe(
-                    f"{self.folder} holds the run of another recipe. Choose another `out`, or remove the folder."
-                )
-        elif self.fabric.is_global_zero:
-            with written_beside(mark) as file:
-                file.write(json.dumps({"recipe_sha256": mine, "recipe": table}, indent=1).encode())
+        tables = [
+            {k: v for k, v in as_table(recipe).items() if k not in _WORDS}
+            for recipe in (resolved(self.recipe), self.recipe)
+        ]
+        claim(self.folder, [fingerprint(table) for table in tables], tables[0])
 
     def stage(self, number: int, stage: StageRecipe) -> Iterator[TrainEvent]:
         """Train one network, or take it from its finished checkpoint."""
@@ -253,16 +258,17 @@ class _Run:
                 f"{stage.stage}: {len(net.state_dict()) - len(unfit)} tensors were taken from {self._source(stage)}; "
                 f"{len(unfit)} do not fit and were drawn anew ({', '.join(unfit[:3])}...)."
             )
-        saved = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
-        if saved is None or not saved["state"]["done"]:
+        saved = load_checkpoint(path, _PARTS)
+        if saved is None or not saved["state"].get("done"):
             yield Progress(stage.stage, 0, stage.steps)
             task: Task = _TASKS[self.recipe.pipeline](stage, self.recipe, self.samples, self.nets)
             if not self._source(stage) and isinstance(net, SNet | AttnNet):
                 inputs, _ = task.sample(0, np.random.default_rng(self.recipe.seed), torch.Generator())
                 calm_weights(net, *(x.cpu()[None] for x in inputs))
             yield from self._fit(number, stage, net, task, saved, path)
-            saved = torch.load(path, weights_only=True, map_location="cpu")
-        net.load_state_dict(saved["best"])
+            saved = load_checkpoint(path, _PARTS)
+        with restoring(path):
+            net.load_state_dict((saved or {})["best"])
         self.nets[stage.stage] = net.to(self.fabric.device).eval().requires_grad_(False)
 
     def _network(self, number: int, stage: StageRecipe) -> tuple[nn.Module, NetSpec, tuple[str, ...]]:
@@ -307,10 +313,11 @@ class _Run:
         state = _State()
         best = {k: v.clone() for k, v in net.state_dict().items()}
         if saved is not None:
-            net.load_state_dict(saved["net"])
-            optimiser.load_state_dict(saved["optimiser"])
-            scheduler.load_state_dict(saved["scheduler"])
-            state, best = _State(**saved["state"]), saved["best"]
+            with restoring(path):
+                net.load_state_dict(saved["net"])
+                optimiser.load_state_dict(saved["optimiser"])
+                scheduler.load_state_dict(saved["scheduler"])
+                state, best = _State(**saved["state"]), saved["best"]
         epochs = max(1, math.ceil(stage.steps / stage.steps_per_epoch))
         if saved is None and self._starts_well(stage, net):
             metrics = yield from self._validate(stage.stage, net, 0, every=False)
@@ -543,5 +550,7 @@ def _save_checkpoint(
         "scheduler": scheduler.state_dict(),
         "state": dataclasses.asdict(state),
     }
-    with written_beside(path) as file:
-        torch.save(content, file)
+    save_checkpoint(path, content)
+
+
+_PARTS = ("net", "best", "optimiser", "scheduler", "state")

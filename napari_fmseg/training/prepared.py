@@ -261,7 +261,10 @@ def _by_processes(orders: Sequence[Order], wish: _Wish, folder: Path, processes:
                         "in the recipe to do it in one."
                     )
             elif said.startswith("!"):
-                raise InvalidRecipe(said[1:])
+                code, _, text = said[1:].partition(" ")
+                trouble = FmsegError(text)
+                trouble.exit_code = int(code)  # a full disk is a fault of the machine here, too
+                raise trouble
             else:
                 yield said
     finally:
@@ -315,7 +318,7 @@ def _serve() -> None:
             sys.stdout.write(f"{key}\n")
             sys.stdout.flush()
     except FmsegError as error:
-        sys.stdout.write("!" + str(error).replace("\n", " ") + "\n")
+        sys.stdout.write(f"!{error.exit_code} {error}".replace("\n", " ") + "\n")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.tables import dataclass_from
+from napari_fmseg.tables import Range, dataclass_from, is_file_name, read_table, wrong_number
 
 __all__ = ["Fusion", "PretrainRecipe", "load_pretrain_recipe"]
 
 Size = tuple[int, int, int]
+
+
+_SIZE = Range(1, 4096)
+_FUSION_RANGES = {
+    "patch": _SIZE,
+    "classes": Range(1, 255),
+    "share": Range(0, 1, open="low"),
+    "block": _SIZE,
+    "boxes": Range(1, 10_000),
+    "box": _SIZE,
+    "scale": Range(0, 100, open="low"),
+}
+_RANGES = {
+    "spacing_mm": Range(0, 1000, open="low"),
+    "steps": Range(1, 10**9),
+    "minutes": Range(0, 10**6),
+    "steps_per_epoch": Range(1, 10**9),
+    "batch": Range(1, 4096),
+    "lr": Range(0, 1000, open="low"),
+    "weight_decay": Range(0, 1000),
+    "clip": Range(0, open="low"),
+    "holdout": Range(0, 1, open="high"),
+    "validate_samples": Range(1, 10**6),
+    "cache_gb": Range(0, 10**9),
+    "seed": Range(0, 2**32 - 1),
+    "devices": Range(1, 1024),
+}
 
 
 @dataclass(frozen=True)
@@ -59,14 +85,13 @@ class Fusion:
     intensity: bool = True
 
     def __post_init__(self) -> None:
+        if wrong := wrong_number(self, _FUSION_RANGES, "fusion."):
+            raise InvalidRecipe(f"{wrong}.")
         ranges = [self.boxes, self.scale, *zip(*self.block, strict=True), *zip(*self.box, strict=True)]
-        if any(not 0 < low <= high for low, high in ranges) or min(self.patch) < 1:
-            raise InvalidRecipe(f"Patch, block, boxes, box and scale are positive, the smaller first; not {self}.")
-        if self.mode not in ("blocks", "boxes") or not 1 <= self.classes <= 255 or not 0 < self.share <= 1:
-            raise InvalidRecipe(
-                f"mode is 'blocks' or 'boxes', classes 1 to 255 and share above 0 to 1, not {self.mode!r}, "
-                f"{self.classes} and {self.share}."
-            )
+        if any(low > high for low, high in ranges):
+            raise InvalidRecipe(f"Of fusion's block, boxes, box and scale the smaller comes first; not {self}.")
+        if self.mode not in ("blocks", "boxes"):
+            raise InvalidRecipe(f"fusion.mode is 'blocks' or 'boxes', not {self.mode!r}.")
 
 
 @dataclass(frozen=True)
@@ -156,24 +181,18 @@ class PretrainRecipe:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.steps_per_epoch, self.batch, self.validate_samples) < 1 or self.lr <= 0:
-            raise InvalidRecipe("steps, steps_per_epoch, batch, validate_samples and lr must be positive.")
-        if (
-            not 0 <= self.holdout < 1
-            or min(self.cache_gb, self.minutes) < 0
-            or Path(self.name).name != self.name
-            or not self.name
-        ):
+        if wrong := wrong_number(self, _RANGES):
+            raise InvalidRecipe(f"{wrong}.")
+        if not is_file_name(self.name):
             raise InvalidRecipe(
-                "holdout is a share below 1, cache_gb and minutes are not negative and name is the name of a file; not "
-                f"{self.holdout}, {self.cache_gb}, {self.minutes} and {self.name!r}."
+                f"name is the name of a file: no folder, and no dot at its beginning; not {self.name!r}."
             )
-        if self.devices < 1 or self.batch % self.devices:
+        if self.batch % self.devices:
             raise InvalidRecipe(
                 f"The samples of a step are dealt out evenly to the processes: batch is a multiple of devices, not "
                 f"{self.batch} for {self.devices}."
             )
-        if self.spacing_mm and (len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0):
+        if len(self.spacing_mm) not in (0, 3):
             raise InvalidRecipe(f"spacing_mm is empty or three numbers above 0 (z, y, x), not {self.spacing_mm}.")
 
 
@@ -188,10 +207,12 @@ def load_pretrain_recipe(path: Path | str, **changes: Any) -> PretrainRecipe:
     path = Path(path)
     changed = {k: Path(v).absolute() if k in ("volumes", "out", "cache") else v for k, v in changes.items()}
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")) | changed
+        table = read_table(path, toml=True) | changed
         for name in ("volumes", "out", "cache"):
             if isinstance(table.get(name), str | Path):
                 table[name] = path.resolve().parent / os.path.expanduser(table[name])
         return dataclass_from(PretrainRecipe, table)
+    except InvalidRecipe as error:
+        raise InvalidRecipe(f"{path.name}: {error}") from error
     except (OSError, ValueError) as error:
         raise InvalidRecipe(f"{path.name} is no recipe for pretraining: {error}. Correct that field.") from error

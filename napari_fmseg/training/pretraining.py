@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -32,6 +30,7 @@ from napari_fmseg.training.history import recorded
 from napari_fmseg.training.logit_losses import deeply_supervised, dice_ce_of_logits
 from napari_fmseg.training.pretext import Batch, Pretext, pretext_network, seed_of
 from napari_fmseg.training.pretrain_recipe import PretrainRecipe
+from napari_fmseg.training.run_folder import claim, fingerprint, hold, load_checkpoint, restoring, save_checkpoint
 from napari_fmseg.training.several import agreed, make_fabric, summed
 from napari_fmseg.training.store import VolumeStore
 
@@ -75,15 +74,17 @@ def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
 
 
 def _events(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
-    run = _Run(recipe)
-    yield from run.read()
-    try:
-        yield from run.fit()
-    except GeneratorExit:
-        run.keep()
-        raise
-    if leads():
-        yield run.save()
+    run = _Run(recipe)  # what cannot be pretrained so is refused before anything is written
+    with hold(run.folder):
+        _claim(recipe, run.folder)
+        yield from run.read()
+        try:
+            yield from run.fit()
+        except GeneratorExit:
+            run.keep()
+            raise
+        if leads():
+            yield run.save()
 
 
 @dataclasses.dataclass
@@ -105,7 +106,6 @@ class _Run:
         self.recipe = recipe
         self.folder = Path(recipe.out)
         self.net, self.spec = pretext_network(recipe)
-        _claim(recipe, self.folder)
         self.fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
         self.training: list[int] = []
         self.held: list[int] = []
@@ -147,11 +147,12 @@ class _Run:
         optimiser = torch.optim.Adam(
             [p for p in self.net.parameters() if p.requires_grad], recipe.lr, weight_decay=recipe.weight_decay
         )
-        if self.path.exists():
-            saved = torch.load(self.path, weights_only=True, map_location="cpu")
-            self.net.load_state_dict(saved["net"])
-            optimiser.load_state_dict(saved["optimiser"])
-            self.state |= saved["state"]
+        saved = load_checkpoint(self.path, ("net", "optimiser", "state"))
+        if saved is not None:
+            with restoring(self.path):
+                self.net.load_state_dict(saved["net"])
+                optimiser.load_state_dict(saved["optimiser"])
+                self.state |= {key: type(value)(saved["state"][key]) for key, value in self.state.items()}
         model, self.optimiser = fabric.setup(self.net, optimiser)
         epoch, places = _Epoch(state["step"]), range(fabric.global_rank, recipe.batch, fabric.world_size)
         with contextlib.closing(self.pretext.ahead(state["step"], places, lambda: int(state["steps"]))) as batches:
@@ -282,7 +283,7 @@ class _Run:
     def _checkpoint(self) -> None:
         """Write what a later run goes on from, and the model, which so is there even after a kill."""
         content = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), "state": self.state}
-        _save(content, self.path)
+        save_checkpoint(self.path, content)
         self.save()
 
     def save(self) -> Saved:
@@ -309,21 +310,9 @@ def _claim(recipe: PretrainRecipe, folder: Path) -> None:
     table = dataclasses.asdict(recipe)
     for name in ("out", "cache", "cache_gb", "devices", "tensorboard"):
         del table[name]
-    mine = hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()
-    folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / "run.json"
-    if not mark.exists():
-        with written_beside(mark) as file:
-            file.write(json.dumps({"recipe_sha256": mine}).encode())
-    elif json.loads(mark.read_text()).get("recipe_sha256") != mine:
-        raise InvalidRecipe(f"{folder} holds the run of another recipe. Choose another `out`, or remove the folder.")
+    tables = [{**table, "volumes": volumes} for volumes in (Path(recipe.volumes).resolve(), recipe.volumes)]
+    claim(folder, [fingerprint(one) for one in tables])
 
 
 def _one_hot(labels: Tensor, n_classes: int) -> Tensor:
     return F.one_hot(labels.long(), n_classes).movedim(-1, 1).float()
-
-
-def _save(content: dict[str, Any], path: Path) -> None:
-    """Write beside and rename, so that a kill leaves the checkpoint before."""
-    with written_beside(path) as file:
-        torch.save(content, file)

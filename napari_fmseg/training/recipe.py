@@ -6,7 +6,6 @@ import dataclasses
 import glob
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from napari_fmseg.errors import InvalidRecipe, UnknownModel
 from napari_fmseg.models import Intensity
 from napari_fmseg.pipelines import PIPELINES
 from napari_fmseg.pipelines.settings import SETTINGS
-from napari_fmseg.tables import dataclass_from
+from napari_fmseg.tables import Range, dataclass_from, is_file_name, read_table, wrong_number
+from napari_fmseg.training.dataset_table import CaseEntry, labels_in, read_dataset_table, structured
 
 __all__ = ["Augment", "Case", "Recipe", "Replay", "StageRecipe", "cases_of", "load_recipe", "paired"]
 
@@ -62,6 +62,22 @@ class Case:
     images: tuple[Path, ...]
     labels: Path | None = None
     classes: tuple[str, ...] = ()
+
+
+_SHARE = Range(0, 1)
+_AUGMENT_RANGES = {
+    "focus": _SHARE,
+    "shift": _SHARE,
+    "zoom": Range(0, 1, open="high"),
+    "rotate_deg": Range(0, 180),
+    "rotate_p": _SHARE,
+    "contrast": Range(0, 100),
+    "brightness": Range(0, 100),
+    "gamma": Range(0, 10),
+    "noise": Range(0, 100),
+    "jitter_mm": Range(0, 10_000),
+    "label_brightness": Range(),
+}
 
 
 @dataclass(frozen=True)
@@ -115,13 +131,22 @@ class Augment:
     label_brightness: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.jitter_mm, self.label_brightness) < 0:
-            raise InvalidRecipe(
-                "augment.jitter_mm and augment.label_brightness are largest changes and not negative, not "
-                f"{self.jitter_mm} and {self.label_brightness}."
-            )
+        if wrong := wrong_number(self, _AUGMENT_RANGES, "augment."):
+            raise InvalidRecipe(f"{wrong}.")
         if set(self.flip) - set("zyx"):
             raise InvalidRecipe(f"augment.flip is made of the axes z, y and x, not {self.flip!r}.")
+
+
+_STAGE_RANGES = {
+    "heads": Range(0, 100),
+    "steps": Range(1, 10**9),
+    "steps_per_epoch": Range(1, 10**8),
+    "batch": Range(1, 4096),
+    "lr": Range(0, 1000, open="low"),
+    "weight_decay": Range(0, 1000),
+    "clip": Range(0, open="low"),
+    "patience": Range(),
+}
 
 
 @dataclass(frozen=True)
@@ -190,13 +215,10 @@ class StageRecipe:
                 f"Stage {self.stage!r}: loss {self.loss!r} is one of {', '.join(LOSSES)}; "
                 f"schedule {self.schedule!r} is cosine, plateau, polynomial or constant."
             )
-        if self.optimiser not in ("adam", "adamw") or self.heads < 0:
-            raise InvalidRecipe(
-                f"Stage {self.stage!r}: optimiser is adam or adamw and heads not negative, not {self.optimiser!r} and "
-                f"{self.heads}."
-            )
-        if min(self.steps, self.steps_per_epoch, self.batch) < 1 or self.lr <= 0:
-            raise InvalidRecipe(f"Stage {self.stage!r}: steps, steps_per_epoch, batch and lr must be positive.")
+        if self.optimiser not in ("adam", "adamw"):
+            raise InvalidRecipe(f"Stage {self.stage!r}: optimiser is adam or adamw, not {self.optimiser!r}.")
+        if wrong := wrong_number(self, _STAGE_RANGES):
+            raise InvalidRecipe(f"Stage {self.stage!r}: {wrong}.")
 
 
 @dataclass(frozen=True)
@@ -232,8 +254,26 @@ class Replay:
     watch: bool = False
 
     def __post_init__(self) -> None:
-        if (self.dataset is None) == (not self.training and not self.validation) or self.most < 0:
-            raise InvalidRecipe("A replay needs either a dataset folder or lists of cases, and most is not negative.")
+        if (self.dataset is None) == (not self.training and not self.validation):
+            raise InvalidRecipe("A replay needs either a dataset folder or lists of cases.")
+        if wrong := wrong_number(self, {"most": Range()}, "replay."):
+            raise InvalidRecipe(f"{wrong}.")
+
+
+_RECIPE_RANGES = {
+    "phantom": Range(0, 100_000),
+    "ignore": Range(0, 65_535),
+    "folds": Range(0, 1000),
+    "fold": Range(0, 1000),
+    "hard_times": Range(0, 1000),
+    "replay_share": _SHARE,
+    "keep_weights": Range(),
+    "keep_answers": Range(),
+    "validate_cases": Range(),
+    "seed": Range(0, 2**32 - 1),
+    "devices": Range(1, 1024),
+    "processes": Range(0, 1024),
+}
 
 
 @dataclass(frozen=True)
@@ -385,10 +425,14 @@ class Recipe:
             )
         if self.phantom and len(self.phantom) != 2:
             raise InvalidRecipe("phantom is two numbers: how many to train on, how many to validate on.")
+        if wrong := wrong_number(self, _RECIPE_RANGES):
+            raise InvalidRecipe(f"{wrong}.")
         if self.phantom and self.phantom[0] < 1:
             raise InvalidRecipe(f"phantom needs at least one case to train on, not {self.phantom[0]}.")
-        if Path(self.name).name != self.name:
-            raise InvalidRecipe(f"name is the name of a file and cannot hold a folder: {self.name!r}.")
+        if not is_file_name(self.name):
+            raise InvalidRecipe(
+                f"name is the name of a file: no folder, and no dot at its beginning; not {self.name!r}."
+            )
         if len(self.labels) > MOST_LABELS or IGNORE_NAME in self.labels:
             raise InvalidRecipe(
                 f"labels are at most {MOST_LABELS} classes, and {IGNORE_NAME!r} is none: it is what dataset.json calls "
@@ -410,22 +454,14 @@ class Recipe:
                 f"folds is at least 2 and fold counts from 1 to it, not {self.folds} and {self.fold}. For 5-fold "
                 "cross-validation train with folds = 5 five times, with fold = 1 to 5 and another `out` each."
             )
-        if min(self.hard_times, self.processes) < 0 or (self.hard_cases and not self.hard_times):
-            raise InvalidRecipe(
-                "hard_times and processes are not negative, and hard_cases needs hard_times of at least 1, not "
-                f"{self.hard_times} and {self.processes}."
-            )
+        if self.hard_cases and not self.hard_times:
+            raise InvalidRecipe("hard_cases needs hard_times of at least 1.")
         self._check_memory()
         self._check_order()
         SETTINGS[self.pipeline].of(self.settings)
 
     def _check_memory(self) -> None:
         """What keeps the classes of before must make sense."""
-        if not 0 <= self.replay_share <= 1 or min(self.keep_weights, self.keep_answers) < 0:
-            raise InvalidRecipe(
-                f"replay_share is 0..1, keep_weights and keep_answers are not negative; not {self.replay_share}, "
-                f"{self.keep_weights} and {self.keep_answers}."
-            )
         if (self.keep_weights or self.keep_answers) and not self.start_from:
             raise InvalidRecipe("keep_weights and keep_answers hold on to a model: name it in start_from.")
 
@@ -460,9 +496,9 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
         if changes.get(name) is not None:
             changes[name] = Path(changes[name]).absolute()
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        table.update(changes)
-        return _from_table(table, path.resolve().parent)
+        return _from_table({**read_table(path, toml=True), **changes}, path.resolve().parent)
+    except InvalidRecipe as error:
+        raise InvalidRecipe(f"{path.name}: {error}") from error
     except (OSError, ValueError, UnknownModel) as error:
         raise InvalidRecipe(f"{path.name} is no recipe: {error}. See docs/recipes.md for its fields.") from error
 
@@ -494,24 +530,30 @@ def _replay(entry: Any, folder: Path) -> Any:
     return table
 
 
-def case_from(entry: Mapping[str, Any], folder: Path) -> Case:
+def case_from(entry: Any, folder: Path) -> Case:
     """Read one entry of a list of cases; paths are relative to `folder`.
 
     Raises
     ------
     ValueError
-        If it names no image, or its classes are no list of names.
+        If it names no image, or a value of it cannot be what it is.
     """
-    images = entry.get("images", entry.get("image")) if isinstance(entry, Mapping) else None
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not images:
-        raise ValueError(f"a case needs an image: {entry!r}")
-    labels = entry.get("labels", entry.get("label"))
-    name = str(entry.get("name", entry.get("case", _stem(Path(images[0])))))
-    classes = entry.get("classes", ())
-    if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
-        raise ValueError(f"the classes of case {name!r} are a list of names, not {classes!r}")
-    return Case(name, tuple(folder / i for i in images), folder / labels if labels else None, tuple(classes))
+    return _case_of(dataclass_from(CaseEntry, entry, "case.", known_only=True), folder)
+
+
+def _case_of(entry: CaseEntry, folder: Path) -> Case:
+    """Give the case of an entry; paths are relative to `folder`."""
+    images = entry.images or entry.image or ()
+    images = (images,) if isinstance(images, str) else images
+    if not images or "" in images:
+        raise ValueError(f"a case needs an image: {entry.case or entry.name or 'one'} has none")
+    labels = entry.labels or entry.label
+    name = str(entry.name or entry.case or _stem(Path(images[0])))
+    if isinstance(entry.classes, str):
+        raise ValueError(f"the classes of case {name!r} are a list of names, not {entry.classes!r}")
+    return Case(
+        name, tuple(folder / i for i in images), folder / labels if labels else None, tuple(entry.classes or ())
+    )
 
 
 def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
@@ -521,7 +563,7 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     `training` and `validation` in dataset.json. Where cases were labelled with some of the classes only, `classes` in
     dataset.json says with which: ``{"anna": ["liver"]}``.
 
-    The split of a project is its own, and what is given out for training is noted there.
+    The split of a project is its own. Nothing is written: what a training learns from is noted when it starts.
 
     Parameters
     ----------
@@ -546,16 +588,19 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
 
         return learnable(folder, holdout)
     try:
-        facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        labels = _labels_in(facts["labels"])
-        listed = [case_from(e, folder) for e in facts.get("training", ()) if isinstance(e, dict)]
-        held = [case_from(e, folder) for e in facts.get("validation", ()) if isinstance(e, dict)]
-        partly = {str(name): tuple(map(str, c)) for name, c in facts.get("classes", {}).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        facts = structured(read_dataset_table(folder))
+        if any(isinstance(value, tuple) for value in facts.labels.values()):
+            raise ValueError("labels has regions, of several numbers each, which cannot be learned here")
+        known, ignore = labels_in(facts.labels)
+        labels = dict(sorted({**known, **({} if ignore is None else {ignore: IGNORE_NAME})}.items()))
+        listed = [_case_of(e, folder) for e in facts.training if isinstance(e, CaseEntry)]
+        held = [_case_of(e, folder) for e in facts.validation if isinstance(e, CaseEntry)]
+        partly = facts.classes if isinstance(facts.classes, Mapping) else {}
+    except (OSError, ValueError) as error:
         raise InvalidRecipe(
             f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
         ) from error
-    there = listed and all(c.images[0].exists() for c in listed)
+    there = listed and all(os.path.exists(c.images[0]) for c in listed)
     cases = listed if there else paired(folder / "imagesTr", folder / "labelsTr")
     cases = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in cases]
     held = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in held]
@@ -580,12 +625,6 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     if not cases:
         raise InvalidRecipe(f"All labelled cases of {folder} are held out; none is left to train on.")
     return labels, cases, held
-
-
-def _labels_in(labels: Mapping[str, Any]) -> dict[int, str]:
-    """Read both ways of writing: name to number (nnU-Net 2) and number to name (Decathlon)."""
-    pairs = [(int(k), str(v)) if str(k).isdigit() else (int(v), str(k)) for k, v in labels.items()]
-    return {value: name for value, name in sorted(pairs) if value != 0}
 
 
 def _stem(path: Path) -> str:

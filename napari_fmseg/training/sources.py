@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,13 +18,14 @@ __all__ = ["Source", "cases_for", "sources_of"]
 
 @dataclass(frozen=True)
 class Source:
-    """Cases of one folder, and what they were labelled with."""
+    """Cases of one folder, if they are of one, and what they were labelled with."""
 
     names: Mapping[int, str]
     training: Sequence[Case]
     validation: Sequence[Case]
     classes: tuple[str, ...] = ()
     watched: bool = False
+    folder: Path | None = None
 
     def missing(self, case: Case, labels: Sequence[str]) -> tuple[int, ...]:
         """Give the recipe's labels that may hide in the background of a case."""
@@ -37,7 +39,7 @@ class Source:
 def sources_of(recipe: Recipe) -> Iterator[Source]:
     """Give the cases of the recipe, then those of before."""
     names, training, validation = cases_for(recipe)
-    yield Source(names, training, validation)
+    yield Source(names, training, validation, folder=recipe.dataset)
     for replay in recipe.replay:
         theirs: Mapping[int, str] = dict(enumerate(recipe.labels, 1))
         training, validation = list(replay.training), list(replay.validation)
@@ -46,7 +48,7 @@ def sources_of(recipe: Recipe) -> Iterator[Source]:
         if replay.most and len(training) > replay.most:
             training = [training[i] for i in np.linspace(0, len(training) - 1, replay.most).round().astype(int)]
         called = {value: replay.names.get(name, name) for value, name in theirs.items()}
-        yield Source(called, [] if replay.watch else training, validation, replay.classes, replay.watch)
+        yield Source(called, [] if replay.watch else training, validation, replay.classes, replay.watch, replay.dataset)
 
 
 def cases_for(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:

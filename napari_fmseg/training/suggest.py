@@ -125,7 +125,7 @@ def suggest_recipe(
     parent = find_card(start_from) if start_from else None
     known = tuple(parent.labels.values()) if parent else ()
     named = tuple(labels) or tuple(dict.fromkeys([*known, *(n for n in names.values() if n != "ignore")]))
-    if not training or not named or minutes <= 0:
+    if not training or not named or not 0 < minutes < math.inf:
         raise InvalidRecipe("A suggestion needs a labelled case, the names of its classes and some minutes.")
     facts = facts_of(training, names, [n for n in named if n in names.values()])
     place = pick_device(device or "auto")

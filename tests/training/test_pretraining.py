@@ -229,8 +229,36 @@ def test_recipe_is_read_from_toml_with_paths_beside_it(tmp_path):
         {"devices": 0},
         {"batch": 3, "devices": 2},
         {"spacing_mm": (1.0, 0.0, 1.0)},
+        {"spacing_mm": (1.0, float("inf"), 1.0)},
+        {"spacing_mm": (1.0,)},
+        *(
+            {name: value}
+            for name in ("lr", "minutes", "clip", "weight_decay", "holdout", "cache_gb")
+            for value in (float("nan"), float("inf"), -1.0)
+        ),
+        *({name: value} for name in ("seed", "steps", "batch", "validate_samples") for value in (-1, 2**40, 2.5, True)),
     ],
 )
 def test_impossible_recipe_is_refused(changes, tmp_path):
     with pytest.raises(InvalidRecipe):
         PretrainRecipe(**{"name": "x", "volumes": tmp_path, "out": tmp_path, **changes})
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("lr = nan", "lr"),
+        ("minutes = inf", "minutes"),
+        ("lr = -1", "lr"),
+        ("seed = -1", "seed"),
+        ("steps = 99999999999999999999", "steps"),
+        ("[fusion]\nshare = nan", r"fusion\.share"),
+        ("[fusion]\npatch = [0, 1, 1]", r"fusion\.patch"),
+        ("[fusion]\nscale = [2.0, 1.0]", "smaller comes first"),
+        ("a = " + "[" * 100_000, "deeply"),
+    ],
+)
+def test_number_that_makes_no_sense_is_told_with_file_and_field(line, told, tmp_path):
+    (tmp_path / "r.toml").write_text(f'name = "a"\nvolumes = "v"\nout = "o"\n{line}\n')
+    with pytest.raises(InvalidRecipe, match=rf"r\.toml.*{told}"):
+        load_pretrain_recipe(tmp_path / "r.toml")

@@ -193,6 +193,16 @@ def stages(**changes: Any) -> dict[str, Any]:
         ({"training": [{"name": "a"}]}, "training|image"),
         ({"pipeline": "none"}, "none.*phased"),
         ({"precision": "float8"}, "precision.*float8"),
+        ({"training": 5}, "training"),
+        ({"training": [5]}, "case cannot be 5"),
+        ({"training": [{"image": {}}]}, r"case\.image"),
+        ({"training": [{"image": "a", "labels": 5}]}, r"case\.labels"),
+        ({"training": [{"image": "a", "name": "../a"}]}, "leads out"),
+        ({"replay": [5]}, "replay"),
+        ({"replay": [{"dataset": "a", "most": -1}]}, r"replay\.most"),
+        ({"settings": {"window_threshold": 2.0}}, "window_threshold"),
+        ({"settings": {"consensus_grid": [0, 1, 1]}}, "consensus_grid"),
+        ({"name": ".."}, r"name.*'\.\.'"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused_and_the_field_named(
@@ -200,6 +210,28 @@ def test_a_recipe_that_makes_no_sense_is_refused_and_the_field_named(
 ) -> None:
     with pytest.raises(InvalidRecipe, match=named):
         load_recipe(written(tmp_path, **changes))
+
+
+NUMBERS = [
+    *(f"stages.{name}" for name in ("heads", "steps", "steps_per_epoch", "batch", "patience")),
+    *(f"stages.{name}" for name in ("lr", "weight_decay", "clip")),
+    *(f"augment.{field.name}" for field in dataclasses.fields(Augment) if field.type == "float"),
+    *("seed", "devices", "processes", "validate_cases", "folds", "fold", "hard_times", "ignore"),
+    *("replay_share", "keep_weights", "keep_answers"),
+]
+
+
+@pytest.mark.parametrize("field", NUMBERS)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "-0.5", "1e400", "9" * 30, "true", '"1"', "[1]"])
+def test_a_number_that_makes_no_sense_is_refused_with_file_and_field(field: str, value: str, tmp_path: Path) -> None:
+    table, _, name = field.rpartition(".")
+    content = {**LEAST, "stages": [{**LEAST["stages"][0], **({name: "HERE"} if table == "stages" else {})}]}
+    if table != "stages":
+        content |= {table: {name: "HERE"}} if table else {name: "HERE"}
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps(content).replace('"HERE"', value))
+    with pytest.raises(InvalidRecipe, match=rf"recipe\.toml.*{name}"):
+        load_recipe(path)
 
 
 @pytest.mark.parametrize("field", ["name", "labels", "out", "stages"])
@@ -225,7 +257,7 @@ def test_phantoms_are_two_numbers(numbers: list[Any], tmp_path: Path) -> None:
         load_recipe(path)
 
 
-@pytest.mark.parametrize("content", [b"no toml at all", b"\xff\xfe", None])
+@pytest.mark.parametrize("content", [b"no toml at all", b"\xff\xfe", b"", b"a=" + b"[" * 10**5, None])
 def test_a_file_that_is_no_recipe_is_refused(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     if content is not None:

@@ -9,7 +9,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from napari_fmseg.training.projects.adding import add_case, free_name, label_case, restore_labels, save_prediction
+from napari_fmseg.training.projects.adding import (
+    add_case,
+    add_nameless,
+    free_name,
+    label_case,
+    restore_labels,
+    save_prediction,
+)
 from napari_fmseg.training.projects.content import image_hash
 from napari_fmseg.training.projects.examining import examine, examined
 from napari_fmseg.training.projects.labelling import LabelOptions
@@ -69,6 +76,7 @@ __all__ = [
     "Run",
     "Version",
     "add_case",
+    "add_nameless",
     "case_table",
     "examine",
     "examined",

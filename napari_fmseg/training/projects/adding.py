@@ -11,13 +11,12 @@ import numpy as np
 
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.io import read_labels, write_labels, write_volume
+from napari_fmseg.io.channels import read_channels
 from napari_fmseg.io.checks import checked
 from napari_fmseg.training.projects import nnunet
 from napari_fmseg.training.projects.content import image_hash
-from napari_fmseg.training.projects.examining import read_image
-from napari_fmseg.training.projects.journal import changing
+from napari_fmseg.training.projects.journal import changing, inside
 from napari_fmseg.training.projects.labelling import LabelOptions
-from napari_fmseg.training.projects.nnunet import CaseFiles
 from napari_fmseg.training.projects.staging import (
     StagedCase,
     moved_to_training,
@@ -28,6 +27,7 @@ from napari_fmseg.training.projects.staging import (
     uncertainty_of,
 )
 from napari_fmseg.training.projects.state import (
+    INDEX,
     CaseRecord,
     Project,
     now,
@@ -37,7 +37,7 @@ from napari_fmseg.training.projects.state import (
 )
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["add_case", "free_name", "label_case", "restore_labels", "save_prediction"]
+__all__ = ["add_case", "add_nameless", "free_name", "label_case", "restore_labels", "save_prediction"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -93,13 +93,40 @@ def add_case(
         If a file cannot be read, linked or written.
     """
     _check_name(name)
+    return _added(project, name, image, labels, options, link=link, again=again)[0]
+
+
+def add_nameless(
+    project: Project,
+    image: Volume | Path | str | Sequence[Path | str],
+    labels: LabelMap | Path | str | None = None,
+    options: LabelOptions = LabelOptions(),  # noqa: B008 - frozen
+    *,
+    link: bool = False,
+    again: bool = False,
+) -> tuple[Project, str]:
+    """Add a volume as `add_case` does, under the next free name, which is given too; others may be adding as well."""
+    return _added(project, "", image, labels, options, link=link, again=again)
+
+
+def _added(
+    project: Project,
+    name: str,
+    image: Volume | Path | str | Sequence[Path | str],
+    labels: LabelMap | Path | str | None,
+    options: LabelOptions,
+    *,
+    link: bool,
+    again: bool,
+) -> tuple[Project, str]:
     files = _paths(image)
     if link and not files:
         raise FmsegError("A volume in memory has no file to link to. Copy it (link=False).")
-    volume = _finite(image) if isinstance(image, Volume) else read_image(CaseFiles(files))
+    volume = _finite(image) if isinstance(image, Volume) else read_channels(files)
     found = image_hash(volume)
     with changing(project.folder) as change:
         fresh = open_project(project.folder)
+        name = name or free_name(fresh)  # within the lock: nobody else can take it
         if fresh.record(name).image == found and name in fresh.files:
             raise FmsegError(f"The case {name!r} is there already, with this image. Give it new labels instead.")
         if name in fresh.files:
@@ -121,7 +148,7 @@ def add_case(
         if labels is not None:
             fresh, case = stage_labels(change, fresh, case, _read(labels), options, volume)
         stage_state(change, fresh, case)
-    return open_project(project.folder)
+    return open_project(project.folder), name
 
 
 def label_case(
@@ -149,7 +176,7 @@ def label_case(
         As `add_case`; and if there is no such case.
     """
     given = _read(labels)
-    volume = read_image(project.known(name))
+    volume = read_channels(project.known(name).images)
     found = image_hash(volume)
     with changing(project.folder) as change:
         fresh = open_project(project.folder)
@@ -183,7 +210,7 @@ def restore_labels(project: Project, name: str, number: int = -1) -> Project:
         raise FmsegError(
             f"{name!r} has {len(record.earlier)} earlier versions of its labels; number {number} is none of them."
         ) from error
-    old = read_labels(project.folder / earlier.file)
+    old = read_labels(inside(project.folder, earlier.file, project.folder / INDEX))
     names = {value: name for value, name in project.facts.labels.items() if value != earlier.ignore}
     if earlier.ignore:
         names[earlier.ignore] = "ignore"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
 
 import numpy as np
@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress
-from napari_fmseg.io import read_labels, read_volume
+from napari_fmseg.io import read_labels
+from napari_fmseg.io.channels import read_channels
 from napari_fmseg.training.projects.content import image_hash
 from napari_fmseg.training.projects.journal import changing
-from napari_fmseg.training.projects.nnunet import CaseFiles
 from napari_fmseg.training.projects.state import (
     INDEX,
     CaseRecord,
@@ -24,11 +24,11 @@ from napari_fmseg.training.projects.state import (
     read_project,
     stamped,
     with_record,
+    with_roles,
     write_state,
 )
-from napari_fmseg.volume import Volume
 
-__all__ = ["examine", "examined", "labelled_share", "read_image", "stale"]
+__all__ = ["examine", "examined", "labelled_share", "stale"]
 
 
 def stale(project: Project) -> tuple[str, ...]:
@@ -40,8 +40,16 @@ def stale(project: Project) -> tuple[str, ...]:
     )
 
 
-def examine(project: Project) -> Generator[Progress, None, Project]:
+def examine(project: Project, *, write: bool = True) -> Generator[Progress, None, Project]:
     """Read the cases that are new or changed, and give those with labels their role.
+
+    Parameters
+    ----------
+    project
+        As it was opened.
+    write
+        Keep what was found, so that it need not be read again, and the roles, for ever. Without it the project that is
+        given has both, and its folder stays as it is.
 
     Yields
     ------
@@ -54,32 +62,39 @@ def examine(project: Project) -> Generator[Progress, None, Project]:
         With every case known. A case that cannot be read has its `problem` told and takes no part.
     """
     names = stale(project)
-    if not names and (project.folder / INDEX).exists():
+    if not names and (not write or (project.folder / INDEX).exists()):
         return project
     records = {}
     for i, name in enumerate(names):
         yield Progress("examining", i, len(names))
         records[name] = _examined(project, name)
     yield Progress("examining", len(names), len(names))
+    if not write:
+        return with_roles(_with_records(project, records))
     with changing(project.folder) as change:
-        fresh = read_project(project.folder)
-        for name, record in records.items():
-            if name in fresh.files and stamped(record, fresh.files[name]) == record:
-                known = fresh.record(name)
-                if not known.image:
-                    known = _renamed(fresh, record)
-                    record = dataclasses.replace(record, classes=known.classes or record.classes)
-                record = dataclasses.replace(record, earlier=known.earlier)
-                if known.image == record.image:  # what was predicted belongs to the image, not to the name
-                    record = dataclasses.replace(record, uncertainty=known.uncertainty, predicted=known.predicted)
-                fresh = with_record(fresh, name, record)
-        write_state(change, fresh)
+        write_state(change, _with_records(read_project(project.folder), records))
     return open_project(project.folder)
 
 
-def examined(project: Project) -> Project:
+def _with_records(project: Project, records: Mapping[str, CaseRecord]) -> Project:
+    """Take what was found of cases that have not changed since."""
+    fresh = project
+    for name, record in records.items():
+        if name in fresh.files and stamped(record, fresh.files[name]) == record:
+            known = fresh.record(name)
+            if not known.image:
+                known = _renamed(fresh, record)
+                record = dataclasses.replace(record, classes=known.classes or record.classes)
+            record = dataclasses.replace(record, earlier=known.earlier)
+            if known.image == record.image:  # what was predicted belongs to the image, not to the name
+                record = dataclasses.replace(record, uncertainty=known.uncertainty, predicted=known.predicted)
+            fresh = with_record(fresh, name, record)
+    return fresh
+
+
+def examined(project: Project, *, write: bool = True) -> Project:
     """Run `examine` to its end."""
-    work = examine(project)
+    work = examine(project, write=write)
     while True:
         try:
             next(work)
@@ -100,7 +115,7 @@ def _examined(project: Project, name: str) -> CaseRecord:
     found = stamped(CaseRecord(), files)
     try:
         same = known.image and known.stamps == found.stamps
-        image = known.image if same else image_hash(read_image(files))
+        image = known.image if same else image_hash(read_channels(files.images))
         if files.labels is None:
             return dataclasses.replace(found, image=image)
         data = read_labels(files.labels).data
@@ -115,18 +130,6 @@ def _examined(project: Project, name: str) -> CaseRecord:
         labelled=labelled_share(ignored),
         changed=datetime.fromtimestamp(os.stat(files.labels).st_mtime, UTC).isoformat(timespec="seconds"),
     )
-
-
-def read_image(files: CaseFiles) -> Volume:
-    """Read the channels of a case as one volume (c, z, y, x), or (z, y, x) if there is one."""
-    volumes = [read_volume(path) for path in files.images]
-    if len(volumes) == 1:
-        return volumes[0]
-    shapes = {volume.geometry.shape for volume in volumes}
-    if len(shapes) > 1:
-        names = ", ".join(path.name for path in files.images)
-        raise FmsegError(f"The channels {names} have different grids: {sorted(shapes)}. Export them on one grid.")
-    return Volume(np.concatenate([v.channels for v in volumes]), volumes[0].geometry, volumes[0].meta)
 
 
 def labelled_share(ignored: npt.NDArray[np.bool_]) -> float:

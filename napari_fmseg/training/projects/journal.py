@@ -12,17 +12,18 @@ import errno
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from napari_fmseg.errors import FmsegError, UnwritableVolume
+from napari_fmseg.io.locking import Busy, locked
 from napari_fmseg.io.writing import unwritable
+from napari_fmseg.tables import dataclass_from, read_table
 
-__all__ = ["OURS", "Change", "changing", "settle"]
+__all__ = ["OURS", "Change", "changing", "inside", "settle"]
 
 OURS = "fmseg"
 """The folder of a project that is ours; the rest is nnU-Net's layout."""
@@ -107,8 +108,10 @@ class Change:
 
     def _check(self) -> None:
         """Refuse before the commit what could not be carried out after it."""
+        for path in (*(path for move in self._moves for path in move), *self._removals):
+            inside(self._folder, path)
         for path in (*(target for _, target in self._moves), *self._removals):
-            target = _inside(self._folder, path)
+            target = self._folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(target.parent, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "no permission", str(target.parent))
@@ -131,6 +134,7 @@ def changing(folder: Path) -> Iterator[Change]:
         If another process has been writing for a minute.
     """
     try:
+        check_ours(folder)
         (folder / OURS).mkdir(parents=True, exist_ok=True)
         with _locked(folder, _PATIENCE_SECONDS):
             _recover(folder)
@@ -144,18 +148,39 @@ def changing(folder: Path) -> Iterator[Change]:
         raise unwritable(folder / "The project", error) from error
 
 
-def settle(folder: Path) -> None:
-    """Finish or throw away what a killed process left behind.
+def settle(folder: Path, *, tidy: bool = True) -> None:
+    """Finish what a killed process had committed, and throw away what it had not.
 
     Where another process is at work, or nothing may be written, everything stays as it is.
+
+    Parameters
+    ----------
+    folder
+        Of the project.
+    tidy
+        Throw away, too. Without it nothing is written unless a commit has to be finished.
+
+    Raises
+    ------
+    FmsegError
+        If the commit file is damaged, or names a place outside of the project: then nothing of it is done.
     """
     ours = folder / OURS
-    if not (ours / _COMMIT).exists() and not (ours / _STAGING).exists():
+    check_ours(folder)
+    committed = (ours / _COMMIT).exists()
+    if not committed and not (tidy and (ours / _STAGING).exists()):
         return
     # Without a commit file another process may still be preparing: what can be read is whole, and nobody waits.
-    patience = _PATIENCE_SECONDS if (ours / _COMMIT).exists() else 0
-    with suppress(_Busy, OSError), _locked(folder, patience):
+    with suppress(Busy, OSError), _locked(folder, _PATIENCE_SECONDS if committed else 0):
         _recover(folder)
+
+
+@dataclass(frozen=True)
+class _Document:
+    """What the commit file holds."""
+
+    moves: tuple[tuple[str, str], ...]
+    removals: tuple[str, ...]
 
 
 def _recover(folder: Path) -> None:
@@ -168,27 +193,76 @@ def _carry_out(folder: Path) -> None:
     """Do what the commit file says, as far as it is not done; every step can be done twice."""
     commit = folder / OURS / _COMMIT
     try:
-        document = json.loads(commit.read_text(encoding="utf-8"))
-        moves = [(_inside(folder, a), _inside(folder, b)) for a, b in document["moves"]]
-        removals = [_inside(folder, path) for path in document["removals"]]
-    except (ValueError, KeyError, TypeError) as error:
+        document = dataclass_from(_Document, read_table(commit))
+    except ValueError as error:
         raise FmsegError(f"{commit} is damaged: {error}. Restore the project from a copy.") from error
-    for source, target in moves:
-        if os.path.lexists(source):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _replace(source, target)
-    for path in removals:
-        path.unlink(missing_ok=True)
+    targets = [PurePosixPath(target) for _, target in document.moves]
+    named = [path for move in document.moves for path in move] + list(document.removals)
+    for path in named:
+        inside(folder, path, commit)
+        if set(PurePosixPath(path).parents) & set(targets):  # a link that is moved there would lead out
+            raise FmsegError(f"{commit} is damaged: it moves something into {path!r}, too. Restore a copy.")
+    for source, target in document.moves:
+        if os.path.lexists(folder / source):
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            _replace(inside(folder, source, commit), inside(folder, target, commit))
+    for path in document.removals:
+        inside(folder, path, commit).unlink(missing_ok=True)
     commit.unlink()
 
 
-def _inside(folder: Path, path: str) -> Path:
-    """Give `path` within the project; a project from elsewhere must not name files outside of itself."""
+def check_ours(folder: Path) -> None:
+    """Refuse a project whose own folders are links: what is written and tidied there would lie elsewhere.
+
+    Raises
+    ------
+    FmsegError
+        If ``fmseg``, or its staging folder or lock, is one.
+    """
+    for place in (folder / OURS, folder / OURS / _STAGING, folder / OURS / _LOCK):
+        if place.is_symlink():
+            raise FmsegError(
+                f"{place} is a link. What belongs to a project must lie in it: put the folder itself in its place, or "
+                "do not use this project if it is not your own. Nothing was written, moved or removed."
+            )
+
+
+def inside(folder: Path, path: str, named_by: Path | None = None) -> Path:
+    """Give the place of `path` in a project if it lies there, whatever links lead to it.
+
+    A project from elsewhere must not make us write, move or remove anything outside of itself. The last part may be a
+    link: it is itself replaced or removed, and not what it leads to.
+
+    Parameters
+    ----------
+    folder
+        Of the project.
+    path
+        Relative to it, with forward slashes.
+    named_by
+        The file that names it, for the message.
+
+    Raises
+    ------
+    FmsegError
+        If it leaves the project.
+    """
     pure = PurePosixPath(path)
     windows = os.name == "nt" and ("\\" in path or ":" in path)
-    if pure.is_absolute() or ".." in pure.parts or windows:
-        raise ValueError(f"it names {path}, which lies outside of the project")
-    return folder / pure
+    place = folder / pure
+    leaves = pure.is_absolute() or ".." in pure.parts or not pure.parts or windows or "\0" in path
+    if not leaves:
+        try:
+            leaves = not place.parent.resolve().is_relative_to(folder.resolve())
+        except (OSError, RuntimeError):  # links that lead in a circle
+            leaves = True
+    if leaves:
+        said = f"{named_by} names {path!r}, which" if named_by is not None else f"{path!r} in {folder}"
+        raise FmsegError(
+            f"{said} lies outside of the project, or is reached through a link that leads there. Nothing was written, "
+            "moved or removed. Put folders in the place of links, or do not use this project if it is not your own."
+        )
+    return place
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -197,7 +271,7 @@ def _replace(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        beside = target.with_name(f".{target.name}.part")  # imagesTr may be a link to another disk
+        beside = target.with_name(f".{uuid.uuid4().hex[:12]}.part")  # imagesTr may be another disk, mounted there
         shutil.copyfile(source, beside, follow_symlinks=False)
         os.replace(beside, target)
         source.unlink()
@@ -209,37 +283,13 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-class _Busy(FmsegError):
-    """Another process writes."""
-
-
 @contextmanager
 def _locked(folder: Path, patience: float) -> Iterator[None]:
-    with (folder / OURS / _LOCK).open("a+b") as file:
-        end = time.monotonic() + patience
-        while not _take(file):
-            if time.monotonic() >= end:
-                raise _Busy(
-                    f"Another program has been writing into {folder} for {patience:.0f} s. Wait until it is done, or "
-                    "end it if it hangs; nothing was changed."
-                )
-            time.sleep(0.02)
-        yield  # closing the file gives the lock back
-
-
-def _take(file: IO[bytes]) -> bool:
-    """Try to get the lock."""
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # Some network disks know no locks: there one program at a time is the user's word.
-        return error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
-    return True
+        with locked(folder / OURS / _LOCK, patience):
+            yield
+    except Busy as error:
+        raise Busy(
+            f"Another program has been writing into {folder} for {patience:.0f} s. Wait until it is done, or "
+            "end it if it hangs; nothing was changed."
+        ) from error

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from napari_fmseg.errors import FmsegError, InvalidRecipe
+from napari_fmseg.tables import dataclass_from, read_table
 from napari_fmseg.training.projects.examining import examined, stale
-from napari_fmseg.training.projects.journal import OURS, changing
+from napari_fmseg.training.projects.journal import OURS, changing, inside
 from napari_fmseg.training.projects.split import HELD_OUT, LEAST, TRAINING, is_locked
-from napari_fmseg.training.projects.state import Project, now, open_project, write_state
+from napari_fmseg.training.projects.state import INDEX, Project, now, open_project, write_state
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe
 
-__all__ = ["LEAVING", "Fold", "Plan", "Run", "learnable", "open_run", "recipe_for", "start_run", "training_plan"]
+__all__ = [
+    "LEAVING",
+    "Fold",
+    "Plan",
+    "Run",
+    "learnable",
+    "note_learned",
+    "open_run",
+    "recipe_for",
+    "start_run",
+    "training_plan",
+]
 
 LEAVING = "leaving one out"
 """What the progress of trainings for `Plan.folds` is called."""
@@ -160,7 +171,7 @@ def start_run(project: Project, plan: Plan) -> Run:
         if leaking:
             raise FmsegError(f"{leaking[0]} was held out since the plan was made. Make a new plan.")
         runs = fresh.folder / OURS / "runs"
-        number = 1 + max((int(p.name) for p in runs.glob("[0-9]*") if p.name.isdigit()), default=0)
+        number = 1 + max((int(p.name) for p in runs.glob("[0-9]*") if p.name.isdecimal()), default=0)
         change.table(
             f"{OURS}/runs/{number}/plan.json",
             {
@@ -177,6 +188,15 @@ def start_run(project: Project, plan: Plan) -> Run:
     return Run(open_project(project.folder), project.folder / OURS / "runs" / str(number), plan)
 
 
+@dataclass(frozen=True)
+class _Told:
+    """What plan.json holds of a run."""
+
+    training: Mapping[str, str]
+    validation: Mapping[str, str]
+    note: str = ""
+
+
 def open_run(project: Project, number: int) -> Run:
     """Open a run that was started before, to resume it: it has the same cases, whatever came or was renamed since.
 
@@ -185,12 +205,14 @@ def open_run(project: Project, number: int) -> Run:
     FmsegError
         If there is no such run, or one of its cases is gone.
     """
-    folder = project.folder / OURS / "runs" / str(number)
+    folder = inside(project.folder, f"{OURS}/runs/{number}/plan.json").parent
     try:
-        told = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        parts = {part: dict(told[part]) for part in ("training", "validation")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FmsegError(f"There is no run {number} in {project.folder}, or its plan.json is damaged.") from error
+        told = dataclass_from(_Told, read_table(folder / "plan.json"), known_only=True)
+    except FileNotFoundError as error:
+        raise FmsegError(f"There is no run {number} in {project.folder}.") from error
+    except (OSError, ValueError) as error:
+        raise FmsegError(f"The plan of run {number} cannot be read: {error}. Start a new run.") from error
+    parts = {"training": told.training, "validation": told.validation}
     now_called = {project.record(name).image: name for name in project.labelled}
     cases: dict[str, tuple[Case, ...]] = {}
     for part, images in parts.items():
@@ -212,7 +234,7 @@ def open_run(project: Project, number: int) -> Run:
         validation=cases["validation"],
         folds=() if locked else _left_out(cases["training"], hashes),
         images=hashes,
-        note=str(told.get("note", "")),
+        note=told.note,
     )
     return Run(project, folder, plan)
 
@@ -225,7 +247,7 @@ def _case(project: Project, name: str) -> Case:
 def learnable(folder: Path, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
     """Give class names, training and validation cases of a project for a recipe that names its folder.
 
-    The locked split is obeyed, and what is handed out is noted as learned from.
+    The locked split is obeyed, and nothing is written; `note_learned` does that when a training starts.
 
     Parameters
     ----------
@@ -239,7 +261,7 @@ def learnable(folder: Path, holdout: tuple[str, ...] = ()) -> tuple[dict[int, st
     InvalidRecipe
         If one of `holdout` is not there or was learned from before.
     """
-    project = examined(open_project(folder))
+    project = examined(open_project(folder, tidy=False), write=False)
     plan = training_plan(project)
     names = {case.name for case in plan.training}
     unknown = sorted(set(holdout) - names - {case.name for case in plan.validation})
@@ -250,12 +272,43 @@ def learnable(folder: Path, holdout: tuple[str, ...] = ()) -> tuple[dict[int, st
             + (f"it is no labelled case of {folder}." if unknown else "the split of the project has it for training.")
             + " Leave holdout out; the project knows its held-out cases."
         )
-    training = tuple(case for case in plan.training if case.name not in holdout)
+    training = [case for case in plan.training if case.name not in holdout]
     held = [*plan.validation, *(case for case in plan.training if case.name in holdout)]
-    with changing(project.folder) as change:
-        write_state(change, open_project(folder), learned=tuple(plan.images[case.name] for case in training))
     ignored = {} if plan.ignore is None else {plan.ignore: "ignore"}
-    return {**plan.names, **ignored}, list(training), held
+    return {**plan.names, **ignored}, training, held
+
+
+def note_learned(folder: Path, cases: Iterable[Case]) -> None:
+    """Note for ever that cases of a project are learned from, as a training starts; elsewhere nothing happens.
+
+    Parameters
+    ----------
+    folder
+        Of a project, or any other one.
+    cases
+        As `learnable` gave them.
+
+    Raises
+    ------
+    FmsegError
+        If one of them is held out by now, or is gone.
+    """
+    cases = list(cases)
+    if not cases or not (folder / INDEX).exists():
+        return
+    examined(open_project(folder))
+    with changing(folder.absolute()) as change:
+        fresh = open_project(folder)
+        gone = [case.name for case in cases if case.name not in fresh.files]
+        leaking = [case.name for case in cases if fresh.role(case.name) == HELD_OUT]
+        if gone or leaking:
+            raise FmsegError(
+                f"{(gone or leaking)[0]} {'is gone from' if gone else 'was meanwhile held out in'} {folder}. Start the "
+                "training again."
+            )
+        learned = {fresh.record(case.name).image for case in cases}
+        if any(fresh.roles.get(image) != TRAINING for image in learned):
+            write_state(change, fresh, learned=tuple(sorted(learned)))
 
 
 def recipe_for(run: Run, stages: tuple[StageRecipe, ...], *, name: str = "", **fields: Any) -> Recipe:

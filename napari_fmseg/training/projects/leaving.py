@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from napari_fmseg.errors import FmsegError
@@ -13,6 +13,7 @@ from napari_fmseg.events import Progress, StepDone
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import ModelCard, find_card, load_model
 from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.tables import dataclass_from, read_table
 from napari_fmseg.training.loop import train
 from napari_fmseg.training.projects.learning import LEAVING, Fold, Run
 from napari_fmseg.training.projects.measuring import measure
@@ -21,6 +22,13 @@ from napari_fmseg.training.projects.versions import list_versions, start_without
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 
 __all__ = ["leave_one_out"]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What is kept of a fold."""
+
+    dice: Mapping[str, Mapping[str, float]]
 
 
 def leave_one_out(
@@ -62,7 +70,11 @@ def leave_one_out(
             scores = yield from measure(run.project, model, [case.name for case in fold.validation], options)
             with written_beside(done) as file:
                 file.write(json.dumps(scores).encode())
-        found |= json.loads(done.read_text(encoding="utf-8"))
+        try:
+            told = dataclass_from(_Scores, {"dice": read_table(done)}, finite=False).dice
+        except (OSError, ValueError) as error:
+            raise FmsegError(f"{done} cannot be read: {error}. Remove it to measure again.") from error
+        found |= {name: dict(scores) for name, scores in told.items()}
     return found
 
 
@@ -89,6 +101,7 @@ def _recipe_of(run: Run, fold: Fold, recipe: Recipe, folder: Path) -> Recipe:
         training=fold.training,
         validation=(),
         out=folder,
+        prepared=None,
         stages=stages,
         start_from="" if start is None else str(start.folder / f"{start.name}.toml"),
     )

@@ -8,10 +8,10 @@ import numpy as np
 
 from napari_fmseg.events import Progress, drain
 from napari_fmseg.io import read_labels
+from napari_fmseg.io.channels import read_channels
 from napari_fmseg.metrics import dice_per_label
 from napari_fmseg.models import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
-from napari_fmseg.training.projects.examining import read_image
 from napari_fmseg.training.projects.split import HELD_OUT
 from napari_fmseg.training.projects.state import Project
 from napari_fmseg.volume import LabelMap
@@ -62,7 +62,7 @@ def measure(
     for i, name in enumerate(names):
         yield Progress("measuring", i, len(names))
         files = project.known(name)
-        prediction = drain(segment(read_image(files), model, options))
+        prediction = drain(segment(read_channels(files.images), model, options))
         if files.labels is not None:
             truth = read_labels(files.labels)
             found[name] = _dice(prediction, truth, project, model, project.record(name).classes)

@@ -6,7 +6,6 @@ are: fields that nobody here knows stay in the file.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any
 
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.io import suffix_of
+from napari_fmseg.training.dataset_table import labels_in, read_dataset_table
 
 __all__ = ["CaseFiles", "Facts", "announced", "find_cases", "grown", "listed", "new_table", "read_facts"]
 
@@ -89,14 +89,13 @@ def read_facts(folder: Path) -> Facts:
         If there is none, or it is not one of nnU-Net's.
     """
     try:
-        table = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        return facts_of(table, folder)
+        return facts_of(read_dataset_table(folder), folder)
     except FileNotFoundError as error:
         raise FmsegError(
             f"{folder} is no project: it has no dataset.json. Make one with `fmseg project init`, or choose the folder "
             "that holds imagesTr and labelsTr."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise FmsegError(
             f"{folder / 'dataset.json'} cannot be understood: {error}. Expected 'labels' as name and number, as "
             "nnU-Net has it. Correct it, or restore it from a copy."
@@ -104,33 +103,18 @@ def read_facts(folder: Path) -> Facts:
 
 
 def facts_of(table: Mapping[str, Any], folder: Path) -> Facts:
-    """Understand a dataset.json that was read from `folder`."""
-    labels, ignore = _labels_in(table["labels"])
-    named = table.get("channel_names", table.get("modality", {"0": "image"}))
-    named = {"0": named} if isinstance(named, str) else dict(named)
-    channels = tuple(str(named[key]) for key in sorted(named, key=int)) or ("image",)
+    """Understand a dataset.json that was read from `folder`.
+
+    Raises
+    ------
+    ValueError
+        If a field cannot be what it is.
+    """
+    labels, ignore = labels_in(table["labels"])
+    named = table.get("channel_names") or table.get("modality") or {"0": "image"}
+    named = {"0": named} if isinstance(named, str) else named
+    channels = tuple(str(named[key]) for key in sorted(named, key=int))
     return Facts(table, labels, ignore, channels, str(table.get("file_ending") or _usual_ending(folder)))
-
-
-def _labels_in(labels: Mapping[str, Any]) -> tuple[dict[int, str], int | None]:
-    """Read name to number, number to name, and regions (name to several numbers)."""
-    found: dict[int, str] = {}
-    ignore = None
-    parts: list[int] = []
-    for key, value in labels.items():
-        if str(key).isdigit():
-            found[int(key)] = str(value)
-        elif isinstance(value, list):
-            parts += [int(v) for v in value]
-            if len(value) == 1:
-                found[int(value[0])] = str(key)
-        elif str(key) == "ignore":
-            ignore = int(value)
-        else:
-            found[int(value)] = str(key)
-    for part in parts:  # only regions that hold several numbers say what it is
-        found.setdefault(part, f"label {part}")
-    return {value: name for value, name in sorted(found.items()) if value != 0}, ignore
 
 
 def _usual_ending(folder: Path) -> str:
@@ -169,7 +153,7 @@ def find_cases(folder: Path, facts: Facts) -> dict[str, CaseFiles]:
     found = {
         name: files
         for name, files in _listed(folder, facts.table)
-        if files.images and all(p.exists() for p in files.images)
+        if files.images and all(map(os.path.exists, files.images))  # one of a forbidden length or kind is not there
     }
     seen = {os.path.abspath(path) for files in found.values() for path in files.images}
     for part in (IMAGES, UNLABELLED):
@@ -186,18 +170,16 @@ def find_cases(folder: Path, facts: Facts) -> dict[str, CaseFiles]:
 
 def _listed(folder: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, CaseFiles]]:
     for name, entry in _entries_by_name(table).items():
-        yield name, _files_of(folder, entry.get("images", ()), entry.get("label"))
+        yield name, _files_of(folder, _images_of(entry), entry.get("label"))
     for part in ("training", "validation", "unlabelled"):
         for entry in table.get(part, ()):
             if not _is_case(entry):
                 continue
-            images = entry.get("images", entry.get("image"))
-            images = [images] if isinstance(images, str) else images
-            yield _name_of(entry), _files_of(folder, images, entry.get("label", entry.get("labels")))
+            yield _name_of(entry), _files_of(folder, _images_of(entry), entry.get("label", entry.get("labels")))
 
 
 def _files_of(folder: Path, images: Sequence[str], labels: str | None) -> CaseFiles:
-    there = labels is not None and (folder / labels).exists()
+    there = labels is not None and os.path.exists(folder / labels)
     return CaseFiles(tuple(_at(folder, i) for i in images), _at(folder, str(labels)) if there else None)
 
 
@@ -217,10 +199,14 @@ def _is_case(entry: object) -> bool:
     return isinstance(entry, Mapping) and bool(entry.get("images") or entry.get("image"))
 
 
+def _images_of(entry: Mapping[str, Any]) -> Sequence[str]:
+    images = entry.get("images") or entry.get("image") or ()
+    return [images] if isinstance(images, str) else images
+
+
 def _name_of(entry: Mapping[str, Any]) -> str:
-    images = entry.get("images", entry.get("image"))
-    first = Path(images if isinstance(images, str) else images[0]).name
-    return str(entry.get("case", entry.get("name", _CHANNEL.sub("", first.removesuffix(suffix_of(first))))))
+    first = Path(_images_of(entry)[0]).name
+    return str(entry.get("case") or entry.get("name") or _CHANNEL.sub("", first.removesuffix(suffix_of(first))))
 
 
 def _images_in(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:

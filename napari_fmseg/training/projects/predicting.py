@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
-from napari_fmseg.errors import FmsegError
-from napari_fmseg.events import Progress, StageResult
+from napari_fmseg.errors import FmsegError, GeometryMismatch, UnreadableVolume
+from napari_fmseg.events import Progress, StageResult, Warned
+from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models import load_model
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.training.projects.adding import save_prediction
-from napari_fmseg.training.projects.examining import read_image
 from napari_fmseg.training.projects.state import Project
 from napari_fmseg.training.projects.table import ranked
 from napari_fmseg.training.projects.versions import present_version
@@ -20,7 +20,9 @@ from napari_fmseg.volume import LabelMap, Volume
 __all__ = ["predict"]
 
 
-def predict(project: Project, names: Sequence[str] = (), *, device: str = "auto") -> Generator[Progress, None, Project]:
+def predict(
+    project: Project, names: Sequence[str] = (), *, device: str = "auto"
+) -> Generator[Progress | Warned, None, Project]:
     """Segment cases with the project's model in use and keep what it finds, to be corrected.
 
     How unsure it is of a case is where it contradicts itself: see `napari_fmseg.uncertainty`. The map of that is kept
@@ -37,8 +39,8 @@ def predict(project: Project, names: Sequence[str] = (), *, device: str = "auto"
 
     Yields
     ------
-    Progress
-        Per case.
+    Progress, Warned
+        Per case; and of each that cannot be read, such as one whose channels do not lie on each other.
 
     Returns
     -------
@@ -48,7 +50,7 @@ def predict(project: Project, names: Sequence[str] = (), *, device: str = "auto"
     Raises
     ------
     FmsegError
-        If no model is in use.
+        If no model is in use, or none of the cases can be segmented.
     """
     version = present_version(project)
     if version is None:
@@ -56,13 +58,21 @@ def predict(project: Project, names: Sequence[str] = (), *, device: str = "auto"
     model = load_model(version.card, device=device)
     options = SegmentOptions(show_stages=False, device=device)
     names = tuple(names) or tuple(row.name for row in ranked(project))
+    failed: list[FmsegError] = []
     for i, name in enumerate(names):
         yield Progress("predicting", i, len(names))
-        volume = read_image(project.known(name))
-        found, where = _found(uncertainty(volume, model, options))
+        try:
+            volume = read_channels(project.known(name).images)
+            found, where = _found(uncertainty(volume, model, options))
+        except (UnreadableVolume, GeometryMismatch) as error:
+            failed.append(error)
+            yield Warned(f"{name} was left out: {error}")
+            continue
         doubt = float(where.meta["doubt"])
         project = save_prediction(project, name, found, version.number, uncertainty=doubt, where=where)
     yield Progress("predicting", len(names), len(names))
+    if failed and len(failed) == len(names):
+        raise failed[0]
     return project
 
 

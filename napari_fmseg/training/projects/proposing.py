@@ -14,6 +14,7 @@ from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Saved, Warned
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import ModelCard, find_card
+from napari_fmseg.tables import Range, wrong_number
 from napari_fmseg.training.projects.examining import examine
 from napari_fmseg.training.projects.journal import OURS
 from napari_fmseg.training.projects.learning import Run, recipe_for, start_run, training_plan
@@ -31,6 +32,13 @@ _LOOKS = 4
 
 KEPT = "kept.json"
 """In the folder of a run whose model became a version."""
+
+
+_RANGES = {
+    "minutes": Range(0, 7 * 24 * 60, open="low"),
+    "rate": Range(0, 1000, open="low"),
+    "seed": Range(0, 2**32 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,8 @@ class LessonOptions:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 0 < self.minutes <= 7 * 24 * 60 or self.rate <= 0:
-            raise FmsegError(
-                f"A training takes more than 0 minutes and at most a week, and its rate is above 0; not "
-                f"{self.minutes:g} minutes and {self.rate:g}."
-            )
+        if wrong := wrong_number(self, _RANGES):
+            raise FmsegError(f"{wrong}. A training takes more than 0 minutes and at most a week.")
 
 
 def prepare_run(
@@ -161,7 +166,7 @@ def recipe_file(run: Run) -> Path:
 
 def unfinished_run(project: Project) -> int:
     """Give the number of the last run if it did not come to a version, so that it can be resumed; else 0."""
-    runs = [p for p in (project.folder / OURS / "runs").glob("[0-9]*") if p.name.isdigit()]
+    runs = [p for p in (project.folder / OURS / "runs").glob("[0-9]*") if p.name.isdecimal()]
     last = max(runs, key=lambda p: int(p.name), default=None)
     if last is None or (last / KEPT).exists() or not (last / "recipe.toml").exists():
         return 0

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from napari_fmseg.errors import FmsegError
-from napari_fmseg.tables import dataclass_from
+from napari_fmseg.tables import dataclass_from, read_table
 from napari_fmseg.training.projects import nnunet
 from napari_fmseg.training.projects.journal import OURS, Change, changing, settle
 from napari_fmseg.training.projects.nnunet import CaseFiles, Facts
@@ -29,6 +28,7 @@ __all__ = [
     "read_project",
     "stamped",
     "with_record",
+    "with_roles",
     "write_state",
 ]
 
@@ -37,6 +37,8 @@ INDEX, LEDGER = f"{OURS}/project.json", f"{OURS}/split.json"
 _FORMAT = "napari-fmseg project 1"
 
 Stamp = tuple[int, ...]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -203,11 +205,18 @@ def init_project(
     return open_project(folder)
 
 
-def open_project(folder: Path | str) -> Project:
+def open_project(folder: Path | str, *, tidy: bool = True) -> Project:
     """Open a project, or any folder in nnU-Net's raw layout; quick, since no volume is read.
 
     What a killed process left behind is finished or thrown away. Cases that were put there by other tools, or changed
     by them, are listed at once; `examine` (in `examining`) reads them.
+
+    Parameters
+    ----------
+    folder
+        Where it lies.
+    tidy
+        Throw away what was never committed; without it nothing is written unless a commit has to be finished.
 
     Raises
     ------
@@ -216,7 +225,7 @@ def open_project(folder: Path | str) -> Project:
     """
     folder = Path(folder).absolute()
     for _ in range(20):
-        settle(folder)
+        settle(folder, tidy=tidy)
         before = _stamps([folder / INDEX, folder / "dataset.json"])
         project = read_project(folder)
         if before == _stamps([folder / INDEX, folder / "dataset.json"]):
@@ -228,38 +237,63 @@ def read_project(folder: Path) -> Project:
     """Read the files of a project as they are; what a killed process left is not looked at."""
     facts = nnunet.read_facts(folder)
     files = nnunet.find_cases(folder, facts)
-    index = _table(folder / INDEX)
-    ledger = _table(folder / LEDGER).get("roles") or _roles_of_models(folder)
-    if index.get("format", _FORMAT) != _FORMAT:
+    told = _table(folder / INDEX)
+    form = told.get("format", _FORMAT)
+    if isinstance(form, str) and form != _FORMAT:
         raise FmsegError(
-            f"{folder} was written by another version of fmseg ({index['format']}, not {_FORMAT}). Update fmseg to "
-            "open it."
+            f"{folder} was written by another version of fmseg ({form[:80]}, not {_FORMAT}). Update fmseg to open it."
         )
-    try:
-        read = dataclass_from(Index, index)
-    except ValueError as error:
-        raise FmsegError(f"{folder / INDEX} is damaged: {error}. Restore it from a copy.") from error
-    return Project(folder, facts, files, read, ledger)
+    index = _read(Index, folder / INDEX, told)
+    roles = _read(_Ledger, folder / LEDGER, _table(folder / LEDGER)).roles or _roles_of_models(folder)
+    if surplus := sorted(set(roles.values()) - {TRAINING, HELD_OUT}):
+        raise FmsegError(
+            f"{folder / LEDGER} is damaged: a role is {TRAINING!r} or {HELD_OUT!r}, not {surplus[0]!r}. Restore it "
+            "from a copy of the project."
+        )
+    return Project(folder, facts, files, index, roles)
+
+
+@dataclass(frozen=True)
+class _Ledger:
+    """What the file of the split holds."""
+
+    format: str = ""
+    note: str = ""
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What the lineage of a version tells of the split."""
+
+    held_out: Mapping[str, str] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
 
 
 def _roles_of_models(folder: Path) -> dict[str, str]:
     """Find the roles again where the split was lost: the models know what they learned from and were measured on."""
     roles: dict[str, str] = {}
     for path in sorted((folder / OURS / "models").glob("*/lineage.json")):
-        told = _table(path)
-        roles.update(dict.fromkeys(dict(told.get("held_out", {})).values(), HELD_OUT))
-        roles.update(dict.fromkeys(told.get("seen", ()), TRAINING))
+        told = _read(_Lesson, path, _table(path), known_only=True)
+        roles.update(dict.fromkeys(told.held_out.values(), HELD_OUT))
+        roles.update(dict.fromkeys(told.seen, TRAINING))
     return roles
 
 
 def _table(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return read_table(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise FmsegError(f"{path} cannot be read: {error}. Restore it from a copy of the project.") from error
-    return found if isinstance(found, dict) else {}
+
+
+def _read(kind: type[T], path: Path, table: Mapping[str, Any], *, known_only: bool = False) -> T:
+    try:
+        return dataclass_from(kind, table, finite=False, known_only=known_only)
+    except ValueError as error:
+        raise FmsegError(f"{path} is damaged: {error}. Restore it from a copy of the project.") from error
 
 
 def _stamps(paths: list[Path] | tuple[Path, ...]) -> tuple[Stamp, ...]:
@@ -287,15 +321,13 @@ def with_record(project: Project, name: str, record: CaseRecord) -> Project:
     )
 
 
-def write_state(change: Change, project: Project, *, learned: tuple[str, ...] = ()) -> Project:
-    """Collect the index and the split of `project` in a change; labelled images without a role get theirs.
+def with_roles(project: Project, *, learned: tuple[str, ...] = ()) -> Project:
+    """Give the project with a role for every labelled image that had none; nothing is written.
 
     Parameters
     ----------
-    change
-        What is to be committed.
     project
-        As it will be.
+        As it is.
     learned
         Hashes of images that a model learned from: they can never validate.
     """
@@ -307,10 +339,26 @@ def write_state(change: Change, project: Project, *, learned: tuple[str, ...] = 
         learned=learned,
         announced={image for name, image in images.items() if image and name in said},
     )
-    if roles != project.roles:
-        change.table(LEDGER, {"format": "napari-fmseg split 1", "note": _NOTE, "roles": roles})
-    change.table(INDEX, dataclasses.asdict(project.index))
     return dataclasses.replace(project, roles=roles)
+
+
+def write_state(change: Change, project: Project, *, learned: tuple[str, ...] = ()) -> Project:
+    """Collect the index and the split of `project` in a change; labelled images without a role get theirs.
+
+    Parameters
+    ----------
+    change
+        What is to be committed.
+    project
+        As it will be.
+    learned
+        As for `with_roles`.
+    """
+    new = with_roles(project, learned=learned)
+    if new.roles != project.roles:
+        change.table(LEDGER, {"format": "napari-fmseg split 1", "note": _NOTE, "roles": new.roles})
+    change.table(INDEX, dataclasses.asdict(new.index))
+    return new
 
 
 _NOTE = (

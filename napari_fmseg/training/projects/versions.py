@@ -16,7 +16,7 @@ import numpy as np
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.models import ModelCard, find_card, read_card, write_card
 from napari_fmseg.sharing import install_model
-from napari_fmseg.tables import dataclass_from
+from napari_fmseg.tables import dataclass_from, read_table
 from napari_fmseg.training.projects.journal import OURS, Change, changing
 from napari_fmseg.training.projects.learning import Run
 from napari_fmseg.training.projects.split import HELD_OUT
@@ -105,7 +105,7 @@ class Kept:
 
 def list_versions(project: Project) -> tuple[Version, ...]:
     """List all versions, the oldest first."""
-    folders = [p for p in (project.folder / MODELS).glob("*") if p.name.isdigit()]
+    folders = [p for p in (project.folder / MODELS).glob("*") if p.name.isdecimal()]
     return tuple(_version(folder) for folder in sorted(folders, key=lambda p: int(p.name)))
 
 
@@ -116,7 +116,7 @@ def present_version(project: Project) -> Version | None:
 
 def _version(folder: Path) -> Version:
     try:
-        lineage = dataclass_from(Lineage, json.loads((folder / "lineage.json").read_text(encoding="utf-8")))
+        lineage = dataclass_from(Lineage, read_table(folder / "lineage.json"), finite=False)
         (card,) = folder.glob("*.toml")
     except (OSError, ValueError) as error:
         raise FmsegError(

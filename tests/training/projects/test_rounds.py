@@ -124,6 +124,17 @@ def test_cases_without_labels_are_predicted_with_a_number_for_the_doubt(filled: 
     assert found.data.shape == (6, 8, 10)
 
 
+def test_a_case_that_cannot_be_predicted_does_not_stop_the_others(filled: Project, image, tmp_path) -> None:
+    project = add_case(filled, "broken", image(10))
+    project = keep_version(start_run(project, training_plan(project)), a_model(tmp_path / "m", "m")).project
+    project.files["broken"].images[0].write_bytes(b"no volume")
+    events, project = ended(predict(project, device="cpu"))
+    assert [e.text.partition(":")[0] for e in events if isinstance(e, Warned)] == ["broken was left out"]
+    assert {row.name: row.status for row in case_table(project) if row.status == "predicted"} == {"new": "predicted"}
+    with pytest.raises(FmsegError, match="broken"):
+        ended(predict(project, ("broken",), device="cpu"))
+
+
 def test_labels_on_a_turned_grid_are_read_as_simpleitk_reads_them(project: Project, image) -> None:
     volume = image(1)
     rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ from napari_fmseg.errors import FmsegError
 from napari_fmseg.training.projects import (
     LabelOptions,
     add_case,
+    add_nameless,
     examined,
     image_hash,
     init_project,
@@ -217,3 +218,14 @@ def test_two_who_write_at_once_lose_nothing(tmp_path):
     assert len(found.labelled) == 12
     assert is_locked(found.roles, found.roles)
     assert len(found.roles) == 12
+
+
+def test_several_who_add_without_a_name_at_once_get_one_each(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    project = init_project(tmp_path / "p", ("liver",))
+    with ThreadPoolExecutor(4) as pool:
+        names = list(pool.map(lambda i: add_nameless(project, picture(i), marks())[1], range(8)))
+    assert sorted(names) == [f"case-{i:03d}" for i in range(1, 9)]
+    found = open_project(project.folder)
+    assert [found.record(name).image for name in names] == [image_hash(picture(i)) for i in range(8)]

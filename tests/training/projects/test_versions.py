@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from napari_fmseg.errors import FmsegError, InvalidRecipe, WeightsMismatch
-from napari_fmseg.events import Saved
+from napari_fmseg.events import Progress, Saved
 from napari_fmseg.io import read_labels
 from napari_fmseg.models import ModelCard, NetSpec, find_card, list_models, load_model, save_model, user_models_folder
 from napari_fmseg.nets import build
@@ -43,6 +44,8 @@ from napari_fmseg.training.projects import (
     training_plan,
     unmeasured,
 )
+from napari_fmseg.training.projects.learning import note_learned
+from napari_fmseg.training.suggest import suggest_recipe
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 
@@ -185,13 +188,38 @@ def test_a_recipe_that_names_the_folder_obeys_the_locked_split(filled, image, la
         cases_of(project.folder, (plan.training[0].name,))
 
 
-def test_what_a_recipe_learned_from_in_the_days_of_few_cases_never_validates(project, image, labels):
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_asking_for_the_cases_of_a_project_changes_nothing_and_a_training_notes_what_it_learns_from(
+    project, image, labels
+):
     for i in range(3):
         project = add_case(project, f"c{i}", image(i), labels())
+    before = everything(project.folder)
     _, training, held = cases_of(project.folder)
-    assert (len(training), held) == (3, [])
+    recipe = suggest_recipe(project.folder, 0.05, device="cpu").recipe
+    assert (len(training), held, recipe.dataset) == (3, [], project.folder)
+    assert everything(project.folder) == before
+    with closing(train(dataclasses.replace(recipe, out=project.folder.parent / "run"))) as events:
+        assert any(isinstance(event, Progress) and event.stage == "reading" for event in events)
     project = add_case(open_project(project.folder), "c3", image(3), labels())
-    assert [c.name for c in training_plan(project).validation] == ["c3"]
+    assert [c.name for c in training_plan(project).validation] == ["c3"], "what was learned from never validates"
+
+
+def test_a_training_whose_case_was_held_out_meanwhile_does_not_start(project, image, labels):
+    for i in range(3):
+        project = add_case(project, f"c{i}", image(i), labels())
+    _, training, _ = cases_of(project.folder)
+    project = add_case(open_project(project.folder), "c3", image(3), labels())
+    (held,) = training_plan(project).validation
+    cases = [*training, held]
+    before = everything(project.folder)
+    with pytest.raises(FmsegError, match="held out"):
+        note_learned(project.folder, cases)
+    assert everything(project.folder) == before
+    note_learned(project.folder.parent, cases)  # no project: nothing to note
 
 
 def test_the_split_is_found_again_from_the_models_where_its_file_was_lost(filled, tmp_path):
