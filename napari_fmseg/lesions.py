@@ -39,7 +39,7 @@ class Lesion:
     label, name
         Of its class; the name is "" where nobody gave one.
     voxels, ml
-        Its size in voxels and in millilitres.
+        Its size in voxels and in millilitres. Where the size of a voxel is not known, ml, peak and total are nan.
     max, mean
         Largest and mean intensity, in the table's unit.
     peak
@@ -78,11 +78,14 @@ class LesionTable:
         The largest first.
     left_out
         How many parts were smaller than what was asked for.
+    has_spacing
+        Whether the size of a voxel is known; else there is no ml, and nothing that needs one.
     """
 
     unit: str
     lesions: tuple[Lesion, ...]
     left_out: int = 0
+    has_spacing: bool = True
 
     @property
     def is_suv(self) -> bool:
@@ -112,7 +115,8 @@ class LesionTable:
     @property
     def mean(self) -> float:
         """Mean intensity over the voxels of all lesions; nan without one."""
-        return self.total / self.ml if self.lesions else math.nan
+        voxels = sum(lesion.voxels for lesion in self.lesions)
+        return sum(lesion.mean * lesion.voxels for lesion in self.lesions) / voxels if voxels else math.nan
 
 
 def lesions(
@@ -143,7 +147,7 @@ def lesions(
     GeometryMismatch
         If labels and volume do not lie on one grid.
     FmsegError
-        If `min_ml` is negative, or there is no such channel.
+        If `min_ml` is negative or cannot be measured for want of a spacing, or there is no such channel.
 
     References
     ----------
@@ -155,15 +159,15 @@ def lesions(
     parts = components(mask)
     sizes = np.bincount(parts.reshape(-1))[1:]
     kept = sizes * labels.geometry.voxel_ml >= min_ml * (1 - 1e-9)
-    sphere = _sphere(labels.geometry.affine[:3, :3])
+    sphere = _sphere(labels.geometry.affine[:3, :3]) if labels.has_spacing else None
     found = [
         _measured(labels, image, parts, number, box, sphere)
         for number, box in _boxes(parts)
         if kept[number - 1]
     ]  # fmt: skip
-    found.sort(key=lambda pair: -pair["ml"])
+    found.sort(key=lambda pair: -pair["voxels"])
     table = tuple(Lesion(number, **facts) for number, facts in enumerate(found, 1))
-    return LesionTable(_unit(volume), table, int((~kept).sum()))
+    return LesionTable(_unit(volume), table, int((~kept).sum()), labels.has_spacing)
 
 
 def _check(labels: LabelMap, volume: Volume, min_ml: float, channel: int) -> None:
@@ -177,6 +181,11 @@ def _check(labels: LabelMap, volume: Volume, min_ml: float, channel: int) -> Non
         )
     if not min_ml >= 0:
         raise FmsegError(f"The smallest lesion is {min_ml} ml. Expected 0 ml or more.")
+    if min_ml and not labels.has_spacing:
+        raise FmsegError(
+            f"The smallest lesion is {min_ml} ml, but the labels have no spacing, so that nobody knows how many ml a "
+            "voxel has. Ask for all lesions (0 ml), or give the labels their spacing."
+        )
     if not 0 <= channel < volume.n_channels:
         raise FmsegError(f"There is no channel {channel}: the image has {volume.n_channels}, counted from 0.")
 
@@ -193,19 +202,25 @@ def _boxes(parts: npt.NDArray[Any]) -> list[tuple[int, Box]]:
 
 
 def _measured(
-    labels: LabelMap, image: npt.NDArray[Any], parts: npt.NDArray[Any], number: int, box: Box, sphere: npt.NDArray[Any]
-) -> dict[str, Any]:  # fmt: skip
+    labels: LabelMap,
+    image: npt.NDArray[Any],
+    parts: npt.NDArray[Any],
+    number: int,
+    box: Box,
+    sphere: npt.NDArray[Any] | None,
+) -> dict[str, Any]:
     inside = parts[box] == number
     places = np.argwhere(inside) + [s.start for s in box]
     values = np.asarray(image[box][inside], np.float64)
     z, y, x = places[int(values.argmax())].tolist()
     label = int(labels.data[z, y, x])
-    ml = len(values) * labels.geometry.voxel_ml
+    ml = len(values) * labels.geometry.voxel_ml if sphere is not None else math.nan
+    peak = _peak(image, box, inside, sphere) if sphere is not None else math.nan
     mean = float(values.mean())
     middle = labels.geometry.place(places.mean(0)).tolist()
     return {
         "label": label, "name": str(labels.names.get(label, "")), "voxels": len(values), "ml": ml,
-        "max": float(values.max()), "mean": mean, "peak": _peak(image, box, inside, sphere), "total": mean * ml,
+        "max": float(values.max()), "mean": mean, "peak": peak, "total": mean * ml,
         "hottest": (z, y, x), "centroid_mm": (middle[0], middle[1], middle[2]),
     }  # fmt: skip
 
@@ -268,10 +283,15 @@ def write_lesions(table: LesionTable, path: Path | str) -> Path:
 
 def _rows(table: LesionTable) -> Iterator[tuple[Any, ...]]:
     for each in table.lesions:
-        uptake = (f"{v:.5g}" for v in (each.max, each.mean, each.peak, each.total))
-        where = (f"{v:.2f}" for v in reversed(each.centroid_mm))
-        yield each.number, each.label, each.name, f"{each.ml:.4f}", each.voxels, *uptake, *where
+        uptake = map(_figure, (each.max, each.mean, each.peak, each.total))
+        where = (f"{v:.2f}" if table.has_spacing else "" for v in reversed(each.centroid_mm))
+        ml = f"{each.ml:.4f}" if table.has_spacing else ""
+        yield each.number, each.label, each.name, ml, each.voxels, *uptake, *where
     totals = (table.max, table.mean, table.peak, table.total)
-    uptake = ("" if math.isnan(v) else f"{v:.5g}" for v in totals)
     voxels = sum(each.voxels for each in table.lesions)
-    yield "all", "", f"{len(table.lesions)} lesions", f"{table.ml:.4f}", voxels, *uptake, "", "", ""
+    ml = f"{table.ml:.4f}" if table.has_spacing else ""
+    yield "all", "", f"{len(table.lesions)} lesions", ml, voxels, *map(_figure, totals), "", "", ""
+
+
+def _figure(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.5g}"

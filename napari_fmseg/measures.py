@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,11 @@ class Measure:
     label, name
         Its number and its name ("" where nobody named it).
     voxels, ml
-        Its size in voxels and in millilitres.
+        Its size in voxels and in millilitres; nan ml where the size of a voxel is not known.
     centre
         Index (z, y, x) of a voxel of the class in the middle of its largest piece, or None if the class is empty.
     centre_mm
-        Where that voxel lies, in LPS mm listed z, y, x.
+        Where that voxel lies, in LPS mm listed z, y, x; None, too, where the size of a voxel is not known.
     """
 
     label: int
@@ -67,11 +68,14 @@ def _counted(plane: npt.NDArray[Any]) -> dict[int, int]:
 def _measured(labels: LabelMap, label: int, per_plane: Sequence[dict[int, int]]) -> Measure:
     areas = np.array([counts.get(label, 0) for counts in per_plane])
     voxels = int(areas.sum())
-    name, ml = str(labels.names.get(label, "")), voxels * labels.geometry.voxel_ml
+    voxel_ml = labels.geometry.voxel_ml if labels.has_spacing else math.nan
+    name, ml = str(labels.names.get(label, "")), voxels * voxel_ml
     if not voxels:
-        return Measure(label, name, 0, 0.0)
+        return Measure(label, name, 0, ml)
     z = int(np.searchsorted(np.cumsum(areas), voxels / 2))
     y, x = _middle(labels.data[z] == label)
+    if not labels.has_spacing:
+        return Measure(label, name, voxels, ml, (z, y, x))
     where = labels.geometry.place((z, y, x)).tolist()
     return Measure(label, name, voxels, ml, (z, y, x), (where[0], where[1], where[2]))
 
@@ -87,7 +91,7 @@ def _middle(mask: npt.NDArray[np.bool_]) -> tuple[int, int]:
 
 
 def write_measures(measures: Iterable[Measure], path: Path | str) -> Path:
-    """Write measures as a CSV file with one row per class; centres in LPS mm.
+    """Write measures as a CSV file with one row per class; centres in LPS mm. What is not known stays empty.
 
     A file of that name is replaced only when the new one is complete.
 
@@ -107,5 +111,5 @@ def write_measures(measures: Iterable[Measure], path: Path | str) -> Path:
 
 
 def _row(m: Measure) -> Iterator[Any]:
-    yield from (m.label, m.name, f"{m.ml:.4f}", m.voxels)
+    yield from (m.label, m.name, "" if math.isnan(m.ml) else f"{m.ml:.4f}", m.voxels)
     yield from ("", "", "") if m.centre_mm is None else (f"{v:.2f}" for v in reversed(m.centre_mm))

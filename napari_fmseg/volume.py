@@ -15,9 +15,11 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import FmsegError, GeometryMismatch
 
-__all__ = ["Box", "Geometry", "LabelMap", "Volume"]
+__all__ = ["NO_SPACING", "Box", "Geometry", "LabelMap", "Volume"]
 
 Box = tuple[slice, slice, slice]
+NO_SPACING = "no_spacing"
+"""In a volume's meta, and true, where nobody said how large its voxels are: its mm are pixels, and it has no ml."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +207,11 @@ class Volume:
     def n_channels(self) -> int:
         """Channels; 1 for (z, y, x)."""
         return self.data.shape[0] if self.data.ndim == 4 else 1
+
+    @property
+    def has_spacing(self) -> bool:
+        """Whether the size of the voxels is known: without it nothing may be told in mm or ml."""
+        return not self.meta.get(NO_SPACING)
 
     @property
     def channels(self) -> npt.NDArray[Any]:

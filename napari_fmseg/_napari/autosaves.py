@@ -35,7 +35,7 @@ import psutil
 
 from napari_fmseg._napari.layers import KEY, LayerData, along, as_filed, geometry_of
 from napari_fmseg._napari.packing import packed, unpacked
-from napari_fmseg.errors import FmsegError, UnreadableVolume
+from napari_fmseg.errors import FmsegError, GeometryMismatch, UnreadableVolume
 from napari_fmseg.io import read_labels, write_labels
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.volume import Geometry, LabelMap
@@ -54,7 +54,7 @@ class Work:
     data
         The layer's own array.
     geometry
-        Of `data`, or None if it has not three axes.
+        Of `data`, or None if it has not three axes, or nobody can tell where they lie.
     options
         What napari needs to make the layer again, but the data.
     """
@@ -108,7 +108,11 @@ def work_of(layer: Any) -> Work:
         "colormap": None if colors is None else {k: np.asarray(v, float).tolist() for k, v in colors.items()},
         "metadata": {**layer.metadata, KEY: told} if told else dict(layer.metadata),
     }
-    return Work(layer.data, geometry_of(layer) if layer.ndim == 3 else None, options)
+    try:
+        geometry = geometry_of(layer) if layer.ndim == 3 else None
+    except GeometryMismatch:  # such as units of time: the voxels and the layer's own transform are kept all the same
+        geometry = None
+    return Work(layer.data, geometry, options)
 
 
 class Session:

@@ -8,6 +8,7 @@ from typing import Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QVBoxLayout, QWidget
 
+from napari_fmseg._napari.belonging import record_of
 from napari_fmseg._napari.cases import Case
 from napari_fmseg._napari.channels import ChannelChooser
 from napari_fmseg._napari.devices import offered_devices
@@ -16,6 +17,7 @@ from napari_fmseg._napari.image_chooser import ImageChooser, RegionChooser
 from napari_fmseg._napari.layers import KEY
 from napari_fmseg._napari.model_chooser import ModelChooser
 from napari_fmseg._napari.parts import More, Note
+from napari_fmseg._napari.placing import Frame, has_spacing
 from napari_fmseg._napari.preferences import load
 from napari_fmseg._napari.staging import Request, Run
 from napari_fmseg._napari.tooltips import SEGMENT
@@ -121,6 +123,9 @@ class Choices(QWidget):
             return SEGMENT.run_no_image
         if card is None:
             return SEGMENT.run_no_model
+        for one in (case, *(other for other in self.channels.cases if other is not None)):
+            if self._no_place(one):
+                return self._no_place(one)
         if self.model.terms:
             return "Accept the terms of this model first."
         if self.channels.names:
@@ -154,13 +159,17 @@ class Choices(QWidget):
         Raises
         ------
         GeometryMismatch
-            If the region is not over the image.
+            If the region is not over the image, or nobody can tell where the image lies.
         """
         case, card = self.image.case, self.model.card
         if case is None or card is None:
             raise FmsegError(self.why_not())
         told = case.layers[0].metadata.get(KEY) or {}
         box = self.region.box(case.layers[0])
+        others = tuple(other for other in self.channels.cases if other)
+        options = self.options.values()
+        if not has_spacing(case.layers[0]):
+            options["min_part_ml"] = 0.0  # a voxel has no ml
         return Request(
             Run(case.id, card.name, self.region.region if box is not None else ""),
             case.name,
@@ -169,12 +178,12 @@ class Choices(QWidget):
             dict(case.meta),
             told.get("filed"),
             str(told.get("source") or ""),
-            SegmentOptions(self.until.currentData() or "", self.device.currentText(), **self.options.values()),
+            SegmentOptions(self.until.currentData() or "", self.device.currentText(), **options),
             box,
             channels=card.channels if self.channels.names else (),
-            others=tuple(
-                (other.layers[0].data, other.geometry, dict(other.meta)) for other in self.channels.cases if other
-            ),
+            others=tuple((other.layers[0].data, other.geometry, dict(other.meta)) for other in others),
+            frame=Frame.of(case.layers[0]),
+            note=record_of(case, others, card.channels if self.channels.names else ()),
         )
 
     def close_down(self) -> None:
@@ -212,9 +221,25 @@ class Choices(QWidget):
         if self.channels.names:
             known = [meta, *(other.meta if other is not None else {} for other in self.channels.cases)]
             meta = {"channel_units": tuple(str(one.get("units", "")) for one in known)}
-        seen = list(doubts(case.geometry, meta, card)) if case is not None and card is not None else []
-        self.doubts.tell(seen)
+        spaced = case is None or has_spacing(case.layers[0])
+        self.options.allow("min_part_ml", "" if spaced else SEGMENT.min_part_no_spacing)
+        self.doubts.tell(self._doubts(case, meta, spaced))
         self.changed.emit()
+
+    def _doubts(self, case: Case | None, meta: Mapping[str, Any], spaced: bool) -> list[str]:
+        card = self.model.card
+        if case is None or card is None or self._no_place(case):
+            return []
+        return [*doubts(case.geometry, meta, card), *([] if spaced else [SEGMENT.no_spacing])]
+
+    @staticmethod
+    def _no_place(case: Case) -> str:
+        """Tell why nobody knows where an image lies, or nothing."""
+        try:
+            _ = case.geometry
+        except FmsegError as error:
+            return str(error)
+        return ""
 
 
 def _form() -> QFormLayout:

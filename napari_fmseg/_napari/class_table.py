@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from qtpy.QtCore import QSize, Qt, QTimer, Signal
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import (
@@ -20,15 +22,17 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_fmseg._napari.belonging import label_map
 from napari_fmseg._napari.class_colors import colors_of, rename, set_colors
 from napari_fmseg._napari.going import go_to
-from napari_fmseg._napari.layers import labels_of
+from napari_fmseg._napari.layers import names_of
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.tables import plain_table
 from napari_fmseg._napari.tooltips import CLASSES
 from napari_fmseg._napari.worker import Job, start_job
+from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.measures import Measure, measure, write_measures
-from napari_fmseg.volume import LabelMap
+from napari_fmseg.volume import NO_SPACING, Geometry, LabelMap
 
 __all__ = ["ClassTable"]
 
@@ -135,11 +139,20 @@ class ClassTable(QWidget):
         if self._job is not None and self._job.running:
             self._timer.start()  # once more, when it has ended
             return
-        labels = labels_of(self.layer)
+        labels = self._label_map()
         self._job = start_job(lambda: _measured(labels), parent=self)
         self._job.event.connect(self._on_measured)
         self._job.failed.connect(self.failed)
         self._job.finished.connect(self._on_done)
+
+    def _label_map(self) -> LabelMap:
+        """Take the labels as they are now; voxels are counted even where nobody can tell how large they are."""
+        try:
+            return label_map(self.layer, self._viewer.layers)
+        except GeometryMismatch:
+            data = np.asarray(self.layer.data)
+            grid = Geometry.from_spacing(data.shape)
+            return LabelMap(data, grid, {NO_SPACING: True}, names_of(self.layer))
 
     def _on_measured(self, measures: Any) -> None:
         if self.layer is not None:
@@ -167,11 +180,14 @@ class ClassTable(QWidget):
         self.table.setToolTip(CLASSES.jump)
         if layer is None:
             return
-        names = labels_of(layer).names
+        names = names_of(layer)
         found = {m.label: m for m in self.measures}
         labels = sorted({*names, *found})
         colors = colors_of(layer, labels)
         self._filling = True
+        spaced = not any(math.isnan(m.ml) for m in self.measures)
+        self.table.setColumnHidden(ML, not spaced)
+        self.table.horizontalHeaderItem(VOXELS).setToolTip(CLASSES.voxels if spaced else CLASSES.no_spacing)
         self.table.setRowCount(len(labels))
         for row, label in enumerate(labels):
             self._fill_row(row, label, names.get(label, ""), colors[label], found.get(label))
@@ -186,7 +202,7 @@ class ClassTable(QWidget):
         shown.setData(Qt.ItemDataRole.UserRole, label)
         swatch = QTableWidgetItem(_icon(color), "")
         called = QTableWidgetItem(name or f"label {label}")
-        ml = QTableWidgetItem("…" if found is None else _ml(found.ml))
+        ml = QTableWidgetItem("…" if found is None else "" if math.isnan(found.ml) else _ml(found.ml))
         voxels = QTableWidgetItem("…" if found is None else f"{found.voxels:,}".replace(",", " "))
         for column, item in enumerate((shown, swatch, called, ml, voxels)):
             item.setToolTip(TIPS[column])
@@ -237,7 +253,7 @@ class ClassTable(QWidget):
         go_to(self._viewer, self.layer, found.centre)
 
     def _on_save(self) -> None:
-        labels = labels_of(self.layer)
+        labels = self._label_map()
         path, _ = QFileDialog.getSaveFileName(self, "Save statistics", f"{_safe(self.layer.name)}.csv", "CSV (*.csv)")
         if path:
             job = start_job(lambda: _saved(labels, Path(path)), parent=self)

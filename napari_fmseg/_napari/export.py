@@ -19,10 +19,10 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_fmseg._napari.belonging import label_map, note_new_labels
 from napari_fmseg._napari.dialogs import ResearchOnly, ask, show_error
 from napari_fmseg._napari.export_parts import ClassList, Destination, Outcome
 from napari_fmseg._napari.export_way import Way
-from napari_fmseg._napari.layers import labels_of
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.origin import Origin, in_file_order, origin_of, snapshot
 from napari_fmseg._napari.parts import ErrorBox, Note
@@ -118,6 +118,7 @@ class ExportDock(QWidget):
         self.cancel_button.clicked.connect(self._on_cancel)
         self.error.asked.connect(lambda error: show_error(self, error, title="The labels were not exported"))
         layers = self.viewer.layers
+        layers.events.inserted.connect(note_new_labels)
         self._links = Links(self)
         self._links.connect(self._on_layers, layers.events.inserted, layers.events.removed, layers.events.renamed)
         self._links.connect(self._on_active, layers.selection.events.active)
@@ -151,13 +152,20 @@ class ExportDock(QWidget):
     def _on_labels(self, _: int = 0) -> None:
         layer = self.layer
         self.origin = Origin() if layer is None else origin_of(layer, self.viewer.layers)
-        self.classes.show_classes(None if layer is None else _named(layer))
+        self.classes.show_classes(None if layer is None else self._named(layer))
         self.labels.setToolTip(EXPORT.labels if layer is None else f"{EXPORT.labels} Now: {layer.name}")
         self.way.allow_dicom(EXPORT.export_no_labels if layer is None else self.origin.why_no_dicom())
         if layer is not None and self.place.stem in ("", self._suggested):
             self._suggested = re.sub(r"[^\w-]+", "_", layer.name).strip("_") or "labels"
             self.place.suggest(self._suggested)
         self._look()
+
+    def _named(self, layer: Any) -> LabelMap | None:
+        try:
+            return label_map(layer, self.viewer.layers)
+        except GeometryMismatch as error:
+            self.error.tell(error)
+            return None
 
     def _on_way(self) -> None:
         self.place.set_suffix("" if self.way.fills_folder else self.way.suffix)
@@ -189,7 +197,7 @@ class ExportDock(QWidget):
         if path is None:
             return
         try:
-            labels, origin = snapshot(self.layer), self.origin
+            labels, origin = snapshot(self.layer, self.viewer.layers), origin_of(self.layer, self.viewer.layers)
         except FmsegError as error:
             self.error.tell(error)
             return
@@ -197,7 +205,7 @@ class ExportDock(QWidget):
                         source=origin.source, series=origin.series, model=origin.model)  # fmt: skip
         if not self._may_replace(labels, wanted):
             return
-        self._written, self._remarks = [], []
+        self._written, self._remarks = [], [] if labels.has_spacing else [EXPORT.no_spacing]
         self.bar.setRange(0, 0)  # busy, until the first number comes
         self.job = start_job(lambda: _events(labels, origin, wanted), parent=self)
         self.job.event.connect(self._on_event)
@@ -241,10 +249,3 @@ class ExportDock(QWidget):
 def _events(labels: LabelMap, origin: Origin, wanted: Export) -> Iterator[Progress | Warned | Saved]:
     labels = in_file_order(labels, origin)
     yield from export(labels, replace(wanted, like=origin.like(labels)))
-
-
-def _named(layer: Any) -> LabelMap | None:
-    try:
-        return labels_of(layer)
-    except GeometryMismatch:
-        return None

@@ -46,6 +46,7 @@ class OptionsForm(QWidget):
         layout = QFormLayout(self)
         layout.setContentsMargins(12, 0, 0, 0)
         hints, helps = get_type_hints(kind), help_of(kind)
+        self._helps = helps
         for field in dataclasses.fields(kind):
             if field.name in skip:
                 continue
@@ -67,6 +68,12 @@ class OptionsForm(QWidget):
         for name, value in values.items():
             if name in self._widgets:
                 self._widgets[name].value = value
+
+    def allow(self, name: str, why_not: str = "") -> None:
+        """Let the user change a field; or not, with the reason as its tooltip."""
+        widget = self._widgets[name].native
+        widget.setEnabled(not why_not)
+        widget.setToolTip(why_not or self._helps.get(name, ""))
 
     def _on_changed(self) -> None:
         self.changed.emit()

@@ -8,10 +8,12 @@ from typing import Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QHBoxLayout, QPushButton, QWidget
 
+from napari_fmseg._napari.belonging import image_of, note_new_labels
 from napari_fmseg._napari.cases import Case, case_with, cases_of
-from napari_fmseg._napari.layers import AXES, UNITS
 from napari_fmseg._napari.links import Links
+from napari_fmseg._napari.placing import AXES, UNITS
 from napari_fmseg._napari.roi import box_of_shapes, box_of_view
+from napari_fmseg._napari.stages import made_of
 from napari_fmseg._napari.tooltips import SEGMENT
 from napari_fmseg.volume import Box
 
@@ -21,14 +23,16 @@ WHOLE, VIEW = "Whole volume", "Current view"
 
 
 class ImageChooser(QComboBox):
-    """The volumes of a viewer, kept up to date; a volume that is dropped is chosen by itself.
+    """The volumes of a viewer, kept up to date; a volume that is dropped, or whose layer becomes active, is chosen.
+
+    Of active labels the image is chosen that they were made on.
 
     Parameters
     ----------
     viewer
         Whose volumes are offered.
     follow
-        Whether a new volume is chosen by itself; may be changed.
+        Whether a new volume, or the one whose layer becomes active, is chosen by itself; may be changed.
 
     Attributes
     ----------
@@ -49,6 +53,8 @@ class ImageChooser(QComboBox):
         events = viewer.layers.events
         self._links.connect(self._on_inserted, events.inserted)
         self._links.connect(self._on_layers, events.removed, events.reordered)
+        self._links.connect(self._on_active, viewer.layers.selection.events.active)
+        events.inserted.connect(note_new_labels)  # once per viewer, however many choosers there are
         self.currentIndexChanged.connect(self._on_index)
         self._fill()
 
@@ -83,6 +89,18 @@ class ImageChooser(QComboBox):
 
     def _on_layers(self) -> None:
         self._fill()
+
+    def _on_active(self) -> None:
+        layer = self._viewer.layers.selection.active
+        if layer is not None and self.follow:
+            self.choose_image_of(layer)
+
+    def choose_image_of(self, layer: Any) -> None:
+        """Choose the image that a layer is, or belongs to; if there is none the choice stays."""
+        case = case_with(self._cases, layer) or (image_of(layer, self._viewer.layers) if _has_image(layer) else None)
+        ids = [one.id for one in self._cases]
+        if case is not None and case.id in ids:
+            self.setCurrentIndex(ids.index(case.id))
 
     def _on_index(self) -> None:
         self.chosen.emit()
@@ -167,9 +185,20 @@ class RegionChooser(QWidget):
         self.combo.setCurrentIndex(places[0] if places else 1 if at == 1 else 0)
 
     def _on_draw(self) -> None:
-        place: dict[str, Any] = {"units": UNITS, "axis_labels": AXES} if self._viewer.dims.ndim == 3 else {}
+        place: dict[str, Any] = {}
+        if self._viewer.dims.ndim == 3:
+            active = self._viewer.layers.selection.active
+            units = active.units if active is not None and active.ndim == 3 else UNITS
+            place = {"units": units, "axis_labels": AXES}
         layer = self._viewer.add_shapes(
             name="region of interest", ndim=3, edge_color="#ffd54a", face_color="transparent", edge_width=2, **place
         )
         layer.mode = "add_rectangle"
         self._fill(layer)
+
+
+def _has_image(layer: Any) -> bool:
+    """Whether a layer is one that belongs to an image: labels, or a map of ours."""
+    from napari.layers import Image, Labels
+
+    return isinstance(layer, Labels) or (isinstance(layer, Image) and bool(made_of(layer)))

@@ -2,8 +2,8 @@
 
 What is opened is listed along the patient's axes first (z to superior, y to posterior, x to left, as near as they go;
 no voxel is interpolated), so that the first view is axial whatever the order in the file. All layers of one case share
-that frame, in mm: `place` gives scale and translate in it, so that coarse, cropped and full grids agree. An oblique
-direction and the order in the file stay in the metadata, for export.
+a frame (see `placing`), so that coarse, cropped and full grids agree. An oblique direction and the order in the file
+stay in the metadata, for export.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from napari_fmseg._napari.placing import KEY, Frame, geometry_of, has_spacing, place
 from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.labels import label_info
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg.volume import NO_SPACING, Geometry, LabelMap, Volume
 
 __all__ = [
     "KEY",
@@ -31,14 +32,12 @@ __all__ = [
     "labels_of",
     "map_layer",
     "meta_of",
+    "names_of",
     "place",
     "volume_of",
 ]
 
 LayerData: TypeAlias = tuple[Any, dict[str, Any], str]
-KEY = "fmseg"  # in a layer's metadata: geometry, meta, source, ...
-UNITS = ("mm", "mm", "mm")
-AXES = ("z", "y", "x")
 CT_WINDOW_HU = (-160.0, 240.0)  # soft tissue, as radiologists set it for the abdomen
 AIR_HU = (-1100.0, -900.0)
 SUV_WINDOW = (0.0, 7.0)  # as whole-body PET are read
@@ -46,16 +45,6 @@ PET_COLORMAP = "gray_r"  # uptake dark on white
 PET_OVERLAY = {"colormap": "hot", "blending": "additive", "opacity": 0.6}  # no uptake leaves what lies below as it is
 CHANNEL_COLORMAPS = ("gray", "green", "magenta", "cyan", "yellow", "red", "blue")
 GLASBEY_STEP = 0.61803398875  # turns of the hue between two labels without a colour
-
-
-def place(geometry: Geometry) -> dict[str, Any]:
-    """Give the arguments that put a layer in its place: scale, translate, units and axis labels, all (z, y, x)."""
-    return {
-        "scale": geometry.spacing,
-        "translate": tuple((geometry.direction.T @ geometry.origin).tolist()),
-        "units": UNITS,
-        "axis_labels": AXES,
-    }
 
 
 def along(volume: Volume, frame: Geometry) -> Volume:
@@ -80,7 +69,9 @@ def along(volume: Volume, frame: Geometry) -> Volume:
     GeometryMismatch
         If the two grids are turned against each other by other than right angles.
     """
-    turn = frame.direction.T @ volume.geometry.direction  # column i: where axis i of the volume runs in the frame
+    turn = np.linalg.solve(
+        frame.direction, volume.geometry.direction
+    )  # column i: where axis i of the volume runs in the frame
     order = tuple(int(i) for i in np.abs(turn).argmax(1))
     if sorted(order) != [0, 1, 2] or np.abs(turn)[range(3), order].min() < 0.9:
         raise GeometryMismatch("This grid is turned against the image's and cannot be shown on it. Resample it first.")
@@ -181,9 +172,22 @@ def window_of(data: npt.NDArray[Any], meta: Mapping[str, Any]) -> tuple[float, f
     return (low, high if high > low else low + 1.0)
 
 
-def map_layer(stage: Volume, name: str, *, frame: Geometry | None = None) -> LayerData:
-    """Give a map of real numbers in 0..1, such as attention, as heat over the image whose geometry is `frame`."""
-    shown = along(stage, frame or stage.geometry.canonical()[0])
+def _placed(geometry: Geometry, frame: Geometry | Frame | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Give the arguments that put what is listed along a frame in its place, and what the metadata need for it."""
+    if not isinstance(frame, Frame):
+        return place(geometry), {"geometry": geometry}
+    return frame.place(geometry), {"geometry": geometry, "world": tuple(map(tuple, frame.world.tolist()))}
+
+
+def _along(volume: Volume, frame: Geometry | Frame | None) -> Volume:
+    grid = frame.geometry if isinstance(frame, Frame) else frame
+    return along(volume, grid or volume.geometry.canonical()[0])
+
+
+def map_layer(stage: Volume, name: str, *, frame: Geometry | Frame | None = None) -> LayerData:
+    """Give a map of real numbers in 0..1, such as attention, as heat over the image whose frame is `frame`."""
+    shown = _along(stage, frame)
+    where, told = _placed(shown.geometry, frame)
     options = {
         "name": name,
         "colormap": "inferno",
@@ -191,13 +195,13 @@ def map_layer(stage: Volume, name: str, *, frame: Geometry | None = None) -> Lay
         "blending": "additive",
         "opacity": 0.45,
         "contrast_limits": (0.0, 1.0),
-        "metadata": {KEY: {"geometry": shown.geometry, "filed": stage.geometry}},
-        **place(shown.geometry),
+        "metadata": {KEY: {**told, "filed": stage.geometry}},
+        **where,
     }
     return (shown.data, options, "image")
 
 
-def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | None = None, source: str = "") -> LayerData:
+def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | Frame | None = None, source: str = "") -> LayerData:
     """Give labels as a labels layer in its place, with the names and colours of their classes.
 
     What is painted with a number of no name is white, never invisible; the class name stands in the status bar.
@@ -209,13 +213,13 @@ def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | None = None, 
     name
         Of the layer.
     frame
-        Geometry of the image layer over which they are shown; without it the patient's axes.
+        Of the image layer over which they are shown, or its geometry if we opened it; without it the patient's axes.
     source
         File they were read from.
     """
-    shown = along(labels, frame or labels.geometry.canonical()[0])
-    told = {
-        "geometry": shown.geometry,
+    shown = _along(labels, frame)
+    where, told = _placed(shown.geometry, frame)
+    told |= {
         "filed": labels.geometry,
         "names": dict(labels.names),
         "colors": dict(labels.colors),
@@ -228,7 +232,7 @@ def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | None = None, 
         "features": features_of(labels.names),
         "colormap": colormap_of(labels),
         "metadata": {KEY: told},
-        **place(shown.geometry),
+        **where,
     }
     return (shown.data, options, "labels")
 
@@ -257,31 +261,6 @@ def _hue(label: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(label * GLASBEY_STEP % 1, 0.65 if label % 2 else 0.85, 0.95)
 
 
-def geometry_of(layer: Any) -> Geometry:
-    """Tell where a layer's voxels lie: as its file said, if it was not moved since, else as scale and translate say.
-
-    Parameters
-    ----------
-    layer
-        A napari Image or Labels layer with three axes (the last three count).
-
-    Raises
-    ------
-    GeometryMismatch
-        If the layer has fewer than three axes.
-    """
-    shape = tuple(int(n) for n in layer.data.shape[-3:])
-    if len(shape) != 3:
-        raise GeometryMismatch(f"Layer {layer.name!r} has {layer.data.ndim} axes; a volume needs three (z, y, x).")
-    known = (layer.metadata.get(KEY) or {}).get("geometry")
-    scale, translate = np.asarray(layer.scale[-3:], float), np.asarray(layer.translate[-3:], float)
-    if isinstance(known, Geometry) and known.shape == shape:
-        seen = place(known)
-        if np.allclose(scale, seen["scale"], rtol=1e-5) and np.allclose(translate, seen["translate"], atol=1e-3):
-            return known
-    return Geometry.from_spacing(shape, tuple(np.abs(scale)), tuple(translate))
-
-
 def volume_of(layers: Sequence[Any]) -> Volume:
     """Make the volume that one image layer shows, or several that are its channels.
 
@@ -299,29 +278,50 @@ def volume_of(layers: Sequence[Any]) -> Volume:
                                    "volume need the same size and place.")  # fmt: skip
     data = [np.asarray(layer.data) for layer in layers]
     meta = dict((layers[0].metadata.get(KEY) or {}).get("meta") or {})
-    return Volume(data[0] if len(data) == 1 else np.stack(data), first, meta)
+    return Volume(data[0] if len(data) == 1 else np.stack(data), first, _with_spacing(meta, layers[0]))
 
 
-def labels_of(layer: Any) -> LabelMap:
+def _with_spacing(meta: Mapping[str, Any], layer: Any) -> dict[str, Any]:
+    """Note in what is known of a volume whether its layer lacks a spacing: then nobody may tell mm or ml."""
+    known = {key: value for key, value in meta.items() if key != NO_SPACING}
+    return known if has_spacing(layer) else {**known, NO_SPACING: True}
+
+
+def names_of(layer: Any) -> dict[int, str]:
+    """Give the names of the classes of a labels layer.
+
+    They come from its `features` (which the user may have edited), else from its metadata.
+    """
+    features = layer.features
+    if "index" in features and "name" in features:
+        pairs = zip(features["index"], features["name"], strict=True)
+        return {int(label): str(name) for label, name in pairs if int(label) > 0}
+    return {int(k): str(v) for k, v in ((layer.metadata.get(KEY) or {}).get("names") or {}).items()}
+
+
+def labels_of(layer: Any, geometry: Geometry | None = None) -> LabelMap:
     """Make the label map that a labels layer shows, with the names and colours of its classes.
 
-    Names come from the layer's `features` (which the user may have edited), else from its metadata.
+    Parameters
+    ----------
+    layer
+        A napari Labels layer with three axes.
+    geometry
+        Where its voxels lie, if more is known of it than the layer says itself: see `belonging.grid_of`.
 
     Raises
     ------
     GeometryMismatch
-        If the layer has not three axes.
+        As `geometry_of`.
     """
     told = layer.metadata.get(KEY) or {}
-    names = {int(k): str(v) for k, v in (told.get("names") or {}).items()}
-    features = layer.features
-    if "index" in features and "name" in features:
-        names = {int(i): str(n) for i, n in zip(features["index"], features["name"], strict=True) if int(i) > 0}
+    names = names_of(layer)
     colors: dict[int, tuple[float, float, float]] = {}
     for label in names:
         red, green, blue = (float(v) for v in np.asarray(layer.colormap.map(np.array([label]))).reshape(-1)[:3])
         colors[label] = (red, green, blue)
-    return LabelMap(np.asarray(layer.data), geometry_of(layer), told.get("meta") or {}, names, colors)
+    meta = _with_spacing(told.get("meta") or {}, layer)
+    return LabelMap(np.asarray(layer.data), geometry or geometry_of(layer), meta, names, colors)
 
 
 def as_filed(labels: LabelMap, filed: Geometry | None) -> LabelMap:

@@ -22,16 +22,17 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_fmseg._napari.cases import cases_of
-from napari_fmseg._napari.dialogs import show_error
+from napari_fmseg._napari.belonging import image_of, is_of, label_map, lies_on, why_ask
+from napari_fmseg._napari.cases import Case, cases_of
+from napari_fmseg._napari.dialogs import ask, show_error
 from napari_fmseg._napari.going import go_to
-from napari_fmseg._napari.layers import geometry_of, is_pet, labels_of, meta_of, volume_of
+from napari_fmseg._napari.layers import is_pet, meta_of, volume_of
 from napari_fmseg._napari.links import Links
-from napari_fmseg._napari.parts import ErrorBox
+from napari_fmseg._napari.parts import ErrorBox, Note
 from napari_fmseg._napari.tables import plain_table, set_columns
 from napari_fmseg._napari.tooltips import LESIONS
 from napari_fmseg._napari.worker import Job, start_job
-from napari_fmseg.errors import GeometryMismatch
+from napari_fmseg.errors import FmsegError, GeometryMismatch
 from napari_fmseg.lesions import Lesion, LesionTable, columns, lesions, write_lesions
 from napari_fmseg.volume import LabelMap, Volume
 
@@ -57,9 +58,12 @@ class LesionDialog(QDialog):
         self._viewer, self.layer = viewer, layer
         self.found: LesionTable | None = None
         self._job: Job | None = None
+        self._homes = [case for case in cases_of(viewer.layers) for _ in _on_grid(case, layer)]
         self._images = [part for case in cases_of(viewer.layers) for part in _on_grid(case, layer)]
+        self._agreed: set[str] = set()  # images of others that the user wants to measure in
         self.image, self.min_ml = QComboBox(), QDoubleSpinBox()
         self.table, self.totals, self.error = plain_table((), stretch=1), QLabel(), ErrorBox()
+        self.doubt = Note()
         self.save, self.close_button = QPushButton("&Export CSV …"), QPushButton("&Close")
         self._timer = QTimer(self, singleShot=True, interval=WAIT_MS)
         self._timer.timeout.connect(self._on_time)
@@ -73,8 +77,7 @@ class LesionDialog(QDialog):
 
     def _build(self) -> None:
         self.image.addItems([part.name for part in self._images])
-        pets = [at for at, part in enumerate(self._images) if is_pet(meta_of(part))]
-        self.image.setCurrentIndex(pets[0] if pets else 0)
+        self.image.setCurrentIndex(self._likely())
         self.image.setToolTip(LESIONS.image)
         self.min_ml.setRange(0, 1000)
         self.min_ml.setSingleStep(0.1)
@@ -96,7 +99,7 @@ class LesionDialog(QDialog):
         layout = QVBoxLayout(self)
         layout.addWidget(QLabel(self.layer.name))
         layout.addLayout(form)
-        for widget in (self.table, self.totals, self.error):
+        for widget in (self.doubt, self.table, self.totals, self.error):
             layout.addWidget(widget)
         layout.addLayout(foot)
         self.resize(620, 420)
@@ -107,6 +110,22 @@ class LesionDialog(QDialog):
         self.error.asked.connect(lambda error: show_error(self, error))
         self.save.clicked.connect(self._on_save)
         self.close_button.clicked.connect(self.accept)
+
+    # --- which image ---
+
+    def _likely(self) -> int:
+        """Choose a PET that the labels were made on, else an image that they were made on, else a PET."""
+        own = [is_of(self.layer, case) for case in self._homes]
+        pets = [is_pet(meta_of(part)) for part in self._images]
+        home = image_of(self.layer, self._viewer.layers)
+        first = [home is not None and case.id == home.id for case in self._homes]
+        scores = [4 * bool(mine) + 2 * pet + here for mine, pet, here in zip(own, pets, first, strict=True)]
+        return scores.index(max(scores)) if scores else -1
+
+    @property
+    def _home(self) -> Case:
+        home: Case = self._homes[self.image.currentIndex()]
+        return home
 
     # --- measuring ---
 
@@ -124,8 +143,17 @@ class LesionDialog(QDialog):
             ))  # fmt: skip
             return
         part = self._images[self.image.currentIndex()]
-        labels, least = labels_of(self.layer), self.min_ml.value()
-        volume = dataclasses.replace(volume_of([part]), meta=meta_of(part))
+        doubt = why_ask(self.layer, self._home, self._viewer.layers)
+        self.doubt.tell([f"{doubt} Is it the same patient?"] if doubt else [])
+        try:
+            labels = label_map(self.layer, self._viewer.layers)
+            volume = dataclasses.replace(volume_of([part]), meta=meta_of(part))
+        except FmsegError as error:
+            self.error.tell(error)
+            return
+        self.min_ml.setEnabled(labels.has_spacing)
+        self.min_ml.setToolTip(LESIONS.min_ml if labels.has_spacing else LESIONS.no_spacing)
+        least = self.min_ml.value() if labels.has_spacing else 0.0
         self._job = start_job(lambda: _measured(labels, volume, least), parent=self)
         self._job.event.connect(self._show)
         self._job.failed.connect(self.error.tell)
@@ -136,7 +164,9 @@ class LesionDialog(QDialog):
         if found is None:
             self.totals.setText("Measuring …")
             return
-        set_columns(self.table, ("", "Lesion", "ml", *columns(found)), stretch=1)
+        size = "ml" if found.has_spacing else "Voxels"
+        shown = columns(found) if found.has_spacing else columns(found)[:2]  # the others need the size of a voxel
+        set_columns(self.table, ("", "Lesion", size, *shown), stretch=1)
         self.table.setRowCount(len(found.lesions))
         for row, lesion in enumerate(found.lesions):
             self._fill(row, lesion)
@@ -144,8 +174,10 @@ class LesionDialog(QDialog):
 
     def _fill(self, row: int, lesion: Lesion) -> None:
         name = lesion.name or f"label {lesion.label}"
-        figures = (lesion.max, lesion.mean, lesion.peak, lesion.total)
-        for column, text in enumerate((str(lesion.number), name, _said(lesion.ml), *map(_said, figures))):
+        figures: tuple[float, ...] = (lesion.ml, lesion.max, lesion.mean, lesion.peak, lesion.total)
+        if self.found is not None and not self.found.has_spacing:
+            figures = (lesion.voxels, lesion.max, lesion.mean)
+        for column, text in enumerate((str(lesion.number), name, *map(_said, figures))):
             item = QTableWidgetItem(text)
             item.setToolTip(LESIONS.jump)
             if column != 1:
@@ -160,10 +192,23 @@ class LesionDialog(QDialog):
 
     def _on_save(self) -> None:
         found = self.found
+        if found is None or not self._agrees():
+            return
         path, _ = QFileDialog.getSaveFileName(self, "Save lesions", "lesions.csv", "CSV (*.csv)")
-        if path and found is not None:
+        if path:
             job = start_job(lambda: _saved(found, Path(path)), parent=self)
             job.failed.connect(self.error.tell)
+
+    def _agrees(self) -> bool:
+        """Ask before figures are kept that were measured in an image of other labels."""
+        home = self._home
+        if is_of(self.layer, home) is not False or home.id in self._agreed:
+            return True
+        text = (f"{why_ask(self.layer, home, self._viewer.layers)} The table is right only if both are of one patient, "
+                "as the PET beside a CT is.")  # fmt: skip
+        agreed = ask(self, f"Is “{home.name}” of the same patient?", text, "Save the table", "Cancel")
+        self._agreed |= {home.id} if agreed else set()
+        return agreed
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.layer or any(event.value is part for part in self._images):
@@ -176,10 +221,9 @@ class LesionDialog(QDialog):
             self._job.cancel()
 
 
-def _on_grid(case: Any, layer: Any) -> list[Any]:
+def _on_grid(case: Case, layer: Any) -> list[Any]:
     """Give the layers of a volume that lie on the grid of the labels."""
-    on = geometry_of(layer)
-    return [part for part in case.layers if part.data.ndim == 3 and geometry_of(part).matches(on, atol_mm=0.01)]
+    return [part for part in case.layers if part.data.ndim == 3] if lies_on(layer, case) else []
 
 
 def _measured(labels: LabelMap, volume: Volume, min_ml: float) -> Iterator[LesionTable]:
@@ -195,7 +239,10 @@ def _totals(found: LesionTable) -> str:
         return "There is no lesion." + (f" {found.left_out} parts are smaller." if found.left_out else "")
     largest, _, _, total = columns(found)
     left_out = f" {found.left_out} smaller parts are left out." if found.left_out else ""
-    return (f"{len(found.lesions)} lesions, {_said(found.ml)} ml; {largest} {_said(found.max)}; "
+    start, size = f"{len(found.lesions)} lesions", sum(lesion.voxels for lesion in found.lesions)
+    if not found.has_spacing:
+        return f"{start}, {size} voxels; {largest} {_said(found.max)}. There are no ml: the layer has no spacing."
+    return (f"{start}, {_said(found.ml)} ml; {largest} {_said(found.max)}; "
             f"{total} {_said(found.total)}.{left_out}")  # fmt: skip
 
 

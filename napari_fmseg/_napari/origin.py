@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from napari_fmseg._napari.layers import KEY, as_filed, geometry_of, labels_of
+from napari_fmseg._napari.belonging import image_of, is_of, label_map, lies_on
+from napari_fmseg._napari.cases import cases_of
+from napari_fmseg._napari.layers import KEY, as_filed
 from napari_fmseg._napari.tooltips import EXPORT
-from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.io.exporting import is_dicom_source
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
@@ -35,12 +36,15 @@ class Origin:
         Its path, or None.
     model
         What made the labels, or "".
+    doubtful
+        Names of the images on whose voxels the labels lie, if nobody knows to which of them they belong.
     """
 
     filed: Geometry | None = None
     meta: Mapping[str, Any] | None = None
     source: Path | None = None
     model: str = ""
+    doubtful: tuple[str, ...] = ()
 
     @property
     def series(self) -> str | None:
@@ -49,6 +53,10 @@ class Origin:
 
     def why_no_dicom(self) -> str:
         """Say why no DICOM SEG can be written, or "" if one can; looks at the disk."""
+        if self.doubtful:
+            names = ", ".join(self.doubtful)
+            return (f"The labels lie on the voxels of {names}, and nothing says on which of them they were made. Close "
+                    "the others; a DICOM SEG must not refer to another patient's series.")  # fmt: skip
         if self.source is None:
             return EXPORT.dicom_disabled
         if self.source.suffix.lower() == ".zip":
@@ -72,24 +80,34 @@ def origin_of(layer: Any, layers: Iterable[Any]) -> Origin:
     layer
         A labels layer.
     layers
-        All layers of the viewer: the image is the one that it was made on, else the first on the same grid.
+        All layers of the viewer, of which one may be its image.
     """
+    layers = list(layers)
     told = _told(layer)
-    made = told.get("made") or {}
-    image = _told(_image_of(layer, made.get("image"), layers))
+    made, home = told.get("made") or {}, image_of(layer, layers)
+    is_its = home is not None and (is_of(layer, home) or lies_on(layer, home))
+    image = _told(home.layers[0]) if home is not None and is_its else {}
     source = image.get("source") or told.get("source") or ""
     filed = image.get("filed") or told.get("filed")
+    below = [case.name for case in cases_of(layers) if is_of(layer, case) is None and lies_on(layer, case)]
     return Origin(
         filed if isinstance(filed, Geometry) else None,
         dict(image.get("meta") or told.get("meta") or {}),
         Path(source) if source else None,
         str(made.get("model") or ""),
+        tuple(below) if home is None and len(below) > 1 else (),
     )
 
 
-def snapshot(layer: Any) -> LabelMap:
-    """Copy the labels of a layer as they are now, so that painting on does not change what is written."""
-    labels = labels_of(layer)
+def snapshot(layer: Any, layers: Iterable[Any]) -> LabelMap:
+    """Copy the labels of a layer as they are now, so that painting on does not change what is written.
+
+    Raises
+    ------
+    GeometryMismatch
+        If it cannot be told where they lie.
+    """
+    labels = label_map(layer, layers)
     return replace(labels, data=np.array(labels.data))
 
 
@@ -101,15 +119,3 @@ def in_file_order(labels: LabelMap, origin: Origin) -> LabelMap:
 def _told(layer: Any) -> Mapping[str, Any]:
     told = None if layer is None else layer.metadata.get(KEY)
     return told if isinstance(told, Mapping) else {}
-
-
-def _image_of(layer: Any, made_on: Any, layers: Iterable[Any]) -> Any:
-    try:
-        grid = geometry_of(layer)
-    except GeometryMismatch:
-        return None
-    images = [other for other in layers if "channel" in _told(other)]
-    for other in images:
-        if made_on is not None and str(other.unique_id) == made_on:
-            return other
-    return next((other for other in images if geometry_of(other).matches(grid)), None)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_fmseg._napari.placing import mm_matrix, unit_mm
 from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.volume import Box, LabelMap, Volume
 
@@ -39,6 +40,7 @@ def box_of_shapes(shapes: Any, image: Any) -> Box:
     world = np.array([shapes.data_to_world(point) for shape in drawn for point in np.asarray(shape)], float)
     low, high = np.full(3, -np.inf), np.full(3, np.inf)
     axes = min(world.shape[1], 3)  # a layer with two axes says nothing of the depth
+    world[:, -axes:] *= [unit_mm(unit, str(shapes.name)) for unit in shapes.units[-axes:]]
     low[-axes:], high[-axes:] = world[:, -axes:].min(0), world[:, -axes:].max(0)
     flat = high - low < _FLAT_MM
     low[flat], high[flat] = -np.inf, np.inf
@@ -70,13 +72,21 @@ def box_of_view(image: Any, displayed: Sequence[int]) -> Box:
 
 
 def _box(low: npt.NDArray[Any], high: npt.NDArray[Any], image: Any, what: str) -> Box:
-    """Give all voxels that lie, with some part of them, between two corners in mm."""
+    """Give all voxels that lie, with some part of them, between two corners in the world in mm."""
     shape = [int(n) for n in image.data.shape[-3:]]
-    scale, translate = np.asarray(image.scale[-3:], float), np.asarray(image.translate[-3:], float)
-    ends = np.sort((np.stack([low, high]) - translate) / scale, axis=0) + 0.5
-    first = np.clip(np.floor(ends[0] + 1e-6), 0, shape).astype(int)
-    last = np.clip(np.ceil(ends[1] - 1e-6), 0, shape).astype(int)
+    matrix = mm_matrix(image)
+    reach = _corners(np.full(3, -0.5), np.array(shape) - 0.5) @ matrix[:3, :3].T + matrix[:3, 3]
+    low, high = np.where(np.isinf(low), reach.min(0), low), np.where(np.isinf(high), reach.max(0), high)
+    ends = np.linalg.solve(matrix[:3, :3], (_corners(low, high) - matrix[:3, 3]).T).T + 0.5
+    first = np.clip(np.floor(ends.min(0) + 1e-6), 0, shape).astype(int)
+    last = np.clip(np.ceil(ends.max(0) - 1e-6), 0, shape).astype(int)
     return _checked(first, last, shape, what)
+
+
+def _corners(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Give the eight corners (8, 3) of a box."""
+    pairs = np.stack([low, high])
+    return np.array([[pairs[i, 0], pairs[j, 1], pairs[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
 
 
 def _checked(first: npt.NDArray[Any], last: npt.NDArray[Any], shape: Sequence[int], what: str) -> Box:

@@ -8,12 +8,15 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
 from qtpy.QtWidgets import QFrame, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
+from napari_fmseg._napari.belonging import labels_for, lies_on
+from napari_fmseg._napari.cases import Case, case_with
 from napari_fmseg._napari.choices import Choices
 from napari_fmseg._napari.class_table import ClassTable
 from napari_fmseg._napari.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.dock import Dock
 from napari_fmseg._napari.dropzone import DropZone
 from napari_fmseg._napari.estimate import said
+from napari_fmseg._napari.going import point_in
 from napari_fmseg._napari.lesion_table import LesionDialog
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.parts import ErrorBox, Note
@@ -178,11 +181,10 @@ class SegmentDock(Dock):
             return
         self.error.tell(None)
         self.remarks.tell([])
-        at = self.viewer.dims.point[-3:]
+        layer, device = self.classes.layer, self.device.currentText()
         try:
-            now = None if self.choices.why_not() else self.choices.request()
-            layer, device = self.classes.layer, self.device.currentText()
-            request = why_request(layer, self.image.cases, self.classes.measures, at, now, device)
+            at = point_in(self.viewer, layer)
+            request = why_request(layer, self.image.cases, self.classes.measures, at, device)
         except FmsegError as error:
             self.error.tell(error)
             return
@@ -267,6 +269,18 @@ class SegmentDock(Dock):
         active = self.viewer.layers.selection.active
         if isinstance(active, Labels) and active.ndim == 3:
             self._show(active)
+            return
+        case = case_with(self.image.cases, active)
+        if case is not None:
+            self._show_labels_of(case)
+
+    def _show_labels_of(self, case: Case) -> None:
+        """Let the table follow the image; it stays with labels that lie on this one, too, as a CT's may on the PET."""
+        mine, shown = labels_for(case, self.viewer.layers), self.classes.layer
+        if mine and shown not in mine:
+            self._show(mine[-1])
+        elif not mine and shown is not None and not lies_on(shown, case):
+            self._show(None)
 
     def _show(self, labels: Any) -> None:
         """Fill the table with the classes of a labels layer, or of none."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from napari_fmseg._napari.layers import KEY
+from napari_fmseg._napari.placing import move_like
 from napari_fmseg._napari.staging import Run, Staged
 
 __all__ = ["ORDER", "StageLayers", "made_of", "run_of", "toggle_stages"]
@@ -163,8 +162,6 @@ def _show(layer: Any, shown: bool) -> None:
 def _replaced(layer: Any, by: Any) -> Any:
     """Put the data of another layer into `layer`; its name, colours and opacity stay as the user set them."""
     layer.data = by.data
-    for name in ("scale", "translate"):  # each costs the window a new look at all layers
-        if not np.array_equal(getattr(layer, name), getattr(by, name)):
-            setattr(layer, name, getattr(by, name))
+    move_like(layer, by)
     layer.metadata = {**layer.metadata, KEY: by.metadata[KEY]}
     return layer

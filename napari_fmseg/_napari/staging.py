@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg._napari.layers import KEY, labels_layer, map_layer
+from napari_fmseg._napari.placing import Frame
 from napari_fmseg._napari.roi import cropped, pasted
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Event, Progress, StageResult, Warned
@@ -102,6 +103,10 @@ class Request:
         Names of the model's channels, where each is an image of its own; else empty.
     others
         Data, geometry and meta of the images after the first one.
+    frame
+        How the image lies in the window; without it as its geometry says.
+    note
+        What the labels carry of their image: see `belonging.record_of`.
     """
 
     run: Run
@@ -117,6 +122,8 @@ class Request:
     question: Question | None = None
     channels: tuple[str, ...] = ()
     others: tuple[tuple[Any, Geometry, dict[str, Any]], ...] = ()
+    frame: Frame | None = None
+    note: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -184,13 +191,15 @@ def _layered(result: StageResult, request: Request, whole: Volume) -> Staged:
     if isinstance(output, LabelMap):
         if request.box is not None and result.stage == "labels":
             output = pasted(output, request.box, whole)
-        data, options, kind = labels_layer(output, name, frame=whole.geometry, source=request.source)
+        data, options, kind = labels_layer(output, name, frame=request.frame or whole.geometry, source=request.source)
     else:
-        data, options, kind = map_layer(output, name, frame=whole.geometry)
+        data, options, kind = map_layer(output, name, frame=request.frame or whole.geometry)
     data = np.require(data, requirements=["C", "W"])  # painted on, so neither a turned view nor somebody's constant
     told = options["metadata"][KEY]
     if request.filed is not None and result.stage == "labels":
         told["filed"] = request.filed
+    if request.note:
+        told["image"] = request.note
     run = request.run
     told["made"] = {
         "image": run.image,

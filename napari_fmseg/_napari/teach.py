@@ -18,6 +18,8 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_fmseg._napari.belonging import is_of, note_image
+from napari_fmseg._napari.cases import cases_of
 from napari_fmseg._napari.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.dock import Dock
 from napari_fmseg._napari.layers import KEY, colormap_of
@@ -226,8 +228,10 @@ class TeachDock(Dock):
     def _mark(self, what: Addition) -> None:
         """Note on the layers which case they are, so that later labels go to it."""
         told = {"case": what.name, "project": str(what.folder), "part": what.options.unlabelled}
-        image = self.add.image.case
-        for layer in (*(image.layers if image is not None else ()), self.add.layer):
+        image, labels = what.shown or (None, None)  # not what is chosen now: the user may have gone on
+        if image is not None and labels is not None:
+            note_image(labels, image)
+        for layer in (*(image.layers if image is not None else ()), labels):
             if layer is not None:
                 layer.metadata = {**layer.metadata, KEY: {**(layer.metadata.get(KEY) or {}), **told}}
         saved = "has its labels" if what.labels is not None else "was added, to be labelled later"
@@ -258,7 +262,11 @@ class TeachDock(Dock):
             self.viewer.add_layer(Layer.create(*data))
         labels = next((layer for layer in there if layer._type_string == "labels"), None)
         if labels is None:
-            labels = self.viewer.add_layer(Layer.create(*case.labels))
+            labels = Layer.create(*case.labels)
+            home = next((one for one in cases_of(self.viewer.layers) if is_of(labels, one)), None)
+            if home is not None:
+                note_image(labels, home)
+            self.viewer.add_layer(labels)
         self.viewer.layers.selection.active = labels
         look_at(self.viewer, labels)
 

@@ -9,14 +9,16 @@ import numpy as np
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
+from napari_fmseg._napari.belonging import label_map, labels_for, record_of, why_ask
 from napari_fmseg._napari.cases import Case
 from napari_fmseg._napari.dialogs import ask
 from napari_fmseg._napari.image_chooser import ImageChooser
 from napari_fmseg._napari.layers import KEY, along, as_filed, geometry_of, labels_layer, labels_of, volume_of
 from napari_fmseg._napari.links import Links
+from napari_fmseg._napari.placing import Frame, same_place
 from napari_fmseg._napari.teach_work import Addition
 from napari_fmseg._napari.tooltips import TEACH
-from napari_fmseg.errors import FmsegError
+from napari_fmseg.errors import FmsegError, GeometryMismatch
 from napari_fmseg.training.projects import LabelOptions, Project, free_name
 from napari_fmseg.volume import Geometry, LabelMap
 
@@ -131,8 +133,10 @@ class AddCase(QWidget):
         self._fill()
 
     def _on_active(self) -> None:
+        """Take the labels that were made active, unless they are those of another image than the chosen one."""
         layer = self._viewer.layers.selection.active
         if layer in self._layers:
+            self.image.choose_image_of(layer)
             self.labels.setCurrentIndex(self._layers.index(layer) + 1)
 
     def _fill(self, chosen: Any = None) -> None:
@@ -145,16 +149,23 @@ class AddCase(QWidget):
         self.labels.blockSignals(True)
         self.labels.clear()
         self.labels.addItems([LATER, *(layer.name for layer in found)])
-        wanted = chosen or (newest[-1] if newest else before)
+        fitting = self._fitting()
+        new = [layer for layer in newest if layer in fitting]
+        wanted = chosen or (new[-1] if new else before)
         self.labels.setCurrentIndex(found.index(wanted) + 1 if wanted in found else 0)
         self.labels.blockSignals(False)
         self._on_labels()
 
+    def _fitting(self) -> list[Any]:
+        """List the labels of the chosen image."""
+        image = self.image.case
+        return labels_for(image, self._viewer.layers) if image is not None else []
+
     def _on_image(self) -> None:
-        """Take the labels of the case that was chosen."""
-        mine = [layer for layer in self._layers if self.case and _told(layer).get("case") == self.case]
-        if mine:
-            self.labels.setCurrentIndex(self._layers.index(mine[-1]) + 1)
+        """Take the labels of the image that was chosen; of another image never."""
+        fitting = [layer for layer in self._layers if layer in self._fitting()]
+        if self.layer not in fitting:
+            self.labels.setCurrentIndex(self._layers.index(fitting[-1]) + 1 if fitting else 0)
         self._on_changed()
 
     def _on_labels(self) -> None:
@@ -187,10 +198,15 @@ class AddCase(QWidget):
         """Add an empty layer on the image, with the project's classes."""
         if self._project is None or self.image.case is None:
             return
-        grid = geometry_of(self.image.case.layers[0])
         names = dict(self._project.facts.labels)
-        blank = LabelMap(np.zeros(grid.shape, np.uint8), grid, {}, names)
-        data, options, _ = labels_layer(blank, f"{self.image.case.name} · labels", frame=grid)
+        try:
+            frame = Frame.of(self.image.case.layers[0])
+        except FmsegError as error:
+            self.failed.emit(error)
+            return
+        blank = LabelMap(np.zeros(frame.geometry.shape, np.uint8), frame.geometry, {}, names)
+        data, options, _ = labels_layer(blank, f"{self.image.case.name} · labels", frame=frame)
+        options["metadata"][KEY]["image"] = record_of(self.image.case)
         layer = self._viewer.add_labels(data, **options)
         layer.selected_label = next(iter(names), 1)
         layer.mode = "paint"
@@ -216,7 +232,10 @@ class AddCase(QWidget):
         filed = filed if isinstance(filed, Geometry) else grid
         labels, options = None, LabelOptions()
         if self.layer is not None:
-            labels = self._on_image_grid(self.layer, image.layers[0], grid)
+            doubt = why_ask(self.layer, image, self._viewer.layers)
+            if doubt and not self._agrees_to_image(doubt, image):
+                return None
+            labels = self._copy_of(self.layer, image)
             resample = not labels.geometry.matches(grid, atol_mm=0.1)
             if resample and not self._agrees_to_resampling(labels, grid):
                 return None
@@ -231,7 +250,7 @@ class AddCase(QWidget):
             )
             labels = as_filed(labels, filed) if not resample else labels
         if self.case:
-            return Addition(project.folder, self.case, None, labels, options)
+            return Addition(project.folder, self.case, None, labels, options, shown=(image, self.layer))
         link = self.files.isEnabled() and self.files.currentIndex() == 1
         volume = along(volume_of(image.layers), filed)
         return Addition(
@@ -241,17 +260,31 @@ class AddCase(QWidget):
             labels,
             options,
             link,
+            (image, self.layer),
         )
 
-    @staticmethod
-    def _on_image_grid(layer: Any, image: Any, grid: Geometry) -> LabelMap:
-        """Copy the labels; a layer that shares the image's frame, as napari's own new ones do, lies on its grid."""
-        labels = labels_of(layer)
-        data = np.array(labels.data)
-        same = data.shape == grid.shape and np.allclose(layer.scale, image.scale[-3:], rtol=1e-4)
-        same = same and np.allclose(layer.translate, image.translate[-3:], atol=1e-2)
-        own = not isinstance(_told(layer).get("geometry"), Geometry)
-        return LabelMap(data, grid if same and own else labels.geometry, labels.meta, labels.names)
+    def _copy_of(self, layer: Any, image: Case) -> LabelMap:
+        """Copy labels; a layer that lies on the image in the window, as napari's own new ones do, lies on its grid.
+
+        Raises
+        ------
+        GeometryMismatch
+            If they lie beside the image.
+        """
+        own = isinstance(_told(layer).get("geometry"), Geometry)
+        known = not own and same_place(layer, image.layers[0])
+        labels = labels_of(layer, image.geometry) if known else label_map(layer, self._viewer.layers)
+        if not _meet(labels.geometry, image.geometry):
+            raise GeometryMismatch(
+                f"“{layer.name}” lies beside “{image.name}”: the two have no voxel in common. Choose the labels that "
+                "were made on this image."
+            )
+        return LabelMap(np.array(labels.data), labels.geometry, labels.meta, labels.names)
+
+    def _agrees_to_image(self, doubt: str, image: Case) -> bool:
+        title = f"Are these the labels of {self.case or image.name}?"
+        text = f"{doubt} Labels of another image teach the model what is wrong, and nothing would say so."
+        return ask(self, title, text, "Use them", "Cancel")
 
     def _agrees_to_resampling(self, labels: LabelMap, grid: Geometry) -> bool:
         return ask(
@@ -303,3 +336,10 @@ def _axis(labels: LabelMap, grid: Geometry, filed: Geometry) -> int:
 def _size(grid: Geometry) -> str:
     voxels, mm = (" x ".join(f"{n:.3g}" for n in values) for values in (grid.shape, grid.spacing))
     return f"{voxels} voxels of {mm} mm"
+
+
+def _meet(one: Geometry, other: Geometry) -> bool:
+    """Whether two grids overlap: some voxel of a box around either lies in the other."""
+    corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in one.shape])).reshape(3, -1).T
+    index = np.linalg.solve(other.affine, np.c_[one.place(corners), np.ones(8)].T).T[:, :3]
+    return bool((index.max(0) > -0.5).all() and (index.min(0) < np.array(other.shape) - 0.5).all())

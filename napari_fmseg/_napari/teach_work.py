@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from napari_fmseg._napari.cases import Case
 from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer, map_layer
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress
@@ -90,6 +91,8 @@ class Addition:
         How they are understood.
     link
         Whether the file is linked, not copied.
+    shown
+        What was chosen, to be marked when it is done: the image, and its labels layer or None.
     """
 
     folder: Path
@@ -98,6 +101,7 @@ class Addition:
     labels: LabelMap | None = None
     options: LabelOptions = field(default_factory=LabelOptions)
     link: bool = False
+    shown: tuple[Case, Any] | None = None
 
 
 def opened(folder: Path, new: Mapping[str, Any] | None = None) -> Iterator[Progress | Opened]:

@@ -37,6 +37,14 @@ class SEGMENT:
     keep_largest = "Keep only the largest connected part of every class; small islands go."
     min_part_ml = "Remove connected parts smaller than this, in millilitres. 0 keeps all."
     show_stages = "Show the coarse labels and the attention map on the way. Without them the run is a little faster."
+    min_part_no_spacing = (
+        "The size of a voxel of this image is not known (its units are pixels), so that parts cannot be told by their "
+        "ml. Nothing is removed."
+    )
+    no_spacing = (
+        "The size of the voxels is not known: the layer's units are pixels. They are taken for mm; models look at the "
+        'size of things, so look at the result closely. Set the layer\'s scale and units, such as "mm", if you know.'
+    )
     max_memory_gb = "Most memory that a run may take, of the graphics card or else of the program, in GB. 0: no limit."
     region = "Segment only a part: inside a box that you draw, or what is in view. The rest stays unlabelled."
     region_draw = "Add a Shapes layer and draw a rectangle over the part to segment."
@@ -55,6 +63,10 @@ class CLASSES:
     visible = "Show or hide this class. It stays in the labels."
     volume_ml = "Volume of the class in millilitres."
     voxels = "Number of voxels of the class."
+    no_spacing = (
+        "Number of voxels of the class. Their size is not known: the layer's units are pixels, so nothing is told in "
+        'ml. If you know it, set the layer\'s scale and its units, such as layer.units = ("mm", "mm", "mm").'
+    )
     why = (
         "Ask the model why it found the chosen class where the view is: a map of the places of the image that spoke "
         "for it. Click the row of a class first."
@@ -69,6 +81,7 @@ class LESIONS:
     open = "List every lesion (connected part) of these labels, with its volume and its uptake."
     image = "The image that uptake is measured in. It lies on the grid of the labels."
     min_ml = "Leave out parts smaller than this."
+    no_spacing = "The size of a voxel is not known (the units of the labels are pixels), so there are no ml."
     jump = "Click a row to go to the lesion, where it is hottest."
     save = "Save the table as CSV, with a last row for all lesions."
 
@@ -91,6 +104,7 @@ class EXPORT:
     dicom_disabled = "DICOM SEG needs labels on an image that was opened from DICOM."
     mesh_smooth = "Smooth the steps between slices. The volume changes by less than about one voxel at the surface."
     export = "Write the files. A file appears whole or not at all. (Ctrl+Alt+E)"
+    no_spacing = "The size of a voxel is not known (the layer's units are pixels): the file says 1 mm for a pixel."
     export_no_labels = "There are no labels yet: segment an image, or open a label file."
     export_no_class = "Tick at least one class."
     export_no_place = "Say where to write first."

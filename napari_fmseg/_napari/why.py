@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from napari_fmseg._napari.cases import Case
-from napari_fmseg._napari.layers import geometry_of, labels_of
+from napari_fmseg._napari.layers import KEY, geometry_of, names_of
+from napari_fmseg._napari.placing import Frame
 from napari_fmseg._napari.stages import run_of
 from napari_fmseg._napari.staging import Question, Request, Run
 from napari_fmseg.errors import FmsegError, GeometryMismatch
@@ -33,7 +34,6 @@ def why_request(
     cases: Sequence[Case],
     measures: Sequence[Measure],
     at: Sequence[float],
-    now: Request | None,
     device: str,
 ) -> Request:
     """Give what to ask: about the voxel where the view is, if it has the chosen class, else about the class's middle.
@@ -47,9 +47,7 @@ def why_request(
     measures
         Of the layer.
     at
-        Where the view is, in world coordinates (z, y, x).
-    now
-        What Run would do now, if anything: where it is the same model on the same image, its other channels are taken.
+        Where the view is, in the layer's world coordinates (z, y, x).
     device
         Where to run.
 
@@ -63,14 +61,15 @@ def why_request(
         raise FmsegError(refusal)
     made = run_of(layer)
     assert made is not None
-    name = labels_of(layer).names.get(label, f"label {label}")
+    name = names_of(layer).get(label, f"label {label}")
     point = _point(layer, label, measures, at)
     if point is None:
         raise FmsegError(f"There is no voxel of {name}. Click the row of a class that was found.")
     case = next(case for case in cases if case.id == made.image)
     if not geometry_of(layer).matches(case.geometry, atol_mm=0.1):
         raise GeometryMismatch(f"{layer.name} is not on the grid of {case.name}. Choose the finished labels.")
-    same = now is not None and (now.run.image, now.run.model) == (made.image, made.model)
+    note = (layer.metadata[KEY].get("image") or {}) if KEY in layer.metadata else {}
+    others = _others(note, case, cases)
     return Request(
         Run(made.image, made.model, f"why {name}"),
         case.name,
@@ -79,9 +78,26 @@ def why_request(
         dict(case.meta),
         options=SegmentOptions(device=device),
         question=Question(label, point),
-        channels=now.channels if now is not None and same else (),
-        others=now.others if now is not None and same else (),
+        channels=tuple(note.get("channels", ())),
+        others=tuple((other.layers[0].data, other.geometry, dict(other.meta)) for other in others),
+        frame=Frame.of(case.layers[0]),
+        note=dict(note),
     )
+
+
+def _others(note: Mapping[str, Any], first: Case, cases: Sequence[Case]) -> list[Case]:
+    """Find the images that the labels were made on as further channels of the first: these, whatever is chosen now."""
+    if not note.get("channels"):
+        return []
+    mine = {str(layer.unique_id) for layer in first.layers}
+    found = [next((case for case in cases if case.id == one), None) for one in note["ids"] if one not in mine]
+    there = [case for case in found if case is not None]
+    if len(there) < len(found):
+        raise FmsegError(
+            f"These labels were made on {len(found) + 1} images ({', '.join(note['channels'])}), and not all of them "
+            "are open any more. Open them, and segment once more."
+        )
+    return there
 
 
 def _point(layer: Any, label: int, measures: Sequence[Measure], at: Sequence[float]) -> tuple[int, int, int] | None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import numpy as np
-
-from napari_fmseg._napari.layers import KEY, as_filed, geometry_of, labels_of
+from napari_fmseg._napari.belonging import label_map
+from napari_fmseg._napari.origin import in_file_order, origin_of
 from napari_fmseg.io import write_labels
-from napari_fmseg.volume import Geometry, LabelMap
+from napari_fmseg.volume import LabelMap
 
 __all__ = ["filed_labels", "write_labels_layer"]
 
@@ -58,31 +57,12 @@ def filed_labels(layer: Any, layers: tuple[Any, ...] = ()) -> LabelMap:
     layer
         A napari Labels layer with three axes.
     layers
-        The viewer's layers. Where `layer` was made by hand, the image of the same grid among them tells the place:
+        The viewer's layers. Where `layer` was made by hand, the image under it tells the place:
         napari's scale and translate alone cannot hold an oblique one.
 
     Raises
     ------
     GeometryMismatch
-        If the layer has not three axes.
+        If the layer has not three axes, or nobody can tell where it lies.
     """
-    labels = labels_of(layer)
-    told = layer.metadata.get(KEY) or _told_by_neighbour(layer, layers)
-    place = told.get("geometry")
-    if KEY not in layer.metadata and isinstance(place, Geometry):
-        labels = LabelMap(labels.data, place, told.get("meta") or {}, labels.names, labels.colors)
-    return as_filed(labels, told.get("filed"))
-
-
-def _told_by_neighbour(layer: Any, layers: tuple[Any, ...]) -> dict[str, Any]:
-    """Return what is known of the first layer with a known place that lies on the same voxels as `layer`."""
-    for other in layers:
-        told = other.metadata.get(KEY) or {}
-        known = told.get("geometry")
-        if not isinstance(known, Geometry) or known.shape != tuple(layer.data.shape):
-            continue
-        is_in_place = geometry_of(other) == known
-        is_same = np.allclose(layer.scale, other.scale[-3:], rtol=1e-5)
-        if is_in_place and is_same and np.allclose(layer.translate, other.translate[-3:], atol=1e-3):
-            return dict(told)
-    return {}
+    return in_file_order(label_map(layer, layers), origin_of(layer, layers))
