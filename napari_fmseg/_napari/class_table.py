@@ -27,6 +27,7 @@ from napari_fmseg._napari.class_colors import colors_of, rename, set_colors
 from napari_fmseg._napari.going import go_to
 from napari_fmseg._napari.layers import names_of
 from napari_fmseg._napari.links import Links
+from napari_fmseg._napari.placing import has_spacing, moves_of
 from napari_fmseg._napari.tables import plain_table
 from napari_fmseg._napari.tooltips import CLASSES
 from napari_fmseg._napari.worker import Job, start_job
@@ -107,6 +108,7 @@ class ClassTable(QWidget):
             if layer is not None:
                 events = layer.events
                 self._links.connect(self._on_changed, events.paint, events.data, events.set_data)
+                self._links.connect(self._on_changed, *moves_of(layer))
                 self._links.connect(self._on_look, events.features, events.colormap, events.name)
         self._fill()
         if layer is not None:
@@ -185,7 +187,7 @@ class ClassTable(QWidget):
         labels = sorted({*names, *found})
         colors = colors_of(layer, labels)
         self._filling = True
-        spaced = not any(math.isnan(m.ml) for m in self.measures)
+        spaced = not any(math.isnan(m.ml) for m in self.measures) if self.measures else has_spacing(layer)
         self.table.setColumnHidden(ML, not spaced)
         self.table.horizontalHeaderItem(VOXELS).setToolTip(CLASSES.voxels if spaced else CLASSES.no_spacing)
         self.table.setRowCount(len(labels))

@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QComboBox, QHBoxLayout, QPushButton, QWidget
 from napari_fmseg._napari.belonging import image_of, note_new_labels
 from napari_fmseg._napari.cases import Case, case_with, cases_of
 from napari_fmseg._napari.links import Links
-from napari_fmseg._napari.placing import AXES, UNITS
+from napari_fmseg._napari.placing import AXES, UNITS, moves_of
 from napari_fmseg._napari.roi import box_of_shapes, box_of_view
 from napari_fmseg._napari.stages import made_of
 from napari_fmseg._napari.tooltips import SEGMENT
@@ -118,7 +118,8 @@ class ImageChooser(QComboBox):
         self.setCurrentIndex(self._cases.index(now) if now is not None else 0)
         self.blockSignals(False)
         self._names.end()
-        self._names.connect(self._on_layers, *(layer.events.name for case in self._cases for layer in case.layers))
+        for layer in (layer for case in self._cases for layer in case.layers):
+            self._names.connect(self._on_layers, layer.events.name, *moves_of(layer))
         self.chosen.emit()
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "has_spacing",
     "mm_matrix",
     "move_like",
+    "moves_of",
     "place",
     "same_place",
     "unit_mm",
@@ -182,6 +183,12 @@ def move_like(layer: Any, by: Any) -> None:
         setattr(layer, name, value)  # what we place has neither; the matrix of the two is in `affine`
     for name in ("scale", "translate", "affine", "units"):
         setattr(layer, name, getattr(by, name))
+
+
+def moves_of(layer: Any) -> list[Any]:
+    """List the events of a layer that tell that it lies elsewhere, or is measured in other units."""
+    names = ("scale", "translate", "rotate", "shear", "affine", "units")
+    return [getattr(layer.events, name) for name in names if name in layer.events]
 
 
 def same_units(one: Any, other: Any) -> bool:

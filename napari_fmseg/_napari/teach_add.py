@@ -15,7 +15,7 @@ from napari_fmseg._napari.dialogs import ask
 from napari_fmseg._napari.image_chooser import ImageChooser
 from napari_fmseg._napari.layers import KEY, along, as_filed, geometry_of, labels_layer, labels_of, volume_of
 from napari_fmseg._napari.links import Links
-from napari_fmseg._napari.placing import Frame, same_place
+from napari_fmseg._napari.placing import Frame, has_spacing, same_place
 from napari_fmseg._napari.teach_work import Addition
 from napari_fmseg._napari.tooltips import TEACH
 from napari_fmseg.errors import FmsegError, GeometryMismatch
@@ -251,6 +251,8 @@ class AddCase(QWidget):
             labels = as_filed(labels, filed) if not resample else labels
         if self.case:
             return Addition(project.folder, self.case, None, labels, options, shown=(image, self.layer))
+        if not has_spacing(image.layers[0]) and not self._agrees_to_pixels(image):
+            return None
         link = self.files.isEnabled() and self.files.currentIndex() == 1
         volume = along(volume_of(image.layers), filed)
         return Addition(
@@ -285,6 +287,14 @@ class AddCase(QWidget):
         title = f"Are these the labels of {self.case or image.name}?"
         text = f"{doubt} Labels of another image teach the model what is wrong, and nothing would say so."
         return ask(self, title, text, "Use them", "Cancel")
+
+    def _agrees_to_pixels(self, image: Case) -> bool:
+        text = (
+            f"The size of the voxels of “{image.name}” is not known: the units of its layer are pixels. The project "
+            f"would have it as {_size(image.geometry)}, and the model would learn that. If you know better, cancel and "
+            'set the layer\'s scale and its units, such as layer.units = ("mm", "mm", "mm").'
+        )
+        return ask(self, "Take a pixel for 1 mm?", text, "Add it so", "Cancel")
 
     def _agrees_to_resampling(self, labels: LabelMap, grid: Geometry) -> bool:
         return ask(

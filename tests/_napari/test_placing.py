@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("napari")
-nib = pytest.importorskip("nibabel")
-sitk = pytest.importorskip("SimpleITK")
+pytest.importorskip("nibabel")
+pytest.importorskip("SimpleITK")
+import nibabel as nib
+import SimpleITK as sitk
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 
