@@ -106,8 +106,15 @@ def labels_for(case: Case, layers: Iterable[Any]) -> list[Any]:
 
     layers = list(layers)
     mine = [layer for layer in layers if isinstance(layer, Labels) and layer.data.ndim == 3]
-    homes = [(layer, image_of(layer, layers)) for layer in mine]
-    return [layer for layer, home in homes if (home is not None and home.id == case.id) or is_of(layer, case)]
+    return [layer for layer in mine if _is_for(layer, case, layers)]
+
+
+def _is_for(layer: Any, case: Case, layers: Sequence[Any]) -> bool:
+    known = is_of(layer, case)
+    if known is None:
+        home = image_of(layer, layers)
+        return home is not None and home.id == case.id
+    return known
 
 
 def why_ask(layer: Any, case: Case, layers: Iterable[Any]) -> str:
@@ -164,6 +171,8 @@ def label_map(layer: Any, layers: Iterable[Any]) -> LabelMap:
 
 def lies_on(layer: Any, case: Case) -> bool:
     """Whether labels have the voxels of an image: in the patient if they know their place there, else in the window."""
+    if tuple(layer.data.shape[-3:]) != tuple(case.layers[0].data.shape[-3:]):
+        return False
     if not isinstance(_told(layer).get("geometry"), Geometry):
         return same_place(layer, case.layers[0])
     there = _geometry(case)

@@ -9,12 +9,13 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.belonging import record_of
-from napari_fmseg._napari.cases import Case
+from napari_fmseg._napari.cases import Case, case_with
 from napari_fmseg._napari.channels import ChannelChooser
 from napari_fmseg._napari.devices import offered_devices
 from napari_fmseg._napari.form import OptionsForm
 from napari_fmseg._napari.image_chooser import ImageChooser, RegionChooser
 from napari_fmseg._napari.layers import KEY
+from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.model_chooser import ModelChooser
 from napari_fmseg._napari.parts import More, Note
 from napari_fmseg._napari.placing import Frame, has_spacing
@@ -82,6 +83,8 @@ class Choices(QWidget):
         self.image.chosen.connect(self._on_image)
         self.channels.chosen.connect(self._on_image)
         self.model.chosen.connect(self._on_model)
+        self._viewer, self._links = viewer, Links(self)
+        self._links.connect(self._on_active, viewer.layers.selection.events.active)
         self._on_model()
 
     def _fill(self) -> None:
@@ -188,12 +191,17 @@ class Choices(QWidget):
 
     def close_down(self) -> None:
         """Let go of the viewer."""
+        self._links.end()
         self.image.close_down()
         self.channels.close_down()
         self.region.close_down()
 
     def _on_image(self) -> None:
         self._look()
+
+    def _on_active(self) -> None:
+        if self.channels.names:  # then the image does not follow the active layer by itself
+            self._look()
 
     def _on_model(self) -> None:
         card, before = self.model.card, self.until.currentData()
@@ -230,7 +238,13 @@ class Choices(QWidget):
         card = self.model.card
         if case is None or card is None or self._no_place(case):
             return []
-        return [*doubts(case.geometry, meta, card), *([] if spaced else [SEGMENT.no_spacing])]
+        found = [*doubts(case.geometry, meta, card), *([] if spaced else [SEGMENT.no_spacing])]
+        chosen = [case, *(other for other in self.channels.cases if other is not None)]
+        active = case_with(self.image.cases, self._viewer.layers.selection.active)
+        if self.channels.names and active is not None and all(one.id != active.id for one in chosen):
+            names = " and ".join(f"“{one.name}”" for one in chosen)
+            found.append(f"“{active.name}” is chosen in the layer list, but the model will run on {names}.")
+        return found
 
     @staticmethod
     def _no_place(case: Case) -> str:

@@ -9,6 +9,7 @@ so that it lies on the image whatever the image's rotation, shear, affine and un
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -131,17 +132,25 @@ def unit_mm(unit: Any, name: str = "") -> float:
     GeometryMismatch
         If it is no length; `name` is that of the layer.
     """
-    if str(unit) in _NO_LENGTH:
+    size = _size_mm(str(unit))
+    if size is None:
+        raise GeometryMismatch(
+            f"The axes of layer {name!r} are measured in {unit}, which is no length. Expected a length such as mm or "
+            'um, or pixel. Set the units of its last three axes, such as layer.units = ("mm", "mm", "mm").'
+        )
+    return size
+
+
+@cache
+def _size_mm(unit: str) -> float | None:
+    if unit in _NO_LENGTH:
         return 1.0
     import pint
 
     try:
-        return float(pint.Quantity(1.0, str(unit)).to("mm").magnitude)
-    except pint.errors.PintError as error:
-        raise GeometryMismatch(
-            f"The axes of layer {name!r} are measured in {unit}, which is no length. Expected a length such as mm or "
-            'um, or pixel. Set the units of its last three axes, such as layer.units = ("mm", "mm", "mm").'
-        ) from error
+        return float(pint.Quantity(1.0, unit).to("mm").magnitude)
+    except pint.errors.PintError:
+        return None
 
 
 def geometry_of(layer: Any) -> Geometry:

@@ -331,6 +331,10 @@ def test_why_here_asks_about_the_images_that_the_labels_were_made_on(docks: Any,
     dock.image.setCurrentText("ct of A")
     chooser = dock.choices.channels.choosers[0]
     chooser.setCurrentText("pet of A")
+    dock.viewer.layers.selection.active = dock.viewer.layers["pet of B"]
+    assert "the model will run on “ct of A” and “pet of A”" in dock.doubts.text()
+    dock.viewer.layers.selection.active = dock.viewer.layers["pet of A"]
+    assert "will run on" not in dock.doubts.text()
     run(qtbot, dock)
     qtbot.waitUntil(lambda: bool(dock.classes.measures), timeout=PATIENCE_MS)
     chooser.setCurrentText("pet of B")  # chosen for the next run
