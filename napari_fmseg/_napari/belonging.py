@@ -79,7 +79,7 @@ def is_of(layer: Any, case: Case) -> bool | None:
     if record.get("source") and record["source"] == _source(case.layers[0]):
         grid, there = record.get("geometry"), _geometry(case)
         return isinstance(grid, Geometry) and there is not None and grid.matches(there, atol_mm=0.01)  # opened again
-    if record.get("name") == case.name and not record["source"] and lies_on(layer, case):
+    if record.get("name") == case.name and not record.get("source") and lies_on(layer, case):
         return None  # perhaps that of before napari was started anew; it has no file by which to tell
     return False if record or (all(mine) and all(theirs)) else None
 
@@ -204,8 +204,11 @@ def _record(layer: Any) -> Mapping[str, Any]:
 
 
 def _source(layer: Any) -> str:
-    """Give the file of an image layer, "" if it has none."""
-    return str(_told(layer).get("source") or getattr(getattr(layer, "source", None), "path", None) or "")
+    """Give the file of an image layer, and the series where a folder has several; "" if it has none."""
+    told = _told(layer)
+    path = told.get("source") or getattr(getattr(layer, "source", None), "path", None) or ""
+    series = (told.get("meta") or {}).get("series_uid") or ""
+    return f"{path} {series}".strip() if path else ""
 
 
 def _told(layer: Any) -> dict[str, Any]:

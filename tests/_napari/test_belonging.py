@@ -436,6 +436,17 @@ def test_labels_that_were_offered_back_after_a_crash_find_their_image_again(
     assert [is_of(back, case) for case in cases_of(again.layers)] == [False, True]
 
 
+def test_two_series_of_one_folder_are_two_images(make_napari_viewer: Any) -> None:
+    viewer = make_napari_viewer()
+    for name in ("A", "B"):
+        show(viewer, scan(ord(name), {"series_uid": f"1.2.{ord(name)}"}), name, source="folder")
+    layer = show_labels(viewer, ball(1), "painted")
+    note_image(layer, cases_of(viewer.layers)[0])
+    assert [is_of(layer, case) for case in cases_of(viewer.layers)] == [True, False]
+    viewer.layers.remove("A")
+    assert image_of(layer, viewer.layers) is None
+
+
 # --- layers that other tools made ------------------------------------------------------------------------------------
 
 
