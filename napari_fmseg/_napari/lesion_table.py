@@ -88,7 +88,7 @@ class LesionDialog(QDialog):
         self.save.setAutoDefault(False)
         self.totals.setWordWrap(True)
         self.table.setToolTip(LESIONS.jump)
-        form = QFormLayout()
+        form = self._form = QFormLayout()
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("&Image", self.image)
         form.addRow("&Smallest lesion", self.min_ml)
@@ -151,8 +151,9 @@ class LesionDialog(QDialog):
         except FmsegError as error:
             self.error.tell(error)
             return
-        self.min_ml.setEnabled(labels.has_spacing)
-        self.min_ml.setToolTip(LESIONS.min_ml if labels.has_spacing else LESIONS.no_spacing)
+        for widget in (self.min_ml, self._form.labelForField(self.min_ml)):
+            widget.setVisible(labels.has_spacing)
+        self.totals.setToolTip("" if labels.has_spacing else LESIONS.no_spacing)
         least = self.min_ml.value() if labels.has_spacing else 0.0
         self._job = start_job(lambda: _measured(labels, volume, least), parent=self)
         self._job.event.connect(self._show)
@@ -174,10 +175,10 @@ class LesionDialog(QDialog):
 
     def _fill(self, row: int, lesion: Lesion) -> None:
         name = lesion.name or f"label {lesion.label}"
-        figures: tuple[float, ...] = (lesion.ml, lesion.max, lesion.mean, lesion.peak, lesion.total)
+        figures = [_said(v) for v in (lesion.ml, lesion.max, lesion.mean, lesion.peak, lesion.total)]
         if self.found is not None and not self.found.has_spacing:
-            figures = (lesion.voxels, lesion.max, lesion.mean)
-        for column, text in enumerate((str(lesion.number), name, *map(_said, figures))):
+            figures = [str(lesion.voxels), *figures[1:3]]
+        for column, text in enumerate((str(lesion.number), name, *figures)):
             item = QTableWidgetItem(text)
             item.setToolTip(LESIONS.jump)
             if column != 1:

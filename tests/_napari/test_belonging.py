@@ -518,7 +518,8 @@ def test_without_a_spacing_no_ml_is_told_anywhere(
     qtbot.waitUntil(lambda: dialog.found is not None, timeout=PATIENCE_MS)
     titles = [dialog.table.horizontalHeaderItem(i).text() for i in range(dialog.table.columnCount())]
     assert titles == ["", "Lesion", "Voxels", "max (no unit)", "mean (no unit)"]
-    assert not dialog.min_ml.isEnabled()
+    assert not dialog.min_ml.isVisible()
+    assert dialog.table.item(0, 2).text() == str(dialog.found.lesions[0].voxels)
     assert " ml;" not in dialog.totals.text()
     assert "voxels" in dialog.totals.text()
     dialog.close()
