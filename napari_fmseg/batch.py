@@ -256,7 +256,7 @@ def _volumes(image: Path, series: str | None, *, alone: bool) -> list[Path]:
     if not image.is_dir() or series is not None:
         return [image]
     # What a broken copy leaves must fail and be listed, not be passed over.
-    found = sorted({*find_volumes(image), *broken_files(files_below(image))})
+    found = sorted({*find_volumes(image, damaged=True), *broken_files(files_below(image))})
     if not found:
         raise UnreadableVolume(f"There is no volume in {image}. Expected NIfTI, NRRD, MHA or DICOM files.")
     return found

@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,9 +21,11 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.evaluation_commands import evaluate, why
+from napari_fmseg.io.leftovers import sweep
 from napari_fmseg.lesion_commands import lesions, tell_found
 from napari_fmseg.model_commands import MODEL_COMMANDS, convert, models
 from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.processes import ending_tidily
 from napari_fmseg.processor import wait_asleep
 from napari_fmseg.project_commands import PROJECT_COMMANDS
 from napari_fmseg.terminal import (
@@ -68,16 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # this process is the command's own; the environment of a program that calls us is not ours
         wait_asleep()
     words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+    sweep(Path(tempfile.gettempdir()))
     try:
-        if words[:1] == ["--version"]:
-            return _version()
-        commands, prog, rest = _group(words)
-        return int(
-            tyro.extras.subcommand_cli_from_dict(
-                commands, prog=prog, args=rest or ["--help"], config=(FlagCreatePairsOff,),
-                description=f"Segment 3-D medical images, and learn to. {USE}",
-            )
-        )  # fmt: skip
+        with ending_tidily():
+            return _run(words)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
@@ -98,6 +95,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--json" in words:
             write_json({"error": {"kind": type(error).__name__, "text": text}})
         return code
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["--version"]:
+        return _version()
+    commands, prog, rest = _group(words)
+    return int(
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog=prog, args=rest or ["--help"], config=(FlagCreatePairsOff,),
+            description=f"Segment 3-D medical images, and learn to. {USE}",
+        )
+    )  # fmt: skip
 
 
 def _group(words: list[str]) -> tuple[dict[str, Callable[..., int]], str, list[str]]:
@@ -195,12 +204,14 @@ def segment(
         Accept the terms of a model whose data restrict its use, without being asked.
     """
     from napari_fmseg.batch import Done, plan_jobs, segment_file
+    from napari_fmseg.io import native
     from napari_fmseg.models import find_card, load_model
 
     if not images:
         raise _Usage("There is nothing to segment: name at least one file or folder.")
     card = find_card(model)
     jobs = plan_jobs(images, output, series=series, channels=len(card.channels))
+    native.isolate(len(jobs) > 1)  # a file that makes a parser crash must not end the run for the others
     show_terms(card, accept_licence)
     loaded = load_model(card, device=run.device)
     rows: list[dict[str, Any]] = []

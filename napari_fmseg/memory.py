@@ -1,4 +1,4 @@
-"""The most memory that this process and its graphics card held, while it is being watched."""
+"""How much memory is free, and the most that this process and its graphics card held while it was watched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MemoryWatch"]
+__all__ = ["MemoryWatch", "free_bytes"]
 
 
 class MemoryWatch:
@@ -52,6 +52,26 @@ class MemoryWatch:
         gpu = torch.cuda.max_memory_allocated(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         return peak / 1e6, gpu / 1e6
+
+
+def free_bytes() -> int:
+    """Return how much memory this process could still take: of the machine, its container, and its own limit."""
+    import psutil
+
+    limits = [int(psutil.virtual_memory().available)]
+    for most, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
+            limits.append(int(Path(most).read_text()) - int(Path(used).read_text()))
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            limits.append(soft - int(psutil.Process().memory_info().vms))
+    return max(0, min(limits))
 
 
 def _resident_bytes() -> int:

@@ -8,15 +8,18 @@ import re
 import signal
 import sys
 import sysconfig
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
+from types import FrameType
 from typing import IO
 
 from napari_fmseg.processor import wait_asleep
 
 __all__ = [
     "be_polite",
+    "ending_tidily",
     "environment",
     "last_words",
     "leads",
@@ -59,6 +62,30 @@ def be_polite() -> None:
         import psutil
 
         psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+
+
+@contextlib.contextmanager
+def ending_tidily() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the command as an exception does, so that no unpacked scan stays behind.
+
+    A signal that is ignored, as under nohup, or that somebody else handles already, is left as it is.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # whoever is asked twice still tidies up
+    raise SystemExit(128 + number)
 
 
 def peak_bytes() -> int:

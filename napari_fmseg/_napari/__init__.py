@@ -1,1 +1,8 @@
-"""What napari shows of fmseg: the only folder that may import napari and Qt."""
+"""The plugin: everything that knows napari and Qt.
+
+Native parsers run in a process of their own from here on: a damaged file must not take the window along.
+"""
+
+from napari_fmseg.io import native
+
+native.isolate()

@@ -5,8 +5,6 @@ Inside the house arrays are (z, y, x) and positions LPS millimetres; the turning
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import FmsegError, GeometryMismatch, NoSuv, UnreadableVolume, UnwritableVolume
 from napari_fmseg.io.checks import checked, smallest_integer, to_labels
+from napari_fmseg.io.damage import access_told
 from napari_fmseg.io.finding import broken_files, files_below, find_volumes, format_of, packer_of, suffix_of
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
@@ -97,7 +96,7 @@ def read_labels(path: Path | str) -> LabelMap:
         As `read_volume`; and if there are several channels, or values that are infinite or not near whole numbers.
     """
     path = Path(path)
-    with _told(path):
+    with access_told(path):
         labels = _read_seg(path)
     if labels is not None:
         return labels
@@ -145,7 +144,7 @@ def list_series(folder: Path | str) -> tuple[SeriesInfo, ...]:
     path = Path(folder)
     if path.is_dir():
         return dicom.list_series(files_below(path))
-    with _told(path):
+    with access_told(path):
         if format_of(path) != "zip":
             return dicom.list_series([path])
         with unzipped(path) as unpacked:
@@ -246,30 +245,8 @@ def check_destination(path: Path | str) -> Path:
     return path
 
 
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn trouble with the file system into a sentence."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            raise UnreadableVolume(
-                f"{path} is a link to {path.readlink()}, which is not there. Fetch what it points to (git annex get, "
-                "datalad get), or connect its drive."
-            ) from error
-        raise UnreadableVolume(f"{path} does not exist. Check the name, and whether its drive is connected.") from error
-    except PermissionError as error:
-        raise UnreadableVolume(
-            f"{path} may not be read: no permission. Ask its owner, or copy it to a place of yours."
-        ) from error
-    except OSError as error:
-        raise UnreadableVolume(
-            f"{path} cannot be read: {error.strerror or error}. Copy it to a local disk and try again."
-        ) from error
-
-
 def _read(path: Path, series: str | None, suv: str = "never") -> _Parts:
-    with _told(path):
+    with access_told(path):
         if path.is_dir():
             return _read_folder(path, series, suv)
         if path.name.upper() == "DICOMDIR":  # the index of a disc: what it lists lies beside it
@@ -334,16 +311,12 @@ def _broken(files: list[Path]) -> list[str]:
 
 
 def _read_zip(path: Path, series: str | None, suv: str) -> _Parts:
-    from napari_fmseg.io import itk
+    from napari_fmseg.io.textheader import check_inside, is_header
     from napari_fmseg.io.zipped import in_zip, unzipped
 
     with unzipped(path) as folder:
-        for header in (file for file in files_below(folder) if suffix_of(file) in (".nhdr", ".mhd")):
-            voxels = itk.data_file(itk.header_fields(header), header)
-            if voxels is None or not voxels.resolve().is_relative_to(folder.resolve()):
-                raise UnreadableVolume(
-                    f"{path.name}: {header.name} points to voxels outside of the zip. Unpack it first."
-                )
+        for header in (file for file in files_below(folder) if is_header(file)):
+            check_inside(header, folder, path)
         data, geometry, meta, _ = _read_folder(folder, series, suv)
         for kind in ("repaired", "warnings"):
             meta[kind] = [in_zip(text, folder, path) for text in meta.get(kind, ())]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ MAX_RATIO = 1_300_000
 _CHUNK = 1 << 20
 
 
-def read(path: Path, count: int, kind: np.dtype[Any], *, after_header: bool) -> npt.NDArray[Any]:
+def read(path: Path, count: int, kind: np.dtype[Any], *, start: int = 0) -> npt.NDArray[Any]:
     """Read so many numbers.
 
     Parameters
@@ -29,8 +28,8 @@ def read(path: Path, count: int, kind: np.dtype[Any], *, after_header: bool) -> 
         The file.
     count, kind
         How many numbers, and their type in the file.
-    after_header
-        Whether a NRRD's header and an empty line stand before the packed bytes.
+    start
+        The byte at which what is packed starts.
 
     Returns
     -------
@@ -46,9 +45,7 @@ def read(path: Path, count: int, kind: np.dtype[Any], *, after_header: bool) -> 
     needed = count * kind.itemsize
     try:
         with path.open("rb") as raw:
-            if after_header:
-                start = re.search(rb"\r?\n\r?\n", raw.read(_CHUNK))
-                raw.seek(start.end() if start else 0)
+            raw.seek(start)
             with bz2.BZ2File(raw) as stream:
                 while len(unpacked) < needed and (piece := stream.read(min(_CHUNK, needed - len(unpacked)))):
                     unpacked += piece

@@ -10,17 +10,46 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.errors import UnreadableVolume
+from napari_fmseg.errors import DeviceMemory, UnreadableVolume
+from napari_fmseg.memory import free_bytes
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
-__all__ = ["REVERSED", "checked", "rescaled", "smallest_integer", "span", "to_labels", "wanted_channels"]
+__all__ = [
+    "REVERSED",
+    "check_memory",
+    "checked",
+    "rescaled",
+    "smallest_integer",
+    "span",
+    "to_labels",
+    "wanted_channels",
+]
 
 REVERSED = np.ix_([2, 1, 0, 3], [2, 1, 0, 3])
 """Turns an affine over (x, y, z, 1) into one over (z, y, x, 1), and back."""
 
+_NEVER_MUCH = 256 << 20
 _NEAR_INTEGER = 0.01
 _INCREDIBLE = 1e12
 _INTEGERS = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
+
+
+def check_memory(n_bytes: int, path: Path) -> None:
+    """Refuse what this machine has no memory for, before it is asked for.
+
+    Raises
+    ------
+    DeviceMemory
+        If less than `n_bytes` are free.
+    """
+    if n_bytes < _NEVER_MUCH:
+        return
+    free = free_bytes()
+    if n_bytes > free:
+        raise DeviceMemory(
+            f"{path.name} takes {n_bytes / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB of memory are free. Close other "
+            "programs, or read it on a machine with more memory."
+        )
 
 
 def wanted_channels(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:

@@ -16,16 +16,10 @@ import numpy.typing as npt
 
 from napari_fmseg.errors import NoSuv, UnreadableVolume
 from napari_fmseg.io.checks import rescaled
+from napari_fmseg.io.dicomfile import damage_told, quiet
 from napari_fmseg.io.dicomgrid import stack
 from napari_fmseg.io.dicomplanes import Slice, number, slices_of
-from napari_fmseg.io.dicomslices import (
-    Header,
-    damage_told,
-    decoded,
-    headers,
-    kind_of,
-    quiet,
-)
+from napari_fmseg.io.dicomslices import Header, decoded, headers, kind_of
 from napari_fmseg.io.dicomstart import is_dicom
 from napari_fmseg.io.finding import files_below
 from napari_fmseg.io.suv import UNITS, suv_factors
@@ -76,7 +70,7 @@ def any_dicom(files: list[Path]) -> bool:
 def any_images(files: list[Path]) -> bool:
     """Whether one of `files` is a DICOM image: reports, contours, segmentations and what is damaged are none."""
     for path in files:
-        with suppress(UnreadableVolume):
+        with suppress(UnreadableVolume, OSError):
             if any(not kind_of(file.tags) for file in headers([path])):
                 return True
     return False
@@ -85,13 +79,13 @@ def any_images(files: list[Path]) -> bool:
 @quiet()
 def list_series(files: list[Path]) -> tuple[SeriesInfo, ...]:
     """List the image series among `files`, in the order of their first files."""
-    return tuple(_info(uid, found) for uid, found in _image_series(headers(files)).items())
+    return tuple(_info(uid, found) for uid, found in _image_series(_sound_headers(files)[0]).items())
 
 
 @quiet()
 def survey(files: list[Path]) -> list[tuple[SeriesInfo, Slice | None]]:
     """List the image series among `files` as `list_series` does, each with the slice in its middle if it has places."""
-    return [(_info(uid, found), _middle(found)) for uid, found in _image_series(headers(files)).items()]
+    return [(_info(uid, found), _middle(found)) for uid, found in _image_series(_sound_headers(files)[0]).items()]
 
 
 def _middle(found: _Headers) -> Slice | None:
@@ -105,9 +99,10 @@ def _middle(found: _Headers) -> Slice | None:
 
 
 @quiet()
-def files_by_series(files: list[Path]) -> dict[str, list[Path]]:
-    """Return the image files of each series among `files`, without damaged ones."""
-    return {uid: [file.path for file in found] for uid, found in _image_series(_sound_headers(files)).items()}
+def files_by_series(files: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Return the image files of each series among `files`, and the DICOM files whose header is damaged."""
+    sound, damaged = _sound_headers(files)
+    return {uid: [file.path for file in found] for uid, found in _image_series(sound).items()}, damaged
 
 
 def _image_series(found: _Headers) -> dict[str, _Headers]:
@@ -122,19 +117,25 @@ def _info(uid: str, found: _Headers) -> SeriesInfo:
     first = found[0].tags
     description, modality = (" ".join(str(first.get(key, "")).split()) for key in ("SeriesDescription", "Modality"))
     try:
-        _, geometry, _ = stack([part for file in found for part in slices_of(file)], description)
-        shape, spacing = geometry.shape, geometry.spacing
+        with damage_told(found[0].path):
+            _, geometry, _ = stack([part for file in found for part in slices_of(file)], description)
+            shape, spacing = geometry.shape, geometry.spacing
     except UnreadableVolume:  # still listed: asking for it says what is wrong
-        shape, spacing = (len(found), int(first.Rows), int(first.Columns)), (0.0, 0.0, 0.0)
+        rows, columns = int(number(first.Rows)), int(number(first.Columns))
+        shape, spacing = (len(found), rows, columns), (0.0, 0.0, 0.0)
     return SeriesInfo(uid, description, modality, shape, spacing, len(found))
 
 
-def _sound_headers(files: list[Path]) -> _Headers:
+def _sound_headers(files: list[Path]) -> tuple[_Headers, list[Path]]:
+    """Return the headers of the files that have one, and the DICOM files whose header is damaged."""
     found: _Headers = []
+    damaged = []
     for path in files:
-        with suppress(UnreadableVolume):
+        try:
             found += headers([path])
-    return found
+        except (UnreadableVolume, OSError):
+            damaged.append(path)
+    return found, damaged
 
 
 @quiet()
@@ -159,8 +160,15 @@ def read(
     NoSuv
         If SUV is required and cannot be computed.
     """
-    chosen, n_series = _found(path, series)
-    data, geometry, meta = _volume(chosen, path.name, suv)
+    with damage_told(path):
+        chosen, n_series, damaged = _found(path, series)
+        data, geometry, meta = _volume(chosen, path.name, suv)
+    if damaged:
+        listed = ", ".join(file.name for file in damaged[:5]) + (", …" if len(damaged) > 5 else "")
+        meta["warnings"].append(
+            f"{len(damaged)} DICOM files of the folder are damaged and were left out ({listed}). If one of them is a "
+            "slice of this series, the volume is not complete: copy the series again."
+        )
     if series is None and n_series > 1:
         meta["warnings"].append(
             f"The folder holds {n_series - 1} more series that make no volume of intensities, such as screenshots or "
@@ -191,17 +199,20 @@ def planes(path: Path | Sequence[Path], series: str | None) -> tuple[list[Slice]
         As `read`.
     """
     name = path.name if isinstance(path, Path) else "The series"
-    chosen, _ = _found(path, series)
+    chosen, _, _ = _found(path, series)
     stacks, geometry, _ = stack([part for file in chosen for part in slices_of(file)], name)
     return stacks[0], geometry
 
 
-def _found(path: Path | Sequence[Path], series: str | None) -> tuple[_Headers, int]:
-    """Return the headers of the one series that is wanted, and how many there are."""
+def _found(path: Path | Sequence[Path], series: str | None) -> tuple[_Headers, int, list[Path]]:
+    """Return the headers of the one series that is wanted, how many there are, and the damaged files beside them."""
+    damaged: list[Path] = []
     if not isinstance(path, Path):
         every, path = headers(path), Path("The list of files")
     elif path.is_dir():
-        every = headers(files_below(path))
+        every, damaged = _sound_headers(files_below(path))
+        if damaged and not every:
+            headers(damaged[:1])  # says what is wrong with it
     else:
         every = headers([path])
         if not every:
@@ -212,12 +223,12 @@ def _found(path: Path | Sequence[Path], series: str | None) -> tuple[_Headers, i
             raise UnreadableVolume(_no_image(path, every))
         if not every[0].tags.get("PerFrameFunctionalGroupsSequence"):
             uid = every[0].tags.get("SeriesInstanceUID")
-            beside = headers(sorted(p for p in path.parent.iterdir() if p.is_file()))
+            beside, damaged = _sound_headers(sorted(p for p in path.parent.iterdir() if p.is_file()))
             every = [file for file in beside if file.tags.get("SeriesInstanceUID") == uid]
     found = _image_series(every)
     if not found:
         raise UnreadableVolume(_no_image(path, every))
-    return _chosen(found, series, path), len(found)
+    return _chosen(found, series, path), len(found), damaged
 
 
 def _no_image(path: Path, every: _Headers) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_fmseg.errors import UnreadableVolume
-from napari_fmseg.io.dicomslices import PLAIN, UNDEFINED, Header, damage_told, kind_of, syntax_of, unused_bits
+from napari_fmseg.io.dicomfile import damage_told, syntax_of, unused_bits
+from napari_fmseg.io.dicomslices import PLAIN, UNDEFINED, Header, kind_of
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -48,6 +49,8 @@ class Slice:
     pixels_at: int
     raw: tuple[int, str] | None = None  # where the voxels start and their type; None if not that simple
     unused_bits: tuple[int, int] = (0, 0)  # how many are unused above the stored ones, and above and below together
+    syntax: str = ""  # as `syntax_of`
+    bits: int = 16  # of a stored value
 
 
 def slices_of(file: Header) -> list[Slice]:
@@ -171,6 +174,8 @@ def _slice(file: Header, frame: int, groups: list[Dataset]) -> Slice:
         file.pixels[0],
         raw,
         unused_bits(header),
+        syntax_of(header),
+        int(header.get("BitsAllocated") or 16),
     )
 
 

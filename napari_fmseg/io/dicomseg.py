@@ -14,7 +14,7 @@ from napari_fmseg.errors import GeometryMismatch, MissingExtra, UnreadableVolume
 from napari_fmseg.io.checks import smallest_integer
 from napari_fmseg.io.classes import class_name, present
 from napari_fmseg.io.dicomplanes import Slice, number
-from napari_fmseg.io.dicomslices import quiet
+from napari_fmseg.io.dicomfile import damage_told, dataset_of, quiet
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.labels import Code, label_info
 from napari_fmseg.volume import Geometry, LabelMap
@@ -183,15 +183,14 @@ def _slices(source: Source, series: str | None) -> tuple[list[Slice], Geometry]:
 
 def _sources(slices: list[Slice], geometry: Geometry) -> dict[Path, Dataset]:
     """Read what the SEG needs of each file, and nothing more, so that nothing more can be copied."""
-    import pydicom
     from pydicom.uid import generate_uid
 
     files: dict[Path, Dataset] = {}
     for path in dict.fromkeys(part.path for part in slices):
         wanted = [*_PLACING, *(() if files else _COPIED), "StudyInstanceUID"]  # the first speaks for the patient
-        tags = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=wanted)
-        if not files:
-            tags.decode()  # its text is written again in another character set
+        with damage_told(path), dataset_of(path, stop_before_pixels=True, specific_tags=wanted) as (tags, _):
+            if not files:
+                tags.decode()  # its text is written again in another character set
         if not tags.get("FrameOfReferenceUID"):
             raise UnwritableVolume(
                 "The series has no Frame of Reference UID, so nothing can be placed on it in DICOM. "

@@ -6,20 +6,20 @@ by the GDCM within SimpleITK, which needs no plug-in and works in threads.
 
 from __future__ import annotations
 
-import os
-import struct
-import warnings
+import math
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.errors import MissingExtra, UnreadableVolume
+from napari_fmseg.errors import UnreadableVolume
+from napari_fmseg.io import native
+from napari_fmseg.io.codestreams import check_codestreams
+from napari_fmseg.io.dicomfile import PIXELS, damage_told, dataset_of, pixels_told, quiet
 from napari_fmseg.io.dicomstart import is_dicom
+from napari_fmseg.io.gzipped import MAX_RATIO
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -31,14 +31,10 @@ __all__ = [
     "PLAIN",
     "UNDEFINED",
     "Header",
-    "damage_told",
     "decoded",
     "headers",
     "kind_of",
-    "quiet",
-    "read_whole",
-    "syntax_of",
-    "unused_bits",
+    "stored_frames",
 ]
 
 NOT_IMAGES = {
@@ -70,10 +66,14 @@ _TAGS: list[str | int] = [
          # what SUV needs, see suv.py
          "PatientWeight", "CorrectedImage", "DecayCorrection", "SUVType", "SeriesDate", "SeriesTime", "AcquisitionDate",
          "ActualFrameDuration", "RadiopharmaceuticalInformationSequence"]  # fmt: skip
+_PARSED = ("SeriesInstanceUID", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+           "RadiopharmaceuticalInformationSequence", "NumberOfFrames")  # fmt: skip
 PLAIN = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99",
           "1.2.840.10008.1.2.5"}  # fmt: skip
 """Transfer syntaxes that pydicom reads faster: uncompressed, deflated, and run lengths."""
-_IMPLICIT, _EXPLICIT, _BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+_PLAIN_RATIO = {**dict.fromkeys(PLAIN, 1), "1.2.840.10008.1.2.1.99": MAX_RATIO, "1.2.840.10008.1.2.5": 64}
+"""How much more pixels they may hold than a file has bytes."""
+_SMALL = 64 << 20
 UNDEFINED = 0xFFFFFFFF
 """Length of pixels that are in fragments, as compressed ones are."""
 
@@ -86,45 +86,16 @@ class Header(NamedTuple):
     pixels: tuple[int, int] = (0, 0)
 
 
-@contextmanager
-def quiet() -> Iterator[Any]:
-    """Give pydicom, without its many remarks on values that are slightly against the standard."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise MissingExtra("DICOM needs pydicom, which is missing here: pip install pydicom.") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield pydicom
-
-
-@contextmanager
-def damage_told(path: Path) -> Iterator[None]:
-    """Turn what pydicom raises on a damaged header into a sentence; values are parsed only when asked for."""
-    import pydicom.errors as lib
-
-    try:
-        yield
-    except (ValueError, KeyError, AttributeError, TypeError, IndexError, ArithmeticError, EOFError, RecursionError,
-            NotImplementedError, struct.error, lib.BytesLengthException, lib.InvalidDicomError) as error:  # fmt: skip
-        raise UnreadableVolume(
-            f"{path.name} starts as DICOM, but its header is damaged: {str(error)[:200]}. "
-            "Copy it again from its source."
-        ) from error
-
-
 def headers(paths: Iterable[Path], *, whole: bool = False) -> list[Header]:
     """Read the headers of those `paths` that are DICOM, in their order; `whole` ones with their private tags."""
     found = []
-    with quiet() as pydicom:
+    with quiet():
         for path in paths:
             if not is_dicom(path) or path.name.upper() == "DICOMDIR":
                 continue
-            with damage_told(path), path.open("rb") as file:
-                tags = pydicom.dcmread(
-                    file, stop_before_pixels=True, force=True, specific_tags=None if whole else _TAGS
-                )
-                kind_of(tags)  # what is damaged shows here
+            how = {"stop_before_pixels": True, "specific_tags": None if whole else _TAGS}
+            with damage_told(path), dataset_of(path, **how) as (tags, file):
+                _ = kind_of(tags), [tags.get(name) for name in _PARSED]  # what is damaged shows here
                 found.append(Header(path, tags, _pixels(file)))
     return [header for header in found if header.tags]
 
@@ -147,25 +118,6 @@ def kind_of(header: Dataset) -> str:
     return "" if header.get("Rows") and header.get("Columns") else "an object without pixels"
 
 
-def syntax_of(header: Dataset) -> str:
-    """Transfer syntax that the file declares, or, where it declares none, that of its tags."""
-    declared = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or "")
-    implicit, little = header.original_encoding
-    return declared or (_IMPLICIT if implicit else _EXPLICIT if little else _BIG_ENDIAN)
-
-
-def unused_bits(tags: Dataset) -> tuple[int, int]:
-    """How many bits of a voxel are unused above the stored ones, and above and below them together."""
-    allocated, stored, high = (tags.get(name) for name in ("BitsAllocated", "BitsStored", "HighBit"))
-    if None in (allocated, stored, high):
-        return 0, 0
-    if not 0 < stored <= allocated:
-        raise ValueError(f"{stored} bits are stored of {allocated} allocated ones")
-    if not stored <= high + 1 <= allocated:
-        high = stored - 1
-    return allocated - 1 - high, allocated - stored
-
-
 def decoded(slices: list[Slice], scaled_by_gdcm: bool) -> Iterator[npt.NDArray[Any]]:
     """Give the voxels (y, x) of each slice in turn; as stored, or scaled where `scaled_by_gdcm`.
 
@@ -177,31 +129,70 @@ def decoded(slices: list[Slice], scaled_by_gdcm: bool) -> Iterator[npt.NDArray[A
     if not scaled_by_gdcm and all(part.raw for part in slices):
         yield from map(_straight, slices)
         return
-    planes = _by_gdcm if scaled_by_gdcm else _by_pydicom
-    workers = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool, quiet():
-        files = list(dict.fromkeys(part.path for part in slices))
-        if len(files) == len(slices):
-            # A few slices ahead, not all: the stack should not lie in memory twice.
-            for start in range(0, len(files), 4 * workers):
-                for frames in pool.map(planes, files[start : start + 4 * workers]):
-                    yield frames[0]
-            return
-        frames_of = {path: planes(path) for path in files}
-        for part in slices:
-            yield frames_of[part.path][part.frame]
+    _check_sizes(slices)
+    files = list(dict.fromkeys(part.path for part in slices))
+    frames = _frames(files, scaled_by_gdcm, here=all(part.is_plain for part in slices))
+    if len(files) == len(slices):
+        for part, found in zip(slices, frames, strict=True):
+            yield _frame(found, part)
+        return
+    frames_of = dict(zip(files, frames, strict=True))
+    for part in slices:
+        yield _frame(frames_of[part.path], part)
+
+
+def stored_frames(tags: Dataset, slices: list[Slice]) -> npt.NDArray[Any]:
+    """Return the voxels (frames, y, x) of one file, whose tags were read whole, as they are stored."""
+    _check_sizes(slices)
+    path = slices[0].path
+    if slices[0].is_plain:
+        with pixels_told(path):
+            pixels: npt.NDArray[Any] = tags.pixel_array
+            return pixels
+    return next(_frames([path], False, here=False))
+
+
+def _frames(files: list[Path], scaled_by_gdcm: bool, *, here: bool) -> Iterator[npt.NDArray[Any]]:
+    """Give the voxels (frames, y, x) of each file; what only native code can read, as `native` says."""
+    parser, detail = ("itk_image", "GDCMImageIO") if scaled_by_gdcm else ("dicom_frames", "")
+    parsed = native.each(parser, files, detail, here=here and not scaled_by_gdcm)
+    with quiet():
+        for path in files:
+            with pixels_told(path):
+                pixels = next(parsed).voxels
+            yield pixels if pixels.ndim == 3 else pixels[None]
+
+
+def _frame(frames: npt.NDArray[Any], part: Slice) -> npt.NDArray[Any]:
+    if part.frame >= len(frames):
+        raise _damaged(part.path, EOFError(f"it has {len(frames)} images, and says that it has more"))
+    plane: npt.NDArray[Any] = frames[part.frame]
+    return plane
 
 
 def _damaged(path: Path, error: Exception) -> UnreadableVolume:
-    return UnreadableVolume(
-        f"The pixels of {path.name} cannot be read: {str(error).strip().splitlines()[-1][:200]}. "
-        "The file was cut short or uses an unusual compression; export the series again, uncompressed."
-    )
+    return UnreadableVolume(PIXELS.format(name=path.name, reason=str(error).strip().splitlines()[-1][:200]))
+
+
+def _check_sizes(slices: list[Slice]) -> None:
+    """Refuse files that promise more pixels than they can hold, before memory is asked for."""
+    promised: dict[Path, int] = {}
+    for part in slices:
+        promised[part.path] = promised.get(part.path, 0) + math.prod(part.shape) * part.bits // 8
+    for path, part in {part.path: part for part in slices}.items():
+        size = path.stat().st_size
+        ratio = 1 if part.raw else _PLAIN_RATIO.get(part.syntax, 0)
+        if promised[path] > (size * ratio or max(_SMALL, size * MAX_RATIO)):
+            raise _damaged(path, ValueError(f"it promises {promised[path]:,} bytes of pixels, but has only {size:,}"))
+        if not ratio:
+            with pixels_told(path):
+                check_codestreams(path, part.pixels_at, part.shape)
 
 
 def _straight(part: Slice) -> npt.NDArray[Any]:
     """Voxels (y, x) as stored, taken from the file without a detour."""
     voxels_at, kind = part.raw or (0, "u1")
+    _check_sizes([part])
     plane: npt.NDArray[Any] = np.empty(part.shape, kind)
     with part.path.open("rb", buffering=0) as file:
         file.seek(voxels_at)
@@ -213,49 +204,3 @@ def _straight(part: Slice) -> npt.NDArray[Any]:
         plane <<= plane.dtype.type(above)
         plane >>= plane.dtype.type(unused)
     return plane
-
-
-def read_whole(path: Path) -> Dataset:
-    """Read a file with its pixels, which can be decoded even where it does not declare its transfer syntax.
-
-    Raises
-    ------
-    UnreadableVolume
-        If the pixels are compressed in a way that the file does not name.
-    """
-    import pydicom
-
-    dataset = pydicom.dcmread(path, force=True)
-    dataset.file_meta.TransferSyntaxUID = syntax = pydicom.uid.UID(syntax_of(dataset))
-    in_fragments = "PixelData" in dataset and dataset["PixelData"].is_undefined_length
-    if in_fragments and not syntax.is_private and not syntax.is_compressed:
-        raise UnreadableVolume(
-            f"The pixels of {path.name} are compressed, but the file does not say how: its transfer syntax is "
-            f"{syntax.name}. Export the series again, uncompressed."
-        )
-    return dataset
-
-
-def _by_pydicom(path: Path) -> npt.NDArray[Any]:
-    """Voxels (frames, y, x) as stored."""
-    try:
-        dataset = read_whole(path)
-        above, unused = unused_bits(dataset)
-        if unused > above:  # some are below, which pydicom does not know of
-            dataset.BitsStored += unused - above
-        pixels: npt.NDArray[Any] = dataset.pixel_array
-        pixels = pixels >> (unused - above) if unused > above else pixels
-    except (ValueError, AttributeError, RuntimeError, KeyError, TypeError, EOFError, IndexError) as error:
-        raise _damaged(path, error) from error
-    return pixels if pixels.ndim == 3 else pixels[None]
-
-
-def _by_gdcm(path: Path) -> npt.NDArray[Any]:
-    """Voxels (frames, y, x) with slope and intercept applied."""
-    import SimpleITK as sitk
-
-    try:
-        pixels: npt.NDArray[Any] = sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="GDCMImageIO"))
-    except RuntimeError as error:  # all that SimpleITK raises
-        raise _damaged(path, error) from error
-    return pixels if pixels.ndim == 3 else pixels[None]

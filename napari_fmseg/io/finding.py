@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -137,13 +138,15 @@ def _leads_nowhere(path: Path) -> bool:
     return bool(suffix_of(path)) or path.suffix[1:].isdigit() or not path.suffix
 
 
-def find_volumes(folder: Path | str) -> tuple[Path, ...]:
+def find_volumes(folder: Path | str, *, damaged: bool = False) -> tuple[Path, ...]:
     """Find everything in a tree that `read_volume` can be given, in the order of the names.
 
     Parameters
     ----------
     folder
         Where to look; linked folders are followed. Zips are not looked into.
+    damaged
+        Whether DICOM files whose header is damaged are listed, too, so that their turn comes and says so.
 
     Returns
     -------
@@ -168,7 +171,7 @@ def find_volumes(folder: Path | str) -> tuple[Path, ...]:
             dicom.append(path)
         elif kind in ("nifti", "itk") and not _is_second_half(path):
             found.append(path)
-    return tuple(sorted([*found, *_series_paths(dicom)]))
+    return tuple(sorted([*found, *_series_paths(dicom, damaged)]))
 
 
 def _is_second_half(path: Path) -> bool:
@@ -179,16 +182,15 @@ def _is_second_half(path: Path) -> bool:
     )
 
 
-def _series_paths(files: list[Path]) -> list[Path]:
+def _series_paths(files: list[Path], damaged: bool) -> list[Path]:
     from napari_fmseg.io import dicom
 
     if not files:
         return []
-    series = dicom.files_by_series(files)
-    paths = []
-    for uid, members in series.items():
+    series, broken = dicom.files_by_series(files)
+    n_below = Counter(folder for members in series.values() for path in members for folder in path.parents)
+    paths = broken if damaged else []
+    for members in series.values():
         common = Path(os.path.commonpath([path.parent for path in members]))
-        others = [path for other, rest in series.items() if other != uid for path in rest]
-        alone = not any(path.is_relative_to(common) for path in others)
-        paths.append(common if alone else members[0])
+        paths.append(common if n_below[common] == len(members) else members[0])
     return paths

@@ -90,8 +90,8 @@ def fill(stream: IO[bytes], array: npt.NDArray[Any]) -> None:
     stream.read(1)  # one step further, so that gzip compares its checksum
 
 
-def inflate_zlib(data: bytes, array: npt.NDArray[Any]) -> None:
-    """Inflate a zlib stream into a C-contiguous `array`.
+def inflate_zlib(file: IO[bytes], array: npt.NDArray[Any]) -> None:
+    """Inflate a zlib or gzip stream into a C-contiguous `array`, piece by piece.
 
     Raises
     ------
@@ -99,15 +99,14 @@ def inflate_zlib(data: bytes, array: npt.NDArray[Any]) -> None:
         If the stream holds fewer bytes than the array.
     """
     target = array.reshape(-1).view(np.uint8)
-    inflater = (_isal_zlib or zlib).decompressobj()
-    done, pending = 0, data
-    while pending and done < target.size:
-        piece = inflater.decompress(pending, min(target.size - done, 4 * _CHUNK))
-        if not piece:
-            break
+    pending = file.read(_CHUNK)
+    inflater = (_isal_zlib or zlib).decompressobj(31 if pending.startswith(b"\x1f\x8b") else 15)
+    done = 0
+    while pending and done < target.size and not inflater.eof:
+        piece = inflater.decompress(pending, target.size - done)
         target[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
         done += len(piece)
-        pending = inflater.unconsumed_tail
+        pending = inflater.unconsumed_tail or file.read(_CHUNK)
     if done < target.size:
         raise EOFError(f"the data end after {done:,} of {target.size:,} bytes")
 

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage: read by SimpleITK after a look at the header, written here.
+"""NRRD and MetaImage: a NRRD is read by SimpleITK after a look at the header, a MetaImage here; both are written here.
 
 Writing needs little more than a few header lines, keeps a sheared affine, holds names and colours, and
 compresses with the faster library.
@@ -14,23 +14,21 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
 
 from napari_fmseg.errors import UnreadableVolume, UnwritableVolume
-from napari_fmseg.io import bzip2, segments
+from napari_fmseg.io import bzip2, metaimage, native, segments
 from napari_fmseg.io.checks import REVERSED, wanted_channels
-from napari_fmseg.io.finding import is_metaimage
 from napari_fmseg.io.gzipped import MAX_RATIO, write_gzip, write_zlib
+from napari_fmseg.io.textheader import TextHeader, data_files, read_header
 from napari_fmseg.io.units import mm_per_unit
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
-__all__ = ["data_file", "header_fields", "read", "stated_units", "write"]
+__all__ = ["grid", "header_fields", "read", "write"]
 
-_HEADER_BYTES = 1 << 20
-_NRRD_FIELDS = {name.replace(" ", ""): name for name in (
-    "data file", "line skip", "byte skip", "space origin", "space directions", "space units",
-)}  # fmt: skip
+_MOST_AXES = 5
+_LONGEST_WORD, _LONGEST_FIELD = 100, 1000  # the library behind copies them into places of such a size
+_FREE_FIELDS = ("data file", "content")  # which may be longer
 _SPACE_KINDS = ("domain", "space", "???")
 _TYPES = {  # what NRRD and MetaImage call numpy's types
     "u1": ("unsigned char", "MET_UCHAR"),
@@ -44,6 +42,20 @@ _TYPES = {  # what NRRD and MetaImage call numpy's types
     "f4": ("float", "MET_FLOAT"),
     "f8": ("double", "MET_DOUBLE"),
 }
+
+_NRRD_TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64",
+                     "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
+    "float": "f4",
+    "double": "f8",
+}  # fmt: skip
 
 
 def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
@@ -59,35 +71,18 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
     UnreadableVolume
         If it is damaged, not what its suffix says, not 3-D, not of real numbers, or its place makes no sense.
     """
-    fields = header_fields(path)
-    _check_fields(fields, path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("NrrdImageIO" if "sizes" in fields else "MetaImageIO")
-    try:
-        reader.ReadImageInformation()
-        _check_promise(reader, fields, path)
-        data = _bzip2_voxels(reader, fields, path) if _is_bzip2(fields) else _voxels(reader.Execute())
-    except RuntimeError as error:  # all that SimpleITK raises
-        if "determinant" in str(error):
-            raise _flat(path, fields.get("space directions") or fields.get("TransformMatrix", "")) from error
-        raise UnreadableVolume(
-            f"{path.name} is damaged or was cut short; ITK says: {_reason(error)} Copy it again from its source."
-        ) from error
+    header = read_header(path)
+    fields = header.fields
+    _check_fields(header)
+    data, place = _by_itk(header) if header.is_nrrd else metaimage.read_image(header)
     data = data.reshape(wanted_channels(data.shape, path))
     names, colors = segments.from_fields(fields)
-    meta = {"format": "NRRD" if "sizes" in fields else "MetaImage", "names": names, "colors": colors}
+    meta = {"format": "NRRD" if header.is_nrrd else "MetaImage", "names": names, "colors": colors}
     modality = fields.get("Modality", "").removeprefix("MET_MOD_")
     if modality not in ("", "UNKNOWN", "OTHER"):
         meta["modality"] = modality
-    factors, warnings = mm_per_unit(stated_units(fields))
-    return data, _geometry(reader, factors, path), {**meta, "warnings": _silences(fields) + warnings}
-
-
-def _voxels(image: Any) -> npt.NDArray[Any]:
-    """Return (z, y, x) or (c, z, y, x)."""
-    data = sitk.GetArrayFromImage(image)
-    return np.ascontiguousarray(np.moveaxis(data, -1, 0)) if image.GetNumberOfComponentsPerPixel() > 1 else data
+    factors, warnings = mm_per_unit(_stated_units(header))
+    return data, _geometry(place, data.shape, factors, path), {**meta, "warnings": _silences(header) + warnings}
 
 
 def header_fields(path: Path) -> dict[str, str]:
@@ -98,43 +93,90 @@ def header_fields(path: Path) -> dict[str, str]:
     UnreadableVolume
         If the file is neither.
     """
-    with path.open("rb") as file:
-        block = file.read(_HEADER_BYTES)
-    if block.startswith(b"NRRD"):
-        head = re.split(rb"\r?\n\r?\n", block, maxsplit=1)[0].decode("utf-8", "replace")
-        pairs = [_nrrd_pair(line) for line in head.splitlines()[1:] if not line.startswith("#")]
-    elif is_metaimage(block) or re.match(rb"\s*ObjectType\s*=", block):
-        head = re.split(rb"ElementDataFile\s*=", block, maxsplit=1)[0].decode("utf-8", "replace")
-        pairs = [re.split(r"\s*=\s*", line, maxsplit=1) for line in head.splitlines()]
-        if last := re.search(rb"ElementDataFile\s*=\s*([^\r\n]*)", block):
-            pairs.append(["ElementDataFile", last[1].decode("utf-8", "replace")])
-    else:
+    return read_header(path).fields
+
+
+def grid(path: Path) -> tuple[tuple[int, ...], list[float]]:
+    """Return the sizes along (z, y, x) and the spacings along (x, y, z) that a header states, without the voxels.
+
+    Raises
+    ------
+    UnreadableVolume
+        If it states none.
+    """
+    header = read_header(path)
+    _check_fields(header)
+    sizes = _sizes(header)
+    sizes = _of_space(sizes, header.fields) if header.is_nrrd else sizes[:3]
+    factors, _ = mm_per_unit(_stated_units(header))
+    spacings = _stated_spacings(header.fields) or [1.0] * 3
+    return tuple(int(word) for word in reversed(sizes)), [mm * f for mm, f in zip(spacings, factors, strict=True)]
+
+
+def _by_itk(header: TextHeader) -> tuple[npt.NDArray[Any], metaimage.Place]:
+    """Read a NRRD: data (..., z, y, x), channels first, and its place."""
+    path, fields = header.path, header.fields
+    _check_promise(header)
+    is_bzip2 = fields.get("encoding", "").lower() in ("bzip2", "bz2")
+    try:
+        image = native.call("itk_place" if is_bzip2 else "itk_image", path, "NrrdImageIO")
+    except RuntimeError as error:  # all that SimpleITK raises
+        if "determinant" in str(error):
+            raise _flat(path, fields.get("space directions", "")) from error
         raise UnreadableVolume(
-            f"{path.name} is neither NRRD nor MetaImage: it starts with {block[:8]!r}. Was it renamed? "
-            "Give it the suffix of what it really is."
+            f"{path.name} is damaged or was cut short; ITK says: {_reason(error)} Copy it again from its source."
+        ) from error
+    data = image.voxels
+    if is_bzip2:
+        data = _bzip2_voxels(header, len(image.spacing))
+    elif image.n_channels > 1:
+        data = np.ascontiguousarray(np.moveaxis(data, -1, 0))
+    return data, (image.spacing, image.direction, image.origin)
+
+
+def _bzip2_voxels(header: TextHeader, n_axes: int) -> npt.NDArray[Any]:
+    """Read the voxels of a NRRD packed with bzip2, which ITK cannot: (z, y, x) or (c, z, y, x)."""
+    path, fields, files = header.path, header.fields, data_files(header)
+    if len(files) > 1 or any(fields.get(skip, "0") != "0" for skip in ("line skip", "byte skip")):
+        raise UnreadableVolume(
+            f"{path.name} is packed with bzip2 in several files or after a part to skip, which is not read. "
+            "Save it with gzip, or unpacked, in the program that wrote it."
         )
-    return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+    sizes = [int(word) for word in _sizes(header)]
+    kind = _kind(header).newbyteorder(">" if fields.get("endian", "").lower() == "big" else "<")
+    start = header.ends_at if files[0] == path else 0
+    data = bzip2.read(files[0], math.prod(sizes), kind, start=start).reshape(sizes[::-1])
+    if len(sizes) == n_axes:
+        return data
+    kinds = fields.get("kinds", "").lower().split()
+    components = next((i for i, kind in enumerate(kinds) if kind not in _SPACE_KINDS), 0)
+    return np.ascontiguousarray(np.moveaxis(data, len(sizes) - 1 - components, 0))
 
 
-def _nrrd_pair(line: str) -> list[str]:
-    """Split a line; a field's name is as the format defines it, whatever its letters and blanks are in the file."""
-    if ":=" in line and ": " not in line.partition(":=")[0]:
-        return line.split(":=", 1)
-    name, colon, text = line.partition(":")
-    if not colon:  # one of a list of files
-        return [line]
-    plain = name.strip().lower()
-    return [_NRRD_FIELDS.get(plain.replace(" ", ""), plain), text]
+def _kind(header: TextHeader) -> np.dtype[Any]:
+    """Return the number type of one component of a NRRD's voxel."""
+    name = " ".join(header.fields.get("type", "").lower().split())
+    if name not in _NRRD_TYPES:
+        raise UnreadableVolume(
+            f"{header.path.name} has the voxel type {name[:40]!r}, which is no number type of NRRD. "
+            "Export it again, with whole or real numbers."
+        )
+    return np.dtype(_NRRD_TYPES[name])
 
 
-def _check_fields(fields: dict[str, str], path: Path) -> None:
+def _sizes(header: TextHeader) -> list[str]:
+    return header.fields.get("sizes" if header.is_nrrd else "DimSize", "").split()
+
+
+def _check_fields(header: TextHeader) -> None:
     """Refuse what ITK would take, or would refuse in words of its own."""
+    path, fields = header.path, header.fields
     if "RGB" in fields.get("kinds", "").upper():
         raise UnreadableVolume(
             f"{path.name} holds colours (RGB), not intensities: it is a screenshot or a map for display. "
             "Give the original grey-value volume."
         )
-    n_axes = len((fields.get("sizes") or fields.get("DimSize", "")).split())
+    n_axes = len(_sizes(header))
     if n_axes < 3:
         raise UnreadableVolume(
             f"{path.name} is {n_axes}-D, but a volume has three axes of space. "
@@ -164,9 +206,10 @@ def _of_space(words: list[str], fields: dict[str, str]) -> list[str]:
     return [word for word, kind in zip(words, kinds + ["domain"] * len(words), strict=False) if kind in _SPACE_KINDS]
 
 
-def stated_units(fields: dict[str, str]) -> list[str]:
+def _stated_units(header: TextHeader) -> list[str]:
     """Return the units of length along the patient's x, y and z, as the header has them."""
-    if "sizes" not in fields:
+    fields = header.fields
+    if not header.is_nrrd:
         return [fields.get("DistanceUnits", "")] * 3
     if "space units" in fields:
         return _quoted(fields["space units"])
@@ -184,80 +227,52 @@ def _number(word: str) -> float:
         return math.nan
 
 
-def data_file(fields: dict[str, str], path: Path) -> Path | None:
-    """Where the voxels are: `path` itself, another file, or None if the header lists several."""
-    name = fields.get("data file") or fields.get("datafile") or fields.get("ElementDataFile") or "LOCAL"
-    if name in ("LOCAL", "Local", "local"):
-        return path
-    return None if name.startswith("LIST") or "%" in name else path.parent / name
-
-
-def _check_promise(reader: Any, fields: dict[str, str], path: Path) -> None:
-    """Refuse a header that promises more than its files can hold, before memory is asked for."""
-    data = data_file(fields, path)
-    if data is None:
-        size = sum(p.stat().st_size for p in path.parent.iterdir() if p.is_file())
-    elif data.is_file():
-        size = data.stat().st_size
-    else:
+def _check_promise(header: TextHeader) -> None:
+    """Refuse numbers that no NRRD has, and a header that promises more than its files can hold, before it is read."""
+    path, fields = header.path, header.fields
+    for name, text in fields.items():
+        longest = max(map(len, text.split()), default=0)
+        is_long = name in header.own and name not in _FREE_FIELDS
+        if is_long and (longest > _LONGEST_WORD or len(text) > _LONGEST_FIELD):
+            raise UnreadableVolume(
+                f"{path.name} states {text[:40]!r}… as {name}, which is too long. The header is damaged; "
+                "export it again."
+            )
+    sizes = [_bounded(word, path, "sizes", 1) for word in _sizes(header)]
+    if _bounded(fields.get("dimension", "0"), path, "dimension", 1) != len(sizes) or len(sizes) > _MOST_AXES:
         raise UnreadableVolume(
-            f"{path.name} keeps its voxels in {data.name}, which is missing. Copy both into one folder."
+            f"{path.name} states {fields.get('dimension', 'no')} axes (dimension) and {len(sizes)} sizes; expected the "
+            f"same number, at most {_MOST_AXES}. The header is damaged; export it again."
         )
-    if "complex" in sitk.GetPixelIDValueAsString(reader.GetPixelID()):
-        raise UnreadableVolume(
-            f"{path.name} holds complex numbers. Save their magnitude (or the part you need) as real numbers first."
-        )
+    files = data_files(header)
+    for file in files:
+        if not file.is_file():
+            raise UnreadableVolume(
+                f"{path.name} keeps its voxels in {file.name}, which is missing. Copy both into one folder."
+            )
+    size = sum(file.stat().st_size for file in files)
+    for name, least in (("line skip", 0), ("byte skip", -1)):
+        _bounded(fields.get(name, "0"), path, name, least)
     encoding = fields.get("encoding", "").lower()
-    if encoding in ("gzip", "gz") or fields.get("CompressedData", "")[:1] in ("T", "t", "1"):
-        ratio = MAX_RATIO
-    elif _is_bzip2(fields):
-        ratio = bzip2.MAX_RATIO
-    else:  # a digit and a blank may be a whole voxel of text
-        ratio = 4 if encoding in ("text", "txt", "ascii") or fields.get("BinaryData", "T")[:1] in ("F", "f", "0") else 1
-    needed = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * _component_type(reader).itemsize
+    # A digit and a blank may be a whole voxel of text.
+    ratio = {"gzip": MAX_RATIO, "gz": MAX_RATIO, "bzip2": bzip2.MAX_RATIO, "bz2": bzip2.MAX_RATIO,
+             "raw": 1}.get(encoding, 4)  # fmt: skip
+    needed = math.prod(sizes) * _kind(header).itemsize
     if needed > size * ratio:
         raise UnreadableVolume(
-            f"{path.name} promises {'×'.join(map(str, reader.GetSize()))} voxels, {needed:,} bytes, but has "
+            f"{path.name} promises {'×'.join(map(str, sizes))} voxels, {needed:,} bytes, but has "
             f"only {size:,}. It was cut short or its header is damaged; copy it again from its source."
         )
 
 
-def _is_bzip2(fields: dict[str, str]) -> bool:
-    return fields.get("encoding", "").lower() in ("bzip2", "bz2")
-
-
-def _bzip2_voxels(reader: Any, fields: dict[str, str], path: Path) -> npt.NDArray[Any]:
-    """Read the voxels of a NRRD packed with bzip2, which ITK cannot: (z, y, x) or (c, z, y, x)."""
-    file = data_file(fields, path)
-    if file is None or any(fields.get(skip, "0") != "0" for skip in ("line skip", "byte skip")):
+def _bounded(word: str, path: Path, name: str, least: int) -> int:
+    """Return a whole number of the header, which the library behind takes as it is."""
+    if not re.fullmatch(r"[+-]?\d{1,12}", word) or int(word) < least:
         raise UnreadableVolume(
-            f"{path.name} is packed with bzip2 in several files or after a part to skip, which is not read. "
-            "Save it with gzip, or unpacked, in the program that wrote it."
+            f"{path.name} states {word[:40]!r} as {name}; expected a whole number from {least}. "
+            "The header is damaged; export it again."
         )
-    sizes = [int(word) for word in fields["sizes"].split()]
-    kind = _component_type(reader).newbyteorder(">" if fields.get("endian", "").lower() == "big" else "<")
-    data = bzip2.read(file, math.prod(sizes), kind, after_header=file == path).reshape(sizes[::-1])
-    if len(sizes) == reader.GetDimension():
-        return data
-    kinds = fields.get("kinds", "").lower().split()
-    components = next((i for i, kind in enumerate(kinds) if kind not in _SPACE_KINDS), 0)
-    return np.ascontiguousarray(np.moveaxis(data, len(sizes) - 1 - components, 0))
-
-
-def _component_type(reader: Any) -> np.dtype[Any]:
-    """Return the number type of one component of a voxel."""
-    sample: npt.NDArray[Any] = sitk.GetArrayFromImage(sitk.Image([1, 1, 1], _scalar(reader.GetPixelID())))
-    return sample.dtype
-
-
-def _scalar(pixel: int) -> int:
-    """Return the pixel type of one component."""
-    name = sitk.GetPixelIDValueAsString(pixel).removeprefix("vector of ")
-    for number in (sitk.sitkUInt8, sitk.sitkInt8, sitk.sitkUInt16, sitk.sitkInt16, sitk.sitkUInt32, sitk.sitkInt32,
-                   sitk.sitkUInt64, sitk.sitkInt64, sitk.sitkFloat32):  # fmt: skip
-        if sitk.GetPixelIDValueAsString(number) == name:
-            return int(number)
-    return int(sitk.sitkFloat64)
+    return int(word)
 
 
 def _reason(error: RuntimeError) -> str:
@@ -274,27 +289,26 @@ def _flat(path: Path, directions: object) -> UnreadableVolume:
     )
 
 
-def _geometry(image: Any, mm: tuple[float, ...], path: Path) -> Geometry:
-    """Take the place from an image or its reader, whose lengths along x, y and z are in units of so many mm."""
-    n = image.GetDimension()
-    direction = np.array(image.GetDirection()).reshape(n, n)
+def _geometry(place: metaimage.Place, shape: tuple[int, ...], mm: tuple[float, ...], path: Path) -> Geometry:
+    """Take the place, whose lengths along x, y and z are in units of so many mm."""
+    spacing, direction, origin = place
     affine = np.eye(4)
-    affine[:3, :3] = direction[:3, :3] * image.GetSpacing()[:3]
-    affine[:3, 3] = image.GetOrigin()[:3]
+    affine[:3, :3] = direction[:3, :3] * spacing[:3]
+    affine[:3, 3] = origin[:3]
     affine[:3] *= np.array(mm)[:, None]
     norms = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all() or norms.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / norms)) < 1e-6:
         raise _flat(path, affine[:3].tolist())
-    x, y, z = image.GetSize()[:3]
+    z, y, x = shape[-3:]
     return Geometry((z, y, x), affine[REVERSED])
 
 
-def _silences(fields: dict[str, str]) -> list[str]:
+def _silences(header: TextHeader) -> list[str]:
     """What the header does not say, as sentences for the user."""
-    silences = []
+    silences, fields = [], header.fields
     if not _stated_spacings(fields):
         silences.append("The header does not state the size of a voxel; 1 mm was assumed.")
-    if "sizes" in fields and "space" not in fields:
+    if header.is_nrrd and "space" not in fields:
         silences.append("The header does not say how the volume lies in the patient; left and right may be swapped.")
     return silences
 

@@ -20,11 +20,12 @@ from nibabel.spatialimages import HeaderDataError
 from napari_fmseg.errors import UnreadableVolume, UnwritableVolume
 from napari_fmseg.io import segments
 from napari_fmseg.io.checks import REVERSED, rescaled, wanted_channels
-from napari_fmseg.io.gzipped import DEFLATE_ERRORS, MAX_RATIO, fill, open_inflated, write_gzip
+from napari_fmseg.io.damage import damage_told
+from napari_fmseg.io.gzipped import MAX_RATIO, fill, open_inflated, write_gzip
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
-__all__ = ["read", "write"]
+__all__ = ["grid", "read", "write"]
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # metre and micrometre
@@ -57,7 +58,7 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
         If it is damaged, no NIfTI, not 3-D, not of real numbers, or its place makes no sense.
     """
     header_path, data_path = _both_files(path)
-    try:
+    with damage_told(path):
         with open_inflated(header_path) as stream:
             header = _header(stream, header_path)
             shape, kind = _shape(header, path), _kind(header, path)
@@ -67,19 +68,15 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
                 table = stream.read(_TABLE_BYTES)
             else:
                 _check_size(shape, kind, offset, path)
-                table = stream.read(offset - read_so_far)
+                table = _table_block(stream, offset - read_so_far)
                 data = np.empty(shape, kind)
                 fill(stream, data)
         if not header.is_single:
             _check_size(shape, kind, offset, data_path)
             with open_inflated(data_path) as stream:
-                stream.read(offset)
+                _table_block(stream, offset)
                 data = np.empty(shape, kind)
                 fill(stream, data)
-    except DEFLATE_ERRORS as error:
-        raise UnreadableVolume(
-            f"{path.name} is damaged or was cut short: {error}. Copy or download it again from its source."
-        ) from error
     geometry, warnings = _geometry(header, shape, path)
     meta = {"format": "NIfTI", "nifti": _kept(header), "warnings": warnings, **_window(header)}
     meta["names"], meta["colors"] = segments.from_xml(_table(table))
@@ -88,6 +85,20 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
     if data.dtype.itemsize > 8:
         data = data.astype(np.float64)
     return _scaled(data, header, path).reshape(wanted_channels(shape, path)), geometry, meta
+
+
+def grid(path: Path) -> tuple[tuple[int, ...], list[float]]:
+    """Return the sizes along (z, y, x) and the spacings along (x, y, z) that a header states, without the voxels.
+
+    Raises
+    ------
+    UnreadableVolume
+        If it is no NIfTI, or states none.
+    """
+    header_path, _ = _both_files(path)
+    with damage_told(path), open_inflated(header_path) as stream:
+        header = _header(stream, header_path)
+    return _shape(header, path)[-3:], [float(mm) for mm in header["pixdim"][1:4]]
 
 
 def _both_files(path: Path) -> tuple[Path, Path]:
@@ -109,6 +120,15 @@ def _both_files(path: Path) -> tuple[Path, Path]:
                     )
                 return (path, partners[0]) if here == ".hdr" else (partners[0], path)
     return path, path
+
+
+def _table_block(stream: IO[bytes], n_bytes: int) -> bytes:
+    """Return what stands between header and voxels, as far as a label table may be in it, and pass over the rest."""
+    kept = stream.read(max(0, min(n_bytes, _TABLE_BYTES)))
+    rest = n_bytes - len(kept)
+    while rest > 0 and (piece := stream.read(min(rest, _TABLE_BYTES))):
+        rest -= len(piece)
+    return kept
 
 
 def _header(stream: IO[bytes], path: Path) -> Any:

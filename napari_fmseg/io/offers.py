@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.errors import FmsegError, UnreadableVolume
+from napari_fmseg.io.damage import access_told
 from napari_fmseg.io.finding import files_below, find_volumes, format_of
-from napari_fmseg.io.units import mm_per_unit
 
 __all__ = ["Offer", "list_offers"]
 
@@ -80,10 +80,11 @@ def list_offers(path: Path | str, *, side: int = 96) -> tuple[Offer, ...]:
     if path.name.upper() == "DICOMDIR":
         path = path.parent
     if path.is_file():
-        if format_of(path) != "zip":
-            return ()
-        with unzipped(path) as folder:
-            return _series(files_below(folder), path, side)
+        with access_told(path):
+            if format_of(path) != "zip":
+                return ()
+            with unzipped(path) as folder:
+                return _series(files_below(folder), path, side)
     if not path.is_dir():
         raise UnreadableVolume(f"{path} does not exist. Check the name, and whether its drive is connected.")
     files = files_below(path)
@@ -139,14 +140,8 @@ def _volumes(folder: Path) -> tuple[Offer, ...]:
 
 def _grid(path: Path) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
     """Read a header's shape and spacing, (z, y, x)."""
-    import SimpleITK as sitk
+    from napari_fmseg.io import itk, nifti
 
-    from napari_fmseg.io.itk import header_fields, stated_units
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    x, y, z = reader.GetSize()[:3]
-    dx, dy, dz = reader.GetSpacing()[:3]
-    mm = mm_per_unit(stated_units(header_fields(path)))[0] if format_of(path) == "itk" else (1.0, 1.0, 1.0)
-    return (int(z), int(y), int(x)), (float(dz) * mm[2], float(dy) * mm[1], float(dx) * mm[0])
+    sizes, spacings = itk.grid(path) if format_of(path) == "itk" else nifti.grid(path)
+    (z, y, x), (dx, dy, dz) = sizes, spacings
+    return (z, y, x), (dz, dy, dx)

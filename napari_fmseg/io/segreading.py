@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.errors import UnreadableVolume
-from napari_fmseg.io.checks import REVERSED, smallest_integer
+from napari_fmseg.io.checks import REVERSED, check_memory, smallest_integer
+from napari_fmseg.io.dicomfile import damage_told, quiet, read_whole, syntax_of
 from napari_fmseg.io.dicomplanes import Slice, slices_of
-from napari_fmseg.io.dicomslices import Header, damage_told, headers, quiet, read_whole
+from napari_fmseg.io.dicomslices import PLAIN, Header, headers, stored_frames
 from napari_fmseg.io.dicomstart import is_dicom
 from napari_fmseg.io.finding import files_below
 from napari_fmseg.volume import Geometry, LabelMap
@@ -24,6 +26,7 @@ __all__ = ["find_seg", "is_seg", "read"]
 
 _MOST_PARTS = 5  # of the least gap: any gaps are nearly multiples of something small
 _ROUNDING = 0.1  # mm, of positions that are given to a tenth
+_MOST_PLANES = 8192  # a whole body in slices of a quarter of a millimetre
 _CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # segmentation, label map segmentation
 
 
@@ -75,13 +78,27 @@ def read(path: Path) -> LabelMap:
                 f"{path.name} is a DICOM SEG of {kind.lower() or 'unknown'} values, not of segments with clear "
                 "borders. Export it as a binary segmentation."
             )
-        planes, numbers = slices_of(Header(path, tags)), _numbers(tags)
-        frames = tags.pixel_array.reshape(-1, *planes[0].shape)
+        is_packed = syntax_of(tags) not in PLAIN
+        pixels = headers([path])[0].pixels if is_packed else (0, 0)
+        planes, numbers = slices_of(Header(path, tags, pixels)), _numbers(tags)
         names, colors = _segments(tags)
         geometry, z, warnings = _grid(planes, path)
+        _check_extent(geometry, path)
+        frames = stored_frames(tags, planes).reshape(-1, *planes[0].shape)
         data = _stacked(frames, numbers, z, geometry, path)
     meta = {"format": "DICOM SEG", "modality": "SEG", "repaired": [], "warnings": warnings}
     return LabelMap(data, geometry, meta, names, colors)
+
+
+def _check_extent(geometry: Geometry, path: Path) -> None:
+    """Refuse a grid that one far plane makes longer than any patient, before memory is asked for."""
+    if geometry.shape[0] > _MOST_PLANES:
+        raise UnreadableVolume(
+            f"{path.name}: its slices lie up to {geometry.shape[0] * geometry.spacing[0]:,.0f} mm apart, "
+            f"{geometry.shape[0]:,} planes of {geometry.spacing[0]:.3g} mm; expected at most {_MOST_PLANES:,}. "
+            "A position is damaged; export the segmentation again."
+        )
+    check_memory(math.prod(geometry.shape), path)
 
 
 def _stacked(

@@ -7,13 +7,13 @@ import io
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from napari_fmseg.errors import UnwritableVolume
+from napari_fmseg.io.leftovers import passing_name, sweep
 
 __all__ = [
     "check_folder",
@@ -113,7 +113,8 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         If there is no space (`exit_code` 3), no permission, or any other trouble with the file system.
     """
     made = check_folder(path)
-    part = path.parent / f".{uuid.uuid4().hex[:12]}.part"  # short, since the name itself may be as long as names can be
+    sweep(path.parent)
+    part = path.parent / f".{passing_name()}.part"  # short, since the name itself may be as long as names can be
     raw: _Raw | None = None
     try:
         raw = _Raw(part, "xb")
@@ -153,7 +154,8 @@ def written_together(folder: Path) -> Iterator[Path]:
         As `written_beside`; and if a folder has the name of one of the files.
     """
     made = check_folder(folder / "The export")
-    part = folder / f".{uuid.uuid4().hex[:8]}.part"
+    sweep(folder)
+    part = folder / f".{passing_name()}.part"
     try:
         part.mkdir()
         yield part

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import stat
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from napari_fmseg.errors import FmsegError, UnreadableVolume
+from napari_fmseg.io.damage import damage_told
 from napari_fmseg.io.gzipped import MAX_RATIO
+from napari_fmseg.io.leftovers import passing_name, sweep
 
 __all__ = ["in_zip", "unzipped"]
 
 _MAX_FILES = 200_000
 _CHUNK = 1 << 20
+_NO_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ)
+"""What the system says where a name is too long, or is that of a folder and of a file at once."""
 
 
 @contextmanager
@@ -30,21 +34,27 @@ def unzipped(path: Path) -> Iterator[Path]:
         If it is no zip, damaged, encrypted, has names that lead out of the folder, or declares less than it unpacks to.
         What is raised while it is unpacked names the zip, not the temporary folder.
     """
-    with tempfile.TemporaryDirectory(prefix="fmseg-") as folder:
+    place = Path(tempfile.gettempdir())
+    sweep(place)
+    passing = place / passing_name()
+    passing.mkdir(mode=0o700)
+    folder = passing / path.name  # so that what is told of it names the zip
+    folder.mkdir()
+    try:
+        with (
+            damage_told(path, "{name} is no zip or is damaged: {reason}. Copy it again from its source."),
+            zipfile.ZipFile(path) as archive,
+        ):
+            for member, name in _checked_members(archive, path, folder):
+                with _place_told(path, member):
+                    _extract(archive, member, folder / name, path)
         try:
-            with zipfile.ZipFile(path) as archive:
-                members = _checked_members(archive, path, Path(folder))
-                for member, name in members:
-                    _extract(archive, member, Path(folder) / name, path)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-            raise UnreadableVolume(
-                f"{path.name} is no zip or is damaged: {error}. Copy it again from its source."
-            ) from error
-        try:
-            yield Path(folder)
+            yield folder
         except FmsegError as error:
-            error.args = tuple(in_zip(str(text), Path(folder), path) for text in error.args)
+            error.args = tuple(in_zip(str(text), folder, path) for text in error.args)
             raise
+    finally:  # also when the process is asked to end: nobody's scan stays behind
+        shutil.rmtree(passing, ignore_errors=True)
 
 
 def in_zip(text: str, folder: Path, path: Path) -> str:
@@ -52,9 +62,32 @@ def in_zip(text: str, folder: Path, path: Path) -> str:
     return text.replace(str(folder), path.name).replace(folder.name, path.name)
 
 
+@contextmanager
+def _place_told(path: Path, member: zipfile.ZipInfo) -> Iterator[None]:
+    """Turn trouble with the place to unpack to into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            trouble = UnreadableVolume(
+                f"{path.name} could not be unpacked: the disk for temporary files is full. Free some space, or unpack "
+                "it elsewhere and choose the folder."
+            )
+            trouble.exit_code = 3
+            raise trouble from error
+        if error.errno in _NO_NAMES:
+            raise UnreadableVolume(
+                f"{path.name} holds the name {member.filename[:80]!r}, which this system cannot give to a file "
+                f"({error.strerror}). Unpack it elsewhere, with shorter and different names, and choose the folder."
+            ) from error
+        raise
+
+
 def _checked_members(archive: zipfile.ZipFile, path: Path, folder: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     members = []
     for member in archive.infolist():
+        if not member.filename:
+            raise UnreadableVolume(f"{path.name} is damaged: a file in it has no name. Copy it again from its source.")
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or (name.parts and ":" in name.parts[0]):
             raise UnreadableVolume(

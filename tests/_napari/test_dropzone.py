@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from napari_fmseg._napari.dialogs import ErrorDialog  # noqa: E402
 from napari_fmseg._napari.dropzone import DropZone, Opening, open_paths  # noqa: E402
 from napari_fmseg._napari.windows import window_of  # noqa: E402
 from napari_fmseg.errors import FmsegError, UnreadableVolume  # noqa: E402
+from napari_fmseg.io import native  # noqa: E402
 from napari_fmseg.io.offers import Offer, list_offers  # noqa: E402
 
 SHAPE = (4, 30, 40)
@@ -428,3 +430,26 @@ def test_the_question_is_a_dialog_that_does_not_block(make_napari_viewer: Callab
 
 def test_an_unseen_window_is_not_asked(viewer: Any) -> None:
     assert not precedence.offer_precedence(viewer)
+
+
+def test_a_file_that_makes_a_parser_crash_leaves_the_window_and_its_layers(
+    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    open_paths(viewer, [str(scan(tmp_path / "first.nrrd"))])
+    native.isolate(False)
+    native.isolate()
+    code = (
+        "import os, signal, sys\nfrom napari_fmseg.io import native\n"
+        "crash = lambda *_: os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "native._PARSERS = dict.fromkeys(native._PARSERS, crash)\nnative.main(int(sys.argv[1]))"
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_COMMAND", [sys.executable, "-c", code])
+        assert open_paths(viewer, [str(scan(tmp_path / "bad.nrrd"))]) == []
+    dialog = window_of(viewer).findChild(ErrorDialog)
+    assert "bad.nrrd made the library" in "".join(label.text() for label in dialog.findChildren(QLabel))
+    dialog.close_button.click()
+    open_paths(viewer, [str(scan(tmp_path / "second.nrrd"))])
+    assert [layer.name for layer in viewer.layers] == ["first", "second"]
+    qtbot.wait(20)

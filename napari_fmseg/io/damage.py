@@ -1,0 +1,101 @@
+"""What libraries raise on damaged files, turned into one sentence at the place where each library is called."""
+
+from __future__ import annotations
+
+import errno
+import lzma
+import struct
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from napari_fmseg.errors import DeviceMemory, FmsegError, UnreadableVolume
+from napari_fmseg.io.gzipped import DEFLATE_ERRORS
+
+__all__ = ["access_told", "damage_told", "library_errors"]
+
+_ERRORS: tuple[type[Exception], ...] = (
+    ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, RuntimeError, TypeError,
+    ValueError, lzma.LZMAError, struct.error, zipfile.BadZipFile, *DEFLATE_ERRORS,
+)  # fmt: skip
+
+
+_SAID = "{name} is damaged or was cut short: {reason}. Copy it again from its source."
+
+
+def library_errors() -> tuple[type[Exception], ...]:
+    """Return what a library may raise on damaged content; an `OSError` is for `damage_told` to judge."""
+    lib = sys.modules.get("pydicom.errors")
+    return _ERRORS if lib is None else (*_ERRORS, lib.BytesLengthException, lib.InvalidDicomError)
+
+
+@contextmanager
+def damage_told(path: Path, said: str = _SAID) -> Iterator[None]:
+    """Turn what a library raises on damaged content into a sentence.
+
+    Parameters
+    ----------
+    path
+        What is read.
+    said
+        What happened and what to do, with ``{name}`` of the file and ``{reason}``, the library's own words.
+
+    Raises
+    ------
+    UnreadableVolume
+        If the content is damaged.
+    OSError
+        If the file system has trouble: a drive that is gone, a missing permission.
+    """
+    try:
+        yield
+    except FmsegError:
+        raise
+    except OSError as error:  # libraries raise it for damaged content, too, then without a number of the system
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise _damaged(path, said, error) from error
+    except library_errors() as error:
+        raise _damaged(path, said, error) from error
+
+
+@contextmanager
+def access_told(path: Path) -> Iterator[None]:
+    """Turn trouble with the file system, or with memory, into a sentence.
+
+    Raises
+    ------
+    UnreadableVolume
+        If the file or folder is missing, may not be read, or its drive fails.
+    DeviceMemory
+        If memory ran out.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise UnreadableVolume(
+                f"{path} is a link to {path.readlink()}, which is not there. Fetch what it points to (git annex get, "
+                "datalad get), or connect its drive."
+            ) from error
+        raise UnreadableVolume(f"{path} does not exist. Check the name, and whether its drive is connected.") from error
+    except PermissionError as error:
+        raise UnreadableVolume(
+            f"{path} may not be read: no permission. Ask its owner, or copy it to a place of yours."
+        ) from error
+    except OSError as error:
+        raise UnreadableVolume(
+            f"{path} cannot be read: {error.strerror or error}. Copy it to a local disk and try again."
+        ) from error
+    except MemoryError as error:
+        raise DeviceMemory(
+            f"{path.name} needs more memory than is free{f': {error}' if str(error) else ''}. Close other programs, or "
+            "read it on a machine with more memory."
+        ) from error
+
+
+def _damaged(path: Path, said: str, error: Exception) -> UnreadableVolume:
+    words = (str(error).strip().splitlines() or [""])[-1][:200].rstrip(".") or type(error).__name__
+    return UnreadableVolume(said.format(name=path.name, reason=words))
