@@ -9,7 +9,9 @@
         └── liver-1.3.nii.gz              its voxels, in the order of its scan's file: useful by itself
 
 The voxels are written first, under a new name; replacing the small json makes them count. So there is a whole copy at
-any moment. A folder whose process runs is nobody else's. Nothing here knows napari or Qt; `write` may run in a thread.
+any moment. A folder whose process runs is nobody else's. Labels that were painted, not saved and removed go to a folder
+of the same form beside it, from which they can be put back for `KEPT_DAYS`. Nothing here knows napari or Qt; `write`
+and `retire` may run in a thread.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 
 from napari_fmseg._napari.layers import KEY, LayerData, along, as_filed, geometry_of
@@ -40,8 +43,9 @@ from napari_fmseg.io import read_labels, write_labels
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.volume import Geometry, LabelMap
 
-__all__ = ["Autosave", "Session", "Work", "abandoned", "delete", "read", "work_of"]
+__all__ = ["KEPT_DAYS", "Autosave", "Session", "Work", "abandoned", "delete", "prune", "read", "removed", "work_of"]
 
+KEPT_DAYS = 30  # of labels that were removed without being saved
 ELSEWHERE_S = 120  # a folder of another machine counts as in use this long after its last sign of life
 
 
@@ -73,7 +77,7 @@ class Autosave:
     name
         Of the layer.
     saved_at
-        Seconds since 1970.
+        Seconds since 1970; of removed labels, when they were removed.
     shape
         Voxels along each axis.
     n_bytes
@@ -128,6 +132,7 @@ class Session:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         self.folder = root / f"{stamp}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._closed = threading.Event()
+        self._lock = threading.Lock()  # one copy is written at a time
         self._n = 0
         self._last: dict[str, tuple[int, int]] = {}  # of every key: number of its file, checksum of its voxels
 
@@ -144,49 +149,65 @@ class Session:
         FmsegError
             If it cannot be written; the copy before stays.
         """
-        data = np.array(work.data)
-        if data.dtype.kind not in "ui":
-            data = data.astype(np.int64)
-        n, before = self._last.get(key, (0, -1))
-        checksum = zlib.crc32(data.reshape(-1).view(np.uint8).data)
-        if self._closed.is_set() or checksum == before:
-            return False
-        self._begin()
-        file = self._write_voxels(f"{key}.{n + 1}", data, work)
-        facts = {"name": work.options["name"], "saved_at": time.time(), "file": file.name, "dtype": data.dtype.str,
-                 "geometry": work.geometry, "shape": data.shape, "options": work.options}  # fmt: skip
-        with written_beside(self.folder / f"{key}.json") as sheet:
-            sheet.write(json.dumps({k: packed(v) for k, v in facts.items()}).encode())
-            sheet.flush()
-            os.fsync(sheet.fileno())
-        self._last[key] = (n + 1, checksum)
-        for old in self.folder.glob(f"{key}.*.*"):
-            if old.name != file.name:
-                old.unlink(missing_ok=True)
-        if self._closed.is_set():
-            self.close()
-        return True
+        with self._lock:
+            data = _voxels_of(work)
+            n, before = self._last.get(key, (0, -1))
+            checksum = _checksum(data)
+            if self._closed.is_set() or checksum == before:
+                return False
+            _make_private(self.folder)
+            self._sign()
+            file = _write_voxels(self.folder, f"{key}.{n + 1}", data, work)
+            _write_sheet(self.folder / f"{key}.json", file, data, work)
+            self._last[key] = (n + 1, checksum)
+            for old in self.folder.glob(f"{key}.*.*"):
+                if old.name != file.name:
+                    old.unlink(missing_ok=True)
+            if self._closed.is_set():
+                self.close()
+            return True
 
-    def _begin(self) -> None:
-        """Make the folder and say whose it is."""
+    def retire(self, key: str, work: Work, bin_root: Path) -> bool:
+        """Move a layer, as it is now, to where it can be put back from; may take seconds, and works when closed.
+
+        Parameters
+        ----------
+        key, work
+            The layer.
+        bin_root
+            The folder of removed labels.
+
+        Returns
+        -------
+        bool
+            False if nothing is painted in it.
+
+        Raises
+        ------
+        FmsegError
+            If it cannot be written; the copy before stays.
+        """
+        with self._lock:
+            data = _voxels_of(work)
+            if not data.any():
+                self.remove(key)
+                return False
+            folder = bin_root / self.folder.name
+            _make_private(folder)
+            n, before = self._last.get(key, (0, -1))
+            known = [*self.folder.glob(f"{key}.{n}.*")] if before == _checksum(data) else []
+            file = _link(known[0], folder) if known else None
+            if file is None:
+                file = _write_voxels(folder, f"{key}.{n + 1}", data, work)
+            _write_sheet(folder / f"{key}.json", file, data, work)
+            self.remove(key)
+            return True
+
+    def _sign(self) -> None:
+        """Say whose the folder is."""
         if not (self.folder / "session.json").exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.folder.chmod(0o700)  # labels are of patients
             own = {"pid": os.getpid(), "started": psutil.Process().create_time(), "host": platform.node()}
             (self.folder / "session.json").write_text(json.dumps(own))
-
-    def _write_voxels(self, stem: str, data: Any, work: Work) -> Path:
-        if work.geometry is not None:
-            told = work.options["metadata"].get(KEY) or {}
-            labels = LabelMap(data, work.geometry, {}, told.get("names") or {}, told.get("colors") or {})
-            path = write_labels(as_filed(labels, told.get("filed")), self.folder / f"{stem}.nii.gz")
-        else:
-            path = self.folder / f"{stem}.npy.gz"
-            with written_beside(path) as file, gzip.open(file, "wb", compresslevel=1) as packer:
-                np.save(packer, data)
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-        return path
 
     def beat(self) -> None:
         """Give a sign of life, for other machines that share the folder."""
@@ -206,6 +227,75 @@ class Session:
         for sheet in self.folder.glob("*.json"):
             sheet.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _voxels_of(work: Work) -> npt.NDArray[Any]:
+    data = np.array(work.data)
+    return data if data.dtype.kind in "ui" else data.astype(np.int64)
+
+
+def _checksum(data: npt.NDArray[Any]) -> int:
+    return zlib.crc32(data.reshape(-1).view(np.uint8).data)
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that nobody else may look into: labels are of patients."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+
+
+def _write_voxels(folder: Path, stem: str, data: npt.NDArray[Any], work: Work) -> Path:
+    if work.geometry is not None:
+        told = work.options["metadata"].get(KEY) or {}
+        labels = LabelMap(data, work.geometry, {}, told.get("names") or {}, told.get("colors") or {})
+        path = write_labels(as_filed(labels, told.get("filed")), folder / f"{stem}.nii.gz")
+    else:
+        path = folder / f"{stem}.npy.gz"
+        with written_beside(path) as file, gzip.open(file, "wb", compresslevel=1) as packer:
+            np.save(packer, data)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    return path
+
+
+def _write_sheet(path: Path, file: Path, data: npt.NDArray[Any], work: Work) -> None:
+    facts = {"name": work.options["name"], "saved_at": time.time(), "file": file.name, "dtype": data.dtype.str,
+             "geometry": work.geometry, "shape": data.shape, "options": work.options}  # fmt: skip
+    with written_beside(path) as sheet:
+        sheet.write(json.dumps({k: packed(v) for k, v in facts.items()}).encode())
+        sheet.flush()
+        os.fsync(sheet.fileno())
+
+
+def _link(file: Path, folder: Path) -> Path | None:
+    """Have a file in another folder too, without copying it where that can be; None where it cannot be had at all."""
+    path = folder / file.name
+    try:
+        os.link(file, path)
+        os.utime(path)  # from now on it is kept
+    except OSError:  # a file system without links, or the file was removed meanwhile
+        return None
+    return path
+
+
+def removed(roots: Iterable[Path]) -> list[Autosave]:
+    """List the labels that were painted, not saved and removed, newest first."""
+    sheets = [sheet for root in roots if root.is_dir() for sheet in root.glob("*/*.json")]
+    return sorted((save for sheet in sheets if (save := _look(sheet)) is not None), key=lambda save: -save.saved_at)
+
+
+def prune(roots: Iterable[Path], now: float | None = None) -> None:
+    """Remove for good what was removed more than `KEPT_DAYS` ago."""
+    oldest = (time.time() if now is None else now) - KEPT_DAYS * 86_400
+    for folder in [path for root in roots if root.is_dir() for path in root.iterdir()]:
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        with suppress(OSError):  # another window may be doing the same
+            for file in (*folder.glob("*.json"), *folder.glob("*.gz")):
+                if file.lstat().st_mtime < oldest:
+                    file.unlink(missing_ok=True)
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
 
 def abandoned(roots: Iterable[Path]) -> list[Autosave]:

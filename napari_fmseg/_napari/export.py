@@ -26,6 +26,7 @@ from napari_fmseg._napari.export_way import Way
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.origin import Origin, in_file_order, origin_of, snapshot
 from napari_fmseg._napari.parts import ErrorBox, Note
+from napari_fmseg._napari.recovery import Recovery
 from napari_fmseg._napari.shortcuts import bind
 from napari_fmseg._napari.tooltips import EXPORT
 from napari_fmseg._napari.windows import plain
@@ -53,6 +54,8 @@ class ExportDock(QWidget):
         self.origin = Origin()
         self.job: Job | None = None
         self._written: list[Path] = []
+        self._exported: tuple[Any, int] = (None, 0)
+        self._is_whole = False  # whether all of a layer is written, so that it is safe afterwards
         self._remarks: list[str] = []
         self._suggested = ""
         self.labels, self.way = QComboBox(), Way(self)
@@ -64,6 +67,7 @@ class ExportDock(QWidget):
         self._connect()
         self._on_way()
         self._on_layers()
+        self._recovery = Recovery.start(napari_viewer)
         bind(self, napari_viewer, "export", self.export_button.click)
 
     # --- how it looks ---
@@ -198,6 +202,8 @@ class ExportDock(QWidget):
             return
         try:
             labels, origin = snapshot(self.layer, self.viewer.layers), origin_of(self.layer, self.viewer.layers)
+            self._exported = (self.layer, self._recovery.edits_of(self.layer))
+            self._is_whole = self.classes.values is None and self.way.kind != "meshes"
         except FmsegError as error:
             self.error.tell(error)
             return
@@ -242,6 +248,8 @@ class ExportDock(QWidget):
         self.bar.setValue(int(done))
         if done:
             self.outcome.tell(self._written)
+            if self._is_whole:
+                self._recovery.settled(*self._exported)
         self.remarks.tell(["Stopped. Nothing was written."] if cancelled else self._remarks if done else [])
         self._look()
 

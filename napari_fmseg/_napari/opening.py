@@ -16,6 +16,8 @@ from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.layers import LayerData
 from napari_fmseg._napari.reader import distinct, layers_of, offers_instead, overlay_on, remarks_on
+from napari_fmseg._napari.recovery import Recovery
+from napari_fmseg._napari.scan_view import attend
 from napari_fmseg._napari.windows import window_of
 from napari_fmseg.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io.offers import Offer
@@ -140,6 +142,9 @@ class Opening(QObject):
     def _add(self, outcome: _Outcome) -> None:
         from napari.utils.notifications import show_warning
 
+        attend(self._viewer)
+        if self._window is not None:
+            Recovery.start(self._viewer)
         for layer in outcome.layers:
             for name, value in overlay_on(self._viewer, layer.metadata).items():
                 setattr(layer, name, value)

@@ -17,7 +17,17 @@ from napari_fmseg.io import read_labels, read_volume, suffix_of
 from napari_fmseg.io.offers import Offer, list_offers
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["NOTHING", "distinct", "get_reader", "layers_of", "offers_instead", "overlay_on", "read", "remarks_on"]
+__all__ = [
+    "NOTHING",
+    "distinct",
+    "get_reader",
+    "layers_of",
+    "offers_instead",
+    "overlay_on",
+    "read",
+    "remarks_on",
+    "watch_current_viewer",
+]
 
 PathOrPaths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 NOTHING: list[tuple[None]] = [(None,)]
@@ -60,7 +70,7 @@ def read(path: PathOrPaths) -> list[Any]:
     UnreadableVolume
         If one cannot be read; without a window also if there are several series to choose from.
     """
-    viewer = _viewer_of_this_thread()
+    viewer = watch_current_viewer()
     layers: list[LayerData] = []
     for one in distinct(_listed(path)):
         if viewer is not None and _is_open_already(one, viewer):
@@ -191,8 +201,11 @@ def _read_one(path: str, viewer: Any) -> list[LayerData]:
     return layers
 
 
-def _viewer_of_this_thread() -> Any:
-    """Return the viewer whose window could ask the user; None without one, or in another thread than the window's."""
+def watch_current_viewer() -> Any:
+    """Return the viewer whose window could ask the user, and watch what is painted in it from now on.
+
+    None without one, or in another thread than the window's.
+    """
     if "napari" not in sys.modules or "qtpy" not in sys.modules:
         return None
     from qtpy.QtCore import QThread
@@ -203,7 +216,12 @@ def _viewer_of_this_thread() -> Any:
         return None
     import napari
 
-    return napari.current_viewer()
+    viewer = napari.current_viewer()
+    if viewer is not None:
+        from napari_fmseg._napari.recovery import Recovery
+
+        Recovery.start(viewer)
+    return viewer
 
 
 def _is_open_already(path: str, viewer: Any) -> bool:

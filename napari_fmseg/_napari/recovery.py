@@ -1,6 +1,7 @@
 """Work is never lost: labels that the user paints are copied to disk, and offered back after a crash.
 
-Every dock calls `Recovery.start(viewer)` once; it does nothing the second time.
+Whoever closes the window is asked about labels that were painted and not saved; those that are removed all the same can
+be put back for a while. Docks and the reader call `Recovery.start(viewer)`; it does nothing the second time.
 """
 
 from __future__ import annotations
@@ -9,16 +10,29 @@ import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QEvent, QObject, QTimer, Signal
 from qtpy.QtWidgets import QApplication, QWidget
 
-from napari_fmseg._napari.autosaves import Autosave, Session, Work, abandoned, delete, read, work_of
+from napari_fmseg._napari.autosaves import (
+    KEPT_DAYS,
+    Autosave,
+    Session,
+    Work,
+    abandoned,
+    delete,
+    prune,
+    read,
+    removed,
+    work_of,
+)
 from napari_fmseg._napari.preferences import Preferences, load
-from napari_fmseg._napari.windows import plain, window_of
+from napari_fmseg._napari.scan_view import attend
+from napari_fmseg._napari.windows import history_of, plain, window_of
 from napari_fmseg.errors import FmsegError
 
-__all__ = ["Recovery"]
+__all__ = ["Recovery", "show_removed_labels"]
 
 BEAT_MS = 30_000
 RETRY_MS = 30_000  # after a failure, such as a full disk
@@ -43,10 +57,13 @@ class Recovery(QObject):
         Signal with the layer's name, when a copy was written.
     failed
         Signal with the error, when none could be written: once, until one can be written again.
+    retired
+        Signal with a list of `Autosave`: labels that were removed without being saved, and can be put back.
     """
 
     saved = Signal(str)
     failed = Signal(object)
+    retired = Signal(object)
     _written = Signal(object)  # from the thread that writes
 
     @classmethod
@@ -61,6 +78,7 @@ class Recovery(QObject):
     def start(cls, viewer: Any) -> Recovery:
         """Watch `viewer`, and offer what a crash left behind, once per start of napari."""
         recovery = cls.of(viewer)
+        attend(viewer)
         app = QApplication.instance()
         if app is not None and not app.property("fmseg_offered"):
             app.setProperty("fmseg_offered", True)
@@ -74,9 +92,12 @@ class Recovery(QObject):
         self._window = parent
         self._keys: dict[Any, str] = {}  # of every layer that was touched
         self._dirty: set[Any] = set()
-        self._maybe: set[Any] = set()  # redrawn: by undo, or merely by scrolling; the checksum will tell
+        self._maybe: set[Any] = set()  # redrawn: by another plugin, or merely by scrolling; the checksum will tell
         self._replaces: dict[Any, Autosave] = {}
-        self._busy = self._trouble = False
+        self._retired: set[str] = set()  # keys of layers that were removed without being saved
+        self._edits: dict[Any, int] = {}
+        self._histories: dict[Any, tuple[int, int]] = {}
+        self._busy = self._trouble = self._closed = False
         self._slots: dict[Any, list[Any]] = {}
         self._timer = QTimer(self, singleShot=True)
         self._timer.timeout.connect(self.save_now)
@@ -92,13 +113,34 @@ class Recovery(QObject):
             app.aboutToQuit.connect(self.close)
         if parent is not None:
             parent.destroyed.connect(self.close)  # comes before the window's children go, of which this is one
+            parent.installEventFilter(self)
         self.failed.connect(_tell)
+        self.retired.connect(self._on_retired)
+        prune(self._bins())
 
-    def settled(self, layer: Any) -> None:
+    @property
+    def unsaved(self) -> list[Any]:
+        """The layers that were painted on and not saved since, from the bottom to the top."""
+        return [layer for layer in self.viewer.layers if layer in self._keys]
+
+    def edits_of(self, layer: Any) -> int:
+        """Count the changes of a layer, to find out afterwards whether there was another one."""
+        return self._edits.get(layer, 0)
+
+    def settled(self, layer: Any, edits: int | None = None) -> None:
         """Say that what `layer` holds is safe elsewhere (exported, or just computed): its copy is removed.
 
         What is painted on it afterwards is copied again.
+
+        Parameters
+        ----------
+        layer
+            A labels layer.
+        edits
+            `edits_of` it when it was copied elsewhere; if it was changed since, it is not safe.
         """
+        if edits is not None and edits != self.edits_of(layer):
+            return
         self._dirty.discard(layer)
         self._maybe.discard(layer)
         self._replaces.pop(layer, None)
@@ -124,13 +166,21 @@ class Recovery(QObject):
 
     def offer(self) -> None:
         """Ask what to do with labels that a crash left behind, if there are any."""
-        from napari_fmseg._napari.recovery_dialog import RecoveryDialog
-
         left = abandoned({_root(load()), _root(Preferences())})
         if left:
-            dialog = RecoveryDialog(left, self._window)
-            dialog.restored.connect(self._on_restore)
-            dialog.open()
+            self._open(left, is_crash=True)
+
+    def show_removed(self) -> None:
+        """List the labels that were removed without being saved, to be put back."""
+        prune(self._bins())
+        self._open(removed(self._bins()), is_crash=False)
+
+    def _open(self, saves: list[Autosave], *, is_crash: bool) -> None:
+        from napari_fmseg._napari.recovery_dialog import RecoveryDialog
+
+        dialog = RecoveryDialog(saves, self._window, is_crash=is_crash)
+        dialog.restored.connect(self._on_restore)
+        dialog.open()
 
     def restore(self, save: Autosave) -> Any:
         """Add autosaved labels to the viewer as they were, and give the layer.
@@ -152,13 +202,95 @@ class Recovery(QObject):
         return layer
 
     def close(self) -> None:
-        """End deliberately: nothing will be offered."""
+        """End deliberately: nothing will be offered, but what was not saved can be put back."""
+        if self._closed:
+            return
+        self._closed = True
         self._timer.stop()
         self._beats.stop()
+        self._retire(self.unsaved)
         for layer in list(self._slots):
             self._unwatch(layer)
         self._dirty.clear()
         self.session.close()
+
+    # --- what was painted and not saved
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Ask before the window closes with labels that were painted and not saved."""
+        if event is not None and event.type() == QEvent.Type.Close and not self._may_close():
+            event.ignore()
+            return True
+        return False
+
+    def _may_close(self) -> bool:
+        layers = [] if self._closed else self.unsaved
+        if not layers or self._window is None or not self._window.isVisible():
+            return True
+        from napari_fmseg._napari.unsaved import may_close
+
+        return may_close(self, layers, self._window)
+
+    def _retire(self, layers: list[Any]) -> None:
+        """Move layers that are removed without being saved to where they can be put back from, in a thread."""
+        jobs = []
+        for layer in layers:
+            key, replaced = self._keys.pop(layer), self._replaces.pop(layer, None)
+            if load().autosave:
+                self._retired.add(key)
+                jobs.append((key, work_of(layer), replaced))
+            else:
+                self.session.remove(key)
+        if jobs:
+            args = (jobs, self.session, self._bins()[0])
+            threading.Thread(target=self._write_retired, args=args, name="fmseg-autosave").start()
+
+    def _write_retired(self, jobs: list[tuple[str, Work, Autosave | None]], session: Session, folder: Path) -> None:
+        """Move one layer after the other; in a thread of its own, which the end of the program waits for."""
+        done = []
+        for key, work, replaced in jobs:
+            name = str(work.options["name"])
+            try:
+                if session.retire(key, work, folder):
+                    done.append(name)
+                if replaced is not None:
+                    delete(replaced)
+            except (FmsegError, OSError, ValueError, TypeError) as error:  # a layer unlike any that was foreseen
+                self._emit(self.failed, FmsegError(f"{name!r} was removed and could not be kept: {error}."))
+        saves = [save for save in removed([folder]) if save.path.parent.name == session.folder.name]
+        keys = {key for key, _, _ in jobs}
+        self._emit(self.retired, [save for save in saves if save.path.stem in keys])
+
+    @staticmethod
+    def _emit(signal: Any, value: Any) -> None:
+        try:
+            signal.emit(value)
+        except RuntimeError:  # the viewer was closed meanwhile, and this object with it
+            return
+
+    def _on_retired(self, saves: list[Autosave]) -> None:
+        """Tell that labels were removed, with a button that puts them back."""
+        if not saves or (self._window is not None and not self._window.isVisible()):
+            return
+        from napari.utils.notifications import Notification, notification_manager
+
+        what = f"“{saves[0].name}” was" if len(saves) == 1 else f"{len(saves)} layers were"
+        text = (
+            f"{what} painted, not saved, and removed. File > IO Utilities > Recently removed labels "
+            f"puts them back, for {KEPT_DAYS} days."
+        )
+        known = ref(self)  # napari keeps its notes as long as it runs
+
+        def put_back(*_: Any) -> None:
+            recovery = known()
+            if recovery is not None and not recovery._closed:
+                recovery._on_restore(saves)
+
+        notification_manager.dispatch(Notification(text, "info", actions=(("Put back", put_back),)))
+
+    def _bins(self) -> list[Path]:
+        """Return the folders of removed labels; new ones go to the first."""
+        return list(dict.fromkeys(one.folder / "removed" for one in (load(), Preferences())))
 
     # --- what happens to layers
 
@@ -167,7 +299,10 @@ class Recovery(QObject):
 
     def _on_removed(self, event: Any) -> None:
         self._unwatch(event.value)
+        if event.value in self._keys:
+            self._retire([event.value])
         self.settled(event.value)
+        self._edits.pop(event.value, None)
 
     def _watch(self, layer: Any) -> None:
         if not hasattr(layer.events, "labels_update") or layer in self._slots:
@@ -177,9 +312,11 @@ class Recovery(QObject):
             event.connect(touch)
         layer.events.set_data.connect(redrawn)
         self._slots[layer] = [touch, redrawn]
+        self._histories[layer] = history_of(layer)
 
     def _unwatch(self, layer: Any) -> None:
         touch, redrawn = self._slots.pop(layer, (None, None))
+        self._histories.pop(layer, None)
         if touch is not None:
             for event in (layer.events.paint, layer.events.labels_update, layer.events.data):
                 event.disconnect(touch)
@@ -190,10 +327,14 @@ class Recovery(QObject):
             self._keys[layer] = self.session.new_key(layer.name)
             self._beats.start()
         self._dirty.add(layer)
+        self._edits[layer] = self.edits_of(layer) + 1
+        self._histories[layer] = history_of(layer)
         self._arm()
 
     def _on_redrawn(self, layer: Any, _event: Any = None) -> None:
-        if layer in self._keys and layer not in self._dirty:
+        if history_of(layer) != self._histories.get(layer):  # undone or redone
+            self._on_touch(layer)
+        elif layer in self._keys and layer not in self._dirty:
             self._maybe.add(layer)
             self._arm()
 
@@ -222,7 +363,8 @@ class Recovery(QObject):
         self._busy = False
         for layer, key, outcome in done:
             if self._keys.get(layer) != key:  # settled or removed meanwhile
-                self.session.remove(key)
+                if key not in self._retired:
+                    self.session.remove(key)
             elif isinstance(outcome, FmsegError):
                 self._dirty.add(layer)
                 if not self._trouble:
@@ -245,6 +387,15 @@ class Recovery(QObject):
                 self.restore(save)
             except FmsegError as error:
                 show_error(self._window, error, title="The labels could not be restored")
+
+
+def show_removed_labels() -> None:
+    """List the labels that were removed without being saved, over the current viewer; a menu command."""
+    import napari
+
+    viewer = napari.current_viewer()
+    if viewer is not None:
+        Recovery.start(viewer).show_removed()
 
 
 def _root(preferences: Preferences) -> Path:

@@ -1,4 +1,4 @@
-"""The window that offers autosaved labels after a crash."""
+"""The window that offers labels back: those of a crash, or those that were removed without being saved."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from collections.abc import Sequence
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QAbstractItemView, QPushButton, QStyle, QTableWidget, QTableWidgetItem, QWidget
 
-from napari_fmseg._napari.autosaves import Autosave, delete
+from napari_fmseg._napari.autosaves import KEPT_DAYS, Autosave, delete
 from napari_fmseg._napari.dialogs import TextDialog, ask, text_label
 from napari_fmseg._napari.tables import plain_table
 from napari_fmseg._napari.tooltips import RECOVERY
 
 __all__ = ["RecoveryDialog"]
 
-_TEXT = (
+_CRASH = (
     "napari ended unexpectedly while you were painting. These labels were autosaved. Tick those that you want back; "
     "what you do not restore or delete is offered again at the next start."
 )
+_REMOVED = (
+    "These labels were painted, and then removed or closed without being saved. Tick those that you want back. They "
+    f"are kept on this computer for {KEPT_DAYS} days."
+)
+_NONE = "Nothing was removed without being saved in the last {days} days."
 ROW_HEIGHT, MOST_ROWS = 30, 8
 
 
@@ -28,9 +33,11 @@ class RecoveryDialog(TextDialog):
     Parameters
     ----------
     saves
-        What a crash left behind.
+        What a crash left behind, or what was removed.
     parent
         The viewer's window.
+    is_crash
+        Which of the two it is.
 
     Attributes
     ----------
@@ -42,18 +49,22 @@ class RecoveryDialog(TextDialog):
 
     restored = Signal(object)
 
-    def __init__(self, saves: Sequence[Autosave], parent: QWidget | None = None) -> None:
-        super().__init__("Labels of an earlier session", QStyle.StandardPixmap.SP_MessageBoxInformation, parent)
+    def __init__(self, saves: Sequence[Autosave], parent: QWidget | None = None, *, is_crash: bool = True) -> None:
+        title = "Labels of an earlier session" if is_crash else "Recently removed labels"
+        super().__init__(title, QStyle.StandardPixmap.SP_MessageBoxInformation, parent)
         self.setObjectName("fmseg_recovery")
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        self.body.addWidget(text_label(_TEXT))
+        text = _CRASH if is_crash else _REMOVED if saves else _NONE.format(days=KEPT_DAYS)
+        self.body.addWidget(text_label(text))
         self.saves = list(saves)
-        self.table = _table(self.saves)
+        self.table = _table(self.saves, ticked=is_crash, when="Autosaved" if is_crash else "Removed")
+        self.table.setVisible(bool(saves))
         self.column.insertWidget(2, self.table)
-        self.restore_button = QPushButton("Restore")
-        self.later_button = QPushButton("Keep for later")
+        self.restore_button = QPushButton("Restore" if is_crash else "Put back")
+        self.later_button = QPushButton("Keep for later" if is_crash else "Close")
         self.delete_button = QPushButton("Delete")
-        for button, tip in ((self.delete_button, RECOVERY.delete), (self.later_button, RECOVERY.later),
+        later = RECOVERY.later if is_crash else RECOVERY.close
+        for button, tip in ((self.delete_button, RECOVERY.delete), (self.later_button, later),
                             (self.restore_button, RECOVERY.restore)):  # fmt: skip
             button.setToolTip(tip)
             self.buttons.addWidget(button)
@@ -64,6 +75,7 @@ class RecoveryDialog(TextDialog):
         self.restore_button.clicked.connect(self._on_restore)
         self.later_button.clicked.connect(self.reject)
         self.delete_button.clicked.connect(self._on_delete)
+        self._on_ticked()
 
     @property
     def ticked(self) -> list[Autosave]:
@@ -98,14 +110,14 @@ class RecoveryDialog(TextDialog):
             self.accept()
 
 
-def _table(saves: Sequence[Autosave]) -> QTableWidget:
-    table = plain_table(("Labels", "Autosaved", "Size"), row=ROW_HEIGHT, stretch=0)
+def _table(saves: Sequence[Autosave], *, ticked: bool, when: str) -> QTableWidget:
+    table = plain_table(("Labels", when, "Size"), row=ROW_HEIGHT, stretch=0)
     table.setRowCount(len(saves))
     table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
     for row, save in enumerate(saves):
         name = QTableWidgetItem(save.name)
         name.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsUserCheckable)
-        name.setCheckState(Qt.CheckState.Checked)
+        name.setCheckState(Qt.CheckState.Checked if ticked else Qt.CheckState.Unchecked)
         name.setToolTip(save.name)
         size = " x ".join(map(str, save.shape)) + f", {_bytes(save.n_bytes)}"
         for column, item in enumerate((name, QTableWidgetItem(_when(save.saved_at)), QTableWidgetItem(size))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from napari_fmseg._napari.layers import LayerData, image_layers, labels_layer
+from napari_fmseg._napari.reader import watch_current_viewer
 from napari_fmseg.phantom import Difficulty, phantom_ct
 
 __all__ = ["phantom_easy_sample", "phantom_hard_sample", "phantom_sample"]
@@ -26,5 +27,6 @@ def phantom_hard_sample() -> list[LayerData]:
 
 
 def _phantom(difficulty: Difficulty, name: str) -> list[LayerData]:
+    watch_current_viewer()
     volume, truth = phantom_ct(_SEEDS[difficulty], difficulty=difficulty)
     return [*image_layers(volume, name), labels_layer(truth, f"{name}, truth")]

@@ -7,6 +7,7 @@ from typing import Any
 
 from napari_fmseg._napari.layers import KEY
 from napari_fmseg._napari.placing import move_like
+from napari_fmseg._napari.scan_view import attend
 from napari_fmseg._napari.staging import Run, Staged
 
 __all__ = ["ORDER", "StageLayers", "made_of", "run_of", "toggle_stages"]
@@ -35,6 +36,7 @@ class StageLayers:
         self._fresh: list[Any] = []
         self._watched: list[Any] = []
         self.kept: list[str] = []  # names of layers that were not replaced
+        attend(viewer)
         for layer in self._mine():
             if "selected_label" in layer.events:
                 layer.events.paint.connect(self._on_painted)

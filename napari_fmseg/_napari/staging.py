@@ -17,6 +17,7 @@ import numpy.typing as npt
 from napari_fmseg._napari.layers import KEY, labels_layer, map_layer
 from napari_fmseg._napari.placing import Frame
 from napari_fmseg._napari.roi import cropped, pasted
+from napari_fmseg._napari.scan_view import DERIVED
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Event, Progress, StageResult, Warned
 from napari_fmseg.pipelines import SegmentOptions
@@ -201,6 +202,7 @@ def _layered(result: StageResult, request: Request, whole: Volume) -> Staged:
     if request.note:
         told["image"] = request.note
     run = request.run
+    told[DERIVED] = True
     told["made"] = {
         "image": run.image,
         "model": run.model,

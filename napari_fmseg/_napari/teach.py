@@ -26,6 +26,7 @@ from napari_fmseg._napari.layers import KEY, colormap_of
 from napari_fmseg._napari.model_chooser import ModelChooser
 from napari_fmseg._napari.opening import Opening, look_at
 from napari_fmseg._napari.parts import ErrorBox, Note
+from napari_fmseg._napari.recovery import Recovery
 from napari_fmseg._napari.teach_add import AddCase
 from napari_fmseg._napari.teach_cases import CaseTable
 from napari_fmseg._napari.teach_files import ask_and_export, ask_and_import
@@ -64,6 +65,7 @@ class TeachDock(Dock):
         self._known: Opened | None = None
         self._job: Any = None
         self._adding: Addition | None = None
+        self._stored: tuple[Any, int] = (None, 0)  # the labels that are being added, and how often they were changed
         self._remarks: dict[str, str] = {}  # of the training, by what they are about
         self.bar = ProjectBar(self._likely)
         self.facts, self.note, self.error = QLabel(), Note(), ErrorBox()
@@ -71,6 +73,7 @@ class TeachDock(Dock):
         self.train, self.versions = TrainPanel(), VersionList()
         self.round, self.predicting = Round(self), TrainingRun(self)
         self.pages = QTabWidget()
+        self._recovery = Recovery.start(napari_viewer)
         self._build()
         self._connect()
         self._refresh()
@@ -223,6 +226,7 @@ class TeachDock(Dock):
     def _on_add(self, what: Addition) -> None:
         if self._job is None:
             self._adding = what
+            self._stored = (self.add.layer, self._recovery.edits_of(self.add.layer))
             self._do(lambda: added(what))
 
     def _mark(self, what: Addition) -> None:
@@ -234,6 +238,8 @@ class TeachDock(Dock):
         for layer in (*(image.layers if image is not None else ()), labels):
             if layer is not None:
                 layer.metadata = {**layer.metadata, KEY: {**(layer.metadata.get(KEY) or {}), **told}}
+        if what.labels is not None:
+            self._recovery.settled(*self._stored)
         saved = "has its labels" if what.labels is not None else "was added, to be labelled later"
         self.note.tell([f"{what.name} {saved}."])
         self.add.name.clear()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from napari_fmseg._napari.windows import camera_of
+
 __all__ = ["ThreeD"]
 
 AHEAD, UP = (0, 1, 0), (1, 0, 0)  # z, y, x of the patient: towards the back, towards the head
@@ -43,17 +45,11 @@ class ThreeD:
         dims.ndisplay = 3
         _unmirror(self._viewer)
         self._viewer.reset_view()
-        _camera_of(self._viewer).set_view_direction(view_direction=AHEAD, up_direction=UP)
-
-
-def _camera_of(viewer: Any) -> Any:
-    """Give the camera, which moved into the scene with napari 0.9."""
-    scene = getattr(viewer, "scene", None)
-    return scene.camera if scene is not None else viewer.camera
+        camera_of(self._viewer).set_view_direction(view_direction=AHEAD, up_direction=UP)
 
 
 def _unmirror(viewer: Any) -> None:
     """Let the first axis point away from the eye, as the axes z, y, x of a patient ask; slices look as before."""
-    camera = _camera_of(viewer)
+    camera = camera_of(viewer)
     if hasattr(camera, "orientation"):  # older ones know nothing else
         camera.orientation = ("away", "down", "right")

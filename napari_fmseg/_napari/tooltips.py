@@ -128,7 +128,14 @@ class RECOVERY:
 
     restore = "Add the ticked labels to the viewer as they were."
     later = "Close this window. You are asked again at the next start."
+    close = "Close this window. The labels are kept as long as it says."
     delete = "Delete the ticked labels for good."
+    save = "Write each of these layers to a file of its own, then close."
+    discard = (
+        "Close without saving. Painted labels can be put back later: File > IO Utilities > Recently removed labels."
+    )
+    discard_for_good = "Close without saving. Autosaving is switched off: these labels cannot be put back."
+    cancel = "Do not close."
     autosave = "Keeps a copy of labels that you paint, offered back if napari ends unexpectedly."
 
 

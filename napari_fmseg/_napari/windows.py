@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget
 
-__all__ = ["plain", "window_of"]
+__all__ = ["camera_of", "history_of", "plain", "set_view_direction", "window_of"]
 
 
 def plain(viewer: Any) -> Any:
@@ -26,3 +26,27 @@ def window_of(viewer: Any) -> QWidget | None:
     except RuntimeError:  # Qt has deleted it already
         return None
     return window
+
+
+def camera_of(viewer: Any) -> Any:
+    """Return the camera, which moved into the scene with napari 0.9."""
+    scene = getattr(viewer, "scene", None)
+    return scene.camera if scene is not None else viewer.camera
+
+
+def set_view_direction(viewer: Any) -> None:
+    """Set the direction that the cursor of a viewer in 3-D looks in, where it does not know it yet.
+
+    napari sets it when the mouse moves, and cannot describe a labels layer with class names before.
+    """
+    dims, cursor = viewer.dims, viewer.cursor
+    if dims.ndisplay == 3 and len(dims.displayed) == 3:
+        known = getattr(cursor, "_view_direction", None)
+        if known is None or len(known) != dims.ndim:
+            cursor._view_direction = camera_of(viewer).calculate_nd_view_direction(dims.ndim, dims.displayed)
+
+
+def history_of(layer: Any) -> tuple[int, int]:
+    """Return how many strokes of a labels layer can be undone and redone: napari has no event for either."""
+    undo, redo = (getattr(layer, name, ()) for name in ("_undo_history", "_redo_history"))
+    return len(undo), len(redo)

@@ -39,14 +39,19 @@ def write_labels_layer(path: str, data: Any, options: dict[str, Any]) -> list[st
     """
     from napari.layers import Labels
 
-    layers = ()
+    viewer = None
     if "napari" in sys.modules:
         import napari
 
         viewer = napari.current_viewer()
-        layers = () if viewer is None else tuple(viewer.layers)
-    labels = filed_labels(Labels(data, **options), layers)
-    return [str(write_labels(labels, path))]
+    layers = () if viewer is None else tuple(viewer.layers)
+    written = str(write_labels(filed_labels(Labels(data, **options), layers), path))
+    for layer in layers:
+        if layer.data is data:
+            from napari_fmseg._napari.recovery import Recovery
+
+            Recovery.of(viewer).settled(layer)
+    return [written]
 
 
 def filed_labels(layer: Any, layers: tuple[Any, ...] = ()) -> LabelMap:

@@ -27,7 +27,7 @@ from qtpy.QtWidgets import QApplication
 
 import napari_fmseg
 from napari_fmseg._napari import recovery as room
-from napari_fmseg._napari.autosaves import Autosave, Session, abandoned, delete, read, work_of
+from napari_fmseg._napari.autosaves import Autosave, Session, abandoned, delete, read, removed, work_of
 from napari_fmseg._napari.dialogs import ErrorDialog, Question, on_screen
 from napari_fmseg._napari.layers import geometry_of, labels_layer, labels_of
 from napari_fmseg._napari.packing import packed, unpacked
@@ -222,8 +222,10 @@ def test_labels_that_are_safe_elsewhere_or_removed_are_not_kept(watched, qtbot, 
     with qtbot.waitSignal(recovery.saved):
         layer.paint((1, 2, 2), 2)
     assert len(list(root.glob("*/liver*"))) == 2
-    viewer.layers.remove(layer)
+    with qtbot.waitSignal(recovery.retired):
+        viewer.layers.remove(layer)
     assert list(root.glob("*/liver*")) == []
+    assert [save.name for save in removed([root.parent / "removed"])] == [layer.name]
 
 
 def test_switched_off_nothing_is_copied(watched, qtbot, root, monkeypatch):
@@ -291,7 +293,10 @@ def copied(name):
     print("copied", len(list(recovery.session.folder.glob("*.nii.gz"))), flush=True)
     layer.paint((3, 9, 9), 1)
     recovery.save_now()  # the user closes the window while this is written
+    QTimer.singleShot(0, discard)
     [w for w in QApplication.topLevelWidgets() if w.isVisible() and w.inherits("QMainWindow")][0].close()
+def discard():
+    [w for w in QApplication.topLevelWidgets() if w.objectName() == "fmseg_unsaved"][0].discard_button.click()
 recovery.saved.connect(copied)
 QTimer.singleShot(300, recovery.save_now)
 napari.run()
@@ -307,6 +312,8 @@ def test_closing_the_window_by_hand_leaves_nothing_and_ends_quietly(root, tmp_pa
     assert "Traceback" not in done.stderr
     assert "QThread" not in done.stderr
     assert list(root.iterdir()) == []
+    [save] = removed([root.parent / "removed"])
+    assert {tuple(where) for where in np.argwhere(read(save)[0])} >= {(3, 4, 5), (3, 9, 9)}
 
 
 def of_its_own(tmp_path: Path) -> dict[str, str]:
