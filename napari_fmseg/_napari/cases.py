@@ -9,7 +9,7 @@ from typing import Any
 from napari_fmseg._napari.layers import KEY, geometry_of
 from napari_fmseg.volume import Geometry
 
-__all__ = ["Case", "case_with", "cases_of"]
+__all__ = ["Case", "case_with", "cases_of", "is_preview", "why_no_volume"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,32 @@ def case_with(cases: Iterable[Case], layer: Any) -> Case | None:
     return next((case for case in cases if any(part is layer for part in case.layers)), None)
 
 
+def is_preview(layer: Any) -> bool:
+    """Whether we made a layer for looking at only, such as the sample of a pretraining."""
+    return "role" in _told(layer)
+
+
+def why_no_volume(layers: Iterable[Any]) -> str:
+    """Tell why none of the images among `layers` is a volume, a sentence for each; nothing where there is no image."""
+    from napari.layers import Image
+
+    images = [layer for layer in layers if isinstance(layer, Image) and not {"made", "role"} & _told(layer).keys()]
+    return " ".join(dict.fromkeys(text for layer in images if (text := _refusal(layer))))
+
+
+def _refusal(layer: Any) -> str:
+    """Tell why an image is no volume, or nothing."""
+    shape = tuple(layer.data.shape)
+    if layer.rgb:
+        return f"“{layer.name}” is a picture in colours (RGB); a volume has intensities. Open the scan itself."
+    if len(shape) not in (3, 4):
+        return (f"“{layer.name}” has {len(shape)} axes; a volume has three (z, y, x), or four with channels. "
+                "To open single slices as one volume, open their folder.")  # fmt: skip
+    if min(shape[-3:]) == 1:
+        return f"“{layer.name}” is a single slice; a volume has several. To open all slices of a scan, open its folder."
+    return ""
+
+
 def _told(layer: Any) -> Mapping[str, Any]:
     told = layer.metadata.get(KEY)
     return told if isinstance(told, Mapping) else {}
@@ -76,10 +102,7 @@ def _is_volume(layer: Any) -> bool:
     from napari.layers import Image
 
     ours = {"made", "role"} & _told(layer).keys()
-    if not isinstance(layer, Image) or layer.rgb or layer.multiscale or ours:
-        return False
-    shape = tuple(layer.data.shape)
-    return len(shape) in (3, 4) and min(shape[-3:]) > 1
+    return isinstance(layer, Image) and not ours and not _refusal(layer)
 
 
 def _belongs(layer: Any, group: list[Any]) -> bool:

@@ -14,7 +14,7 @@ from napari_fmseg._napari.channels import ChannelChooser
 from napari_fmseg._napari.devices import offered_devices
 from napari_fmseg._napari.form import OptionsForm
 from napari_fmseg._napari.image_chooser import ImageChooser, RegionChooser
-from napari_fmseg._napari.layers import KEY
+from napari_fmseg._napari.layers import KEY, voxels_of
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.model_chooser import ModelChooser
 from napari_fmseg._napari.parts import More, Note
@@ -123,7 +123,7 @@ class Choices(QWidget):
         """Tell why nothing can be run, or nothing."""
         case, card = self.image.case, self.model.card
         if case is None:
-            return SEGMENT.run_no_image
+            return self.image.refusal or SEGMENT.run_no_image
         if card is None:
             return SEGMENT.run_no_model
         for one in (case, *(other for other in self.channels.cases if other is not None)):
@@ -176,7 +176,7 @@ class Choices(QWidget):
         return Request(
             Run(case.id, card.name, self.region.region if box is not None else ""),
             case.name,
-            tuple(layer.data for layer in case.layers),
+            tuple(voxels_of(layer) for layer in case.layers),
             case.geometry,
             dict(case.meta),
             told.get("filed"),
@@ -184,7 +184,7 @@ class Choices(QWidget):
             SegmentOptions(self.until.currentData() or "", self.device.currentText(), **options),
             box,
             channels=card.channels if self.channels.names else (),
-            others=tuple((other.layers[0].data, other.geometry, dict(other.meta)) for other in others),
+            others=tuple((voxels_of(other.layers[0]), other.geometry, dict(other.meta)) for other in others),
             frame=Frame.of(case.layers[0]),
             note=record_of(case, others, card.channels if self.channels.names else ()),
         )
@@ -197,6 +197,7 @@ class Choices(QWidget):
         self.region.close_down()
 
     def _on_image(self) -> None:
+        self.model.prefer(self.image.case)
         self._look()
 
     def _on_active(self) -> None:
@@ -236,9 +237,12 @@ class Choices(QWidget):
 
     def _doubts(self, case: Case | None, meta: Mapping[str, Any], spaced: bool) -> list[str]:
         card = self.model.card
-        if case is None or card is None or self._no_place(case):
+        if case is None:
+            return [self.image.refusal] if self.image.refusal else []
+        if card is None or self._no_place(case):
             return []
-        found = [*doubts(case.geometry, meta, card), *([] if spaced else [SEGMENT.no_spacing])]
+        reason = [self.model.reason] if self.model.reason else []
+        found = [*reason, *doubts(case.geometry, meta, card), *([] if spaced else [SEGMENT.no_spacing])]
         chosen = [case, *(other for other in self.channels.cases if other is not None)]
         active = case_with(self.image.cases, self._viewer.layers.selection.active)
         if self.channels.names and active is not None and all(one.id != active.id for one in chosen):

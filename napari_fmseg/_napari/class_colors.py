@@ -10,6 +10,7 @@ import numpy as np
 __all__ = ["Rgba", "colors_of", "rename", "set_colors"]
 
 Rgba: TypeAlias = tuple[float, float, float, float]
+_CYCLE = 256  # as many labels of a cycle of colours are written out, and those that occur
 NAMELESS = (1.0, 1.0, 1.0, 1.0)  # what has no colour of its own is white: a transparent one would paint invisibly
 
 
@@ -26,15 +27,26 @@ def colors_of(layer: Any, labels: Iterable[int]) -> dict[int, Rgba]:
     return found
 
 
-def set_colors(layer: Any, colors: Mapping[int, Rgba]) -> None:
-    """Give labels their colours; the others keep theirs."""
+def set_colors(layer: Any, colors: Mapping[int, Rgba], present: Iterable[int] = ()) -> None:
+    """Give labels their colours; the others keep theirs.
+
+    Parameters
+    ----------
+    layer
+        A labels layer, also of another plugin: where its colours come from a cycle, that is written out.
+    colors
+        Of some labels.
+    present
+        Labels that are known to occur in it.
+    """
     from napari.utils.colormaps import DirectLabelColormap
 
-    own = dict(getattr(layer.colormap, "color_dict", {}))
-    kept = {label: color for label, color in own.items() if label not in (None, 0)}
-    layer.colormap = DirectLabelColormap(
-        color_dict={**kept, **colors, None: NAMELESS, 0: (0.0, 0.0, 0.0, 0.0)},
-    )
+    kept = dict(getattr(layer.colormap, "color_dict", {}))
+    if not kept:
+        known = {int(label) for label in present} | set(range(1, _CYCLE)) | {int(layer.selected_label)}
+        kept = dict(colors_of(layer, sorted(known - {0})))
+    kept = {None: NAMELESS, 0: (0.0, 0.0, 0.0, 0.0), **kept}
+    layer.colormap = DirectLabelColormap(color_dict={**kept, **colors})
 
 
 def rename(layer: Any, label: int, name: str) -> None:

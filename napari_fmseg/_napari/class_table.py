@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_fmseg._napari.belonging import label_map
-from napari_fmseg._napari.class_colors import colors_of, rename, set_colors
+from napari_fmseg._napari.class_colors import Rgba, colors_of, rename, set_colors
 from napari_fmseg._napari.going import go_to
 from napari_fmseg._napari.layers import names_of
 from napari_fmseg._napari.links import Links
@@ -226,7 +226,7 @@ class ClassTable(QWidget):
         if item.column() == SHOWN:
             red, green, blue, _ = colors_of(self.layer, [label])[label]
             on = item.checkState() == Qt.CheckState.Checked
-            set_colors(self.layer, {label: (red, green, blue, 1.0 if on else 0.0)})
+            self._set_color(label, (red, green, blue, 1.0 if on else 0.0))
         elif item.column() == NAME and item.text().strip():
             rename(self.layer, label, item.text().strip())
         else:
@@ -244,7 +244,10 @@ class ClassTable(QWidget):
         red, green, blue, alpha = colors_of(self.layer, [label])[label]
         asked = QColorDialog.getColor(QColor.fromRgbF(red, green, blue), self, "Colour of the class")
         if asked.isValid():
-            set_colors(self.layer, {label: (asked.redF(), asked.greenF(), asked.blueF(), alpha or 1.0)})
+            self._set_color(label, (asked.redF(), asked.greenF(), asked.blueF(), alpha or 1.0))
+
+    def _set_color(self, label: int, color: Rgba) -> None:
+        set_colors(self.layer, {label: color}, [m.label for m in self.measures])
 
     def go_to(self, label: int) -> None:
         """Move the view to the middle of a structure and choose its label for painting."""

@@ -20,11 +20,11 @@ from qtpy.QtWidgets import (
     QPushButton,
     QTextBrowser,
     QVBoxLayout,
-    QWidget,
 )
 
 import napari_fmseg
 from napari_fmseg._napari.dialogs import ResearchOnly, show_error, text_label, versions
+from napari_fmseg._napari.dock import Dock
 from napari_fmseg._napari.tooltips import DOCTOR
 from napari_fmseg.errors import FmsegError
 
@@ -36,7 +36,7 @@ _RANK = {"bad": 0, "warn": 1, "ok": 2}
 COMMAND = (sys.executable, "-m", "napari_fmseg", "doctor", "--json")
 
 
-class DoctorDock(QWidget):
+class DoctorDock(Dock):
     """Looks at torch, devices, memory, packages and models in a process of its own and lists the findings.
 
     Parameters

@@ -16,11 +16,12 @@ from qtpy.QtWidgets import (
     QProgressBar,
     QPushButton,
     QVBoxLayout,
-    QWidget,
 )
 
 from napari_fmseg._napari.belonging import label_map, note_new_labels
+from napari_fmseg._napari.cases import is_preview
 from napari_fmseg._napari.dialogs import ResearchOnly, ask, show_error
+from napari_fmseg._napari.dock import Dock
 from napari_fmseg._napari.export_parts import ClassList, Destination, Outcome
 from napari_fmseg._napari.export_way import Way
 from napari_fmseg._napari.links import Links
@@ -39,7 +40,7 @@ from napari_fmseg.volume import LabelMap
 __all__ = ["ExportDock"]
 
 
-class ExportDock(QWidget):
+class ExportDock(Dock):
     """Writes the labels of a layer to files.
 
     Parameters
@@ -138,7 +139,8 @@ class ExportDock(QWidget):
         from napari.layers import Labels
 
         chosen = self.layer
-        found = [layer for layer in reversed(self.viewer.layers) if isinstance(layer, Labels) and layer.data.ndim == 3]
+        labels = [layer for layer in reversed(self.viewer.layers) if isinstance(layer, Labels) and layer.data.ndim == 3]
+        found = [layer for layer in labels if not is_preview(layer)]
         self.labels.blockSignals(True)
         self.labels.clear()
         for layer in found:

@@ -12,7 +12,11 @@ from magicgui.widgets import create_widget
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QWidget
 
+from napari_fmseg._napari.number_boxes import CountBox, NumberBox
+
 __all__ = ["OptionsForm", "help_of", "label_of"]
+
+_MOST, _DECIMALS = 1_000_000, 6
 
 
 class OptionsForm(QWidget):
@@ -79,6 +83,32 @@ class OptionsForm(QWidget):
         self.changed.emit()
 
 
+class _Number:
+    """A field for a number, as magicgui has them, that understands a decimal comma and a point."""
+
+    def __init__(self, default: float | int) -> None:
+        self.native: NumberBox | CountBox
+        if isinstance(default, int):
+            self.native = CountBox()
+            self.native.setRange(0, _MOST)
+        else:
+            self.native = NumberBox()
+            self.native.setDecimals(_DECIMALS)
+            self.native.setRange(0.0, _MOST)
+            self.native.setSingleStep(0.1)
+        self.native.setValue(default)
+        self.changed = self.native.valueChanged
+
+    @property
+    def value(self) -> float | int:
+        number: float | int = self.native.value()
+        return number
+
+    @value.setter
+    def value(self, value: float | int) -> None:
+        self.native.setValue(value)
+
+
 def _widget(field: Any, hint: Any, choices: Sequence[Any] | None) -> Any:
     if choices:
         combo = create_widget(value=field.default, name=field.name, widget_type="ComboBox",
@@ -88,8 +118,9 @@ def _widget(field: Any, hint: Any, choices: Sequence[Any] | None) -> Any:
         combo.native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         combo.native.setMinimumContentsLength(8)
         return combo
-    options = {"min": 0.0, "max": 1e6, "step": 0.1} if hint is float else {}
-    widget = create_widget(value=field.default, annotation=hint, name=field.name, options=options)
+    if hint in (float, int):
+        return _Number(field.default)
+    widget = create_widget(value=field.default, annotation=hint, name=field.name)
     if hint is bool:
         widget.native.setText("")  # the row has a label already
     return widget

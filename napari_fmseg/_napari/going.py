@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from napari_fmseg._napari.placing import unit_mm
+from napari_fmseg._napari.windows import camera_of
 
 __all__ = ["go_to", "point_in"]
 
@@ -17,7 +18,7 @@ def go_to(viewer: Any, layer: Any, index: Sequence[int]) -> None:
     dims = viewer.dims
     axes = tuple(range(dims.ndim - 3, dims.ndim))
     dims.set_point(axes, world)
-    _camera(viewer).center = tuple(world[axis - axes[0]] for axis in dims.displayed if axis >= axes[0])
+    camera_of(viewer).center = tuple(world[axis - axes[0]] for axis in dims.displayed if axis >= axes[0])
 
 
 def point_in(viewer: Any, layer: Any) -> tuple[float, ...]:
@@ -33,9 +34,3 @@ def _layer_units_per_view(viewer: Any, layer: Any) -> tuple[float, ...]:
         return (1.0, 1.0, 1.0)
     pairs = zip(layer.units[-3:], units[-3:], strict=True)
     return tuple(1.0 if str(own) == str(shared) else unit_mm(own) / unit_mm(shared) for own, shared in pairs)
-
-
-def _camera(viewer: Any) -> Any:
-    """Give the viewer's camera, which napari 0.9 has moved into the scene."""
-    scene = getattr(viewer, "scene", None)
-    return viewer.camera if scene is None else scene.camera

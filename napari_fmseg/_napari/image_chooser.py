@@ -9,7 +9,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QHBoxLayout, QPushButton, QWidget
 
 from napari_fmseg._napari.belonging import image_of, note_new_labels
-from napari_fmseg._napari.cases import Case, case_with, cases_of
+from napari_fmseg._napari.cases import Case, case_with, cases_of, why_no_volume
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.placing import AXES, UNITS, moves_of
 from napari_fmseg._napari.roi import box_of_shapes, box_of_view
@@ -38,6 +38,8 @@ class ImageChooser(QComboBox):
     ----------
     chosen
         Signal: another volume, or the same under another name.
+    refusal
+        Why the images that are open are no volumes, or nothing.
     """
 
     chosen = Signal()
@@ -46,6 +48,7 @@ class ImageChooser(QComboBox):
         super().__init__(parent)
         self._viewer, self.follow = viewer, follow
         self._cases: list[Case] = []
+        self.refusal = ""
         self.setToolTip(SEGMENT.image)
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(12)
@@ -113,7 +116,10 @@ class ImageChooser(QComboBox):
             now = next((case for case in self._cases if case.id == before.id), None)
         self.blockSignals(True)
         self.clear()
-        self.addItems([case.name for case in self._cases] or ["No volume is open"])
+        self.refusal = "" if self._cases else why_no_volume(self._viewer.layers)
+        none = "No open image is a volume" if self.refusal else "No volume is open"
+        self.addItems([case.name for case in self._cases] or [none])
+        self.setToolTip(self.refusal or SEGMENT.image)
         self.setEnabled(bool(self._cases))
         self.setCurrentIndex(self._cases.index(now) if now is not None else 0)
         self.blockSignals(False)

@@ -35,6 +35,7 @@ __all__ = [
     "names_of",
     "place",
     "volume_of",
+    "voxels_of",
 ]
 
 LayerData: TypeAlias = tuple[Any, dict[str, Any], str]
@@ -261,6 +262,11 @@ def _hue(label: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(label * GLASBEY_STEP % 1, 0.65 if label % 2 else 0.85, 0.95)
 
 
+def voxels_of(layer: Any) -> Any:
+    """Return the voxels of an image layer: those of the finest level of a pyramid, which napari calls multiscale."""
+    return layer.data[0] if getattr(layer, "multiscale", False) else layer.data
+
+
 def volume_of(layers: Sequence[Any]) -> Volume:
     """Make the volume that one image layer shows, or several that are its channels.
 
@@ -276,7 +282,7 @@ def volume_of(layers: Sequence[Any]) -> Volume:
         if not geometry_of(layer).matches(first):
             raise GeometryMismatch(f"{layer.name!r} does not lie on the grid of {layers[0].name!r}: channels of one "
                                    "volume need the same size and place.")  # fmt: skip
-    data = [np.asarray(layer.data) for layer in layers]
+    data = [np.asarray(voxels_of(layer)) for layer in layers]
     meta = dict((layers[0].metadata.get(KEY) or {}).get("meta") or {})
     return Volume(data[0] if len(data) == 1 else np.stack(data), first, _with_spacing(meta, layers[0]))
 

@@ -11,7 +11,6 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QComboBox,
     QDialog,
-    QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
     QHBoxLayout,
@@ -28,6 +27,7 @@ from napari_fmseg._napari.dialogs import ask, show_error
 from napari_fmseg._napari.going import go_to
 from napari_fmseg._napari.layers import is_pet, meta_of, volume_of
 from napari_fmseg._napari.links import Links
+from napari_fmseg._napari.number_boxes import NumberBox
 from napari_fmseg._napari.parts import ErrorBox, Note
 from napari_fmseg._napari.tables import plain_table, set_columns
 from napari_fmseg._napari.tooltips import LESIONS
@@ -61,7 +61,7 @@ class LesionDialog(QDialog):
         self._homes = [case for case in cases_of(viewer.layers) for _ in _on_grid(case, layer)]
         self._images = [part for case in cases_of(viewer.layers) for part in _on_grid(case, layer)]
         self._agreed: set[str] = set()  # images of others that the user wants to measure in
-        self.image, self.min_ml = QComboBox(), QDoubleSpinBox()
+        self.image, self.min_ml = QComboBox(), NumberBox()
         self.table, self.totals, self.error = plain_table((), stretch=1), QLabel(), ErrorBox()
         self.doubt = Note()
         self.save, self.close_button = QPushButton("&Export CSV …"), QPushButton("&Close")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from html import escape
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QEvent, QObject, Qt, Signal
+from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QListWidget, QListWidgetItem, QVBoxLayout, QWidget
 
+from napari_fmseg._napari.cases import Case
 from napari_fmseg._napari.tooltips import SEGMENT
 from napari_fmseg.licences import remember_terms, unread_terms
 from napari_fmseg.models import ModelCard, list_models
+from napari_fmseg.pipelines import doubts
 
 __all__ = ["ModelChooser", "all_of", "facts_of"]
 
@@ -26,6 +29,8 @@ class ModelChooser(QWidget):
         over its whole width.
     chosen
         Signal: another model was chosen, or its terms were accepted.
+    reason
+        Why the chosen model may not fit the volume, where nobody has chosen it; else nothing.
     """
 
     chosen = Signal()
@@ -33,6 +38,8 @@ class ModelChooser(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._cards: dict[str, ModelCard] = {}
+        self._is_settled = False  # whether somebody has chosen a model, so that none is chosen by itself any more
+        self.reason = ""
         self.search = QLineEdit()
         self.search.setPlaceholderText("Search: organ, modality, name …")
         self.search.setClearButtonEnabled(True)
@@ -56,7 +63,10 @@ class ModelChooser(QWidget):
         layout.setSpacing(3)
         layout.addWidget(self.search)
         layout.addWidget(self.list)
+        self.search.textEdited.connect(self._settle)
         self.search.textChanged.connect(self._on_search)
+        for part in (self.list, self.list.viewport()):
+            part.installEventFilter(self)
         self.list.currentItemChanged.connect(self._on_chosen)
         self.accept.toggled.connect(self._on_accepted)
         self.refresh()
@@ -89,13 +99,45 @@ class ModelChooser(QWidget):
             (self.list.sizeHintForRow(0) + 2) * min(ROWS, max(self.list.count(), 1)) + 2 * self.list.frameWidth() + 4
         )
         self.list.setFixedHeight(height)
-        self.choose(name)
+        self._select(name)
         self._on_search(self.search.text())
 
     def choose(self, name: str) -> None:
         """Choose a model by its name; the first one if there is none of that name."""
+        self._settle()
+        self._select(name)
+
+    def prefer(self, case: Case | None) -> None:
+        """Choose a model that fits a volume, by what its file states, unless somebody has chosen one already."""
+        if self._is_settled or case is None:
+            return
+        fitting = [card for card in self._cards.values() if is_for(card, case)]
+        fitting.sort(
+            key=lambda card: (
+                len(card.channels) != case.n_channels,
+                len(list(doubts(case.geometry, case.meta, card))),
+            )
+        )
+        self.reason = "" if fitting else _why_none(case)
+        self._select(fitting[0].name if fitting else "")
+
+    def _select(self, name: str) -> None:
         rows = [self.list.item(i).data(Qt.ItemDataRole.UserRole) for i in range(self.list.count())]
         self.list.setCurrentRow(rows.index(name) if name in rows else 0)
+
+    def _settle(self) -> None:
+        """Take the choice of a model as the user's own."""
+        self._is_settled, self.reason = True, ""
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Notice that the user chooses in the list, by mouse or by key."""
+        pressed = event is not None and event.type() == QEvent.Type.MouseButtonPress
+        if isinstance(event, QKeyEvent) and event.type() == QEvent.Type.KeyPress:
+            pressed = event.key() not in (Qt.Key.Key_Tab, Qt.Key.Key_Backtab)
+        if pressed and not self._is_settled:
+            self._settle()
+            self.chosen.emit()
+        return False
 
     def _on_search(self, text: str) -> None:
         words = text.casefold().split()
@@ -123,6 +165,25 @@ class ModelChooser(QWidget):
             remember_terms(self.card)
             self.accept.hide()
             self.chosen.emit()
+
+
+def is_for(card: ModelCard, case: Case) -> bool:
+    """Whether a model was trained on volumes of this modality and, where it takes several channels, of as many."""
+    modality = modality_of(case)
+    return bool(modality) and card.modality == modality and case.n_channels in (1, len(card.channels))
+
+
+def modality_of(case: Case) -> str:
+    """Return the modality that the file of a volume states, in the words of the cards, or nothing."""
+    modality = str(case.meta.get("modality") or "")
+    return {"PT": "PET", "MRI": "MR"}.get(modality, modality)
+
+
+def _why_none(case: Case) -> str:
+    modality = modality_of(case)
+    if not modality:
+        return f"The file of “{case.name}” does not state whether it is CT, MR or PET. Choose a model that fits."
+    return f"No model here was trained on {modality}, which “{case.name}” is. The first of the list is chosen."
 
 
 def _searched(card: ModelCard) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QSpinBox, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.devices import offered_devices
+from napari_fmseg._napari.number_boxes import CountBox
 from napari_fmseg._napari.parts import More
 from napari_fmseg._napari.preferences import load
 from napari_fmseg._napari.pretrain_parts import FolderRow
@@ -52,7 +53,7 @@ class PretrainForm(QWidget):
         self.volumes = FolderRow("Drop a folder with scans", "A folder with scans", PRETRAIN.volumes)
         self.out = FolderRow("A folder of its own", "Where to save", PRETRAIN.out)
         self.network, self.unit, self.patch, self.device = (QComboBox() for _ in range(4))
-        self.budget, self.batch, self.cache_gb = QSpinBox(), QSpinBox(), QSpinBox()
+        self.budget, self.batch, self.cache_gb = CountBox(), CountBox(), CountBox()
         self._fill()
         self._lay_out()
         self.propose()

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import tomli_w
 
-from napari_fmseg._napari.layers import LayerData, image_layers, labels_layer
+from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer
 from napari_fmseg._napari.preferences import load
+from napari_fmseg._napari.scan_view import DERIVED
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.models import find_card
@@ -32,6 +33,7 @@ NETWORKS = {
 
 _ROUNDS = 20  # validations of a run
 _MOST_STEPS = 1000  # between two of them
+SAMPLE = "sample"  # the role of its layers
 _GAP = 4  # voxels between the parts of a sample
 _PARTS = ("fused volume", "target", "prediction")
 _RAMP = ((0.16, 0.44, 0.86), (0.10, 0.72, 0.60), (0.95, 0.77, 0.06), (0.90, 0.30, 0.20))
@@ -187,4 +189,5 @@ def _placed(arrays: Mapping[str, Any]) -> list[LayerData]:
         layers.append(labels_layer(LabelMap(arrays[part], grid, {}, names, colors), f"sample · {part}"))
     for _, options, _ in layers:
         options["opacity"] = 1.0
+        options["metadata"][KEY] |= {"role": SAMPLE, DERIVED: True}  # to look at: no image or labels to choose
     return layers

@@ -64,7 +64,11 @@ def box_of_view(image: Any, displayed: Sequence[int]) -> Box:
     """
     shape = [int(n) for n in image.data.shape[-3:]]
     first = image.data.ndim - 3
-    corners = np.asarray(image.corner_pixels)[:, first:]
+    corners = np.asarray(image.corner_pixels, float)
+    if getattr(image, "multiscale", False):  # they count the voxels of the level that is drawn
+        factors = np.asarray(image.downsample_factors[image.data_level])
+        corners = np.stack([corners[0] * factors, (corners[1] + 1) * factors - 1])
+    corners = corners[:, first:]
     shown = {axis - first for axis in displayed} if len(displayed) == 2 else set()
     low = [int(corners[0, axis]) if axis in shown else 0 for axis in range(3)]
     high = [int(corners[1, axis]) + 1 if axis in shown else shape[axis] for axis in range(3)]

@@ -10,7 +10,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.belonging import label_map, labels_for, record_of, why_ask
-from napari_fmseg._napari.cases import Case
+from napari_fmseg._napari.cases import Case, is_preview
 from napari_fmseg._napari.dialogs import ask
 from napari_fmseg._napari.image_chooser import ImageChooser
 from napari_fmseg._napari.layers import KEY, along, as_filed, geometry_of, labels_layer, labels_of, volume_of
@@ -143,7 +143,8 @@ class AddCase(QWidget):
         from napari.layers import Labels
 
         before = chosen if chosen is not None else self.layer
-        found = [layer for layer in self._viewer.layers if isinstance(layer, Labels) and layer.data.ndim == 3]
+        labels = [layer for layer in self._viewer.layers if isinstance(layer, Labels) and layer.data.ndim == 3]
+        found = [layer for layer in labels if not is_preview(layer)]
         newest = [layer for layer in found if layer not in self._layers]
         self._layers = found
         self.labels.blockSignals(True)
@@ -180,7 +181,8 @@ class AddCase(QWidget):
     def _on_changed(self) -> None:
         case, image, known = self.case, self.image.case, self._project is not None
         why = "" if known else "Open or make a project first."
-        why = why or ("Open an image first: drop a file on the window." if image is None else "")
+        no_image = self.image.refusal or "Open an image first: drop a file on the window."
+        why = why or (no_image if image is None else "")
         why = why or (f"Choose the labels of {case}." if case and self.layer is None else "")
         self.add_button.setText(f"Save labels of {case}" if case else "&Add to the project")
         self.add_button.setEnabled(not why)

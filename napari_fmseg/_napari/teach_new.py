@@ -15,11 +15,11 @@ from qtpy.QtWidgets import (
     QLabel,
     QLineEdit,
     QPushButton,
-    QSpinBox,
     QVBoxLayout,
     QWidget,
 )
 
+from napari_fmseg._napari.number_boxes import CountBox
 from napari_fmseg._napari.tooltips import TEACH
 
 __all__ = ["NewProject"]
@@ -51,7 +51,7 @@ class NewProject(QDialog):
         self.folder, self.names = QLineEdit(), QLineEdit(", ".join(names))
         self.folder.setPlaceholderText("An empty or a new folder")
         self.names.setPlaceholderText("such as: prostate, tumour")
-        self.kind, self.channels = QComboBox(), QSpinBox()
+        self.kind, self.channels = QComboBox(), CountBox()
         self.kind.addItems(list(KINDS))
         if modality in KINDS:
             self.kind.setCurrentText(modality)

@@ -9,7 +9,6 @@ from typing import Any
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import (
     QComboBox,
-    QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
     QHBoxLayout,
@@ -25,6 +24,7 @@ from napari_fmseg._napari.curves import Curves
 from napari_fmseg._napari.devices import offered_devices
 from napari_fmseg._napari.estimate import said
 from napari_fmseg._napari.form import OptionsForm
+from napari_fmseg._napari.number_boxes import NumberBox
 from napari_fmseg._napari.parts import More
 from napari_fmseg._napari.teach_picture import PlaneView
 from napari_fmseg._napari.tooltips import TEACH
@@ -73,7 +73,7 @@ class TrainPanel(QWidget):
         self._colors: dict[int, Sequence[float]] = {}
         self._last = 0.0  # where on the x axis the last step lies
         self._left: Any = lambda: None
-        self.source, self.minutes = QComboBox(), QDoubleSpinBox()
+        self.source, self.minutes = QComboBox(), NumberBox()
         self.options = OptionsForm(
             LessonOptions,
             skip=("minutes",),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from napari_fmseg._napari.cases import Case
-from napari_fmseg._napari.layers import KEY, geometry_of, names_of
+from napari_fmseg._napari.layers import KEY, geometry_of, names_of, voxels_of
 from napari_fmseg._napari.placing import Frame
 from napari_fmseg._napari.stages import run_of
 from napari_fmseg._napari.staging import Question, Request, Run
@@ -73,13 +73,13 @@ def why_request(
     return Request(
         Run(made.image, made.model, f"why {name}"),
         case.name,
-        tuple(part.data for part in case.layers),
+        tuple(voxels_of(part) for part in case.layers),
         case.geometry,
         dict(case.meta),
         options=SegmentOptions(device=device),
         question=Question(label, point),
         channels=tuple(note.get("channels", ())),
-        others=tuple((other.layers[0].data, other.geometry, dict(other.meta)) for other in others),
+        others=tuple((voxels_of(other.layers[0]), other.geometry, dict(other.meta)) for other in others),
         frame=Frame.of(case.layers[0]),
         note=dict(note),
     )

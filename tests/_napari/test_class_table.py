@@ -149,3 +149,29 @@ def test_without_labels_the_button_says_why_it_cannot_be_pressed(make_table: Any
     assert not table.save.isEnabled()
     assert "no labels" in table.save.toolTip()
     assert table.table.isHidden()
+
+
+@pytest.mark.parametrize("colors", ["napari's own cycle", "another plugin's"])
+def test_hiding_a_class_of_another_plugins_labels_leaves_the_other_colours(
+    make_table: Any, qtbot: Any, colors: str
+) -> None:
+    table, _ = make_table()
+    data = np.zeros((8, 20, 30), np.int32)
+    for row, value in enumerate((*range(1, 7), 1000)):
+        data[row, row : row + 3, row:] = value
+    options = {}
+    if colors == "another plugin's":
+        orange, gone = (1.0, 0.5, 0.0, 1.0), (0.0, 0.0, 0.0, 0.0)
+        options["colormap"] = {None: (0.2, 0.2, 0.2, 1.0), 0: gone, 1: orange, 2: (0.0, 0.5, 1.0, 1.0)}
+    layer = table._viewer.add_labels(data, name="cells", **options)
+    with qtbot.waitSignal(table.measured, timeout=60_000):
+        table.set_layer(layer)
+    every = np.array([1, 2, 3, 4, 5, 6, 40, 1000])
+    before = layer.colormap.map(every)
+    row = texts(table, NAME).index("label 2")
+    click(qtbot, table, row, SHOWN)
+    after = layer.colormap.map(every)
+    np.testing.assert_allclose(np.delete(after, 1, 0), np.delete(before, 1, 0), atol=1 / 255)
+    assert after[1, 3] == 0
+    click(qtbot, table, row, SHOWN)
+    np.testing.assert_allclose(layer.colormap.map(every), before, atol=1 / 255)

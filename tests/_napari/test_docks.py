@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 pytest.importorskip("napari._qt")
+from qtpy.QtWidgets import QDockWidget, QPushButton, QWidget
 
 
 @pytest.mark.parametrize("name", ["Segment", "Teach", "Export", "Pretrain", "Doctor"])
@@ -15,3 +16,37 @@ def test_a_dock_opens_from_the_menu_and_closes_with_the_window(make_napari_viewe
     assert widget.isVisible()
     dock.close()
     qtbot.wait(50)
+
+
+def test_our_docks_share_one_place_as_tabs_and_keep_their_buttons_in_sight(make_napari_viewer, qtbot) -> None:
+    viewer = make_napari_viewer(show=True)
+    window = viewer.window._qt_window
+    window.resize(1280, 760)
+    other, _ = viewer.window.add_dock_widget(QPushButton("of another plugin"), area="right"), None
+    docks: dict[str, QDockWidget] = {}
+    widgets: dict[str, QWidget] = {}
+    for name in ("Segment", "Teach", "Export", "Pretrain", "Doctor"):
+        docks[name], widgets[name] = viewer.window.add_plugin_dock_widget("napari-fmseg", name)
+        qtbot.waitUntil(lambda name=name: not widgets[name].visibleRegion().isEmpty())  # the newest lies on top
+    assert set(window.tabifiedDockWidgets(docks["Segment"])) == set(docks.values()) - {docks["Segment"]}
+    assert window.tabifiedDockWidgets(other) == []
+    for name, button in (("Segment", "bar.run_button"), ("Export", "export_button"), ("Pretrain", "start_button")):
+        docks[name].raise_()
+        part = widgets[name]
+        for step in button.split("."):
+            part = getattr(part, step)
+        qtbot.waitUntil(lambda part=part: not part.visibleRegion().isEmpty())
+        assert part.height() >= part.minimumSizeHint().height()
+    docks["Export"].close()
+    assert set(window.tabifiedDockWidgets(docks["Segment"])) >= {docks["Teach"], docks["Pretrain"]}
+
+
+def test_a_dock_that_the_user_has_put_elsewhere_stays_there(make_napari_viewer, qtbot) -> None:
+    viewer = make_napari_viewer(show=True)
+    first, _ = viewer.window.add_plugin_dock_widget("napari-fmseg", "Export")
+    first.setFloating(True)
+    second, widget = viewer.window.add_plugin_dock_widget("napari-fmseg", "Doctor")
+    qtbot.waitUntil(widget.isVisible)
+    qtbot.wait(50)
+    assert viewer.window._qt_window.tabifiedDockWidgets(second) == []
+    assert first.isFloating()
