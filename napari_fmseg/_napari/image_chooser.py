@@ -48,7 +48,7 @@ class ImageChooser(QComboBox):
         super().__init__(parent)
         self._viewer, self.follow = viewer, follow
         self._cases: list[Case] = []
-        self.refusal = ""
+        self.refusal = self._tip = ""
         self.setToolTip(SEGMENT.image)
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(12)
@@ -119,7 +119,7 @@ class ImageChooser(QComboBox):
         self.refusal = "" if self._cases else why_no_volume(self._viewer.layers)
         none = "No open image is a volume" if self.refusal else "No volume is open"
         self.addItems([case.name for case in self._cases] or [none])
-        self.setToolTip(self.refusal or SEGMENT.image)
+        self.setToolTip(self._tip)
         self.setEnabled(bool(self._cases))
         self.setCurrentIndex(self._cases.index(now) if now is not None else 0)
         self.blockSignals(False)
@@ -127,6 +127,11 @@ class ImageChooser(QComboBox):
         for layer in (layer for case in self._cases for layer in case.layers):
             self._names.connect(self._on_layers, layer.events.name, *moves_of(layer))
         self.chosen.emit()
+
+    def setToolTip(self, text: str | None) -> None:
+        """Set what is shown unless no image can be chosen: then the reason is."""
+        self._tip = text or ""
+        super().setToolTip(self.refusal or self._tip)
 
 
 class RegionChooser(QWidget):

@@ -274,19 +274,23 @@ class Recovery(QObject):
             return
         from napari.utils.notifications import Notification, notification_manager
 
-        what = f"“{saves[0].name}” was" if len(saves) == 1 else f"{len(saves)} layers were"
+        class Note(Notification):
+            source = "fmseg"  # it is shown
+
+        what = f"“{saves[0].name}”" if len(saves) == 1 else f"{len(saves)} layers"
         text = (
-            f"{what} painted, not saved, and removed. File > IO Utilities > Recently removed labels "
-            f"puts them back, for {KEPT_DAYS} days."
+            f"Removed without being saved: {what}. Painted labels can be put back for {KEPT_DAYS} days: "
+            "File > IO Utilities > Recently removed labels."
         )
-        known = ref(self)  # napari keeps its notes as long as it runs
+        known, waiting = ref(self), list(saves)  # weak: napari keeps its notes as long as it runs
 
         def put_back(*_: Any) -> None:
-            recovery = known()
+            recovery, wanted = known(), waiting[:]
+            waiting.clear()
             if recovery is not None and not recovery._closed:
-                recovery._on_restore(saves)
+                recovery._on_restore(wanted)
 
-        notification_manager.dispatch(Notification(text, "info", actions=(("Put back", put_back),)))
+        notification_manager.dispatch(Note(text, "info", actions=(("Put back", put_back),)))
 
     def _bins(self) -> list[Path]:
         """Return the folders of removed labels; new ones go to the first."""

@@ -57,7 +57,7 @@ class RecoveryDialog(TextDialog):
         text = _CRASH if is_crash else _REMOVED if saves else _NONE.format(days=KEPT_DAYS)
         self.body.addWidget(text_label(text))
         self.saves = list(saves)
-        self.table = _table(self.saves, ticked=is_crash, when="Autosaved" if is_crash else "Removed")
+        self.table = _table(self.saves, ticked=is_crash or len(saves) == 1, when="Autosaved" if is_crash else "Removed")
         self.table.setVisible(bool(saves))
         self.column.insertWidget(2, self.table)
         self.restore_button = QPushButton("Restore" if is_crash else "Put back")

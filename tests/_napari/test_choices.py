@@ -24,6 +24,7 @@ from napari_fmseg._napari.roi import box_of_view
 from napari_fmseg._napari.segment import SegmentDock
 from napari_fmseg._napari.staging import Request, staged
 from napari_fmseg._napari.teach import TeachDock
+from napari_fmseg._napari.tooltips import SEGMENT, TEACH
 from napari_fmseg.events import Event, StageResult
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.volume import Geometry, LabelMap, Volume
@@ -72,13 +73,17 @@ def test_an_image_that_is_no_volume_is_refused_with_the_reason(
     dock.viewer.add_image(np.zeros(shape, np.uint8), name="photo", **options)
     assert dock.image.currentText() == "No open image is a volume"
     assert reason in dock.bar.run_button.toolTip()
+    assert reason in dock.doubts.text()
     assert "photo" in dock.image.toolTip()
     teach = TeachDock(dock.viewer)
     dock.viewer.window.add_dock_widget(teach)
     assert teach.add.image.refusal == dock.image.refusal
+    assert reason in teach.add.image.toolTip()
     add_scan(dock.viewer, "scan", modality="CT")
     assert dock.image.currentText() == "scan"
     assert dock.image.refusal == ""
+    assert dock.image.toolTip() == SEGMENT.image
+    assert teach.add.image.toolTip() == TEACH.image
 
 
 class Asked:
