@@ -167,7 +167,7 @@ class Session:
                 self.close()
             return True
 
-    def retire(self, key: str, work: Work, bin_root: Path) -> bool:
+    def retire(self, key: str, work: Work, bin_root: Path) -> Autosave | None:
         """Move a layer, as it is now, to where it can be put back from; may take seconds, and works when closed.
 
         Parameters
@@ -179,8 +179,8 @@ class Session:
 
         Returns
         -------
-        bool
-            False if nothing is painted in it.
+        Autosave or None
+            None if nothing is painted in it.
 
         Raises
         ------
@@ -191,7 +191,7 @@ class Session:
             data = _voxels_of(work)
             if not data.any():
                 self.remove(key)
-                return False
+                return None
             folder = bin_root / self.folder.name
             _make_private(folder)
             n, before = self._last.get(key, (0, -1))
@@ -201,7 +201,7 @@ class Session:
                 file = _write_voxels(folder, f"{key}.{n + 1}", data, work)
             _write_sheet(folder / f"{key}.json", file, data, work)
             self.remove(key)
-            return True
+            return _look(folder / f"{key}.json")
 
     def _sign(self) -> None:
         """Say whose the folder is."""

@@ -7,6 +7,7 @@ be put back for a while. Docks and the reader call `Recovery.start(viewer)`; it 
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -247,26 +248,21 @@ class Recovery(QObject):
 
     def _write_retired(self, jobs: list[tuple[str, Work, Autosave | None]], session: Session, folder: Path) -> None:
         """Move one layer after the other; in a thread of its own, which the end of the program waits for."""
-        done = []
+        saves = []
         for key, work, replaced in jobs:
-            name = str(work.options["name"])
             try:
-                if session.retire(key, work, folder):
-                    done.append(name)
+                save = session.retire(key, work, folder)
+            except (FmsegError, OSError, ValueError, TypeError) as error:  # a layer unlike any that was foreseen
+                text = f"{work.options['name']!r} was removed and could not be kept: {error}."
+                with suppress(RuntimeError):  # the viewer was closed meanwhile, and this object with it
+                    self.failed.emit(FmsegError(text))
+                continue
+            if save is not None:
+                saves.append(save)
                 if replaced is not None:
                     delete(replaced)
-            except (FmsegError, OSError, ValueError, TypeError) as error:  # a layer unlike any that was foreseen
-                self._emit(self.failed, FmsegError(f"{name!r} was removed and could not be kept: {error}."))
-        saves = [save for save in removed([folder]) if save.path.parent.name == session.folder.name]
-        keys = {key for key, _, _ in jobs}
-        self._emit(self.retired, [save for save in saves if save.path.stem in keys])
-
-    @staticmethod
-    def _emit(signal: Any, value: Any) -> None:
-        try:
-            signal.emit(value)
-        except RuntimeError:  # the viewer was closed meanwhile, and this object with it
-            return
+        with suppress(RuntimeError):
+            self.retired.emit(saves)
 
     def _on_retired(self, saves: list[Autosave]) -> None:
         """Tell that labels were removed, with a button that puts them back."""
