@@ -90,7 +90,6 @@ class Recovery(QObject):
         super().__init__(parent)
         self.viewer = viewer
         self.session = Session(_root(load()))
-        self._window = parent
         self._keys: dict[Any, str] = {}  # of every layer that was touched
         self._dirty: set[Any] = set()
         self._maybe: set[Any] = set()  # redrawn: by another plugin, or merely by scrolling; the checksum will tell
@@ -118,6 +117,12 @@ class Recovery(QObject):
         self.failed.connect(_tell)
         self.retired.connect(self._on_retired)
         prune(self._bins())
+
+    @property
+    def _window(self) -> QWidget | None:
+        """The viewer's window; a reference of ours would keep it from ending."""
+        parent = self.parent()
+        return parent if isinstance(parent, QWidget) else None
 
     @property
     def unsaved(self) -> list[Any]:
