@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QListWidget, QListWidge
 
 from napari_fmseg._napari.cases import Case
 from napari_fmseg._napari.tooltips import SEGMENT
+from napari_fmseg.errors import GeometryMismatch
 from napari_fmseg.licences import remember_terms, unread_terms
 from napari_fmseg.models import ModelCard, list_models
 from napari_fmseg.pipelines import doubts
@@ -112,12 +113,7 @@ class ModelChooser(QWidget):
         if self._is_settled or case is None:
             return
         fitting = [card for card in self._cards.values() if is_for(card, case)]
-        fitting.sort(
-            key=lambda card: (
-                len(card.channels) != case.n_channels,
-                len(list(doubts(case.geometry, case.meta, card))),
-            )
-        )
+        fitting.sort(key=lambda card: (len(card.channels) != case.n_channels, _n_doubts(card, case)))
         self.reason = "" if fitting else _why_none(case)
         self._select(fitting[0].name if fitting else "")
 
@@ -177,6 +173,14 @@ def modality_of(case: Case) -> str:
     """Return the modality that the file of a volume states, in the words of the cards, or nothing."""
     modality = str(case.meta.get("modality") or "")
     return {"PT": "PET", "MRI": "MR"}.get(modality, modality)
+
+
+def _n_doubts(card: ModelCard, case: Case) -> int:
+    """Count what does not look like the volumes that a model was trained on; 0 where the volume's place is unknown."""
+    try:
+        return len(list(doubts(case.geometry, case.meta, card)))
+    except GeometryMismatch:
+        return 0
 
 
 def _why_none(case: Case) -> str:
