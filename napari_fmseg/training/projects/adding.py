@@ -15,8 +15,9 @@ from napari_fmseg.io.channels import read_channels
 from napari_fmseg.io.checks import checked
 from napari_fmseg.training.projects import nnunet
 from napari_fmseg.training.projects.content import image_hash
-from napari_fmseg.training.projects.journal import changing, inside
+from napari_fmseg.training.projects.journal import changing
 from napari_fmseg.training.projects.labelling import LabelOptions
+from napari_fmseg.training.projects.revisions import check_unchanged, earlier_labels, labels_revision
 from napari_fmseg.training.projects.staging import (
     StagedCase,
     moved_to_training,
@@ -27,7 +28,6 @@ from napari_fmseg.training.projects.staging import (
     uncertainty_of,
 )
 from napari_fmseg.training.projects.state import (
-    INDEX,
     CaseRecord,
     Project,
     now,
@@ -156,6 +156,9 @@ def label_case(
     name: str,
     labels: LabelMap | Path | str,
     options: LabelOptions = LabelOptions(),  # noqa: B008 - frozen
+    *,
+    revision: str | None = None,
+    replace: bool = False,
 ) -> Project:
     """Give a case its labels, or corrected ones; those before stay in ``fmseg/history``.
 
@@ -169,17 +172,26 @@ def label_case(
         In memory or a file.
     options
         How they are understood.
+    revision
+        Of the labels that these correct, see `labels_revision`; by default those of `project`.
+    replace
+        Replace labels that somebody else saved after that, too.
 
     Raises
     ------
+    LabelsChanged
+        If the case has other labels than those of `revision` by now, and `replace` is False.
     FmsegError, GeometryMismatch, UnreadableVolume, UnwritableVolume
         As `add_case`; and if there is no such case.
     """
     given = _read(labels)
     volume = read_channels(project.known(name).images)
     found = image_hash(volume)
+    known = labels_revision(project, name) if revision is None else revision
     with changing(project.folder) as change:
         fresh = open_project(project.folder)
+        if not replace:
+            check_unchanged(fresh, name, known)
         case = moved_to_training(change, fresh, name, dataclasses.replace(fresh.record(name), image=found))
         fresh, case = stage_labels(change, fresh, case, given, options, volume)
         stage_state(change, fresh, case)
@@ -203,20 +215,10 @@ def restore_labels(project: Project, name: str, number: int = -1) -> Project:
     FmsegError
         If the case has no such labels.
     """
-    record = project.record(name)
-    try:
-        earlier = record.earlier[number]
-    except IndexError as error:
-        raise FmsegError(
-            f"{name!r} has {len(record.earlier)} earlier versions of its labels; number {number} is none of them."
-        ) from error
-    old = read_labels(inside(project.folder, earlier.file, project.folder / INDEX))
-    names = {value: name for value, name in project.facts.labels.items() if value != earlier.ignore}
-    if earlier.ignore:
-        names[earlier.ignore] = "ignore"
-    return label_case(
-        project, name, dataclasses.replace(old, names=names), LabelOptions(classes=earlier.classes, resample=False)
-    )
+    count = len(project.record(name).earlier)
+    labels, earlier = earlier_labels(project, name, number + (count if number < 0 else 0) + 1)
+    options = LabelOptions(classes=earlier.classes, resample=False, unlabelled="nothing")
+    return label_case(project, name, labels, options)
 
 
 def save_prediction(

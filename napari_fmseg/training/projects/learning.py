@@ -11,6 +11,7 @@ from napari_fmseg.errors import FmsegError, InvalidRecipe
 from napari_fmseg.tables import dataclass_from, read_table
 from napari_fmseg.training.projects.examining import examined, stale
 from napari_fmseg.training.projects.journal import OURS, changing, inside
+from napari_fmseg.training.projects.naming import model_name
 from napari_fmseg.training.projects.split import HELD_OUT, LEAST, TRAINING, is_locked
 from napari_fmseg.training.projects.state import INDEX, Project, now, open_project, write_state
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe
@@ -99,13 +100,14 @@ def training_plan(project: Project) -> Plan:
     FmsegError
         If no case can be learned from, or cases were not examined yet.
     """
-    waiting = [name for name in stale(project) if name in project.labelled]
+    part = [name for name in project.labelled if not project.record(name).excluded]
+    waiting = [name for name in stale(project) if name in part]
     if waiting:
         raise FmsegError(
             f"{len(waiting)} case(s) are new or were changed by another program, such as {waiting[0]}. Examine the "
             "project first: `fmseg project split` does it."
         )
-    names = [name for name in project.labelled if not project.record(name).problem]
+    names = [name for name in part if not project.record(name).problem]
     cases = {name: _case(project, name) for name in names}
     images = {name: project.record(name).image for name in names}
     held = tuple(case for name, case in cases.items() if project.role(name) == HELD_OUT)
@@ -125,7 +127,7 @@ def training_plan(project: Project) -> Plan:
         validation=held,
         folds=() if locked else _left_out(training, images),
         images=images,
-        note=_told(len(set(images.values())), len(training), len(held)),
+        note=_note(len(set(images.values())), len(training), len(held), locked=locked),
     )
 
 
@@ -142,9 +144,11 @@ def _left_out(cases: tuple[Case, ...], images: Mapping[str, str]) -> tuple[Fold,
     return tuple(folds)
 
 
-def _told(n_images: int, n_training: int, n_held: int) -> str:
+def _note(n_images: int, n_training: int, n_held: int, *, locked: bool) -> str:
     if n_held:
         return f"{n_held} case(s) are held out for ever and validate; {n_training} are learned from."
+    if locked:
+        return f"{n_training} are learned from. Nothing can be measured: every held-out case is unreadable or excluded."
     if n_images == 1:
         return "One labelled image: it is learned from, and nothing can be measured. Label a second one."
     last = (
@@ -338,7 +342,7 @@ def recipe_for(run: Run, stages: tuple[StageRecipe, ...], *, name: str = "", **f
         )
     given = {"modality": facts.channels[0] if facts.channels[0] in ("CT", "MR", "PET") else "", **fields}
     return Recipe(
-        name=name or run.project.folder.name,
+        name=name or model_name(run.project),
         stages=stages,
         labels=plan.labels,
         training=plan.training,

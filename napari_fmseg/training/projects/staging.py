@@ -151,6 +151,7 @@ def stage_labels(
         changed=now(),
         predicted=0,
         problem="",
+        unconfirmed=False,
         dice={},  # they were measured against the labels before
     )
     return project, dataclasses.replace(case, record=record, labels=(path, staged))
