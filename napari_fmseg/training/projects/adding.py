@@ -37,7 +37,7 @@ from napari_fmseg.training.projects.state import (
 )
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["add_case", "add_nameless", "free_name", "label_case", "restore_labels", "save_prediction"]
+__all__ = ["add_case", "add_nameless", "check_name", "free_name", "label_case", "restore_labels", "save_prediction"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -67,7 +67,8 @@ def add_case(
     name
         Of the case: letters, digits, ``-``, ``_`` and ``.``; never a patient's name.
     image
-        A volume in memory; a file or DICOM folder; or one file per channel.
+        A volume in memory; a file or DICOM folder; or one file per channel, in the order of the channels (files that
+        end in ``_0000``, ``_0001``... are put in it).
     labels
         In memory or a file; None adds the volume to be labelled later.
     options
@@ -92,7 +93,7 @@ def add_case(
     UnreadableVolume, UnwritableVolume
         If a file cannot be read, linked or written.
     """
-    _check_name(name)
+    check_name(name)
     return _added(project, name, image, labels, options, link=link, again=again)[0]
 
 
@@ -185,9 +186,12 @@ def label_case(
         As `add_case`; and if there is no such case.
     """
     given = _read(labels)
-    volume = read_channels(project.known(name).images)
-    found = image_hash(volume)
     known = labels_revision(project, name) if revision is None else revision
+    current = open_project(project.folder)
+    if not replace:  # before the image is read: it moves when a case gets its first labels
+        check_unchanged(current, name, known)
+    volume = read_channels(current.known(name).images)
+    found = image_hash(volume)
     with changing(project.folder) as change:
         fresh = open_project(project.folder)
         if not replace:
@@ -261,7 +265,14 @@ def save_prediction(
     return open_project(project.folder)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a case.
+
+    Raises
+    ------
+    FmsegError
+        If it would break the layout of the files.
+    """
     if not _NAME.fullmatch(name) or re.search(r"_\d{4}$", name) or name.endswith("."):
         raise FmsegError(
             f"{name!r} cannot be the name of a case: letters, digits, - _ and . are, up to 100 of them, and an end "
@@ -272,7 +283,7 @@ def _check_name(name: str) -> None:
 def _paths(image: Volume | Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
     if isinstance(image, Volume):
         return ()
-    return (Path(image),) if isinstance(image, Path | str) else tuple(Path(i) for i in image)
+    return (Path(image),) if isinstance(image, Path | str) else nnunet.in_channel_order([Path(i) for i in image])
 
 
 def _read(labels: LabelMap | Path | str) -> LabelMap:

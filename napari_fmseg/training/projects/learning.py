@@ -26,6 +26,7 @@ __all__ = [
     "open_run",
     "recipe_for",
     "start_run",
+    "todays_labels",
     "training_plan",
 ]
 
@@ -127,7 +128,7 @@ def training_plan(project: Project) -> Plan:
         validation=held,
         folds=() if locked else _left_out(training, images),
         images=images,
-        note=_note(len(set(images.values())), len(training), len(held), locked=locked),
+        note=_note(len(set(images.values())), len(training), len(held)),
     )
 
 
@@ -144,11 +145,9 @@ def _left_out(cases: tuple[Case, ...], images: Mapping[str, str]) -> tuple[Fold,
     return tuple(folds)
 
 
-def _note(n_images: int, n_training: int, n_held: int, *, locked: bool) -> str:
+def _note(n_images: int, n_training: int, n_held: int) -> str:
     if n_held:
         return f"{n_held} case(s) are held out for ever and validate; {n_training} are learned from."
-    if locked:
-        return f"{n_training} are learned from. Nothing can be measured: every held-out case is unreadable or excluded."
     if n_images == 1:
         return "One labelled image: it is learned from, and nothing can be measured. Label a second one."
     last = (
@@ -241,6 +240,24 @@ def open_run(project: Project, number: int) -> Run:
         note=told.note,
     )
     return Run(project, folder, plan)
+
+
+def todays_labels(run: Run, labels: Mapping[int, str]) -> dict[int, str]:
+    """Give the classes of a run's model the names that they have in the project now; they may have been renamed since.
+
+    Parameters
+    ----------
+    run
+        See `open_run`.
+    labels
+        Of the model, by its own numbers.
+    """
+    try:
+        then = json.loads((run.folder / "plan.json").read_text(encoding="utf-8"))["labels"]
+        now = {str(name): run.project.facts.labels.get(int(value), str(name)) for value, name in then.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FmsegError(f"{run.folder / 'plan.json'} is damaged: {error}. Start a new run.") from error
+    return {value: now.get(name, name) for value, name in labels.items()}
 
 
 def _case(project: Project, name: str) -> Case:
