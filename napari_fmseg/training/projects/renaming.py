@@ -55,9 +55,9 @@ def rename_case(project: Project, old: str, new: str) -> Project:
             for path in _paths(files)
             if (target := _target(place := relative(path, fresh.folder), old, new))
         }
-        for place in (prediction_of, uncertainty_of):
-            if (fresh.folder / place(old)).exists():
-                moved[place(old)] = place(new)
+        for made in (prediction_of, uncertainty_of):
+            if (fresh.folder / made(old)).exists():
+                moved[made(old)] = made(new)
         earlier = tuple(
             dataclasses.replace(past, file=f"{OURS}/history/{new}/{i:03d}{suffix_of(Path(past.file))}")
             for i, past in enumerate(record.earlier, 1)
