@@ -197,7 +197,18 @@ class _Told:
 
     training: Mapping[str, str]
     validation: Mapping[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+
+
+def _read_plan(folder: Path) -> _Told:
+    """Read what a run learns from; `folder` is the run's."""
+    try:
+        return dataclass_from(_Told, read_table(folder / "plan.json"), known_only=True)
+    except FileNotFoundError as error:
+        raise FmsegError(f"There is no run {folder.name} in {folder.parents[2]}.") from error
+    except (OSError, ValueError) as error:
+        raise FmsegError(f"The plan of run {folder.name} cannot be read: {error}. Start a new run.") from error
 
 
 def open_run(project: Project, number: int) -> Run:
@@ -209,12 +220,7 @@ def open_run(project: Project, number: int) -> Run:
         If there is no such run, or one of its cases is gone.
     """
     folder = inside(project.folder, f"{OURS}/runs/{number}/plan.json").parent
-    try:
-        told = dataclass_from(_Told, read_table(folder / "plan.json"), known_only=True)
-    except FileNotFoundError as error:
-        raise FmsegError(f"There is no run {number} in {project.folder}.") from error
-    except (OSError, ValueError) as error:
-        raise FmsegError(f"The plan of run {number} cannot be read: {error}. Start a new run.") from error
+    told = _read_plan(folder)
     parts = {"training": told.training, "validation": told.validation}
     now_called = {project.record(name).image: name for name in project.labelled}
     cases: dict[str, tuple[Case, ...]] = {}
@@ -252,11 +258,8 @@ def todays_labels(run: Run, labels: Mapping[int, str]) -> dict[int, str]:
     labels
         Of the model, by its own numbers.
     """
-    try:
-        then = json.loads((run.folder / "plan.json").read_text(encoding="utf-8"))["labels"]
-        now = {str(name): run.project.facts.labels.get(int(value), str(name)) for value, name in then.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FmsegError(f"{run.folder / 'plan.json'} is damaged: {error}. Start a new run.") from error
+    then = _read_plan(run.folder).labels
+    now = {name: run.project.facts.labels.get(int(value), name) for value, name in then.items() if value.isdigit()}
     return {value: now.get(name, name) for value, name in labels.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.io import suffix_of
 from napari_fmseg.models import ModelCard, write_card
+from napari_fmseg.tables import read_table
 from napari_fmseg.training.projects import nnunet
 from napari_fmseg.training.projects.adding import check_name
 from napari_fmseg.training.projects.journal import OURS, Change, changing
@@ -112,10 +112,10 @@ def _renamed(table: Any, old: str, new: str) -> Any:
 def _rewrite(change: Change, project: Project, pattern: str, renamed: Callable[[dict[str, Any]], Any]) -> None:
     for path in sorted(project.folder.glob(pattern)):
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
+            before = read_table(path)
         except (OSError, ValueError):  # damaged: it is told where it is needed
             continue
-        after = renamed(before) if isinstance(before, dict) else before
+        after = renamed(before)
         if after != before:
             change.table(relative(path, project.folder), after)
 
