@@ -281,7 +281,10 @@ class AddCase(QWidget):
         told = _told(self.layer)
         if part != "nothing" or told.get("part") == part or self._stored_whole():
             return part
-        return ask_part(self, labels)
+        answer = ask_part(self, labels)
+        if answer is not None:
+            self.part.setCurrentIndex(list(PARTS.values()).index(answer))
+        return answer
 
     def _stored_whole(self) -> bool:
         """Whether the case has labels of the whole volume already, as somebody has said."""
