@@ -303,7 +303,6 @@ def test_opening_the_dock_and_a_project_loads_no_torch(tmp_path: Path) -> None:
         import napari
         from qtpy.QtWidgets import QApplication
         from napari_fmseg._napari.teach import TeachDock
-from napari_fmseg._napari.teach_history import LabelHistory
         viewer = napari.Viewer(show=False)
         dock = TeachDock(viewer)
         viewer.window.add_dock_widget(dock)

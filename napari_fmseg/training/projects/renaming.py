@@ -15,11 +15,12 @@ from napari_fmseg.tables import read_table
 from napari_fmseg.training.projects import nnunet
 from napari_fmseg.training.projects.adding import check_name
 from napari_fmseg.training.projects.journal import OURS, Change, changing
+from napari_fmseg.training.projects.naming import MODELS
 from napari_fmseg.training.projects.nnunet import CaseFiles
 from napari_fmseg.training.projects.removing import drop_empty_history
 from napari_fmseg.training.projects.staging import prediction_of, relative, uncertainty_of
 from napari_fmseg.training.projects.state import CaseRecord, Project, open_project, write_state
-from napari_fmseg.training.projects.versions import MODELS, list_versions
+from napari_fmseg.training.projects.versions import list_versions
 
 __all__ = ["rename_case", "rename_class"]
 

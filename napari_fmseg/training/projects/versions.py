@@ -15,9 +15,9 @@ from napari_fmseg.errors import FmsegError
 from napari_fmseg.models import ModelCard, find_card, read_card, write_card
 from napari_fmseg.sharing import install_model
 from napari_fmseg.tables import dataclass_from, read_table
-from napari_fmseg.training.projects.journal import OURS, Change, changing
+from napari_fmseg.training.projects.journal import Change, changing
 from napari_fmseg.training.projects.learning import Run
-from napari_fmseg.training.projects.naming import free_model_name
+from napari_fmseg.training.projects.naming import MODELS, free_model_name
 from napari_fmseg.training.projects.promotion import is_better
 from napari_fmseg.training.projects.split import HELD_OUT
 from napari_fmseg.training.projects.state import Project, now, open_project, with_record, write_state
@@ -36,8 +36,6 @@ __all__ = [
     "seen_held_out",
     "start_without",
 ]
-
-MODELS = f"{OURS}/models"
 
 
 @dataclass(frozen=True)

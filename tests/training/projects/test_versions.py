@@ -268,6 +268,10 @@ def test_projects_of_one_name_or_of_no_latin_letter_have_models_of_different_nam
     assert model_name(open_project(folders[0].rename(folders[0].with_name("moved")))) == f"moved-{found[0][-6:]}"
 
 
+def test_the_next_version_is_called_as_the_last_one(filled, tmp_path):
+    assert model_name(kept(filled, tmp_path / "1", 0.7).project) == "organs"
+
+
 # --- one file -------------------------------------------------------------------------------------------------------
 
 
