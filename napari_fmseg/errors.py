@@ -10,6 +10,7 @@
     ├── UnknownModel        no model of that name, or a card that makes no sense
     ├── WeightsMismatch     weights that do not fit the network, or a wrong hash
     ├── InvalidRecipe       a recipe or option that cannot be carried out
+    ├── LabelsChanged       labels of a case that somebody else changed meanwhile
     ├── DeviceUnavailable   a device that this machine does not have
     ├── DeviceMemory        not enough memory, after everything was tried
     ├── MissingExtra        an optional package that is not installed
@@ -28,6 +29,7 @@ __all__ = [
     "FmsegError",
     "GeometryMismatch",
     "InvalidRecipe",
+    "LabelsChanged",
     "MissingExtra",
     "NoSuv",
     "UnknownModel",
@@ -75,6 +77,10 @@ class WeightsMismatch(FmsegError):
 
 class InvalidRecipe(FmsegError):
     """A recipe or an option that cannot be carried out."""
+
+
+class LabelsChanged(FmsegError):
+    """Labels that were saved by somebody else after they were read, and would be replaced unseen."""
 
 
 class DeviceUnavailable(FmsegError):

@@ -9,7 +9,8 @@ from typing import Annotated, Any, TypeVar
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.errors import FmsegError
+from napari_fmseg.case_commands import CASE_COMMANDS
+from napari_fmseg.errors import FmsegError, LabelsChanged
 from napari_fmseg.events import Warned, to_json
 from napari_fmseg.terminal import Bars, Json, follow, note, number, say, table, write_json
 from napari_fmseg.training import Augment
@@ -25,6 +26,7 @@ from napari_fmseg.training.projects import (
     examine,
     init_project,
     label_case,
+    labels_revision,
     list_versions,
     open_project,
     prepare_run,
@@ -70,6 +72,8 @@ def add(
     case: str = "",
     link: bool = False,
     again: bool = False,
+    revision: str = "",
+    replace: bool = False,
     labelling: OmitArgPrefixes[LabelOptions] = LabelOptions(),  # noqa: B008 - frozen
 ) -> int:
     """Add a volume with or without labels; or, without --image, give a case its corrected labels.
@@ -79,7 +83,8 @@ def add(
     folder
         The project.
     image
-        A file or a DICOM folder; one file per channel where there are several.
+        A file or a DICOM folder; one file per channel where there are several, in the order of the channels (files
+        that end in _0000, _0001 are put in it).
     labels
         A file with labels, on the image's grid.
     case
@@ -88,6 +93,10 @@ def add(
         Link to the image instead of copying it.
     again
         Add an image that is there already under another name.
+    revision
+        Of the labels that these correct, as `fmseg project history` gives it; refused if there are others by now.
+    replace
+        Replace the labels that the case has, whoever made them; they stay in its history.
     """
     project = open_project(folder)
     if not image and (labels is None or not case):
@@ -96,7 +105,13 @@ def add(
     files = image[0] if len(image) == 1 else image
     if not image:
         assert labels is not None
-        project = label_case(project, name, labels, labelling)
+        now = labels_revision(project, name)
+        if now and not (revision or replace):
+            raise LabelsChanged(
+                f"{name} has labels already (revision {now}). To replace them whoever made them, add --replace; to "
+                f"replace just these, add --revision {now}. They stay in the history of the case."
+            )
+        project = label_case(project, name, labels, labelling, revision=revision or None, replace=replace)
     elif name:
         project = add_case(project, name, files, labels, labelling, link=link, again=again)
     else:
@@ -120,9 +135,12 @@ def list_cases(folder: Folder, /, *, as_json: Json = False) -> int:
         write_json({"cases": [dataclasses.asdict(row) for row in rows], "in_use": project.index.used[-1:]})
         return 0
     _show(rows)
-    versions = [version.number for version in list_versions(project)]
+    versions = list_versions(project)
     if versions:
-        say(f"\nversions of the model: {', '.join(map(str, versions))}; in use: {project.index.used[-1]}")
+        say(f"\nversions of the model: {', '.join(str(v.number) for v in versions)}; in use: {project.index.used[-1]}")
+        newest = versions[-1]
+        if newest.number != project.index.used[-1] and newest.lineage.verdict:
+            say(f"version {newest.number} is not in use. {newest.lineage.verdict}")
     return 0
 
 
@@ -290,4 +308,5 @@ PROJECT_COMMANDS: dict[str, Callable[..., int]] = {
     "prepare": prepare,
     "keep": keep,
     "predict": predict,
+    **CASE_COMMANDS,
 }

@@ -140,3 +140,77 @@ def test_a_mistake_ends_with_its_code_and_a_sentence(folder, files, tmp_path, ca
 def test_help_of_the_group_names_its_commands(words, capsys):
     assert run(*words) == 0
     assert "project" in capsys.readouterr().out
+
+
+def test_labels_of_others_are_replaced_only_on_request_and_can_be_taken_back(folder, files, capsys):
+    words = ("project", "add", folder, "--case", "case-001", "--labels", files[1][1])
+    capsys.readouterr()
+    assert run(*words) == 1
+    assert "has labels already" in capsys.readouterr().err
+    assert run("project", "history", folder, "case-001", "--json") == 0
+    revision = document(capsys)["revision"]
+    assert run(*words, "--revision", "9@x") == 1
+    assert run(*words, "--revision", revision) == 0
+    assert run(*words, "--revision", revision) == 1  # others by now
+    assert run(*words, "--replace") == 0
+    capsys.readouterr()
+    assert run("project", "restore", folder, "case-001", "--number", "1") == 0
+    assert run("project", "history", folder, "case-001", "--json") == 0
+    told = capsys.readouterr().out
+    assert [row["present"] for row in json.loads(told[told.index("{") :])["labels"]] == [False] * 3 + [True]
+    assert run("project", "history", folder, "case-001") == 0
+    assert "revision: 4@" in capsys.readouterr().out
+    assert run("project", "restore", folder, "case-001", "--number", "9") == 1
+
+
+def test_a_case_is_excluded_included_renamed_and_removed(folder, capsys):
+    assert run("project", "exclude", folder, "case-001") == 0
+    capsys.readouterr()
+    assert run("project", "list", folder, "--json") == 0
+    assert {row["name"]: row["status"] for row in document(capsys)["cases"]}["case-001"] == "excluded"
+    assert run("project", "include", folder, "case-001") == 0
+    assert run("project", "rename", folder, "case-001", "first") == 0
+    assert run("project", "remove", folder, "first") == 1
+    assert "--with-labels" in capsys.readouterr().err
+    assert run("project", "remove", folder, "first", "--with-labels") == 0
+    assert sorted(open_project(folder).files) == ["case-002", "case-003", "case-004"]
+
+
+def test_a_class_is_renamed_and_the_listed_model_with_it(folder, tmp_path, capsys):
+    keep(open_project(folder), tmp_path / "m1")
+    assert run("models", "rollback", folder, "--to", 1) == 0
+    assert run("project", "rename-class", folder, "liver", "Leber") == 0
+    assert open_project(folder).facts.labels == {1: "Leber"}
+    assert find_card("liver").labels == {1: "Leber"}
+
+
+def test_a_few_painted_slices_need_a_word_on_the_others(folder, tmp_path, capsys):
+    grid = Geometry.from_spacing((40, 20, 20), (1.0, 1.0, 1.0))
+    marks = np.zeros(grid.shape, np.uint8)
+    marks[20, 4:16, 4:16] = 1
+    image = write_volume(
+        Volume(np.random.default_rng(7).normal(size=grid.shape), grid), tmp_path / "in" / "large.nii.gz"
+    )
+    labels = write_labels(LabelMap(marks, grid), tmp_path / "in" / "large_labels.nii.gz")
+    words = ("project", "add", folder, "--image", image, "--labels", labels)
+    assert run(*words) == 1
+    assert "Only 1 of 40 slices" in capsys.readouterr().err
+    assert run(*words, "--unlabelled", "empty-slices") == 0
+    assert "2 % of its slices" in capsys.readouterr().out
+
+
+def test_why_the_newest_version_is_not_used_stands_below_the_cases(folder, tmp_path, capsys):
+    project = keep(open_project(folder), tmp_path / "m1", b"one").project
+    second = start_run(project, training_plan(project))
+    place = tmp_path / "m2"
+    place.mkdir()
+    (place / "liver.safetensors").write_bytes(b"two")
+    card = ModelCard("liver", "Liver", "phased", {"consensus": NetSpec("snet")}, {1: "liver"}, folder=place,
+                     weights="liver.safetensors", sha256=hashlib.sha256(b"two").hexdigest())  # fmt: skip
+    write_card(card, place / "liver.toml")
+    why = keep_version(second, card).why
+    capsys.readouterr()
+    assert run("project", "list", folder) == 0
+    told = capsys.readouterr().out
+    assert "in use: 1" in told
+    assert f"version 2 is not in use. {why}" in told

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from napari_fmseg._napari.layers import KEY, geometry_of
+from napari_fmseg.io import suffix_of
 from napari_fmseg.volume import Geometry
 
-__all__ = ["Case", "case_with", "cases_of", "is_preview", "why_no_volume"]
+__all__ = ["Case", "case_with", "cases_of", "channels_by_number", "is_preview", "why_no_volume"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +94,45 @@ def _refusal(layer: Any) -> str:
     if min(shape[-3:]) == 1:
         return f"“{layer.name}” is a single slice; a volume has several. To open all slices of a scan, open its folder."
     return ""
+
+
+def channels_by_number(cases: Sequence[Case], n: int, first: Case) -> tuple[Case, ...]:
+    """Find the images that are the `n` channels of one volume by their names: ``scan_0000``, ``scan_0001``...
+
+    Parameters
+    ----------
+    cases
+        Volumes of one channel each.
+    n
+        Channels of the model.
+    first
+        One of them, which must be among the channels.
+
+    Returns
+    -------
+    tuple
+        In the order of the channels; empty where the names do not say so.
+    """
+    groups: dict[str, dict[int, Case]] = {}
+    mine = ""
+    for case in cases:
+        found = _NUMBERED.fullmatch(_file_of(case))
+        if found is None or case.n_channels != 1:
+            continue
+        groups.setdefault(found[1], {})[int(found[2])] = case
+        mine = found[1] if case.id == first.id else mine
+    group = groups.get(mine, {})
+    return tuple(group[i] for i in range(n)) if sorted(group) == list(range(n)) else ()
+
+
+_NUMBERED = re.compile(r"(.+)_(\d{4})")
+
+
+def _file_of(case: Case) -> str:
+    """Give the name of a case's file without its ending, or its own name."""
+    path = Path(str(_told(case.layers[0]).get("source") or ""))
+    stem = path.name.removesuffix(suffix_of(path))
+    return str(path.with_name(stem)) if _NUMBERED.fullmatch(stem) else case.name
 
 
 def _told(layer: Any) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qtpy.QtCore import Signal
@@ -57,6 +58,11 @@ class ChannelChooser(QWidget):
                 self._add(name)
         self.setVisible(bool(names))
         self._settle(first)
+
+    def choose(self, cases: Sequence[Case]) -> None:
+        """Choose an image for each channel, in their order."""
+        for chooser, case in zip(self.choosers, cases, strict=True):
+            chooser.choose(case)
 
     def close_down(self) -> None:
         """Let go of the viewer."""

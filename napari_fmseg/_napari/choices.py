@@ -9,7 +9,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.belonging import record_of
-from napari_fmseg._napari.cases import Case, case_with
+from napari_fmseg._napari.cases import Case, case_with, channels_by_number
 from napari_fmseg._napari.channels import ChannelChooser
 from napari_fmseg._napari.devices import offered_devices
 from napari_fmseg._napari.form import OptionsForm
@@ -78,6 +78,7 @@ class Choices(QWidget):
         self.options = OptionsForm(SegmentOptions, skip=("until", "device"), choices=CHOICES, labels=WORDS)
         self.more = More("Mor&e options", self.options, "Precision, windows, and how the labels are cleaned.")
         self.doubts = Note()
+        self._ordered: tuple[str, ...] = ()  # the model, and the volumes that were put in the order of its channels
         self._fill()
         self._lay_out()
         self.image.chosen.connect(self._on_image)
@@ -225,6 +226,9 @@ class Choices(QWidget):
         case, card = self.image.case, self.model.card
         several = case is not None and card is not None and case.n_channels == 1 < len(card.channels)
         self.channels.ask_for(card.channels[1:] if card is not None and several else (), case)
+        if several and card is not None and case is not None:
+            self._order_by_number(card.name, len(card.channels), case)
+            case = self.image.case
         self.image.follow = not self.channels.names  # what is opened next is the image for another channel
         meta: Mapping[str, Any] = case.meta if case is not None else {}
         if self.channels.names:
@@ -258,6 +262,20 @@ class Choices(QWidget):
         except FmsegError as error:
             return str(error)
         return ""
+
+    def _order_by_number(self, model: str, n: int, first: Case) -> None:
+        """Where images are numbered as channels are (_0000, _0001), take them so: not as they happened to be opened.
+
+        Once for a model and the volumes that are open, so that the user may choose otherwise.
+        """
+        now = (model, *(case.id for case in self.image.cases))
+        if now == self._ordered:
+            return
+        self._ordered = now
+        group = channels_by_number(self.image.cases, n, first)
+        if group:
+            self.image.choose(group[0])
+            self.channels.choose(group[1:])
 
 
 def _form() -> QFormLayout:

@@ -7,6 +7,8 @@ import platform
 import re
 import sys
 import traceback
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +32,18 @@ from qtpy.QtWidgets import (
 from napari_fmseg import __version__
 from napari_fmseg.errors import FmsegError
 
-__all__ = ["ErrorDialog", "Question", "ResearchOnly", "TextDialog", "ask", "on_screen", "show_error", "text_label"]
+__all__ = [
+    "Choice",
+    "ErrorDialog",
+    "Question",
+    "ResearchOnly",
+    "TextDialog",
+    "ask",
+    "choose",
+    "on_screen",
+    "show_error",
+    "text_label",
+]
 
 Kind = TypeVar("Kind", bound=QDialog)
 
@@ -105,6 +118,32 @@ def ask(
     question = Question(title, text, yes, no, default_no=default_no, parent=_window(parent))
     try:
         return bool(question.exec() == QDialog.DialogCode.Accepted)
+    finally:
+        question.deleteLater()
+
+
+def choose(parent: QWidget | None, title: str, text: str, answers: Sequence[str]) -> int | None:
+    """Ask a question with several answers and wait for one.
+
+    Parameters
+    ----------
+    parent
+        The dock that asks.
+    title
+        The question in a line.
+    text
+        What the answers lead to.
+    answers
+        What stands on the buttons, the likeliest first; beside them stands Cancel.
+
+    Returns
+    -------
+    int or None
+        Which answer; None for Cancel, Esc, or closing the window.
+    """
+    question = Choice(title, text, answers, parent=_window(parent))
+    try:
+        return question.answer if question.exec() == QDialog.DialogCode.Accepted else None
     finally:
         question.deleteLater()
 
@@ -259,6 +298,39 @@ class Question(TextDialog):
         preferred = self.no_button if default_no else self.yes_button
         preferred.setDefault(True)
         preferred.setFocus()
+
+
+class Choice(TextDialog):
+    """A question with several answers, and Cancel.
+
+    Attributes
+    ----------
+    answer_buttons, cancel_button
+        To be clicked.
+    answer
+        The answer that was clicked, counted from 0.
+    """
+
+    def __init__(self, title: str, text: str, answers: Sequence[str], *, parent: QWidget | None = None) -> None:
+        super().__init__(title, QStyle.StandardPixmap.SP_MessageBoxQuestion, parent)
+        self.setObjectName("fmseg_choice")
+        self.answer = 0
+        self.body.addWidget(text_label(text))
+        self.answer_buttons = [QPushButton(answer) for answer in answers]
+        self.cancel_button = QPushButton("Cancel")
+        self.buttons.addStretch(1)
+        for i, button in enumerate(self.answer_buttons):
+            button.setAutoDefault(False)
+            button.clicked.connect(partial(self._on_answer, i))
+            self.buttons.addWidget(button)
+        self.buttons.addWidget(self.cancel_button)
+        self.cancel_button.clicked.connect(self.reject)
+        self.cancel_button.setDefault(True)
+        self.cancel_button.setFocus()
+
+    def _on_answer(self, number: int, _checked: bool = False) -> None:
+        self.answer = number
+        self.accept()
 
 
 def sentences(error: BaseException) -> tuple[str, str]:

@@ -82,6 +82,12 @@ class ImageChooser(QComboBox):
         if free and self.case not in fitting:
             self.setCurrentIndex(self._cases.index((fitting or free)[0]))
 
+    def choose(self, case: Case) -> None:
+        """Choose a volume, if it is still there."""
+        ids = [one.id for one in self._cases]
+        if case.id in ids:
+            self.setCurrentIndex(ids.index(case.id))
+
     def close_down(self) -> None:
         """Let go of the viewer."""
         self._links.end()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import (
     QFrame,
@@ -27,21 +28,23 @@ from napari_fmseg._napari.model_chooser import ModelChooser
 from napari_fmseg._napari.opening import Opening, look_at
 from napari_fmseg._napari.parts import ErrorBox, Note
 from napari_fmseg._napari.recovery import Recovery
+from napari_fmseg._napari.teach_actions import CaseActions
 from napari_fmseg._napari.teach_add import AddCase
-from napari_fmseg._napari.teach_cases import CaseTable
+from napari_fmseg._napari.teach_cases import CaseTable, summary
 from napari_fmseg._napari.teach_files import ask_and_export, ask_and_import
 from napari_fmseg._napari.teach_project import ProjectBar
+from napari_fmseg._napari.teach_questions import ask_to_replace
 from napari_fmseg._napari.teach_round import Round, steps_of
 from napari_fmseg._napari.teach_train import TrainPanel
 from napari_fmseg._napari.teach_versions import VersionList
-from napari_fmseg._napari.teach_work import UNSURE, Addition, Opened, Shown, added, opened, put_back, shown
+from napari_fmseg._napari.teach_work import EARLIER, UNSURE, Addition, Opened, Shown, added, opened, put_back, shown
 from napari_fmseg._napari.training_run import TrainingRun
 from napari_fmseg._napari.windows import plain, window_of
 from napari_fmseg._napari.worker import start_job
-from napari_fmseg.errors import FmsegError
+from napari_fmseg.errors import FmsegError, LabelsChanged
 from napari_fmseg.events import EpochDone, Progress, Warned
 from napari_fmseg.training import Recipe
-from napari_fmseg.training.projects import Project, case_table, ranked
+from napari_fmseg.training.projects import Project, case_table, labels_revision, ranked
 from napari_fmseg.volume import Geometry, LabelMap
 
 __all__ = ["TeachDock"]
@@ -66,12 +69,16 @@ class TeachDock(Dock):
         self._job: Any = None
         self._adding: Addition | None = None
         self._stored: tuple[Any, int] = (None, 0)  # the labels that are being added, and how often they were changed
+        self._conflict: LabelsChanged | None = None
         self._remarks: dict[str, str] = {}  # of the training, by what they are about
         self.bar = ProjectBar(self._likely)
         self.facts, self.note, self.error = QLabel(), Note(), ErrorBox()
         self.add, self.cases = AddCase(napari_viewer), CaseTable()
         self.train, self.versions = TrainPanel(), VersionList()
         self.round, self.predicting = Round(self), TrainingRun(self)
+        self.actions_of_case = CaseActions(
+            self, napari_viewer, self.cases, lambda: self.project, self._do, self._on_failed
+        )
         self.pages = QTabWidget()
         self._recovery = Recovery.start(napari_viewer)
         self._build()
@@ -168,9 +175,14 @@ class TeachDock(Dock):
             self._take(event)
         elif isinstance(event, Shown):
             self._show_case(event)
+        else:
+            self.actions_of_case.take(event)
 
     def _on_finished(self, done: bool) -> None:
-        self._job = self._adding = None
+        what, conflict = self._adding, self._conflict
+        self._job = self._adding = self._conflict = None
+        if what is not None and conflict is not None:
+            QTimer.singleShot(0, lambda: self._on_conflict(what, conflict))
         self.pages.setEnabled(True)
         self._refresh()
 
@@ -202,7 +214,7 @@ class TeachDock(Dock):
             self.cases.show_cases((), (), "Open or make a project first.")
         else:
             rows = case_table(project)
-            self.facts.setText(_facts(project, rows))
+            self.facts.setText(summary(project, rows, known.versions[-1].number if known.versions else 0))
             self.cases.show_cases(rows, ranked(project), why)
             self.train.note.setText(known.note)
             self.versions.show_versions(known.versions, used)
@@ -210,13 +222,24 @@ class TeachDock(Dock):
         self._allow()
 
     def _allow(self) -> None:
+        self.cases.lock("A training is under way." if self.round.running or self.predicting.running else "")
         why = "" if self._known is not None and self._known.can_train else "Add a volume with its labels first."
         why = why or ("The cases are being predicted." if self.predicting.running else "")
         unfinished = bool(self._known and self._known.unfinished and not self.round.running)
         self.train.allow(why, can_resume=self.round.can_resume or unfinished)
 
     def _on_failed(self, error: Any) -> None:
-        self.error.tell(error)
+        if isinstance(error, LabelsChanged) and self._adding is not None:
+            self._conflict = error
+        else:
+            self.error.tell(error)
+
+    def _on_conflict(self, what: Addition, error: LabelsChanged) -> None:
+        """Ask what becomes of labels that somebody else saved."""
+        if ask_to_replace(self, str(error)):
+            self._on_add(replace(what, replace=True))
+        else:
+            self.error.tell(error)
 
     def _on_details(self, error: Any) -> None:
         show_error(self, error)
@@ -232,6 +255,8 @@ class TeachDock(Dock):
     def _mark(self, what: Addition) -> None:
         """Note on the layers which case they are, so that later labels go to it."""
         told = {"case": what.name, "project": str(what.folder), "part": what.options.unlabelled}
+        if self.project is not None:
+            told["revision"] = labels_revision(self.project, what.name)
         image, labels = what.shown or (None, None)  # not what is chosen now: the user may have gone on
         if image is not None and labels is not None:
             note_image(labels, image)
@@ -257,7 +282,8 @@ class TeachDock(Dock):
         assert self.project is not None
         mine = {"case": case.name, "project": str(self.project.folder)}
         told = {layer: dict(layer.metadata.get(KEY) or {}) for layer in self.viewer.layers}
-        there = [layer for layer, of in told.items() if mine.items() <= of.items() and of.get("role") != UNSURE]
+        own = [layer for layer, of in told.items() if mine.items() <= of.items()]
+        there = [layer for layer in own if told[layer].get("role") not in (UNSURE, EARLIER)]
         for layer, of in told.items():
             if "case" in of and of != {**of, **mine, "role": UNSURE}:  # that map is as the user left it
                 layer.visible = layer in there
@@ -413,18 +439,6 @@ def _colors(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
     grid = Geometry.from_spacing((1, 1, 1), (1, 1, 1))
     of_label = colormap_of(LabelMap(np.zeros((1, 1, 1), np.uint8), grid, {}, dict(enumerate(names, 1))))
     return {name: of_label[value][:3] for value, name in enumerate(names, 1)}
-
-
-def _facts(project: Project, rows: Any) -> str:
-    held = sum(row.status == "held out" for row in rows)
-    learned = sum(row.status == "corrected" for row in rows)
-    rest = len(rows) - held - learned
-    used = project.index.used
-    model = f"version {used[-1]} in use" if used else "no model yet"
-    return (
-        f"<b>{', '.join(project.facts.numbers)}</b><br>{learned} case(s) to learn from, {held} held out, "
-        f"{rest} without labels; {model}"
-    )
 
 
 def _scrolled(page: QWidget) -> QScrollArea:

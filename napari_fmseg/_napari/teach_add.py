@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from napari_fmseg._napari.image_chooser import ImageChooser
 from napari_fmseg._napari.layers import KEY, along, as_filed, geometry_of, labels_layer, labels_of, volume_of
 from napari_fmseg._napari.links import Links
 from napari_fmseg._napari.placing import Frame, has_spacing, same_place
+from napari_fmseg._napari.teach_questions import ask_classes, ask_part
 from napari_fmseg._napari.teach_work import Addition
 from napari_fmseg._napari.tooltips import TEACH
 from napari_fmseg.errors import FmsegError, GeometryMismatch
-from napari_fmseg.training.projects import LabelOptions, Project, free_name
+from napari_fmseg.training.projects import LabelOptions, Project, free_name, labels_revision
 from napari_fmseg.volume import Geometry, LabelMap
 
 __all__ = ["AddCase"]
@@ -233,6 +235,7 @@ class AddCase(QWidget):
         filed = _told(image.layers[0]).get("filed")
         filed = filed if isinstance(filed, Geometry) else grid
         labels, options = None, LabelOptions()
+        renamed: Mapping[str, str] = {}
         if self.layer is not None:
             doubt = why_ask(self.layer, image, self._viewer.layers)
             if doubt and not self._agrees_to_image(doubt, image):
@@ -241,18 +244,20 @@ class AddCase(QWidget):
             resample = not labels.geometry.matches(grid, atol_mm=0.1)
             if resample and not self._agrees_to_resampling(labels, grid):
                 return None
-            new = self._new_classes(labels, project)
-            if new and not self._agrees_to_classes(new):
+            names = ask_classes(self, labels, project)
+            part = self._part(labels) if names is not None else None
+            if names is None or part is None:
                 return None
+            renamed = names.renamed
             options = LabelOptions(
-                resample=resample,
-                unlabelled=PARTS[self.part.currentText()],
-                axis=_axis(labels, grid, filed),
-                new_classes=bool(new),
+                resample=resample, unlabelled=part, axis=_axis(labels, grid, filed), new_classes=bool(names.new)
             )
             labels = as_filed(labels, filed) if not resample else labels
         if self.case:
-            return Addition(project.folder, self.case, None, labels, options, shown=(image, self.layer))
+            shown, revision = (image, self.layer), self._revision(project)
+            return Addition(
+                project.folder, self.case, None, labels, options, shown=shown, revision=revision, renamed=renamed
+            )
         if not has_spacing(image.layers[0]) and not self._agrees_to_pixels(image):
             return None
         link = self.files.isEnabled() and self.files.currentIndex() == 1
@@ -265,7 +270,36 @@ class AddCase(QWidget):
             options,
             link,
             (image, self.layer),
+            renamed=renamed,
         )
+
+    def _part(self, labels: LabelMap) -> str | None:
+        """Say what of the labels was not looked at; None if the user does not want to add them.
+
+        Where few slices were painted, it is asked, unless the user has said so of these labels before.
+        """
+        part = PARTS[self.part.currentText()]
+        told = _told(self.layer)
+        if part != "nothing" or told.get("part") == part or self._stored_whole():
+            return part
+        answer = ask_part(self, labels)
+        if answer is not None:
+            self.part.setCurrentIndex(list(PARTS.values()).index(answer))
+        return answer
+
+    def _stored_whole(self) -> bool:
+        """Whether the case has labels of the whole volume already, as somebody has said."""
+        if self._project is None or not self.case or self._project.files[self.case].labels is None:
+            return False
+        record = self._project.record(self.case)
+        return not record.sparse and not record.unconfirmed
+
+    def _revision(self, project: Project) -> str:
+        """Say which labels of the case these correct: those that its layers were read with."""
+        layers = (self.layer, *(self.image.case.layers if self.image.case is not None else ()))
+        told = [_told(layer) for layer in layers if layer is not None]
+        known = [of for of in told if of.get("case") == self.case and of.get("project") == str(project.folder)]
+        return next((str(of["revision"]) for of in known if "revision" in of), labels_revision(project, self.case))
 
     def _copy_of(self, layer: Any, image: Case) -> LabelMap:
         """Copy labels; a layer that lies on the image in the window, as napari's own new ones do, lies on its grid.
@@ -306,22 +340,6 @@ class AddCase(QWidget):
             "voxels, each from the nearest one; edges may shift by half a voxel. What lies outside of the labels "
             "counts as not labelled.",
             "Move them",
-            "Cancel",
-        )
-
-    @staticmethod
-    def _new_classes(labels: LabelMap, project: Project) -> list[str]:
-        known = {name.casefold() for name in project.facts.numbers} | {"ignore", "background"}
-        there = set(np.unique(labels.data).tolist())
-        return [name for value, name in labels.names.items() if value in there and name.casefold() not in known]
-
-    def _agrees_to_classes(self, new: list[str]) -> bool:
-        return ask(
-            self,
-            "Add new classes to the project?",
-            f"The labels hold {', '.join(new)}, which the project does not have. The model will learn it from this "
-            "case on; of the cases before, nobody has said whether they have it.",
-            "Add",
             "Cancel",
         )
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtGui import QColor
+from qtpy.QtCore import QPoint, Qt, Signal
+from qtpy.QtGui import QAction, QColor
 from qtpy.QtWidgets import (
     QHBoxLayout,
     QLabel,
+    QMenu,
     QPushButton,
     QTableWidget,
     QTableWidgetItem,
@@ -20,9 +22,9 @@ from qtpy.QtWidgets import (
 
 from napari_fmseg._napari.tables import plain_table
 from napari_fmseg._napari.tooltips import TEACH
-from napari_fmseg.training.projects import CaseRow
+from napari_fmseg.training.projects import CaseRow, Project
 
-__all__ = ["CaseTable"]
+__all__ = ["CaseTable", "summary"]
 
 NAME, STATUS, DICE, UNSURE, CHANGED = range(5)
 TITLES = ("Case", "Status", "Dice", "Unsure", "Edited")
@@ -30,7 +32,30 @@ TIPS = (TEACH.case, TEACH.status, TEACH.dice, TEACH.unsure, TEACH.changed)
 _ROW = 22
 _WIDTHS = (84, 92, 48, 58, 54)  # pixels at first; together as wide as the narrowest dock
 _SHOWN = 7
-_DOTS = {"unlabelled": "#8a8a8a", "predicted": "#e69f00", "corrected": "#2f9e62", "held out": "#3d8bd4"}
+_DOTS = {
+    "unlabelled": "#8a8a8a",
+    "predicted": "#e69f00",
+    "corrected": "#2f9e62",
+    "held out": "#3d8bd4",
+    "excluded": "#b0b0b0",
+}
+
+
+def summary(project: Project, rows: Sequence[CaseRow], newest: int) -> str:
+    """Say in two lines what a project is about and how far it is; `newest` is the number of its newest version."""
+    held = sum(row.status == "held out" for row in rows)
+    learned = sum(row.status == "corrected" for row in rows)
+    excluded = sum(row.status == "excluded" for row in rows)
+    rest = len(rows) - held - learned - excluded
+    used = project.index.used
+    model = f"version {used[-1]} in use" if used else "no model yet"
+    if used and newest > used[-1]:
+        model += f", version {newest} is not (why: page Versions)"
+    left_out = f", {excluded} left out" if excluded else ""
+    return (
+        f"<b>{', '.join(project.facts.numbers)}</b><br>{learned} case(s) to learn from, {held} held out, "
+        f"{rest} without labels{left_out}; {model}"
+    )
 
 
 class CaseTable(QWidget):
@@ -42,10 +67,17 @@ class CaseTable(QWidget):
         Signal with the name of a case that the user wants to see.
     predict
         Signal: the cases without labels are to be predicted.
+    history, exclude, include, rename, remove
+        Signals with the name of a case: what the user wants with it.
     """
 
     opened = Signal(str)
     predict = Signal()
+    history = Signal(str)
+    exclude = Signal(str)
+    include = Signal(str)
+    rename = Signal(str)
+    remove = Signal(str)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -56,9 +88,14 @@ class CaseTable(QWidget):
         self.open_button, self.predict_button = QPushButton("&Open case"), QPushButton("Predict &unlabelled")
         self.open_button.setToolTip(TEACH.open_case)
         self.predict_button.setToolTip(TEACH.predict)
+        self.more_button, self.menu = QPushButton("&More"), QMenu(self)
+        self._statuses: dict[str, str] = {}
+        self._locked = ""
+        self._make_menu()
         row = QHBoxLayout()
         row.addWidget(self.open_button)
         row.addWidget(self.predict_button)
+        row.addWidget(self.more_button)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(4)
@@ -70,6 +107,39 @@ class CaseTable(QWidget):
         self.open_button.clicked.connect(self._on_open)
         self.predict_button.clicked.connect(self.predict)
         self.show_cases((), ())
+
+    def _make_menu(self) -> None:
+        """Make the menu of a case; it opens from the button, and with a right click on the row."""
+        kinds = (
+            ("history", "Earlier labels …", TEACH.history),
+            ("exclude", "Leave out", TEACH.exclude),
+            ("include", "Take part again", TEACH.include),
+            ("rename", "Rename …", TEACH.rename_case),
+            ("remove", "Remove …", TEACH.remove_case),
+        )
+        self.menu.setToolTipsVisible(True)
+        self.actions_by_name: dict[str, QAction] = {}
+        for name, text, tip in kinds:
+            action = self.menu.addAction(text)
+            action.setToolTip(tip)
+            action.triggered.connect(partial(self._on_action, name))
+            self.actions_by_name[name] = action
+        self.more_button.setMenu(self.menu)
+        self.table.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
+        self.table.customContextMenuRequested.connect(self._on_menu)
+
+    def _on_menu(self, where: QPoint) -> None:
+        if self.table.itemAt(where) is not None and self.chosen:
+            self.menu.popup(self.table.viewport().mapToGlobal(where))
+
+    def _on_action(self, name: str, _checked: bool = False) -> None:
+        if self.chosen:
+            getattr(self, name).emit(self.chosen)
+
+    def lock(self, why: str) -> None:
+        """Let no case be changed, and say why; "" lets them."""
+        self._locked = why
+        self._on_selected()
 
     def _made_table(self) -> QTableWidget:
         table = plain_table(TITLES, TIPS, row=_ROW)
@@ -109,6 +179,7 @@ class CaseTable(QWidget):
             Why the cases without labels cannot be predicted, or "".
         """
         before = self.chosen
+        self._statuses = {row.name: row.status for row in rows}
         self.table.setSortingEnabled(False)  # a row must not move while it is filled
         self.table.setRowCount(len(rows))
         for i, row in enumerate(rows):
@@ -132,6 +203,13 @@ class CaseTable(QWidget):
     def _on_selected(self) -> None:
         self.open_button.setEnabled(bool(self.chosen))
         self.open_button.setToolTip(TEACH.open_case if self.chosen else "Choose a case in the table first.")
+        self.more_button.setEnabled(bool(self.chosen))
+        self.more_button.setToolTip(TEACH.more_case if self.chosen else "Choose a case in the table first.")
+        excluded = self._statuses.get(self.chosen) == "excluded"
+        self.actions_by_name["exclude"].setVisible(not excluded)
+        self.actions_by_name["include"].setVisible(excluded)
+        for name, action in self.actions_by_name.items():
+            action.setEnabled(name == "history" or not self._locked)
 
     def _on_open(self, *_: Any) -> None:
         if self.chosen:

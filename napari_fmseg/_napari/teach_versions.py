@@ -147,4 +147,6 @@ def _facts(version: Version) -> str:
     lines = [f"<b>Dice</b> {dice}" if dice else "<b>Dice</b> not measured: no case was held out"]
     if version.lineage.note:
         lines.append(version.lineage.note)
+    if version.lineage.verdict:
+        lines.append(f"<b>Why it came into use, or not</b> {version.lineage.verdict}")
     return "<br>".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,17 @@ from napari_fmseg.training.projects import (
     Project,
     Version,
     add_case,
+    earlier_labels,
     examine,
     init_project,
     label_case,
+    labels_revision,
     list_versions,
     open_project,
     publish,
     put_in_use,
+    rename_class,
+    restore_labels,
     roll_back,
     training_plan,
     unfinished_run,
@@ -34,10 +38,28 @@ from napari_fmseg.training.projects import (
 from napari_fmseg.training.projects.staging import prediction_of, uncertainty_of
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["UNSURE", "Addition", "Opened", "Shown", "added", "opened", "put_back", "shown"]
+__all__ = [
+    "EARLIER",
+    "UNSURE",
+    "Addition",
+    "Earlier",
+    "Opened",
+    "SetAside",
+    "Shown",
+    "added",
+    "changed",
+    "opened",
+    "put_back",
+    "restored",
+    "shown",
+    "shown_earlier",
+]
 
 UNSURE = "unsure"
 """The role, in the metadata, of a layer that shows what the model doubted."""
+
+EARLIER = "earlier"
+"""The role of a layer with labels that a case had before."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +95,20 @@ class Shown:
     unsure: LayerData | None = None
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """Labels that a case had, to be shown."""
+
+    labels: LayerData
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """The labels of a case that are in the window are not those of the project any more."""
+
+    name: str
+
+
 @dataclass(frozen=True, eq=False)
 class Addition:
     """What the user wants to add.
@@ -93,6 +129,12 @@ class Addition:
         Whether the file is linked, not copied.
     shown
         What was chosen, to be marked when it is done: the image, and its labels layer or None.
+    revision
+        Of the labels that these correct, see `labels_revision`; None for those that the project has.
+    replace
+        Whether labels that somebody else saved after that are replaced, too.
+    renamed
+        Classes of the project that are called otherwise from now on.
     """
 
     folder: Path
@@ -102,6 +144,9 @@ class Addition:
     options: LabelOptions = field(default_factory=LabelOptions)
     link: bool = False
     shown: tuple[Case, Any] | None = None
+    revision: str | None = None
+    replace: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 def opened(folder: Path, new: Mapping[str, Any] | None = None) -> Iterator[Progress | Opened]:
@@ -115,10 +160,16 @@ def opened(folder: Path, new: Mapping[str, Any] | None = None) -> Iterator[Progr
 def added(what: Addition) -> Iterator[Opened]:
     """Add a case, or give one its labels."""
     project = open_project(what.folder)
+    for old, new in what.renamed.items():
+        project = rename_class(project, old, new)
+    if what.renamed and project.index.used:
+        publish(project)
     if what.image is not None:
         project = add_case(project, what.name, what.image, what.labels, what.options, link=what.link)
     elif what.labels is not None:
-        project = label_case(project, what.name, what.labels, what.options)
+        project = label_case(
+            project, what.name, what.labels, what.options, revision=what.revision, replace=what.replace
+        )  # fmt: skip
     yield _opened(project)
 
 
@@ -127,7 +178,7 @@ def shown(folder: Path, name: str) -> Iterator[Shown]:
     project = open_project(folder)
     files = project.known(name)
     volume = read_channels(files.images)
-    told = {"case": name, "project": str(folder)}
+    told = {"case": name, "project": str(folder), "revision": labels_revision(project, name)}
     images = tuple(_marked(layer, told) for layer in image_layers(volume, name, source=str(files.images[0])))
     names = dict(project.facts.labels)
     prediction, where = folder / prediction_of(name), folder / uncertainty_of(name)
@@ -144,6 +195,30 @@ def shown(folder: Path, name: str) -> Iterator[Shown]:
     data, options, kind = _marked(layer, told)
     unsure = _unsure(where, f"{name} · unsure", volume, told) if files.labels is None and where.exists() else None
     yield Shown(name, images, (np.ascontiguousarray(data), options, kind), unsure)
+
+
+def shown_earlier(folder: Path, name: str, number: int) -> Iterator[Shown | Earlier]:
+    """Read a case and labels that it had; see `label_history`."""
+    yield from shown(folder, name)
+    project = open_project(folder)
+    volume = read_channels(project.known(name).images)
+    found, _ = earlier_labels(project, name, number)
+    labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, found.names)
+    layer = labels_layer(labels, f"{name} · labels {number}", frame=volume.geometry.canonical()[0])
+    data, options, kind = _marked(layer, {"case": name, "project": str(folder), "role": EARLIER})
+    yield Earlier((np.ascontiguousarray(data), options, kind))
+
+
+def restored(folder: Path, name: str, number: int) -> Iterator[Opened | SetAside | Shown]:
+    """Take earlier labels of a case again, and show them."""
+    yield _opened(restore_labels(open_project(folder), name, number - 1))
+    yield SetAside(name)
+    yield from shown(folder, name)
+
+
+def changed(folder: Path, change: Callable[[Project], Project]) -> Iterator[Opened]:
+    """Carry out a change of a project, such as `exclude_case`."""
+    yield _opened(change(open_project(folder)))
 
 
 def _unsure(file: Path, title: str, volume: Volume, told: Mapping[str, str]) -> LayerData:

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from napari_fmseg.errors import GeometryMismatch, MissingExtra, UnreadableVolume, UnwritableVolume
 from napari_fmseg.io.checks import smallest_integer
 from napari_fmseg.io.classes import class_name, present
-from napari_fmseg.io.dicomplanes import Slice, number
 from napari_fmseg.io.dicomfile import damage_told, dataset_of, quiet
+from napari_fmseg.io.dicomplanes import Slice, number
 from napari_fmseg.io.writing import written_beside
 from napari_fmseg.labels import Code, label_info
 from napari_fmseg.volume import Geometry, LabelMap

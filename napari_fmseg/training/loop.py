@@ -262,6 +262,7 @@ class _Run:
         if saved is None or not saved["state"].get("done"):
             yield Progress(stage.stage, 0, stage.steps)
             task: Task = _TASKS[self.recipe.pipeline](stage, self.recipe, self.samples, self.nets)
+            yield from (Warned(remark) for remark in task.remarks)
             if not self._source(stage) and isinstance(net, SNet | AttnNet):
                 inputs, _ = task.sample(0, np.random.default_rng(self.recipe.seed), torch.Generator())
                 calm_weights(net, *(x.cpu()[None] for x in inputs))

@@ -83,6 +83,7 @@ class _Attention(_Phase):
         super().__init__(*args)
         frozen = args[3]
         self.looks = [_look(case, frozen["consensus"], self.settings, self.intensity) for case in self.samples]
+        self.remarks = _cut_off(self.samples, [box for _, box in self.looks], args[1].labels)
 
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
@@ -128,6 +129,27 @@ class _Edge(_Phase):
             whole = [(0.0, float(n)) for n in labels[planes].shape]
             target = target_in(labels[planes], whole, labels[planes].shape, self.n_classes)
         return [vary_intensity(x, self.augment, rng, noise), s], target
+
+
+def _cut_off(samples: Sequence[Sample], boxes: Sequence[Box], labels: Sequence[str]) -> list[str]:
+    """Remark on structures that mostly lie outside of the window in most cases: they are neither learned nor found."""
+    remarks = []
+    for value, name in enumerate(labels, 1):
+        shares = [
+            float((case.labels[box] == value).sum() / there)
+            for case, box in zip(samples, boxes, strict=True)
+            if (there := int((case.labels == value).sum()))
+        ]
+        missed = sum(share < _CUT for share in shares)
+        if 2 * missed > len(shares):
+            remarks.append(
+                f"attention: most of {name!r} lies outside of the window that it looks at in {missed} of {len(shares)} "
+                'cases, so it cannot be found. Set window = "all", or train the consensus stage longer.'
+            )
+    return remarks
+
+
+_CUT = 0.5
 
 
 def _first_plane(labels: Tensor, depth: int, rng: np.random.Generator, focus: int = 0) -> int:

@@ -208,8 +208,14 @@ def _plan(
         for s in STAGES[parent.pipeline]
         if s in parent.nets
     )
+    settings, new = parent.settings, set(labels) - {*parent.labels.values()}
+    if parent.pipeline == "phased" and new:
+        # The window around the largest piece alone, right for one structure, would cut off the others.
+        window = PhasedSettings.of(settings).window
+        settings = {**settings, "window": "all" if window == "largest" else window}
     return replace(
-        recipe, stages=kept, pipeline=parent.pipeline, settings=parent.settings, intensity=parent.intensity,
+        recipe, stages=kept, pipeline=parent.pipeline, settings=settings, intensity=parent.intensity,
+        balance=recipe.balance or bool(new),  # few cases tell of a new structure: they must come as often as the others
         channels=parent.channels, modality=parent.modality, start_from=str(parent.folder / f"{parent.name}.toml"),
         keep_answers=1.0 if any(n not in facts.share for n in parent.labels.values()) else 0.0,
     )  # fmt: skip
@@ -300,9 +306,10 @@ def _plan_in_words(recipe: Recipe, parent: ModelCard | None, known: tuple[str, .
     told = []
     if parent is not None:
         new = [n for n in recipe.labels if n not in known]
+        apart = recipe.settings != parent.settings
         told.append(
             f"It starts from {parent.name} and keeps its grids and intensities"
-            + (f"; new: {', '.join(new)}." if new else ".")
+            + (f"; new: {', '.join(new)}" + (", with a window around every piece." if apart else ".") if new else ".")
             + (" Its answers about its own classes are kept." if recipe.keep_answers else "")
         )
     elif recipe.pipeline == "phased":

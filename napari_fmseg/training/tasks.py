@@ -32,7 +32,15 @@ Missing: TypeAlias = Sequence[Sequence[int]]
 
 
 class Task(Protocol):
-    """What the training loop needs of a stage."""
+    """What the training loop needs of a stage.
+
+    Attributes
+    ----------
+    remarks
+        What the user should know before it starts, a sentence each.
+    """
+
+    remarks: Sequence[str]
 
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
@@ -120,6 +128,7 @@ class Labelled:
         self.intensity: Intensity = recipe.intensity
         self.augment: Augment = recipe.augment
         self.samples = samples
+        self.remarks: Sequence[str] = ()
         self.n_classes = len(recipe.labels) + 1
         self.swap = [(recipe.labels.index(a) + 1, recipe.labels.index(b) + 1) for a, b in recipe.augment.swap]
         self.criterion, self.structure_criterion = make_loss(stage.loss), make_structure_loss(stage.loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,32 @@ def test_labels_without_an_image_on_their_grid_say_so(make_dock: Any, qtbot: Any
     assert "on the grid" in dialog.error.text.text()
     dock.viewer.layers.remove("mask")
     qtbot.waitUntil(lambda: not dock.findChildren(LesionDialog), timeout=PATIENCE_MS)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["in order", "the other way round"])
+def test_images_that_are_numbered_as_channels_are_taken_by_their_numbers(
+    make_dock: Any, qtbot: Any, order: tuple[int, int]
+) -> None:
+    engine = TwoChannels()
+    dock = make_dock(engine)
+    images = (image(CT), dataclasses.replace(image(CT), data=image(CT).data + 1000))  # nothing else tells them apart
+    for i in order:
+        add(dock.viewer, images[i], f"scan_{i:04d}")
+    dock.model.choose("hot")
+    chooser = dock.choices.channels.choosers[0]
+    assert (dock.image.currentText(), chooser.currentText()) == ("scan_0000", "scan_0001")
+    qtbot.mouseClick(dock.bar.run_button, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: not dock.session.running, timeout=PATIENCE_MS)
+    (volume,) = engine.volumes
+    np.testing.assert_allclose(volume.data, stack_channels(list(images), ["CT", "PET"]).data, rtol=1e-5)
+
+
+def test_a_second_channel_that_is_opened_first_makes_way_when_the_first_one_comes(make_dock: Any) -> None:
+    dock = make_dock(TwoChannels())
+    add(dock.viewer, image(CT), "scan_0001")
+    dock.model.choose("hot")
+    add(dock.viewer, image(CT), "scan_0000")
+    chooser = dock.choices.channels.choosers[0]
+    assert (dock.image.currentText(), chooser.currentText()) == ("scan_0000", "scan_0001")
+    add(dock.viewer, image(CT), "other")
+    assert (dock.image.currentText(), chooser.currentText()) == ("scan_0000", "scan_0001")

@@ -25,11 +25,14 @@ if not os.environ.get("DISPLAY"):
 from napari.layers import Layer
 from qtpy.QtCore import QMimeData, QPoint, Qt, QTimer, QUrl
 from qtpy.QtGui import QDropEvent
+from qtpy.QtWidgets import QApplication, QDialog, QDialogButtonBox, QInputDialog, QLineEdit
 
-from napari_fmseg._napari.dialogs import Question, on_screen
+from napari_fmseg._napari.class_table import NAME, ClassTable
+from napari_fmseg._napari.dialogs import Choice, Question, on_screen
 from napari_fmseg._napari.layers import image_layers, labels_layer
 from napari_fmseg._napari.model_chooser import ModelChooser
 from napari_fmseg._napari.teach import TeachDock
+from napari_fmseg._napari.teach_history import LabelHistory
 from napari_fmseg.io import read_labels
 from napari_fmseg.models import ModelCard, NetSpec, find_card, save_model
 from napari_fmseg.training import StageRecipe
@@ -37,9 +40,11 @@ from napari_fmseg.training.projects import (
     add_case,
     init_project,
     keep_version,
+    label_case,
     open_project,
     recipe_file,
     recipe_for,
+    record_scores,
     record_uncertainty,
     save_prediction,
     start_run,
@@ -82,6 +87,7 @@ def make_dock(make_napari_viewer: Any, qtbot: Any) -> Iterator[Callable[..., Tea
         viewer.window.add_dock_widget(dock, name="fmseg: Teach")
         docks.append(dock)
         if folder is not None:
+            wait(qtbot, dock)  # it may be opening the last project
             dock.open_folder(folder)
             wait(qtbot, dock)
         return dock
@@ -127,7 +133,7 @@ def shown_in(viewer: Any, volume: Volume, name: str = "scan") -> Any:
     return viewer.layers[-1]
 
 
-def a_version(folder: Path, place: Path) -> None:
+def a_version(folder: Path, place: Path, seed: int = 0) -> None:
     """Give the project a model that knows nothing."""
     import torch
 
@@ -135,7 +141,7 @@ def a_version(folder: Path, place: Path) -> None:
 
     project = open_project(folder)
     kwargs = {"in_channels": 1, "n_classes": 2, "width": 4}
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     nets = {stage: build(net, **({**kwargs} if net != "edgenet" else {"in_channels": 1, "n_classes": 2}))
             for stage, net in (("consensus", "snet"), ("attention", "attnnet"), ("edge", "edgenet"))}  # fmt: skip
     specs = {
@@ -480,3 +486,277 @@ def test_what_a_model_doubted_comes_hidden_with_its_labels_as_heat_on_the_same_p
     lit = np.argwhere(heat.data == 0.5)[0]
     assert np.allclose(heat.data_to_world(lit), scan.data_to_world(lit))
     assert np.asarray(scan.data)[tuple(lit)] == np.asarray(image.data)[2, 3, 4]
+
+
+# --- cases: few slices, two windows, earlier labels, other names, leaving ------------------------------------------
+
+
+def when_open(kind: type[QDialog], do: Callable[[Any], None]) -> list[str]:
+    """Do something with the next dialog of a kind; notes its title."""
+    seen: list[str] = []
+
+    def look() -> None:
+        dialog = on_screen(kind)
+        if dialog is None:
+            QTimer.singleShot(20, look)
+            return
+        seen.append(dialog.windowTitle())
+        do(dialog)
+
+    QTimer.singleShot(20, look)
+    return seen
+
+
+def click(qtbot: Any, button: Any) -> None:
+    qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+
+def answer(qtbot: Any, number: int | None) -> list[str]:
+    """Click an answer of the next choice; None for Cancel."""
+    return when_open(Choice, lambda d: click(qtbot, d.cancel_button if number is None else d.answer_buttons[number]))
+
+
+def pick(qtbot: Any, dock: TeachDock, case: str, name: str) -> None:
+    """Click an entry of the menu of a case."""
+    dock.cases.choose(case)
+    action = dock.cases.actions_by_name[name]
+    done: list[str] = []
+
+    def look() -> None:
+        menu = QApplication.activePopupWidget()
+        if menu is None:
+            QTimer.singleShot(20, look)
+            return
+        assert action.isVisible()
+        assert action.isEnabled()
+        qtbot.mouseClick(menu, Qt.MouseButton.LeftButton, pos=menu.actionGeometry(action).center())
+        done.append(name)
+
+    QTimer.singleShot(20, look)
+    press(qtbot, dock.cases.more_button)
+    qtbot.waitUntil(lambda: bool(done), timeout=PATIENCE_MS)
+
+
+def opened(qtbot: Any, dock: TeachDock, case: str) -> Any:
+    """Open a case; gives its labels."""
+    dock.cases.choose(case)
+    press(qtbot, dock.cases.open_button)
+    wait(qtbot, dock)
+    return dock.viewer.layers.selection.active
+
+
+def stored(folder: Path, case: str) -> np.ndarray:
+    return read_labels(open_project(folder).files[case].labels).data
+
+
+# --- few painted slices ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("choice", [0, 1, None], ids=["only the painted slices", "the whole volume", "cancel"])
+def test_one_painted_slice_of_88_is_the_whole_volume_only_if_the_user_says_so(
+    make_dock: Any, qtbot: Any, tmp_path: Path, choice: int | None
+) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 0).folder)
+    grid = Geometry.from_spacing((88, 30, 30), (2.0, 1.0, 1.0))
+    shown_in(dock.viewer, Volume(np.random.default_rng(0).normal(size=grid.shape).astype(np.float32), grid))
+    press(qtbot, dock.add.new_button)
+    layer = dock.viewer.layers.selection.active
+    layer.brush_size = 9
+    layer.paint((44, 15, 15), 1)
+    asked = answer(qtbot, choice)
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    assert asked == ["Was the whole volume labelled?"]
+    assert dock.error.error is None
+    if choice is None:
+        assert not open_project(tmp_path / "balls").files
+        return
+    found = stored(tmp_path / "balls", "case-001")
+    told = (found != 2).any((1, 2))
+    assert told.sum() == (1 if choice == 0 else 88)
+    layer.paint((44, 12, 12), 1)
+    press(qtbot, dock.add.add_button)  # answered once, it is not asked again
+    wait(qtbot, dock)
+    assert dock.error.error is None
+    assert len(dock.project.record("case-001").earlier) == 1
+
+
+# --- two windows ----------------------------------------------------------------------------------------------------
+
+
+def test_labels_saved_in_another_window_are_asked_about_seen_and_taken_back(
+    make_dock: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    folder = project_at(tmp_path / "balls", 2).folder
+    before = stored(folder, "case-001")
+    one, two = make_dock(folder), make_dock(folder)
+    layers = [opened(qtbot, dock, "case-001") for dock in (one, two)]
+    for i, (dock, layer) in enumerate(zip((one, two), layers, strict=True)):
+        layer.data_setitem((np.array([0]), np.array([0]), np.array([i])), 1)
+        if dock is one:
+            press(qtbot, dock.add.add_button)
+            wait(qtbot, dock)
+    assert stored(folder, "case-001")[0, 0, 0] == 1
+
+    def press_and_answer(yes: bool) -> list[str]:
+        button = "yes_button" if yes else "no_button"
+        asked = when_open(Question, lambda d: click(qtbot, getattr(d, button)))
+        press(qtbot, two.add.add_button)
+        qtbot.waitUntil(lambda: bool(asked), timeout=30_000)
+        wait(qtbot, two)
+        return asked
+
+    assert press_and_answer(yes=False) == ["Replace the labels that somebody else saved?"]
+    assert "changed by somebody else" in two.error.text.text()
+    np.testing.assert_array_equal(stored(folder, "case-001")[0, 0, :2], [1, 0])
+    press_and_answer(yes=True)
+    assert two.error.error is None
+    np.testing.assert_array_equal(stored(folder, "case-001")[0, 0, :2], [0, 1])
+    press(qtbot, two.add.add_button)  # these are its own now
+    wait(qtbot, two)
+    assert two.error.error is None
+
+    pick(qtbot, two, "case-001", "history")
+    qtbot.waitUntil(lambda: on_screen(LabelHistory) is not None, timeout=30_000)
+    dialog = on_screen(LabelHistory)
+    assert [dialog.table.item(i, 0).text() for i in range(dialog.table.rowCount())] == ["4 (now)", "3", "2", "1"]
+    box = dialog.table.visualItemRect(dialog.table.item(3, 0))
+    qtbot.mouseClick(dialog.table.viewport(), Qt.MouseButton.LeftButton, pos=box.center())
+    press(qtbot, dialog.show_button)
+    wait(qtbot, two)
+    assert two.viewer.layers[-1].name == "case-001 · labels 1"
+    assert two.add.layer is layers[1]  # what is only looked at is not what is saved
+    press(qtbot, dialog.restore_button)
+    wait(qtbot, two)
+    assert two.error.error is None
+    np.testing.assert_array_equal(stored(folder, "case-001"), before)
+    assert not layers[1].visible
+    assert layers[1] in two.viewer.layers  # nothing that was painted is lost
+    fresh = two.viewer.layers.selection.active
+    assert fresh.name == "case-001 · labels"
+    assert two.add.layer is fresh
+
+
+# --- leaving, and other names ---------------------------------------------------------------------------------------
+
+
+def test_a_case_is_left_out_taken_back_renamed_and_removed_from_its_menu(
+    make_dock: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    folder = project_at(tmp_path / "balls", 3).folder
+    dock = make_dock(folder)
+    pick(qtbot, dock, "case-002", "exclude")
+    wait(qtbot, dock)
+    assert "1 left out" in dock.facts.text()
+    assert [case.name for case in training_plan(open_project(folder)).training] == ["case-001", "case-003"]
+    pick(qtbot, dock, "case-002", "include")
+    wait(qtbot, dock)
+    assert len(training_plan(open_project(folder)).training) == 3
+
+    layer = opened(qtbot, dock, "case-002")
+
+    def rename(dialog: QInputDialog) -> None:
+        dialog.findChild(QLineEdit).setText("second")
+        click(qtbot, dialog.findChild(QDialogButtonBox).button(QDialogButtonBox.StandardButton.Ok))
+
+    when_open(QInputDialog, rename)
+    pick(qtbot, dock, "case-002", "rename")
+    wait(qtbot, dock)
+    assert sorted(open_project(folder).files) == ["case-001", "case-003", "second"]
+    assert dock.add.add_button.text() == "Save labels of second"
+    layer.data_setitem((np.array([0]), np.array([0]), np.array([0])), 1)
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    assert dock.error.error is None
+    assert stored(folder, "second")[0, 0, 0] == 1
+
+    answer(qtbot, None)
+    pick(qtbot, dock, "second", "remove")
+    wait(qtbot, dock)
+    assert "second" in open_project(folder).files
+    answer(qtbot, 1)
+    pick(qtbot, dock, "second", "remove")
+    wait(qtbot, dock)
+    assert sorted(open_project(folder).files) == ["case-001", "case-003"]
+    assert not (folder / "imagesTr" / "second_0000.nii.gz").exists()
+    assert dock.add.add_button.text() == "&Add to the project"
+
+
+def test_a_class_that_is_renamed_in_the_table_keeps_its_number(make_dock: Any, qtbot: Any, tmp_path: Path) -> None:
+    folder = project_at(tmp_path / "balls", 2).folder
+    a_version(folder, tmp_path / "first")
+    dock = make_dock(folder)
+    layer = opened(qtbot, dock, "case-001")
+    table = ClassTable(dock.viewer)
+    qtbot.addWidget(table)
+    table.set_layer(layer)
+    table.table.item(0, NAME).setText("Kugel")
+    asked = answer(qtbot, 0)
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    table.close_down()
+    assert asked == ["Is Kugel the structure ball?"]
+    assert dock.error.error is None
+    project = open_project(folder)
+    assert project.facts.labels == {1: "Kugel"}
+    assert project.record("case-002").classes == ("Kugel",)
+    assert dock._known.versions[0].card.labels == {1: "Kugel"}
+
+
+# --- versions -------------------------------------------------------------------------------------------------------
+
+
+def test_why_a_version_is_not_used_is_said_on_both_pages(make_dock: Any, qtbot: Any, tmp_path: Path) -> None:
+    folder = project_at(tmp_path / "balls", 4).folder
+    a_version(folder, tmp_path / "first")
+    project = open_project(folder)
+    run = start_run(project, training_plan(project))
+    (held,) = (case.name for case in run.plan.validation)
+    record_scores(project, 1, {held: {"ball": 0.9}})
+    kept = keep_version(run, tmp_path / "first" / "balls.toml", scores={held: {"ball": 0.8}})
+    assert not kept.in_use
+    dock = make_dock(folder)
+    assert "version 1 in use, version 2 is not" in dock.facts.text()
+    dock.pages.setCurrentIndex(2)
+    box = dock.versions.table.visualItemRect(dock.versions.table.item(0, 0))
+    qtbot.mouseClick(dock.versions.table.viewport(), Qt.MouseButton.LeftButton, pos=box.center())
+    assert dock.versions.chosen == 2
+    assert "Dice 0.8000 on 1 case(s)" in dock.versions.facts.text()
+    assert "version 1 has 0.9000, so that stays in use" in dock.versions.facts.text()
+
+
+def test_two_projects_of_one_name_both_get_their_models_listed(make_dock: Any, qtbot: Any, tmp_path: Path) -> None:
+    docks = []
+    for seed, place in enumerate("ab"):
+        folder = project_at(tmp_path / place / "肝臓", 1).folder
+        a_version(folder, tmp_path / place / "first", seed)
+        a_version(folder, tmp_path / place / "second", seed)
+        docks.append(make_dock(folder))
+    for dock in docks:
+        dock.pages.setCurrentIndex(2)
+        press(qtbot, dock.versions.back_button)
+        wait(qtbot, dock)
+        assert dock.error.error is None
+    assert {find_card("肝臓").version, find_card("肝臓-2").version} == {1}
+
+
+def test_a_case_that_was_changed_elsewhere_since_it_was_added_here_is_asked_about(
+    make_dock: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 0).folder)
+    volume, truth = case_of(1)
+    shown_in(dock.viewer, volume)
+    press(qtbot, dock.add.new_button)
+    layer = dock.viewer.layers.selection.active
+    for plane in range(5, 12):
+        layer.brush_size = 9
+        layer.paint((plane, 14, 16), 1)
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    label_case(open_project(dock.project.folder), "case-001", truth)  # another person
+    add_case(open_project(dock.project.folder), "other", *case_of(2))
+    asked = when_open(Question, lambda d: click(qtbot, d.no_button))
+    press(qtbot, dock.add.add_button)
+    qtbot.waitUntil(lambda: bool(asked), timeout=30_000)
+    wait(qtbot, dock)
+    np.testing.assert_array_equal(stored(dock.project.folder, "case-001"), truth.data)

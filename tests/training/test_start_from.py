@@ -190,3 +190,33 @@ def test_a_model_of_another_kind_is_no_start(home: Path) -> None:
     list(train(recipe(home, "old", ("bright",), **single())))
     with pytest.raises(InvalidRecipe, match="single model"):
         list(train(recipe(home, "new", ("bright",), start_from=str(home / "old" / "m.toml"))))
+
+
+class TwoBlobs(torch.nn.Module):
+    """A consensus network that finds the bright cube, and a larger dark one apart from it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        p = torch.zeros(len(x), 3, *x.shape[2:])
+        p[:, 1, 4:10, 4:10, 2:10] = 1
+        p[:, 2, 4:28, 4:28, 17:30] = 1
+        p[:, 0] = 1 - p.sum(1)
+        return p
+
+
+@pytest.mark.parametrize("window", ["largest", "all"])
+def test_a_structure_outside_of_the_window_is_told_before_the_attention_stage_learns(home: Path, window: str) -> None:
+    from napari_fmseg.training.data import Sample
+    from napari_fmseg.training.phased import make_task
+
+    labels = torch.zeros(32, 32, 32, dtype=torch.uint8)
+    labels[4:10, 4:10, 2:10] = 1
+    labels[4:28, 4:28, 17:30] = 2
+    samples = [Sample(name, torch.rand(1, 32, 32, 32), labels) for name in "ab"]
+    plan = recipe(home, "x", ("bright", "dark"), settings={**GRIDS, "window": window})
+    task = make_task(plan.stages[1], plan, samples, {"consensus": TwoBlobs()})
+    if window == "all":
+        assert not task.remarks
+        return
+    (remark,) = task.remarks
+    assert "'bright' lies outside of the window" in remark
+    assert "2 of 2 cases" in remark

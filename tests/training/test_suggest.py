@@ -121,3 +121,18 @@ def test_a_model_of_any_pipeline_can_be_gone_on_from(
 def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRecipe, match="labelled case"):
         suggest_recipe([Case("a", (tmp_path / "a.nii",))], labels=("dot",))
+
+
+def test_a_model_of_one_structure_that_learns_a_second_one_looks_at_both(tmp_path: Path) -> None:
+    kwargs = {"in_channels": 1, "n_classes": 2, "width": 4}
+    specs = {"consensus": NetSpec("snet", kwargs), "attention": NetSpec("attnnet", kwargs)}
+    settings = {"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]}
+    nets = {stage: build(spec.network, **spec.kwargs) for stage, spec in specs.items()}
+    save_model(ModelCard("one", "one", "phased", specs, {1: "cube"}, settings=settings), nets, tmp_path)
+    folder = dataset(tmp_path / "data", names={"cube": 1, "ball": 2})
+    start = str(tmp_path / "one.toml")
+    more = suggest_recipe(folder, 0.001, start, "cpu", labels=("cube", "ball"), out=tmp_path / "out")
+    same = suggest_recipe(folder, 0.001, start, "cpu", labels=("cube",), out=tmp_path / "out")
+    assert more.recipe.settings == {**settings, "window": "all"}
+    assert same.recipe.settings == settings
+    assert any("a window around every piece" in word for word in more.words)

@@ -30,6 +30,7 @@ from napari_fmseg.training.projects.learning import (
     start_run,
     training_plan,
 )
+from napari_fmseg.training.projects.painted import PaintedSlices
 from napari_fmseg.training.projects.proposing import (
     PRESENT,
     SCRATCH,
@@ -38,6 +39,9 @@ from napari_fmseg.training.projects.proposing import (
     recipe_file,
     unfinished_run,
 )
+from napari_fmseg.training.projects.removing import exclude_case, include_case, remove_case
+from napari_fmseg.training.projects.renaming import rename_case, rename_class
+from napari_fmseg.training.projects.revisions import LabelVersion, earlier_labels, label_history, labels_revision
 from napari_fmseg.training.projects.state import CaseRecord, Project, init_project, open_project
 from napari_fmseg.training.projects.table import CaseRow, case_table, ranked, record_scores, record_uncertainty
 from napari_fmseg.training.projects.versions import (
@@ -69,8 +73,10 @@ __all__ = [
     "Fold",
     "Kept",
     "LabelOptions",
+    "LabelVersion",
     "LessonOptions",
     "Lineage",
+    "PaintedSlices",
     "Plan",
     "Project",
     "Run",
@@ -78,14 +84,19 @@ __all__ = [
     "add_case",
     "add_nameless",
     "case_table",
+    "earlier_labels",
     "examine",
     "examined",
+    "exclude_case",
     "free_name",
     "image_hash",
+    "include_case",
     "init_project",
     "keep_run",
     "keep_version",
     "label_case",
+    "label_history",
+    "labels_revision",
     "list_versions",
     "measure",
     "open_project",
@@ -100,6 +111,9 @@ __all__ = [
     "recipe_for",
     "record_scores",
     "record_uncertainty",
+    "remove_case",
+    "rename_case",
+    "rename_class",
     "restore_labels",
     "roll_back",
     "save_prediction",

@@ -15,8 +15,9 @@ from napari_fmseg.io.channels import read_channels
 from napari_fmseg.io.checks import checked
 from napari_fmseg.training.projects import nnunet
 from napari_fmseg.training.projects.content import image_hash
-from napari_fmseg.training.projects.journal import changing, inside
+from napari_fmseg.training.projects.journal import changing
 from napari_fmseg.training.projects.labelling import LabelOptions
+from napari_fmseg.training.projects.revisions import check_unchanged, earlier_labels, labels_revision
 from napari_fmseg.training.projects.staging import (
     StagedCase,
     moved_to_training,
@@ -27,7 +28,6 @@ from napari_fmseg.training.projects.staging import (
     uncertainty_of,
 )
 from napari_fmseg.training.projects.state import (
-    INDEX,
     CaseRecord,
     Project,
     now,
@@ -37,7 +37,7 @@ from napari_fmseg.training.projects.state import (
 )
 from napari_fmseg.volume import LabelMap, Volume
 
-__all__ = ["add_case", "add_nameless", "free_name", "label_case", "restore_labels", "save_prediction"]
+__all__ = ["add_case", "add_nameless", "check_name", "free_name", "label_case", "restore_labels", "save_prediction"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -67,7 +67,8 @@ def add_case(
     name
         Of the case: letters, digits, ``-``, ``_`` and ``.``; never a patient's name.
     image
-        A volume in memory; a file or DICOM folder; or one file per channel.
+        A volume in memory; a file or DICOM folder; or one file per channel, in the order of the channels (files that
+        end in ``_0000``, ``_0001``... are put in it).
     labels
         In memory or a file; None adds the volume to be labelled later.
     options
@@ -92,7 +93,7 @@ def add_case(
     UnreadableVolume, UnwritableVolume
         If a file cannot be read, linked or written.
     """
-    _check_name(name)
+    check_name(name)
     return _added(project, name, image, labels, options, link=link, again=again)[0]
 
 
@@ -156,6 +157,9 @@ def label_case(
     name: str,
     labels: LabelMap | Path | str,
     options: LabelOptions = LabelOptions(),  # noqa: B008 - frozen
+    *,
+    revision: str | None = None,
+    replace: bool = False,
 ) -> Project:
     """Give a case its labels, or corrected ones; those before stay in ``fmseg/history``.
 
@@ -169,17 +173,29 @@ def label_case(
         In memory or a file.
     options
         How they are understood.
+    revision
+        Of the labels that these correct, see `labels_revision`; by default those of `project`.
+    replace
+        Replace labels that somebody else saved after that, too.
 
     Raises
     ------
+    LabelsChanged
+        If the case has other labels than those of `revision` by now, and `replace` is False.
     FmsegError, GeometryMismatch, UnreadableVolume, UnwritableVolume
         As `add_case`; and if there is no such case.
     """
     given = _read(labels)
-    volume = read_channels(project.known(name).images)
+    known = labels_revision(project, name) if revision is None else revision
+    current = open_project(project.folder)
+    if not replace:  # before the image is read: it moves when a case gets its first labels
+        check_unchanged(current, name, known)
+    volume = read_channels(current.known(name).images)
     found = image_hash(volume)
     with changing(project.folder) as change:
         fresh = open_project(project.folder)
+        if not replace:
+            check_unchanged(fresh, name, known)
         case = moved_to_training(change, fresh, name, dataclasses.replace(fresh.record(name), image=found))
         fresh, case = stage_labels(change, fresh, case, given, options, volume)
         stage_state(change, fresh, case)
@@ -203,20 +219,10 @@ def restore_labels(project: Project, name: str, number: int = -1) -> Project:
     FmsegError
         If the case has no such labels.
     """
-    record = project.record(name)
-    try:
-        earlier = record.earlier[number]
-    except IndexError as error:
-        raise FmsegError(
-            f"{name!r} has {len(record.earlier)} earlier versions of its labels; number {number} is none of them."
-        ) from error
-    old = read_labels(inside(project.folder, earlier.file, project.folder / INDEX))
-    names = {value: name for value, name in project.facts.labels.items() if value != earlier.ignore}
-    if earlier.ignore:
-        names[earlier.ignore] = "ignore"
-    return label_case(
-        project, name, dataclasses.replace(old, names=names), LabelOptions(classes=earlier.classes, resample=False)
-    )
+    count = len(project.record(name).earlier)
+    labels, earlier = earlier_labels(project, name, number + (count if number < 0 else 0) + 1)
+    options = LabelOptions(classes=earlier.classes, resample=False, unlabelled="nothing")
+    return label_case(project, name, labels, options)
 
 
 def save_prediction(
@@ -259,7 +265,14 @@ def save_prediction(
     return open_project(project.folder)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a case.
+
+    Raises
+    ------
+    FmsegError
+        If it would break the layout of the files.
+    """
     if not _NAME.fullmatch(name) or re.search(r"_\d{4}$", name) or name.endswith("."):
         raise FmsegError(
             f"{name!r} cannot be the name of a case: letters, digits, - _ and . are, up to 100 of them, and an end "
@@ -270,7 +283,7 @@ def _check_name(name: str) -> None:
 def _paths(image: Volume | Path | str | Sequence[Path | str]) -> tuple[Path, ...]:
     if isinstance(image, Volume):
         return ()
-    return (Path(image),) if isinstance(image, Path | str) else tuple(Path(i) for i in image)
+    return (Path(image),) if isinstance(image, Path | str) else nnunet.in_channel_order([Path(i) for i in image])
 
 
 def _read(labels: LabelMap | Path | str) -> LabelMap:

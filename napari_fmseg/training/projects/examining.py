@@ -16,6 +16,7 @@ from napari_fmseg.io import read_labels
 from napari_fmseg.io.channels import read_channels
 from napari_fmseg.training.projects.content import image_hash
 from napari_fmseg.training.projects.journal import changing
+from napari_fmseg.training.projects.painted import PaintedSlices
 from napari_fmseg.training.projects.state import (
     INDEX,
     CaseRecord,
@@ -85,7 +86,7 @@ def _with_records(project: Project, records: Mapping[str, CaseRecord]) -> Projec
             if not known.image:
                 known = _renamed(fresh, record)
                 record = dataclasses.replace(record, classes=known.classes or record.classes)
-            record = dataclasses.replace(record, earlier=known.earlier)
+            record = dataclasses.replace(record, earlier=known.earlier, excluded=known.excluded)
             if known.image == record.image:  # what was predicted belongs to the image, not to the name
                 record = dataclasses.replace(record, uncertainty=known.uncertainty, predicted=known.predicted)
             fresh = with_record(fresh, name, record)
@@ -118,7 +119,8 @@ def _examined(project: Project, name: str) -> CaseRecord:
         image = known.image if same else image_hash(read_channels(files.images))
         if files.labels is None:
             return dataclasses.replace(found, image=image)
-        data = read_labels(files.labels).data
+        labels = read_labels(files.labels)
+        data = labels.data
     except FmsegError as error:
         return dataclasses.replace(found, problem=str(error))
     ignored = data == facts.ignore if facts.ignore is not None else np.zeros(data.shape, bool)
@@ -128,6 +130,7 @@ def _examined(project: Project, name: str) -> CaseRecord:
         classes=known.classes or facts.told_by(name) or tuple(facts.labels.values()),
         sparse=bool(ignored.any()),
         labelled=labelled_share(ignored),
+        unconfirmed=not ignored.any() and PaintedSlices.of(data, labels.geometry).look_partial,
         changed=datetime.fromtimestamp(os.stat(files.labels).st_mtime, UTC).isoformat(timespec="seconds"),
     )
 

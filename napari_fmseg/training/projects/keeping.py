@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
+from dataclasses import replace
 
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, Saved, Warned
 from napari_fmseg.io.writing import written_beside
-from napari_fmseg.models import load_model
+from napari_fmseg.models import load_model, read_card
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.training.projects.learning import open_run
+from napari_fmseg.training.projects.learning import open_run, todays_labels
 from napari_fmseg.training.projects.leaving import leave_one_out
 from napari_fmseg.training.projects.measuring import measure, unmeasured
 from napari_fmseg.training.projects.proposing import KEPT, recipe_file
@@ -54,11 +55,13 @@ def keep_run(project: Project, number: int, *, force: bool = False) -> Generator
     """
     run = open_run(project, number)
     recipe = load_recipe(recipe_file(run))
-    card = run.folder / f"{recipe.name}.toml"
-    if not card.exists():
+    path = run.folder / f"{recipe.name}.toml"
+    if not path.exists():
         raise FmsegError(f"Run {number} has no model yet: it was ended before anything was learned. Resume it.")
     held = [case.name for case in run.plan.validation]
     options = SegmentOptions(show_stages=False, device=recipe.device)
+    card = read_card(path)
+    card = replace(card, labels=todays_labels(run, card.labels))
     model = load_model(card, device=recipe.device)
     if run.plan.folds:
         scores = yield from leave_one_out(run, recipe, options)

@@ -13,6 +13,7 @@ from napari_fmseg.errors import FmsegError, GeometryMismatch
 from napari_fmseg.io.checks import smallest_integer
 from napari_fmseg.training.projects.examining import labelled_share
 from napari_fmseg.training.projects.nnunet import Facts, grown
+from napari_fmseg.training.projects.painted import PaintedSlices
 from napari_fmseg.volume import Geometry, LabelMap
 
 __all__ = ["LabelOptions", "Labelled", "labelled_for"]
@@ -31,7 +32,8 @@ class LabelOptions:
     unlabelled
         What was not labelled: ``"nothing"`` (a voxel without a label is background), ``"empty-slices"`` (a slice
         without any label was not looked at) or ``"zeros"`` (scribbles: only painted voxels count, and background is
-        painted with a label called background). A label called ignore always means not labelled.
+        painted with a label called background). ``"unstated"`` is nothing, but is refused where only a few slices seem
+        to have been painted. A label called ignore always means not labelled.
     axis
         Along which axis of the array slices were labelled: 0 z, 1 y, 2 x.
     classes
@@ -41,16 +43,16 @@ class LabelOptions:
     """
 
     resample: bool = False
-    unlabelled: str = "nothing"
+    unlabelled: str = "unstated"
     axis: int = 0
     classes: tuple[str, ...] = ()
     new_classes: bool = False
 
     def __post_init__(self) -> None:
-        if self.unlabelled not in ("nothing", "empty-slices", "zeros") or self.axis not in (0, 1, 2):
+        if self.unlabelled not in ("unstated", "nothing", "empty-slices", "zeros") or self.axis not in (0, 1, 2):
             raise FmsegError(
-                f"What is unlabelled is nothing, empty-slices or zeros, along axis 0, 1 or 2; not {self.unlabelled!r} "
-                f"along {self.axis}."
+                "What is unlabelled is unstated, nothing, empty-slices or zeros, along axis 0, 1 or 2; not "
+                f"{self.unlabelled!r} along {self.axis}."
             )
 
 
@@ -107,20 +109,23 @@ def labelled_for(
         If they lie on another grid and `options.resample` is False, or the grids are turned against each other.
     FmsegError
         If there is a class that the project does not have and `options.new_classes` is False, a number that has no
-        name, or a class beside the stated ones.
+        name, a class beside the stated ones, or only a few slices were painted and nobody said what the others mean.
     """
     names = {value: name.strip() for value, name in labels.names.items() if value != 0 and name.strip()}
     labels, outside = _on(labels, grid, options)
     present = [int(v) for v in np.unique(labels.data) if v != 0]
     meaning = _meaning(names, present, facts)
-    sparse_words = options.unlabelled != "nothing" or "ignore" in meaning.values() or bool(outside.any())
+    sparse_words = (
+        options.unlabelled in ("empty-slices", "zeros") or "ignore" in meaning.values() or bool(outside.any())
+    )
     unknown = dict.fromkeys(n for n in meaning.values() if n not in (*facts.numbers, "ignore", "background"))
     stated = tuple(_known(name, [*facts.numbers, *unknown]) or name for name in options.classes)
     unknown |= dict.fromkeys(name for name in stated if name not in (*facts.numbers, *unknown))
     if unknown and not options.new_classes:
         raise FmsegError(
             f"The project has no class {', '.join(map(repr, unknown))}, but {', '.join(facts.numbers)}. Name the "
-            "labels after these, or say that new classes are wanted (--new-classes)."
+            "labels after these, say that new classes are wanted (--new-classes), or rename the class of the project "
+            "(`fmseg project rename-class`)."
         )
     found = {meaning[value] for value in present} - {"ignore", "background"}
     if stated and found - {*stated}:
@@ -131,6 +136,8 @@ def labelled_for(
         )
     new = grown(facts, tuple(unknown), sparse=sparse_words, folder=folder) if unknown or sparse_words else facts
     data, ignored = _renumbered(labels.data, meaning, new, options, outside)
+    if options.unlabelled == "unstated" and not ignored.any():
+        _check_whole(PaintedSlices.of(data, grid))
     named = {name for name in meaning.values() if name in new.numbers} if names else {*before, *found}
     classes = stated or (tuple(n for n in new.numbers if n in named) if names or before else tuple(new.numbers))
     if not ignored.any() and "ignore" not in meaning.values():  # asked for, but everything is labelled
@@ -139,6 +146,15 @@ def labelled_for(
     return Labelled(
         LabelMap(data, grid, {}, told, {}), new, classes, bool(ignored.any()), labelled_share(ignored)
     )  # fmt: skip
+
+
+def _check_whole(found: PaintedSlices) -> None:
+    if found.look_partial:
+        raise FmsegError(
+            f"Only {found.painted} of {found.total} slices have labels: were the others looked at? If they were and "
+            "hold no structure, say so (--unlabelled nothing); if not, let them count as not labelled (--unlabelled "
+            "empty-slices)."
+        )
 
 
 def _on(labels: LabelMap, grid: Geometry, options: LabelOptions) -> tuple[LabelMap, npt.NDArray[np.bool_]]:

@@ -11,6 +11,7 @@ from napari_fmseg.errors import FmsegError, InvalidRecipe
 from napari_fmseg.tables import dataclass_from, read_table
 from napari_fmseg.training.projects.examining import examined, stale
 from napari_fmseg.training.projects.journal import OURS, changing, inside
+from napari_fmseg.training.projects.naming import model_name
 from napari_fmseg.training.projects.split import HELD_OUT, LEAST, TRAINING, is_locked
 from napari_fmseg.training.projects.state import INDEX, Project, now, open_project, write_state
 from napari_fmseg.training.recipe import Case, Recipe, StageRecipe
@@ -25,6 +26,7 @@ __all__ = [
     "open_run",
     "recipe_for",
     "start_run",
+    "todays_labels",
     "training_plan",
 ]
 
@@ -99,13 +101,14 @@ def training_plan(project: Project) -> Plan:
     FmsegError
         If no case can be learned from, or cases were not examined yet.
     """
-    waiting = [name for name in stale(project) if name in project.labelled]
+    part = [name for name in project.labelled if not project.record(name).excluded]
+    waiting = [name for name in stale(project) if name in part]
     if waiting:
         raise FmsegError(
             f"{len(waiting)} case(s) are new or were changed by another program, such as {waiting[0]}. Examine the "
             "project first: `fmseg project split` does it."
         )
-    names = [name for name in project.labelled if not project.record(name).problem]
+    names = [name for name in part if not project.record(name).problem]
     cases = {name: _case(project, name) for name in names}
     images = {name: project.record(name).image for name in names}
     held = tuple(case for name, case in cases.items() if project.role(name) == HELD_OUT)
@@ -125,7 +128,7 @@ def training_plan(project: Project) -> Plan:
         validation=held,
         folds=() if locked else _left_out(training, images),
         images=images,
-        note=_told(len(set(images.values())), len(training), len(held)),
+        note=_note(len(set(images.values())), len(training), len(held)),
     )
 
 
@@ -142,7 +145,7 @@ def _left_out(cases: tuple[Case, ...], images: Mapping[str, str]) -> tuple[Fold,
     return tuple(folds)
 
 
-def _told(n_images: int, n_training: int, n_held: int) -> str:
+def _note(n_images: int, n_training: int, n_held: int) -> str:
     if n_held:
         return f"{n_held} case(s) are held out for ever and validate; {n_training} are learned from."
     if n_images == 1:
@@ -194,7 +197,18 @@ class _Told:
 
     training: Mapping[str, str]
     validation: Mapping[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+
+
+def _read_plan(folder: Path) -> _Told:
+    """Read what a run learns from; `folder` is the run's."""
+    try:
+        return dataclass_from(_Told, read_table(folder / "plan.json"), known_only=True)
+    except FileNotFoundError as error:
+        raise FmsegError(f"There is no run {folder.name} in {folder.parents[2]}.") from error
+    except (OSError, ValueError) as error:
+        raise FmsegError(f"The plan of run {folder.name} cannot be read: {error}. Start a new run.") from error
 
 
 def open_run(project: Project, number: int) -> Run:
@@ -206,12 +220,7 @@ def open_run(project: Project, number: int) -> Run:
         If there is no such run, or one of its cases is gone.
     """
     folder = inside(project.folder, f"{OURS}/runs/{number}/plan.json").parent
-    try:
-        told = dataclass_from(_Told, read_table(folder / "plan.json"), known_only=True)
-    except FileNotFoundError as error:
-        raise FmsegError(f"There is no run {number} in {project.folder}.") from error
-    except (OSError, ValueError) as error:
-        raise FmsegError(f"The plan of run {number} cannot be read: {error}. Start a new run.") from error
+    told = _read_plan(folder)
     parts = {"training": told.training, "validation": told.validation}
     now_called = {project.record(name).image: name for name in project.labelled}
     cases: dict[str, tuple[Case, ...]] = {}
@@ -237,6 +246,21 @@ def open_run(project: Project, number: int) -> Run:
         note=told.note,
     )
     return Run(project, folder, plan)
+
+
+def todays_labels(run: Run, labels: Mapping[int, str]) -> dict[int, str]:
+    """Give the classes of a run's model the names that they have in the project now; they may have been renamed since.
+
+    Parameters
+    ----------
+    run
+        See `open_run`.
+    labels
+        Of the model, by its own numbers.
+    """
+    then = _read_plan(run.folder).labels
+    now = {name: run.project.facts.labels.get(int(value), name) for value, name in then.items() if value.isdigit()}
+    return {value: now.get(name, name) for value, name in labels.items()}
 
 
 def _case(project: Project, name: str) -> Case:
@@ -338,7 +362,7 @@ def recipe_for(run: Run, stages: tuple[StageRecipe, ...], *, name: str = "", **f
         )
     given = {"modality": facts.channels[0] if facts.channels[0] in ("CT", "MR", "PET") else "", **fields}
     return Recipe(
-        name=name or run.project.folder.name,
+        name=name or model_name(run.project),
         stages=stages,
         labels=plan.labels,
         training=plan.training,

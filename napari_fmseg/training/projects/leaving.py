@@ -11,11 +11,11 @@ from pathlib import Path
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.events import Progress, StepDone
 from napari_fmseg.io.writing import written_beside
-from napari_fmseg.models import ModelCard, find_card, load_model
+from napari_fmseg.models import ModelCard, find_card, load_model, read_card
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.tables import dataclass_from, read_table
 from napari_fmseg.training.loop import train
-from napari_fmseg.training.projects.learning import LEAVING, Fold, Run
+from napari_fmseg.training.projects.learning import LEAVING, Fold, Run, todays_labels
 from napari_fmseg.training.projects.measuring import measure
 from napari_fmseg.training.projects.state import Project
 from napari_fmseg.training.projects.versions import list_versions, start_without
@@ -66,7 +66,8 @@ def leave_one_out(
         if not done.exists():
             total = steps * len(run.plan.folds)
             yield from _counted(_recipe_of(run, fold, recipe, folder), i * steps, total)
-            model = load_model(folder / f"{recipe.name}.toml", device=recipe.device)
+            card = read_card(folder / f"{recipe.name}.toml")
+            model = load_model(replace(card, labels=todays_labels(run, card.labels)), device=recipe.device)
             scores = yield from measure(run.project, model, [case.name for case in fold.validation], options)
             with written_beside(done) as file:
                 file.write(json.dumps(scores).encode())

@@ -24,7 +24,7 @@ def unmeasured(project: Project, version: int) -> tuple[str, ...]:
     return tuple(
         name
         for name in project.labelled
-        if project.role(name) == HELD_OUT and not project.record(name).problem
+        if project.role(name) == HELD_OUT and not (project.record(name).problem or project.record(name).excluded)
         and version not in project.record(name).dice
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +18,20 @@ from napari_fmseg.errors import FmsegError
 from napari_fmseg.io import suffix_of
 from napari_fmseg.training.dataset_table import labels_in, read_dataset_table
 
-__all__ = ["CaseFiles", "Facts", "announced", "find_cases", "grown", "listed", "new_table", "read_facts"]
+__all__ = [
+    "CaseFiles",
+    "Facts",
+    "announced",
+    "find_cases",
+    "grown",
+    "in_channel_order",
+    "listed",
+    "new_table",
+    "read_facts",
+    "relisted",
+    "unlisted",
+    "with_class_name",
+]
 
 IMAGES, LABELS, UNLABELLED = "imagesTr", "labelsTr", "imagesTs"
 
@@ -221,6 +234,15 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
 
 
+def in_channel_order(paths: Sequence[Path]) -> tuple[Path, ...]:
+    """Sort files by the channel that their names end in (``_0000``, ``_0001``...); others stay in their order."""
+    numbers = [_CHANNEL.search(path.name.removesuffix(suffix_of(path))) for path in paths]
+    found = [int(number[1]) for number in numbers if number is not None]
+    if sorted(found) != list(range(len(paths))):
+        return tuple(paths)
+    return tuple(path for _, path in sorted(zip(found, paths, strict=True)))
+
+
 def listed(
     table: Mapping[str, Any], name: str, images: tuple[str, ...], labels: str | None, n_labelled: int
 ) -> dict[str, Any]:
@@ -262,3 +284,84 @@ def _with_labels(entry: Mapping[str, Any], labels: str | None) -> Mapping[str, A
     if labels is None or (key in entry and PurePosixPath(str(entry[key])) == PurePosixPath(labels)):
         return entry
     return {**entry, key: labels}
+
+
+def unlisted(table: Mapping[str, Any], name: str, n_labelled: int) -> dict[str, Any]:
+    """Take a case out of the lists of dataset.json.
+
+    Parameters
+    ----------
+    table
+        As it is.
+    name
+        Of the case.
+    n_labelled
+        How many cases have labels afterwards.
+    """
+    new = {**_relisted(table, lambda case, entry: None if case == name else (case, entry)), "numTraining": n_labelled}
+    return new
+
+
+def relisted(table: Mapping[str, Any], old: str, new: str, moved: Mapping[str, str]) -> dict[str, Any]:
+    """Call a case otherwise in the lists of dataset.json.
+
+    Parameters
+    ----------
+    table
+        As it is.
+    old, new
+        Names.
+    moved
+        The new places of files by the old ones, relative to the project.
+    """
+
+    def renamed(case: str, entry: Any) -> tuple[str, Any]:
+        return (new, _with_places(entry, moved)) if case == old else (case, entry)
+
+    return _relisted(table, renamed, new)
+
+
+def _relisted(
+    table: Mapping[str, Any], change: Callable[[str, Any], tuple[str, Any] | None], case: str = ""
+) -> dict[str, Any]:
+    """Give every entry of a case to `change`, which gives its new name and content, or None to drop it."""
+    out = dict(table)
+    for part in ("dataset", "classes"):
+        if isinstance(table.get(part), Mapping):
+            out[part] = dict(kept for item in table[part].items() if (kept := change(*item)) is not None)
+    for part in ("training", "validation", "unlabelled"):
+        if part not in table:
+            continue
+        entries = []
+        for entry in table[part]:
+            kept = change(_name_of(entry), entry) if _is_case(entry) else ("", entry)
+            if kept is not None:
+                named = kept[0] == case != "" and kept[1] is not entry
+                entries.append({**kept[1], "case": case} if named else kept[1])
+        out[part] = entries
+    return out
+
+
+def _with_places(entry: Any, moved: Mapping[str, str]) -> Any:
+    """Write the new places of files into an entry, however it writes the old ones."""
+    if isinstance(entry, Mapping):
+        return {key: _with_places(value, moved) for key, value in entry.items()}
+    if isinstance(entry, list):
+        return [_with_places(value, moved) for value in entry]
+    return moved.get(PurePosixPath(entry).as_posix(), entry) if isinstance(entry, str) else entry
+
+
+def with_class_name(facts: Facts, old: str, new: str, folder: Path) -> Facts:
+    """Call a class otherwise; its number stays."""
+    number = facts.numbers[old]
+    labels: dict[str, Any] = {}
+    for key, value in facts.table["labels"].items():
+        if str(key).isdigit() and int(key) == number:
+            labels[key] = new
+        else:
+            labels[new if key == old else key] = value
+    said = facts.table.get("classes")
+    table = {**facts.table, "labels": labels}
+    if isinstance(said, Mapping):
+        table["classes"] = {name: [new if one == old else one for one in own] for name, own in said.items()}
+    return facts_of(table, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from napari_fmseg.tables import Range, wrong_number
 from napari_fmseg.training.projects.examining import examine
 from napari_fmseg.training.projects.journal import OURS
 from napari_fmseg.training.projects.learning import Run, recipe_for, start_run, training_plan
+from napari_fmseg.training.projects.naming import model_name
 from napari_fmseg.training.projects.state import Project
 from napari_fmseg.training.projects.versions import present_version, seen_held_out
 from napari_fmseg.training.recipe import Augment, Recipe, as_table
@@ -139,7 +139,7 @@ def prepare_run(
     recipe = recipe_for(
         run,
         stages,
-        name=_plain(project.folder.name),
+        name=model_name(run.project),
         title=str(project.facts.table.get("name") or project.folder.name),
         start_from=_name(card),
         pipeline=found.pipeline,
@@ -199,11 +199,6 @@ def _name(card: ModelCard | None) -> str:
         return ""
     own = card.folder / f"{card.name}.toml"
     return str(own) if own.exists() else card.name
-
-
-def _plain(name: str) -> str:
-    """Make a file's name of a folder's."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "project"
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

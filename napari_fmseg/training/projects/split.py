@@ -35,6 +35,7 @@ def assigned(
     *,
     learned: Iterable[str] = (),
     announced: Iterable[str] = (),
+    unfit: Iterable[str] = (),
 ) -> dict[str, str]:
     """Give every labelled image a role that has none yet.
 
@@ -48,6 +49,8 @@ def assigned(
         Hashes of images that some model of the project has learned from: they can never validate.
     announced
         Hashes of images that the data set itself names for validation.
+    unfit
+        Hashes of images that must not be drawn for validation; they get no role before a model learns from them.
 
     Returns
     -------
@@ -64,7 +67,7 @@ def assigned(
     if len(labelled) < LEAST and not is_locked(roles, labelled):
         return roles
     missing = wanted(len(labelled)) - sum(roles.get(image) == HELD_OUT for image in labelled)
-    for image in sorted(labelled - roles.keys()):  # the hash is as good as a draw, and the same everywhere
+    for image in sorted(labelled - roles.keys() - set(unfit)):  # the hash is as good as a draw, and the same everywhere
         roles[image] = HELD_OUT if missing > 0 else TRAINING
         missing -= 1
     return roles

@@ -31,6 +31,7 @@ __all__ = [
     "StagedCase",
     "moved_to_training",
     "prediction_of",
+    "relative",
     "stage_image",
     "stage_labels",
     "stage_state",
@@ -87,7 +88,7 @@ def moved_to_training(change: Change, project: Project, name: str, record: CaseR
             f"{nnunet.UNLABELLED} first."
         )
     for path in project.known(name).images:
-        place = _relative(path, project.folder)
+        place = relative(path, project.folder)
         if place.startswith(f"{nnunet.UNLABELLED}/"):
             target = f"{nnunet.IMAGES}/{path.name}"
             change.move(place, target)
@@ -96,7 +97,8 @@ def moved_to_training(change: Change, project: Project, name: str, record: CaseR
     return StagedCase(name, tuple(images), record)
 
 
-def _relative(path: Path, folder: Path) -> str:
+def relative(path: Path, folder: Path) -> str:
+    """Give a path as the project writes it: from its folder on, with forward slashes; as it is if it lies elsewhere."""
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
@@ -136,7 +138,7 @@ def stage_labels(
         record = dataclasses.replace(record, earlier=(*record.earlier, earlier))
     # Where the labels lay outside of the project, that file stays as it is.
     inside = old is not None and old.is_relative_to(project.folder)
-    path = _relative(old, project.folder) if old and inside else f"{nnunet.LABELS}/{case.name}{facts.ending}"
+    path = relative(old, project.folder) if old and inside else f"{nnunet.LABELS}/{case.name}{facts.ending}"
     staged = change.place(path)
     write_labels(found.labels, staged, source=volume)
     for old_file in (prediction_of(case.name), uncertainty_of(case.name)):
@@ -151,6 +153,7 @@ def stage_labels(
         changed=now(),
         predicted=0,
         problem="",
+        unconfirmed=False,
         dice={},  # they were measured against the labels before
     )
     return project, dataclasses.replace(case, record=record, labels=(path, staged))
@@ -184,7 +187,7 @@ def _with_facts(change: Change, project: Project, found: Labelled, name: str) ->
         data[data == old] = new
         names = {**found.facts.labels, new: "ignore"}
         source = Volume(np.zeros(labels.geometry.shape, np.uint8), labels.geometry, labels.meta)
-        place = change.place(_relative(path, project.folder))
+        place = change.place(relative(path, project.folder))
         write_labels(LabelMap(data, labels.geometry, {}, names), place, source=source)
         files = CaseFiles(project.files[other].images, place)
         project = with_record(project, other, stamped(project.record(other), files))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -82,6 +83,10 @@ class CaseRecord:
         The version whose labels lie in ``fmseg/predictions``; 0 if none does.
     problem
         Why it could not be read, or "".
+    excluded
+        Whether it takes no part: it is neither learned from nor measured on.
+    unconfirmed
+        Whether its labels count as those of the whole volume although most slices are empty, and nobody was asked.
     """
 
     image: str = ""
@@ -96,13 +101,28 @@ class CaseRecord:
     uncertainty: Mapping[int, float] = field(default_factory=dict)
     predicted: int = 0
     problem: str = ""
+    excluded: bool = False
+    unconfirmed: bool = False
 
 
 @dataclass(frozen=True)
 class Index:
-    """What ``fmseg/project.json`` holds: the cases, and the versions that were put in use, the present one last."""
+    """What ``fmseg/project.json`` holds.
+
+    Attributes
+    ----------
+    format
+        Of the project's own files.
+    id
+        The same wherever the folder lies and whatever it is called: part of the names of its models.
+    cases
+        What is known of each case.
+    used
+        The versions that were put in use, the present one last.
+    """
 
     format: str = _FORMAT
+    id: str = ""
     cases: Mapping[str, CaseRecord] = field(default_factory=dict)
     used: tuple[int, ...] = ()
 
@@ -201,7 +221,7 @@ def init_project(
         if not (folder / "dataset.json").exists():
             change.table("dataset.json", nnunet.new_table(tuple(labels), tuple(channels), name or folder.name))
         if not (folder / INDEX).exists():
-            change.table(INDEX, dataclasses.asdict(Index()))
+            change.table(INDEX, dataclasses.asdict(Index(id=_new_id())))
     return open_project(folder)
 
 
@@ -331,13 +351,14 @@ def with_roles(project: Project, *, learned: tuple[str, ...] = ()) -> Project:
     learned
         Hashes of images that a model learned from: they can never validate.
     """
-    images = {name: project.record(name).image for name in project.labelled}
+    images = {name: project.record(name).image for name in project.labelled if not project.record(name).excluded}
     said = nnunet.announced(project.facts.table)
     roles = assigned(
         project.roles,
         {image for image in images.values() if image},
         learned=learned,
         announced={image for name, image in images.items() if image and name in said},
+        unfit={image for name, image in images.items() if not _may_validate(project.record(name))},
     )
     return dataclasses.replace(project, roles=roles)
 
@@ -354,11 +375,25 @@ def write_state(change: Change, project: Project, *, learned: tuple[str, ...] = 
     learned
         As for `with_roles`.
     """
+    if not project.index.id:  # made before projects had one
+        project = dataclasses.replace(project, index=dataclasses.replace(project.index, id=_new_id()))
     new = with_roles(project, learned=learned)
     if new.roles != project.roles:
         change.table(LEDGER, {"format": "napari-fmseg split 1", "note": _NOTE, "roles": new.roles})
     change.table(INDEX, dataclasses.asdict(new.index))
     return new
+
+
+def _may_validate(record: CaseRecord) -> bool:
+    """Whether a case may be held out unasked: one with most slices unlabelled would measure next to nothing."""
+    return not record.unconfirmed and record.labelled >= _LEAST_SHARE
+
+
+_LEAST_SHARE = 0.5
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:12]
 
 
 _NOTE = (

@@ -26,7 +26,8 @@ class CaseRow:
         Of the case.
     status
         ``"unlabelled"``; ``"predicted"``: labels of a model wait to be corrected; ``"corrected"``: labels that a person
-        made or checked, to learn from; ``"held out"``: labelled, and never learned from.
+        made or checked, to learn from; ``"held out"``: labelled, and never learned from; ``"excluded"``: it takes no
+        part.
     dice
         Mean over the classes of the present model on this case, or None. Where it is neither held out nor `left_out`,
         the model has learned from it, and the figure says little.
@@ -88,6 +89,7 @@ def _row(project: Project, name: str, left_out: bool) -> CaseRow:
     status = "predicted" if record.predicted else "unlabelled"
     if files.labels is not None:
         status = HELD_OUT if project.role(name) == HELD_OUT else "corrected"
+    status = "excluded" if record.excluded else status
     return CaseRow(
         name,
         status,

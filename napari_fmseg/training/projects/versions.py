@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from napari_fmseg.errors import FmsegError
 from napari_fmseg.models import ModelCard, find_card, read_card, write_card
 from napari_fmseg.sharing import install_model
 from napari_fmseg.tables import dataclass_from, read_table
-from napari_fmseg.training.projects.journal import OURS, Change, changing
+from napari_fmseg.training.projects.journal import Change, changing
 from napari_fmseg.training.projects.learning import Run
+from napari_fmseg.training.projects.naming import MODELS, free_model_name
+from napari_fmseg.training.projects.promotion import is_better
 from napari_fmseg.training.projects.split import HELD_OUT
 from napari_fmseg.training.projects.state import Project, now, open_project, with_record, write_state
 from napari_fmseg.training.recipe import Recipe, as_table
@@ -36,8 +36,6 @@ __all__ = [
     "seen_held_out",
     "start_without",
 ]
-
-MODELS = f"{OURS}/models"
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,8 @@ class Lineage:
         Hashes.
     note
         How it was validated.
+    verdict
+        Why it came into use then, or why not.
     """
 
     version: int
@@ -82,6 +82,7 @@ class Lineage:
     recipe_sha256: str = ""
     weights_sha256: str = ""
     note: str = ""
+    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def keep_version(
 ) -> Kept:
     """Keep a trained model as a new version, and use it if it is better than the present one.
 
-    Better means: a higher mean Dice (over the classes, of the mean over the cases) on those cases and classes that
-    both were measured on without having learned from them. The first version is used in any case.
+    Better means better on those cases and classes that both were measured on without having learned from them: see
+    `is_better` in `promotion`. The first version is used in any case.
 
     Parameters
     ----------
@@ -164,8 +165,8 @@ def keep_version(
         for name, by_class in lineage.scores.items():
             record = fresh.record(name)
             fresh = with_record(fresh, name, dataclasses.replace(record, dice={**record.dice, number: by_class}))
-        lineage = _stage(change, fresh, card, lineage)
-        in_use, why = (True, "Put in use on request.") if force else _is_better(fresh, lineage)
+        in_use, why = (True, "Put in use on request.") if force else _compared(fresh, lineage, card)
+        _stage(change, card, dataclasses.replace(lineage, verdict=why))
         if in_use:
             fresh = _used(fresh, (*fresh.index.used, number))
         write_state(change, fresh, learned=lineage.seen)
@@ -201,7 +202,7 @@ def _lineage(
     )
 
 
-def _stage(change: Change, project: Project, card: ModelCard, lineage: Lineage) -> Lineage:
+def _stage(change: Change, card: ModelCard, lineage: Lineage) -> None:
     """Put weights, card and lineage into the folder of the version."""
     folder = change.place(f"{MODELS}/{lineage.version}")
     folder.mkdir()
@@ -223,10 +224,9 @@ def _stage(change: Change, project: Project, card: ModelCard, lineage: Lineage) 
     lineage = dataclasses.replace(lineage, weights_sha256=found)
     text = json.dumps(dataclasses.asdict(lineage), indent=1, default=str)
     (folder / "lineage.json").write_text(text + "\n", encoding="utf-8")
-    return lineage
 
 
-def _is_better(project: Project, new: Lineage) -> tuple[bool, str]:
+def _compared(project: Project, new: Lineage, card: ModelCard) -> tuple[bool, str]:
     """Compare with the version in use."""
     leaked = _held_out_among(project, new.seen)
     if leaked:
@@ -237,23 +237,15 @@ def _is_better(project: Project, new: Lineage) -> tuple[bool, str]:
         return True, "The first version."
     old = present_version(project)
     assert old is not None
-    pairs: dict[str, list[tuple[float, float]]] = {}
-    cases = 0
-    for name in new.scores:
-        record = project.record(name)
-        if record.image in old.lineage.seen and new.held_out:
-            continue
-        ours, theirs = new.scores[name], record.dice.get(old.number, {})
-        cases += bool(ours.keys() & theirs.keys())
-        for label in ours.keys() & theirs.keys():
-            pairs.setdefault(label, []).append((ours[label], theirs[label]))
-    if not pairs:
-        return False, (
-            f"It and version {old.number}, which is in use, were not measured on the same cases. Use it by saying so."
-        )
-    mine, its = np.mean([np.mean(values, 0) for values in pairs.values()], 0)
-    told = f"Dice {mine:.4f} on {cases} case(s) that it did not learn from, version {old.number} has {its:.4f}"
-    return bool(mine > its), f"{told}{'.' if mine > its else ', so that stays in use.'}"
+    measured = {
+        name: scores
+        for name, scores in new.scores.items()
+        if not (new.held_out and project.record(name).image in old.lineage.seen)
+    }
+    before = {name: project.record(name).dice.get(old.number, {}) for name in measured}
+    return is_better(
+        measured, tuple(card.labels.values()), before, tuple(old.card.labels.values()), old.number
+    )  # fmt: skip
 
 
 def _held_out_among(project: Project, seen: Iterable[str]) -> tuple[str, ...]:
@@ -318,6 +310,8 @@ def _used(project: Project, used: tuple[int, ...]) -> Project:
 def publish(project: Project, *, replace: bool = False) -> ModelCard:
     """Put the version in use into the user's models, so that it is listed wherever models are.
 
+    Where a model of others is called so, it is listed with a number after its name.
+
     Parameters
     ----------
     project
@@ -328,15 +322,11 @@ def publish(project: Project, *, replace: bool = False) -> ModelCard:
     Raises
     ------
     FmsegError
-        If no version is in use, or there is another model of this name.
+        If no version is in use.
     """
     version = present_version(project)
     if version is None:
         raise FmsegError(f"{project.folder} has no model in use yet. Train one first.")
     own = {other.card.sha256 for other in list_versions(project)}
-    try:
-        there = find_card(version.card.name)
-        replace = replace or there.sha256 in own
-    except FmsegError:
-        replace = True
-    return install_model(version.card, replace=replace)
+    name = version.card.name if replace else free_model_name(version.card.name, own)
+    return install_model(dataclasses.replace(version.card, name=name), replace=True)

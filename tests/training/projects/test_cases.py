@@ -220,7 +220,7 @@ def test_corrected_labels_keep_those_before_and_take_them_back(project, image, l
     assert len(project.record("a").earlier) == 2
     project = restore_labels(project, "a", 1)
     assert (read_labels(project.files["a"].labels).data == corrected.data).all()
-    with pytest.raises(FmsegError, match="number 7"):
+    with pytest.raises(FmsegError, match="number 8"):
         restore_labels(project, "a", 7)
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from napari_fmseg.io import read_labels, read_volume
 from napari_fmseg.models import ModelCard, NetSpec, write_card
 from napari_fmseg.training.projects import (
-    LabelOptions, Run, add_case, init_project, keep_version, label_case, list_versions, open_project, save_prediction,
-    start_run, training_plan,
+    LabelOptions, Run, add_case, init_project, keep_version, label_case, list_versions, open_project, remove_case,
+    rename_case, rename_class, save_prediction, start_run, training_plan,
 )
 from napari_fmseg.training.projects.examining import stale
 from napari_fmseg.volume import Geometry, LabelMap, Volume
@@ -175,7 +175,11 @@ base = save_prediction(base, "waiting", labels(), version=1)
 CHANGES = {
     "add": lambda p: add_case(p, "new", image(20), labels()),
     "label a waiting one": lambda p: label_case(p, "waiting", labels()),
-    "correct": lambda p: label_case(p, "c1", labels(0)),
+    "correct": lambda p: label_case(p, "c1", labels(0), LabelOptions(unlabelled="nothing")),
+    "rename": lambda p: rename_case(p, "c0", "z"),
+    "rename a waiting one": lambda p: rename_case(p, "waiting", "y"),
+    "remove": lambda p: remove_case(p, "c1", with_labels=True),
+    "rename a class": lambda p: rename_class(p, "liver", "Leber"),
     "grow": lambda p: grow(p, 1),
     "keep": lambda p: keep_version(Run(p, p.folder / "fmseg" / "runs" / "1", training_plan(p)), card).project,
 }
@@ -253,12 +257,14 @@ def test_a_project_opens_after_each_of_fifty_kills_at_random_moments(tmp_path: P
     assert found["writes"] > 5  # so the kills met a process at work, not one that had just begun
 
 
-@pytest.mark.parametrize("changes", [["correct"], pytest.param([], marks=pytest.mark.slow, id="all")])
+@pytest.mark.parametrize(
+    "changes", [["correct"], ["rename"], ["remove"], pytest.param([], marks=pytest.mark.slow, id="all")]
+)
 def test_a_process_that_dies_in_front_of_any_call_leaves_the_old_or_the_new_state(
     tmp_path: Path, changes: list[str]
 ) -> None:
     found = run(EVERY, tmp_path, *changes)
     sys.stdout.write(f"{found}\n")
-    assert len(found) == (len(changes) or 5)
+    assert len(found) == (len(changes) or 9)
     for what, (n_steps, first_new) in found.items():
         assert 0 < first_new < n_steps, what

@@ -107,7 +107,10 @@ def test_what_a_run_has_learned_is_measured_on_the_held_out_cases_kept_and_liste
     assert [e.stage for e in events if isinstance(e, Progress)] == ["measuring"] * 2
     assert list(kept.version.lineage.scores) == held
     assert kept.in_use
-    assert find_card("project").sha256 == present_version(kept.project).card.sha256
+    own = present_version(kept.project).card
+    assert find_card(own.name).sha256 == own.sha256
+    assert own.name == f"project-{kept.project.index.id[:6]}"
+    assert kept.version.lineage.verdict == kept.why
     assert unfinished_run(kept.project) == 0
     assert json.loads((run.folder / "kept.json").read_text())["version"] == 1
 

@@ -116,7 +116,7 @@ def test_a_project_on_disk_never_leaks_whatever_is_done_to_it(actions):
                 )
                 (project.folder / "labelsTr" / f"{name}.nii.gz").rename(project.folder / "labelsTr" / f"{new}.nii.gz")
             elif what == "relabel":
-                project = label_case(project, name, marks(0), LabelOptions())
+                project = label_case(project, name, marks(0), LabelOptions(unlabelled="nothing"))
             elif what == "copy":
                 project = open_project(shutil.copytree(project.folder, Path(place) / f"p{count}"))
             elif what == "forget":  # everything that is known of the cases, but not the split

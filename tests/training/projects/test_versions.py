@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import zipfile
 from contextlib import closing
 from pathlib import Path
@@ -45,6 +46,7 @@ from napari_fmseg.training.projects import (
     unmeasured,
 )
 from napari_fmseg.training.projects.learning import note_learned
+from napari_fmseg.training.projects.naming import model_name
 from napari_fmseg.training.suggest import suggest_recipe
 from napari_fmseg.volume import Geometry, LabelMap, Volume
 
@@ -245,9 +247,29 @@ def test_the_model_in_use_is_listed_and_follows_a_roll_back(filled, tmp_path):
 def test_publishing_does_not_take_the_place_of_a_model_of_another_project(filled, tmp_path):
     a_model(user_models_folder() / "organs", seed=9)
     project = kept(filled, tmp_path / "1", 0.7, 1).project
-    with pytest.raises(FmsegError, match="another model 'organs'"):
-        publish(project)
-    assert publish(project, replace=True).version == 1
+    other = find_card("organs").sha256
+    assert publish(project).name == "organs-2"
+    assert find_card("organs").sha256 == other
+    project = kept(project, tmp_path / "2", 0.8, 2).project
+    assert publish(project).name == "organs-2"  # its own place, once it has one
+    assert find_card("organs-2").version == 2
+    assert publish(project, replace=True).name == "organs"
+
+
+@pytest.mark.parametrize(
+    ("names", "stem"),
+    [(("leber", "sub/leber"), "leber"), (("Knöchel", "sub/Knöchel"), "Knochel"), (("肝臓", "печень"), "project")],
+)
+def test_projects_of_one_name_or_of_no_latin_letter_have_models_of_different_names(tmp_path, names, stem):
+    folders = [tmp_path / name for name in names]
+    found = [model_name(init_project(folder, ("liver",))) for folder in folders]
+    assert len(set(found)) == 2
+    assert all(re.fullmatch(rf"{stem}-[0-9a-f]{{6}}", name) for name in found)
+    assert model_name(open_project(folders[0].rename(folders[0].with_name("moved")))) == f"moved-{found[0][-6:]}"
+
+
+def test_the_next_version_is_called_as_the_last_one(filled, tmp_path):
+    assert model_name(kept(filled, tmp_path / "1", 0.7).project) == "organs"
 
 
 # --- one file -------------------------------------------------------------------------------------------------------
