@@ -251,7 +251,7 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        cases = tuple(dataclass_from(CaseScores, _numbers(case)) for case in told["cases"])
+        cases = tuple(dataclass_from(CaseScores, _numbers(case), finite=False) for case in told["cases"])
         return Evaluation(told["model"], told["sha256"], told["setup"], cases)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FmsegError(f"{path} is no evaluation: {error}. Choose another output, or remove the file.") from error

@@ -262,7 +262,10 @@ def read_card(path: Path) -> ModelCard:
         If it is not TOML, or a field is missing, unknown or of the wrong type.
     """
     try:
-        card = dataclass_from(ModelCard, {**read_table(path, toml=True), "folder": path.parent})
+        table = {**read_table(path, toml=True), "folder": path.parent}
+        card = dataclass_from(ModelCard, table, finite=False)  # nan is the Dice of a class that no case had
+        if wrong := wrong_number(card, {"spacing_mm": Range(open="low"), "surface_mm": Range()}):
+            raise ValueError(wrong)
         if not is_file_name(card.name):
             raise ValueError(f"{card.name[:80]!r} cannot be the name of a model: its files are called so")
         if card.labels and not 1 <= min(card.labels) <= max(card.labels) <= _LARGEST_LABEL:

@@ -266,7 +266,7 @@ def test_counters_and_positions_stay_whole_numbers_in_half_weights(tmp_path: Pat
     assert all(torch.equal(again.state_dict()[k], v) for k, v in whole.items())
 
 
-CARD = 'name = "m"\ntitle = "M"\npipeline = "single"\n'
+TEXT = 'name = "m"\ntitle = "M"\npipeline = "single"\n'
 
 
 @pytest.mark.parametrize(
@@ -275,14 +275,14 @@ CARD = 'name = "m"\ntitle = "M"\npipeline = "single"\n'
         (b"", "empty"),
         (b"a=" + b"[" * 100_000, "deeply"),
         (b"\xff\xfe", "UTF-8"),
-        ((CARD + "[labels]\n99999999999 = 'a'\n[nets]\n").encode(), "labels"),
-        ((CARD + "[labels]\n" + "9" * 5000 + " = 'a'\n[nets]\n").encode(), "labels"),
-        ((CARD + "nets = 5\n[labels]\n").encode(), "nets"),
-        ((CARD + "[nets]\nnet = 5\n[labels]\n").encode(), r"nets\.net"),
-        ((CARD + "[nets]\n[labels]\n[intensity]\nlow = nan\n").encode(), r"intensity\.low"),
-        ((CARD + "spacing_mm = [inf, 1, 1]\n[nets]\n[labels]\n").encode(), r"spacing_mm\[0\]"),
-        ((CARD.replace('"m"', '"../m"') + "[nets]\n[labels]\n").encode(), "cannot be the name"),
-        ((CARD + 'weights = "../w"\n[nets]\n[labels]\n').encode(), "weights"),
+        ((TEXT + "[labels]\n99999999999 = 'a'\n[nets]\n").encode(), "labels"),
+        ((TEXT + "[labels]\n" + "9" * 5000 + " = 'a'\n[nets]\n").encode(), "labels"),
+        ((TEXT + "nets = 5\n[labels]\n").encode(), "nets"),
+        ((TEXT + "[nets]\nnet = 5\n[labels]\n").encode(), r"nets\.net"),
+        ((TEXT + "[nets]\n[labels]\n[intensity]\nlow = nan\n").encode(), r"intensity\.low"),
+        ((TEXT + "spacing_mm = [inf, 1, 1]\n[nets]\n[labels]\n").encode(), "spacing_mm"),
+        ((TEXT.replace('"m"', '"../m"') + "[nets]\n[labels]\n").encode(), "cannot be the name"),
+        ((TEXT + 'weights = "../w"\n[nets]\n[labels]\n').encode(), "weights"),
     ],
 )
 def test_a_card_of_odd_shape_is_told_with_file_and_field(content: bytes, told: str, tmp_path: Path) -> None:
@@ -290,6 +290,12 @@ def test_a_card_of_odd_shape_is_told_with_file_and_field(content: bytes, told: s
     path.write_bytes(content)
     with pytest.raises(UnknownModel, match=rf"card\.toml.*{told}"):
         read_card(path)
+
+
+def test_a_class_without_a_score_does_not_make_a_card_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "card.toml"
+    path.write_text(TEXT + "[nets]\n[labels]\n1 = 'a'\n[scores.labels]\na = nan\n")
+    assert read_card(path).labels == {1: "a"}
 
 
 @pytest.mark.parametrize("kwargs", [{"width": "x"}, {"width": -1}, {"width": []}, {"width": 2.5}, {"width": None}])

@@ -236,7 +236,7 @@ def test_recipe_is_read_from_toml_with_paths_beside_it(tmp_path):
             for name in ("lr", "minutes", "clip", "weight_decay", "holdout", "cache_gb")
             for value in (float("nan"), float("inf"), -1.0)
         ),
-        *({name: value} for name in ("seed", "steps", "batch", "validate_samples") for value in (-1, 2**40, 2.5, True)),
+        *({name: value} for name in ("seed", "steps", "batch", "validate_samples") for value in (-1, 2**40, True)),
     ],
 )
 def test_impossible_recipe_is_refused(changes, tmp_path):
