@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from napari_fmseg.events import EpochDone, StepDone, Warned
+from napari_fmseg.core.events import EpochDone, StepDone, Warned
 from napari_fmseg.training import Recipe, StageRecipe, train
 
 ROOT = Path(__file__).parents[1]

@@ -26,20 +26,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from napari_fmseg.benchmark import environment
-from napari_fmseg.events import StageResult, Warned
-from napari_fmseg.grid import bounding_box, canonical_view, resize, to_canonical, to_tensor
+from napari_fmseg.core.events import StageResult, Warned
+from napari_fmseg.core.processes import peak_bytes
+from napari_fmseg.core.resampling_torch import bounding_box, canonical_view, resize, to_canonical, to_tensor
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.datasets.phantom import phantom_ct
+from napari_fmseg.evaluation.benchmark import environment
 from napari_fmseg.io import read_volume, write_labels, write_volume
-from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, load_model, save_model
+from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
+from napari_fmseg.models.settings import CoarseFineSettings
+from napari_fmseg.models.weights import Model, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.nets.engine import pick_device
-from napari_fmseg.phantom import phantom_ct
+from napari_fmseg.nets.runtime.device import pick_device
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.pipelines.coarse_fine import box_around, network_input
 from napari_fmseg.pipelines.postprocess import keep_parts
-from napari_fmseg.pipelines.settings import CoarseFineSettings
-from napari_fmseg.processes import peak_bytes
-from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 FIELD_MM = (400.0, 400.0, 400.0)
 
@@ -128,7 +129,7 @@ class NetworkSeconds:
         self.seconds = 0.0
 
     def __enter__(self) -> NetworkSeconds:
-        from napari_fmseg.pipelines.running import Engine
+        from napari_fmseg.pipelines.executor import Engine
 
         self._engine, self._attempt = Engine, Engine.attempt
 

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from budgeted import ROOT, SHARED, Results, options_of, trained
 
-from napari_fmseg.events import drain
+from napari_fmseg.core.events import drain
+from napari_fmseg.evaluation.lesion_metrics import score_lesions
 from napari_fmseg.io import read_labels, read_volume
-from napari_fmseg.lesion_metrics import score_lesions
-from napari_fmseg.models import load_model
+from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training import Case, Recipe, cases_of, load_recipe
 

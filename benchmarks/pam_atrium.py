@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from budgeted import SHARED, Results, options_of, trained
 
-from napari_fmseg.events import drain
+from napari_fmseg.core.events import drain
+from napari_fmseg.evaluation.metrics import score
 from napari_fmseg.io import read_labels, read_volume
-from napari_fmseg.metrics import score
-from napari_fmseg.models import load_model
+from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training import Augment, Case, Recipe, StageRecipe, cases_of
 

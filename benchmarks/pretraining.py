@@ -34,17 +34,9 @@ import numpy as np
 import tomli_w
 import torch
 
-from napari_fmseg.events import EpochDone, Saved, StepDone, Warned, from_json
-from napari_fmseg.models import find_card
-from napari_fmseg.training import (
-    PretrainRecipe,
-    Recipe,
-    cases_of,
-    load_pretrain_recipe,
-    load_recipe,
-    pretrain,
-    train,
-)
+from napari_fmseg.core.events import EpochDone, Saved, StepDone, Warned, from_json
+from napari_fmseg.models.registry import find_card
+from napari_fmseg.training import PretrainRecipe, Recipe, cases_of, load_pretrain_recipe, load_recipe, pretrain, train
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("FMSEG_SHARED", ROOT.parent / "shared")) / "data"

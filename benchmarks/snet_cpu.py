@@ -70,9 +70,10 @@ def plain(state: dict[str, torch.Tensor], x: torch.Tensor, n_heads: int) -> list
 
 def serve(form: str, size: int, folder: str) -> None:
     """Be one form: run once per line of stdin, answer with seconds, processor seconds and peak memory."""
+    from napari_fmseg.core.allocator import keep_pages
     from napari_fmseg.nets import build
-    from napari_fmseg.nets.engine import pick_precision, prepare
-    from napari_fmseg.nets.pages import keep_pages
+    from napari_fmseg.nets.runtime.device import pick_precision
+    from napari_fmseg.nets.runtime.prepare import prepare
 
     net = build("snet").eval()
     net.load_state_dict({key: draw(key, tuple(value.shape)) for key, value in net.state_dict().items()})

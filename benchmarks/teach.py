@@ -24,13 +24,14 @@ import budgeted
 import numpy as np
 import torch
 
-from napari_fmseg.events import EpochDone, StageResult, Warned
+from napari_fmseg.core.events import EpochDone, StageResult, Warned
+from napari_fmseg.core.volume import LabelMap
+from napari_fmseg.explain.uncertainty import ranked, uncertainty
 from napari_fmseg.io import read_labels, read_volume, write_labels
-from napari_fmseg.models import find_card, load_model
+from napari_fmseg.models.registry import find_card
+from napari_fmseg.models.weights import load_model
 from napari_fmseg.training import Case, Recipe, Replay, StageRecipe, cases_of, load_recipe, train
-from napari_fmseg.training.suggest import _timed, facts_of
-from napari_fmseg.uncertainty import ranked, uncertainty
-from napari_fmseg.volume import LabelMap
+from napari_fmseg.training.planner import _timed, facts_of
 
 ROOT, SHARED = budgeted.ROOT, budgeted.SHARED
 HIPPOCAMPUS = "fmsf-hippocampus-mr"

@@ -11,9 +11,10 @@ import re
 import sys
 from pathlib import Path
 
-from napari_fmseg.models import Intensity
-from napari_fmseg.pipelines.settings import CoarseFineSettings, PhasedSettings
-from napari_fmseg.training.recipe import Augment, Case, Recipe, Replay, StageRecipe
+from napari_fmseg.datasets.case import Case
+from napari_fmseg.models.card import Intensity
+from napari_fmseg.models.settings import CoarseFineSettings, PhasedSettings
+from napari_fmseg.training.recipe import Augment, Recipe, Replay, StageRecipe
 
 PAGE = Path(__file__).parent / "recipes.md"
 CLASSES = {

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from napari_fmseg.cli import main
+from napari_fmseg.cli.main import main
 
 if __name__ == "__main__":
     code = main()

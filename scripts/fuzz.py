@@ -136,9 +136,9 @@ def work(home: Path, isolated: bool) -> int:
     """Read what is asked for, one input after the other."""
     from fuzz_inputs import make_input
 
-    from napari_fmseg.io import native
+    from napari_fmseg.io.itk import native_reader
 
-    native.isolate(isolated)
+    native_reader.isolate(isolated)
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -188,7 +188,7 @@ def _tried(reader: str, path: Path, what: str) -> tuple[str, str]:
     """Read once; return how it ended, and what was wrong with it."""
     from fuzz_inputs import SECRET
 
-    from napari_fmseg.errors import FmsegError
+    from napari_fmseg.core.errors import FmsegError
 
     try:
         found = _reader(reader)(path)
@@ -206,11 +206,12 @@ def _tried(reader: str, path: Path, what: str) -> tuple[str, str]:
 
 
 def _reader(name: str) -> Any:
-    from napari_fmseg import io, models
-    from napari_fmseg.io import offers
+    from napari_fmseg import io
+    from napari_fmseg.io import series_previews
+    from napari_fmseg.models import card
     from napari_fmseg.training import projects, recipe
 
-    return next(getattr(room, name) for room in (io, offers, models, recipe, projects) if hasattr(room, name))
+    return next(getattr(room, name) for room in (io, series_previews, card, recipe, projects) if hasattr(room, name))
 
 
 def _listing(home: Path, folder: Path, what: str) -> dict[str, tuple[int, int]]:
@@ -232,7 +233,7 @@ def _forget_peak() -> None:
 
 
 def _peak() -> int:
-    from napari_fmseg.processes import peak_bytes
+    from napari_fmseg.core.processes import peak_bytes
 
     return peak_bytes()
 

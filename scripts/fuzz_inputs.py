@@ -62,8 +62,8 @@ _SYNTAXES = [b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1
 
 def make_seeds(folder: Path) -> None:
     """Write a folder for every kind."""
+    from napari_fmseg.core.volume import Geometry, LabelMap, Volume
     from napari_fmseg.io import write_labels, write_volume
-    from napari_fmseg.volume import Geometry, LabelMap, Volume
 
     rng = np.random.default_rng(0)
     grid = Geometry.from_spacing((6, 9, 8), (2.5, 0.8, 0.9), (5.0, -30.0, 10.0))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from napari_fmseg.models import ModelCard, read_card
+from napari_fmseg.models.card import ModelCard, read_card
 
 ROOT = Path(__file__).parents[1]
 START, END = "<!-- models: start -->", "<!-- models: end -->"

@@ -22,10 +22,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from napari_fmseg.errors import MissingExtra
+from napari_fmseg.core.allocator import keep_pages
+from napari_fmseg.core.errors import MissingExtra
 from napari_fmseg.nets import NETWORKS, build
-from napari_fmseg.nets.pages import keep_pages
-from napari_fmseg.nets.zoo import ATTENTIONS
+from napari_fmseg.nets.unet3d import ATTENTIONS
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "networks.md"

@@ -9,7 +9,7 @@ from PIL import Image
 from stages_picture import draw, painted, planes, read_at
 
 from napari_fmseg import phantom_ct
-from napari_fmseg.phantom import Difficulty
+from napari_fmseg.datasets.phantom import Difficulty
 
 OUT = Path(__file__).parents[1] / "docs" / "images"
 PATIENTS: tuple[tuple[int, Difficulty], ...] = ((3, "easy"), (8, "normal"), (5, "hard"), (1, "normal"))

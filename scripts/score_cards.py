@@ -18,16 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_fmseg.doctor import processor_name
-from napari_fmseg.evaluation import Evaluation, evaluate
-from napari_fmseg.events import drain
-from napari_fmseg.half_precision import HalfPrecision
-from napari_fmseg.metrics import dice_per_label
-from napari_fmseg.models import Model, ModelCard, load_model, read_card, write_card
+from napari_fmseg.core.events import drain
+from napari_fmseg.core.hardware import processor_name
+from napari_fmseg.datasets.case import read_case
+from napari_fmseg.evaluation.evaluate import Evaluation, evaluate
+from napari_fmseg.evaluation.metrics import dice_per_label
+from napari_fmseg.models.card import ModelCard, read_card, write_card
+from napari_fmseg.models.half_precision import HalfPrecision
+from napari_fmseg.models.weights import Model, load_model
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 from napari_fmseg.training import Case, load_recipe
-from napari_fmseg.training.data import read_case
-from napari_fmseg.training.sources import cases_for
+from napari_fmseg.training.data.sources import cases_for
 
 ROOT = Path(__file__).parents[1]
 

@@ -181,9 +181,9 @@ def teach(folder: Path) -> None:
 
     from napari_fmseg import phantom_ct, write_volume
     from napari_fmseg._napari.layers import labels_layer
-    from napari_fmseg._napari.teach_new import NewProject
+    from napari_fmseg._napari.teach.new_project_dialog import NewProject
+    from napari_fmseg.core.volume import LabelMap
     from napari_fmseg.training.projects import add_case, init_project
-    from napari_fmseg.volume import LabelMap
 
     folder.mkdir(parents=True, exist_ok=True)
     viewer = napari.Viewer(show=True)
@@ -282,7 +282,7 @@ def made_up_pet() -> tuple[Any, Any, Any]:
     from scipy import ndimage
 
     from napari_fmseg import LabelMap, Volume, phantom_ct
-    from napari_fmseg.regrid import resample
+    from napari_fmseg.core.resampling import resample
 
     ct, organs = phantom_ct(SEED, spacing=(3.0, 1.7, 1.7))
     grid = organs.geometry.resized(
@@ -312,8 +312,8 @@ def pet(folder: Path) -> None:
     import napari
 
     from napari_fmseg._napari.layers import image_layers, labels_layer
-    from napari_fmseg._napari.lesion_table import LesionDialog
-    from napari_fmseg._napari.reader import overlay_on
+    from napari_fmseg._napari.opening.layer_data import overlay_on
+    from napari_fmseg._napari.results.lesion_table import LesionDialog
 
     folder.mkdir(parents=True, exist_ok=True)
     viewer = napari.Viewer(show=True)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from napari_fmseg import Geometry, LabelMap, Volume, read_labels, read_volume
-from napari_fmseg.phantom import COLORS
+from napari_fmseg.datasets.phantom import COLORS
 
 PIXEL_MM = 1.25
 Places = npt.NDArray[np.float64]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from napari_fmseg.errors import MissingExtra
+from napari_fmseg.core.errors import MissingExtra
 from napari_fmseg.nets import NETWORKS
 
 ROOT = Path(__file__).parents[1]

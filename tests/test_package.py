@@ -27,7 +27,7 @@ import json, sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from npe2 import PluginManager
-import napari_fmseg, napari_fmseg.models as models
+import napari_fmseg, napari_fmseg.models.card as models
 manager = PluginManager()
 manager.discover()
 manifest = manager.get_manifest("napari-fmseg")
@@ -72,7 +72,7 @@ def check(found: dict, checkout: Path) -> None:
     assert found["display_name"] == "fmseg"
     assert found["version"] == napari_fmseg.__version__
     assert found["layers"] == ["image", "labels"]
-    assert found["command"] == ["napari_fmseg.cli:main"]
+    assert found["command"] == ["napari_fmseg.cli.main:main"]
     assert found["qt"] == []
     assert set(found["resources"]) >= {path.name for path in (checkout / "resources").rglob("*.toml")}
     shipped = {path.name for path in (checkout / "weights").glob("*.safetensors")}

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import write_labels, write_volume
-from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,6 +3,6 @@
 Native parsers run in a process of their own from here on: a damaged file must not take the window along.
 """
 
-from napari_fmseg.io import native
+from napari_fmseg.io.itk import native_reader
 
-native.isolate()
+native_reader.isolate()

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg._napari.placing import KEY, Frame, geometry_of, has_spacing, place
-from napari_fmseg.errors import GeometryMismatch
-from napari_fmseg.labels import label_info
-from napari_fmseg.volume import NO_SPACING, Geometry, LabelMap, Volume
+from napari_fmseg._napari.layer_transform import KEY, Frame, geometry_of, has_spacing, place
+from napari_fmseg.core.errors import GeometryMismatch
+from napari_fmseg.core.terminology import label_info
+from napari_fmseg.core.volume import NO_SPACING, Geometry, LabelMap, Volume
 
 __all__ = [
     "KEY",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from napari_fmseg._napari.layers import LayerData, image_layers, labels_layer
 from napari_fmseg._napari.reader import watch_current_viewer
-from napari_fmseg.phantom import Difficulty, phantom_ct
+from napari_fmseg.datasets.phantom import Difficulty, phantom_ct
 
 __all__ = ["phantom_easy_sample", "phantom_hard_sample", "phantom_sample"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from napari_fmseg._napari.belonging import label_map
-from napari_fmseg._napari.origin import in_file_order, origin_of
+from napari_fmseg._napari.choosers.label_pairing import label_map
+from napari_fmseg._napari.export.label_origin import in_file_order, origin_of
+from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.io import write_labels
-from napari_fmseg.volume import LabelMap
 
 __all__ = ["filed_labels", "write_labels_layer"]
 
@@ -48,7 +48,7 @@ def write_labels_layer(path: str, data: Any, options: dict[str, Any]) -> list[st
     written = str(write_labels(filed_labels(Labels(data, **options), layers), path))
     for layer in layers:
         if layer.data is data:
-            from napari_fmseg._napari.recovery import Recovery
+            from napari_fmseg._napari.recovery.autosave import Recovery
 
             Recovery.of(viewer).settled(layer)
     return [written]

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.errors import FmsegError, GeometryMismatch, NoSuv, UnreadableVolume, UnwritableVolume
-from napari_fmseg.io.checks import checked, smallest_integer, to_labels
+from napari_fmseg.core.errors import FmsegError, GeometryMismatch, NoSuv, UnreadableVolume, UnwritableVolume
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io.damage import access_told
-from napari_fmseg.io.finding import broken_files, files_below, find_volumes, format_of, packer_of, suffix_of
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg.io.discovery import broken_files, find_volumes, packer_of
+from napari_fmseg.io.paths import files_below, format_of, suffix_of
+from napari_fmseg.io.voxel_values import checked, smallest_integer, to_labels
 
 if TYPE_CHECKING:
-    from napari_fmseg.io.dicom import SeriesInfo
-    from napari_fmseg.io.dicomseg import Source
+    from napari_fmseg.io.dicom.seg_writer import Source
+    from napari_fmseg.io.dicom.series import SeriesInfo
 
 __all__ = [
     "check_destination",
@@ -109,14 +110,14 @@ def read_labels(path: Path | str) -> LabelMap:
 
 def _read_seg(path: Path) -> LabelMap | None:
     """Read the DICOM SEG that is, or lies in, `path`; None if there is none."""
-    from napari_fmseg.io import segreading
-    from napari_fmseg.io.zipped import unzipped
+    from napari_fmseg.io.dicom import seg_reader
+    from napari_fmseg.io.zip_archive import unzipped
 
     if path.is_file() and format_of(path) == "zip":
         with unzipped(path) as folder:
             return _read_seg(folder)
-    seg = segreading.find_seg(path)
-    return None if seg is None else segreading.read(seg)
+    seg = seg_reader.find_seg(path)
+    return None if seg is None else seg_reader.read(seg)
 
 
 def _check_series_as_labels(data: npt.NDArray[Any], meta: dict[str, Any], path: Path) -> None:
@@ -138,17 +139,17 @@ def list_series(folder: Path | str) -> tuple[SeriesInfo, ...]:
     UnreadableVolume
         If it is missing, or cannot be listed.
     """
-    from napari_fmseg.io import dicom
-    from napari_fmseg.io.zipped import unzipped
+    from napari_fmseg.io.dicom import series as dicom_series
+    from napari_fmseg.io.zip_archive import unzipped
 
     path = Path(folder)
     if path.is_dir():
-        return dicom.list_series(files_below(path))
+        return dicom_series.list_series(files_below(path))
     with access_told(path):
         if format_of(path) != "zip":
-            return dicom.list_series([path])
+            return dicom_series.list_series([path])
         with unzipped(path) as unpacked:
-            return dicom.list_series(files_below(unpacked))
+            return dicom_series.list_series(files_below(unpacked))
 
 
 def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | Source | None = None) -> Path:
@@ -164,7 +165,7 @@ def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | Source 
         existing file is replaced.
     source
         The volume that was segmented: its affine is written exactly, and for a NIfTI its sform, qform and codes.
-        For a DICOM SEG the folder or the files of the series (see `napari_fmseg.io.dicomseg`).
+        For a DICOM SEG the folder or the files of the series (see `napari_fmseg.io.dicom.seg_writer`).
 
     Returns
     -------
@@ -198,7 +199,7 @@ def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | Source 
 
 
 def _write_seg(labels: LabelMap, path: Path, source: Volume | Source | None) -> Path:
-    from napari_fmseg.io.dicomseg import write_dicom_seg
+    from napari_fmseg.io.dicom.seg_writer import write_dicom_seg
 
     if source is None or isinstance(source, Volume):
         raise UnwritableVolume(
@@ -235,7 +236,7 @@ def check_destination(path: Path | str) -> Path:
     UnwritableVolume
         If not.
     """
-    from napari_fmseg.io.writing import check_folder, check_name, remove_folders
+    from napari_fmseg.core.atomic_write import check_folder, check_name, remove_folders
 
     path = Path(path)
     _check_suffix(path)
@@ -257,13 +258,13 @@ def _read(path: Path, series: str | None, suv: str = "never") -> _Parts:
 
             return *nifti.read(path), path
         if kind == "itk":
-            from napari_fmseg.io import itk
+            from napari_fmseg.io.itk import reader
 
-            return *itk.read(path), path
+            return *reader.read(path), path
         if kind == "dicom":
-            from napari_fmseg.io import dicom
+            from napari_fmseg.io.dicom import series as dicom_series
 
-            return *dicom.read(path, series, suv), path
+            return *dicom_series.read(path, series, suv), path
         if kind == "zip":
             return _read_zip(path, series, suv)
     if packer := packer_of(path):
@@ -275,15 +276,15 @@ def _read(path: Path, series: str | None, suv: str = "never") -> _Parts:
 
 
 def _read_folder(path: Path, series: str | None, suv: str) -> _Parts:
-    from napari_fmseg.io import dicom
+    from napari_fmseg.io.dicom import series as dicom_series
 
     files = files_below(path)
     broken = broken_files(files)
-    if dicom.any_images(files):
-        return _with_broken((*dicom.read(path, series, suv), path), broken)
+    if dicom_series.any_images(files):
+        return _with_broken((*dicom_series.read(path, series, suv), path), broken)
     found = find_volumes(path)
-    if not found and dicom.any_dicom(files):  # it says what they are
-        return *dicom.read(path, series, suv), path
+    if not found and dicom_series.any_dicom(files):  # it says what they are
+        return *dicom_series.read(path, series, suv), path
     if len(found) == 1:
         return _with_broken(_read(found[0], series, suv), broken)
     if found:
@@ -311,8 +312,8 @@ def _broken(files: list[Path]) -> list[str]:
 
 
 def _read_zip(path: Path, series: str | None, suv: str) -> _Parts:
-    from napari_fmseg.io.textheader import check_inside, is_header
-    from napari_fmseg.io.zipped import in_zip, unzipped
+    from napari_fmseg.io.itk.text_header import check_inside, is_header
+    from napari_fmseg.io.zip_archive import in_zip, unzipped
 
     with unzipped(path) as folder:
         for header in (file for file in files_below(folder) if is_header(file)):
@@ -340,6 +341,6 @@ def _write(volume: Volume, path: Path, source: Volume | None) -> None:
 
         nifti.write(volume, path, source=source)
     else:
-        from napari_fmseg.io import itk
+        from napari_fmseg.io.itk import reader
 
-        itk.write(volume, path)
+        reader.write(volume, path)

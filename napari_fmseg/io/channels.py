@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_fmseg.errors import GeometryMismatch
+from napari_fmseg.core.errors import GeometryMismatch
+from napari_fmseg.core.resampling import stack_channels
+from napari_fmseg.core.volume import Geometry, Volume
 from napari_fmseg.io import read_volume
-from napari_fmseg.regrid import stack_channels
-from napari_fmseg.volume import Geometry, Volume
 
 __all__ = ["differ", "read_channels"]
 
@@ -43,7 +43,7 @@ def read_channels(
     ------
     GeometryMismatch
         If they lie on different grids or at different places (and, with `resample`, if they cannot be brought together:
-        see `napari_fmseg.regrid.stack_channels`).
+        see `napari_fmseg.core.resampling.stack_channels`).
     UnreadableVolume
         If one of them cannot be read.
     """

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from napari_fmseg.errors import DeviceMemory, FmsegError, UnreadableVolume
-from napari_fmseg.io.gzipped import DEFLATE_ERRORS
+from napari_fmseg.core.errors import DeviceMemory, FmsegError, UnreadableVolume
+from napari_fmseg.io.compression import DEFLATE_ERRORS
 
 __all__ = ["access_told", "damage_told", "library_errors"]
 

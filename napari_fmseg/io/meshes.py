@@ -14,12 +14,12 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.errors import UnwritableVolume
-from napari_fmseg.events import Progress, Saved, Warned
-from napari_fmseg.io.classes import class_name, file_stems, present
-from napari_fmseg.io.writing import written_beside, written_together
-from napari_fmseg.labels import label_info
-from napari_fmseg.volume import LabelMap
+from napari_fmseg.core.atomic_write import written_beside, written_together
+from napari_fmseg.core.errors import UnwritableVolume
+from napari_fmseg.core.events import Progress, Saved, Warned
+from napari_fmseg.core.terminology import label_info
+from napari_fmseg.core.volume import LabelMap
+from napari_fmseg.io.label_classes import class_name, file_stems, present
 
 __all__ = ["MESH_FORMATS", "Mesh", "mesh_of", "meshes", "write_meshes"]
 

@@ -17,13 +17,13 @@ from nibabel.nifti1 import Nifti1Extension, Nifti1Header, Nifti1PairHeader, data
 from nibabel.nifti2 import Nifti2Header, Nifti2PairHeader
 from nibabel.spatialimages import HeaderDataError
 
-from napari_fmseg.errors import UnreadableVolume, UnwritableVolume
-from napari_fmseg.io import segments
-from napari_fmseg.io.checks import REVERSED, rescaled, wanted_channels
+from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.errors import UnreadableVolume, UnwritableVolume
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.io import segment_metadata
+from napari_fmseg.io.compression import MAX_RATIO, fill, open_inflated, write_gzip
 from napari_fmseg.io.damage import damage_told
-from napari_fmseg.io.gzipped import MAX_RATIO, fill, open_inflated, write_gzip
-from napari_fmseg.io.writing import written_beside
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg.io.voxel_values import REVERSED, rescaled, wanted_channels
 
 __all__ = ["grid", "read", "write"]
 
@@ -79,7 +79,7 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
                 fill(stream, data)
     geometry, warnings = _geometry(header, shape, path)
     meta = {"format": "NIfTI", "nifti": _kept(header), "warnings": warnings, **_window(header)}
-    meta["names"], meta["colors"] = segments.from_xml(_table(table))
+    meta["names"], meta["colors"] = segment_metadata.from_xml(_table(table))
     if not data.dtype.isnative:
         data = data.byteswap(inplace=True).view(data.dtype.newbyteorder())
     if data.dtype.itemsize > 8:
@@ -345,7 +345,7 @@ def write(volume: Volume, path: Path, *, source: Volume | None) -> None:
     header = _new_header(volume)
     _place(header, volume, source)
     block = io.BytesIO()
-    if isinstance(volume, LabelMap) and (table := segments.to_xml(volume)):
+    if isinstance(volume, LabelMap) and (table := segment_metadata.to_xml(volume)):
         # Code 0, as TotalSegmentator has it: nibabel cannot give the content of code 30, Workbench's own.
         header.extensions.append(Nifti1Extension(0, table))
         header["intent_code"] = 1002  # NIFTI_INTENT_LABEL

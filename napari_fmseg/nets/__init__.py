@@ -12,7 +12,7 @@ import reprlib
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from napari_fmseg.errors import UnknownModel
+from napari_fmseg.core.errors import UnknownModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 __all__ = ["NETWORKS", "build"]
 
 NETWORKS: dict[str, str] = {
-    "snet": "napari_fmseg.nets.phased:SNet",
-    "attnnet": "napari_fmseg.nets.phased:AttnNet",
-    "edgenet": "napari_fmseg.nets.phased:EdgeNet",
+    "snet": "napari_fmseg.nets.fmsf:SNet",
+    "attnnet": "napari_fmseg.nets.fmsf:AttnNet",
+    "edgenet": "napari_fmseg.nets.fmsf:EdgeNet",
     "fmunet": "napari_fmseg.nets.fmunet:FMUNet",
     "pctnet": "napari_fmseg.nets.pctnet:PCTNet",
-    "baseunet": "napari_fmseg.nets.efficient:BaseUNet",
-    "contextunet": "napari_fmseg.nets.efficient:ContextUNet",
-    "efficientsegnet": "napari_fmseg.nets.efficient:EfficientSegNet",
+    "baseunet": "napari_fmseg.nets.efficientseg:BaseUNet",
+    "contextunet": "napari_fmseg.nets.efficientseg:ContextUNet",
+    "efficientsegnet": "napari_fmseg.nets.efficientseg:EfficientSegNet",
     "uxnet3d": "napari_fmseg.nets.ma3dseg:UXNet",
     "ma3dseg": "napari_fmseg.nets.ma3dseg:MA3DSeg",
-    "unet3d": "napari_fmseg.nets.zoo:UNet3D",
-    "vnet": "napari_fmseg.nets.zoo:VNet",
-    "deepmedic": "napari_fmseg.nets.veterans:DeepMedic",
-    "voxresnet": "napari_fmseg.nets.veterans:VoxResNet",
-    "anatomynet": "napari_fmseg.nets.veterans:AnatomyNet",
+    "unet3d": "napari_fmseg.nets.unet3d:UNet3D",
+    "vnet": "napari_fmseg.nets.vnet:VNet",
+    "deepmedic": "napari_fmseg.nets.deepmedic:DeepMedic",
+    "voxresnet": "napari_fmseg.nets.voxresnet:VoxResNet",
+    "anatomynet": "napari_fmseg.nets.anatomynet:AnatomyNet",
     "hdenseunet": "napari_fmseg.nets.hdenseunet:HDenseUNet",
-    "unet2d": "napari_fmseg.nets.planar:UNet2D",
-    "fcn": "napari_fmseg.nets.planar:FCN",
-    "deeplabv3plus": "napari_fmseg.nets.planar:DeepLab",
-    "monai-unet": "napari_fmseg.nets.classic:unet",
-    "monai-attentionunet": "napari_fmseg.nets.classic:attention_unet",
-    "monai-dynunet": "napari_fmseg.nets.classic:dynunet",
-    "monai-segresnet": "napari_fmseg.nets.classic:segresnet",
-    "monai-unetr": "napari_fmseg.nets.classic:unetr",
-    "monai-swinunetr": "napari_fmseg.nets.classic:swin_unetr",
+    "unet2d": "napari_fmseg.nets.slicewise:UNet2D",
+    "fcn": "napari_fmseg.nets.slicewise:FCN",
+    "deeplabv3plus": "napari_fmseg.nets.slicewise:DeepLab",
+    "monai-unet": "napari_fmseg.nets.monai_nets:unet",
+    "monai-attentionunet": "napari_fmseg.nets.monai_nets:attention_unet",
+    "monai-dynunet": "napari_fmseg.nets.monai_nets:dynunet",
+    "monai-segresnet": "napari_fmseg.nets.monai_nets:segresnet",
+    "monai-unetr": "napari_fmseg.nets.monai_nets:unetr",
+    "monai-swinunetr": "napari_fmseg.nets.monai_nets:swin_unetr",
 }
 
 

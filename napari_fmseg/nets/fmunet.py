@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.errors import GeometryMismatch, UnknownModel
-from napari_fmseg.nets.blocks import check_channels, check_image, conv, draw_weights, resize, stride, tracing
+from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
+from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, draw_weights, resize, stride, tracing
 
 __all__ = ["FMUNet"]
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.errors import UnknownModel
-from napari_fmseg.nets.planar import Planar, along, conv_norm
+from napari_fmseg.core.errors import UnknownModel
+from napari_fmseg.nets.slicewise import Planar, along, conv_norm
 
 __all__ = ["HDenseUNet"]
 

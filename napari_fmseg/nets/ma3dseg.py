@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.errors import GeometryMismatch, UnknownModel
-from napari_fmseg.nets.blocks import (
+from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
+from napari_fmseg.nets.layers.blocks import (
     ACTIVATIONS,
     check_channels,
     check_choice,
@@ -25,93 +25,16 @@ from napari_fmseg.nets.blocks import (
     resize,
     tracing,
 )
+from napari_fmseg.nets.layers.region_attention import GuidedBoundary
+from napari_fmseg.nets.layers.ux_block import ChannelNorm, DXBlock, UXBlock
 
-__all__ = ["CrossRegionAttention", "DXBlock", "GuidedBoundary", "MA3DSeg", "UXBlock", "UXNet"]
+__all__ = ["MA3DSeg", "UXNet"]
+
 
 WIDTHS = (48, 96, 192, 384)
 
+
 _BLOCKS = ("ux", "dx")
-
-
-class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each voxel, with a scale and a shift per channel."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give (b, c, z, y, x)."""
-        moved = F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, 1e-6)
-        return moved.movedim(-1, 1)
-
-
-class _Separable(nn.Module):
-    """Depthwise convolution, then one across the channels; no bias, nothing between."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv3d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
-        self.pointwise = nn.Conv3d(channels, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.pointwise(self.conv1(x))
-        return out
-
-
-class UXBlock(nn.Module):
-    """Block of 3D UX-Net: a large depthwise kernel, norm, and two channelwise scalings, added to the input.
-
-    Parameters
-    ----------
-    channels
-        Of input and output.
-    kernel
-        Odd size of the depthwise kernel.
-    gamma
-        First value of the learned weight of the branch.
-    """
-
-    def __init__(self, channels: int, kernel: int = 7, gamma: float = 1e-6) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((channels,), gamma))
-        self.dwconv = nn.Conv3d(channels, channels, kernel, padding=kernel // 2, groups=channels)
-        self.norm = ChannelNorm(channels)
-        self.pwconv1 = nn.Conv3d(channels, 4 * channels, 1, groups=channels)
-        self.pwconv2 = nn.Conv3d(4 * channels, channels, 1, groups=channels)
-
-    def _mix(self, x: Tensor) -> Tensor:
-        out: Tensor = self.dwconv(x)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give (b, c, z, y, x)."""
-        branch = self.pwconv2(F.gelu(self.pwconv1(self.norm(self._mix(x)))))
-        out: Tensor = x + self.gamma.view(-1, 1, 1, 1) * branch
-        return out
-
-
-class DXBlock(UXBlock):
-    """3D-DX block: `UXBlock` whose large kernel is followed by a convolution across the channels.
-
-    Parameters
-    ----------
-    channels, kernel, gamma
-        As in `UXBlock`.
-    published
-        Keep the unused entries ``dwconv`` of the public code, so that its files fit.
-    """
-
-    def __init__(self, channels: int, kernel: int = 7, gamma: float = 1e-6, *, published: bool = False) -> None:
-        super().__init__(channels, kernel, gamma)
-        if not published:
-            del self.dwconv
-        self.separable_conv = _Separable(channels, kernel)
-
-    def _mix(self, x: Tensor) -> Tensor:
-        out: Tensor = self.separable_conv(x)
-        return out
 
 
 class _Encoder(nn.Module):
@@ -446,116 +369,6 @@ class MA3DSeg(nn.Module):
                 f"MA3DSeg normalises maps of a 16th of the size and needs 32 voxels along one axis, "
                 f"not {tuple(x.shape[2:])}. Resample or pad the volume."
             )
-
-
-class GuidedBoundary(nn.Module):
-    """Sharpen features where a guiding map and the features change together (SDM).
-
-    Written after a description of a loose part of the public code of MA3DSeg, whose networks do not use it.
-
-    Parameters
-    ----------
-    channels, guiding
-        Channels of the features and of the guiding map.
-    """
-
-    def __init__(self, channels: int, guiding: int) -> None:
-        super().__init__()
-        self.sdc1 = _GuidedDifference(channels, guiding)
-        self.bn = nn.BatchNorm3d(channels)
-
-    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """Give features of the size of `x`; `guide` (b, guiding, z, y, x) lies on the same grid."""
-        return x + F.relu(self.bn(self.sdc1(x, guide)))
-
-
-class _GuidedDifference(nn.Module):
-    def __init__(self, channels: int, guiding: int) -> None:
-        super().__init__()
-
-        self.x_kernel_diff = nn.Parameter(_corners(channels))
-        self.guidance_kernel_diff = nn.Parameter(_corners(channels))
-        self.conv = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
-        self.conv1 = nn.Sequential(
-            nn.Conv3d(guiding, channels, 3, padding=1, bias=False), nn.BatchNorm3d(channels)
-        )  # fmt: skip
-
-    def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        change = self._depthwise(self.conv1(guide), self.guidance_kernel_diff)
-        out: Tensor = self.conv(self._depthwise(x, self.x_kernel_diff) * change.square())
-        return out
-
-    def _depthwise(self, x: Tensor, kernel: Tensor) -> Tensor:
-        return F.conv3d(x, kernel, padding=1, groups=len(kernel))
-
-
-def _corners(channels: int) -> Tensor:
-    """Draw depthwise kernels (channels, 1, 3, 3, 3): normal values, and at the corners -1 or 1 by their parity."""
-    kernels = torch.randn(channels, 1, 3, 3, 3)
-    for corner in range(8):
-        z, y, x = (2 * (corner >> axis & 1) for axis in range(3))
-        kernels[:, :, z, y, x] = 1 if corner.bit_count() % 2 else -1
-    return kernels
-
-
-class CrossRegionAttention(nn.Module):
-    """Attention among regions of a token list, through a few summaries of each region (CR-MSA).
-
-    Written after a description of a loose part of the public code of MA3DSeg, whose networks do not use it; unlike
-    there, the items of a batch do not mix.
-
-    Parameters
-    ----------
-    channels
-        Of a token.
-    heads
-        Of the attention.
-    regions
-        Along each side of the square on which the tokens are laid.
-    summaries
-        Per region.
-    """
-
-    def __init__(self, channels: int, heads: int = 8, regions: int = 4, summaries: int = 3) -> None:
-        super().__init__()
-        if channels % heads:
-            raise UnknownModel(f"The channels ({channels}) must be a multiple of the heads ({heads}).")
-        self.regions = regions
-        self.phi = nn.Parameter(torch.empty(channels, summaries))
-        nn.init.kaiming_uniform_(self.phi, a=5**0.5)
-        self.attn = _SelfAttention(channels, heads)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Give (b, n, channels) for tokens (b, n, channels)."""
-        n = tokens.shape[1]
-        side = -(-int(-(-(n**0.5) // 1)) // self.regions) * self.regions
-        x = F.pad(tokens, (0, 0, 0, side * side - n))
-        part = side // self.regions
-        x = x.view(len(x), self.regions, part, self.regions, part, -1).transpose(2, 3)
-        x = x.flatten(3, 4).flatten(1, 2)  # (b, regions, tokens, c)
-        scores = (x @ self.phi).transpose(2, 3)  # (b, regions, summaries, tokens)
-        summaries = scores.softmax(-1) @ x  # (b, regions, summaries, c)
-        mixed = self.attn(summaries.transpose(1, 2)).transpose(1, 2)
-        low, high = scores.amin(-1, keepdim=True), scores.amax(-1, keepdim=True)
-        spread = (scores - low) / (high - low + 1e-8) * scores.softmax(2)
-        x = spread.transpose(2, 3) @ mixed  # (b, regions, tokens, c)
-        x = x.view(len(x), self.regions, self.regions, part, part, -1).transpose(2, 3)
-        out: Tensor = x.flatten(1, 4)[:, :n]
-        return out
-
-
-class _SelfAttention(nn.Module):
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Let the tokens (b, lists, n, c) of each list look at each other."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
-        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2))
-        return out
 
 
 def _check(

@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.errors import UnknownModel
-from napari_fmseg.nets.blocks import check_channels, check_image, conv, draw_weights, stride
-from napari_fmseg.nets.windowed import WindowedTransformer
+from napari_fmseg.core.errors import UnknownModel
+from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, draw_weights, stride
+from napari_fmseg.nets.layers.swin import WindowedTransformer
 
 __all__ = ["PCTNet"]
 

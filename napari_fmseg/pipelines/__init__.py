@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_fmseg.errors import GeometryMismatch, InvalidRecipe
-from napari_fmseg.events import Event, StageResult, Warned
-from napari_fmseg.pipelines.settings import STAGES
-from napari_fmseg.tables import Range, wrong_number
+from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe
+from napari_fmseg.core.events import Event, StageResult, Warned
+from napari_fmseg.core.structuring import Range, wrong_number
+from napari_fmseg.models.settings import STAGES
 
 if TYPE_CHECKING:
-    from napari_fmseg.models import Model, ModelCard
-    from napari_fmseg.volume import Geometry, Volume
+    from napari_fmseg.core.volume import Geometry, Volume
+    from napari_fmseg.models.card import ModelCard
+    from napari_fmseg.models.weights import Model
 
 __all__ = ["PIPELINES", "SegmentOptions", "check_channels", "doubts", "segment", "stages_of"]
 
@@ -163,7 +164,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     if not options.max_memory_gb >= 0:
         raise InvalidRecipe(f"max_memory_gb is a number of GB, or 0 for no limit, not {options.max_memory_gb}.")
     yield from (Warned(text) for text in doubts(volume.geometry, volume.meta, card))
-    from napari_fmseg.pipelines.running import MemoryLimit, told_of_memory
+    from napari_fmseg.pipelines.executor import MemoryLimit, told_of_memory
 
     size = " x ".join(str(n) for n in volume.geometry.shape)
     with MemoryLimit(model.device, options.max_memory_gb) as limit, told_of_memory(size, model.device):
@@ -194,8 +195,8 @@ def _module_of(card: ModelCard) -> str:
 
 def _finished(events: Iterator[Event], options: SegmentOptions) -> Iterator[Event]:
     """Clean the last stage's labels as the options ask."""
+    from napari_fmseg.core.volume import LabelMap
     from napari_fmseg.pipelines.postprocess import clean
-    from napari_fmseg.volume import LabelMap
 
     for event in events:
         if not isinstance(event, StageResult):

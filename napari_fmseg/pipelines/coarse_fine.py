@@ -20,17 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.events import Event, Progress, StageResult, Warned
-from napari_fmseg.grid import bounding_box, canonical_view, to_canonical
-from napari_fmseg.models import Intensity, Model
-from napari_fmseg.nets.pages import release_pages
-from napari_fmseg.pipelines.labelling import Choice, chooser, label_slabs
-from napari_fmseg.pipelines.phased import normalise
+from napari_fmseg.core.allocator import release_pages
+from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.resampling_torch import bounding_box, canonical_view, to_canonical
+from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
+from napari_fmseg.models.card import Intensity
+from napari_fmseg.models.settings import STAGES, CoarseFineSettings
+from napari_fmseg.models.weights import Model
+from napari_fmseg.pipelines.executor import Engine, averaged, members
+from napari_fmseg.pipelines.label_upsampling import Choice, chooser, label_slabs
 from napari_fmseg.pipelines.postprocess import keep_parts
-from napari_fmseg.pipelines.reading import Source
-from napari_fmseg.pipelines.running import Engine, averaged, members
-from napari_fmseg.pipelines.settings import STAGES, CoarseFineSettings
-from napari_fmseg.volume import Box, Geometry, LabelMap, Volume
+from napari_fmseg.pipelines.preprocessing import normalise
+from napari_fmseg.pipelines.slab_reader import Source
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.components import components
-from napari_fmseg.errors import FmsegError
-from napari_fmseg.volume import Box, LabelMap
+from napari_fmseg.core.components import components
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.volume import Box, LabelMap
 
 __all__ = ["clean", "keep_parts"]
 

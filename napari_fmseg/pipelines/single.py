@@ -18,17 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.errors import GeometryMismatch
-from napari_fmseg.events import Event, Progress, StageResult, Warned
-from napari_fmseg.grid import from_canonical, resize, to_canonical, to_tensor
-from napari_fmseg.models import Model
-from napari_fmseg.pipelines.labelling import ARGMAX, labels_on
-from napari_fmseg.pipelines.phased import body_box, cut, normalise
+from napari_fmseg.core.errors import GeometryMismatch
+from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.resampling_torch import from_canonical, resize, to_canonical, to_tensor
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.models.settings import SingleSettings
+from napari_fmseg.models.weights import Model
+from napari_fmseg.pipelines.executor import Engine, averaged, members
+from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
 from napari_fmseg.pipelines.postprocess import clean
-from napari_fmseg.pipelines.running import Engine, averaged, members
-from napari_fmseg.pipelines.settings import SingleSettings
-from napari_fmseg.pipelines.windows import flips_along, windowed
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg.pipelines.preprocessing import body_box, cut, normalise
+from napari_fmseg.pipelines.sliding_window import flips_along, windowed
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from napari_fmseg.training.pretrain_recipe import Fusion, PretrainRecipe, load_pretrain_recipe
-from napari_fmseg.training.recipe import Augment, Case, Recipe, Replay, StageRecipe, cases_of, load_recipe
+from napari_fmseg.datasets.case import Case
+from napari_fmseg.datasets.nnunet_raw import cases_of
+from napari_fmseg.training.pretraining.recipe import Fusion, PretrainRecipe, load_pretrain_recipe
+from napari_fmseg.training.recipe import Augment, Recipe, Replay, StageRecipe
+from napari_fmseg.training.recipe_file import load_recipe
 
 __all__ = [
     "Augment",
@@ -28,11 +31,11 @@ def __getattr__(name: str) -> object:
 
         return train
     if name == "pretrain":
-        from napari_fmseg.training.pretraining import pretrain
+        from napari_fmseg.training.pretraining.loop import pretrain
 
         return pretrain
     if name == "suggest_recipe":
-        from napari_fmseg.training.suggest import suggest_recipe
+        from napari_fmseg.training.planner import suggest_recipe
 
         return suggest_recipe
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,10 +15,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from napari_fmseg.errors import MissingExtra
-from napari_fmseg.events import EpochDone, Pictures, StepDone, TrainEvent
-from napari_fmseg.io.writing import unwritable, written_beside
-from napari_fmseg.processes import leads
+from napari_fmseg.core.atomic_write import unwritable, written_beside
+from napari_fmseg.core.errors import MissingExtra
+from napari_fmseg.core.events import EpochDone, Pictures, StepDone, TrainEvent
+from napari_fmseg.core.processes import leads
 
 __all__ = ["recorded"]
 

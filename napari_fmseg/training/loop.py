@@ -19,26 +19,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
-from napari_fmseg.models import Model, ModelCard, NetSpec, load_model, save_model
+from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.core.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
+from napari_fmseg.core.processes import leads
+from napari_fmseg.core.volume import LabelMap
+from napari_fmseg.datasets.case import Case, read_case
+from napari_fmseg.datasets.projects.training_plan import note_learned
+from napari_fmseg.models.card import ModelCard, NetSpec
+from napari_fmseg.models.settings import STAGES, PhasedSettings
+from napari_fmseg.models.weights import Model, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.nets.blocks import draw_weights
-from napari_fmseg.nets.phased import AttnNet, EdgeNet, SNet, calm_weights, init_weights
-from napari_fmseg.pipelines.settings import STAGES, PhasedSettings
-from napari_fmseg.processes import leads
-from napari_fmseg.training.coarse_fine import TwoLooks
-from napari_fmseg.training.data import Held, Sample, load_sample, read_case
-from napari_fmseg.training.drawing import Drawing, batches_of
-from napari_fmseg.training.growth import grow
-from napari_fmseg.training.hard import Hardness
+from napari_fmseg.nets.fmsf import AttnNet, EdgeNet, SNet, calm_weights, init_weights
+from napari_fmseg.nets.layers.blocks import draw_weights
+from napari_fmseg.training.class_growth import grow
+from napari_fmseg.training.data.case_cache import prepare
+from napari_fmseg.training.data.hard_mining import Hardness
+from napari_fmseg.training.data.samples import Held, Sample, load_sample
+from napari_fmseg.training.data.sampling import Drawing, batches_of
+from napari_fmseg.training.data.sources import Source, sources_of
+from napari_fmseg.training.distributed import make_fabric
+from napari_fmseg.training.forgetting import Teacher, distance
 from napari_fmseg.training.history import recorded
-from napari_fmseg.training.phased import make_task
-from napari_fmseg.training.pictures import write_plane
-from napari_fmseg.training.prepared import prepare
-from napari_fmseg.training.projects.learning import note_learned
-from napari_fmseg.training.recipe import Case, Recipe, StageRecipe, as_table
-from napari_fmseg.training.remember import Teacher, distance
+from napari_fmseg.training.monitor import Watch
+from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.training.recipe_file import as_table
 from napari_fmseg.training.run_folder import (
     claim,
     fingerprint,
@@ -49,13 +53,12 @@ from napari_fmseg.training.run_folder import (
     save_checkpoint,
 )
 from napari_fmseg.training.schedules import rate_of
-from napari_fmseg.training.several import make_fabric
-from napari_fmseg.training.single import Patches
-from napari_fmseg.training.sources import Source, sources_of
-from napari_fmseg.training.tasks import Task
-from napari_fmseg.training.validating import validated
-from napari_fmseg.training.watch import Watch
-from napari_fmseg.volume import LabelMap
+from napari_fmseg.training.snapshots import write_plane
+from napari_fmseg.training.tasks.base import Task
+from napari_fmseg.training.tasks.coarse_fine import TwoLooks
+from napari_fmseg.training.tasks.phased import make_task
+from napari_fmseg.training.tasks.single import Patches
+from napari_fmseg.training.validation import validated
 
 __all__ = ["train"]
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-import glob
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg.errors import InvalidRecipe, UnknownModel
-from napari_fmseg.models import Intensity
+from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.core.structuring import Range, is_file_name, wrong_number
+from napari_fmseg.datasets.case import IGNORE_NAME, Case
+from napari_fmseg.models.card import Intensity
+from napari_fmseg.models.settings import SETTINGS
 from napari_fmseg.pipelines import PIPELINES
-from napari_fmseg.pipelines.settings import SETTINGS
-from napari_fmseg.tables import Range, dataclass_from, is_file_name, read_table, wrong_number
-from napari_fmseg.training.dataset_table import CaseEntry, labels_in, read_dataset_table, structured
 
-__all__ = ["Augment", "Case", "Recipe", "Replay", "StageRecipe", "cases_of", "load_recipe", "paired"]
+__all__ = ["Augment", "Recipe", "Replay", "StageRecipe"]
 
-IGNORE_NAME = "ignore"
+
 """What nnU-Net calls the voxels that nobody labelled."""
 
+
 MOST_LABELS = 254
+
 
 LOSSES = (
     "attn",
@@ -41,30 +39,9 @@ LOSSES = (
 )
 
 
-@dataclass(frozen=True)
-class Case:
-    """One patient's volume and its labels.
-
-    Parameters
-    ----------
-    name
-        What it is called in tables; never a patient's name.
-    images
-        One file per channel, or one file with all channels.
-    labels
-        The label file, or None.
-    classes
-        The classes that somebody looked for in this case, whether they are there or not; empty for all. In the
-        background of the others it stays open whether it is background or one of them.
-    """
-
-    name: str
-    images: tuple[Path, ...]
-    labels: Path | None = None
-    classes: tuple[str, ...] = ()
-
-
 _SHARE = Range(0, 1)
+
+
 _AUGMENT_RANGES = {
     "focus": _SHARE,
     "shift": _SHARE,
@@ -325,7 +302,7 @@ class Recipe:
     folds, fold
         Cross-validation: split all cases into so many folds by what their images show, and validate on this one,
         counted from 1; `holdout` and the dataset's own list have no effect then. 0 does not. See
-        `napari_fmseg.training.folds`.
+        `napari_fmseg.datasets.folds`.
     hard_times
         Draw the hardest fifth of the cases so many times more often than the others: those on whose samples the Dice
         of the last epoch was lowest. 0 not at all. Published: 3, for cases chosen by hand.
@@ -474,190 +451,3 @@ class Recipe:
                     f"Stage {stage.stage!r}: init_from is a stage that was trained before it, not {stage.init_from!r}."
                 )
             before.append(stage.stage)
-
-
-def load_recipe(path: Path | str, **changes: Any) -> Recipe:
-    """Read a recipe from TOML; paths in it are relative to the file's folder.
-
-    Parameters
-    ----------
-    path
-        The TOML file.
-    **changes
-        Fields to replace, such as ``out=...``.
-
-    Raises
-    ------
-    InvalidRecipe
-        If the file cannot be read, or a field is unknown, missing or of the wrong kind.
-    """
-    path = Path(path)
-    for name in ("dataset", "out", "prepared"):
-        if changes.get(name) is not None:
-            changes[name] = Path(changes[name]).absolute()
-    try:
-        return _from_table({**read_table(path, toml=True), **changes}, path.resolve().parent)
-    except InvalidRecipe as error:
-        raise InvalidRecipe(f"{path.name}: {error}") from error
-    except (OSError, ValueError, UnknownModel) as error:
-        raise InvalidRecipe(f"{path.name} is no recipe: {error}. See docs/recipes.md for its fields.") from error
-
-
-def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
-    for name in ("dataset", "out", "prepared"):
-        if isinstance(table.get(name), str | Path):
-            table[name] = folder / os.path.expanduser(table[name])
-    for name in ("training", "validation"):
-        if isinstance(table.get(name), list):
-            table[name] = [case_from(entry, folder) for entry in table[name]]
-    if isinstance(table.get("replay"), list):
-        table["replay"] = [_replay(entry, folder) for entry in table["replay"]]
-    start = table.get("start_from")
-    if isinstance(start, str) and start.endswith(".toml"):
-        table["start_from"] = str(folder / os.path.expanduser(start))
-    return dataclass_from(Recipe, table)
-
-
-def _replay(entry: Any, folder: Path) -> Any:
-    if not isinstance(entry, Mapping):
-        return entry
-    table = dict(entry)
-    if isinstance(table.get("dataset"), str):
-        table["dataset"] = folder / os.path.expanduser(table["dataset"])
-    for name in ("training", "validation"):
-        if isinstance(table.get(name), list):
-            table[name] = [case_from(case, folder) for case in table[name]]
-    return table
-
-
-def case_from(entry: Any, folder: Path) -> Case:
-    """Read one entry of a list of cases; paths are relative to `folder`.
-
-    Raises
-    ------
-    ValueError
-        If it names no image, or a value of it cannot be what it is.
-    """
-    return _case_of(dataclass_from(CaseEntry, entry, "case.", known_only=True), folder)
-
-
-def _case_of(entry: CaseEntry, folder: Path) -> Case:
-    """Give the case of an entry; paths are relative to `folder`."""
-    images = entry.images or entry.image or ()
-    images = (images,) if isinstance(images, str) else images
-    if not images or "" in images:
-        raise ValueError(f"a case needs an image: {entry.case or entry.name or 'one'} has none")
-    labels = entry.labels or entry.label
-    name = str(entry.name or entry.case or _stem(Path(images[0])))
-    if isinstance(entry.classes, str):
-        raise ValueError(f"the classes of case {name!r} are a list of names, not {entry.classes!r}")
-    return Case(
-        name, tuple(folder / i for i in images), folder / labels if labels else None, tuple(entry.classes or ())
-    )
-
-
-def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
-    """Find the cases of a dataset folder.
-
-    Understands the nnU-Net raw layout (imagesTr/NAME_0000.nii.gz per channel, labelsTr/NAME.nii.gz) and case lists
-    `training` and `validation` in dataset.json. Where cases were labelled with some of the classes only, `classes` in
-    dataset.json says with which: ``{"anna": ["liver"]}``.
-
-    The split of a project is its own. Nothing is written: what a training learns from is noted when it starts.
-
-    Parameters
-    ----------
-    folder
-        With a dataset.json.
-    holdout
-        Names of the cases for validation; else the list in dataset.json, else every fifth case by name.
-
-    Returns
-    -------
-    tuple
-        Class names by the label in the files, training cases, validation cases.
-
-    Raises
-    ------
-    InvalidRecipe
-        If there is no dataset.json, no labelled case, or an unknown name in `holdout`.
-    """
-    folder = Path(folder)
-    if (folder / "fmseg" / "project.json").exists():  # a project has its own, locked split
-        from napari_fmseg.training.projects.learning import learnable
-
-        return learnable(folder, holdout)
-    try:
-        facts = structured(read_dataset_table(folder))
-        if any(isinstance(value, tuple) for value in facts.labels.values()):
-            raise ValueError("labels has regions, of several numbers each, which cannot be learned here")
-        known, ignore = labels_in(facts.labels)
-        labels = dict(sorted({**known, **({} if ignore is None else {ignore: IGNORE_NAME})}.items()))
-        listed = [_case_of(e, folder) for e in facts.training if isinstance(e, CaseEntry)]
-        held = [_case_of(e, folder) for e in facts.validation if isinstance(e, CaseEntry)]
-        partly = facts.classes if isinstance(facts.classes, Mapping) else {}
-    except (OSError, ValueError) as error:
-        raise InvalidRecipe(
-            f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
-        ) from error
-    there = listed and all(os.path.exists(c.images[0]) for c in listed)
-    cases = listed if there else paired(folder / "imagesTr", folder / "labelsTr")
-    cases = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in cases]
-    held = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in held]
-    cases = [c for c in cases if c.labels is not None]
-    if not cases:
-        raise InvalidRecipe(
-            f"No labelled case in {folder}. Expected imagesTr/NAME_0000.nii.gz and labelsTr/NAME.nii.gz."
-        )
-    if holdout:
-        everyone = {c.name: c for c in [*cases, *held]}
-        unknown = sorted(set(holdout) - everyone.keys())
-        if unknown:
-            raise InvalidRecipe(f"These cases are held out and not in {folder}: {', '.join(unknown[:5])}.")
-        cases, held = [c for n, c in everyone.items() if n not in holdout], [everyone[n] for n in holdout]
-    elif held:
-        names = {c.name for c in held}
-        cases = [c for c in cases if c.name not in names]
-    else:
-        cases = sorted(cases, key=lambda c: c.name)
-        held = cases[4::5]
-        cases = [c for c in cases if c not in held]
-    if not cases:
-        raise InvalidRecipe(f"All labelled cases of {folder} are held out; none is left to train on.")
-    return labels, cases, held
-
-
-def _stem(path: Path) -> str:
-    """Name a file without its ending; dots within the name stay, as in DICOM's numbers."""
-    name = path.name.removesuffix(".gz")
-    return name.rpartition(".")[0] or name
-
-
-def paired(images: Path, labels: Path) -> list[Case]:
-    """Find cases whose labels have a file called as their image, or as their images without _0000, _0001...
-
-    Parameters
-    ----------
-    images, labels
-        Two folders.
-    """
-    cases = []
-    for label in sorted(labels.glob("*")):
-        if label.name.startswith("."):  # what macOS leaves behind
-            continue
-        name = _stem(label)
-        known = glob.escape(name)
-        files = tuple(sorted(images.glob(f"{known}_[0-9][0-9][0-9][0-9].*")))
-        files = files or tuple(p for p in sorted(images.glob(f"{known}.*")) if _stem(p) == name)
-        if files:
-            cases.append(Case(name, files, label))
-    return cases
-
-
-def as_table(recipe: Recipe) -> dict[str, Any]:
-    """Give the recipe as plain values, for hashing, cards and JSON."""
-    table: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
-    for name in ("unit", "channels"):  # younger than some runs, which must go on with the hash that they have
-        if not table["intensity"][name]:
-            del table["intensity"][name]
-    return table

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg.convert import read_checkpoint
-from napari_fmseg.errors import InvalidRecipe, UnwritableVolume, WeightsMismatch
-from napari_fmseg.io.locking import Busy, locked
-from napari_fmseg.io.writing import unwritable, written_beside
-from napari_fmseg.processes import leads
-from napari_fmseg.tables import dataclass_from, read_table
-from napari_fmseg.training.recipe import Case, Recipe
+from napari_fmseg.core.atomic_write import unwritable, written_beside
+from napari_fmseg.core.errors import InvalidRecipe, UnwritableVolume, WeightsMismatch
+from napari_fmseg.core.processes import leads
+from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.datasets.case import Case
+from napari_fmseg.io.file_lock import Busy, locked
+from napari_fmseg.models.convert import read_checkpoint
+from napari_fmseg.training.recipe import Recipe
 
 __all__ = ["claim", "fingerprint", "hold", "load_checkpoint", "resolved", "restoring", "save_checkpoint"]
 

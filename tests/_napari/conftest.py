@@ -26,6 +26,6 @@ def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown() -> None:
     """End what still runs in threads: while it runs nothing is collected, and napari would take that for a leak."""
-    worker = sys.modules.get("napari_fmseg._napari.worker")
+    worker = sys.modules.get("napari_fmseg._napari.common.job")
     if worker is not None:
         assert worker.close_all_jobs(10)

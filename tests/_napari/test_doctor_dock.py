@@ -20,8 +20,8 @@ import psutil
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QApplication
 
-from napari_fmseg._napari.dialogs import ErrorDialog, on_screen
-from napari_fmseg._napari.doctor import DoctorDock
+from napari_fmseg._napari.common.dialogs import ErrorDialog, on_screen
+from napari_fmseg._napari.doctor_dock import DoctorDock
 
 FOUND = [
     {"name": "torch", "state": "ok", "text": "torch 2", "fix": ""},
@@ -139,5 +139,8 @@ def test_the_real_examination_in_a_napari_window_lets_it_breathe(make_napari_vie
 
 
 def test_opening_the_dock_loads_no_torch():
-    code = "import sys, napari_fmseg._napari.doctor, napari_fmseg._napari.recovery; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, napari_fmseg._napari.doctor_dock, napari_fmseg._napari.recovery.autosave; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

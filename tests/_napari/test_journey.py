@@ -16,11 +16,11 @@ from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication
 
-from napari_fmseg._napari.export import ExportDock
-from napari_fmseg._napari.segment import SegmentDock
-from napari_fmseg.cli import main
+from napari_fmseg._napari.export.dock import ExportDock
+from napari_fmseg._napari.segment.dock import SegmentDock
+from napari_fmseg.cli.main import main
+from napari_fmseg.datasets.phantom import phantom_ct
 from napari_fmseg.io import write_volume
-from napari_fmseg.phantom import phantom_ct
 
 SHARED = Path(os.environ.get("FMSEG_SHARED", Path(__file__).parents[2].parent / "shared"))
 PATIENCE_MS = 90_000

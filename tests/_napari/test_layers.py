@@ -17,9 +17,9 @@ from napari_fmseg._napari.layers import (
     map_layer,
     volume_of,
 )
-from napari_fmseg.errors import GeometryMismatch
-from napari_fmseg.labels import label_info
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg.core.errors import GeometryMismatch
+from napari_fmseg.core.terminology import label_info
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 
 napari_layers = pytest.importorskip("napari.layers")
 

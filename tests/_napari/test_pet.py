@@ -16,14 +16,14 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
 
 from napari_fmseg._napari.layers import image_layers, labels_layer
-from napari_fmseg._napari.lesion_table import LesionDialog
-from napari_fmseg._napari.reader import layers_of, overlay_on
-from napari_fmseg._napari.segment import SegmentDock
-from napari_fmseg.events import StageResult, Warned
-from napari_fmseg.lesions import lesions, write_lesions
-from napari_fmseg.models import Intensity, ModelCard, NetSpec, write_card
-from napari_fmseg.regrid import stack_channels
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg._napari.opening.layer_data import layers_of, overlay_on
+from napari_fmseg._napari.results.lesion_table import LesionDialog
+from napari_fmseg._napari.segment.dock import SegmentDock
+from napari_fmseg.core.events import StageResult, Warned
+from napari_fmseg.core.resampling import stack_channels
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.evaluation.lesions import lesions, write_lesions
+from napari_fmseg.models.card import Intensity, ModelCard, NetSpec, write_card
 
 CT = {"modality": "CT", "units": "HU", "format": "DICOM"}
 PATIENCE_MS = 60_000

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from napari_fmseg._napari.kinds import Hint, are_labels, hint_of
-from napari_fmseg._napari.reader import distinct, get_reader, layers_of
-from napari_fmseg.errors import UnreadableVolume
+from napari_fmseg._napari.opening.label_detection import Hint, are_labels, hint_of
+from napari_fmseg._napari.opening.layer_data import distinct, layers_of
+from napari_fmseg._napari.reader import get_reader
+from napari_fmseg.core.errors import UnreadableVolume
+from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.io import read_volume, write_labels
-from napari_fmseg.io.offers import list_offers
-from napari_fmseg.volume import Geometry, LabelMap
+from napari_fmseg.io.series_previews import list_offers
 
 napari = pytest.importorskip("napari")
 npe2 = pytest.importorskip("npe2")

@@ -21,10 +21,10 @@ pytest.importorskip("napari")
 
 from qtpy.QtCore import Qt, QTimer
 
+from napari_fmseg._napari.common.preferences import Preferences
 from napari_fmseg._napari.layers import image_layers
-from napari_fmseg._napari.preferences import Preferences
-from napari_fmseg._napari.segment import SegmentDock
-from napari_fmseg.phantom import phantom_ct
+from napari_fmseg._napari.segment.dock import SegmentDock
+from napari_fmseg.datasets.phantom import phantom_ct
 
 MODEL = "fmsf-phantom-ct"
 BAR_MS = 100.0  # what is aimed at, and printed
@@ -104,7 +104,7 @@ def test_the_window_never_stalls_after_a_press_on_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # For a plugin that is not installed but run in its checkout, napari reads all manifests at every question (0.8 s).
-    monkeypatch.setattr("napari_fmseg._napari.recovery.load", Preferences)
+    monkeypatch.setattr("napari_fmseg._napari.recovery.autosave.load", Preferences)
     volume, _ = phantom_ct(7)
     viewer = make_napari_viewer(show=True)
     [(data, options, _)] = image_layers(volume, "CT")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from napari_fmseg._napari.public_samples import (
+from napari_fmseg._napari.opening.public_samples import (
     PublicSample,
     cached,
     fetch,
@@ -21,7 +21,7 @@ from napari_fmseg._napari.public_samples import (
     read_registry,
     samples_folder,
 )
-from napari_fmseg.errors import FmsegError
+from napari_fmseg.core.errors import FmsegError
 
 napari = pytest.importorskip("napari")
 npe2 = pytest.importorskip("npe2")
@@ -198,7 +198,7 @@ def test_the_dialog_names_host_size_and_licence_and_fetches_after_a_click(
 ) -> None:
     from qtpy.QtCore import Qt
 
-    from napari_fmseg._napari.sample_dialog import PublicSamplesDialog
+    from napari_fmseg._napari.opening.sample_dialog import PublicSamplesDialog
 
     address, content, asked = served
     viewer = make_napari_viewer()
@@ -217,7 +217,7 @@ def test_the_dialog_names_host_size_and_licence_and_fetches_after_a_click(
 def test_the_dialog_shows_what_went_wrong(
     make_napari_viewer: Any, qtbot: Any, served: tuple[str, bytes, list[str]]
 ) -> None:
-    from napari_fmseg._napari.sample_dialog import PublicSamplesDialog
+    from napari_fmseg._napari.opening.sample_dialog import PublicSamplesDialog
 
     address, content, _ = served
     viewer = make_napari_viewer()
@@ -230,8 +230,8 @@ def test_the_dialog_shows_what_went_wrong(
 
 
 def test_the_menu_command_says_so_when_there_is_nothing(make_napari_viewer: Any, qtbot: Any) -> None:
-    from napari_fmseg._napari.sample_dialog import PublicSamplesDialog, show_public_samples
-    from napari_fmseg._napari.windows import window_of
+    from napari_fmseg._napari.common.viewer_window import window_of
+    from napari_fmseg._napari.opening.sample_dialog import PublicSamplesDialog, show_public_samples
 
     if list_public_samples():
         pytest.skip("the registry is not empty")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from napari_fmseg.errors import UnwritableVolume
+from napari_fmseg.core.errors import UnwritableVolume
 from napari_fmseg.io import read_labels
 
 napari = pytest.importorskip("napari")

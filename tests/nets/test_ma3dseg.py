@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from napari_fmseg.errors import GeometryMismatch, UnknownModel
+from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.nets import build
-from napari_fmseg.nets.blocks import draw_as_torch, draw_weights
-from napari_fmseg.nets.ma3dseg import CrossRegionAttention, DXBlock, GuidedBoundary
+from napari_fmseg.nets.layers.blocks import draw_as_torch, draw_weights
+from napari_fmseg.nets.layers.region_attention import CrossRegionAttention, GuidedBoundary
+from napari_fmseg.nets.layers.ux_block import DXBlock
 
 HERE = ["uxnet3d_outc2_aniso"]
 ALL = [

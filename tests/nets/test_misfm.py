@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from napari_fmseg.errors import GeometryMismatch, UnknownModel, WeightsMismatch
+from napari_fmseg.core.errors import GeometryMismatch, UnknownModel, WeightsMismatch
 from napari_fmseg.nets import build
-from napari_fmseg.nets.windowed import WindowedTransformer, relative_position_index
+from napari_fmseg.nets.layers.swin import WindowedTransformer, relative_position_index
 
 HERE = ["fmunet_small_res2_c", "pctnet_small_mode0_c"]
 ALL = [

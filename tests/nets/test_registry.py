@@ -10,18 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from napari_fmseg.errors import GeometryMismatch, UnknownModel
-from napari_fmseg.events import StepDone, drain
+from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
+from napari_fmseg.core.events import StepDone, drain
+from napari_fmseg.core.volume import LabelMap
+from napari_fmseg.datasets.phantom import phantom_ct
 from napari_fmseg.io import write_labels, write_volume
-from napari_fmseg.models import Intensity, ModelCard, NetSpec, load_model, save_model
+from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
+from napari_fmseg.models.weights import load_model, save_model
 from napari_fmseg.nets import NETWORKS, build
-from napari_fmseg.phantom import phantom_ct
 from napari_fmseg.pipelines import SegmentOptions, segment
-from napari_fmseg.pipelines.phased import normalise
+from napari_fmseg.pipelines.preprocessing import normalise
 from napari_fmseg.training import Case, Recipe, StageRecipe, train
-from napari_fmseg.training.logit_losses import deeply_supervised, dice_ce_of_logits
-from napari_fmseg.training.structure_losses import StructureLoss
-from napari_fmseg.volume import LabelMap
+from napari_fmseg.training.losses.logits import deeply_supervised, dice_ce_of_logits
+from napari_fmseg.training.losses.structures import StructureLoss
 
 FEW = {"channels": [2, 4, 4, 4, 8], "dropout": 0.0}
 NARROW = {"widths": [4, 4, 8, 8], "depths": [1, 1, 1, 1]}

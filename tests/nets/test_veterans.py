@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from napari_fmseg.errors import UnknownModel
+from napari_fmseg.core.errors import UnknownModel
 from napari_fmseg.nets import build
 
 

@@ -9,19 +9,20 @@ import torch
 from scipy import ndimage
 from torch import nn
 
-from napari_fmseg.cli import main
-from napari_fmseg.errors import InvalidRecipe, UnknownModel
-from napari_fmseg.events import Progress, StageResult, Warned, drain
+from napari_fmseg.cli.main import main
+from napari_fmseg.core.errors import InvalidRecipe, UnknownModel
+from napari_fmseg.core.events import Progress, StageResult, Warned, drain
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import read_labels, write_volume
-from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, load_model, save_model
+from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
+from napari_fmseg.models.settings import CoarseFineSettings
+from napari_fmseg.models.weights import Model, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.pipelines import SegmentOptions, running, segment, stages_of
+from napari_fmseg.pipelines import SegmentOptions, executor, segment, stages_of
 from napari_fmseg.pipelines.coarse_fine import box_around
-from napari_fmseg.pipelines.labelling import chooser
+from napari_fmseg.pipelines.label_upsampling import chooser
 from napari_fmseg.pipelines.postprocess import keep_parts
-from napari_fmseg.pipelines.reading import Source
-from napari_fmseg.pipelines.settings import CoarseFineSettings
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg.pipelines.slab_reader import Source
 
 FLOAT = SegmentOptions(precision="float32")
 LEVELS = (0.35, 0.75)  # between the intensities of background 0.1, first class 0.6, second class 0.9
@@ -393,7 +394,7 @@ def test_registered_networks_of_any_kind_serve_as_coarse_and_fine(tmp_path):
 
 def test_command_line_segments_with_such_a_model_and_a_limit(tmp_path, capsys, monkeypatch):
     peaks = itertools.count(1, 1_000_000_000)  # a process that grows and grows
-    monkeypatch.setattr(running, "peak_bytes", lambda: next(peaks))
+    monkeypatch.setattr(executor, "peak_bytes", lambda: next(peaks))
     kwargs = {"n_classes": 3, "channels": (2, 2, 4, 4, 4)}
     specs = {"coarse": NetSpec("baseunet", kwargs), "fine": NetSpec("baseunet", kwargs)}
     torch.manual_seed(0)

@@ -14,14 +14,16 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import nn
 
-from napari_fmseg.errors import DeviceMemory, GeometryMismatch, InvalidRecipe, UnknownModel
-from napari_fmseg.events import Event, Progress, StageResult, Warned, drain
-from napari_fmseg.grid import slabs
-from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec
+from napari_fmseg.core.errors import DeviceMemory, GeometryMismatch, InvalidRecipe, UnknownModel
+from napari_fmseg.core.events import Event, Progress, StageResult, Warned, drain
+from napari_fmseg.core.resampling_torch import slabs
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
+from napari_fmseg.models.weights import Model
 from napari_fmseg.nets import build
 from napari_fmseg.pipelines import SegmentOptions, phased, segment, stages_of
-from napari_fmseg.pipelines.phased import PhasedSettings, normalise
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg.pipelines.phased import PhasedSettings
+from napari_fmseg.pipelines.preprocessing import normalise
 
 FLOAT = SegmentOptions(precision="float32")
 SETTINGS = {"consensus_grid": (20, 18, 16), "attention_grid": (18, 20, 22), "window_margin": (1, 1)}

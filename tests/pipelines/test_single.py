@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from napari_fmseg.errors import GeometryMismatch, UnknownModel
-from napari_fmseg.events import Progress, StageResult, drain
-from napari_fmseg.models import Intensity, Model, ModelCard, NetSpec, load_model, save_model
+from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
+from napari_fmseg.core.events import Progress, StageResult, drain
+from napari_fmseg.core.volume import Geometry, Volume
+from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
+from napari_fmseg.models.settings import SingleSettings
+from napari_fmseg.models.weights import Model, load_model, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.pipelines import SegmentOptions, doubts, segment, stages_of
-from napari_fmseg.pipelines.phased import normalise
-from napari_fmseg.pipelines.settings import SingleSettings
-from napari_fmseg.volume import Geometry, Volume
+from napari_fmseg.pipelines.preprocessing import normalise
 
 FLOAT = SegmentOptions(precision="float32")
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from napari_fmseg.errors import MissingExtra
-from napari_fmseg.events import EpochDone, Pictures, Progress, StepDone
+from napari_fmseg.core.errors import MissingExtra
+from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone
 from napari_fmseg.training.history import recorded
 
 

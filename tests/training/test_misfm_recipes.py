@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_fmseg.events import Saved, StepDone, Warned
+from napari_fmseg.core.events import Saved, StepDone, Warned
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import write_labels, write_volume
-from napari_fmseg.models import find_card
+from napari_fmseg.models.registry import find_card
 from napari_fmseg.training import Case, load_pretrain_recipe, load_recipe, pretrain, train
 from napari_fmseg.training.schedules import rate_of
-from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 RECIPES = Path(__file__).parents[2] / "resources" / "recipes"
 NETWORKS = {

@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 import tomli_w
 
-from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.models import Intensity
-from napari_fmseg.pipelines.settings import SETTINGS, STAGES, CoarseFineSettings, PhasedSettings
-from napari_fmseg.training.recipe import LOSSES, Augment, Case, Recipe, StageRecipe, cases_of, load_recipe
-from napari_fmseg.training.recipe import as_table as plain
+from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.datasets.case import Case
+from napari_fmseg.datasets.nnunet_raw import cases_of
+from napari_fmseg.models.card import Intensity
+from napari_fmseg.models.settings import SETTINGS, STAGES, CoarseFineSettings, PhasedSettings
+from napari_fmseg.training.recipe import LOSSES, Augment, Recipe, StageRecipe
+from napari_fmseg.training.recipe_file import as_table as plain
+from napari_fmseg.training.recipe_file import load_recipe
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("FMSEG_SHARED", ROOT.parent / "shared")) / "data"
@@ -267,7 +270,7 @@ def test_a_file_that_is_no_recipe_is_refused(content: bytes | None, tmp_path: Pa
 
 
 def test_every_loss_that_a_recipe_may_name_can_be_made() -> None:
-    from napari_fmseg.training.tasks import make_loss
+    from napari_fmseg.training.tasks.base import make_loss
 
     for name in LOSSES:
         assert callable(make_loss(name))

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import torch
 
-from napari_fmseg.errors import InvalidRecipe, UnwritableVolume, WeightsMismatch
-from napari_fmseg.events import Progress, Saved, StepDone
+from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.errors import InvalidRecipe, UnwritableVolume, WeightsMismatch
+from napari_fmseg.core.events import Progress, Saved, StepDone
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import write_labels, write_volume
-from napari_fmseg.io.writing import written_beside
 from napari_fmseg.training import Case, Fusion, PretrainRecipe, Recipe, StageRecipe, pretrain, train
 from napari_fmseg.training.run_folder import claim, hold, load_checkpoint, save_checkpoint
-from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 GRID = Geometry.from_spacing((12, 16, 16), (2.0, 1.0, 1.0))
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from napari_fmseg.errors import InvalidRecipe
-from napari_fmseg.events import EpochDone, StepDone, Warned, drain
+from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.core.events import EpochDone, StepDone, Warned, drain
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import read_volume, write_labels, write_volume
-from napari_fmseg.models import load_model
+from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import segment
 from napari_fmseg.training import Augment, Recipe, StageRecipe, train
-from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 STILL = Augment(shift=0.05, zoom=0, rotate_deg=0, contrast=0, brightness=0, gamma=0, noise=0)
 GRIDS = {"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]}
@@ -103,8 +103,8 @@ def test_a_network_of_one_stage_learns_two_cubes_from_patches(home: Path) -> Non
 
 
 def test_patches_lie_at_the_pipelines_spacing(home: Path) -> None:
-    from napari_fmseg.training.data import Sample
-    from napari_fmseg.training.single import Patches
+    from napari_fmseg.training.data.samples import Sample
+    from napari_fmseg.training.tasks.single import Patches
 
     labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
     labels[10:30, 10:30, 10:30] = 1
@@ -119,9 +119,9 @@ def test_patches_lie_at_the_pipelines_spacing(home: Path) -> None:
 
 
 def test_a_patch_lies_around_what_was_labelled(home: Path) -> None:
-    from napari_fmseg.training.data import Sample
-    from napari_fmseg.training.partial import IGNORE
-    from napari_fmseg.training.single import Patches
+    from napari_fmseg.datasets.case import IGNORE
+    from napari_fmseg.training.data.samples import Sample
+    from napari_fmseg.training.tasks.single import Patches
 
     labels = torch.full((60, 60, 60), IGNORE, dtype=torch.uint8)
     labels[50] = 0
@@ -136,8 +136,8 @@ def test_a_patch_lies_around_what_was_labelled(home: Path) -> None:
 
 @pytest.mark.parametrize("focus", [0.0, 1.0])
 def test_the_share_of_patches_around_a_structure_is_that_of_the_recipe(home: Path, focus: float) -> None:
-    from napari_fmseg.training.data import Sample
-    from napari_fmseg.training.single import Patches
+    from napari_fmseg.training.data.samples import Sample
+    from napari_fmseg.training.tasks.single import Patches
 
     labels = torch.zeros(60, 60, 60, dtype=torch.uint8)
     labels[50, 5:9, 5:9] = 1
@@ -205,8 +205,8 @@ class TwoBlobs(torch.nn.Module):
 
 @pytest.mark.parametrize("window", ["largest", "all"])
 def test_a_structure_outside_of_the_window_is_told_before_the_attention_stage_learns(home: Path, window: str) -> None:
-    from napari_fmseg.training.data import Sample
-    from napari_fmseg.training.phased import make_task
+    from napari_fmseg.training.data.samples import Sample
+    from napari_fmseg.training.tasks.phased import make_task
 
     labels = torch.zeros(32, 32, 32, dtype=torch.uint8)
     labels[4:10, 4:10, 2:10] = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from napari_fmseg.training.projects.adding import (
+from napari_fmseg.datasets.projects.add_case import (
     add_case,
     add_nameless,
     free_name,
@@ -17,21 +17,17 @@ from napari_fmseg.training.projects.adding import (
     restore_labels,
     save_prediction,
 )
-from napari_fmseg.training.projects.content import image_hash
-from napari_fmseg.training.projects.examining import examine, examined
-from napari_fmseg.training.projects.labelling import LabelOptions
-from napari_fmseg.training.projects.learning import (
-    LEAVING,
-    Fold,
-    Plan,
-    Run,
-    open_run,
-    recipe_for,
-    start_run,
-    training_plan,
-)
-from napari_fmseg.training.projects.painted import PaintedSlices
-from napari_fmseg.training.projects.proposing import (
+from napari_fmseg.datasets.projects.image_hash import image_hash
+from napari_fmseg.datasets.projects.label_import import LabelOptions
+from napari_fmseg.datasets.projects.painted_slices import PaintedSlices
+from napari_fmseg.datasets.projects.project import CaseRecord, Project, init_project, open_project
+from napari_fmseg.datasets.projects.remove_case import exclude_case, include_case, remove_case
+from napari_fmseg.datasets.projects.revisions import LabelVersion, earlier_labels, label_history, labels_revision
+from napari_fmseg.datasets.projects.scan import examine, examined
+from napari_fmseg.datasets.projects.training_plan import LEAVING, Fold, Plan, Run, open_run, start_run, training_plan
+from napari_fmseg.training.projects.case_table import CaseRow, case_table, ranked, record_scores, record_uncertainty
+from napari_fmseg.training.projects.planning import recipe_for
+from napari_fmseg.training.projects.prepare_run import (
     PRESENT,
     SCRATCH,
     LessonOptions,
@@ -39,11 +35,7 @@ from napari_fmseg.training.projects.proposing import (
     recipe_file,
     unfinished_run,
 )
-from napari_fmseg.training.projects.removing import exclude_case, include_case, remove_case
-from napari_fmseg.training.projects.renaming import rename_case, rename_class
-from napari_fmseg.training.projects.revisions import LabelVersion, earlier_labels, label_history, labels_revision
-from napari_fmseg.training.projects.state import CaseRecord, Project, init_project, open_project
-from napari_fmseg.training.projects.table import CaseRow, case_table, ranked, record_scores, record_uncertainty
+from napari_fmseg.training.projects.rename import rename_case, rename_class
 from napari_fmseg.training.projects.versions import (
     Kept,
     Lineage,
@@ -59,10 +51,10 @@ from napari_fmseg.training.projects.versions import (
 )
 
 if TYPE_CHECKING:
-    from napari_fmseg.training.projects.keeping import keep_run as keep_run
-    from napari_fmseg.training.projects.measuring import measure as measure
-    from napari_fmseg.training.projects.measuring import unmeasured as unmeasured
-    from napari_fmseg.training.projects.predicting import predict as predict
+    from napari_fmseg.training.projects.finish_run import keep_run as keep_run
+    from napari_fmseg.training.projects.predict import predict as predict
+    from napari_fmseg.training.projects.score import measure as measure
+    from napari_fmseg.training.projects.score import unmeasured as unmeasured
 
 __all__ = [
     "LEAVING",
@@ -126,7 +118,7 @@ __all__ = [
 ]
 
 
-_WITH_MODELS = {"keep_run": "keeping", "measure": "measuring", "unmeasured": "measuring", "predict": "predicting"}
+_WITH_MODELS = {"keep_run": "finish_run", "measure": "score", "unmeasured": "score", "predict": "predict"}
 
 
 def __getattr__(name: str) -> Any:

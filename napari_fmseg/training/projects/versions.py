@@ -11,17 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg.errors import FmsegError
-from napari_fmseg.models import ModelCard, find_card, read_card, write_card
-from napari_fmseg.sharing import install_model
-from napari_fmseg.tables import dataclass_from, read_table
-from napari_fmseg.training.projects.journal import Change, changing
-from napari_fmseg.training.projects.learning import Run
-from napari_fmseg.training.projects.naming import MODELS, free_model_name
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.datasets.projects.locked_split import HELD_OUT
+from napari_fmseg.datasets.projects.project import Project, now, open_project, with_record, write_state
+from napari_fmseg.datasets.projects.training_plan import Run
+from napari_fmseg.datasets.projects.transaction import Change, changing
+from napari_fmseg.models.archive import install_model
+from napari_fmseg.models.card import ModelCard, read_card, write_card
+from napari_fmseg.models.registry import find_card
+from napari_fmseg.training.projects.names import MODELS, free_model_name
 from napari_fmseg.training.projects.promotion import is_better
-from napari_fmseg.training.projects.split import HELD_OUT
-from napari_fmseg.training.projects.state import Project, now, open_project, with_record, write_state
-from napari_fmseg.training.recipe import Recipe, as_table
+from napari_fmseg.training.recipe import Recipe
+from napari_fmseg.training.recipe_file import as_table
 
 __all__ = [
     "Kept",

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.training.projects import Project, init_project
-from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 SHAPE = (6, 8, 10)
 TURN = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from napari_fmseg.errors import FmsegError, GeometryMismatch
+from napari_fmseg.core.errors import FmsegError, GeometryMismatch
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import read_labels, read_volume, write_labels, write_volume
 from napari_fmseg.training import cases_of
 from napari_fmseg.training.projects import (
@@ -33,7 +34,6 @@ from napari_fmseg.training.projects import (
     save_prediction,
     training_plan,
 )
-from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 SHARED = Path(os.environ.get("FMSEG_SHARED", Path(__file__).parents[3].parent / "shared"))
 

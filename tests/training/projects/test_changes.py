@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from napari_fmseg.errors import FmsegError, LabelsChanged
+from napari_fmseg.core.errors import FmsegError, LabelsChanged
+from napari_fmseg.core.volume import LabelMap
+from napari_fmseg.datasets.projects.training_plan import todays_labels
 from napari_fmseg.io import read_labels, write_volume
-from napari_fmseg.models import ModelCard, NetSpec, save_model
+from napari_fmseg.models.card import ModelCard, NetSpec
+from napari_fmseg.models.weights import save_model
 from napari_fmseg.nets import build
 from napari_fmseg.training.projects import (
     LabelOptions,
@@ -40,8 +43,6 @@ from napari_fmseg.training.projects import (
     start_run,
     training_plan,
 )
-from napari_fmseg.training.projects.learning import todays_labels
-from napari_fmseg.volume import LabelMap
 
 
 @pytest.fixture

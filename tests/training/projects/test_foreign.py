@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from napari_fmseg import cli
-from napari_fmseg.errors import FmsegError
+from napari_fmseg.cli import main as cli_main
+from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.training import cases_of
 from napari_fmseg.training.projects import (
     add_case,
@@ -95,7 +95,7 @@ def test_a_commit_that_leads_out_is_refused_and_nothing_is_touched(
     (foreign / "fmseg" / "lock").write_text("")
     commit(foreign, moves, removals)
     before = content(foreign), content(outside)
-    assert cli.main(["project", command, str(foreign)]) == 1
+    assert cli_main.main(["project", command, str(foreign)]) == 1
     told = capsys.readouterr().err
     assert "commit.json" in told
     assert "defect" not in told
@@ -127,7 +127,7 @@ def test_our_own_folder_is_no_link_to_elsewhere(link: str, tmp_path: Path, outsi
     place.parent.mkdir(exist_ok=True)
     place.symlink_to(outside / "new.lock" if link.endswith("lock") else outside)
     before = content(outside)
-    assert cli.main(["project", "list", str(folder)]) == 1
+    assert cli_main.main(["project", "list", str(folder)]) == 1
     with pytest.raises(FmsegError, match="is a link"):
         init_project(folder)
     assert content(outside) == before
@@ -207,7 +207,7 @@ def test_telling_of_a_folder_leaves_it_as_it_is(project, image, labels, capsys: 
     (project.folder / "fmseg" / "staging" / "half").write_text("x")
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in project.folder.rglob("*")}
     for command in ("list", "rank"):
-        assert cli.main(["project", command, str(project.folder), "--json"]) == 0
+        assert cli_main.main(["project", command, str(project.folder), "--json"]) == 0
     told = capsys.readouterr().out
     assert told.count("held out") == 1  # the roles that they will have are told all the same
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in project.folder.rglob("*")} == before
@@ -272,7 +272,7 @@ def test_a_damaged_file_of_a_project_is_a_mistake_of_the_input(
     path = project.folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    assert cli.main(["project", "list", str(project.folder)]) == 1
+    assert cli_main.main(["project", "list", str(project.folder)]) == 1
     told = capsys.readouterr().err
     assert path.name in told or (path.parent.name == "1" and "1 is no version" in told), told
     assert "defect" not in told

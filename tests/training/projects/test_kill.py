@@ -19,13 +19,13 @@ import hashlib, json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import numpy as np
 from napari_fmseg.io import read_labels, read_volume
-from napari_fmseg.models import ModelCard, NetSpec, write_card
+from napari_fmseg.models.card import ModelCard, NetSpec, write_card
 from napari_fmseg.training.projects import (
     LabelOptions, Run, add_case, init_project, keep_version, label_case, list_versions, open_project, remove_case,
     rename_case, rename_class, save_prediction, start_run, training_plan,
 )
-from napari_fmseg.training.projects.examining import stale
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg.datasets.projects.scan import stale
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 
 assert "torch" not in sys.modules
 grid = Geometry.from_spacing((5, 6, 7), (2.0, 1.0, 1.0))
@@ -160,8 +160,8 @@ print(json.dumps({"kills": kills, "writes": told, "cases": len(project.files),
 EVERY = (
     COMMON
     + """
-import napari_fmseg.training.projects.adding as adding
-import napari_fmseg.training.projects.staging as staging
+import napari_fmseg.datasets.projects.add_case as adding
+import napari_fmseg.datasets.projects.staged_case as staging
 import napari_fmseg.training.projects.versions as versions
 
 warmed()

@@ -11,10 +11,13 @@ import pytest
 import SimpleITK
 import torch
 
-from napari_fmseg.errors import FmsegError
-from napari_fmseg.events import Progress, Saved, Warned
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.events import Progress, Saved, Warned
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import read_labels
-from napari_fmseg.models import ModelCard, NetSpec, find_card, save_model
+from napari_fmseg.models.card import ModelCard, NetSpec
+from napari_fmseg.models.registry import find_card
+from napari_fmseg.models.weights import save_model
 from napari_fmseg.nets import build
 from napari_fmseg.training import Augment, load_recipe, train
 from napari_fmseg.training.projects import (
@@ -37,8 +40,7 @@ from napari_fmseg.training.projects import (
     training_plan,
     unfinished_run,
 )
-from napari_fmseg.training.projects.proposing import write_recipe
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg.training.projects.prepare_run import write_recipe
 
 SHORT = LessonOptions(minutes=0.02, device="cpu")
 NETS = {"consensus": "snet", "attention": "attnnet", "edge": "edgenet"}

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from napari_fmseg.errors import FmsegError
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.datasets.projects.locked_split import HELD_OUT, TRAINING, assigned, is_locked, wanted
 from napari_fmseg.training.projects import (
     LabelOptions,
     add_case,
@@ -24,8 +26,6 @@ from napari_fmseg.training.projects import (
     start_run,
     training_plan,
 )
-from napari_fmseg.training.projects.split import HELD_OUT, TRAINING, assigned, is_locked, wanted
-from napari_fmseg.volume import Geometry, LabelMap, Volume
 
 IDS = st.integers(0, 40).map(lambda i: f"{(i * 2654435761) % 2**32:08x}")  # as far from their order as hashes are
 STEP = st.tuples(st.sampled_from(["label", "label", "label", "remove", "learn"]), st.sets(IDS, max_size=6))

@@ -13,15 +13,20 @@ import numpy as np
 import pytest
 import torch
 
-from napari_fmseg.errors import FmsegError, InvalidRecipe, WeightsMismatch
-from napari_fmseg.events import Progress, Saved
+from napari_fmseg.core.errors import FmsegError, InvalidRecipe, WeightsMismatch
+from napari_fmseg.core.events import Progress, Saved
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.datasets.case import IGNORE, missing_in, read_case
+from napari_fmseg.datasets.projects.training_plan import note_learned
 from napari_fmseg.io import read_labels
-from napari_fmseg.models import ModelCard, NetSpec, find_card, list_models, load_model, save_model, user_models_folder
+from napari_fmseg.models.archive import export_model, import_model
+from napari_fmseg.models.card import ModelCard, NetSpec
+from napari_fmseg.models.folders import user_models_folder
+from napari_fmseg.models.registry import find_card, list_models
+from napari_fmseg.models.weights import load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.sharing import export_model, import_model
 from napari_fmseg.training import StageRecipe, cases_of, train
-from napari_fmseg.training.data import missing_in, read_case
-from napari_fmseg.training.partial import IGNORE
+from napari_fmseg.training.planner import suggest_recipe
 from napari_fmseg.training.projects import (
     LabelOptions,
     add_case,
@@ -45,10 +50,7 @@ from napari_fmseg.training.projects import (
     training_plan,
     unmeasured,
 )
-from napari_fmseg.training.projects.learning import note_learned
-from napari_fmseg.training.projects.naming import model_name
-from napari_fmseg.training.suggest import suggest_recipe
-from napari_fmseg.volume import Geometry, LabelMap, Volume
+from napari_fmseg.training.projects.names import model_name
 
 
 @pytest.fixture(autouse=True)

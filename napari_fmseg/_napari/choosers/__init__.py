@@ -1,0 +1,1 @@
+"""Pickers of image, model, channels and region."""

@@ -1,0 +1,89 @@
+"""Further images for a model of several channels, such as the PET beside the CT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QFormLayout, QLabel, QWidget
+
+from napari_fmseg._napari.choosers.image_chooser import ImageChooser
+from napari_fmseg._napari.choosers.image_volumes import Case
+from napari_fmseg._napari.common.tooltips import SEGMENT
+
+__all__ = ["ChannelChooser"]
+
+
+class ChannelChooser(QWidget):
+    """One image for every channel of a model after the first; hidden where the first image has them all.
+
+    Attributes
+    ----------
+    chosen
+        Signal: another image.
+    """
+
+    chosen = Signal()
+
+    def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self._names: tuple[str, ...] = ()
+        self.choosers: list[ImageChooser] = []
+        self._form = QFormLayout(self)
+        self._form.setContentsMargins(0, 0, 0, 0)
+        self._form.setSpacing(6)
+        self._form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self.hide()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The channels that images are chosen for."""
+        return self._names
+
+    @property
+    def cases(self) -> tuple[Case | None, ...]:
+        """The images, in the order of the channels."""
+        return tuple(chooser.case for chooser in self.choosers)
+
+    def ask_for(self, names: tuple[str, ...], first: Case | None) -> None:
+        """Ask for these channels, which come after the `first` image; for none, hide."""
+        if names != self._names:
+            self.close_down()
+            while self._form.rowCount():
+                self._form.removeRow(0)
+            self._names, self.choosers = names, []
+            for name in names:
+                self._add(name)
+        self.setVisible(bool(names))
+        self._settle(first)
+
+    def choose(self, cases: Sequence[Case]) -> None:
+        """Choose an image for each channel, in their order."""
+        for chooser, case in zip(self.choosers, cases, strict=True):
+            chooser.choose(case)
+
+    def close_down(self) -> None:
+        """Let go of the viewer."""
+        for chooser in self.choosers:
+            chooser.close_down()
+
+    def _settle(self, first: Case | None) -> None:
+        """Where an image is that of another channel already, choose a free one if there is one."""
+        taken = [first.id] if first is not None else []
+        for name, chooser in zip(self._names, self.choosers, strict=True):
+            if chooser.case is not None and chooser.case.id in taken:
+                chooser.choose_other(taken, name)
+            taken += [chooser.case.id] if chooser.case is not None else []
+
+    def _add(self, name: str) -> None:
+        chooser = ImageChooser(self._viewer, follow=False)
+        chooser.setToolTip(SEGMENT.channel)
+        chooser.chosen.connect(self.chosen)
+        label = QLabel(name)
+        label.setBuddy(chooser)
+        label.setToolTip(SEGMENT.channel)
+        label.setMinimumWidth(48)
+        self._form.addRow(label, chooser)
+        self.choosers.append(chooser)

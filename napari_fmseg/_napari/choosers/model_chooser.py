@@ -1,0 +1,237 @@
+"""Choosing a model: a list to search, and what its card says."""
+
+from __future__ import annotations
+
+from html import escape
+
+from qtpy.QtCore import QEvent, QObject, Qt, Signal
+from qtpy.QtGui import QKeyEvent
+from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QListWidget, QListWidgetItem, QVBoxLayout, QWidget
+
+from napari_fmseg._napari.choosers.image_volumes import Case
+from napari_fmseg._napari.common.tooltips import SEGMENT
+from napari_fmseg.core.errors import GeometryMismatch
+from napari_fmseg.models.card import ModelCard
+from napari_fmseg.models.licences import remember_terms, unread_terms
+from napari_fmseg.models.registry import list_models
+from napari_fmseg.pipelines import doubts
+
+__all__ = ["ModelChooser", "all_of", "facts_of"]
+
+ROWS = 4
+
+
+class ModelChooser(QWidget):
+    """A searchable list of models with what is known of the chosen one.
+
+    Attributes
+    ----------
+    facts, rest, accept
+        What the card says in short and in full, and the box with which its terms are accepted; the dock puts them
+        over its whole width.
+    chosen
+        Signal: another model was chosen, or its terms were accepted.
+    reason
+        Why the chosen model may not fit the volume, where nobody has chosen it; else nothing.
+    """
+
+    chosen = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._cards: dict[str, ModelCard] = {}
+        self._is_settled = False  # whether somebody has chosen a model, so that none is chosen by itself any more
+        self.reason = ""
+        self.search = QLineEdit()
+        self.search.setPlaceholderText("Search: organ, modality, name …")
+        self.search.setClearButtonEnabled(True)
+        self.search.setToolTip(SEGMENT.model)
+        self.list = QListWidget()
+        self.list.setToolTip("The model that will segment the image. Arrow keys choose another.")
+        self.list.setSpacing(1)
+        self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+        self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.facts = QLabel()
+        self.facts.setWordWrap(True)
+        self.facts.setToolTip(SEGMENT.model_card)
+        self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.rest = QLabel()
+        self.rest.setWordWrap(True)
+        self.rest.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.accept = QCheckBox("I &accept the terms of this model")
+        self.accept.setToolTip("The data this model learned from restrict its use. You are asked once.")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(3)
+        layout.addWidget(self.search)
+        layout.addWidget(self.list)
+        self.search.textEdited.connect(self._settle)
+        self.search.textChanged.connect(self._on_search)
+        for part in (self.list, self.list.viewport()):
+            part.installEventFilter(self)
+        self.list.currentItemChanged.connect(self._on_chosen)
+        self.accept.toggled.connect(self._on_accepted)
+        self.refresh()
+
+    @property
+    def card(self) -> ModelCard | None:
+        """The chosen model's card, or None."""
+        item = self.list.currentItem()
+        return None if item is None or item.isHidden() else self._cards.get(item.data(Qt.ItemDataRole.UserRole))
+
+    @property
+    def terms(self) -> str:
+        """Terms of the chosen model that the user has not accepted yet, or ""."""
+        return "" if self.card is None else unread_terms(self.card)
+
+    def refresh(self) -> None:
+        """Read the cards again: a model may have been trained meanwhile."""
+        cards = {card.name: card for card in list_models()}
+        if cards == self._cards:
+            return
+        name = self.card.name if self.card else ""
+        self._cards = cards
+        self.list.clear()
+        for card in cards.values():
+            item = QListWidgetItem(f"{card.modality}  ·  {card.title}" if card.modality else card.title)
+            item.setData(Qt.ItemDataRole.UserRole, card.name)
+            item.setToolTip(f"{card.name}: {', '.join(card.labels.values())}")
+            self.list.addItem(item)
+        height = (
+            (self.list.sizeHintForRow(0) + 2) * min(ROWS, max(self.list.count(), 1)) + 2 * self.list.frameWidth() + 4
+        )
+        self.list.setFixedHeight(height)
+        self._select(name)
+        self._on_search(self.search.text())
+
+    def choose(self, name: str) -> None:
+        """Choose a model by its name; the first one if there is none of that name."""
+        self._settle()
+        self._select(name)
+
+    def prefer(self, case: Case | None) -> None:
+        """Choose a model that fits a volume, by what its file states, unless somebody has chosen one already."""
+        if self._is_settled or case is None:
+            return
+        fitting = [card for card in self._cards.values() if is_for(card, case)]
+        fitting.sort(key=lambda card: (len(card.channels) != case.n_channels, _n_doubts(card, case)))
+        self.reason = "" if fitting else _why_none(case)
+        self._select(fitting[0].name if fitting else "")
+
+    def _select(self, name: str) -> None:
+        rows = [self.list.item(i).data(Qt.ItemDataRole.UserRole) for i in range(self.list.count())]
+        self.list.setCurrentRow(rows.index(name) if name in rows else 0)
+
+    def _settle(self) -> None:
+        """Take the choice of a model as the user's own."""
+        self._is_settled, self.reason = True, ""
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Notice that the user chooses in the list, by mouse or by key."""
+        pressed = event is not None and event.type() == QEvent.Type.MouseButtonPress
+        if isinstance(event, QKeyEvent) and event.type() == QEvent.Type.KeyPress:
+            pressed = event.key() not in (Qt.Key.Key_Tab, Qt.Key.Key_Backtab)
+        if pressed and not self._is_settled:
+            self._settle()
+            self.chosen.emit()
+        return False
+
+    def _on_search(self, text: str) -> None:
+        words = text.casefold().split()
+        for i in range(self.list.count()):
+            item = self.list.item(i)
+            told = _searched(self._cards[item.data(Qt.ItemDataRole.UserRole)])
+            item.setHidden(not all(word in told for word in words))
+        shown = [i for i in range(self.list.count()) if not self.list.item(i).isHidden()]
+        if shown and self.list.currentRow() not in shown:
+            self.list.setCurrentRow(shown[0])
+        self._on_chosen()
+
+    def _on_chosen(self) -> None:
+        card = self.card
+        self.facts.setText(facts_of(card) if card else "No model fits the search. Clear it to see all of them.")
+        self.rest.setText(all_of(card) if card else "")
+        self.accept.blockSignals(True)
+        self.accept.setChecked(False)
+        self.accept.blockSignals(False)
+        self.accept.setVisible(bool(self.terms))
+        self.chosen.emit()
+
+    def _on_accepted(self, yes: bool) -> None:
+        if yes and self.card is not None:
+            remember_terms(self.card)
+            self.accept.hide()
+            self.chosen.emit()
+
+
+def is_for(card: ModelCard, case: Case) -> bool:
+    """Whether a model was trained on volumes of this modality and, where it takes several channels, of as many."""
+    modality = modality_of(case)
+    return bool(modality) and card.modality == modality and case.n_channels in (1, len(card.channels))
+
+
+def modality_of(case: Case) -> str:
+    """Return the modality that the file of a volume states, in the words of the cards, or nothing."""
+    modality = str(case.meta.get("modality") or "")
+    return {"PT": "PET", "MRI": "MR"}.get(modality, modality)
+
+
+def _n_doubts(card: ModelCard, case: Case) -> int:
+    """Count what does not look like the volumes that a model was trained on; 0 where the volume's place is unknown."""
+    try:
+        return len(list(doubts(case.geometry, case.meta, card)))
+    except GeometryMismatch:
+        return 0
+
+
+def _why_none(case: Case) -> str:
+    modality = modality_of(case)
+    if not modality:
+        return f"The file of “{case.name}” does not state whether it is CT, MR or PET. Choose a model that fits."
+    return f"No model here was trained on {modality}, which “{case.name}” is. The first of the list is chosen."
+
+
+def _searched(card: ModelCard) -> str:
+    parts = (card.name, card.title, card.modality, card.body_part, card.licence, *card.labels.values())
+    return " ".join(parts).casefold()
+
+
+def facts_of(card: ModelCard) -> str:
+    """Tell what a card says and everybody must know, as rich text of a few lines."""
+    dice = card.scores.get("labels", {})
+    told = ", ".join(
+        f"{_words(name)} {dice[name]:.2f}" if name in dice else _words(name) for name in card.labels.values()
+    )
+    measured = f"on {card.scored_on}" if card.scored_on else "never measured on cases that it did not learn from"
+    about = " · ".join(part for part in (card.modality, card.body_part, _spacing(card)) if part)
+    lines = [
+        f"<b>Segments</b> {escape(told)}",
+        f"<b>Dice</b> {'above, ' if dice else ''}{escape(measured)}",
+        f"<b>For</b> {escape(about)} &nbsp; <b>Licence</b> {escape(card.licence or 'not stated')}",
+    ]
+    if card.restriction:
+        lines.append(f"<b>Restriction</b> {escape(card.restriction)}")
+    if card.limits:
+        first = card.limits.split(". ")[0].rstrip(".")
+        lines.append(f"<b>Limits</b> {escape(first)}{'.' if first == card.limits.rstrip('.') else '. …'}")
+    return "<br>".join(lines)
+
+
+def all_of(card: ModelCard) -> str:
+    """Tell the rest of a card, as rich text."""
+    told = {
+        "Limits": card.limits,
+        "Trained on": card.trained_on,
+        "Half precision": str(card.half_precision or ""),
+        "Citation": card.citation,
+        "Name": f"{card.name}, version {card.version}" + (f", from {card.parent}" if card.parent else ""),
+    }
+    return "<br>".join(f"<b>{title}</b> {escape(text)}" for title, text in told.items() if text)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _spacing(card: ModelCard) -> str:
+    return f"about {' x '.join(f'{s:.3g}' for s in card.spacing_mm)} mm" if card.spacing_mm else ""

@@ -1,0 +1,1 @@
+"""Shared widgets, the background job, preferences."""

@@ -1,0 +1,1 @@
+"""Opening of files: drop zone, reader logic, dialogs."""

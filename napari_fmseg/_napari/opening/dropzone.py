@@ -1,0 +1,183 @@
+"""A place to drop files and folders on, which always opens them with our own reader."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import QMimeData, Qt, Signal
+from qtpy.QtGui import QDragEnterEvent, QDragLeaveEvent, QDropEvent
+from qtpy.QtWidgets import (
+    QFileDialog,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_fmseg._napari.common.tooltips import OPEN
+from napari_fmseg._napari.opening.open_files import Opening, open_paths, tell
+
+__all__ = ["DropZone", "Opening", "open_paths"]
+
+_FILTER = (
+    "Volumes (*.nii *.nii.gz *.hdr *.img *.nrrd *.nhdr *.mha *.mhd *.dcm *.zip DICOMDIR);;"
+    "All files, also DICOM without a suffix (*)"
+)
+_FRAME = "#fmsegDropZone { border: 2px dashed rgba(128, 128, 128, 200); border-radius: 6px; }"
+_HOVER = "#fmsegDropZone { border: 2px solid rgb(0, 122, 204); border-radius: 6px; background: rgba(0, 122, 204, 40); }"
+
+
+class DropZone(QWidget):
+    """Takes files and folders by drop, or by two buttons.
+
+    Parameters
+    ----------
+    parent
+        The widget that it lies in.
+    viewer
+        If given, what is dropped is opened in it, while the zone shows that it is busy; without, `dropped` is all.
+
+    Attributes
+    ----------
+    dropped : Signal(list)
+        The paths, as text.
+    opened : Signal(list)
+        The layers of one path, when it was opened in `viewer`.
+    failed : Signal(object)
+        An `FmsegError`; where nothing is connected, a dialog shows it.
+    idle : Signal
+        Everything that was dropped has been read, or could not be.
+    """
+
+    dropped = Signal(list)
+    opened = Signal(list)
+    failed = Signal(object)
+    idle = Signal()
+
+    def __init__(self, parent: QWidget | None = None, *, viewer: Any = None) -> None:
+        super().__init__(parent)
+        self._viewer = viewer
+        self._opening: Opening | None = None
+        self._frame = QFrame()
+        self._frame.setObjectName("fmsegDropZone")
+        self._says = QLabel()
+        self._says.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self._says.setWordWrap(True)
+        self._busy = QProgressBar()
+        self._busy.setRange(0, 0)
+        self._busy.setTextVisible(False)
+        self._busy.setMaximumHeight(6)
+        self.file_button = QPushButton("&Open file…")
+        self.file_button.setToolTip(OPEN.file)
+        self.folder_button = QPushButton("Ope&n folder…")
+        self.folder_button.setToolTip(OPEN.folder)
+        self.setToolTip(OPEN.drop_zone)
+        self._lay_out()
+        self.setAcceptDrops(True)
+        self.setAccessibleName("Drop a volume here")
+        self.setTabOrder(self.file_button, self.folder_button)
+        self.file_button.clicked.connect(self._on_file)
+        self.folder_button.clicked.connect(self._on_folder)
+        self.dropped.connect(self._on_dropped)
+        self.show_busy("")
+
+    def _lay_out(self) -> None:
+        inside = QVBoxLayout(self._frame)
+        inside.addWidget(self._says)
+        inside.addWidget(self._busy)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.file_button)
+        buttons.addWidget(self.folder_button)
+        inside.addLayout(buttons)
+        outside = QVBoxLayout(self)
+        outside.setContentsMargins(2, 2, 2, 2)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
+        outside.addWidget(self._frame)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being read; nothing more is taken meanwhile."""
+        return not self.file_button.isEnabled()
+
+    def show_busy(self, name: str) -> None:
+        """Show that `name` is being read and take nothing more; "" ends that."""
+        self._frame.setStyleSheet(_FRAME)
+        self._busy.setVisible(bool(name))
+        self._says.setText(
+            f"Reading {name} …"
+            if name
+            else "<b>Drop a scan here</b><br>NIfTI, NRRD, MetaImage, a DICOM folder, or a zip of these"
+        )
+        for button in (self.file_button, self.folder_button):
+            button.setEnabled(not name)
+
+    def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
+        """Take drags with files, unless busy."""
+        if event is None:
+            return
+        if self.busy or not _paths_in(event.mimeData()):
+            event.ignore()
+            return
+        self._frame.setStyleSheet(_HOVER)
+        event.acceptProposedAction()
+
+    def dragLeaveEvent(self, event: QDragLeaveEvent | None) -> None:
+        """Look as before."""
+        self._frame.setStyleSheet(_FRAME)
+
+    def dropEvent(self, event: QDropEvent | None) -> None:
+        """Hand on the files and folders that were dropped."""
+        self._frame.setStyleSheet(_FRAME)
+        paths = _paths_in(event.mimeData()) if event is not None else []
+        if event is None or self.busy or not paths:
+            return
+        event.acceptProposedAction()
+        self.dropped.emit(paths)
+
+    def _on_file(self) -> None:
+        from napari.utils.history import get_open_history, update_open_history
+
+        paths, _ = QFileDialog.getOpenFileNames(self, "Open volumes", get_open_history()[0], _FILTER)
+        if paths:
+            update_open_history(paths[0])
+            self.dropped.emit(paths)
+
+    def _on_folder(self) -> None:
+        from napari.utils.history import get_open_history, update_open_history
+
+        path = QFileDialog.getExistingDirectory(self, "Open a folder", get_open_history()[0])
+        if path:
+            update_open_history(path)
+            self.dropped.emit([path])
+
+    def _on_dropped(self, paths: list[str]) -> None:
+        if self._viewer is None or self.busy:
+            return
+        self.show_busy(f"{len(paths)} items" if len(paths) > 1 else "…")
+        self._opening = Opening(self._viewer, paths, self)
+        self._opening.reading.connect(self.show_busy)
+        self._opening.opened.connect(self.opened)
+        self._opening.failed.connect(self._on_failed)
+        self._opening.finished.connect(self._on_finished)
+        self._opening.start()
+
+    def _on_failed(self, error: Any) -> None:
+        if self.receivers(self.failed) > 0:
+            self.failed.emit(error)
+        else:
+            tell(error, self.window())
+
+    def _on_finished(self) -> None:
+        self._opening = None
+        self.show_busy("")
+        self.idle.emit()
+
+
+def _paths_in(mime: QMimeData | None) -> list[str]:
+    if mime is None or not mime.hasUrls():
+        return []
+    return [url.toLocalFile().rstrip("/") or "/" for url in mime.urls() if url.isLocalFile()]

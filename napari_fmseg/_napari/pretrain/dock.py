@@ -1,0 +1,287 @@
+"""The dock that pretrains: a folder of scans without labels goes in, a model to start from comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtGui import QDragEnterEvent, QDropEvent
+from qtpy.QtWidgets import (
+    QApplication,
+    QCheckBox,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QVBoxLayout,
+)
+
+from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error, text_label
+from napari_fmseg._napari.common.dock import Dock
+from napari_fmseg._napari.common.job import start_job
+from napari_fmseg._napari.common.time_estimate import said
+from napari_fmseg._napari.common.tooltips import PRETRAIN
+from napari_fmseg._napari.common.training_process import TrainingRun
+from napari_fmseg._napari.common.viewer_window import plain
+from napari_fmseg._napari.common.widgets import Column, ErrorBox, Note
+from napari_fmseg._napari.pretrain.form import PretrainForm
+from napari_fmseg._napari.pretrain.panels import LeftOut, Outcome, Plots, SampleLayers, folder_in
+from napari_fmseg._napari.pretrain.plan import model_in, recipe_in, sample_layers, write
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.events import Pictures, Progress, StepDone, TrainEvent, Warned
+from napari_fmseg.workers.training import PROGRAM
+
+__all__ = ["PretrainDock"]
+
+_TICK_MS = 500
+_BAR = 1000
+_WORDS = {"preparing": "Starting", "training": "Learning", "validating": "Checking on held-out scans"}
+
+
+class PretrainDock(Dock):
+    """Pretrains a network on scans without labels, in a process of its own, and shows how it goes.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer; napari gives it.
+    more
+        Fields of the recipe that the form does not show, for scripts.
+    program
+        The words before the command; see `napari_fmseg.workers.training.PROGRAM`.
+
+    Attributes
+    ----------
+    ready
+        Signal with the path of a model's card: the user wants to start from it.
+    """
+
+    ready = Signal(object)
+
+    def __init__(
+        self, napari_viewer: Any, *, more: Mapping[str, Any] | None = None, program: Sequence[str] = PROGRAM
+    ) -> None:
+        super().__init__()
+        self.setObjectName("fmseg_pretrain")
+        self.viewer = napari_viewer = plain(napari_viewer)
+        self.training = TrainingRun(self, program=program)
+        self._said = ""
+        self.form = PretrainForm(more)
+        self.error, self.remarks, self.left_out = ErrorBox(), Note(), LeftOut()
+        self.plots, self.outcome = Plots(), Outcome()
+        self.samples = QCheckBox("Show a &sample as layers")
+        self._layers = SampleLayers(napari_viewer)
+        self.start_button, self.stop_button = QPushButton("Start pre&training"), QPushButton("St&op")
+        self.resume_button = QPushButton("&Resume")
+        self.bar, self.text = QProgressBar(), QLabel()
+        self._timer = QTimer(self, interval=_TICK_MS)
+        self._build()
+        self._connect()
+        self._allow()
+
+    # --- how it looks ---
+
+    def _build(self) -> None:
+        self._column = Column()
+        rows = self._column.rows
+        about = text_label("Learns the look of your scans, without labels. Training on few labels can start from that.")
+        self.samples.setChecked(True)
+        self.samples.setToolTip(PRETRAIN.samples)
+        for widget in (about, self.form, self.samples, self.error, self.remarks, self.outcome, self.left_out):
+            rows.addWidget(widget)
+        rows.addWidget(self.plots, 1)
+        self.plots.hide()
+        rows.addStretch(0)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        layout.addWidget(self._column, 1)
+        layout.addLayout(self._foot())
+        self.setMinimumWidth(320)
+
+    def _foot(self) -> QVBoxLayout:
+        """Lay out what is always in sight: the buttons and how far it is."""
+        self.start_button.setStyleSheet(
+            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
+            "QPushButton:enabled:hover { background: #2a80d6; }"
+            "QPushButton:enabled:focus { border: 1px solid white; }"
+            "QPushButton:disabled { padding: 5px; }"
+        )
+        buttons = QHBoxLayout()
+        for button, share in ((self.start_button, 3), (self.stop_button, 1), (self.resume_button, 2)):
+            buttons.addWidget(button, share)
+        for button in (self.stop_button, self.resume_button):
+            button.setStyleSheet("QPushButton { padding: 5px; }")
+        self.bar.setRange(0, _BAR)
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(8)
+        self.bar.setToolTip(PRETRAIN.progress)
+        self.text.setToolTip(PRETRAIN.progress)
+        self.text.setWordWrap(True)
+        use = ResearchOnly()
+        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        foot = QVBoxLayout()
+        foot.setContentsMargins(8, 4, 8, 4)
+        foot.setSpacing(4)
+        foot.addLayout(buttons)
+        for widget in (self.bar, self.text, use):
+            foot.addWidget(widget)
+        for widget in (self.bar, self.text):
+            widget.hide()
+        return foot
+
+    def _connect(self) -> None:
+        self.setAcceptDrops(True)
+        self.form.changed.connect(self._allow)
+        self.start_button.clicked.connect(self._on_start)
+        self.stop_button.clicked.connect(self._on_stop)
+        self.resume_button.clicked.connect(self._on_resume)
+        self.outcome.use.connect(self._on_use)
+        self.error.asked.connect(self._on_details)
+        self.training.event.connect(self._on_event)
+        self.training.changed.connect(self._on_state)
+        self.training.failed.connect(self._on_failed)
+        self._timer.timeout.connect(self._on_tick)
+
+    # --- a run ---
+
+    def _allow(self) -> None:
+        """Let the user start, stop and resume, or say in the tooltips why not."""
+        busy, out = self.training.running, self.form.out.path
+        there = recipe_in(out) if out is not None else None
+        why_not = PRETRAIN.start_busy if busy else self.form.why_not() or (PRETRAIN.start_there if there else "")
+        self.start_button.setEnabled(not why_not)
+        self.start_button.setToolTip(why_not or PRETRAIN.start)
+        self.stop_button.setEnabled(busy and not self.training.stopping)
+        self.stop_button.setToolTip(PRETRAIN.stop if busy else PRETRAIN.stop_idle)
+        can_resume = not busy and there is not None and self.training.state != "done"
+        self.resume_button.setEnabled(can_resume)
+        why_not = PRETRAIN.start_busy if busy else PRETRAIN.resume_none
+        self.resume_button.setToolTip(PRETRAIN.resume if can_resume else why_not)
+        self.form.setEnabled(not busy)
+
+    def _on_start(self) -> None:
+        try:
+            recipe = write(self.form.plan())
+        except FmsegError as error:
+            self.error.tell(error)
+            return
+        self.plots.clear()
+        self.plots.hide()
+        self.left_out.clear()
+        self._begin(recipe)
+
+    def _on_resume(self) -> None:
+        out = self.form.out.path
+        recipe = recipe_in(out) if out is not None else None
+        if recipe is not None:
+            self._begin(recipe)
+
+    def _begin(self, recipe: Path) -> None:
+        self.error.tell(None)
+        self.remarks.tell([])
+        self.outcome.tell(None)
+        self._layers.forget()
+        self.plots.begin()
+        self._said = ""
+        self.training.start(("pretrain", str(recipe)))
+        self._timer.start()
+        self._on_tick()
+
+    def _on_stop(self) -> None:
+        self.training.stop()
+        self._allow()
+        self._on_tick()
+
+    def _on_event(self, event: TrainEvent) -> None:
+        self.plots.take(event)
+        if isinstance(event, StepDone):
+            self.plots.show()
+            self._said = f"step {event.step} of {event.total or '…'}"
+        elif isinstance(event, Progress) and event.stage == "reading":
+            self._said = f"reading scan {event.done + 1} of {event.total}"
+        elif isinstance(event, Warned) and not self.left_out.take(event.text):
+            self.remarks.tell([*self.remarks.text().splitlines(), event.text])
+        elif isinstance(event, Pictures) and self.samples.isChecked():
+            path, known = event.path, self._layers.names
+            start_job(lambda: sample_layers(path, known), parent=self).event.connect(self._layers.show)
+
+    def _on_state(self, state: str) -> None:
+        if not self.training.running:
+            self._timer.stop()
+            out = self.form.out.path
+            model = model_in(out) if out is not None else None
+            if state in ("done", "stopped") and model is not None:
+                end = "is ready" if state == "done" else "can be started from as far as it came"
+                self.outcome.tell(model, f"{model.stem} {end}: {model}")
+                self._column.ensureWidgetVisible(self.outcome)
+            if state == "done":
+                self.form.propose()
+        self._on_tick()
+        self._allow()
+
+    def _on_failed(self, error: FmsegError) -> None:
+        self.error.tell(error)
+
+    def _on_tick(self) -> None:
+        """Say how far it is."""
+        training = self.training
+        self.bar.setVisible(training.running)
+        self.bar.setValue(int(training.fraction * _BAR))
+        if training.stopping:
+            text = "Stopping; what was learned is being kept"
+        elif training.running:
+            left = training.seconds_left
+            parts = [f"{_WORDS[training.state]}: {self._said}" if self._said else f"{_WORDS[training.state]} …"]
+            parts += [f"about {said(max(1.0, round(left)))} left"] if left is not None else []
+            text = ", ".join(parts)
+        else:
+            end = training.state.capitalize() if training.state in ("done", "stopped", "failed") else ""
+            text = f"{end}: {self._said}." if end and self._said else f"{end}." if end else ""
+            text += " What was saved stays: press Resume." if training.state == "failed" else ""
+        self.text.setText(text)
+        self.text.setVisible(bool(text))
+
+    # --- what comes after it ---
+
+    def _on_use(self, path: Path) -> None:
+        """Hand the model on: to whoever listens, to the Teach panel, and to the clipboard."""
+        QApplication.clipboard().setText(str(path))
+        self.ready.emit(path)
+        begin_from = self._teaching()
+        if begin_from is not None:
+            begin_from(path)
+        where = 'chosen in the Teach panel under "Start from"' if begin_from is not None else "copied as a path"
+        self.remarks.tell([f"{path.stem} is {where}. A recipe names it as start_from."])
+
+    def _teaching(self) -> Any:
+        """Open the Teach panel and give what takes a model there, or None where there is none."""
+        try:
+            _, teach = self.viewer.window.add_plugin_dock_widget("napari-fmseg", "Teach", tabify=True)
+        except (AttributeError, KeyError, ValueError):  # a viewer without a window, or a version without that panel
+            return None
+        return getattr(getattr(teach, "train", None), "begin_from", None)
+
+    def _on_details(self, error: Any) -> None:
+        show_error(self, error)
+
+    # --- coming and going ---
+
+    def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
+        """Take a folder wherever it is dropped on the dock."""
+        if event is not None and folder_in(event) and not self.training.running:
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: QDropEvent | None) -> None:
+        """Learn from the folder that was dropped."""
+        folder = folder_in(event)
+        if event is not None and folder and not self.training.running:
+            event.acceptProposedAction()
+            self.form.volumes.set_path(folder)
+
+    def close_down(self) -> None:
+        """End what runs; the dock may be deleted afterwards. The run can be resumed."""
+        self._timer.stop()
+        self.training.close()

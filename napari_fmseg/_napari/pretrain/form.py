@@ -1,0 +1,168 @@
+"""What to pretrain, on what, how long and where to save: the upper part of the Pretrain dock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QVBoxLayout, QWidget
+
+from napari_fmseg._napari.common.devices import offered_devices
+from napari_fmseg._napari.common.number_boxes import CountBox
+from napari_fmseg._napari.common.preferences import load
+from napari_fmseg._napari.common.tooltips import PRETRAIN
+from napari_fmseg._napari.common.widgets import More
+from napari_fmseg._napari.pretrain.panels import FolderRow
+from napari_fmseg._napari.pretrain.plan import NETWORKS, Plan, Size, next_folder, recipe_in
+from napari_fmseg.core.errors import FmsegError
+
+__all__ = ["PATCHES", "PretrainForm"]
+
+PATCHES: tuple[tuple[str, Size], ...] = (
+    ("16 × 32 × 32, a trial", (16, 32, 32)),
+    ("32 × 64 × 64, processor", (32, 64, 64)),
+    ("48 × 96 × 96", (48, 96, 96)),
+    ("64 × 128 × 128, published", (64, 128, 128)),
+)
+_MINUTES, _STEPS = 30, 2000
+
+
+class PretrainForm(QWidget):
+    """The form.
+
+    Parameters
+    ----------
+    more
+        Fields of the recipe that it does not show.
+
+    Attributes
+    ----------
+    more_fields
+        Those fields, for the next run.
+    changed
+        Signal: something was changed, so that a start may have become possible or impossible.
+    """
+
+    changed = Signal()
+
+    def __init__(self, more: Mapping[str, Any] | None = None, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.more_fields = dict(more or {})
+        self._proposed = ""
+        self.volumes = FolderRow("Drop a folder with scans", "A folder with scans", PRETRAIN.volumes)
+        self.out = FolderRow("A folder of its own", "Where to save", PRETRAIN.out)
+        self.network, self.unit, self.patch, self.device = (QComboBox() for _ in range(4))
+        self.budget, self.batch, self.cache_gb = CountBox(), CountBox(), CountBox()
+        self._fill()
+        self._lay_out()
+        self.propose()
+        self.volumes.changed.connect(self._on_changed)
+        self.out.changed.connect(self.changed)
+        for combo in (self.network, self.patch, self.device):
+            combo.currentIndexChanged.connect(self._on_changed)
+        for spin in (self.budget, self.batch):
+            spin.valueChanged.connect(self._on_changed)
+        self.unit.currentIndexChanged.connect(self._on_unit)
+
+    def _fill(self) -> None:
+        for name, title in NETWORKS.items():
+            self.network.addItem(title, name)
+        self.unit.addItems(("minutes", "steps"))
+        for title, size in PATCHES:
+            self.patch.addItem(title, size)
+        self.patch.setCurrentIndex(1)
+        self.device.addItems(offered_devices())
+        self.device.setCurrentText(load().device)
+        for spin, value, most in (
+            (self.budget, _MINUTES, 1_000_000),
+            (self.batch, 2, 64),
+            (self.cache_gb, 20, 100_000),
+        ):
+            spin.setRange(1, most)
+            spin.setValue(value)
+        self.cache_gb.setSuffix(" GB")
+        for combo in (self.network, self.unit, self.patch, self.device):  # a long name must not widen the panel
+            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            combo.setMinimumContentsLength(5)
+
+    def _lay_out(self) -> None:
+        how_long = QWidget()
+        row = QHBoxLayout(how_long)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.budget, 1)
+        row.addWidget(self.unit, 1)
+        self.unit.setToolTip(PRETRAIN.unit)
+        above, details = QFormLayout(), QWidget()
+        below = QFormLayout(details)
+        below.setContentsMargins(12, 0, 0, 0)
+        for form, name, widget, shown, tip in (
+            (above, "Sc&ans", self.volumes.edit, self.volumes, PRETRAIN.volumes),
+            (above, "&Network", self.network, self.network, PRETRAIN.network),
+            (above, "&Budget", self.budget, how_long, PRETRAIN.budget),
+            (above, "Save &in", self.out.edit, self.out, PRETRAIN.out),
+            (below, "Sa&mples", self.patch, self.patch, PRETRAIN.patch),
+            (below, "Per step", self.batch, self.batch, PRETRAIN.batch),
+            (below, "&Device", self.device, self.device, PRETRAIN.device),
+            (below, "Disk space", self.cache_gb, self.cache_gb, PRETRAIN.cache),
+        ):
+            form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+            form.setSpacing(6)
+            label = QLabel(name)
+            label.setBuddy(widget)
+            for part in (label, widget):
+                part.setToolTip(tip)
+            form.addRow(label, shown)
+        above.setContentsMargins(0, 0, 0, 0)
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(6)
+        rows.addLayout(above)
+        self.more = More("Mor&e options", details, "The size of the samples, the device, and the room on the disk.")
+        rows.addWidget(self.more)
+
+    def why_not(self) -> str:
+        """Tell why nothing can be started, or nothing."""
+        folder = self.volumes.path
+        if folder is None:
+            return PRETRAIN.start_no_folder
+        if not folder.is_dir():
+            return f"There is no folder {folder}. Choose another one."
+        return "" if self.out.path is not None else PRETRAIN.start_no_place
+
+    def plan(self) -> Plan:
+        """Give what is chosen; only while `why_not` is empty."""
+        folder, out = self.volumes.path, self.out.path
+        if folder is None or out is None:
+            raise FmsegError(self.why_not())
+        amount = self.budget.value()
+        minutes = self.unit.currentText() == "minutes"
+        return Plan(
+            folder,
+            out,
+            str(self.network.currentData()),
+            minutes=float(amount) if minutes else 0.0,
+            steps=0 if minutes else amount,
+            patch=self.patch.currentData(),
+            batch=self.batch.value(),
+            device=self.device.currentText(),
+            cache_gb=float(self.cache_gb.value()),
+            more=self.more_fields,
+        )
+
+    def propose(self) -> None:
+        """Propose a place of its own for the next run, unless the user has said one."""
+        if self.out.edit.text() in ("", self._proposed):
+            self._proposed = str(next_folder(str(self.network.currentData())))
+            self.out.set_path(self._proposed)
+
+    def _on_changed(self) -> None:
+        """Something else is to be pretrained: a run that lies in the proposed place would not fit it."""
+        out = self.out.path
+        if out is not None and (recipe_in(out) is not None or not out.exists()):
+            self.propose()
+        self.changed.emit()
+
+    def _on_unit(self) -> None:
+        self.budget.setValue(_MINUTES if self.unit.currentText() == "minutes" else _STEPS)
+        self._on_changed()

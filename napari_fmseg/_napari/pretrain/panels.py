@@ -1,0 +1,271 @@
+"""Parts of the Pretrain dock: a folder to choose or to drop on, how a run goes, what came out, the sample's layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qtpy.QtCore import QMimeData, Qt, QUrl, Signal
+from qtpy.QtGui import QDesktopServices, QDragEnterEvent, QDropEvent
+from qtpy.QtWidgets import QFileDialog, QFrame, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
+
+from napari_fmseg._napari.common.curves import Curves
+from napari_fmseg._napari.common.tooltips import PRETRAIN
+from napari_fmseg._napari.common.widgets import More
+from napari_fmseg._napari.pretrain.plan import Shown
+from napari_fmseg.core.events import EpochDone, Progress, StepDone, TrainEvent, Warned
+
+__all__ = ["FolderRow", "LeftOut", "Outcome", "Plots", "SampleLayers", "folder_in"]
+
+_DONE = "QFrame#outcome { border: 1px solid #2f9e57; border-radius: 3px; }"
+_IS_LEFT_OUT = " is left out: "
+
+
+class FolderRow(QWidget):
+    """A folder's path, a button to browse for it, and a place to drop it.
+
+    Parameters
+    ----------
+    hint
+        What is shown while it is empty.
+    title
+        Of the window in which one browses.
+    tip
+        Its tooltip.
+
+    Attributes
+    ----------
+    changed
+        Signal: another path.
+    """
+
+    changed = Signal()
+
+    def __init__(self, hint: str, title: str, tip: str, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._title = title
+        self.edit, self.button = QLineEdit(), QPushButton("…")
+        self.edit.setPlaceholderText(hint)
+        self.edit.setToolTip(tip)
+        self.edit.setAcceptDrops(False)  # a text field would take a drop as text; the dock takes it as a folder
+        self.button.setToolTip(PRETRAIN.browse)
+        self.button.setFixedWidth(32)
+        self.button.setAccessibleName(title)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.edit, 1)
+        row.addWidget(self.button)
+        self.setFocusProxy(self.edit)
+        self.edit.textChanged.connect(self.changed)
+        self.button.clicked.connect(self._on_browse)
+
+    @property
+    def path(self) -> Path | None:
+        """The folder, or None while nothing is said."""
+        text = self.edit.text().strip()
+        return Path(text).expanduser().absolute() if text else None
+
+    def set_path(self, path: Path | str) -> None:
+        """Show another folder."""
+        self.edit.setText(str(path))
+
+    def _on_browse(self) -> None:
+        start = next((str(p) for p in (self.path, *(self.path.parents if self.path else ())) if p and p.is_dir()), "")
+        chosen = QFileDialog.getExistingDirectory(self, self._title, start)
+        if chosen:
+            self.set_path(chosen)
+
+
+def folder_in(event: QDragEnterEvent | QDropEvent | None) -> str:
+    """Give the folder that is dropped, that of a file that is dropped, or ""."""
+    mime: QMimeData | None = event.mimeData() if event is not None else None
+    if mime is None or not mime.hasUrls():
+        return ""
+    path = Path(next((url.toLocalFile() for url in mime.urls() if url.isLocalFile()), ""))
+    if path.is_dir() and path != Path():
+        return str(path)
+    return str(path.parent) if path.is_file() else ""
+
+
+class Plots(QWidget):
+    """Loss and Dice over the steps, and a line of figures."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        colors = {"learning": "#56b4e9", "held out": "#e69f00"}
+        self.loss = Curves("", "loss", colors=colors)
+        self.dice = Curves("step", "Dice", y_range=(0, 1), colors={"held-out Dice": "#009e73"}, digits=2)
+        self.facts = QLabel()
+        self.facts.setWordWrap(True)
+        self.facts.setToolTip(PRETRAIN.facts)
+        self.loss.setToolTip(PRETRAIN.loss)
+        self.dice.setToolTip(PRETRAIN.dice)
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(4)
+        for widget, share in ((self.facts, 0), (self.loss, 1), (self.dice, 1)):
+            rows.addWidget(widget, share)
+        self.clear()
+        self.begin()
+
+    def clear(self) -> None:
+        """Forget the run before."""
+        for curves in (self.loss, self.dice):
+            curves.clear()
+        self._step = 0
+        self.facts.setText("")
+        self.facts.hide()
+
+    def begin(self) -> None:
+        """Count the scans anew; the curves go on where a run is resumed."""
+        self._n_scans = self._n_bad = 0
+
+    def take(self, event: TrainEvent) -> None:
+        """Draw what an event tells."""
+        if isinstance(event, StepDone):
+            self._step = event.step
+            self.loss.add(event.step, {"learning": event.loss})
+        elif isinstance(event, Progress) and event.stage == "reading":
+            self._n_scans = event.total - self._n_bad
+        elif isinstance(event, Warned):
+            self._n_bad += _IS_LEFT_OUT in event.text
+            self._n_scans -= _IS_LEFT_OUT in event.text
+        elif isinstance(event, EpochDone):
+            told = event.metrics
+            if "loss" in told:
+                self.loss.add(self._step, {"held out": told["loss"]})
+                self.dice.add(self._step, {"held-out Dice": told["dice"]})
+            parts = [f"{self._n_scans} scans"] if self._n_scans else []
+            if "samples_per_s" in told:
+                parts.append(f"{told['samples_per_s']:.2g} samples per second")
+            if "waiting" in told:
+                parts.append(f"waiting for data {100 * told['waiting']:.0f} % of the time")
+            self.facts.setText(" · ".join(parts))
+            self.facts.show()
+
+
+class LeftOut(QWidget):
+    """The files that could not be read: how many, and with one click which and why; hidden while there are none."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.texts: list[str] = []
+        self.details = QLabel()
+        self.details.setWordWrap(True)
+        self.details.setTextFormat(Qt.TextFormat.PlainText)
+        self.details.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.details.setContentsMargins(12, 0, 0, 0)
+        self.more = More("", self.details, PRETRAIN.left_out)
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.addWidget(self.more)
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.texts = []
+        self.hide()
+
+    def take(self, text: str) -> bool:
+        """Take in a warning; says whether it is of a file that was left out."""
+        if _IS_LEFT_OUT not in text:
+            return False
+        if text not in self.texts:  # a run that is resumed tells it again
+            self.texts.append(text)
+        n = len(self.texts)
+        self.more.set_title(f"{n} file{'s' if n > 1 else ''} could not be read")
+        self.details.setText("\n".join(t.replace(_IS_LEFT_OUT, ": ", 1) for t in self.texts))
+        self.show()
+        return True
+
+
+class Outcome(QFrame):
+    """The model that a run has left, and what to do with it; hidden while there is none.
+
+    Attributes
+    ----------
+    use
+        Signal with the card's path: the user wants to start from it.
+    """
+
+    use = Signal(object)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setObjectName("outcome")
+        self.setStyleSheet(_DONE)
+        self.path: Path | None = None
+        self.text = QLabel()
+        self.text.setWordWrap(True)
+        self.text.setTextFormat(Qt.TextFormat.PlainText)
+        self.text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.use_button, self.folder_button = QPushButton("&Use as starting point"), QPushButton("Show folder")
+        self.use_button.setToolTip(PRETRAIN.use)
+        self.folder_button.setToolTip(PRETRAIN.show_folder)
+        row = QHBoxLayout()
+        row.addWidget(self.use_button, 2)
+        row.addWidget(self.folder_button, 1)
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(6, 6, 6, 6)
+        rows.addWidget(self.text)
+        rows.addLayout(row)
+        self.use_button.clicked.connect(self._on_use)
+        self.folder_button.clicked.connect(self._on_folder)
+        self.hide()
+
+    def tell(self, path: Path | None, text: str = "") -> None:
+        """Show the card of a model and what it is, or with None nothing."""
+        self.path = path
+        self.text.setText(text)
+        self.setVisible(path is not None)
+
+    def _on_use(self) -> None:
+        if self.path is not None:
+            self.use.emit(self.path)
+
+    def _on_folder(self) -> None:
+        if self.path is not None:
+            QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.path.parent)))
+
+
+class SampleLayers:
+    """The layers of the sample in the viewer, refreshed in place; one that the user removes does not come back.
+
+    Parameters
+    ----------
+    viewer
+        Where they lie.
+    """
+
+    def __init__(self, viewer: Any) -> None:
+        self._viewer = viewer
+        self._layers: dict[str, Any] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers that were made in this run."""
+        return tuple(self._layers)
+
+    def show(self, part: Shown) -> None:
+        """Show a part of a sample; what has not changed since is left as it is, because drawing takes time."""
+        known = self._layers.get(part.name)
+        if known is not None:
+            if known in self._viewer.layers and not np.array_equal(known.data, part.data):
+                known.data = part.data
+        elif part.layer is not None:
+            self._add(part.name, part.layer)
+
+    def _add(self, name: str, layer: Any) -> None:
+        alone = all(other in self._layers.values() for other in self._viewer.layers)
+        active = self._viewer.layers.selection.active  # on which somebody may be painting
+        self._layers[name] = self._viewer.add_layer(layer)
+        if alone:
+            self._viewer.reset_view()
+            self._viewer.dims.set_point(0, float(layer.data.shape[0] // 2 * layer.scale[0]))
+        elif active is not None:
+            self._viewer.layers.selection.active = active
+
+    def forget(self) -> None:
+        """Let the next sample have layers again where those of this run are gone."""
+        self._layers = {name: layer for name, layer in self._layers.items() if layer in self._viewer.layers}

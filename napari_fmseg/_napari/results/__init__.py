@@ -1,0 +1,1 @@
+"""Class table, lesion table, navigation and the 3-D view."""

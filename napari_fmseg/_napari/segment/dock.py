@@ -1,0 +1,318 @@
+"""The dock that segments: choose a volume and a model, press Run, watch the stages arrive, look at the classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
+from qtpy.QtWidgets import QFrame, QPushButton, QScrollArea, QVBoxLayout, QWidget
+
+from napari_fmseg._napari.choosers.image_volumes import Case, case_with
+from napari_fmseg._napari.choosers.label_pairing import labels_for, lies_on
+from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.common.dock import Dock
+from napari_fmseg._napari.common.event_links import Links
+from napari_fmseg._napari.common.shortcuts import bind
+from napari_fmseg._napari.common.time_estimate import said
+from napari_fmseg._napari.common.tooltips import CLASSES, LESIONS, SEGMENT
+from napari_fmseg._napari.common.viewer_window import plain
+from napari_fmseg._napari.common.widgets import ErrorBox, Note
+from napari_fmseg._napari.opening.default_reader import offer_precedence
+from napari_fmseg._napari.opening.dropzone import DropZone
+from napari_fmseg._napari.recovery.autosave import Recovery
+from napari_fmseg._napari.results.class_table import ClassTable
+from napari_fmseg._napari.results.lesion_table import LesionDialog
+from napari_fmseg._napari.results.navigation import point_in
+from napari_fmseg._napari.results.view_3d import ThreeD
+from napari_fmseg._napari.segment.gradcam_request import why_not, why_request
+from napari_fmseg._napari.segment.options import Choices
+from napari_fmseg._napari.segment.run_bar import RunBar
+from napari_fmseg._napari.segment.run_request import Engine, Request, Staged
+from napari_fmseg._napari.segment.session import Session
+from napari_fmseg._napari.segment.stage_layers import run_of, toggle_stages
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.events import Progress, Warned
+
+__all__ = ["SegmentDock"]
+
+
+class SegmentDock(Dock):
+    """Segments a volume of the viewer and shows its stages as layers.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer; napari gives it.
+    engine
+        What runs the models; without one a process of its own, started at the first run.
+    """
+
+    def __init__(self, napari_viewer: Any, engine: Engine | None = None) -> None:
+        super().__init__()
+        self.viewer = napari_viewer = plain(napari_viewer)
+        self.session = Session(napari_viewer, engine, self)
+        self._known: dict[tuple[str, str], dict[str, float]] = {}
+        self._case: Any = None
+        self._times: list[str] = []
+        self._remarks: list[str] = []
+        self._key = ("", "")
+        self.drop = DropZone(viewer=napari_viewer)
+        self.choices = Choices(napari_viewer)
+        self.image, self.model, self.region = self.choices.image, self.choices.model, self.choices.region
+        self.until, self.device, self.more = self.choices.until, self.choices.device, self.choices.more
+        self.doubts, self.remarks, self.error = self.choices.doubts, Note(), ErrorBox()
+        self.bar = RunBar()
+        self.classes = ClassTable(napari_viewer)
+        self.all_stages, self.three_d = QPushButton("Show stages"), QPushButton("3-D")
+        self.why, self.lesions = QPushButton("Why here?"), QPushButton("Lesions …")
+        self._three_d = ThreeD(napari_viewer)
+        self._build()
+        self._connect()
+        self._on_changed()
+        self._show(None)
+        self._on_active()
+        self._recovery = Recovery.start(napari_viewer)
+        keys = {
+            "run": self.bar.run_button,
+            "cancel": self.bar.cancel_button,
+            "stages": self.all_stages,
+            "3-D": self.three_d,
+        }
+        for name, button in keys.items():
+            bind(self, napari_viewer, name, button.click)
+
+    # --- how it looks ---
+
+    def _build(self) -> None:
+        inside = QWidget()
+        rows = QVBoxLayout(inside)
+        rows.setContentsMargins(8, 8, 8, 4)
+        rows.setSpacing(6)
+        for widget in (self.drop, self.choices, self.error, self.remarks):
+            rows.addWidget(widget)
+        rows.addWidget(self.classes, 1)
+        self.all_stages.setToolTip(SEGMENT.show_all)
+        self.three_d.setToolTip(SEGMENT.three_d)
+        self.classes.buttons.insertWidget(0, self.all_stages)
+        self.classes.buttons.insertWidget(1, self.three_d)
+        self.lesions.setToolTip(LESIONS.open)
+        for i, button in enumerate((self.why, self.lesions)):
+            self.classes.questions.insertWidget(i, button)
+        scroll = QScrollArea()
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setWidget(inside)
+        use = ResearchOnly()
+        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        use.setToolTip("What the models find may be wrong. Do not base a diagnosis or a treatment on it.")
+        foot = QVBoxLayout()  # always in sight, however low the window
+        foot.setContentsMargins(8, 4, 8, 4)
+        foot.setSpacing(4)
+        foot.addWidget(self.bar)
+        foot.addWidget(use)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        layout.addWidget(scroll, 1)
+        layout.addLayout(foot)
+        self._scroll = scroll
+        self.setMinimumWidth(320)
+
+    def _connect(self) -> None:
+        self.setAcceptDrops(True)
+        self.drop.dropped.connect(self._on_dropped)
+        self.drop.idle.connect(self._on_changed)
+        self.drop.opened.connect(self._on_opened)
+        self.drop.failed.connect(self._on_failed)
+        self.choices.changed.connect(self._on_changed)
+        self.bar.run.connect(self._on_run)
+        self.bar.cancel.connect(self._on_cancel)
+        self.error.asked.connect(self._on_details)
+        self.all_stages.clicked.connect(self._on_all_stages)
+        self.three_d.clicked.connect(self._three_d.toggle)
+        self.why.clicked.connect(self._on_why)
+        self.lesions.clicked.connect(self._on_lesions)
+        self.classes.failed.connect(self._on_failed)
+        self.session.came.connect(self._on_event)
+        self.session.failed.connect(self._on_failed)
+        self.session.finished.connect(self._on_finished)
+        self._links = Links(self)
+        self._links.connect(self._on_active, self.viewer.layers.selection.events.active)
+        self._links.connect(self._on_removed, self.viewer.layers.events.removed)
+
+    # --- what is chosen ---
+
+    def _on_dropped(self) -> None:
+        self.error.tell(None)
+        self.drop.show()
+
+    def _on_opened(self) -> None:
+        offer_precedence(self)  # who drops scans here will drop them on the canvas too
+
+    def _on_changed(self) -> None:
+        """Let the user run, or say why not; the place for a drop goes when there is a volume."""
+        self.drop.setVisible(self.image.case is None or self.drop.busy)
+        self.bar.allow(self.choices.why_not())
+        self._allow_why()
+
+    def _allow_why(self) -> None:
+        refusal = SEGMENT.run_busy if self.session.running else why_not(self.classes.layer, self.image.cases)
+        self.why.setEnabled(not refusal)
+        self.why.setToolTip(refusal or CLASSES.why)
+
+    # --- a run ---
+
+    def _on_run(self) -> None:
+        if self.session.running or self.choices.why_not():
+            return
+        self.error.tell(None)
+        self.remarks.tell([])
+        try:
+            request = self.choices.request()
+        except FmsegError as error:
+            self.error.tell(error)
+            return
+        self._begin(request, self.choices.stages)
+
+    def _on_why(self) -> None:
+        if self.session.running:
+            return
+        self.error.tell(None)
+        self.remarks.tell([])
+        layer, device = self.classes.layer, self.device.currentText()
+        try:
+            at = point_in(self.viewer, layer)
+            request = why_request(layer, self.image.cases, self.classes.measures, at, device)
+        except FmsegError as error:
+            self.error.tell(error)
+            return
+        self._begin(request, ("why here",))
+
+    def _begin(self, request: Request, stages: tuple[str, ...]) -> None:
+        self._case = next((case for case in self.image.cases if case.id == request.run.image), None)
+        self._times, self._remarks = [], []
+        self._key = (f"{request.run.model} {stages}", request.options.device)
+        first = ("loading model",) if self.session.warm else ("starting engine", "loading model")
+        self.bar.begin((*first, *stages), self._known.get(self._key, {}))
+        self.session.start(request)
+        self._allow_why()
+
+    def _on_cancel(self) -> None:
+        self.bar.stopping()
+        self.session.cancel()
+
+    def _on_event(self, event: Any) -> None:
+        if isinstance(event, Progress):
+            self.bar.move(event.stage, event.done, event.total)
+        elif isinstance(event, Warned):
+            self._remark(event.text)
+        elif isinstance(event, Staged):
+            self._times.append(f"{event.stage} {said(event.seconds)}")
+            if event.is_labels:
+                self._recovery.settled(self.session.newest)  # computed, not painted: it can be computed again
+                if not self._is_painting():
+                    self._show(self.session.newest)
+            if event.note:
+                self._remark(f"{event.stage.capitalize()}: {event.note}")
+
+    def _remark(self, text: str) -> None:
+        self._remarks.append(text)
+        self.remarks.tell([t for t in self._remarks if t not in self.doubts.text().splitlines()])
+
+    def _on_failed(self, error: Any) -> None:
+        self.error.tell(error)
+
+    def _on_finished(self, done: bool) -> None:
+        seconds = self.bar.end("")
+        if done:
+            self._known[self._key] = seconds
+            self.bar.end(f"Done in {said(sum(seconds.values()))}: {', '.join(self._times)}")
+            for name in self.session.kept:
+                self._remark(f"“{name}” was edited and is kept as it is; the new result lies beside it.")
+            if self.session.final is not None:
+                self._show_classes(self.session.final)
+        elif self.error.isHidden():
+            self.bar.end("Cancelled. Stages that were there stay.")
+        self._on_changed()
+
+    def _show_classes(self, layer: Any) -> None:
+        """Choose the new labels, unless the user is painting on others."""
+        if layer is not None and layer in self.viewer.layers and not self._is_painting():
+            self.viewer.layers.selection.active = layer
+        self._scroll.ensureWidgetVisible(self.classes)
+
+    def _is_painting(self) -> bool:
+        mode = str(getattr(self.viewer.layers.selection.active, "mode", "pan_zoom"))
+        return mode in ("paint", "polygon", "erase", "fill", "pick")
+
+    def _on_all_stages(self) -> None:
+        run = run_of(self.classes.layer) if self.classes.layer is not None else None
+        if run is not None:
+            toggle_stages(self.viewer, run)
+
+    def _on_lesions(self) -> None:
+        if self.classes.layer is not None:
+            dialog = LesionDialog(self.viewer, self.classes.layer, self)
+            dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+            dialog.show()
+
+    def _on_details(self, error: Any) -> None:
+        show_error(self, error)
+
+    # --- what happens in the viewer ---
+
+    def _on_active(self) -> None:
+        from napari.layers import Labels
+
+        active = self.viewer.layers.selection.active
+        if isinstance(active, Labels) and active.ndim == 3:
+            self._show(active)
+            return
+        case = case_with(self.image.cases, active)
+        if case is not None:
+            self._show_labels_of(case)
+
+    def _show_labels_of(self, case: Case) -> None:
+        """Let the table follow the image; it stays with labels that lie on this one, too, as a CT's may on the PET."""
+        mine, shown = labels_for(case, self.viewer.layers), self.classes.layer
+        if mine and shown not in mine:
+            self._show(mine[-1])
+        elif not mine and shown is not None and not lies_on(shown, case):
+            self._show(None)
+
+    def _show(self, labels: Any) -> None:
+        """Fill the table with the classes of a labels layer, or of none."""
+        self.classes.set_layer(labels)
+        self.all_stages.setEnabled(labels is not None and run_of(labels) is not None)
+        self.three_d.setEnabled(labels is not None)
+        self._allow_why()
+        self.lesions.setEnabled(labels is not None)
+
+    def _on_removed(self, event: Any) -> None:
+        if event.value is self.classes.layer:
+            self._show(None)
+        if self.session.running and self._case is not None and any(event.value is part for part in self._case.layers):
+            self._on_cancel()
+
+    # --- coming and going ---
+
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        self.model.refresh()
+
+    def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
+        """Take files wherever they are dropped on the dock."""
+        self.drop.dragEnterEvent(event)
+
+    def dropEvent(self, event: QDropEvent | None) -> None:
+        """Open what was dropped."""
+        self.drop.dropEvent(event)
+
+    def close_down(self) -> None:
+        """End what runs and let go of the viewer; the dock may be deleted afterwards."""
+        self.session.close()
+        self._links.end()
+        for part in (self.choices, self.classes):
+            part.close_down()

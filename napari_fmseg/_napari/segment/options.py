@@ -1,0 +1,294 @@
+"""What to segment, with which model, how far and where: the upper part of the segment dock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QVBoxLayout, QWidget
+
+from napari_fmseg._napari.choosers.channel_chooser import ChannelChooser
+from napari_fmseg._napari.choosers.image_chooser import ImageChooser, RegionChooser
+from napari_fmseg._napari.choosers.image_volumes import Case, case_with, channels_by_number
+from napari_fmseg._napari.choosers.label_pairing import record_of
+from napari_fmseg._napari.choosers.model_chooser import ModelChooser
+from napari_fmseg._napari.common.devices import offered_devices
+from napari_fmseg._napari.common.event_links import Links
+from napari_fmseg._napari.common.options_form import OptionsForm
+from napari_fmseg._napari.common.preferences import load
+from napari_fmseg._napari.common.tooltips import SEGMENT
+from napari_fmseg._napari.common.widgets import More, Note
+from napari_fmseg._napari.layer_transform import Frame, has_spacing
+from napari_fmseg._napari.layers import KEY, voxels_of
+from napari_fmseg._napari.segment.run_request import Request, Run
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
+
+__all__ = ["Choices"]
+
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+AS_CARD = "model's own"
+OVERLAPS = ((AS_CARD, None), *((f"{100 * v:.0f} %", v) for v in (0.0, 0.25, 0.5, 0.625, 0.75)))
+BATCHES = ((AS_CARD, None), *((str(n), n) for n in (1, 2, 4, 8, 16)))
+CHOICES: dict[str, Sequence[Any]] = {
+    "precision": PRECISIONS,
+    "overlap": OVERLAPS,
+    "window_batch": BATCHES,
+    "blend": (("Gaussian", "gaussian"), ("plain mean", "constant")),
+}
+WORDS = {
+    "precision": "Precision",
+    "keep_largest": "Keep the largest part only",
+    "min_part_ml": "Remove parts below (ml)",
+    "show_stages": "Show the stages",
+    "overlap": "Windows overlap",
+    "window_batch": "Windows at once",
+    "blend": "Blend windows",
+    "max_memory_gb": "Use memory up to (GB)",
+}
+
+
+class Choices(QWidget):
+    """The forms for one run.
+
+    Parameters
+    ----------
+    viewer
+        Whose volumes are offered.
+
+    Attributes
+    ----------
+    changed
+        Signal: another volume or model, so that a run may have become possible or impossible.
+    """
+
+    changed = Signal()
+
+    def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.image = ImageChooser(viewer)
+        self.channels = ChannelChooser(viewer)
+        self.model = ModelChooser()
+        self.region = RegionChooser(viewer)
+        self.until, self.device = QComboBox(), QComboBox()
+        for combo in (self.until, self.device):  # a long name must not make the panel wider than it is
+            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            combo.setMinimumContentsLength(10)
+        self.options = OptionsForm(SegmentOptions, skip=("until", "device"), choices=CHOICES, labels=WORDS)
+        self.more = More("Mor&e options", self.options, "Precision, windows, and how the labels are cleaned.")
+        self.doubts = Note()
+        self._ordered: tuple[str, ...] = ()  # the model, and the volumes that were put in the order of its channels
+        self._fill()
+        self._lay_out()
+        self.image.chosen.connect(self._on_image)
+        self.channels.chosen.connect(self._on_image)
+        self.model.chosen.connect(self._on_model)
+        self._viewer, self._links = viewer, Links(self)
+        self._links.connect(self._on_active, viewer.layers.selection.events.active)
+        self._on_model()
+
+    def _fill(self) -> None:
+        preferred = load()
+        self.device.addItems(offered_devices())
+        self.device.setCurrentText(preferred.device)
+        self.device.setToolTip(SEGMENT.device)
+        self.until.setToolTip(SEGMENT.stage)
+        self.options.set_values({"precision": preferred.precision})
+
+    def _lay_out(self) -> None:
+        above, below = _form(), _form()
+        _row(above, "&Image", self.image, self.image)
+        _row(above, "&Model", self.model, self.model.search)
+        _row(below, "S&tage", self.until, self.until)
+        _row(below, "Re&gion", self.region, self.region.combo)
+        _row(below, "&Device", self.device, self.device)
+        rows = QVBoxLayout(self)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.setSpacing(6)
+        rows.addLayout(above)
+        about = More("About this model", self.model.rest, SEGMENT.model_card)
+        for widget in (self.channels, self.model.facts, about, self.model.accept, self.doubts):
+            rows.addWidget(widget)
+        rows.addLayout(below)
+        rows.addWidget(self.more)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that will run."""
+        card, until = self.model.card, self.until.currentData()
+        stages = stages_of(card) if card is not None else ()
+        return stages[: stages.index(until) + 1] if until else stages
+
+    def why_not(self) -> str:
+        """Tell why nothing can be run, or nothing."""
+        case, card = self.image.case, self.model.card
+        if case is None:
+            return self.image.refusal or SEGMENT.run_no_image
+        if card is None:
+            return SEGMENT.run_no_model
+        for one in (case, *(other for other in self.channels.cases if other is not None)):
+            if self._no_place(one):
+                return self._no_place(one)
+        if self.model.terms:
+            return "Accept the terms of this model first."
+        if self.channels.names:
+            trouble = self._unfit_channels(case)
+            if trouble:
+                return trouble
+        elif case.n_channels != len(card.channels):
+            return (f"This model takes {len(card.channels)} channel(s) ({', '.join(card.channels)}); the volume has "
+                    f"{case.n_channels}. Choose another model or volume.")  # fmt: skip
+        try:
+            stages_of(card)
+            _ = card.weights_path
+        except FmsegError as error:
+            return str(error)
+        return ""
+
+    def _unfit_channels(self, first: Case) -> str:
+        """Tell which channel has no image of its own, or nothing."""
+        taken = [first.id]
+        for name, case in zip(self.channels.names, self.channels.cases, strict=True):
+            if case is None or case.id in taken:
+                return f"Choose another image for {name}: every channel of this model is an image of its own."
+            if case.n_channels > 1:
+                return f"The image for {name} has {case.n_channels} channels. Choose one that has one."
+            taken.append(case.id)
+        return ""
+
+    def request(self) -> Request:
+        """Give what to run; only while `why_not` is empty.
+
+        Raises
+        ------
+        GeometryMismatch
+            If the region is not over the image, or nobody can tell where the image lies.
+        """
+        case, card = self.image.case, self.model.card
+        if case is None or card is None:
+            raise FmsegError(self.why_not())
+        told = case.layers[0].metadata.get(KEY) or {}
+        box = self.region.box(case.layers[0])
+        others = tuple(other for other in self.channels.cases if other)
+        options = self.options.values()
+        if not has_spacing(case.layers[0]):
+            options["min_part_ml"] = 0.0  # a voxel has no ml
+        return Request(
+            Run(case.id, card.name, self.region.region if box is not None else ""),
+            case.name,
+            tuple(voxels_of(layer) for layer in case.layers),
+            case.geometry,
+            dict(case.meta),
+            told.get("filed"),
+            str(told.get("source") or ""),
+            SegmentOptions(self.until.currentData() or "", self.device.currentText(), **options),
+            box,
+            channels=card.channels if self.channels.names else (),
+            others=tuple((voxels_of(other.layers[0]), other.geometry, dict(other.meta)) for other in others),
+            frame=Frame.of(case.layers[0]),
+            note=record_of(case, others, card.channels if self.channels.names else ()),
+        )
+
+    def close_down(self) -> None:
+        """Let go of the viewer."""
+        self._links.end()
+        self.image.close_down()
+        self.channels.close_down()
+        self.region.close_down()
+
+    def _on_image(self) -> None:
+        self.model.prefer(self.image.case)
+        self._look()
+
+    def _on_active(self) -> None:
+        if self.channels.names:  # then the image does not follow the active layer by itself
+            self._look()
+
+    def _on_model(self) -> None:
+        card, before = self.model.card, self.until.currentData()
+        case = self.image.case
+        if card is not None and case is not None and case.n_channels == 1 < len(card.channels):
+            self.image.choose_other((), card.channels[0])
+        self.until.clear()
+        try:
+            stages = stages_of(card) if card is not None else ()
+        except FmsegError:
+            stages = ()  # a card of a newer version; `why_not` says so
+        self.until.addItem(f"All: {', '.join(stages)}" if stages else "All", "")
+        for i, stage in enumerate(stages[:-1]):
+            self.until.addItem(f"Up to {stage} ({'coarse, fastest' if i == 0 else 'finer'})", stage)
+        self.until.setCurrentIndex(max(0, self.until.findData(before)))
+        self._look()
+
+    def _look(self) -> None:
+        """Tell what does not fit."""
+        case, card = self.image.case, self.model.card
+        several = case is not None and card is not None and case.n_channels == 1 < len(card.channels)
+        self.channels.ask_for(card.channels[1:] if card is not None and several else (), case)
+        if several and card is not None and case is not None:
+            self._order_by_number(card.name, len(card.channels), case)
+            case = self.image.case
+        self.image.follow = not self.channels.names  # what is opened next is the image for another channel
+        meta: Mapping[str, Any] = case.meta if case is not None else {}
+        if self.channels.names:
+            known = [meta, *(other.meta if other is not None else {} for other in self.channels.cases)]
+            meta = {"channel_units": tuple(str(one.get("units", "")) for one in known)}
+        spaced = case is None or has_spacing(case.layers[0])
+        self.options.allow("min_part_ml", "" if spaced else SEGMENT.min_part_no_spacing)
+        self.doubts.tell(self._doubts(case, meta, spaced))
+        self.changed.emit()
+
+    def _doubts(self, case: Case | None, meta: Mapping[str, Any], spaced: bool) -> list[str]:
+        card = self.model.card
+        if case is None:
+            return [self.image.refusal] if self.image.refusal else []
+        if card is None or self._no_place(case):
+            return []
+        reason = [self.model.reason] if self.model.reason else []
+        found = [*reason, *doubts(case.geometry, meta, card), *([] if spaced else [SEGMENT.no_spacing])]
+        chosen = [case, *(other for other in self.channels.cases if other is not None)]
+        active = case_with(self.image.cases, self._viewer.layers.selection.active)
+        if self.channels.names and active is not None and all(one.id != active.id for one in chosen):
+            names = " and ".join(f"“{one.name}”" for one in chosen)
+            found.append(f"“{active.name}” is chosen in the layer list, but the model will run on {names}.")
+        return found
+
+    @staticmethod
+    def _no_place(case: Case) -> str:
+        """Tell why nobody knows where an image lies, or nothing."""
+        try:
+            _ = case.geometry
+        except FmsegError as error:
+            return str(error)
+        return ""
+
+    def _order_by_number(self, model: str, n: int, first: Case) -> None:
+        """Where images are numbered as channels are (_0000, _0001), take them so: not as they happened to be opened.
+
+        Once for a model and the volumes that are open, so that the user may choose otherwise.
+        """
+        now = (model, *(case.id for case in self.image.cases))
+        if now == self._ordered:
+            return
+        self._ordered = now
+        group = channels_by_number(self.image.cases, n, first)
+        if group:
+            self.image.choose(group[0])
+            self.channels.choose(group[1:])
+
+
+def _form() -> QFormLayout:
+    form = QFormLayout()
+    form.setContentsMargins(0, 0, 0, 0)
+    form.setSpacing(6)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return form
+
+
+def _row(form: QFormLayout, name: str, widget: QWidget, buddy: QWidget) -> None:
+    label = QLabel(name)
+    label.setBuddy(buddy)
+    label.setToolTip(buddy.toolTip())
+    label.setMinimumWidth(48)  # one column over both forms
+    form.addRow(label, widget)

@@ -1,0 +1,123 @@
+"""Run, cancel, and how far it is: two buttons, a bar with the stage and the time left, the times afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+
+from napari_fmseg._napari.common.time_estimate import Estimate, said
+from napari_fmseg._napari.common.tooltips import SEGMENT
+
+__all__ = ["RunBar"]
+
+STEPS = 1000
+TICK_MS = 250
+
+
+class RunBar(QWidget):
+    """The buttons and the bar.
+
+    Attributes
+    ----------
+    run, cancel
+        Signals: a button was pressed.
+    """
+
+    run = Signal()
+    cancel = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._estimate: Estimate | None = None
+        self._label = ""
+        self.run_button = QPushButton("&Run")
+        self.run_button.setStyleSheet(
+            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
+            "QPushButton:enabled:hover { background: #2a80d6; }"
+            "QPushButton:enabled:focus { border: 1px solid white; }"
+            "QPushButton:disabled { padding: 5px; }"
+        )
+        self.cancel_button = QPushButton("&Cancel")
+        self.cancel_button.setStyleSheet("QPushButton { padding: 5px; }")
+        self.bar = QProgressBar()
+        self.bar.setRange(0, STEPS)
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(8)
+        self.bar.setToolTip(SEGMENT.progress)
+        self.text = QLabel()
+        self.text.setWordWrap(True)
+        self._timer = QTimer(self, interval=TICK_MS)
+        self._timer.timeout.connect(self._on_tick)
+        row = QHBoxLayout()
+        row.addWidget(self.run_button, 2)
+        row.addWidget(self.cancel_button, 1)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(4)
+        layout.addLayout(row)
+        layout.addWidget(self.bar)
+        layout.addWidget(self.text)
+        self.run_button.clicked.connect(self.run)
+        self.cancel_button.clicked.connect(self.cancel)
+        self.bar.hide()
+        self.text.hide()
+        self.allow("")
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is shown as under way."""
+        return self._estimate is not None
+
+    def allow(self, why_not: str) -> None:
+        """Let the user run, or say in the tooltip why not."""
+        why_not = SEGMENT.run_busy if self.running else why_not
+        self.run_button.setEnabled(not why_not)
+        self.run_button.setToolTip(why_not or SEGMENT.run)
+        self.cancel_button.setEnabled(self.running)
+        self.cancel_button.setToolTip(SEGMENT.cancel if self.running else "Nothing is running.")
+
+    def begin(self, stages: Sequence[str], known: Mapping[str, float]) -> None:
+        """Show a run that begins."""
+        self._estimate = Estimate(stages, known, time.monotonic())
+        self._label = "starting"
+        self.bar.show()
+        self.text.show()
+        self._timer.start()
+        self._on_tick()
+        self.allow("")
+
+    def move(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` parts of a stage are finished."""
+        if self._estimate is not None:
+            self._estimate.enter(stage, done, total, time.monotonic())
+            self._label = stage
+            self._on_tick()
+
+    def stopping(self) -> None:
+        """Show that the run was asked to end."""
+        self._label = "stopping"
+        self.cancel_button.setEnabled(False)
+        self.cancel_button.setToolTip("The run is ending.")
+        self._on_tick()
+
+    def end(self, text: str) -> dict[str, float]:
+        """Show that the run is over; gives the seconds of its stages by the clock."""
+        self._timer.stop()
+        seconds = self._estimate.finish(time.monotonic()) if self._estimate is not None else {}
+        self._estimate = None
+        self.bar.hide()
+        self.text.setText(text)
+        self.text.setVisible(bool(text))
+        self.text.setToolTip(SEGMENT.times if text else "")
+        return seconds
+
+    def _on_tick(self) -> None:
+        if self._estimate is None:
+            return
+        self.bar.setValue(int(self._estimate.fraction * STEPS))
+        left = self._estimate.seconds_left(time.monotonic())
+        rest = "" if left is None or self._label == "stopping" else f": about {said(max(1.0, round(left)))} left"
+        self.text.setText(f"{self._label.capitalize()}{rest}")

@@ -1,0 +1,252 @@
+"""What the Teach dock does beside the window: iterators for jobs that give the project as it is then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_fmseg._napari.choosers.image_volumes import Case
+from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer, map_layer
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.events import Progress
+from napari_fmseg.core.volume import LabelMap, Volume
+from napari_fmseg.datasets.projects.staged_case import prediction_of, uncertainty_of
+from napari_fmseg.io import read_labels, read_volume
+from napari_fmseg.io.channels import read_channels
+from napari_fmseg.training.projects import (
+    LabelOptions,
+    Project,
+    Version,
+    add_case,
+    earlier_labels,
+    examine,
+    init_project,
+    label_case,
+    labels_revision,
+    list_versions,
+    open_project,
+    publish,
+    put_in_use,
+    rename_class,
+    restore_labels,
+    roll_back,
+    training_plan,
+    unfinished_run,
+)
+
+__all__ = [
+    "EARLIER",
+    "UNSURE",
+    "Addition",
+    "Earlier",
+    "Opened",
+    "SetAside",
+    "Shown",
+    "added",
+    "changed",
+    "opened",
+    "put_back",
+    "restored",
+    "shown",
+    "shown_earlier",
+]
+
+UNSURE = "unsure"
+"""The role, in the metadata, of a layer that shows what the model doubted."""
+
+EARLIER = "earlier"
+"""The role of a layer with labels that a case had before."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A project as it is now.
+
+    Attributes
+    ----------
+    project, versions
+        See there.
+    note
+        How the next model will be measured, or why nothing can be trained yet.
+    can_train
+        Whether something can.
+    unfinished
+        The number of a run that can be resumed, or 0.
+    """
+
+    project: Project
+    versions: tuple[Version, ...] = ()
+    note: str = ""
+    can_train: bool = False
+    unfinished: int = 0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case to be shown: the layers of its image, one with its labels, and one with what the model doubted."""
+
+    name: str
+    images: tuple[LayerData, ...]
+    labels: LayerData
+    unsure: LayerData | None = None
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Labels that a case had, to be shown."""
+
+    labels: LayerData
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """The labels of a case that are in the window are not those of the project any more."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Addition:
+    """What the user wants to add.
+
+    Attributes
+    ----------
+    folder
+        Of the project.
+    name
+        Of the case.
+    image
+        A volume or its file; None if the case is there and gets new labels.
+    labels
+        Or None, to be labelled later.
+    options
+        How they are understood.
+    link
+        Whether the file is linked, not copied.
+    shown
+        What was chosen, to be marked when it is done: the image, and its labels layer or None.
+    revision
+        Of the labels that these correct, see `labels_revision`; None for those that the project has.
+    replace
+        Whether labels that somebody else saved after that are replaced, too.
+    renamed
+        Classes of the project that are called otherwise from now on.
+    """
+
+    folder: Path
+    name: str
+    image: Volume | Path | None = None
+    labels: LabelMap | None = None
+    options: LabelOptions = field(default_factory=LabelOptions)
+    link: bool = False
+    shown: tuple[Case, Any] | None = None
+    revision: str | None = None
+    replace: bool = False
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+def opened(folder: Path, new: Mapping[str, Any] | None = None) -> Iterator[Progress | Opened]:
+    """Open a project, or make it with the arguments `new` of `init_project`, and examine what it does not know yet."""
+    project = init_project(folder, **new) if new is not None else open_project(folder)
+    yield Progress("opening", 0, 1)
+    project = yield from examine(project)
+    yield _opened(project)
+
+
+def added(what: Addition) -> Iterator[Opened]:
+    """Add a case, or give one its labels."""
+    project = open_project(what.folder)
+    for old, new in what.renamed.items():
+        project = rename_class(project, old, new)
+    if what.renamed and project.index.used:
+        publish(project)
+    if what.image is not None:
+        project = add_case(project, what.name, what.image, what.labels, what.options, link=what.link)
+    elif what.labels is not None:
+        project = label_case(
+            project, what.name, what.labels, what.options, revision=what.revision, replace=what.replace
+        )  # fmt: skip
+    yield _opened(project)
+
+
+def shown(folder: Path, name: str) -> Iterator[Shown]:
+    """Read a case: its image, and its labels, what a model found, or an empty layer to label it in."""
+    project = open_project(folder)
+    files = project.known(name)
+    volume = read_channels(files.images)
+    told = {"case": name, "project": str(folder), "revision": labels_revision(project, name)}
+    images = tuple(_marked(layer, told) for layer in image_layers(volume, name, source=str(files.images[0])))
+    names = dict(project.facts.labels)
+    prediction, where = folder / prediction_of(name), folder / uncertainty_of(name)
+    if files.labels is not None:
+        found, title = read_labels(files.labels), f"{name} · labels"
+        if project.facts.ignore is not None:
+            names[project.facts.ignore] = "ignore"
+    elif prediction.exists():
+        found, title = read_labels(prediction), f"{name} · predicted, to be corrected"
+    else:
+        found, title = LabelMap(np.zeros(volume.geometry.shape, np.uint8), volume.geometry), f"{name} · new labels"
+    labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, names)
+    layer = labels_layer(labels, title, frame=volume.geometry.canonical()[0])
+    data, options, kind = _marked(layer, told)
+    unsure = _unsure(where, f"{name} · unsure", volume, told) if files.labels is None and where.exists() else None
+    yield Shown(name, images, (np.ascontiguousarray(data), options, kind), unsure)
+
+
+def shown_earlier(folder: Path, name: str, number: int) -> Iterator[Shown | Earlier]:
+    """Read a case and labels that it had; see `label_history`."""
+    yield from shown(folder, name)
+    project = open_project(folder)
+    volume = read_channels(project.known(name).images)
+    found, _ = earlier_labels(project, name, number)
+    labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, found.names)
+    layer = labels_layer(labels, f"{name} · labels {number}", frame=volume.geometry.canonical()[0])
+    data, options, kind = _marked(layer, {"case": name, "project": str(folder), "role": EARLIER})
+    yield Earlier((np.ascontiguousarray(data), options, kind))
+
+
+def restored(folder: Path, name: str, number: int) -> Iterator[Opened | SetAside | Shown]:
+    """Take earlier labels of a case again, and show them."""
+    yield _opened(restore_labels(open_project(folder), name, number - 1))
+    yield SetAside(name)
+    yield from shown(folder, name)
+
+
+def changed(folder: Path, change: Callable[[Project], Project]) -> Iterator[Opened]:
+    """Carry out a change of a project, such as `exclude_case`."""
+    yield _opened(change(open_project(folder)))
+
+
+def _unsure(file: Path, title: str, volume: Volume, told: Mapping[str, str]) -> LayerData:
+    """Give the map of the model's doubt, hidden at first: it lies over what is to be corrected."""
+    percent = read_volume(file)
+    doubt = Volume((percent.data / 100).astype(np.float32), percent.geometry)
+    layer = map_layer(doubt, title, frame=volume.geometry.canonical()[0])
+    data, options, kind = _marked(layer, {**told, "role": UNSURE})
+    return data, {**options, "visible": False}, kind
+
+
+def _marked(layer: LayerData, told: Mapping[str, str]) -> LayerData:
+    data, options, kind = layer
+    metadata = {KEY: {**options["metadata"][KEY], **told}}
+    return data, {**options, "metadata": metadata}, kind
+
+
+def put_back(folder: Path, number: int = 0) -> Iterator[Opened]:
+    """Use a version, 0 the one before, and list it where models are chosen."""
+    project = open_project(folder)
+    project = put_in_use(project, number) if number else roll_back(project)
+    publish(project)
+    yield _opened(project)
+
+
+def _opened(project: Project) -> Opened:
+    try:
+        note, can_train = training_plan(project).note, True
+    except FmsegError:
+        note, can_train = "Nothing to learn from yet: add a volume with its labels.", False
+    return Opened(project, list_versions(project), note, can_train, unfinished_run(project))

@@ -1,0 +1,277 @@
+"""Training: from what, for how long, and how it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import QTimer, Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_fmseg._napari.common.curves import Curves
+from napari_fmseg._napari.common.devices import offered_devices
+from napari_fmseg._napari.common.number_boxes import NumberBox
+from napari_fmseg._napari.common.options_form import OptionsForm
+from napari_fmseg._napari.common.time_estimate import said
+from napari_fmseg._napari.common.tooltips import TEACH
+from napari_fmseg._napari.common.widgets import More
+from napari_fmseg._napari.teach.validation_view import PlaneView
+from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone, TrainEvent
+from napari_fmseg.models.registry import list_models
+from napari_fmseg.training import Augment
+from napari_fmseg.training.projects import PRESENT, SCRATCH, LessonOptions, Version
+
+__all__ = ["TrainPanel"]
+
+_FILE = "a file"
+_TICK_MS = 500
+_PLOT = 76  # pixels, so that all of the page is in sight at 800
+_COLORS = {
+    "idle": "#8a8a8a",
+    "preparing": "#e69f00",
+    "training": "#3d8bd4",
+    "validating": "#3d8bd4",
+    "done": "#2f9e62",
+    "stopped": "#e69f00",
+    "failed": "#d9534f",
+}
+_DOING = {"reading": "Reading the cases", "validating": "Measuring on the held-out cases"}
+_WORDS = {"rate": "Learning rate, times"}
+
+
+class TrainPanel(QWidget):
+    """What to start from, the minutes, three buttons, and what is learned.
+
+    Attributes
+    ----------
+    start, stop, resume
+        Signals: a button was pressed.
+    """
+
+    start = Signal()
+    stop = Signal()
+    resume = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.state, self._text, self._doing = "idle", "", ""
+        self._present = 0
+        self._files: list[str] = []  # cards that the user has chosen
+        self._steps: Mapping[str, int] = {}
+        self._colors: dict[int, Sequence[float]] = {}
+        self._last = 0.0  # where on the x axis the last step lies
+        self._left: Any = lambda: None
+        self.source, self.minutes = QComboBox(), NumberBox()
+        self.options = OptionsForm(
+            LessonOptions,
+            skip=("minutes",),
+            choices={"device": offered_devices(), "precision": ("auto", "float32", "bfloat16", "float16")},
+            labels=_WORDS,
+        )
+        self.augment = OptionsForm(Augment, skip=("swap",))
+        self.choices_made = QLabel()
+        self.choices_made.setWordWrap(True)
+        self.choices_made.setToolTip(TEACH.choices)
+        self.choices_made.hide()
+        inside = QWidget()
+        rows = QVBoxLayout(inside)
+        rows.setContentsMargins(0, 0, 0, 0)
+        rows.addWidget(self.choices_made)
+        for form in (self.options, self.augment):
+            rows.addWidget(form)
+        self.more = More("Details", inside, TEACH.details)
+        self.start_button, self.stop_button = QPushButton("&Start"), QPushButton("S&top")
+        self.resume_button = QPushButton("R&esume")
+        self.light, self.said = QLabel(), QLabel()
+        self.bar = QProgressBar()
+        self.note = QLabel()
+        self.loss = Curves("", "loss")
+        self.dice = Curves("step", "Dice", y_range=(0, 1), digits=2)
+        self.picture = PlaneView()
+        self._lay_out()
+        self._timer = QTimer(self, interval=_TICK_MS)
+        self._timer.timeout.connect(self._on_tick)
+        self.start_button.clicked.connect(self.start)
+        self.stop_button.clicked.connect(self.stop)
+        self.resume_button.clicked.connect(self.resume)
+        self.source.activated.connect(self._on_source)
+        self.refresh((), 0)
+        self.show_state("idle", "")
+        self.allow("Open or make a project first.", can_resume=False)
+
+    def _lay_out(self) -> None:
+        self.source.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.source.setMinimumContentsLength(14)
+        self.minutes.setRange(0.1, 10_000)
+        self.minutes.setDecimals(1)
+        self.minutes.setValue(LessonOptions().minutes)
+        self.minutes.setPrefix("about ")
+        self.minutes.setSuffix(" minutes")
+        self.start_button.setStyleSheet(
+            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
+            "QPushButton:enabled:hover { background: #2a80d6; } QPushButton:disabled { padding: 5px; }"
+        )
+        form = QFormLayout()
+        form.setContentsMargins(0, 0, 0, 0)
+        for title, widget, tip in (("Start from", self.source, TEACH.source), ("Time", self.minutes, TEACH.minutes)):
+            label = QLabel(title)
+            for one in (label, widget):
+                one.setToolTip(tip)
+            form.addRow(label, widget)
+        buttons = QHBoxLayout()
+        for button, width in ((self.start_button, 2), (self.stop_button, 1), (self.resume_button, 1)):
+            buttons.addWidget(button, width)
+        self.bar.setTextVisible(False)
+        self.bar.setFixedHeight(8)
+        self.bar.setRange(0, 1000)
+        status = QHBoxLayout()
+        status.addWidget(self.light)
+        status.addWidget(self.said, 1)
+        for label in (self.said, self.note):
+            label.setWordWrap(True)
+        for curves in (self.loss, self.dice):  # as high as there is room: the plot itself asks for 640 x 480
+            curves.plot.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Ignored)
+            curves.plot.setMinimumHeight(_PLOT)
+        self.loss.setToolTip(TEACH.loss)
+        self.dice.setToolTip(TEACH.dice_curve)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(6, 6, 6, 6)
+        layout.setSpacing(5)
+        layout.addLayout(form)
+        layout.addWidget(self.note)
+        layout.addWidget(self.more)
+        layout.addLayout(buttons)
+        layout.addLayout(status)
+        layout.addWidget(self.bar)
+        layout.addWidget(self.loss, 1)
+        layout.addWidget(self.dice, 1)
+        layout.addWidget(self.picture)
+
+    # --- what to start from ---
+
+    def refresh(self, versions: Sequence[Version], present: int) -> None:
+        """List what a training can start from; what was chosen stays."""
+        before = self.source.currentData()
+        self.source.clear()
+        if present:
+            self.source.addItem(f"The project's model, version {present}", PRESENT)
+        self.source.addItem("Scratch: a new network", SCRATCH)
+        own = {version.card.sha256 for version in versions}
+        for card in list_models():
+            if card.sha256 not in own:
+                self.source.addItem(f"{card.modality} · {card.title}" if card.modality else card.title, card.name)
+        for file in self._files:
+            self.source.addItem(Path(file).stem, file)
+        self.source.addItem("Pretrained or other model file …", _FILE)
+        at = self.source.findData(before) if before not in (None, _FILE) else -1
+        self.source.setCurrentIndex(at if at >= 0 and present == self._present else 0)  # a new version is gone on from
+        self._present = present
+
+    def begin_from(self, path: Path) -> None:
+        """Start from the card of a model in a file."""
+        if str(path) not in self._files:
+            self._files.append(str(path))
+            self.source.addItem(path.stem, str(path))
+        self.source.setCurrentIndex(self.source.findData(str(path)))
+
+    def _on_source(self) -> None:
+        if self.source.currentData() != _FILE:
+            return
+        path, _ = QFileDialog.getOpenFileName(self, "A model's card", "", "Model cards (*.toml)")
+        self.source.setCurrentIndex(0)
+        if path:
+            self.begin_from(Path(path))
+
+    def choices(self) -> tuple[str, LessonOptions, Augment]:
+        """What the user has chosen."""
+        options = LessonOptions(minutes=self.minutes.value(), **self.options.values())
+        return str(self.source.currentData()), options, Augment(**self.augment.values())
+
+    # --- how it goes ---
+
+    def allow(self, why_not: str, *, can_resume: bool) -> None:
+        """Let the user start, or say in the tooltip why not."""
+        running = self.state in ("preparing", "training", "validating")
+        why = "A training is under way. Stop it, or wait until it is done." if running else why_not
+        self.start_button.setEnabled(not why)
+        self.start_button.setToolTip(why or TEACH.start)
+        self.stop_button.setEnabled(running)
+        self.stop_button.setToolTip(TEACH.stop if running else "Nothing is running.")
+        self.resume_button.setEnabled(can_resume and not running)
+        self.resume_button.setToolTip(TEACH.resume if can_resume else "No training was interrupted.")
+
+    def show_state(self, state: str, text: str, left: Any = None) -> None:
+        """Show a state and what it means; `left` gives share and seconds left while it runs."""
+        self.state, self._text = state, text
+        self._left = left or (lambda: None)
+        self.light.setText(
+            f'<span style="color: {_COLORS[state]}; font-size: 14pt">●</span> <b>{state.capitalize()}</b>'
+        )
+        running = state in ("preparing", "training", "validating")
+        self.bar.setVisible(running)
+        (self._timer.start if running else self._timer.stop)()
+        self._on_tick()
+
+    def begin(self, steps: Mapping[str, int], colors: Mapping[str, Any], *, fresh: bool) -> None:
+        """Get ready for the steps of every stage; a training that is resumed goes on in its plots."""
+        self._steps = dict(steps)
+        if fresh:
+            self.loss.clear()
+            self.dice.clear()
+            self._doing = ""
+            self.picture.hide()
+        self._colors = dict(enumerate(colors.values(), 1))
+        self.dice.set_colors(dict(colors))
+
+    def tell_choices(self, texts: Sequence[str]) -> None:
+        """Say under the details what was chosen for the last training, and why."""
+        self.choices_made.setText("\n".join(texts))
+        self.choices_made.setVisible(bool(texts))
+
+    def add_choice(self, text: str) -> None:
+        """Say one thing more."""
+        self.tell_choices([*filter(None, self.choices_made.text().splitlines()), text])
+
+    def take(self, event: TrainEvent) -> None:
+        """Draw an event."""
+        if isinstance(event, StepDone):
+            self.loss.add(self._at(event.stage, event.step), {event.stage: event.loss})
+            self._doing = f"Learning: {event.stage}, step {event.step} of {event.total}"
+        elif isinstance(event, EpochDone):
+            values = {name.removeprefix("dice/"): v for name, v in event.metrics.items() if name.startswith("dice/")}
+            self.dice.add(self._last, values)
+            self._doing = f"{event.stage.capitalize()}: round {event.epoch} of {event.total} is measured"
+        elif isinstance(event, Pictures):
+            self.picture.show_plane(event.path, self._colors)
+        elif isinstance(event, Progress) and event.stage in ("reading", "validating"):
+            self._doing = f"{_DOING[event.stage]}, {event.done} of {event.total}"
+        self._on_tick()
+
+    def _at(self, stage: str, step: int) -> float:
+        """Where a step lies, behind those of the stages before."""
+        names = list(self._steps)
+        before = sum(self._steps[name] for name in names[: names.index(stage)]) if stage in names else 0
+        self._last = float(before + step)
+        return self._last
+
+    def _on_tick(self) -> None:
+        told = self._left()
+        text = self._text
+        if told is not None:
+            share, seconds = told
+            self.bar.setValue(int(1000 * share))
+            rest = f", about {said(max(1.0, round(seconds)))} left" if seconds is not None else ""
+            text = f"{self._doing or text}{rest}"
+        self.said.setText(text)

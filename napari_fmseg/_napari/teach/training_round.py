@@ -1,0 +1,209 @@
+"""One round: a recipe is chosen, carried out, and what was learned is measured and kept; each in its own process."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from qtpy.QtCore import QObject, Signal
+
+from napari_fmseg._napari.common.training_process import TrainingRun
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.events import Progress, Saved, Warned
+from napari_fmseg.training import Augment, Recipe, load_recipe
+from napari_fmseg.training.projects import LEAVING, LessonOptions
+
+__all__ = ["Round", "steps_of"]
+
+_SAID = {
+    "preparing": "Starting, and reading the cases",
+    "training": "Learning",
+    "validating": "Measuring on the held-out cases",
+}
+_KEEPING = {LEAVING: "Learning again without one image at a time, to measure on it; step"}
+
+
+class Round(QObject):
+    """One at a time; it ends with its parent.
+
+    Attributes
+    ----------
+    changed
+        Signal with the state, one of `training_run.STATES`, and what it means.
+    chosen
+        Signal with a sentence on why the recipe is as it is.
+    began
+        Signal with the recipe, when its process starts.
+    came
+        Signal with each event of the training.
+    failed
+        Signal with the error that ended it, before ``changed("failed", ...)``.
+    over
+        Signal: a version may have been made, so that the project should be read again.
+    """
+
+    changed = Signal(str, str)
+    chosen = Signal(str)
+    began = Signal(object)
+    came = Signal(object)
+    failed = Signal(object)
+    over = Signal()
+
+    def __init__(self, parent: QObject) -> None:
+        super().__init__(parent)
+        self.state = "idle"
+        self.fresh = True
+        self.preparing, self.training, self.keeping = (TrainingRun(parent) for _ in range(3))
+        self._runs = (self.preparing, self.training, self.keeping)
+        self._recipe: Recipe | None = None
+        self._file = Path()
+        self._why, self._end = "", "done"
+        for run in self._runs:
+            run.failed.connect(self._on_failed)
+        self.preparing.event.connect(self._on_prepared)
+        self.preparing.changed.connect(self._on_preparing)
+        self.training.event.connect(self.came)
+        self.training.changed.connect(self._on_training)
+        self.keeping.event.connect(self._on_kept)
+        self.keeping.changed.connect(self._on_keeping)
+
+    @property
+    def running(self) -> bool:
+        """Whether a round is under way."""
+        return any(run.running for run in self._runs)
+
+    @property
+    def folder(self) -> Path:
+        """The project of the last run."""
+        return self._file.parents[3]
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the last training of this window can go on."""
+        return not self.running and self._recipe is not None and self.state in ("stopped", "failed")
+
+    @property
+    def left(self) -> tuple[float, float | None] | None:
+        """Share of the steps that are done and about how many seconds the rest takes; None while nothing is learned."""
+        return (self.training.fraction, self.training.seconds_left) if self.training.running else None
+
+    def start(self, folder: Path, source: str, options: LessonOptions, augment: Augment) -> None:
+        """Begin a round."""
+        if self.running:
+            return
+        self.fresh, self._recipe = True, None
+        words = [*_changed(options, ""), *_changed(augment, "augment.")]
+        self.preparing.start(("project", "prepare", str(folder), "--start-from", source, *words))
+
+    def resume(self, folder: Path, number: int) -> None:
+        """Go on with the training of this window that was stopped or failed, else with run `number` of the project."""
+        if self.running:
+            return
+        self.fresh = not (self.can_resume and folder == self.folder)
+        if not self.fresh:
+            self._begin()
+        elif number:
+            self._take(folder / "fmseg" / "runs" / str(number) / "recipe.toml")
+
+    def stop(self) -> None:
+        """Ask for the end; the best so far is then measured and kept."""
+        for run in self._runs:
+            run.stop()
+
+    def close(self) -> None:
+        """End everything at once; nothing is told any more."""
+        for run in self._runs:
+            run.close()
+
+    # --- preparing ---
+
+    def _on_prepared(self, event: Any) -> None:
+        if isinstance(event, Warned):
+            self.chosen.emit(event.text)
+        elif isinstance(event, Saved):
+            self._file = event.path
+
+    def _on_preparing(self, state: str) -> None:
+        if state == "preparing":
+            self._enter(state, "Choosing networks, grids and steps for your cases and this machine")
+        elif state == "done":
+            self._take(self._file)
+        elif state == "stopped":
+            self._enter(state, "Stopped before anything was learned.")
+
+    def _take(self, file: Path) -> None:
+        try:
+            self._recipe, self._file = load_recipe(file), file
+        except FmsegError as error:
+            self._on_failed(error)
+            return
+        self._begin()
+
+    # --- training ---
+
+    def _begin(self) -> None:
+        assert self._recipe is not None
+        self._why = ""
+        self.began.emit(self._recipe)
+        self.training.start(("train", str(self._file)), steps=steps_of(self._recipe))
+
+    def _on_training(self, state: str) -> None:
+        if state in _SAID:
+            self._enter(state, _SAID[state])
+        elif state in ("done", "stopped"):
+            self._end = state
+            self._keep()
+
+    def _keep(self) -> None:
+        """Measure what was learned and keep it; a training that was stopped early may have learned nothing."""
+        run = self._file.parent
+        if self._recipe is None or not (run / f"{self._recipe.name}.toml").exists():
+            self._enter("stopped", "Stopped before anything was learned. Resume goes on from the last checkpoint.")
+            self.over.emit()
+            return
+        self.keeping.start(("project", "keep", str(self.folder), "--run", run.name))
+
+    # --- keeping ---
+
+    def _on_kept(self, event: Any) -> None:
+        if isinstance(event, Warned):
+            self._why = event.text
+        elif isinstance(event, Progress):
+            said = _KEEPING.get(event.stage, _SAID["validating"])
+            self._enter("validating", f"{said}, {event.done} of {event.total}")
+
+    def _on_keeping(self, state: str) -> None:
+        if state == "preparing":
+            self._enter("validating", _SAID["validating"])
+        elif state == "done":
+            self._enter(self._end, self._why)
+            self.over.emit()
+        elif state == "stopped":
+            self._enter("stopped", "Stopped while it was measured. Resume measures it again.")
+            self.over.emit()
+
+    def _on_failed(self, error: FmsegError) -> None:
+        rest = " Resume goes on from what was saved." if self._recipe is not None else ""
+        self.failed.emit(error)
+        self._enter("failed", f"It did not come to its end; the reason stands below.{rest}")
+        self.over.emit()
+
+    def _enter(self, state: str, text: str) -> None:
+        self.state = state
+        self.changed.emit(state, text)
+
+
+def steps_of(recipe: Recipe) -> dict[str, int]:
+    """Steps that every stage takes: whole epochs."""
+    return {stage.stage: -(-stage.steps // stage.steps_per_epoch) * stage.steps_per_epoch for stage in recipe.stages}
+
+
+def _changed(options: Any, prefix: str) -> list[str]:
+    """Give what differs from the defaults as the words of a command."""
+    words = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value != field.default:
+            words += [f"--{prefix}{field.name.replace('_', '-')}", str(value)]
+    return words

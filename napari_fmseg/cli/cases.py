@@ -1,0 +1,173 @@
+"""The commands about one case or one class of a project: its earlier labels, other names, and leaving."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from napari_fmseg.cli.console import Json, say, table, write_json
+from napari_fmseg.training.projects import (
+    Project,
+    exclude_case,
+    include_case,
+    label_history,
+    labels_revision,
+    open_project,
+    publish,
+    remove_case,
+    rename_case,
+    rename_class,
+    restore_labels,
+)
+
+__all__ = ["CASE_COMMANDS"]
+
+Folder = Positional[Annotated[Path, arg(metavar="PROJECT")]]
+Case = Positional[Annotated[str, arg(metavar="CASE")]]
+
+
+def history(folder: Folder, case: Case, /, *, as_json: Json = False) -> int:
+    """List the labels that a case had and has, and the revision of those of now.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    case
+        Its name.
+    """
+    project = open_project(folder)
+    rows, revision = label_history(project, case), labels_revision(project, case)
+    if as_json:
+        write_json({"labels": [dataclasses.asdict(row) for row in rows], "revision": revision})
+        return 0
+    say(table(("NUMBER", "SAVED (UTC)", "TELLS OF", ""), [
+        (str(row.number), row.changed[:16] or "-", ", ".join(row.classes) or "-", "now" if row.present else "")
+        for row in rows
+    ]))  # fmt: skip
+    say(f"revision: {revision or '-'}")
+    return 0
+
+
+def restore(folder: Folder, case: Case, /, *, number: int = 0) -> int:
+    """Take earlier labels of a case again; those of now stay in its history.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    case
+        Its name.
+    number
+        Of the labels, as `fmseg project history` lists them; 0 takes the latest of the earlier ones.
+    """
+    project = restore_labels(open_project(folder), case, number - 1)
+    say(f"{case}: the earlier labels are in use again, as number {label_history(project, case)[-1].number}")
+    return 0
+
+
+def remove(folder: Folder, case: Case, /, *, with_labels: bool = False) -> int:
+    """Delete a case from the project: image, labels and history. A linked image stays where it is.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    case
+        Its name.
+    with_labels
+        Delete it although it has labels.
+    """
+    remove_case(open_project(folder), case, with_labels=with_labels)
+    say(f"{case} was removed; if its image comes again, it has the role that it had")
+    return 0
+
+
+def exclude(folder: Folder, case: Case, /) -> int:
+    """Leave a case out of training and measuring; its files stay.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    case
+        Its name.
+    """
+    exclude_case(open_project(folder), case)
+    say(f"{case} takes no part until `fmseg project include` brings it back")
+    return 0
+
+
+def include(folder: Folder, case: Case, /) -> int:
+    """Let a case take part again that was left out.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    case
+        Its name.
+    """
+    include_case(open_project(folder), case)
+    say(f"{case} takes part again")
+    return 0
+
+
+def rename(folder: Folder, case: Case, new: Positional[Annotated[str, arg(metavar="NEW")]], /) -> int:
+    """Call a case otherwise; its role in the split stays.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    case
+        Its name.
+    new
+        Its new name; never a patient's.
+    """
+    rename_case(open_project(folder), case, new)
+    say(f"{case} is called {new} now")
+    return 0
+
+
+def rename_a_class(
+    folder: Folder,
+    old: Positional[Annotated[str, arg(metavar="CLASS")]],
+    new: Positional[Annotated[str, arg(metavar="NEW")]],
+    /,
+) -> int:
+    """Call a class otherwise, in the labels and in the models; its number stays.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    old
+        Its name.
+    new
+        Its new name.
+    """
+    project = rename_class(open_project(folder), old, new)
+    _publish_again(project)
+    say(f"{old} is called {new} now; classes: {', '.join(project.facts.numbers)}")
+    return 0
+
+
+def _publish_again(project: Project) -> None:
+    if project.index.used:
+        publish(project)
+
+
+CASE_COMMANDS: dict[str, Callable[..., int]] = {
+    "history": history,
+    "restore": restore,
+    "exclude": exclude,
+    "include": include,
+    "rename": rename,
+    "rename-class": rename_a_class,
+    "remove": remove,
+}

@@ -1,0 +1,189 @@
+"""What the command line shows: bars while it works, tables of results, one JSON document for machines.
+
+Results go to stdout, everything else to stderr; bars only move where a person looks at them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import arg
+
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.events import Progress, StageResult, StepDone, Warned
+from napari_fmseg.core.json_values import plain
+from napari_fmseg.core.volume import Volume
+from napari_fmseg.models.licences import remember_terms, unread_terms
+
+__all__ = [
+    "USE",
+    "Bars",
+    "Json",
+    "follow",
+    "metrics_table",
+    "note",
+    "note_warnings",
+    "number",
+    "say",
+    "show_terms",
+    "table",
+    "write_json",
+]
+
+USE = "Research use only. Not a medical device."
+
+Json = Annotated[bool, arg(name="json", help="Print one JSON document for machines, and nothing else, to stdout.")]
+
+
+def say(text: str) -> None:
+    """Write a line of the result to stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """Write a remark to stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def note_warnings(volume: Volume, path: Path) -> None:
+    """Write to stderr what was repaired while reading a file, and what looks odd in it."""
+    for text in volume.warnings:
+        note(f"Warning: {path.name}: {text}")
+
+
+def write_json(document: Any) -> None:
+    """Write one JSON document to stdout; nan and infinity, which JSON does not have, become null."""
+    say(json.dumps(plain(document), indent=1, allow_nan=False))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns: numbers to the right, words to the left; the last column is as long as it likes."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    right = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(head))]
+    lines = [
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join(lines)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text or "nan")
+    except ValueError:
+        return text == "-"
+    return True
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; "-" where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def metrics_table(rows: Sequence[Any], first: str) -> str:
+    """Align the rows of an evaluation; see `napari_fmseg.evaluation.evaluate.Row`."""
+    columns = {
+        "dice": 3,
+        "nsd": 3,
+        "hd95_mm": 2,
+        "false_positive_ml": 2,
+        "false_negative_ml": 2,
+        "seconds": 2,
+        "peak_mb": 0,
+    }
+    head = (first, "LABEL", "DICE", "NSD", "HD95 mm", "EXTRA ml", "MISSED ml", "SECONDS", "PEAK MB")
+    return table(head, [
+        (row.case, row.label, *(number(row.values.get(name), digits) for name, digits in columns.items()))
+        for row in rows
+    ])  # fmt: skip
+
+
+class Bars:
+    """One bar per stage on a terminal, silence elsewhere.
+
+    Parameters
+    ----------
+    quiet
+        Show nothing even on a terminal.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._progress: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._live = sys.stderr.isatty() and not quiet
+
+    def __enter__(self) -> Bars:
+        if self._live:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                       TextColumn("{task.fields[text]}"))  # fmt: skip
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def move(self, name: str, done: float, total: float | None, text: str = "") -> None:
+        """Set the bar `name` to `done` of `total`; None where nobody knows how many there are."""
+        if self._progress is None:
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, text=text)
+        self._progress.update(self._tasks[name], completed=done, total=total, text=text)
+
+    def clear(self) -> None:
+        """Take all bars away, for the next volume."""
+        for task in self._tasks.values():
+            self._progress.remove_task(task)
+        self._tasks.clear()
+
+    def note(self, text: str) -> None:
+        """Write a remark to stderr, above the bars."""
+        if self._progress is None:
+            note(text)
+        else:
+            self._progress.console.print(text, markup=False, highlight=False)
+
+
+def follow(event: object, bars: Bars, whose: str = "") -> None:
+    """Show an event of any long work; remarks begin with `whose`."""
+    match event:
+        case Progress(stage, done, total):
+            bars.move(stage, done, total)
+        case StageResult(stage, _, seconds, text):
+            bars.move(stage, 1, 1, f"{seconds:.2f} s {text}")
+            if text:
+                bars.note(f"{whose}{stage}: {text}")
+        case Warned(text):
+            bars.note(f"{whose}Warning: {text}")
+        case StepDone(stage, step, total, loss, _):
+            bars.move(stage, step, total or None, f"loss {loss:.4f}")
+        case _:
+            pass
+
+
+def show_terms(card: Any, accepted: bool) -> None:
+    """Show what restricts a model's use before its first run; ask where somebody can answer."""
+    terms = unread_terms(card)
+    if not terms:
+        return
+    note(terms)
+    if not accepted and sys.stdin.isatty() and sys.stderr.isatty():
+        sys.stderr.write("Do you accept these terms? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise FmsegError(f"{card.name} was not run, because its terms were not accepted. Choose another model.")
+    elif not accepted:
+        note("By going on you accept them. They are shown once.")
+    remember_terms(card)

@@ -1,0 +1,147 @@
+"""``fmseg evaluate``: a model on all labelled cases of a folder. ``fmseg why``: what spoke for a class."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from napari_fmseg.cli.console import Bars, Json, follow, metrics_table, note, number, say, show_terms, write_json
+from napari_fmseg.pipelines import SegmentOptions
+
+__all__ = ["evaluate", "why"]
+
+
+def evaluate(
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]],
+    /,
+    *,
+    model: str,
+    output: Path,
+    part: Literal["validation", "training", "test", "all"] = "validation",
+    labels: Path | None = None,
+    run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
+    tolerance_mm: float = 2.0,
+    keep_labels: bool = False,
+    accept_licence: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Measure a model on labelled cases: a table of cases x metrics; started again, it goes on where it was.
+
+    Parameters
+    ----------
+    folder
+        A project, a dataset in nnU-Net's layout, or a folder with images and labels.
+    model
+        A model's name (`fmseg models` lists them) or the path of a model card.
+    output
+        Folder for evaluation.csv and .json (a row per case and class) and cases.csv (a row per case, with seconds and
+        memory of every part).
+    part
+        Which of its cases; "all" is training and validation. "test" is the list of that name in dataset.json, else
+        imagesTs with labelsTs.
+    labels
+        A folder of labels, where FOLDER holds images only; the files are called as the images.
+    tolerance_mm
+        How far apart surfaces may lie and still agree, for NSD.
+    keep_labels
+        Write what was found to output/labels, too.
+    accept_licence
+        Accept the terms of a model whose data restrict its use, without being asked.
+    """
+    from napari_fmseg.datasets.labelled_cases import labelled_cases, unlabelled_images
+    from napari_fmseg.evaluation.case_table import CaseScores
+    from napari_fmseg.evaluation.evaluate import Evaluation
+    from napari_fmseg.evaluation.evaluate import evaluate as measure
+    from napari_fmseg.models.registry import find_card
+    from napari_fmseg.models.weights import load_model
+
+    card = find_card(model)
+    names, cases = labelled_cases(folder, part, labels)
+    unlabelled = unlabelled_images(folder, part, labels)
+    if unlabelled:
+        some = ", ".join(unlabelled[:5]) + (", …" if len(unlabelled) > 5 else "")
+        note(f"Warning: {len(unlabelled)} images have no labels and are not measured: {some}")
+    show_terms(card, accept_licence)
+    loaded = load_model(card, device=run.device)
+    whole = Evaluation(card.name)
+    work = measure(
+        cases, names or card.labels, loaded, output, run, tolerance_mm=tolerance_mm, keep_labels=keep_labels
+    )  # fmt: skip
+    with Bars(quiet=as_json) as bars:
+        for event in work:
+            follow(event, bars)
+            if isinstance(event, Evaluation):
+                whole = event
+            elif isinstance(event, CaseScores) and not as_json:
+                mean = f"mean Dice {number(event.mean('dice'))}, {event.seconds:.1f} s"
+                bars.note(f"{event.case}: {event.problem or mean}")
+    failed = [case for case in whole.cases if case.problem]
+    if as_json:
+        summary = [dataclasses.asdict(row) for row in whole.rows() if row.case in ("mean", "sd")]
+        write_json({**dataclasses.asdict(whole), "summary": summary, "unlabelled": unlabelled})
+        return 1 if failed else 0
+    say(metrics_table(list(whole.rows()), "CASE"))
+    say(", ".join(str(output / name) for name in ("evaluation.csv", "cases.csv", "evaluation.json")))
+    if failed:
+        note(f"{len(failed)} of {len(whole.cases)} cases failed; the same command tries them again.")
+    return 1 if failed else 0
+
+
+def why(
+    image: Positional[Annotated[Path, arg(metavar="IMAGE")]],
+    /,
+    *,
+    model: str,
+    label: str,
+    output: Path,
+    voxel: tuple[int, int, int] | None = None,
+    layer: str = "auto",
+    device: str = "auto",
+    accept_licence: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Map which places of an image spoke for a class (Seg-Grad-CAM): 0 to 1, on the grid that the network looked at.
+
+    Parameters
+    ----------
+    image
+        A file or DICOM folder.
+    model
+        A model's name or the path of a model card.
+    label
+        The class, by its name or number.
+    output
+        The map: NAME.nii.gz, .nrrd or .mha.
+    voxel
+        Index z y x of the voxel that is asked about; without it all that is found of the class.
+    layer
+        Of the network, as torch names it; "auto" takes the deepest.
+    device
+        auto, cpu, cuda or mps.
+    accept_licence
+        Accept the terms of a model whose data restrict its use, without being asked.
+    """
+    from napari_fmseg.core.events import StageResult
+    from napari_fmseg.explain.gradcam import WHY, why_here
+    from napari_fmseg.io import read_volume, write_volume
+    from napari_fmseg.models.registry import find_card
+    from napari_fmseg.models.weights import load_model
+
+    card = find_card(model)
+    show_terms(card, accept_licence)
+    loaded = load_model(card, device=device)
+    asked = int(label) if label.isdigit() else label
+    with Bars(quiet=as_json) as bars:
+        for event in why_here(read_volume(image), loaded, asked, point=voxel, layer=layer):
+            follow(event, bars)
+            if isinstance(event, StageResult) and event.stage == WHY:
+                write_volume(event.output, output)
+                told = {"output": output, **event.output.meta, "seconds": event.seconds, "note": event.note}
+    if as_json:
+        write_json(told)
+    else:
+        say(f"{output}  {told['seconds']:.1f} s")
+    return 0

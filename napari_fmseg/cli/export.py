@@ -1,0 +1,66 @@
+"""`fmseg export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from napari_fmseg.cli.console import USE, Bars, Json, follow, note, note_warnings, say, write_json
+from napari_fmseg.cli.exit_codes import _Usage
+
+
+def export(
+    labels: Positional[Annotated[Path, arg(metavar="LABELS")]],
+    /,
+    *,
+    output: Path,
+    format: str = "",
+    source: Path | None = None,
+    series: str | None = None,
+    smooth: bool = True,
+    as_json: Json = False,
+) -> int:
+    """Turn a file with labels into masks per class, meshes for print and 3-D, or a DICOM SEG for an archive.
+
+    Parameters
+    ----------
+    labels
+        A file with labels.
+    output
+        NAME.dcm for a DICOM SEG; NAME.stl, .ply or .obj for one mesh of all classes; NAME.nii.gz, .nrrd or .mha for
+        one map; a folder for one file per class.
+    format
+        Of the files in a folder: stl, ply, obj, nii.gz, nrrd or mha.
+    source
+        The DICOM series that the labels lie on, for a DICOM SEG.
+    series
+        Which series of that folder, if it holds several.
+    smooth
+        Take the steps between slices off a mesh.
+    """
+    from napari_fmseg.core.events import Saved
+    from napari_fmseg.io import export as export_files
+    from napari_fmseg.io import read_labels
+
+    if export_files.kind_of(output, format) == "dicom-seg" and source is None:
+        raise _Usage("A DICOM SEG refers to the series that the labels lie on: name its folder with --source.")
+    wanted = export_files.Export(
+        export_files.kind_of(output, format), output, format, smooth=smooth, source=source, series=series
+    )
+    written = []
+    with Bars(quiet=as_json) as bars:
+        lying = read_labels(labels)
+        note_warnings(lying, labels)
+        for event in export_files.export(lying, wanted):
+            follow(event, bars)
+            if isinstance(event, Saved):
+                written.append(event.path)
+    if as_json:
+        write_json({"use": USE, "written": written})
+        return 0
+    for path in written:
+        say(str(path))
+    note(USE)
+    return 0

@@ -1,0 +1,111 @@
+"""``fmseg lesions``, and the part of ``fmseg score`` that counts lesions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from napari_fmseg.cli.console import Json, note, note_warnings, number, say, table, write_json
+
+__all__ = ["lesions", "tell_found"]
+
+
+def lesions(
+    image: Positional[Annotated[Path, arg(metavar="IMAGE")]],
+    labels: Positional[Annotated[Path, arg(metavar="LABELS")]],
+    /,
+    *,
+    csv: Path | None = None,
+    min_ml: float = 0.0,
+    label: int | None = None,
+    channel: int = 0,
+    series: str | None = None,
+    suv: Literal["auto", "never", "required"] = "auto",
+    as_json: Json = False,
+) -> int:
+    """Measure every lesion: volume, largest and mean uptake, total (TLG), place. Research use only.
+
+    In SUV where the image is a DICOM PET that says what it takes; else in the unit that the image has.
+
+    Parameters
+    ----------
+    image
+        The image, as a file or a DICOM folder; of a PET the PET, not the CT beside it.
+    labels
+        A file with labels. On another grid than the image they are read on the image's.
+    csv
+        Write the table here, too, with a last row for all lesions.
+    min_ml
+        Leave out parts smaller than so many millilitres.
+    label
+        Take the lesions of this label only.
+    channel
+        Which channel of the image to measure, counted from 0.
+    series
+        Which series of a DICOM folder that holds several.
+    suv
+        In standardised uptake values: where the tags allow (auto), never, or not at all if they do not (required).
+    """
+    from napari_fmseg.core.resampling import resample
+    from napari_fmseg.core.volume import LabelMap
+    from napari_fmseg.evaluation import lesions as room
+    from napari_fmseg.io import read_labels, read_volume
+
+    volume, found = read_volume(image, series=series, suv=suv), read_labels(labels)
+    note_warnings(volume, image)
+    note_warnings(found, labels)
+    if not found.geometry.matches(volume.geometry, atol_mm=0.01):
+        moved = resample(found, volume.geometry, order=0)
+        assert isinstance(moved, LabelMap)
+        found = moved
+        note("The labels lie on another grid; they were read on the grid of the image (nearest voxel).")
+    measured = room.lesions(found, volume, label=label, min_ml=min_ml, channel=channel)
+    written = None if csv is None else room.write_lesions(measured, csv)
+    if as_json:
+        totals = {"ml": measured.ml, "total": measured.total, "max": measured.max, "mean": measured.mean}
+        rows = [dataclasses.asdict(lesion) for lesion in measured.lesions]
+        write_json({"unit": measured.unit, "lesions": rows, "all": totals, "left_out": measured.left_out})
+        return 0
+    _tell(measured, room.columns(measured))
+    if measured.left_out:
+        say(f"{measured.left_out} parts below {min_ml:g} ml were left out.")
+    if written is not None:
+        say(str(written))
+    return 0
+
+
+def _tell(found: object, columns: tuple[str, ...]) -> None:
+    from napari_fmseg.evaluation.lesions import LesionTable
+
+    assert isinstance(found, LesionTable)
+    if not found.lesions:
+        say("There is no lesion.")
+        return
+    rows = [
+        (f"{each.number}", each.name or f"label {each.label}", number(each.ml, 2),
+         *_uptake(each.max, each.mean, each.peak),
+         number(each.total, 1), ", ".join(f"{v:.0f}" for v in reversed(each.centroid_mm)))
+        for each in found.lesions
+    ]  # fmt: skip
+    last = ("all", f"{len(rows)} lesions", number(found.ml, 2), *_uptake(found.max, found.mean, found.peak),
+            number(found.total, 1), "")  # fmt: skip
+    say(table(("", "LESION", "ml", *columns, "AT x, y, z mm"), [*rows, last]))
+
+
+def _uptake(*values: float) -> tuple[str, ...]:
+    return tuple(f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}" for value in values)
+
+
+def tell_found(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Show what `napari_fmseg.evaluation.lesion_metrics.score_lesions` gives."""
+    columns = ("true_lesions", "found", "missed", "false_lesions")
+    say(table(
+        ("LABEL", "LESIONS", "FOUND", "MISSED", "FALSE", "SENSITIVITY", "FALSE ml", "MISSED ml"),
+        [(name, *(f"{row[c]:.0f}" for c in columns), number(row["sensitivity"]),
+          number(row["false_positive_ml"], 2), number(row["false_negative_ml"], 2))
+         for name, row in scores.items()],
+    ))  # fmt: skip

@@ -1,0 +1,154 @@
+"""The command line: ``fmseg segment``, ``fmseg models`` and so on, each a few lines over the library.
+
+It ends with 0 when all went well, 1 for what the user can mend in the input, 2 for a wrong command, 3 for the
+machine (device, memory, disk), 70 for a defect of the program, 130 when stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tyro
+from tyro.conf import FlagCreatePairsOff
+
+from napari_fmseg.cli.bench import bench, phantom
+from napari_fmseg.cli.console import USE, Json, note, say, table, write_json
+from napari_fmseg.cli.evaluate import evaluate, why
+from napari_fmseg.cli.exit_codes import _STOPPED, _explain
+from napari_fmseg.cli.export import export
+from napari_fmseg.cli.lesions import lesions
+from napari_fmseg.cli.models import MODEL_COMMANDS, convert, models
+from napari_fmseg.cli.projects import PROJECT_COMMANDS
+from napari_fmseg.cli.score import score
+from napari_fmseg.cli.segment import segment
+from napari_fmseg.cli.train import crossval, pretrain, train
+from napari_fmseg.core.hardware import wait_asleep
+from napari_fmseg.core.processes import ending_tidily
+from napari_fmseg.core.temporary_files import sweep
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv
+        Its words without the program's name; None takes those of this process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    if argv is None:  # this process is the command's own; the environment of a program that calls us is not ours
+        wait_asleep()
+    words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+    sweep(Path(tempfile.gettempdir()))
+    try:
+        with ending_tidily():
+            return _run(words)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        note(
+            "Stopped. What was saved stays; the same command goes on from there."
+            if words[0] in ("train", "pretrain", "crossval", "evaluate")
+            else "Stopped."
+        )
+        return _STOPPED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("FMSEG_DEBUG"):
+            raise
+        code, text = _explain(error)
+        note(f"fmseg: {text}")
+        if "--json" in words:
+            write_json({"error": {"kind": type(error).__name__, "text": text}})
+        return code
+
+
+def _run(words: list[str]) -> int:
+    if words[:1] == ["--version"]:
+        return _version()
+    commands, prog, rest = _group(words)
+    return int(
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog=prog, args=rest or ["--help"], config=(FlagCreatePairsOff,),
+            description=f"Segment 3-D medical images, and learn to. {USE}",
+        )
+    )  # fmt: skip
+
+
+def _group(words: list[str]) -> tuple[dict[str, Callable[..., int]], str, list[str]]:
+    """Choose the commands that the words are of: ``fmseg project add`` is one of a group."""
+    first, second = words[:1], words[1:2]
+    if first == ["project"]:
+        return PROJECT_COMMANDS, "fmseg project", words[1:]
+    if first == ["models"] and second and second[0] in MODEL_COMMANDS:
+        return MODEL_COMMANDS, "fmseg models", words[1:]
+    return COMMANDS, "fmseg", words
+
+
+def _at_home(word: str) -> str:
+    """Replace a leading ~ by the home folder, also in ``--output=~/x``, which no shell does; ``./~`` stays a name."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + (os.path.expanduser(value) if value.startswith("~") else value)
+
+
+def _version() -> int:
+    from napari_fmseg.models.provenance import versions
+
+    say(" ".join(f"{name} {version}" for name, version in versions().items()))
+    return 0
+
+
+def doctor(*, as_json: Json = False) -> int:
+    """Say what this machine has and lacks, and the exact fix for each."""
+    from napari_fmseg.cli.doctor import examine
+
+    findings = examine()
+    worst = 3 if any(f.state == "bad" for f in findings) else 0
+    if as_json:
+        write_json([dataclasses.asdict(f) for f in findings])
+        return worst
+    signs = {"ok": "ok", "warn": "!", "bad": "BAD"}
+    say(table(("", "WHAT", "FOUND"), [(signs[f.state], f.name, f.text) for f in findings]))
+    mends = [f for f in findings if f.fix]
+    if mends:
+        say("\nWhat to do:")
+    for finding in mends:
+        say(f"  {finding.name}: {finding.fix}")
+    return worst
+
+
+def project() -> int:
+    """Volumes and labels to learn from, in a folder: init, add, list, split, rank, prepare, keep, predict."""
+    return main(["project", "--help"])
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "segment": segment,
+    "models": models,
+    "score": score,
+    "evaluate": evaluate,
+    "why": why,
+    "lesions": lesions,
+    "project": project,
+    "train": train,
+    "crossval": crossval,
+    "pretrain": pretrain,
+    "bench": bench,
+    "phantom": phantom,
+    "doctor": doctor,
+    "convert": convert,
+    "export": export,
+}

@@ -1,0 +1,227 @@
+"""The commands about models: ``fmseg models``, ``fmseg models ...``, which carries them about, ``fmseg convert``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from napari_fmseg.cli.console import USE, Json, note, number, say, table, write_json
+from napari_fmseg.core.errors import FmsegError
+
+__all__ = ["MODEL_COMMANDS", "convert", "models"]
+
+
+def models(*, as_json: Json = False) -> int:
+    """List the models: what each segments, how well, and what its licence allows.
+
+    `fmseg models export`, `import` and `rollback` carry models between machines and between versions.
+    """
+    from napari_fmseg.models.registry import list_models
+
+    cards = list_models()
+    if as_json:
+        write_json([{**dataclasses.asdict(c), "mean_dice": c.mean_dice, "where": _where(c)} for c in cards])
+        return 0
+    if not cards:
+        note("No model is installed. `fmseg doctor` says what to do; `fmseg train` makes one.")
+        return 0
+    say(table(
+        ("MODEL", "MODALITY", "DICE", "LICENCE", "WHERE", "SEGMENTS"),
+        [(c.name, c.modality or "-", number(c.mean_dice), c.licence or "-", _where(c), ", ".join(c.labels.values()))
+         for c in cards],
+    ))  # fmt: skip
+    for card in cards:
+        half = str(card.half_precision or "")
+        for kind, text in (("restricted", card.restriction), ("limits", card.limits), ("half precision", half)):
+            if text:
+                say(f"\n{card.name}, {kind}: {text}")
+    say(f"\nDice: mean over the classes, on cases that were not trained on (--json has each). {USE}")
+    return 0
+
+
+def _where(card: Any) -> str:
+    from napari_fmseg.core.errors import WeightsMismatch
+    from napari_fmseg.models.folders import user_models_folder
+
+    try:
+        weights = card.weights_path
+    except WeightsMismatch:
+        return "weights missing"
+    if user_models_folder() in card.folder.parents or card.folder == user_models_folder():
+        return "yours"
+    return "research" if weights.parent.name == "research" else "shipped"
+
+
+def export(
+    model: Positional[Annotated[str, arg(metavar="MODEL")]],
+    /,
+    *,
+    output: Path,
+) -> int:
+    """Write a model as one file, for another machine.
+
+    Parameters
+    ----------
+    model
+        A model's name, the path of its card, or a project: its model in use.
+    output
+        NAME.zip.
+    """
+    from napari_fmseg.models.archive import export_model
+    from napari_fmseg.models.registry import find_card
+    from napari_fmseg.training.projects import open_project, present_version
+
+    card = find_card(model) if not Path(model).is_dir() else None
+    if card is None:
+        version = present_version(open_project(model))
+        if version is None:
+            raise FmsegError(f"{model} has no model in use yet. Train one first.")
+        card = version.card
+    say(str(export_model(card, output)))
+    if card.restriction:
+        note(f"Its data restrict its use: {card.restriction}")
+    return 0
+
+
+def import_(
+    file: Positional[Annotated[Path, arg(metavar="FILE.zip")]],
+    /,
+    *,
+    replace: bool = False,
+) -> int:
+    """Take a model from one file; its hash is checked.
+
+    Parameters
+    ----------
+    file
+        What `fmseg models export` wrote.
+    replace
+        Take it in place of another model of yours with the same name.
+    """
+    from napari_fmseg.models.archive import import_model
+
+    card = import_model(file, replace=replace)
+    say(f"{card.name}, version {card.version}: {', '.join(card.labels.values())}")
+    return 0
+
+
+def join(
+    cards: Positional[Annotated[tuple[str, ...], arg(metavar="MODEL...")]],
+    /,
+    *,
+    output: Path,
+) -> int:
+    """Put networks that were converted one by one into one model, such as a coarse and a fine one.
+
+    Parameters
+    ----------
+    cards
+        The cards that `fmseg convert` wrote, or models by name.
+    output
+        Where to write: NAME.safetensors, with NAME.toml beside it.
+    """
+    from napari_fmseg.models.merge import join_models
+
+    card = join_models(cards, output)
+    say(f"{card.weights_path}\n{card.folder / f'{card.name}.toml'}")
+    if card.restriction:
+        note(f"Its data restrict its use: {card.restriction}")
+    return 0
+
+
+def rollback(
+    folder: Positional[Annotated[Path, arg(metavar="PROJECT")]],
+    /,
+    *,
+    to: int = 0,
+) -> int:
+    """Use the version of a project's model that was in use before; no version is ever deleted.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    to
+        Which version; 0 takes the one before.
+    """
+    from napari_fmseg.training.projects import open_project, publish, put_in_use, roll_back
+
+    project = open_project(folder)
+    project = put_in_use(project, to) if to else roll_back(project)
+    card = publish(project)
+    say(f"{card.name}: version {project.index.used[-1]} is in use.")
+    return 0
+
+
+def convert(
+    checkpoint: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]],
+    /,
+    *,
+    network: str,
+    output: Path,
+    n_classes: int | None = None,
+    in_channels: int | None = None,
+    variant: str | None = None,
+    width: int | None = None,
+    widths: tuple[int, ...] | None = None,
+    flat_levels: int | None = None,
+    input_size: tuple[int, int, int] | None = None,
+    new_heads: bool = False,
+    part: str = "",
+) -> int:
+    """Turn a published checkpoint (.pt, .pth) into safetensors and a model card; no code in it is ever run.
+
+    Parameters
+    ----------
+    checkpoint
+        As FMSF-PT ({net, optimizer, epoch}), MIS-FM ({model_state_dict, iteration}) or EfficientSegmentation
+        ({state_dict, epoch}) saves it, or a plain state dict.
+    network
+        snet, attnnet, edgenet, fmunet, pctnet, baseunet, contextunet or efficientsegnet; the last three tell their
+        classes, channels and blocks themselves.
+    output
+        Where to write: NAME.safetensors, with NAME.toml beside it.
+    n_classes
+        Classes that it was trained with, background included.
+    in_channels
+        Channels of the image.
+    variant
+        v1 (2022) or v2 (2023).
+    width
+        Channels of its levels (phased networks).
+    widths
+        Channels of its five levels (fmunet, pctnet).
+    flat_levels
+        Levels that look within slices only, 0 to 2 (fmunet, pctnet).
+    input_size
+        Patch z y x that it was trained with (pctnet).
+    new_heads
+        Where only the number of classes differs, draw the last layers anew and take the rest.
+    part
+        Its name in the model; by default the stage that it serves: consensus, attention, edge; coarse, fine; net.
+    """
+    from napari_fmseg.models.convert import convert_checkpoint
+
+    given = {
+        **{"n_classes": n_classes, "in_channels": in_channels, "variant": variant, "width": width},
+        **{"widths": widths, "flat_levels": flat_levels, "input_size": input_size},
+    }
+    kwargs = {name: value for name, value in given.items() if value is not None}
+    done = convert_checkpoint(checkpoint, network, output, part=part, new_heads=new_heads, **kwargs)
+    say(f"{done.weights}\n{done.card}")
+    if done.fresh:
+        note(f"{len(done.taken)} tensors were taken. {len(done.fresh)} are new: {', '.join(done.fresh)}.")
+    note("Fill in what the checkpoint does not say: the card's comments tell what is missing.")
+    return 0
+
+
+MODEL_COMMANDS: dict[str, Callable[..., int]] = {
+    "export": export,
+    "import": import_,
+    "join": join,
+    "rollback": rollback,
+}

@@ -1,0 +1,312 @@
+"""The commands of a project: ``fmseg project ...``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from napari_fmseg.cli.cases import CASE_COMMANDS
+from napari_fmseg.cli.console import Bars, Json, follow, note, number, say, table, write_json
+from napari_fmseg.core.errors import FmsegError, LabelsChanged
+from napari_fmseg.core.events import Warned, to_json
+from napari_fmseg.training import Augment
+from napari_fmseg.training.projects import (
+    PRESENT,
+    CaseRow,
+    LabelOptions,
+    LessonOptions,
+    Project,
+    add_case,
+    add_nameless,
+    case_table,
+    examine,
+    init_project,
+    label_case,
+    labels_revision,
+    list_versions,
+    open_project,
+    prepare_run,
+    ranked,
+    recipe_file,
+    training_plan,
+)
+
+__all__ = ["PROJECT_COMMANDS"]
+
+T = TypeVar("T")
+
+Folder = Positional[Annotated[Path, arg(metavar="PROJECT")]]
+
+
+def init(
+    folder: Folder, /, *, labels: tuple[str, ...] = (), channels: tuple[str, ...] = ("image",), name: str = ""
+) -> int:
+    """Make a project, or take up a folder that another tool made in nnU-Net's raw layout.
+
+    Parameters
+    ----------
+    folder
+        Where it lies; made if it is not there.
+    labels
+        Names of the classes, in order; not for a folder that has a dataset.json.
+    channels
+        Names of the channels of a volume, such as CT, or T1 T2.
+    name
+        Of the data set; by default the folder's.
+    """
+    project = _settled(init_project(folder, labels, channels=channels, name=name))
+    say(f"{project.folder}: {len(project.files)} case(s), {', '.join(project.facts.numbers)}")
+    return 0
+
+
+def add(
+    folder: Folder,
+    /,
+    *,
+    image: tuple[Path, ...] = (),
+    labels: Path | None = None,
+    case: str = "",
+    link: bool = False,
+    again: bool = False,
+    revision: str = "",
+    replace: bool = False,
+    labelling: OmitArgPrefixes[LabelOptions] = LabelOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Add a volume with or without labels; or, without --image, give a case its corrected labels.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    image
+        A file or a DICOM folder; one file per channel where there are several, in the order of the channels (files
+        that end in _0000, _0001 are put in it).
+    labels
+        A file with labels, on the image's grid.
+    case
+        Its name in the project, by default case-001 and on; never a patient's name.
+    link
+        Link to the image instead of copying it.
+    again
+        Add an image that is there already under another name.
+    revision
+        Of the labels that these correct, as `fmseg project history` gives it; refused if there are others by now.
+    replace
+        Replace the labels that the case has, whoever made them; they stay in its history.
+    """
+    project = open_project(folder)
+    if not image and (labels is None or not case):
+        raise FmsegError("There is nothing to add. Name --image, or --case and --labels to label a case that is there.")
+    name = case
+    files = image[0] if len(image) == 1 else image
+    if not image:
+        assert labels is not None
+        now = labels_revision(project, name)
+        if now and not (revision or replace):
+            raise LabelsChanged(
+                f"{name} has labels already (revision {now}). To replace them whoever made them, add --replace; to "
+                f"replace just these, add --revision {now}. They stay in the history of the case."
+            )
+        project = label_case(project, name, labels, labelling, revision=revision or None, replace=replace)
+    elif name:
+        project = add_case(project, name, files, labels, labelling, link=link, again=again)
+    else:
+        project, name = add_nameless(project, files, labels, labelling, link=link, again=again)
+    row = next(row for row in case_table(project) if row.name == name)
+    say(f"{name}: {row.status}{f', {100 * row.labelled:.0f} % of its slices' if row.classes else ''}")
+    return 0
+
+
+def list_cases(folder: Folder, /, *, as_json: Json = False) -> int:
+    """List the cases: what each is for, how the present model does on it, and what is labelled.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    """
+    project = _looked_at(folder, quiet=as_json)
+    rows = case_table(project)
+    if as_json:
+        write_json({"cases": [dataclasses.asdict(row) for row in rows], "in_use": project.index.used[-1:]})
+        return 0
+    _show(rows)
+    versions = list_versions(project)
+    if versions:
+        say(f"\nversions of the model: {', '.join(str(v.number) for v in versions)}; in use: {project.index.used[-1]}")
+        newest = versions[-1]
+        if newest.number != project.index.used[-1] and newest.lineage.verdict:
+            say(f"version {newest.number} is not in use. {newest.lineage.verdict}")
+    return 0
+
+
+def split(folder: Folder, /, *, as_json: Json = False) -> int:
+    """Say which cases are held out for ever, and which are learned from.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    """
+    project = _settled(open_project(folder), quiet=as_json)
+    plan = training_plan(project)
+    training, held = [case.name for case in plan.training], [case.name for case in plan.validation]
+    if as_json:
+        write_json({"training": training, "held_out": held, "roles": project.roles, "note": plan.note,
+                    "images": plan.images, "missing_classes": plan.partial})  # fmt: skip
+        return 0
+    say(f"held out: {', '.join(held) or '-'}\ntraining: {', '.join(training)}\n{plan.note}")
+    for name, classes in plan.partial.items():
+        say(f"{name} says nothing of: {', '.join(classes)}")
+    return 0
+
+
+def rank(folder: Folder, /, *, as_json: Json = False) -> int:
+    """List the cases to label, the one first that the present model is least sure of.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    """
+    project = _looked_at(folder, quiet=as_json)
+    rows = ranked(project)
+    if as_json:
+        write_json([dataclasses.asdict(row) for row in rows])
+        return 0
+    if not rows:
+        note("Every case has labels.")
+        return 0
+    _show(rows)
+    if not any(row.uncertainty is not None for row in rows):
+        note("How unsure the model is was not computed yet, so they are listed by name.")
+    return 0
+
+
+def prepare(
+    folder: Folder,
+    /,
+    *,
+    start_from: str = PRESENT,
+    lesson: OmitArgPrefixes[LessonOptions] = LessonOptions(),  # noqa: B008 - frozen
+    augment: Augment = Augment(),  # noqa: B008 - frozen
+    events: bool = False,
+) -> int:
+    """Choose a recipe for the project's cases, this machine and the minutes; `fmseg train` then carries it out.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    start_from
+        "project" for its model in use, the name of another model or its card's path, or "" for nothing.
+    lesson
+        How long, and with what.
+    augment
+        How volumes are varied.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    run = _followed(prepare_run(open_project(folder), start_from, lesson, augment), events=events)
+    if not events:
+        say(f"{run.plan.note}\nfmseg train {recipe_file(run)}\nfmseg project keep {folder} --run {run.folder.name}")
+    return 0
+
+
+def keep(folder: Folder, /, *, run: int, force: bool = False, events: bool = False) -> int:
+    """Measure what a run has learned on the held-out cases, keep it as a version, and use it if it is better.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    run
+        The number of the run, as its folder in fmseg/runs is called.
+    force
+        Use it whatever its scores.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from napari_fmseg.training.projects import keep_run
+
+    kept = _followed(keep_run(open_project(folder), run, force=force), events=events, remarks=False)
+    if not events:
+        say(f"version {kept.version.number} {'is' if kept.in_use else 'is not'} in use. {kept.why}")
+    return 0
+
+
+def predict(folder: Folder, /, *, cases: tuple[str, ...] = (), device: str = "auto", events: bool = False) -> int:
+    """Segment the cases without labels with the model in use, to be corrected, and say how unsure it is of each.
+
+    Parameters
+    ----------
+    folder
+        The project.
+    cases
+        Only these.
+    device
+        Where it runs.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from napari_fmseg.training.projects import predict as find
+
+    project = _followed(find(open_project(folder), cases, device=device), events=events)
+    if not events:
+        _show(ranked(project))
+    return 0
+
+
+def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: bool = False, remarks: bool = True) -> T:
+    """Run work to its end, with a bar and remarks or with events for another program; gives what it returns."""
+    with Bars(quiet=events or quiet) as bars:
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as done:
+                found: T = done.value
+                return found
+            if events:
+                say(to_json(event))
+            elif remarks or not isinstance(event, Warned):
+                follow(event, bars)
+
+
+def _looked_at(folder: Path, *, quiet: bool = False) -> Project:
+    """Open a project to tell of it: nothing of it is written."""
+    return _settled(open_project(folder, tidy=False), quiet=quiet, write=False)
+
+
+def _settled(project: Project, *, quiet: bool = False, write: bool = True) -> Project:
+    """Examine what is new, with a bar; remark what cannot be used."""
+    project = _followed(examine(project, write=write), quiet=quiet)
+    for row in case_table(project):
+        if row.problem:
+            note(f"{row.name} cannot be used: {row.problem}")
+    return project
+
+
+def _show(rows: tuple[CaseRow, ...]) -> None:
+    say(table(
+        ("CASE", "STATUS", "DICE", "UNSURE", "SLICES %", "CHANGED (UTC)", "TELLS OF"),
+        [(row.name, row.status, number(row.dice), number(row.uncertainty),
+          f"{100 * row.labelled:.0f}" if row.classes else "-", row.changed[:16] or "-", ", ".join(row.classes) or "-")
+         for row in rows],
+    ))  # fmt: skip
+
+
+PROJECT_COMMANDS: dict[str, Callable[..., int]] = {
+    "init": init,
+    "add": add,
+    "list": list_cases,
+    "split": split,
+    "rank": rank,
+    "prepare": prepare,
+    "keep": keep,
+    "predict": predict,
+    **CASE_COMMANDS,
+}

@@ -1,0 +1,120 @@
+"""`fmseg score`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from napari_fmseg.cli.console import Json, note, note_warnings, number, say, table, write_json
+from napari_fmseg.cli.lesions import tell_found
+
+
+def score(
+    prediction: Positional[Annotated[Path, arg(metavar="PREDICTION")]],
+    truth: Positional[Annotated[Path, arg(metavar="TRUTH")]],
+    /,
+    *,
+    tolerance_mm: float = 2.0,
+    by_number: bool = False,
+    csv: Path | None = None,
+    lesions: bool = False,
+    min_ml: float = 0.0,
+    as_json: Json = False,
+) -> int:
+    """Compare a segmentation with the truth: Dice, distances in mm, volumes in ml, for every label.
+
+    Parameters
+    ----------
+    prediction
+        A file with labels; with --csv also a folder of them.
+    truth
+        A file with labels on the same grid; with --csv also a folder.
+    tolerance_mm
+        How far apart surfaces may lie and still agree, for NSD.
+    by_number
+        Compare labels by their number even where the files name them differently.
+    csv
+        Write one row per case to this file: Dice and NSD of every label, and the seconds that the manifests tell.
+    lesions
+        Compare lesion by lesion, too: how many are found, and the volume of those that are false or missed.
+    min_ml
+        Lesions below so many millilitres count neither as true nor as false.
+    """
+    from napari_fmseg.evaluation import metrics
+    from napari_fmseg.evaluation.lesion_metrics import score_lesions
+
+    if csv is not None:
+        from napari_fmseg.evaluation.case_table import pairs_in, score_pair, without_partner, write_cases
+
+        pairs = pairs_in(prediction, truth)
+        cases = []
+        for name, mine, its in pairs:
+            found, true = _read_pair(mine, its, by_number=by_number)
+            cases.append(score_pair(name, found, true, mine, tolerance_mm=tolerance_mm))
+        write_cases(cases, csv, tolerance_mm)
+        if prediction.is_dir():
+            left_out = without_partner(prediction, truth)
+            if left_out:
+                note(f"{len(left_out)} files have no partner in the other folder and were not compared:\n"
+                     + "\n".join(f"  {path}" for path in left_out))  # fmt: skip
+            _tell_cases(cases, csv, tolerance_mm, left_out, as_json=as_json)
+            return 0
+    else:
+        found, true = _read_pair(prediction, truth, by_number=by_number)
+    scores = metrics.score(found, true, tolerance_mm=tolerance_mm)
+    by_lesion = score_lesions(found, true, min_ml=min_ml) if lesions else {}
+    if as_json:
+        more = {"lesions": by_lesion} if lesions else {}
+        write_json({"tolerance_mm": tolerance_mm, "labels": scores, "mean_dice": _mean_dice(scores), **more})
+        return 0
+    if not scores:
+        say("Both files are empty.")
+        return 0
+    columns = ("dice", "hd95_mm", "assd_mm", "nsd", "volume_ml", "truth_ml", "false_positive_ml", "false_negative_ml")
+    say(table(
+        ("LABEL", "DICE", "HD95 mm", "ASSD mm", f"NSD {tolerance_mm:g} mm", "ml", "TRUE ml", "EXTRA ml", "MISSED ml"),
+        [(name, *(number(row[column], 3 if column in ("dice", "nsd") else 2) for column in columns))
+         for name, row in scores.items()],
+    ))  # fmt: skip
+    say(f"mean Dice {number(_mean_dice(scores))}")
+    if lesions:
+        say("")
+        tell_found(by_lesion)
+    return 0
+
+
+def _read_pair(prediction: Path, truth: Path, *, by_number: bool) -> tuple[Any, Any]:
+    """Read two files with labels; what was repaired goes to stderr."""
+    from napari_fmseg.io import read_labels
+
+    pair = []
+    for path in (prediction, truth):
+        pair.append(read_labels(path))
+        note_warnings(pair[-1], path)
+    return (dataclasses.replace(pair[0], names={}) if by_number else pair[0]), pair[1]
+
+
+def _tell_cases(
+    cases: Sequence[Any], csv: Path, tolerance_mm: float, left_out: Sequence[Path], *, as_json: bool
+) -> None:
+    """Tell the means of each case, and where the table lies."""
+    rows = [case.row(tolerance_mm) for case in cases]
+    if as_json:
+        write_json({"csv": str(csv), "cases": rows, "left_out": left_out})
+        return
+    columns = [name for name in rows[0] if name.startswith("mean_") or name in ("total_s", "peak_mb", "gpu_mb")]
+    say(table(
+        ("CASE", *columns),
+        [(str(row["case"]), *(number(float(row.get(name, "nan"))) for name in columns)) for row in rows],
+    ))  # fmt: skip
+    say(f"{len(rows)} cases: {csv}")
+
+
+def _mean_dice(scores: dict[str, dict[str, float]]) -> float:
+    """Mean over the labels that are in either file."""
+    told = [row["dice"] for row in scores.values() if row["dice"] == row["dice"]]
+    return sum(told) / len(told) if told else float("nan")

@@ -1,0 +1,120 @@
+"""`fmseg segment`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from napari_fmseg.cli.console import USE, Bars, Json, follow, note, say, show_terms, write_json
+from napari_fmseg.cli.exit_codes import _explain, _is_out_of_memory, _Usage
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.pipelines import SegmentOptions
+
+
+def segment(
+    images: Positional[Annotated[tuple[Path, ...], arg(metavar="IMAGE...")]],
+    /,
+    *,
+    model: str,
+    output: Path,
+    run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
+    series: str | None = None,
+    suv: Literal["auto", "never", "required"] = "auto",
+    stages_dir: Path | None = None,
+    preview: Path | None = None,
+    accept_licence: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Segment volumes. Research use only. Not a medical device.
+
+    Beside each result lies a manifest, RESULT.json: model, hash, device, options and seconds; nothing of the patient.
+
+    Parameters
+    ----------
+    images
+        Files, DICOM folders, or folders of volumes. For a model of several channels name one image for each, in the
+        order of the model: ct.nii pet.nii. They are put on the grid of the first.
+    model
+        A model's name (`fmseg models` lists them) or the path of a model card.
+    output
+        A file for one volume (liver.nii.gz, .nrrd, .mha), or a folder for any number.
+    series
+        Which series of a DICOM folder that holds several.
+    suv
+        Read a DICOM PET in standardised uptake values: where its tags allow (auto), never, or not at all if they do
+        not (required).
+    stages_dir
+        Write every stage here too, each on its own grid.
+    preview
+        Write a picture of the result here (PNG; a folder for several volumes).
+    accept_licence
+        Accept the terms of a model whose data restrict its use, without being asked.
+    """
+    from napari_fmseg.io.itk import native_reader
+    from napari_fmseg.models.registry import find_card
+    from napari_fmseg.models.weights import load_model
+    from napari_fmseg.pipelines.batch import Done, plan_jobs, segment_file
+
+    if not images:
+        raise _Usage("There is nothing to segment: name at least one file or folder.")
+    card = find_card(model)
+    jobs = plan_jobs(images, output, series=series, channels=len(card.channels))
+    native_reader.isolate(len(jobs) > 1)  # a file that makes a parser crash must not end the run for the others
+    show_terms(card, accept_licence)
+    loaded = load_model(card, device=run.device)
+    rows: list[dict[str, Any]] = []
+    worst = 0
+    with Bars(quiet=as_json) as bars:
+        for job in jobs:
+            picture = None if preview is None else _picture(preview, job.result, len(jobs))
+            try:
+                for event in segment_file(
+                    job, loaded, run, series=series, suv=suv, stages_dir=stages_dir, preview=picture
+                ):
+                    follow(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
+                    if isinstance(event, Done):
+                        rows.append(_done(event))
+                        if not as_json:
+                            say(_told(event))
+            except (FmsegError, MemoryError, OSError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+                    raise
+                code, text = _explain(error)
+                worst = max(worst, code)
+                rows.append({"image": job.image, "error": {"kind": type(error).__name__, "text": text}})
+                bars.note(f"fmseg: {job.image}: {text}" if str(job.image) not in text else f"fmseg: {text}")
+            bars.clear()
+    failed = [row["image"] for row in rows if "error" in row]
+    if as_json:
+        write_json({"use": USE, "model": card.name, "results": rows, "failed": len(failed)})
+    if failed and len(jobs) > 1:
+        note(f"{len(failed)} of {len(jobs)} volumes failed:\n" + "\n".join(f"  {path}" for path in failed))
+    if len(failed) < len(jobs):
+        note(USE)
+    return worst
+
+
+def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
+    """Where the picture of `result` goes."""
+    from napari_fmseg.io import suffix_of
+
+    if preview.suffix.lower() != ".png":
+        return preview / f"{result.name.removesuffix(suffix_of(result))}.png"
+    if n_jobs > 1:
+        raise _Usage(f"{preview.name} is one file, but there are {n_jobs} volumes. Give a folder for the previews.")
+    return preview
+
+
+def _done(done: Any) -> dict[str, Any]:
+    names = done.labels.names
+    volumes = {names.get(value, str(value)): ml for value, ml in done.labels.volumes_ml().items()}
+    return {"image": done.job.image, "output": done.job.result, "manifest": done.manifest,
+            "seconds": done.seconds, "volumes_ml": volumes, "notes": done.notes}  # fmt: skip
+
+
+def _told(done: Any) -> str:
+    names = done.labels.names
+    volumes = [f"{names.get(value, value)} {ml:.1f} ml" for value, ml in done.labels.volumes_ml().items()]
+    return f"{done.job.result}  {sum(done.seconds.values()):.1f} s  {', '.join(volumes) or 'nothing was found'}"

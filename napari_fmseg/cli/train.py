@@ -1,0 +1,226 @@
+"""``fmseg train``, ``crossval`` and ``pretrain``: what learns, followed by a person or a program, ended when asked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from napari_fmseg.cli.console import Bars, Json, follow, metrics_table, note, number, say, write_json
+from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.core.events import EpochDone, Saved, to_json
+from napari_fmseg.core.processes import leads
+
+__all__ = ["crossval", "pretrain", "train"]
+
+
+def train(
+    recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]],
+    /,
+    *,
+    dataset: Path | None = None,
+    out: Path | None = None,
+    start_from: str | None = None,
+    tensorboard: bool = False,
+    events: bool = False,
+) -> int:
+    """Learn a model from labelled volumes, from scratch or from another model; started again, it goes on.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file; resources/recipes has those of the shipped models.
+    dataset
+        Folder to learn from instead of the recipe's: imagesTr, labelsTr and dataset.json as nnU-Net has them.
+    out
+        Folder of the run instead of the recipe's.
+    start_from
+        A model to start from instead of the recipe's: its name, or the path of its card, such as a pretrained one.
+    tensorboard
+        Write files for TensorBoard into the folder of the run.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from napari_fmseg.training import load_recipe
+    from napari_fmseg.training.loop import train as learn
+
+    given = {"dataset": dataset, "out": out}
+    changes: dict[str, Any] = {name: str(path.resolve()) for name, path in given.items() if path is not None}
+    if start_from is not None:
+        changes["start_from"] = str(Path(start_from).resolve()) if start_from.endswith(".toml") else start_from
+    if tensorboard:
+        changes["tensorboard"] = True
+    return _tell(learn(load_recipe(recipe, **changes)), events)
+
+
+def pretrain(
+    source: Positional[Annotated[Path, arg(metavar="FOLDER|RECIPE.toml")]],
+    /,
+    *,
+    output: Path | None = None,
+    network: str = "fmunet",
+    steps: int | None = None,
+    minutes: float | None = None,
+    patch: tuple[int, int, int] | None = None,
+    device: str = "auto",
+    devices: int | None = None,
+    tensorboard: bool = False,
+    events: bool = False,
+) -> int:
+    """Pretrain a network on volumes without labels by Volume Fusion; started again, it goes on.
+
+    Parameters
+    ----------
+    source
+        A folder with volumes of any readable kind, or a TOML file with the fields of PretrainRecipe.
+    output
+        Folder of the run: checkpoint, decoded volumes, then card and weights. Needed with a folder.
+    network
+        Any name of docs/networks.md but snet, attnnet and edgenet; published for fmunet and pctnet. A recipe names its
+        own.
+    steps
+        Optimiser steps instead of the recipe's.
+    minutes
+        About how long to learn; the steps follow from the speed of the first ones.
+    patch
+        Voxels z y x of a sample instead of the recipe's.
+    device
+        auto, cpu, cuda or mps; a recipe names its own.
+    devices
+        Processes that learn together instead of the recipe's, one per graphics card. On several machines: torchrun.
+    tensorboard
+        Write files for TensorBoard into the folder of the run.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from napari_fmseg.training import PretrainRecipe, load_pretrain_recipe
+    from napari_fmseg.training.pretraining.loop import pretrain as learn
+
+    if source.suffix == ".toml":
+        recipe = load_pretrain_recipe(source, **({} if output is None else {"out": output}))
+    elif output is None:
+        raise InvalidRecipe("A folder needs --output: where checkpoint, decoded volumes and the model are written.")
+    else:
+        recipe = PretrainRecipe(f"{network}-volf", source, output, network, device=device)
+    if steps is not None:
+        recipe = dataclasses.replace(recipe, steps=steps, steps_per_epoch=min(steps, recipe.steps_per_epoch))
+    if minutes is not None:
+        recipe = dataclasses.replace(recipe, minutes=minutes)
+    if devices is not None:
+        recipe = dataclasses.replace(recipe, devices=devices)
+    if tensorboard:
+        recipe = dataclasses.replace(recipe, tensorboard=True)
+    if patch is not None:
+        recipe = dataclasses.replace(recipe, fusion=dataclasses.replace(recipe.fusion, patch=patch))
+    return _tell(learn(recipe), events, softly=True)
+
+
+def crossval(
+    recipe: Positional[Annotated[Path, arg(metavar="RECIPE.toml")]],
+    /,
+    *,
+    folds: int = 5,
+    dataset: Path | None = None,
+    out: Path | None = None,
+    events: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Train and measure one model per fold of the cases, and join them; started again, it goes on where it was.
+
+    Parameters
+    ----------
+    recipe
+        As for `fmseg train`.
+    folds
+        Which one a case belongs to follows from its image.
+    dataset
+        Folder to learn from instead of the recipe's.
+    out
+        Folder for fold-1, fold-2, ..., crossval.csv and .json, cases.csv and the ensemble, instead of the recipe's.
+    events
+        Print every event as one JSON line to stdout, for another program to follow.
+    """
+    from napari_fmseg.training import load_recipe
+    from napari_fmseg.training.crossval import Crossval, FoldDone
+    from napari_fmseg.training.crossval import crossval as validate
+
+    given = {"dataset": dataset, "out": out}
+    changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
+    last: list[Crossval] = []
+
+    def told() -> Generator[object, None, None]:
+        with contextlib.closing(validate(load_recipe(recipe, **changes), folds)) as work:
+            for event in work:
+                if isinstance(event, Crossval):
+                    last.append(event)
+                    continue
+                if isinstance(event, FoldDone) and not (events or as_json):
+                    note(f"Fold {event.fold} of {event.total}: mean Dice {number(event.dice)} over {event.n} cases")
+                yield event
+
+    _tell(told(), events, quiet=as_json)
+    found = last[0]
+    if as_json:
+        write_json({"rows": [dataclasses.asdict(row) for row in found.rows], "table": found.table})
+    elif not events:
+        say(metrics_table(found.rows, "FOLD"))
+        say(f"{found.table}, {found.table.with_suffix('.json')}, {found.table.with_name('cases.csv')}")
+    return 1 if any(case.problem for case in found.cases.cases) else 0
+
+
+def _tell(learning: Generator[object, None, None], as_json: bool, *, softly: bool = False, quiet: bool = False) -> int:
+    """Follow a training: JSON lines for a program, bars and a line per epoch for a person."""
+    # Closing keeps what was learned, wherever an interruption falls.
+    with _stopping(softly) as asked, Bars(quiet=as_json or quiet) as bars, contextlib.closing(learning):
+        for event in learning:
+            if as_json:
+                say(to_json(event))
+            else:
+                _show(event, bars)
+            if asked.is_set():
+                raise KeyboardInterrupt
+    return 0
+
+
+def _show(event: object, bars: Bars) -> None:
+    follow(event, bars)
+    if isinstance(event, EpochDone):
+        scores = ", ".join(f"{name} {number(value)}" for name, value in event.metrics.items())
+        bars.note(f"{event.stage} {event.epoch}/{event.total}  loss {event.loss:.4f}  {event.seconds:.0f} s  {scores}")
+    elif isinstance(event, Saved) and event.best:
+        bars.note(f"Saved {event.path}")
+
+
+@contextlib.contextmanager
+def _stopping(softly: bool) -> Iterator[threading.Event]:
+    """Let Ctrl-C or SIGTERM end a training, softly between two steps, so that all is kept, else at once.
+
+    Asked twice, somebody is in a hurry: it ends at once. After that nothing disturbs the writing. Processes that
+    follow another one are ended by that one.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals come to that one only
+        yield asked
+        return
+
+    def stop(*_: object) -> None:
+        if softly and not asked.is_set():
+            asked.set()
+            return
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(one, stop if leads() else signal.SIG_IGN) for one in signals]
+    try:
+        yield asked
+    finally:
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)

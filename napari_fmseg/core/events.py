@@ -1,0 +1,170 @@
+"""What long work says while it runs: small frozen dataclasses, in process or as JSON lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.volume import LabelMap, Volume
+
+__all__ = [
+    "EpochDone",
+    "Event",
+    "Pictures",
+    "Progress",
+    "Saved",
+    "StageResult",
+    "StepDone",
+    "TrainEvent",
+    "Warned",
+    "drain",
+    "from_json",
+    "to_json",
+]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` parts of `stage` are finished."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that the user should know and that does not stop the work."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """The output of one stage, on a grid of its own.
+
+    Attributes
+    ----------
+    stage
+        Its name; the last one of a pipeline is called ``"labels"``.
+    output
+        A `LabelMap`, or a `Volume` for a map of real numbers.
+    seconds
+        What the stage took, without the time that the consumer spent in between.
+    note
+        What the user should know about it, or "".
+    """
+
+    stage: str
+    output: Volume | LabelMap
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step: `step` of `total` in `stage`; `total` is 0 while nobody knows it."""
+
+    stage: str
+    step: int
+    total: int
+    loss: float
+    lr: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """One round of training and its validation; `metrics` such as ``{"dice/liver": 0.93}``."""
+
+    stage: str
+    epoch: int
+    total: int
+    loss: float
+    seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A file that was written; `best` says whether it beats what was saved before."""
+
+    path: Path
+    best: bool
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a network makes of one example, for a window to show.
+
+    Attributes
+    ----------
+    stage, step
+        When it was made.
+    path
+        An npz file without pickle: arrays (z, y, x) by their names, such as "fused volume", and "spacing", (3,) in mm.
+        The next one replaces it.
+    """
+
+    stage: str
+    step: int
+    path: Path
+
+
+Event: TypeAlias = Progress | Warned | StageResult
+TrainEvent: TypeAlias = Progress | Warned | StepDone | EpochDone | Saved | Pictures
+
+_LINES = {c.__name__: c for c in (Progress, Warned, StepDone, EpochDone, Saved, Pictures)}
+
+
+def drain(events: Iterable[Any]) -> LabelMap:
+    """Run `events` to the end and give the last label map.
+
+    Raises
+    ------
+    FmsegError
+        If no stage gave labels.
+    """
+    last: LabelMap | None = None
+    for event in events:
+        if isinstance(event, StageResult) and isinstance(event.output, LabelMap):
+            last = event.output
+    if last is None:
+        raise FmsegError("The pipeline ended without labels. Was `until` set to a stage that gives a map only?")
+    return last
+
+
+def to_json(event: Any) -> str:
+    """Write an event as one JSON line; of a `StageResult` only name, shape, seconds and note."""
+    if isinstance(event, StageResult):
+        facts = {"stage": event.stage, "seconds": event.seconds, "note": event.note,
+                 "shape": list(event.output.geometry.shape), "kind": type(event.output).__name__}  # fmt: skip
+        return json.dumps({"event": "StageResult", **facts})
+    return json.dumps({"event": type(event).__name__, **dataclasses.asdict(event)}, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Give numpy's numbers as Python's, anything else as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def from_json(line: str) -> TrainEvent:
+    """Read one line of `to_json` (not of a `StageResult`, whose array stays in its process).
+
+    Raises
+    ------
+    FmsegError
+        If the line is no event.
+    """
+    try:
+        facts = json.loads(line)
+        event = _LINES[facts.pop("event")](**facts)
+        return dataclasses.replace(event, path=Path(event.path)) if isinstance(event, Saved | Pictures) else event
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FmsegError(f"This line is no event: {line[:80]!r}. Expected JSON with an 'event' field.") from error

@@ -1,0 +1,164 @@
+"""From grid to grid on the device: crop, resample, paste.
+
+Resampling is three small matrix products, one per axis (see `regrid`), which run alike on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from napari_fmseg.core import resampling
+from napari_fmseg.core.volume import Box, Geometry, Volume
+
+__all__ = [
+    "bounding_box",
+    "box_in",
+    "canonical_view",
+    "from_canonical",
+    "resize",
+    "slabs",
+    "to_canonical",
+    "to_tensor",
+    "zoom",
+]
+
+_SLAB_VOXELS = 4_000_000
+
+
+def to_tensor(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Put an array on the device, sharing memory where torch can.
+
+    Unsigned 16 and 32 bit integers, which torch can hardly compute with, become the next larger signed type.
+    """
+    wider = {"u2": np.int32, "u4": np.int64, "u8": np.int64, "b1": np.uint8}
+    kind = array.dtype.kind + str(array.dtype.itemsize)
+    array = np.ascontiguousarray(array, wider.get(kind, array.dtype.newbyteorder("=")))
+    if not array.flags.writeable:  # torch warns of read-only memory even when nobody writes
+        array = array.copy()
+    return torch.from_numpy(array).to(device)
+
+
+def to_canonical(volume: Volume) -> tuple[np.ndarray, Geometry]:
+    """List the voxels so that z runs to superior, y to posterior and x to left; nothing is interpolated.
+
+    Returns
+    -------
+    tuple
+        (c, z, y, x), a view where possible, and its geometry.
+    """
+    geometry, order, flips = volume.geometry.canonical()
+    data = volume.channels.transpose(0, *(i + 1 for i in order))
+    return np.flip(data, tuple(f + 1 for f in flips)), geometry
+
+
+def canonical_view(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """See an array (z, y, x) on `geometry` as canonical voxels; what is written to the view is written to the array."""
+    _, order, flips = geometry.canonical()
+    return np.flip(array.transpose(order), flips)
+
+
+def from_canonical(data: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """List canonical voxels (z, y, x) in the order of `geometry` again: the inverse of `to_canonical`."""
+    _, order, flips = geometry.canonical()
+    return np.ascontiguousarray(np.flip(data, flips).transpose(np.argsort(order)))
+
+
+def axis_weights(n_in: int, n_out: int, start: float, step: float) -> Tensor:
+    """Give `napari_fmseg.core.resampling.axis_weights` as a tensor (n_out, n_in) float32."""
+    return torch.from_numpy(resampling.axis_weights(n_in, n_out, start, step))
+
+
+def _along(data: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Apply (n_out, n_in) to one of the last three axes of (c, z, y, x)."""
+    weights = weights.to(data.device, data.dtype)
+    if axis == 2:
+        return torch.matmul(data, weights.T)
+    if axis == 1:
+        return torch.matmul(weights, data)
+    c, z, y, x = data.shape
+    return torch.matmul(weights, data.reshape(c, z, y * x)).reshape(c, -1, y, x)
+
+
+def resize(data: Tensor, shape: Sequence[int]) -> Tensor:
+    """Resize (c, z, y, x) to `shape`, edge to edge, linear and anti-aliased.
+
+    Returns
+    -------
+    Tensor
+        (c, z, y, x) of `shape`, float.
+    """
+    return zoom(data, [(0, n) for n in data.shape[1:]], shape)
+
+
+def zoom(data: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int]) -> Tensor:
+    """Read the part of (c, z, y, x) between the edges `spans` on a grid of `shape`, linear and anti-aliased.
+
+    Parameters
+    ----------
+    data
+        (c, z, y, x).
+    spans
+        First and last edge along z, y, x; voxel i reaches from i to i + 1. Parts of voxels are allowed, and beyond
+        the border the outermost voxel is repeated.
+    shape
+        Voxels of the result.
+
+    Returns
+    -------
+    Tensor
+        (c, z, y, x) of `shape`, float.
+    """
+    data = data if data.is_floating_point() else data.float()
+    # The strongest reduction first, so that the later products are small.
+    for axis in sorted(range(3), key=lambda i: shape[i] / data.shape[i + 1]):
+        n_in, n_out, (first, last) = data.shape[axis + 1], int(shape[axis]), spans[axis]
+        if (first, last) == (0, n_in) and n_in == n_out:
+            continue
+        step = (last - first) / n_out
+        data = _along(data, axis_weights(n_in, n_out, first + (step - 1) / 2, step), axis)
+    return data
+
+
+def bounding_box(mask: Tensor | np.ndarray) -> Box | None:
+    """Return the smallest box around what is not 0 in (z, y, x), or None if there is nothing."""
+    mask = torch.as_tensor(mask) != 0
+    bounds = []
+    for axis in range(3):
+        others = [i for i in range(3) if i != axis]
+        (hits,) = torch.nonzero(mask.any(others[1]).any(others[0]), as_tuple=True)
+        if not len(hits):
+            return None
+        bounds.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    return bounds[0], bounds[1], bounds[2]
+
+
+def box_in(box: Box, shape: Sequence[int], target: Sequence[int]) -> Box:
+    """Carry a box from a grid of `shape` to one of `target` with the same field of view, rounded outwards."""
+    z, y, x = (
+        slice(int(s.start * t // n), int(min(t, -(-s.stop * t // n))))
+        for s, n, t in zip(box, shape, target, strict=True)
+    )
+    return z, y, x
+
+
+def slabs(shape: Sequence[int], n_channels: int = 1, *, voxels: int = _SLAB_VOXELS) -> Iterator[slice]:
+    """Cut the z axis so that a slab of all channels holds at most `voxels` values."""
+    depth = max(1, voxels // max(1, n_channels * shape[1] * shape[2]))
+    for start in range(0, shape[0], depth):
+        yield slice(start, min(shape[0], start + depth))
+
+
+def resize_slab(data: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
+    """Compute only the `planes` (along z) of ``resize(data, shape)``, from the few input planes that they need."""
+    n_in, step = data.shape[1], data.shape[1] / shape[0]
+    weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
+    used = weights.any(0).nonzero()
+    first, last = int(used[0]), int(used[-1]) + 1
+    part = zoom(
+        data[:, first:last], [(0, last - first), (0, data.shape[2]), (0, data.shape[3])], (last - first, *shape[1:])
+    )
+    return _along(part, weights[:, first:last], 0)

@@ -1,0 +1,1 @@
+"""Cases on disk: nnU-Net layout, projects with a locked split, synthetic phantoms. No torch."""

@@ -1,0 +1,1 @@
+"""The project store: cases in a folder, transactions, a locked split."""

@@ -1,0 +1,97 @@
+"""Cases that leave a project, for good or for a while; what was learned from stays recorded as learned from."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import suppress
+
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.datasets import nnunet_json
+from napari_fmseg.datasets.projects.project import Project, open_project, with_record, write_state
+from napari_fmseg.datasets.projects.staged_case import prediction_of, relative, uncertainty_of
+from napari_fmseg.datasets.projects.transaction import OURS, changing
+
+__all__ = ["drop_empty_history", "exclude_case", "include_case", "remove_case"]
+
+
+def exclude_case(project: Project, name: str) -> Project:
+    """Leave a case out: it is neither learned from nor measured on until `include_case`; its files stay.
+
+    Raises
+    ------
+    FmsegError
+        If there is no such case.
+    """
+    return _with_exclusion(project, name, excluded=True)
+
+
+def include_case(project: Project, name: str) -> Project:
+    """Let a case take part again, in the role that its image has.
+
+    Raises
+    ------
+    FmsegError
+        If there is no such case.
+    """
+    return _with_exclusion(project, name, excluded=False)
+
+
+def _with_exclusion(project: Project, name: str, *, excluded: bool) -> Project:
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        fresh.known(name)
+        record = dataclasses.replace(fresh.record(name), excluded=excluded)
+        write_state(change, with_record(fresh, name, record))
+    return open_project(project.folder)
+
+
+def remove_case(project: Project, name: str, *, with_labels: bool = False) -> Project:
+    """Delete a case: its image, labels, earlier labels and predictions. A linked image stays where it is.
+
+    Its image keeps its role in the split: if it comes again, it is held out or not as before, and versions that have
+    learned from it still say so.
+
+    Parameters
+    ----------
+    project
+        It is read afresh.
+    name
+        Of the case.
+    with_labels
+        Delete it although somebody labelled it.
+
+    Raises
+    ------
+    FmsegError
+        If there is no such case, or it has labels and `with_labels` is False.
+    """
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        files, record = fresh.known(name), fresh.record(name)
+        if (files.labels is not None or record.earlier) and not with_labels:
+            raise FmsegError(
+                f"{name} has labels, which would be deleted with it. Say so (--with-labels), or exclude it: it then "
+                "takes no part, and nothing is lost."
+            )
+        labels = () if files.labels is None else (files.labels,)
+        places = [
+            relative(path, fresh.folder) for path in (*files.images, *labels) if path.is_relative_to(fresh.folder)
+        ]
+        places += [old.file for old in record.earlier]
+        places += [place for place in (prediction_of(name), uncertainty_of(name)) if (fresh.folder / place).exists()]
+        for place in places:
+            change.remove(place)
+        n_labelled = len([other for other in fresh.labelled if other != name])
+        change.table("dataset.json", nnunet_json.unlisted(fresh.facts.table, name, n_labelled))
+        rest = {other: known for other, known in fresh.index.cases.items() if other != name}
+        left = {other: known for other, known in fresh.files.items() if other != name}
+        index = dataclasses.replace(fresh.index, cases=rest)
+        write_state(change, dataclasses.replace(fresh, files=left, index=index))
+    drop_empty_history(project, name)
+    return open_project(project.folder)
+
+
+def drop_empty_history(project: Project, name: str) -> None:
+    """Remove the folder of a case's earlier labels if nothing lies in it any more."""
+    with suppress(OSError):  # it is not there, or holds files of others
+        (project.folder / OURS / "history" / name).rmdir()

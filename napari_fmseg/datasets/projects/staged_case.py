@@ -1,0 +1,201 @@
+"""The files of a case on their way into a project: everything that one change has to write."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.volume import LabelMap, Volume
+from napari_fmseg.datasets import nnunet_json
+from napari_fmseg.datasets.nnunet_json import CaseFiles, Facts
+from napari_fmseg.datasets.projects.label_import import Labelled, LabelOptions, labelled_for
+from napari_fmseg.datasets.projects.project import CaseRecord, Earlier, Project, now, stamped, with_record, write_state
+from napari_fmseg.datasets.projects.scan import stale
+from napari_fmseg.datasets.projects.transaction import OURS, Change
+from napari_fmseg.io import read_labels, suffix_of, write_labels, write_volume
+
+__all__ = [
+    "StagedCase",
+    "moved_to_training",
+    "prediction_of",
+    "relative",
+    "stage_image",
+    "stage_labels",
+    "stage_state",
+    "uncertainty_of",
+]
+
+
+@dataclass(frozen=True)
+class StagedCase:
+    """A case while it is written: where its files will lie, relative to the project, and what is known."""
+
+    name: str
+    images: tuple[tuple[str, Path], ...]  # the place in the project, and where the content is now
+    record: CaseRecord
+    labels: tuple[str, Path] | None = None
+
+
+def stage_image(
+    change: Change, facts: Facts, volume: Volume, files: tuple[Path, ...], stem: str, *, link: bool
+) -> tuple[tuple[str, Path], ...]:
+    """Copy, link or write the channels."""
+    as_they_are = len(files) == volume.n_channels and all(
+        path.is_file() and path.name.lower().endswith(facts.ending) and facts.ending not in _TWO_FILES for path in files
+    )
+    if link and not as_they_are:
+        raise FmsegError(
+            f"{files[0].name} cannot be linked: the project needs one {facts.ending} file per channel. Copy it, "
+            "which converts it."
+        )
+    staged = []
+    for i, channel in enumerate(volume.channels):
+        path = f"{stem}_{i:04d}{facts.ending}"
+        if link:
+            change.link(files[i], path)
+            staged.append((path, files[i].absolute()))
+        elif as_they_are:
+            staged.append((path, change.place(path)))
+            shutil.copyfile(files[i], staged[-1][1])
+        else:
+            staged.append((path, change.place(path)))
+            write_volume(Volume(np.ascontiguousarray(channel), volume.geometry, volume.meta), staged[-1][1])
+    return tuple(staged)
+
+
+_TWO_FILES = (".mhd", ".nhdr", ".hdr", ".img")
+
+
+def moved_to_training(change: Change, project: Project, name: str, record: CaseRecord) -> StagedCase:
+    """Bring the images of an unlabelled case to the labelled ones."""
+    images = []
+    if "/" in name:
+        raise FmsegError(
+            f"{name} cannot be labelled, because a labelled case has the same name. Rename its files in "
+            f"{nnunet_json.UNLABELLED} first."
+        )
+    for path in project.known(name).images:
+        place = relative(path, project.folder)
+        if place.startswith(f"{nnunet_json.UNLABELLED}/"):
+            target = f"{nnunet_json.IMAGES}/{path.name}"
+            change.move(place, target)
+            place = target
+        images.append((place, path))
+    return StagedCase(name, tuple(images), record)
+
+
+def relative(path: Path, folder: Path) -> str:
+    """Give a path as the project writes it: from its folder on, with forward slashes; as it is if it lies elsewhere."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+def stage_labels(
+    change: Change, project: Project, case: StagedCase, labels: LabelMap, options: LabelOptions, volume: Volume
+) -> tuple[Project, StagedCase]:
+    """Write the labels of a case, keep those before, and take what is new in dataset.json.
+
+    Parameters
+    ----------
+    change
+        What is to be committed.
+    project
+        As it is.
+    case
+        As it will be, without its labels.
+    labels
+        From any tool.
+    options
+        How they are understood.
+    volume
+        The case's image.
+
+    Returns
+    -------
+    tuple
+        The project with its new facts, and the case with its labels; `stage_state` writes both.
+    """
+    facts, old = project.facts, project.files.get(case.name, CaseFiles(())).labels
+    before = case.record.classes if old is not None else ()
+    found = labelled_for(labels, volume.geometry, facts, options, project.folder, before=before)
+    record = case.record
+    if old is not None:
+        kept = f"{OURS}/history/{case.name}/{len(record.earlier) + 1:03d}{suffix_of(old)}"
+        change.copy(old, kept)
+        earlier = Earlier(kept, record.changed, record.classes or tuple(facts.labels.values()), facts.ignore or 0)
+        record = dataclasses.replace(record, earlier=(*record.earlier, earlier))
+    # Where the labels lay outside of the project, that file stays as it is.
+    inside = old is not None and old.is_relative_to(project.folder)
+    path = relative(old, project.folder) if old and inside else f"{nnunet_json.LABELS}/{case.name}{facts.ending}"
+    staged = change.place(path)
+    write_labels(found.labels, staged, source=volume)
+    for old_file in (prediction_of(case.name), uncertainty_of(case.name)):
+        if (project.folder / old_file).exists():
+            change.remove(old_file)
+    project = _with_facts(change, project, found, case.name)
+    record = dataclasses.replace(
+        record,
+        classes=found.classes,
+        sparse=found.sparse,
+        labelled=found.share,
+        changed=now(),
+        predicted=0,
+        problem="",
+        unconfirmed=False,
+        dice={},  # they were measured against the labels before
+    )
+    return project, dataclasses.replace(case, record=record, labels=(path, staged))
+
+
+def prediction_of(name: str) -> str:
+    """Say where the labels lie that a model found in a case."""
+    return f"{OURS}/predictions/{name.rpartition('/')[2]}.nii.gz"
+
+
+def uncertainty_of(name: str) -> str:
+    """Say where the map of the model's doubt about a case lies: percent, on the image's grid."""
+    return f"{OURS}/uncertainty/{name.rpartition('/')[2]}.nii.gz"
+
+
+def _with_facts(change: Change, project: Project, found: Labelled, name: str) -> Project:
+    """Take what dataset.json says now; where new classes pushed the ignore label up, the label files follow."""
+    old, new = project.facts.ignore, found.facts.ignore
+    project = dataclasses.replace(project, facts=found.facts)
+    if old is None or old == new or new is None:
+        return project
+    unsure = stale(project)
+    for other in project.labelled:
+        path = project.files[other].labels
+        if other == name or path is None or not (project.record(other).sparse or other in unsure):
+            continue
+        labels = read_labels(path)
+        if not (labels.data == old).any():
+            continue
+        data = labels.data.astype(np.int64)
+        data[data == old] = new
+        names = {**found.facts.labels, new: "ignore"}
+        source = Volume(np.zeros(labels.geometry.shape, np.uint8), labels.geometry, labels.meta)
+        place = change.place(relative(path, project.folder))
+        write_labels(LabelMap(data, labels.geometry, {}, names), place, source=source)
+        files = CaseFiles(project.files[other].images, place)
+        project = with_record(project, other, stamped(project.record(other), files))
+    return project
+
+
+def stage_state(change: Change, project: Project, case: StagedCase) -> None:
+    """Collect dataset.json, index and split with the case in them."""
+    labels = None if case.labels is None else case.labels[0]
+    n_labelled = len({*project.labelled, *([case.name] if labels else [])})
+    table = nnunet_json.listed(
+        project.facts.table, case.name, tuple(place for place, _ in case.images), labels, n_labelled
+    )
+    if table != nnunet_json.read_facts(project.folder).table:
+        change.table("dataset.json", table)
+    # Sizes and times of the staged files stay with them when they are moved.
+    files = CaseFiles(tuple(content for _, content in case.images), None if case.labels is None else case.labels[1])
+    project = dataclasses.replace(project, files={**project.files, case.name: files})
+    write_state(change, with_record(project, case.name, stamped(case.record, files)))

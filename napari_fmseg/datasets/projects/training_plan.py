@@ -1,0 +1,336 @@
+"""What a project hands to the training: who is learned from, who validates, and what is not labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from napari_fmseg.core.errors import FmsegError, InvalidRecipe
+from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.datasets.case import Case
+from napari_fmseg.datasets.projects.locked_split import HELD_OUT, LEAST, TRAINING, is_locked
+from napari_fmseg.datasets.projects.project import INDEX, Project, now, open_project, write_state
+from napari_fmseg.datasets.projects.scan import examined, stale
+from napari_fmseg.datasets.projects.transaction import OURS, changing, inside
+
+__all__ = [
+    "LEAVING",
+    "Fold",
+    "Plan",
+    "Run",
+    "learnable",
+    "note_learned",
+    "open_run",
+    "start_run",
+    "todays_labels",
+    "training_plan",
+]
+
+
+LEAVING = "leaving one out"
+
+
+"""What the progress of trainings for `Plan.folds` is called."""
+
+
+_MOST_FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One round of leave-one-out: its model must not start from one that has seen `validation`."""
+
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is learned from and measured on.
+
+    Attributes
+    ----------
+    labels
+        Class names in the order of their numbers.
+    names
+        Class names by number in the label files.
+    ignore
+        The number in the label files that means "not labelled", or None.
+    training, validation
+        The cases, each with the classes that its labels tell of. Without a locked split nothing validates: the model
+        learns from all.
+    folds
+        With two or three labelled images and no locked split: leave-one-out, to measure what such a model is worth.
+    images
+        The hash of each case's image.
+    note
+        In a sentence, how it is validated and why.
+    """
+
+    labels: tuple[str, ...]
+    names: Mapping[int, str]
+    ignore: int | None
+    training: tuple[Case, ...]
+    validation: tuple[Case, ...] = ()
+    folds: tuple[Fold, ...] = ()
+    images: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def partial(self) -> dict[str, tuple[str, ...]]:
+        """For the cases whose labels do not tell of every class, the classes that they say nothing of."""
+        told = {case.name: case.classes for case in (*self.training, *self.validation)}
+        missing = {name: tuple(n for n in self.labels if n not in own) for name, own in told.items()}
+        return {name: names for name, names in missing.items() if names}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run of a project: its folder in ``fmseg/runs`` and what it learns from."""
+
+    project: Project
+    folder: Path
+    plan: Plan
+
+
+def training_plan(project: Project) -> Plan:
+    """Say who is learned from and who validates; nothing is written.
+
+    Raises
+    ------
+    FmsegError
+        If no case can be learned from, or cases were not examined yet.
+    """
+    part = [name for name in project.labelled if not project.record(name).excluded]
+    waiting = [name for name in stale(project) if name in part]
+    if waiting:
+        raise FmsegError(
+            f"{len(waiting)} case(s) are new or were changed by another program, such as {waiting[0]}. Examine the "
+            "project first: `fmseg project split` does it."
+        )
+    names = [name for name in part if not project.record(name).problem]
+    cases = {name: _case(project, name) for name in names}
+    images = {name: project.record(name).image for name in names}
+    held = tuple(case for name, case in cases.items() if project.role(name) == HELD_OUT)
+    training = tuple(case for name, case in cases.items() if project.role(name) != HELD_OUT)
+    if not training:
+        raise FmsegError(
+            f"{project.folder} has no labelled case to learn from"
+            + (": all are held out, and stay so." if held else ".")
+            + " Add a volume with labels first."
+        )
+    locked = is_locked(project.roles, images.values())
+    return Plan(
+        labels=tuple(project.facts.labels.values()),
+        names=dict(project.facts.labels),
+        ignore=project.facts.ignore,
+        training=training,
+        validation=held,
+        folds=() if locked else _left_out(training, images),
+        images=images,
+        note=_note(len(set(images.values())), len(training), len(held)),
+    )
+
+
+def _left_out(cases: tuple[Case, ...], images: Mapping[str, str]) -> tuple[Fold, ...]:
+    """Leave one image out at a time, with all cases that show it; of more than `_MOST_FOLDS`, several at a time."""
+    there = list(dict.fromkeys(images[case.name] for case in cases))
+    folds = []
+    for i in range(min(len(there), _MOST_FOLDS)):
+        left = set(there[i::_MOST_FOLDS])
+        out = tuple(case for case in cases if images[case.name] in left)
+        rest = tuple(case for case in cases if images[case.name] not in left)
+        if rest:
+            folds.append(Fold(rest, out))
+    return tuple(folds)
+
+
+def _note(n_images: int, n_training: int, n_held: int) -> str:
+    if n_held:
+        return f"{n_held} case(s) are held out for ever and validate; {n_training} are learned from."
+    if n_images == 1:
+        return "One labelled image: it is learned from, and nothing can be measured. Label a second one."
+    last = (
+        f"From {LEAST} labelled images on, one that no model has learned from is held out for ever."
+        if n_images < LEAST
+        else "Every labelled image has been learned from; the next new one is held out."
+    )
+    return f"{n_images} labelled images are all learned from, and left out one at a time to measure. {last}"
+
+
+def start_run(project: Project, plan: Plan) -> Run:
+    """Open a run: make its folder and note for ever that the training cases were learned from.
+
+    From then on none of them can validate, even if the run fails: its weights may be in use somewhere.
+
+    Raises
+    ------
+    FmsegError
+        If the split changed since the plan was made, so that it would learn from a held-out case.
+    """
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        leaking = [c.name for c in plan.training if fresh.roles.get(plan.images[c.name]) == HELD_OUT]
+        if leaking:
+            raise FmsegError(f"{leaking[0]} was held out since the plan was made. Make a new plan.")
+        runs = fresh.folder / OURS / "runs"
+        number = 1 + max((int(p.name) for p in runs.glob("[0-9]*") if p.name.isdecimal()), default=0)
+        change.table(
+            f"{OURS}/runs/{number}/plan.json",
+            {
+                "started": now(),
+                "training": {case.name: plan.images[case.name] for case in plan.training},
+                "validation": {case.name: plan.images[case.name] for case in plan.validation},
+                "labels": {str(value): name for value, name in plan.names.items()},
+                "ignore": plan.ignore,
+                "missing_classes": plan.partial,
+                "note": plan.note,
+            },
+        )
+        write_state(change, fresh, learned=tuple(plan.images[case.name] for case in plan.training))
+    return Run(open_project(project.folder), project.folder / OURS / "runs" / str(number), plan)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What plan.json holds of a run."""
+
+    training: Mapping[str, str]
+    validation: Mapping[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+def _read_plan(folder: Path) -> _Told:
+    """Read what a run learns from; `folder` is the run's."""
+    try:
+        return dataclass_from(_Told, read_table(folder / "plan.json"), known_only=True)
+    except FileNotFoundError as error:
+        raise FmsegError(f"There is no run {folder.name} in {folder.parents[2]}.") from error
+    except (OSError, ValueError) as error:
+        raise FmsegError(f"The plan of run {folder.name} cannot be read: {error}. Start a new run.") from error
+
+
+def open_run(project: Project, number: int) -> Run:
+    """Open a run that was started before, to resume it: it has the same cases, whatever came or was renamed since.
+
+    Raises
+    ------
+    FmsegError
+        If there is no such run, or one of its cases is gone.
+    """
+    folder = inside(project.folder, f"{OURS}/runs/{number}/plan.json").parent
+    told = _read_plan(folder)
+    parts = {"training": told.training, "validation": told.validation}
+    now_called = {project.record(name).image: name for name in project.labelled}
+    cases: dict[str, tuple[Case, ...]] = {}
+    for part, images in parts.items():
+        gone = [name for name, image in images.items() if image not in now_called]
+        if gone:
+            raise FmsegError(f"{gone[0]}, which run {number} learns from or validates on, is gone. Start a new run.")
+        cases[part] = tuple(
+            _case(project, name if name in project.files and project.record(name).image == image else now_called[image])
+            for name, image in images.items()
+        )
+    everyone = (*cases["training"], *cases["validation"])
+    hashes = {case.name: project.record(case.name).image for case in everyone}
+    locked = bool(cases["validation"]) or is_locked(project.roles, hashes.values())
+    plan = Plan(
+        labels=tuple(project.facts.labels.values()),
+        names=dict(project.facts.labels),
+        ignore=project.facts.ignore,
+        training=cases["training"],
+        validation=cases["validation"],
+        folds=() if locked else _left_out(cases["training"], hashes),
+        images=hashes,
+        note=told.note,
+    )
+    return Run(project, folder, plan)
+
+
+def todays_labels(run: Run, labels: Mapping[int, str]) -> dict[int, str]:
+    """Give the classes of a run's model the names that they have in the project now; they may have been renamed since.
+
+    Parameters
+    ----------
+    run
+        See `open_run`.
+    labels
+        Of the model, by its own numbers.
+    """
+    then = _read_plan(run.folder).labels
+    now = {name: run.project.facts.labels.get(int(value), name) for value, name in then.items() if value.isdigit()}
+    return {value: now.get(name, name) for value, name in labels.items()}
+
+
+def _case(project: Project, name: str) -> Case:
+    files = project.files[name]
+    return Case(name, files.images, files.labels, project.record(name).classes)
+
+
+def learnable(folder: Path, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
+    """Give class names, training and validation cases of a project for a recipe that names its folder.
+
+    The locked split is obeyed, and nothing is written; `note_learned` does that when a training starts.
+
+    Parameters
+    ----------
+    folder
+        Of the project.
+    holdout
+        Names of cases that validate as well.
+
+    Raises
+    ------
+    InvalidRecipe
+        If one of `holdout` is not there or was learned from before.
+    """
+    project = examined(open_project(folder, tidy=False), write=False)
+    plan = training_plan(project)
+    names = {case.name for case in plan.training}
+    unknown = sorted(set(holdout) - names - {case.name for case in plan.validation})
+    learned = [name for name in holdout if project.role(name) == TRAINING]
+    if unknown or learned:
+        raise InvalidRecipe(
+            f"{(unknown or learned)[0]} cannot be held out: "
+            + (f"it is no labelled case of {folder}." if unknown else "the split of the project has it for training.")
+            + " Leave holdout out; the project knows its held-out cases."
+        )
+    training = [case for case in plan.training if case.name not in holdout]
+    held = [*plan.validation, *(case for case in plan.training if case.name in holdout)]
+    ignored = {} if plan.ignore is None else {plan.ignore: "ignore"}
+    return {**plan.names, **ignored}, training, held
+
+
+def note_learned(folder: Path, cases: Iterable[Case]) -> None:
+    """Note for ever that cases of a project are learned from, as a training starts; elsewhere nothing happens.
+
+    Parameters
+    ----------
+    folder
+        Of a project, or any other one.
+    cases
+        As `learnable` gave them.
+
+    Raises
+    ------
+    FmsegError
+        If one of them is held out by now, or is gone.
+    """
+    cases = list(cases)
+    if not cases or not (folder / INDEX).exists():
+        return
+    examined(open_project(folder))
+    with changing(folder.absolute()) as change:
+        fresh = open_project(folder)
+        gone = [case.name for case in cases if case.name not in fresh.files]
+        leaking = [case.name for case in cases if fresh.role(case.name) == HELD_OUT]
+        if gone or leaking:
+            raise FmsegError(
+                f"{(gone or leaking)[0]} {'is gone from' if gone else 'was meanwhile held out in'} {folder}. Start the "
+                "training again."
+            )
+        learned = {fresh.record(case.name).image for case in cases}
+        if any(fresh.roles.get(image) != TRAINING for image in learned):
+            write_state(change, fresh, learned=tuple(sorted(learned)))

@@ -1,0 +1,1 @@
+"""Metrics, lesions, volumes, tables of results, benchmark."""

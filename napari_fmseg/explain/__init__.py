@@ -1,0 +1,1 @@
+"""Explanations of a prediction: Seg-Grad-CAM and uncertainty."""

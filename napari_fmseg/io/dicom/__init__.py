@@ -1,0 +1,1 @@
+"""DICOM: image series, SUV, segmentation objects in and out."""

@@ -1,0 +1,325 @@
+"""Parsers in native code, behind one door: called here, or in a process of their own that may crash alone.
+
+A damaged file can make such a parser read or write where it must not, and the system then ends the whole process. For
+the command line that is one lost run. A window with an hour's painting in it must not go with it, and neither must a
+folder with a hundred good scans: they call `isolate`, and what is parsed natively comes through a pipe. The process
+starts with the first such file, stays warm, ends when nobody needs it, and leaves nothing on the disk.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_fmseg.core.errors import UnreadableVolume
+from napari_fmseg.core.processes import be_polite, environment, named
+
+__all__ = ["Parsed", "call", "each", "is_isolated", "isolate", "main"]
+
+_COMMAND = [sys.executable, "-P", "-m", "napari_fmseg.io.itk.native_reader"]
+_IDLE_S = 300.0
+_PIPE = 1 << 20
+_AHEAD = 4  # files for each thread: the stack should not lie in memory twice
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a parser found.
+
+    Attributes
+    ----------
+    voxels
+        As the library gives them, several components of a voxel last.
+    n_channels
+        How many components a voxel has.
+    spacing, direction, origin
+        The place, in the order x, y, z, with an axis in each column; empty where the parser tells none.
+    """
+
+    voxels: npt.NDArray[Any]
+    n_channels: int = 1
+    spacing: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    direction: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))
+    origin: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+
+
+def itk_image(path: Path, reader: str) -> Parsed:
+    """Parse a file with one of SimpleITK's readers."""
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(path), imageIO=reader)
+    n = image.GetDimension()
+    return Parsed(
+        sitk.GetArrayFromImage(image),
+        image.GetNumberOfComponentsPerPixel(),
+        np.array(image.GetSpacing()),
+        np.array(image.GetDirection()).reshape(n, n),
+        np.array(image.GetOrigin()),
+    )
+
+
+def itk_place(path: Path, reader: str) -> Parsed:
+    """Parse a file's header with one of SimpleITK's readers: the place, without voxels."""
+    import SimpleITK as sitk
+
+    told = sitk.ImageFileReader()
+    told.SetFileName(str(path))
+    told.SetImageIO(reader)
+    told.ReadImageInformation()
+    n = told.GetDimension()
+    direction = np.array(told.GetDirection()).reshape(n, n)
+    return Parsed(
+        np.empty(0), told.GetNumberOfComponents(), np.array(told.GetSpacing()), direction, np.array(told.GetOrigin())
+    )
+
+
+def dicom_frames(path: Path, _: str = "") -> Parsed:
+    """Parse the compressed pixels of a DICOM file with the plug-ins of pydicom."""
+    from napari_fmseg.io.dicom.file import frames_by_pydicom
+
+    return Parsed(frames_by_pydicom(path))
+
+
+_PARSERS: dict[str, Callable[[Path, str], Parsed]] = {
+    "itk_image": itk_image,
+    "itk_place": itk_place,
+    "dicom_frames": dicom_frames,
+}
+_turn = threading.Lock()
+_child: _Child | None = None
+_isolated = False
+
+
+def isolate(wanted: bool = True) -> None:
+    """Parse in a process of its own from now on, or no longer."""
+    global _isolated, _child
+    with _turn:
+        _isolated = wanted
+        if not wanted and _child is not None:
+            _child.end()
+            _child = None
+
+
+@atexit.register
+def _kill() -> None:
+    """End the process with ours, whoever waits for it."""
+    if _child is not None and _child.asker == os.getpid():
+        _child.popen.kill()
+
+
+def is_isolated() -> bool:
+    """Whether files are parsed in a process of its own."""
+    return _isolated
+
+
+def call(parser: str, path: Path, detail: str = "") -> Parsed:
+    """Parse one file.
+
+    Parameters
+    ----------
+    parser
+        The name of a function above.
+    path
+        The file.
+    detail
+        What else the function needs.
+
+    Raises
+    ------
+    UnreadableVolume
+        If the parser crashed; and what it raises itself.
+    """
+    return next(each(parser, [path], detail))
+
+
+def each(parser: str, paths: Iterable[Path], detail: str = "", *, here: bool = False) -> Iterator[Parsed]:
+    """Parse files beside each other, a few ahead, and give the results in their order; else as `call`.
+
+    With `here`, what no native code takes part in is not sent elsewhere.
+    """
+    paths = list(paths)
+    if _isolated and not here:
+        yield from _in_child(parser, paths, detail)
+    else:
+        yield from _beside_each_other(parser, paths, detail)
+
+
+def _beside_each_other(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
+    if len(paths) == 1:
+        yield _PARSERS[parser](paths[0], detail)
+        return
+    workers = min(4, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(paths), _AHEAD * workers):
+            part = paths[start : start + _AHEAD * workers]
+            yield from pool.map(_PARSERS[parser], part, itertools.repeat(detail))
+
+
+# --- the side that asks -----------------------------------------------------------------------------------------
+
+
+class _Child:
+    """The process, and the pipes to it."""
+
+    def __init__(self) -> None:
+        self.asker = os.getpid()  # a process that was forked from it must not speak into its pipes
+        self.popen = subprocess.Popen(
+            [*_COMMAND, str(os.getpid())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, pipesize=_PIPE,
+            env=environment(), creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )  # fmt: skip
+
+    def end(self) -> int:
+        if self.asker == os.getpid():
+            self.popen.kill()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            if pipe is not None:
+                pipe.close()
+        return self.popen.wait()
+
+
+class _Ended(Exception):
+    """The process is no more."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(named(code))
+        self.code = code
+
+
+def _in_child(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
+    done = 0
+    for last_try in (False, True):
+        try:
+            for parsed in _answers(parser, paths[done:], detail):
+                done += 1
+                yield parsed
+            return
+        except _Ended as error:
+            if error.code == 0 and not last_try:  # it had just left, as nobody had needed it for long
+                continue
+            raise UnreadableVolume(
+                f"{paths[done].name} made the library that reads its format crash ({error}). The file is damaged, or "
+                "was made to do harm; nothing else was affected. Copy it again from its source."
+            ) from None
+
+
+def _answers(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
+    """Ask the process, and give its answers; should the caller stop early, the process is ended."""
+    global _child
+    with _turn:
+        if _child is None or _child.asker != os.getpid() or _child.popen.poll() is not None:
+            _child = _Child()
+        child, whole = _child, False
+        try:
+            _send(child.popen.stdin, {"parser": parser, "paths": [os.fspath(path) for path in paths], "detail": detail})
+            for number in range(1, len(paths) + 1):
+                parsed = _received(child.popen.stdout)
+                whole = number == len(paths)
+                yield parsed
+        except (RuntimeError, UnreadableVolume):  # an answer, too; it waits for the next question
+            whole = True
+            raise
+        except (BrokenPipeError, EOFError):
+            child.popen.wait()
+            raise _Ended(child.end()) from None
+        finally:
+            if not whole:
+                child.end()
+                _child = None
+
+
+def _send(pipe: IO[bytes] | None, message: dict[str, Any], voxels: npt.NDArray[Any] | None = None) -> None:
+    assert pipe is not None
+    parts = [memoryview(json.dumps(message).encode() + b"\n")]
+    if voxels is not None and voxels.nbytes:
+        parts.append(np.ascontiguousarray(voxels).reshape(-1).view(np.uint8).data)
+    for part in parts:
+        while part:
+            part = part[pipe.write(part[: 4 * _PIPE]) or 0 :]
+
+
+def _received(pipe: IO[bytes] | None) -> Parsed:
+    """Wait for one answer.
+
+    Raises
+    ------
+    RuntimeError
+        What the parser said.
+    EOFError
+        If the process has ended.
+    """
+    assert pipe is not None
+    line = pipe.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    told = json.loads(line)
+    if "refused" in told:
+        raise UnreadableVolume(told["refused"])
+    if "failed" in told:
+        raise RuntimeError(told["failed"])
+    voxels: npt.NDArray[Any] = np.empty(told["shape"], np.dtype(told["kind"]))
+    rest = voxels.reshape(-1).view(np.uint8).data if voxels.nbytes else memoryview(b"")
+    while rest:
+        n = pipe.readinto(rest[: 4 * _PIPE])  # type: ignore[attr-defined]
+        if not n:
+            raise EOFError
+        rest = rest[n:]
+    n_axes = len(told["spacing"])
+    direction = np.array(told["direction"], np.float64).reshape(n_axes, n_axes)
+    return Parsed(voxels, told["n_channels"], np.array(told["spacing"]), direction, np.array(told["origin"]))
+
+
+# --- the process ------------------------------------------------------------------------------------------------
+
+
+def main(parent: int) -> None:
+    """Serve until the other end closes, or nobody asks for some minutes."""
+    from napari_fmseg.core.processes import when_parent_ends
+
+    reading, writing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
+    os.dup2(2, 1)  # what libraries print is no answer
+    be_polite()
+    threading.Thread(target=when_parent_ends, args=(parent, lambda: os._exit(0)), daemon=True).start()
+    while True:
+        timer = threading.Timer(_IDLE_S, os._exit, (0,))
+        timer.daemon = True
+        timer.start()
+        line = reading.readline()
+        timer.cancel()
+        if not line:
+            os._exit(0)
+        _serve(json.loads(line), writing)
+
+
+def _serve(asked: dict[str, Any], writing: IO[bytes]) -> None:
+    paths = [Path(path) for path in asked["paths"]]
+    answers = _beside_each_other(asked["parser"], paths, asked["detail"])
+    for _ in paths:
+        try:
+            parsed = next(answers)
+        except UnreadableVolume as error:
+            _send(writing, {"refused": str(error)})
+            return
+        except (RuntimeError, ValueError, OSError, MemoryError) as error:
+            _send(writing, {"failed": str(error) or type(error).__name__})
+            return
+        told = {"shape": parsed.voxels.shape, "kind": parsed.voxels.dtype.str, "n_channels": parsed.n_channels}
+        place = {name: getattr(parsed, name).ravel().tolist() for name in ("spacing", "direction", "origin")}
+        _send(writing, {**told, **place}, parsed.voxels)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""Model cards, weights, settings, conversion, archives and provenance."""

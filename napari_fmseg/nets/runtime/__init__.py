@@ -1,0 +1,1 @@
+"""How a network runs: device, precision, fast CPU forms, low-memory forms."""

@@ -1,0 +1,173 @@
+"""Which device, which precision, and the fastest right way to call a network there.
+
+What was measured, and what was not taken up, stands in docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from napari_fmseg.core.allocator import keep_pages
+from napari_fmseg.core.errors import DeviceUnavailable
+from napari_fmseg.nets.efficientseg import BaseUNet, ContextUNet, EfficientSegNet
+from napari_fmseg.nets.fmsf import AttnNet, EdgeNet, SNet
+from napari_fmseg.nets.runtime.device import PRECISIONS, pick_precision
+from napari_fmseg.nets.runtime.edgenet_cpu import FastEdge
+from napari_fmseg.nets.runtime.slabwise import LeanLadder
+from napari_fmseg.nets.runtime.snet_cpu import FastPyramid
+
+__all__ = ["Prepared", "is_sparing", "prepare"]
+
+
+Prepared: TypeAlias = Callable[..., Any]
+
+
+"""The precisions by name; `"auto"` chooses among them."""
+
+
+_prepared: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], tuple[Any, Prepared]]] = WeakKeyDictionary()
+
+
+def prepare(
+    net: nn.Module,
+    example_inputs: Sequence[Tensor] = (),
+    *,
+    device: torch.device | str,
+    precision: str = "auto",
+    memory_format: str = "auto",
+    sparing: bool = False,
+) -> Prepared:
+    """Give the fastest right way to call `net` in evaluation mode.
+
+    The network itself is left as it is. The result is kept, and made anew when the weights have changed since
+    (optimiser steps and `load_state_dict` are seen, writing through ``.data`` is not).
+
+    Parameters
+    ----------
+    net
+        Any network whose outputs are tensors.
+    example_inputs
+        What it will be called with, if it should be warmed up now; other sizes work as well.
+    device
+        Where to run; inputs are brought there.
+    precision
+        ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``; inputs are converted.
+    memory_format
+        ``"contiguous"``, ``"channels_last"``, or ``"auto"``: on a GPU channels last for half precision; on a CPU both
+        are tried once per input size and the faster one stays. Without effect on networks that have a way of their own.
+    sparing
+        Take the form that needs least memory, where there is one (see `is_sparing`). A CPU always does.
+
+    Returns
+    -------
+    Callable
+        Takes the inputs of the network and gives its outputs, without gradients.
+
+    Raises
+    ------
+    DeviceUnavailable
+        If the precision cannot be had there.
+    """
+    place = torch.device(device)
+    name = pick_precision(place, precision)
+    if memory_format not in ("auto", "contiguous", "channels_last"):
+        raise DeviceUnavailable(f"There is no memory format {memory_format!r}. Use auto, contiguous or channels_last.")
+    if place.type == "cpu" and not is_sparing(net):
+        keep_pages()
+    kept = _prepared.setdefault(net, {})
+    key, state = (place, name, memory_format, sparing), _fingerprint(net)
+    if key not in kept or kept[key][0] != state:
+        kept[key] = (state, _make(net, place, PRECISIONS[name], memory_format, sparing))
+    run = kept[key][1]
+    if example_inputs:
+        run(*example_inputs)
+    return run
+
+
+class _Layerwise:
+    """A network as it is written, on a device, in a precision and a memory format."""
+
+    def __init__(self, net: nn.Module, device: torch.device, dtype: torch.dtype, memory_format: str) -> None:
+        self._device, self._dtype = device, dtype
+        formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
+        if memory_format == "auto" and device.type != "cpu":
+            memory_format = "contiguous" if dtype == torch.float32 else "channels_last"
+        wanted = formats if memory_format == "auto" else {memory_format: formats[memory_format]}
+        self._nets = {}
+        for layout in wanted.values():
+            # Not inference tensors: the caller may be in inference mode, whose tensors could never be trained again.
+            with torch.inference_mode(False):
+                own = copy.deepcopy(net).eval().requires_grad_(False)
+                self._nets[layout] = own.to(device, dtype).to(memory_format=layout)  # type: ignore[call-overload]
+        self._choice: dict[tuple[torch.Size, ...], torch.memory_format] = {}
+
+    @torch.inference_mode()
+    def __call__(self, *inputs: Tensor) -> Any:
+        sizes = tuple(x.shape for x in inputs)
+        if len(self._nets) == 1:
+            return self._run(next(iter(self._nets)), inputs)
+        if sizes in self._choice:
+            return self._run(self._choice[sizes], inputs)
+        seconds = {}
+        for layout in self._nets:
+            start = time.perf_counter()
+            output = self._run(layout, inputs)
+            seconds[layout] = time.perf_counter() - start
+        self._choice[sizes] = min(seconds, key=seconds.__getitem__)
+        return output
+
+    def _run(self, layout: torch.memory_format, inputs: Sequence[Tensor]) -> Any:
+        brought = (x.to(self._device, self._dtype).contiguous(memory_format=_layout_of(x, layout)) for x in inputs)
+        return self._nets[layout](*brought)
+
+
+class _Fast:
+    """A network that has a fast form of its own on the CPU."""
+
+    def __init__(self, run: FastPyramid | FastEdge) -> None:
+        self._run = run
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self._run(*(x.cpu() for x in inputs))
+
+
+def is_sparing(net: nn.Module) -> bool:
+    """Whether a network has a form that needs a fraction of the memory, with the same result."""
+    return isinstance(net, BaseUNet | ContextUNet | EfficientSegNet)
+
+
+def _make(
+    net: nn.Module, device: torch.device, dtype: torch.dtype, memory_format: str, sparing: bool = False
+) -> Prepared:
+    if is_sparing(net) and memory_format == "auto" and (sparing or device.type == "cpu"):
+        values = [*net.parameters(), *net.buffers()]
+        as_wanted = all(v.dtype == dtype and v.device == device for v in values)
+        # The copy has the same weights, not the same again: they count where memory is short.
+        own = copy.deepcopy(net, {id(v): v for v in values} if as_wanted else None)
+        return LeanLadder(own.eval(), dtype, device)  # type: ignore[arg-type]
+    if device.type == "cpu" and dtype != torch.float16:
+        own = copy.deepcopy(net).requires_grad_(False)  # so that the one in the cache does not keep `net` alive
+        if isinstance(own, AttnNet) or (isinstance(own, SNet) and own.variant == "v1"):
+            return _Fast(FastPyramid(own.cpu(), dtype))
+        if isinstance(own, EdgeNet) and own.variant == "v1" and own.n_classes == 2:
+            return _Fast(FastEdge(own.cpu(), dtype))
+        # The folded filter grows with the classes and loses from three on; tiny channel counts want channels last.
+        if isinstance(own, EdgeNet) and memory_format == "auto":
+            memory_format = "channels_last"
+    return _Layerwise(net, device, dtype, memory_format)
+
+
+def _fingerprint(net: nn.Module) -> tuple[Any, ...]:
+    values = [*net.parameters(), *net.buffers()]
+    return tuple((v.data_ptr(), 0 if v.is_inference() else v._version) for v in values)
+
+
+def _layout_of(x: Tensor, layout: torch.memory_format) -> torch.memory_format:
+    return layout if x.ndim == 5 else torch.contiguous_format

@@ -1,0 +1,297 @@
+"""From files to files: which volumes are meant, where each result goes, and what is written beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from napari_fmseg.core.atomic_write import check_name
+from napari_fmseg.core.errors import FmsegError, UnreadableVolume
+from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.hardware import device_name
+from napari_fmseg.core.volume import LabelMap, Volume
+from napari_fmseg.io import check_destination, find_volumes, read_volume, suffix_of, write_labels, write_volume
+from napari_fmseg.io.channels import read_channels
+from napari_fmseg.io.discovery import broken_files
+from napari_fmseg.io.paths import files_below
+from napari_fmseg.io.preview import write_preview
+from napari_fmseg.models.provenance import Manifest, manifest_path, precision_of, write_manifest
+from napari_fmseg.models.weights import Model
+from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
+
+__all__ = ["Done", "Job", "plan_jobs", "segment_file"]
+
+_WRITTEN_AS = {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}  # everything else as .nii.gz
+
+
+@dataclass(frozen=True)
+class Job:
+    """One volume to segment and where its labels go; `others` are its further channels."""
+
+    image: Path
+    result: Path
+    others: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished `Job`.
+
+    Attributes
+    ----------
+    job
+        What was asked for.
+    labels
+        The result as written.
+    manifest
+        The file that says how it was made.
+    seconds
+        Time for reading, every stage, and writing.
+    notes
+        What the pipeline remarked.
+    """
+
+    job: Job
+    labels: LabelMap
+    manifest: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None, channels: int = 1) -> list[Job]:
+    """Find the volumes that are meant and name a result for each.
+
+    Parameters
+    ----------
+    images
+        Files, DICOM folders, or folders of volumes.
+    output
+        A file (``liver.nii.gz``) for one volume; else a folder, where ``case.nii.gz`` becomes ``case_seg.nii.gz``
+        (NRRD and MHA stay what they are).
+    series
+        Take this series of every folder, instead of all that lies in it.
+    channels
+        How many the model takes. With more than one, as many images of one channel each that are named are the channels
+        of one volume, in this order; and so are files called ``case_0000``, ``case_0001``... in one folder.
+
+    Raises
+    ------
+    UnreadableVolume
+        If the only path does not exist, or a folder holds no volume.
+    UnwritableVolume
+        If the output has no suffix that can be written, or its folder cannot be.
+    FmsegError
+        If nothing is named, one output file is for several volumes, or the result would overwrite its image.
+    """
+    images = list(images)
+    found = [volume for image in images for volume in _volumes(image, series, alone=len(images) == 1)]
+    if not found:
+        raise FmsegError("There is nothing to segment. Name at least one file or folder.")
+    groups = _grouped(found, channels, together=len(images) == len(found))
+    found = [group[0] for group in groups]
+    if suffix_of(output) or (output.suffix and len(found) == 1 and not output.is_dir()):
+        if len(found) != 1:
+            raise FmsegError(
+                f"{output.name} is one file, but there are {len(found)} volumes ({_some(found)}). "
+                "Give a folder as output, or choose one volume (of a DICOM folder by its series)."
+            )
+        jobs = [Job(found[0], output, groups[0][1:])]
+    else:
+        jobs = []
+        for image, *others in groups:
+            stem = _stem(image).removesuffix("_0000") if others else _stem(image)
+            result = _free(output / stem, _result_suffix(image), {job.result for job in jobs})
+            jobs.append(Job(image, result, tuple(others)))
+    for job in jobs:
+        if job.result.resolve() in [image.resolve() for image in (job.image, *job.others)]:
+            raise FmsegError(f"The result would overwrite its image {job.image}. Choose another --output.")
+    for job in jobs:
+        check_destination(job.result)
+        check_name(manifest_path(job.result))
+    return jobs
+
+
+def segment_file(
+    job: Job,
+    model: Model,
+    options: SegmentOptions,
+    *,
+    series: str | None = None,
+    suv: str = "auto",
+    stages_dir: Path | None = None,
+    preview: Path | None = None,
+) -> Iterator[Event | Done]:
+    """Read, segment, write the labels and their manifest.
+
+    Parameters
+    ----------
+    job
+        From `plan_jobs`.
+    model, options
+        See `napari_fmseg.pipelines.segment`.
+    series
+        Which series of a DICOM folder.
+    suv
+        Whether a PET is read in SUV; see `napari_fmseg.io.read_volume`.
+    stages_dir
+        Where every stage is written on its own grid; None: nowhere.
+    preview
+        Where a picture of the result is written; None: nowhere.
+
+    Yields
+    ------
+    Progress, Warned, StageResult and at last Done
+
+    Raises
+    ------
+    FmsegError
+        If the volume cannot be read, segmented or written; then nothing is left in the result's place.
+    """
+    for n, stage in enumerate(stages_of(model.card), 1):
+        if stages_dir is not None:
+            check_destination(_stage_path(stages_dir, _stem(job.result), n, stage))
+    watch = _Watch()
+    volume = _read(job, model, series, suv)
+    watch.lap("reading")
+    yield Progress("reading", 1, 1)
+    stages: list[StageResult] = []
+    notes: list[str] = []
+    # What the reader remarked may name the file, which may name the patient: shown, and not kept.
+    private = {*volume.meta.get("repaired", ()), *volume.meta.get("warnings", ())}
+    for event in segment(volume, model, dataclasses.replace(options, show_stages=True)):
+        if isinstance(event, Warned) and event.text not in private:
+            notes.append(event.text)
+        if isinstance(event, StageResult):
+            stages.append(event)
+            watch.seconds[event.stage] = event.seconds
+            notes += [f"{event.stage}: {event.note}"] if event.note else []
+        yield event
+    labels = next((s.output for s in reversed(stages) if isinstance(s.output, LabelMap)), None)
+    if labels is None:
+        raise FmsegError(f"{model.card.name} ended without labels. Try another `until`.")
+    watch.restart()
+    write_labels(labels, job.result, source=volume)
+    watch.lap("writing")
+    if stages_dir is not None:
+        _write_stages(stages, stages_dir, _stem(job.result))
+        watch.lap("writing stages")
+    if preview is not None:
+        write_preview(volume, labels, preview)
+        watch.lap("preview")
+    manifest = write_manifest(_manifest(volume, model, options, watch.seconds, notes), job.result)
+    yield Done(job, labels, manifest, watch.seconds, tuple(notes))
+
+
+def _read(job: Job, model: Model, series: str | None, suv: str) -> Volume:
+    """Read the volume of a job; where its channels are files of their own, on the grid of the first."""
+    if not job.others:
+        return read_volume(job.image, series=series, suv=suv)
+    names = model.card.channels
+    wish = ["auto" if suv == "required" and name.upper().startswith(("CT", "MR")) else suv for name in names]
+    return read_channels((job.image, *job.others), names, resample=True, suv=wish)
+
+
+class _Watch:
+    """Seconds since the last look, kept by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        self.seconds[name] = time.perf_counter() - self._start
+        self.restart()
+
+
+def _manifest(
+    volume: Volume, model: Model, options: SegmentOptions, seconds: dict[str, float], notes: list[str]
+) -> Manifest:
+    return Manifest(
+        model=model.card,
+        device=device_name(model.device),
+        precision=precision_of(model, options.precision),
+        options=dataclasses.asdict(options),
+        seconds={k: round(v, 4) for k, v in seconds.items()},
+        shape=volume.geometry.shape,
+        spacing_mm=volume.geometry.spacing,
+        notes=tuple(notes),
+    )
+
+
+def _grouped(found: list[Path], channels: int, *, together: bool) -> list[tuple[Path, ...]]:
+    """Put the files that are channels of one volume together."""
+    if channels == 1:
+        return [(path,) for path in found]
+    numbers = [f"_{number:04d}" for number in range(channels)]
+    groups: dict[Path, list[Path]] = {}
+    for path in found:
+        groups.setdefault(path.parent / re.sub(r"_\d{4}$", "", _stem(path)), []).append(path)
+    whole = [sorted(group) for group in groups.values() if sorted(_stem(p)[-5:] for p in group) == numbers]
+    if whole:
+        taken = {path for group in whole for path in group}
+        return [tuple(group) for group in whole] + [(path,) for path in found if path not in taken]
+    if together and len(found) == channels and _is_one_channel(found[0]):
+        return [tuple(found)]
+    return [(path,) for path in found]
+
+
+def _is_one_channel(path: Path) -> bool:
+    try:
+        return read_volume(path, suv="never").n_channels == 1
+    except FmsegError:  # when its turn comes, it is said
+        return False
+
+
+def _volumes(image: Path, series: str | None, *, alone: bool) -> list[Path]:
+    if not image.exists() and (not alone or image.is_symlink()):
+        return [image]  # it fails when its turn comes, and is listed; the others are not held up
+    if not image.exists():
+        raise UnreadableVolume(f"There is no {image}. Is the path right, and the drive there?")
+    if not image.is_dir() or series is not None:
+        return [image]
+    # What a broken copy leaves must fail and be listed, not be passed over.
+    found = sorted({*find_volumes(image, damaged=True), *broken_files(files_below(image))})
+    if not found:
+        raise UnreadableVolume(f"There is no volume in {image}. Expected NIfTI, NRRD, MHA or DICOM files.")
+    return found
+
+
+def _some(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + (", …" if len(paths) > 3 else "")
+
+
+def _stem(path: Path) -> str:
+    name = path.resolve().name if path.name in ("", ".", "..") else path.name
+    return name[: len(name) - len(suffix_of(path))] or name
+
+
+def _result_suffix(image: Path) -> str:
+    return _WRITTEN_AS.get(suffix_of(image), ".nii.gz")
+
+
+def _free(place: Path, suffix: str, taken: set[Path]) -> Path:
+    """``place_seg.nii.gz``, or ``place-2_seg.nii.gz`` where another volume of this run has that name already."""
+    path, n = place.with_name(f"{place.name}_seg{suffix}"), 2
+    while path in taken:
+        path, n = place.with_name(f"{place.name}-{n}_seg{suffix}"), n + 1
+    return path
+
+
+def _stage_path(folder: Path, stem: str, number: int, stage: str) -> Path:
+    return folder / f"{stem}_{number}-{stage.replace(' ', '-')}.nii.gz"
+
+
+def _write_stages(stages: list[StageResult], folder: Path, stem: str) -> None:
+    for n, stage in enumerate(stages[:-1], 1):
+        path = _stage_path(folder, stem, n, stage.stage)
+        if isinstance(stage.output, LabelMap):
+            write_labels(stage.output, path)
+        else:
+            write_volume(stage.output, path)

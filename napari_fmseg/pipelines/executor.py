@@ -1,0 +1,210 @@
+"""Calling a network the fast way, and what to do when the device's memory does not suffice."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from napari_fmseg.core.errors import DeviceMemory
+from napari_fmseg.core.processes import peak_bytes
+from napari_fmseg.nets.runtime.device import pick_precision
+from napari_fmseg.nets.runtime.prepare import is_sparing, prepare
+
+__all__ = ["Engine", "MemoryLimit", "averaged", "members", "told_of_memory"]
+
+
+class Engine:
+    """Runs networks on one device in one precision; steps down when the device's memory is full.
+
+    The steps, each of them told: a network that can runs in slabs, with the same result; float32 that nobody asked for
+    becomes 16 bit, with nearly the same result; at last the CPU.
+
+    Parameters
+    ----------
+    device
+        Where to run.
+    precision
+        ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    half_precision_ok
+        What the model's card says of half precision; see `pick_precision`.
+
+    Attributes
+    ----------
+    notes
+        What the user should know: every step down that was taken.
+    """
+
+    def __init__(self, device: torch.device, precision: str = "auto", *, half_precision_ok: bool | None = None) -> None:
+        self.device = device
+        self._asked, self._half_precision_ok = precision, half_precision_ok
+        self.precision = pick_precision(device, precision, half_precision_ok=half_precision_ok)
+        self.notes: list[str] = []
+        self._sparing = False
+
+    def __call__(self, net: nn.Module, *inputs: Tensor) -> Tensor:
+        """Give the network's output on the device of the first input.
+
+        Raises
+        ------
+        DeviceMemory
+            If the memory does not suffice on the CPU either.
+        """
+        out = self.attempt(net, *inputs)
+        if out is None and self._save(net):
+            out = self.attempt(net, *inputs)
+        if out is None and self._halve():
+            out = self.attempt(net, *inputs)
+        return self._step_down(net, inputs).to(inputs[0].device) if out is None else out
+
+    def attempt(self, net: nn.Module, *inputs: Tensor) -> Tensor | None:
+        """Give the network's output on the device of the first input, or None if the memory does not suffice."""
+        try:
+            return self._run(net, inputs).to(inputs[0].device)
+        except torch.OutOfMemoryError:
+            pass
+        # Outside the handler: the exception's traceback would keep the tensors of the failed run alive.
+        self.free()
+        return None
+
+    def free(self) -> None:
+        """Give back what a failed run has left."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _run(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        try:
+            out: Tensor = prepare(net, device=self.device, precision=self.precision, sparing=self._sparing)(*inputs)
+        except RuntimeError as error:
+            if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+                raise torch.OutOfMemoryError(str(error)) from error
+            raise
+        return out
+
+    def _save(self, net: nn.Module) -> bool:
+        """Run networks in slabs from now on, where this one can and does not yet."""
+        if self.device.type == "cpu" or self._sparing or not is_sparing(net):
+            return False
+        self._sparing = True
+        self.notes.append(f"The memory of {self.device} did not suffice: the network runs in slabs, a little slower.")
+        return True
+
+    def _halve(self) -> bool:
+        """Go on in 16 bit, unless it is so already, 32 bit was asked for, or the device cannot."""
+        if self.device.type == "cpu" or self.precision != "float32" or self._asked == "float32":
+            return False
+        self.precision = pick_precision(self.device, half_precision_ok=True)  # told below
+        if self.precision == "float32":
+            return False
+        self.notes.append(
+            f"The memory of {self.device} did not suffice in 32 bit: continued in 16 bit ({self.precision}). A few "
+            "voxels at borders may differ."
+        )
+        return True
+
+    def _step_down(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        size = " x ".join(str(n) for n in inputs[0].shape[2:])
+        if self.device.type == "cpu":
+            raise DeviceMemory(
+                f"A network on {size} voxels does not fit into this computer's memory. Close other programs, or use a "
+                "model with a smaller grid."
+            )
+        self.notes.append(f"The memory of {self.device} did not suffice for {size} voxels: continued on the CPU.")
+        self.device = torch.device("cpu")
+        wanted = "float32" if self._asked == "float32" else "auto"  # a GPU's 16 bit type may be none of the CPU's
+        self.precision = pick_precision(self.device, wanted, half_precision_ok=self._half_precision_ok)
+        try:
+            return self._run(net, tuple(x.cpu() for x in inputs))
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemory(
+                f"A network on {size} voxels fits neither into the device's nor into this computer's memory. Close "
+                "other programs, or use a model with a smaller grid."
+            ) from error
+
+
+def members(nets: Mapping[str, nn.Module], stage: str) -> list[nn.Module]:
+    """Give the networks of a stage: ``"net"``, and of an ensemble ``"net-2"``, ``"net-3"`` and so on, too."""
+    return [net for name, net in nets.items() if name == stage or name.startswith(f"{stage}-")]
+
+
+def averaged(call: Callable[..., Tensor | None], nets: Sequence[nn.Module], *inputs: Tensor) -> Tensor | None:
+    """Give what one network says; of several the mean of their probabilities, None if `call` gives None."""
+    if len(nets) == 1:
+        return call(nets[0], *inputs)
+    total: Tensor | None = None
+    for net in nets:
+        out = call(net, *inputs)
+        if out is None:
+            return None
+        p = probabilities(net, out)
+        total = p if total is None else total.add_(p)
+    return None if total is None else total.div_(len(nets))
+
+
+def probabilities(net: nn.Module, out: Tensor) -> Tensor:
+    """Turn the output of a network into probabilities, new and float32; the phased ones give them already."""
+    activation = getattr(net, "activation", "")
+    if activation == "sigmoid":
+        return out.float().sigmoid()
+    return out.float().softmax(1) if activation else out.float().clone()
+
+
+@contextmanager
+def told_of_memory(size: str, device: torch.device) -> Iterator[None]:
+    """Tell the user what to do when the memory does not suffice around the networks, which step down by themselves."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceMemory(
+            f"A volume of {size} voxels does not fit into the memory of {device}. Close other programs, crop the "
+            "volume, or use --device cpu."
+        ) from error
+
+
+class MemoryLimit:
+    """Holds a run to a number of GB while it is entered.
+
+    On a CUDA device torch refuses what goes beyond, as if the card were smaller, so that the steps down follow. On the
+    CPU nothing can be refused; what was exceeded is told.
+
+    Parameters
+    ----------
+    device
+        Where the run computes.
+    gb
+        The limit; 0 for none.
+    """
+
+    def __init__(self, device: torch.device, gb: float) -> None:
+        self._device, self._gb = device, gb
+        self._before = 0
+
+    def __enter__(self) -> MemoryLimit:
+        self._before = peak_bytes()
+        self._share(self._gb)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._gb:
+            self._share(0)
+
+    def exceeded(self) -> Iterator[str]:
+        """Tell if the program has held more than the limit since it was entered."""
+        peak = peak_bytes()
+        if self._gb and peak > max(self._before, self._gb * 1e9):
+            yield (
+                f"The run took {peak / 1e9:.1f} GB of this computer's memory, more than the {self._gb:g} GB allowed: "
+                "the networks and the volume need that much. Crop the volume, or use a model with a smaller grid."
+            )
+
+    def _share(self, gb: float) -> None:
+        if self._device.type == "cuda" and (gb or self._gb):
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, gb * 1e9 / total) if gb else 1.0, self._device)

@@ -1,0 +1,206 @@
+"""Labels on a fine grid from scores of classes on a coarse one, which never exist for all classes at the full size.
+
+On the processor nothing is computed where the answer is plain. Zooming is a mean with weights that add up to one; so
+where all voxels that a mean can see have one label, every mean has it, too, and a class that nowhere comes near the
+winner cannot win. What is left lies along the borders of the structures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from napari_fmseg.core.resampling_torch import axis_weights, resize_slab, slabs
+from napari_fmseg.models.settings import CoarseFineSettings
+
+__all__ = ["ARGMAX", "Choice", "chooser", "label_slabs", "labels_on"]
+
+_CELLS = 4  # coarse voxels along each side of a tile
+_TILE = 8  # fine voxels along each side of a tile, at least
+_MOSTLY = 0.5  # share of tiles to compute from which whole planes are faster
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How scores (c, z, y, x) become labels (z, y, x), uint8, or int16 where there are more than 255.
+
+    Parameters
+    ----------
+    how
+        ``"argmax"``: the highest score; channel 0 is the background. Without a channel for the background, of the
+        classes that reach `least`, ``"probable"``: the highest; ``"last"``: the last one; 0 where none does.
+    least
+        The score that a class must reach.
+    """
+
+    how: str = "argmax"
+    least: float = 0.0
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Give the labels."""
+        if self.how == "argmax":
+            return _highest(scores, len(scores) - 1)[1]
+        if self.how == "probable":
+            best, which = _highest(scores, len(scores))
+            return (which + 1) * (best >= self.least)
+        labels = _small(torch.zeros(scores.shape[1:], device=scores.device), len(scores))
+        for label, score in enumerate(scores, 1):
+            labels[score >= self.least] = label
+        return labels
+
+    def contenders(self, scores: Tensor) -> Tensor:
+        """Give the channels that can win anywhere in a mean of these scores."""
+        flat = scores.flatten(1)
+        bar = flat.amax(0).amin() if self.how == "argmax" else self.least
+        return (flat.amax(1) >= bar).nonzero()[:, 0]
+
+    def among(self, scores: Tensor, channels: Tensor) -> Tensor:
+        """Give the labels where only some channels of the scores are there."""
+        if not len(channels):
+            return torch.zeros(scores.shape[1:], dtype=torch.uint8)
+        labels = channels if self.how == "argmax" else F.pad(channels + 1, (1, 0))
+        return labels[self(scores).long()]
+
+
+ARGMAX = Choice()
+
+
+def chooser(activation: str, settings: CoarseFineSettings) -> Choice:
+    """Give the choice for a network's logits.
+
+    With ``"softmax"`` the most probable class. With ``"sigmoid"`` (no channel for the background) the most probable
+    or the last class of those that reach the threshold; 0 where none does.
+    """
+    if activation != "sigmoid":
+        return ARGMAX
+    return Choice(settings.overlap, math.log(settings.threshold / (1 - settings.threshold)))
+
+
+def labels_on(scores: Tensor, shape: Sequence[int], choose: Choice = ARGMAX) -> Tensor:
+    """Zoom scores of classes (c, z, y, x) to `shape` and choose a label for every voxel.
+
+    Returns
+    -------
+    Tensor
+        `shape`, uint8 (int16 with more than 256 classes), on the same device.
+    """
+    out = torch.zeros(0)
+    for planes, labels in label_slabs(scores, shape, choose):
+        if not len(out):
+            out = labels.new_empty(tuple(shape))
+        out[planes] = labels
+    return out
+
+
+def label_slabs(scores: Tensor, shape: Sequence[int], choose: Choice) -> Iterator[tuple[slice, Tensor]]:
+    """Zoom scores of classes (c, z, y, x) to `shape` and choose a label for every voxel, some planes at a time.
+
+    Parameters
+    ----------
+    scores
+        Probabilities or logits.
+    shape
+        Voxels (z, y, x) of the result, over the same field of view.
+    choose
+        How.
+
+    Yields
+    ------
+    tuple
+        Planes along z, and their labels.
+    """
+    if tuple(shape) == tuple(scores.shape[1:]):
+        yield slice(0, shape[0]), choose(scores)
+    elif scores.device.type == "cpu":
+        yield from _tiled(scores, shape, choose)
+    else:
+        for planes in slabs(shape, len(scores)):
+            yield planes, choose(_slab_scores(scores, shape, planes))
+
+
+def _tiled(scores: Tensor, shape: Sequence[int], choose: Choice) -> Iterator[tuple[slice, Tensor]]:
+    """Fill tiles of one label; compute the others from the classes that can win there."""
+    axes = [_Axis.of(n_in, n_out) for n_in, n_out in zip(scores.shape[1:], shape, strict=True)]
+    least = most = choose(scores).numpy()
+    for i, axis in enumerate(axes):
+        least = np.stack([least.take(range(s.start, s.stop), i).min(i) for s in axis.seen], i)
+        most = np.stack([most.take(range(s.start, s.stop), i).max(i) for s in axis.seen], i)
+    z_axis, y_axis, x_axis = axes
+    for z, (planes, seen) in enumerate(zip(z_axis.tiles, z_axis.seen, strict=True)):
+        mixed = least[z] != most[z]
+        if mixed.mean() > _MOSTLY:
+            for slab in slabs((planes.stop - planes.start, *shape[1:]), len(scores)):
+                few = slice(planes.start + slab.start, planes.start + slab.stop)
+                yield few, choose(_slab_scores(scores, shape, few))
+            continue
+        rows = np.repeat(least[z], [s.stop - s.start for s in y_axis.tiles], 0)
+        plane = np.repeat(rows, [s.stop - s.start for s in x_axis.tiles], 1)
+        out = torch.from_numpy(np.repeat(plane[None], planes.stop - planes.start, 0))
+        for y, x in product(range(len(y_axis.tiles)), range(len(x_axis.tiles))):
+            if mixed[y, x]:
+                part = scores[:, seen, y_axis.seen[y], x_axis.seen[x]].float()
+                channels = choose.contenders(part)
+                part = part[channels] @ x_axis.weights[x].T
+                part = y_axis.weights[y] @ part
+                part = torch.matmul(z_axis.weights[z], part.flatten(2)).reshape(len(channels), -1, *part.shape[2:])
+                out[:, y_axis.tiles[y], x_axis.tiles[x]] = choose.among(part, channels)
+        yield planes, out
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis cut into tiles: fine voxels of each, the coarse voxels that they are means of, and the weights."""
+
+    tiles: list[slice]
+    seen: list[slice]
+    weights: list[Tensor]
+
+    @classmethod
+    def of(cls, n_in: int, n_out: int) -> _Axis:
+        step = n_in / n_out
+        weights = axis_weights(n_in, n_out, (step - 1) / 2, step)
+        size = max(_TILE, round(_CELLS / step))
+        tiles = [slice(a, min(a + size, n_out)) for a in range(0, n_out, size)]
+        seen = []
+        for tile in tiles:
+            used = weights[tile].any(0).nonzero()
+            seen.append(slice(int(used[0]), int(used[-1]) + 1))
+        return cls(tiles, seen, [weights[t, s].contiguous() for t, s in zip(tiles, seen, strict=True)])
+
+
+def _slab_scores(scores: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
+    """Zoom along z by the weights and in plane by torch's bilinear kernel."""
+    n_in, step = scores.shape[1], scores.shape[1] / shape[0]
+    if step > 1 or any(n > m for n, m in zip(scores.shape[2:], shape[1:], strict=True)):
+        return resize_slab(scores, shape, planes)
+    weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
+    used = weights.any(0).nonzero()
+    first, last = int(used[0]), int(used[-1]) + 1
+    near = scores[:, first:last].float()
+    near = torch.matmul(weights[:, first:last].to(near.device), near.flatten(2))  # (c, planes, y * x)
+    part = near.reshape(*near.shape[:2], *scores.shape[2:])
+    return F.interpolate(part, tuple(shape[1:]), mode="bilinear", align_corners=False)
+
+
+def _highest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Give the highest score of every voxel and its channel, the first of equals, in a type with room for `most`."""
+    if scores.device.type != "cpu":
+        best, which = scores.max(0)
+        return best, _small(which, most)
+    # Several times faster there than torch's maximum over the first axis.
+    best, which = scores[0].clone(), _small(torch.zeros(scores.shape[1:]), most)
+    for channel, score in enumerate(scores[1:], 1):
+        which.masked_fill_(score > best, channel)
+        torch.maximum(best, score, out=best)
+    return best, which
+
+
+def _small(labels: Tensor, highest: int) -> Tensor:
+    return labels.to(torch.uint8 if highest <= 255 else torch.int16)

@@ -1,0 +1,68 @@
+"""Intensity normalisation, body bounding box and crops before the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from napari_fmseg.core.resampling_torch import bounding_box
+from napari_fmseg.core.volume import Box
+from napari_fmseg.models.card import Intensity
+from napari_fmseg.models.settings import PhasedSettings, SingleSettings
+
+__all__ = ["body_box", "normalise"]
+
+
+def normalise(data: Tensor, intensity: Intensity) -> Tensor:
+    """Map intensities (c, z, y, x) as the card says: to 0..1 by a window or by percentiles, or to z-scores."""
+    out = data.float() if data.dtype != torch.float32 else data.clone()
+    for number, channel in enumerate(out):
+        own = intensity.of_channel(number)
+        if own.kind == "window_zscore":
+            channel.clamp_(own.low, own.high)
+        if own.kind in ("zscore", "window_zscore"):
+            std, mean = torch.std_mean(channel, correction=0)
+            channel.sub_(mean).div_(std + 1e-5)
+            continue
+        low, high = own.low, own.high
+        if own.kind == "percentile":
+            low, high = _percentiles(channel, low, high)
+        channel.clamp_(low, high).sub_(low).div_(max(high - low, 1e-12))
+    return out
+
+
+def _percentiles(channel: Tensor, low: float, high: float, most: int = 2_000_000) -> tuple[float, float]:
+    """Percentiles of every n-th voxel, so that a large volume costs no sort of all its voxels."""
+    values = channel.flatten()[:: max(1, channel.numel() // most)].sort().values
+    at = torch.tensor([low, high], device=values.device) / 100 * (len(values) - 1)
+    below = at.floor().long()
+    above = (below + 1).clamp(max=len(values) - 1)
+    found = torch.lerp(values[below], values[above], (at - below).to(values.dtype))
+    return float(found[0]), float(found[1])
+
+
+def body_box(image: Tensor, settings: PhasedSettings | SingleSettings) -> Box:
+    """Give the box of a normalised volume (c, z, y, x) that the model looks at."""
+    if settings.crop_above is None:
+        return _whole(image.shape[1:])
+    return bounding_box(image.amax(0) > settings.crop_above) or _whole(image.shape[1:])
+
+
+def _whole(shape: Sequence[int]) -> Box:
+    z, y, x = (slice(0, n) for n in shape)
+    return z, y, x
+
+
+def stretched(image: Tensor, intensity: Intensity) -> Tensor:
+    """Stretch each channel of (c, z, y, x) to 0..1 once more, where the card says so."""
+    if not intensity.minmax:
+        return image
+    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    return (image - low) / (high - low).clamp_min(1e-6)  # a constant volume becomes 0, not NaN
+
+
+def cut(data: Tensor, box: Box) -> Tensor:
+    """Give the part of (c, z, y, x) inside the box."""
+    return data[(slice(None), *box)]

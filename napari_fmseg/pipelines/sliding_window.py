@@ -1,0 +1,203 @@
+"""A volume larger than the network's patch: overlapping windows, their outputs blended with a Gaussian.
+
+The sum over the windows is kept on the device where there is room for it, else in the computer's memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Generator, Sequence
+
+import torch
+from torch import Tensor
+
+from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.core.events import Progress
+
+__all__ = ["BLENDS", "blend_weights", "flips_along", "free_memory", "places_of", "published_weights", "windowed"]
+
+_SHARE = 0.8  # of the free memory of a device may be taken by the sum over the windows
+
+Size = tuple[int, int, int]
+
+
+def windowed(
+    call: Callable[[Tensor], Tensor],
+    image: Tensor,
+    window: Sequence[int],
+    *,
+    overlap: float = 0.5,
+    batch: int = 1,
+    flips: Sequence[tuple[int, ...]] = ((),),
+    blend: str = "gaussian",
+    weights: Tensor | None = None,
+    places: Sequence[Size] | None = None,
+    stage: str = "windows",
+) -> Generator[Progress, None, Tensor]:
+    """Run a network over all windows of a volume.
+
+    Use it as ``logits = yield from windowed(...)``.
+
+    Parameters
+    ----------
+    call
+        Takes (batch, c, z, y, x) and gives (batch, classes, z, y, x), for example a network.
+    image
+        (c, z, y, x).
+    window
+        Size (z, y, x) of a window; cut to the image where it is longer.
+    overlap
+        Share of a window that the next one sees again, from 0 to below 1.
+    batch
+        Windows per call.
+    flips
+        Axes of (c, z, y, x) to mirror; the outputs, mirrored back, are averaged. See `flips_along`.
+    blend
+        How much each voxel of a window counts, a key of `BLENDS`.
+    weights
+        The same as numbers, of the window's size.
+    places
+        Where windows start; every place once if None.
+    stage
+        The name in `Progress`.
+
+    Yields
+    ------
+    Progress
+        After every call of the network.
+
+    Returns
+    -------
+    Tensor
+        (classes, z, y, x) float32, where `image` is; on the CPU if the memory there is short.
+
+    Raises
+    ------
+    InvalidRecipe
+        If window, overlap, batch or blend make no sense.
+    """
+    size = (image.shape[1], image.shape[2], image.shape[3])
+    if len(window) != 3 or min(window) < 1 or not 0 <= overlap < 1 or batch < 1:
+        raise InvalidRecipe(
+            f"A window is three positive sizes, its overlap 0 to below 1 and its batch positive; not {tuple(window)}, "
+            f"{overlap} and {batch}."
+        )
+    if blend not in BLENDS:
+        raise InvalidRecipe(f"Windows are blended by {' or '.join(BLENDS)}, not by {blend!r}.")
+    seen = _cut(window, size)
+    if places is None:
+        places = places_of(size, seen, [max(1, int(w * (1 - overlap))) for w in window])
+    if weights is None:
+        weights = BLENDS[blend](seen)
+    groups = [places[i : i + batch] for i in range(0, len(places), batch)]
+    total = covered = torch.zeros(())
+    for turn, axes in enumerate(flips):
+        turned, blended = image.flip(axes), torch.zeros(())
+        for done, group in enumerate(groups, 1):
+            out = call(torch.stack([turned[(slice(None), *_box(place, seen))] for place in group]))
+            if covered.ndim == 0:
+                # Only now: what the network itself needs is held already, and the classes are known.
+                weights = weights.to(_gathering(image.device, size, out.shape[1], len(flips)), torch.float32)
+                covered = _covered(size, places, weights)
+            if blended.ndim == 0:
+                blended = torch.zeros(out.shape[1], *size, device=weights.device)
+            for place, one in zip(group, out.to(weights.device), strict=True):
+                blended[(slice(None), *_box(place, seen))] += one * weights
+            yield Progress(stage, turn * len(groups) + done, len(flips) * len(groups))
+        blended = blended.div_(covered).flip(axes)
+        total = blended if total.ndim == 0 else total.add_(blended)
+    return total.div_(len(flips))
+
+
+def _covered(size: Size, places: Sequence[Size], weights: Tensor) -> Tensor:
+    """Add up the weights of all windows."""
+    seen, covered = _cut(weights.shape, size), torch.zeros(size, device=weights.device)
+    for place in places:
+        covered[_box(place, seen)] += weights
+    return covered
+
+
+def _gathering(device: torch.device, size: Size, classes: int, passes: int) -> torch.device:
+    """Choose where the sum over the windows is kept: on the device if there is room, else on the CPU."""
+    volumes = classes * (2 if passes > 1 else 1) + 1
+    free = free_memory(device)
+    short = free is not None and 4 * volumes * math.prod(size) > _SHARE * free
+    return torch.device("cpu") if short else device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be had on a graphics card, within the limit of the run; None on other devices."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_reserved(device)
+    return int(min(free, allowed))
+
+
+def places_of(size: Sequence[int], window: Sequence[int], step: Sequence[int], *, repeat: bool = False) -> list[Size]:
+    """Give where windows start along (z, y, x): every `step`, the last one flush with the end.
+
+    With `repeat`, the last one comes as often as the published code takes it, which costs time and gives it more weight
+    than the others.
+    """
+    window = _cut(window, size)
+    along = [[min(i, n - w) for i in range(0, n, s)] for n, w, s in zip(size, window, step, strict=True)]
+    z, y, x = along if repeat else (list(dict.fromkeys(starts)) for starts in along)
+    return list(itertools.product(z, y, x))
+
+
+def flips_along(axes: str) -> tuple[tuple[int, ...], ...]:
+    """Give every combination of mirrored axes out of ``"zyx"``, none first: 2, 4 or 8 of them.
+
+    Raises
+    ------
+    InvalidRecipe
+        If `axes` names something else.
+    """
+    if set(axes) - set("zyx") or len(set(axes)) < len(axes):
+        raise InvalidRecipe(f"Axes to flip are made of z, y and x, each at most once; not {axes!r}.")
+    numbers = ["czyx".index(axis) for axis in axes]
+    return tuple(itertools.chain.from_iterable(itertools.combinations(numbers, n) for n in range(len(axes) + 1)))
+
+
+def blend_weights(window: Sequence[int]) -> Tensor:
+    """Give a Gaussian around the middle of a window, 1/8 of the window wide, nowhere below 1/1000."""
+    return _product([_bell(n, (n - 1) / 2) for n in window]).clamp_min(1e-3).float()
+
+
+def _constant(window: Sequence[int]) -> Tensor:
+    return torch.ones(tuple(window))
+
+
+BLENDS: dict[str, Callable[[Sequence[int]], Tensor]] = {"gaussian": blend_weights, "constant": _constant}
+"""How much the voxels of a window count, by name."""
+
+
+def published_weights(window: Sequence[int]) -> Tensor:
+    """Give the weights of the published code: they peak at the voxel n // 2, half a voxel beside an even middle."""
+    along = []
+    for n in window:
+        reach = int(n / 2 + 0.5)  # the published filter ends at four standard deviations
+        whole = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / (n / 8)) ** 2)
+        along.append(_bell(n, n // 2) / whole.sum())
+    return _product(along)
+
+
+def _bell(n: int, middle: float) -> Tensor:
+    return torch.exp(-0.5 * ((torch.arange(n, dtype=torch.float64) - middle) / (n / 8)) ** 2)
+
+
+def _product(along: Sequence[Tensor]) -> Tensor:
+    z, y, x = along
+    return z[:, None, None] * y[:, None] * x
+
+
+def _cut(window: Sequence[int], size: Sequence[int]) -> Size:
+    z, y, x = (min(w, n) for w, n in zip(window, size, strict=True))
+    return (z, y, x)
+
+
+def _box(place: Size, size: Size) -> tuple[slice, slice, slice]:
+    z, y, x = (slice(first, first + n) for first, n in zip(place, size, strict=True))
+    return (z, y, x)

@@ -1,8 +1,0 @@
-"""``python -m napari_fmseg.remote`` is the engine's process; it is started by `RemoteEngine`, not by hand."""
-
-import sys
-
-from napari_fmseg.remote.child import main
-
-if __name__ == "__main__":
-    sys.exit(main(*(float(minutes) for minutes in sys.argv[1:2])))

@@ -1,0 +1,1 @@
+"""Training samples: reading, caching, sampling, augmentation."""

@@ -1,0 +1,124 @@
+"""Training volumes in memory, and how they are varied: windows, flips, turns, intensities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from napari_fmseg.core.resampling_torch import to_canonical, to_tensor, zoom
+from napari_fmseg.core.volume import LabelMap, Volume
+from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
+from napari_fmseg.models.card import Intensity
+from napari_fmseg.pipelines.phased import PhasedSettings
+from napari_fmseg.pipelines.preprocessing import body_box, cut, normalise
+
+__all__ = ["Held", "Sample", "Spans", "load_sample", "one_hot", "target_in"]
+
+
+Spans = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A case in memory, canonical and normalised, on the device.
+
+    Attributes
+    ----------
+    image
+        (c, z, y, x) float32 in 0..1.
+    labels
+        (z, y, x) uint8; 0 background, then the recipe's labels in order; `IGNORE` where nobody labelled.
+    missing
+        Classes that the case was never labelled with.
+    spacing
+        Of the voxels (z, y, x) in mm.
+    """
+
+    name: str
+    image: Tensor
+    labels: Tensor
+    missing: tuple[int, ...] = ()
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether some voxels are not labelled."""
+        return bool((self.labels == IGNORE).any())
+
+
+@dataclass(frozen=True)
+class Held:
+    """A case that is never learned from.
+
+    Attributes
+    ----------
+    volume, truth
+        As in the files; the labels in the recipe's order, with `IGNORE`.
+    missing
+        Classes that the case was never labelled with, for which it has no score.
+    watched
+        Whether it only shows what becomes of earlier classes, and does not choose the best epoch.
+    """
+
+    volume: Volume
+    truth: LabelMap
+    missing: tuple[int, ...] = ()
+    watched: bool = False
+
+
+def load_sample(
+    case: Case,
+    names: Mapping[int, str],
+    labels: Sequence[str],
+    intensity: Intensity,
+    settings: PhasedSettings,
+    device: torch.device,
+    ignore: int = 0,
+) -> Sample:
+    """Read a case as the networks see it: canonical, normalised, and cut to what the model looks at."""
+    volume, truth = read_case(case, names, labels, ignore)
+    data, geometry = to_canonical(volume)
+    marks, _ = to_canonical(truth)
+    image = normalise(to_tensor(data, device), intensity)
+    box = body_box(image, settings)
+    within = to_tensor(marks, device)[0][box].contiguous()
+    return Sample(case.name, cut(image, box).contiguous(), within, missing_in(case, names, labels), geometry.spacing)
+
+
+def one_hot(labels: Tensor, n_classes: int) -> Tensor:
+    """(z, y, x) labels to (n_classes, z, y, x) float32; 0 in every class where nobody labelled."""
+    classes = torch.arange(n_classes, device=labels.device, dtype=labels.dtype)
+    return (labels[None] == classes[:, None, None, None]).float()
+
+
+def target_in(labels: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int], n_classes: int) -> Tensor:
+    """One-hot labels between the edges `spans` on a grid: fractions at the borders; background outside.
+
+    Where a part of a voxel was not labelled, its classes add up to the labelled part, and outside of a volume that was
+    labelled in parts nothing is known.
+
+    Returns
+    -------
+    Tensor
+        (n_classes, z, y, x) of `shape`, float32, adding up to 1, or to the labelled share.
+    """
+    size = labels.shape
+    if any(b <= 0 or a >= n for (a, b), n in zip(spans, size, strict=True)):
+        nothing = IGNORE if (labels == IGNORE).any() else 0
+        return one_hot(labels.new_full(tuple(shape), nothing), n_classes)
+    inner = [slice(max(0, math.floor(a) - 1), min(n, math.ceil(b) + 1)) for (a, b), n in zip(spans, size, strict=True)]
+    seen = labels[tuple(inner)]
+    sparse = bool((seen == IGNORE).any())
+    part = one_hot(seen, n_classes)[0 if sparse else 1 :]
+    local = [(a - s.start, b - s.start) for (a, b), s in zip(spans, inner, strict=True)]
+    found = zoom(part, local, shape)
+    for axis, ((a, b), n) in enumerate(zip(spans, size, strict=True)):
+        if a < 0 or b > n:  # beyond the border `zoom` repeats the last voxel, which is right for images only
+            centres = a + (torch.arange(shape[axis], device=labels.device) + 0.5) * (b - a) / shape[axis]
+            inside = ((centres >= 0) & (centres <= n)).float()
+            found = found * inside.reshape([-1 if i == axis + 1 else 1 for i in range(4)])
+    return found if sparse else torch.cat([1 - found.sum(0, keepdim=True), found])

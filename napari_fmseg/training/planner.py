@@ -1,0 +1,329 @@
+"""A recipe from the data: what a user would have to think about, measured instead, and told in plain words."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from napari_fmseg.core.allocator import keep_pages
+from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.core.resampling_torch import to_canonical
+from napari_fmseg.datasets.case import Case, read_case
+from napari_fmseg.datasets.nnunet_raw import cases_of
+from napari_fmseg.models.card import Intensity, ModelCard
+from napari_fmseg.models.registry import find_card
+from napari_fmseg.models.settings import SETTINGS, STAGES, PhasedSettings, SingleSettings
+from napari_fmseg.nets import build
+from napari_fmseg.nets.runtime.device import pick_device
+from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.training.tasks.base import probabilities
+
+__all__ = ["Facts", "Suggestion", "facts_of", "suggest_recipe"]
+
+_LOOK_AT = 12
+"""Cases that are read to know the data; the others are like them."""
+
+_SHARES = {"consensus": 0.25, "attention": 0.6, "edge": 0.05, "net": 0.9, "coarse": 0.25, "fine": 0.65}
+"""Shares of the time budget; the rest is for validation."""
+
+_FEWEST_STEPS = 150
+_GRID = {"cpu": 400_000, "other": 2_000_000}
+"""Voxels of the largest attention grid."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found in the data.
+
+    Attributes
+    ----------
+    shape, spacing
+        Medians (z, y, x) in voxels and mm, canonical.
+    modality
+        As the files say, or "".
+    is_hounsfield
+        Whether the intensities are those of a CT.
+    window
+        0.5 and 99.5 percentile of the intensities inside the structures.
+    sparse
+        Whether some voxels are not labelled.
+    share
+        Share of the volume that each class fills, by name, where it is there.
+    channels
+        Of a case.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    modality: str = ""
+    is_hounsfield: bool = False
+    window: tuple[float, float] = (0.0, 1.0)
+    sparse: bool = False
+    share: Mapping[str, float] = field(default_factory=dict)
+    channels: int = 1
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A recipe, and why it is as it is, a sentence each."""
+
+    recipe: Recipe
+    words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.words)
+
+
+def suggest_recipe(
+    cases: Path | str | Sequence[Case],
+    minutes: float = 5.0,
+    start_from: str | None = None,
+    device: str | None = None,
+    *,
+    labels: Sequence[str] = (),
+    out: Path | str = "run",
+    name: str = "my-model",
+    validation: Sequence[Case] = (),
+    seconds_per_step: Mapping[str, float] | None = None,
+) -> Suggestion:
+    """Look at the data, measure this machine, and suggest a recipe for a time budget.
+
+    Parameters
+    ----------
+    cases
+        A dataset folder, or labelled cases; their label files then number the `labels` from 1.
+    minutes
+        How long training may take, about.
+    start_from
+        A model to go on from, by name or card; its networks, grids and intensities are kept. None starts anew.
+    device
+        Where to train; None for the best there is.
+    labels
+        Classes to learn; empty for all that the folder has (after those of `start_from`).
+    out, name
+        Folder of the run, and name of the model.
+    validation
+        Cases to validate on, where `cases` is a list.
+    seconds_per_step
+        How long a step takes, by stage, where that is known; None measures it on this machine.
+
+    Raises
+    ------
+    InvalidRecipe
+        If there is no labelled case, or no class is named.
+    """
+    dataset = Path(cases) if isinstance(cases, str | Path) else None
+    listed = () if isinstance(cases, str | Path) else tuple(cases)
+    if dataset is not None:
+        names, training, held = cases_of(dataset)
+    else:
+        names, training, held = dict(enumerate(labels, 1)), [c for c in listed if c.labels], list(validation)
+    parent = find_card(start_from) if start_from else None
+    known = tuple(parent.labels.values()) if parent else ()
+    named = tuple(labels) or tuple(dict.fromkeys([*known, *(n for n in names.values() if n != "ignore")]))
+    if not training or not named or not 0 < minutes < math.inf:
+        raise InvalidRecipe("A suggestion needs a labelled case, the names of its classes and some minutes.")
+    facts = facts_of(training, names, [n for n in named if n in names.values()])
+    place = pick_device(device or "auto")
+    if place.type == "cpu":
+        keep_pages()
+    words = [_data_in_words(len(training), len(held), facts)]
+    recipe = _plan(named, facts, place, parent, Path(out), name)
+    where: Recipe = (
+        replace(recipe, dataset=dataset, phantom=())
+        if dataset is not None
+        else replace(recipe, training=tuple(training), validation=tuple(held), phantom=())
+    )
+    stages, told = _timed(where, facts, place, minutes * 60, len(held), seconds_per_step)
+    words += _plan_in_words(where, parent, known, facts)
+    return Suggestion(replace(where, stages=stages, device=place.type), (*words, *told))
+
+
+def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[str]) -> Facts:
+    """Read some of the cases and tell what they are like."""
+    picked = [cases[i] for i in np.linspace(0, len(cases) - 1, min(len(cases), _LOOK_AT)).round().astype(int)]
+    shapes, spacings, inside, lows, sparse = [], [], [], [], False
+    shares: dict[str, list[float]] = {label: [] for label in labels}
+    modality, channels = "", 1
+    for case in picked:
+        volume, truth = read_case(case, names, labels)
+        data, grid = to_canonical(volume)
+        modality, channels = str(volume.meta.get("modality", "")) or modality, len(data)
+        marks = truth.data
+        shapes.append(grid.shape)
+        spacings.append(grid.spacing)
+        lows.append(float(data[0].min()))
+        structure = np.asarray(volume.channels[0])[(marks > 0) & (marks < 255)]
+        inside.append(structure[:: max(1, structure.size // 20_000)])
+        sparse |= bool((marks == 255).any())
+        for i, label in enumerate(labels, 1):
+            count = int((marks == i).sum())
+            shares[label] += [count / max(1, int((marks != 255).sum()))] if count else []
+    values = np.concatenate(inside) if any(len(i) for i in inside) else np.zeros(1)
+    low, high = (float(v) for v in np.percentile(values, [0.5, 99.5]))
+    z, y, x = (int(n) for n in np.median(shapes, 0))
+    dz, dy, dx = (float(s) for s in np.median(spacings, 0))
+    return Facts(
+        (z, y, x), (dz, dy, dx), modality, modality == "CT" or float(np.median(lows)) < -500, (low, high), sparse,
+        {label: float(np.mean(s)) for label, s in shares.items() if s}, channels,
+    )  # fmt: skip
+
+
+def _plan(
+    labels: tuple[str, ...], facts: Facts, device: torch.device, parent: ModelCard | None, out: Path, name: str
+) -> Recipe:
+    """Grids, intensities, networks; steps come later."""
+    ct = facts.is_hounsfield
+    low, high = facts.window
+    margin = max(50.0, 0.3 * (high - low))
+    intensity = Intensity("window", round(low - margin), round(high + margin)) if ct else Intensity()
+    fine = _grid_of(facts, _GRID["cpu" if device.type == "cpu" else "other"])
+    coarse = _grid_of(facts, math.prod(fine) // 3)
+    loss = "dice_ce_balanced" if sum(facts.share.values()) < 0.01 else "dice_ce"
+    shares = sorted(facts.share.values())
+    if len(shares) > 1 and shares[-1] > 20 * shares[0]:
+        loss = "dice_ce_by_class"
+    width = {"width": 16 if device.type == "cpu" else 32}
+    stages = (
+        StageRecipe("consensus", "snet", loss=loss, kwargs=width, clip=3.0, lr=1.5e-3),
+        StageRecipe("attention", "attnnet", loss=loss, kwargs=width, clip=3.0, lr=1.5e-3, init_from="consensus"),
+        StageRecipe("edge", "edgenet", batch=1, clip=3.0, lr=5e-4),
+    )
+    settings: Mapping[str, object] = {"consensus_grid": list(coarse), "attention_grid": list(fine)}
+    if len(labels) > 1:
+        settings = {**settings, "window": "all"}
+    recipe = Recipe(
+        name, stages, labels, out, phantom=(1, 1), settings=settings, intensity=intensity,
+        channels=tuple(f"channel {i}" for i in range(facts.channels)) if facts.channels > 1 else ("image",),
+        modality=facts.modality or ("CT" if ct else ""), balance=len(labels) > 2, validate_cases=5,
+    )  # fmt: skip
+    if parent is None:
+        return recipe
+    kept = tuple(
+        StageRecipe(s, parent.nets[s].network, loss=loss, clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2)
+        for s in STAGES[parent.pipeline]
+        if s in parent.nets
+    )
+    settings, new = parent.settings, set(labels) - {*parent.labels.values()}
+    if parent.pipeline == "phased" and new:
+        # The window around the largest piece alone, right for one structure, would cut off the others.
+        window = PhasedSettings.of(settings).window
+        settings = {**settings, "window": "all" if window == "largest" else window}
+    return replace(
+        recipe, stages=kept, pipeline=parent.pipeline, settings=settings, intensity=parent.intensity,
+        balance=recipe.balance or bool(new),  # few cases tell of a new structure: they must come as often as the others
+        channels=parent.channels, modality=parent.modality, start_from=str(parent.folder / f"{parent.name}.toml"),
+        keep_answers=1.0 if any(n not in facts.share for n in parent.labels.values()) else 0.0,
+    )  # fmt: skip
+
+
+def _grid_of(facts: Facts, voxels: int) -> tuple[int, int, int]:
+    """Give the field of view with voxels as near to cubes as the data's own fineness allows, in steps of 16."""
+    extent = [n * s for n, s in zip(facts.shape, facts.spacing, strict=True)]
+    pitch = (math.prod(extent) / voxels) ** (1 / 3)
+    sizes = [min(e / pitch, n) for e, n in zip(extent, facts.shape, strict=True)]
+    z, y, x = (max(32, 16 * math.ceil(n / 16 - 0.25)) for n in sizes)
+    return z, y, x
+
+
+def _timed(
+    recipe: Recipe,
+    facts: Facts,
+    device: torch.device,
+    seconds: float,
+    n_held: int,
+    seconds_per_step: Mapping[str, float] | None,
+) -> tuple[tuple[StageRecipe, ...], list[str]]:
+    """Fill the time budget with as many steps as this machine makes."""
+    stages, told = [], []
+    for stage in recipe.stages:
+        cost = (seconds_per_step or {}).get(stage.stage) or _seconds_per_step(recipe, stage, facts, device)
+        share = _SHARES.get(stage.stage, 0.3) * (1 if n_held else 1.1)
+        steps = max(10, int(seconds * share / cost))
+        rounds = min(10, max(1, steps // 60)) if stage.stage != "edge" else min(3, max(1, steps // 20))
+        steps = min(steps, 4000)
+        stages.append(replace(stage, steps=steps, steps_per_epoch=max(1, steps // rounds)))
+        told.append(
+            f"{stage.stage}: {steps} steps of {cost:.2f} s on {device.type}, about {steps * cost / 60:.1f} min."
+            + (" That is few: a longer time would help." if steps < _FEWEST_STEPS and stage.stage != "edge" else "")
+        )
+    return tuple(stages), told
+
+
+def _size_of(recipe: Recipe, stage: str) -> tuple[int, int, int]:
+    """Voxels that the network of a stage sees at once."""
+    settings = SETTINGS[recipe.pipeline].of(recipe.settings)
+    if isinstance(settings, SingleSettings):
+        return settings.window
+    if isinstance(settings, PhasedSettings):
+        return settings.consensus_grid if stage == "consensus" else settings.attention_grid
+    return settings.coarse_size if stage == "coarse" else settings.fine_size
+
+
+def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: Facts, device: torch.device) -> float:
+    """Make two steps of a stage on noise and time the second one."""
+    n_classes = len(recipe.labels) + 1
+    parent = find_card(recipe.start_from) if recipe.start_from else None
+    kwargs = dict(parent.nets[stage.stage].kwargs) if parent else {}
+    given = {"in_channels": len(recipe.channels), "n_classes": n_classes, **stage.kwargs}
+    net = build(stage.network, **{**kwargs, **given}).to(device).train()
+    optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-6)
+    size = _size_of(recipe, stage.stage)
+    inputs = [torch.rand(stage.batch, len(recipe.channels), *size, device=device)]
+    if stage.stage == "attention":
+        inputs.append(torch.rand(stage.batch, 1, *size, device=device))
+    elif stage.stage == "edge":
+        inputs.append(torch.rand(stage.batch, n_classes, *size, device=device))
+    start = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        heads = net(*inputs)
+        heads = heads if isinstance(heads, tuple | list) else (heads,)
+        torch.stack([probabilities(net, head).square().mean() for head in heads]).sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        optimiser.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    return 1.3 * max(1e-4, time.perf_counter() - start)  # drawing samples and the loss come on top
+
+
+def _data_in_words(n: int, n_held: int, facts: Facts) -> str:
+    shape = " x ".join(str(v) for v in facts.shape)
+    spacing = " x ".join(f"{v:.2g}" for v in facts.spacing)
+    few = " Fewer than 4 cases: expect little beyond volumes that look just like them." if n < 4 else ""
+    some = " Some voxels are not labelled; they are neither learned from nor counted." if facts.sparse else ""
+    return (
+        f"{n} cases to learn from and {n_held} to check with, typically {shape} voxels of {spacing} mm "
+        f"({facts.modality or ('CT' if facts.is_hounsfield else 'no Hounsfield units')}).{few}{some}"
+    )
+
+
+def _plan_in_words(recipe: Recipe, parent: ModelCard | None, known: tuple[str, ...], facts: Facts) -> list[str]:
+    told = []
+    if parent is not None:
+        new = [n for n in recipe.labels if n not in known]
+        apart = recipe.settings != parent.settings
+        told.append(
+            f"It starts from {parent.name} and keeps its grids and intensities"
+            + (f"; new: {', '.join(new)}" + (", with a window around every piece." if apart else ".") if new else ".")
+            + (" Its answers about its own classes are kept." if recipe.keep_answers else "")
+        )
+    elif recipe.pipeline == "phased":
+        grids = [" x ".join(map(str, recipe.settings[f"{g}_grid"])) for g in ("consensus", "attention")]
+        told.append(f"First the whole volume on {grids[0]} voxels, then what was found on {grids[1]}, then its edge.")
+    low, high = recipe.intensity.low, recipe.intensity.high
+    kind = {
+        "window": f"the window {low:.0f} to {high:.0f}",
+        "percentile": f"percentiles {low} to {high} of each volume",
+    }
+    told.append(f"Intensities: {kind.get(recipe.intensity.kind, recipe.intensity.kind)}.")
+    if recipe.stages[0].loss != "dice_ce":
+        small = min(facts.share, key=lambda n: facts.share[n])
+        told.append(f"{small!r} fills {100 * facts.share[small]:.2g} % of the volume, so small structures weigh more.")
+    return told

@@ -1,0 +1,186 @@
+"""Other names: of a case, with all its files, and of a class, which keeps its number and what models know of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.structuring import read_table
+from napari_fmseg.datasets import nnunet_json
+from napari_fmseg.datasets.nnunet_json import CaseFiles
+from napari_fmseg.datasets.projects.add_case import check_name
+from napari_fmseg.datasets.projects.project import CaseRecord, Project, open_project, write_state
+from napari_fmseg.datasets.projects.remove_case import drop_empty_history
+from napari_fmseg.datasets.projects.staged_case import prediction_of, relative, uncertainty_of
+from napari_fmseg.datasets.projects.transaction import OURS, Change, changing
+from napari_fmseg.io import suffix_of
+from napari_fmseg.models.card import ModelCard, write_card
+from napari_fmseg.training.projects.names import MODELS
+from napari_fmseg.training.projects.versions import list_versions
+
+__all__ = ["rename_case", "rename_class"]
+
+_OURS = (nnunet_json.IMAGES, nnunet_json.UNLABELLED, nnunet_json.LABELS)
+_CHANNEL = re.compile(r"(_\d{4})?$")
+
+
+def rename_case(project: Project, old: str, new: str) -> Project:
+    """Call a case otherwise, in its files, its history and the records of the versions; its role stays.
+
+    A run that was interrupted looks for its files under their old names: start it anew.
+
+    Parameters
+    ----------
+    project
+        It is read afresh.
+    old, new
+        Names; see `add_case` for what a name may be.
+
+    Raises
+    ------
+    FmsegError
+        If there is no such case, or the new name is taken or cannot be one.
+    """
+    check_name(new)
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        files, record = fresh.known(old), fresh.record(old)
+        if new in fresh.files:
+            raise FmsegError(f"There is a case {new!r} already. Choose another name.")
+        moved = {
+            place: target
+            for path in _paths(files)
+            if (target := _target(place := relative(path, fresh.folder), old, new))
+        }
+        for made in (prediction_of, uncertainty_of):
+            if (fresh.folder / made(old)).exists():
+                moved[made(old)] = made(new)
+        earlier = tuple(
+            dataclasses.replace(past, file=f"{OURS}/history/{new}/{i:03d}{suffix_of(Path(past.file))}")
+            for i, past in enumerate(record.earlier, 1)
+        )
+        moved |= {past.file: there.file for past, there in zip(record.earlier, earlier, strict=True)}
+        for source, target in moved.items():
+            change.move(source, target)
+        change.table("dataset.json", nnunet_json.relisted(fresh.facts.table, old, new, moved))
+        _rewrite_records(change, fresh, old, new)
+        write_state(change, _with_name(fresh, old, new, dataclasses.replace(record, earlier=earlier)))
+    drop_empty_history(project, old)
+    return open_project(project.folder)
+
+
+def _paths(files: CaseFiles) -> tuple[Path, ...]:
+    return files.images if files.labels is None else (*files.images, files.labels)
+
+
+def _target(place: str, old: str, new: str) -> str:
+    """Where a file of a case goes, or "" where its name is not the case's."""
+    part, _, file = place.rpartition("/")
+    ending = suffix_of(Path(file))
+    stem = file.removesuffix(ending)
+    channel = _CHANNEL.search(stem)
+    number = channel[0] if channel and part != nnunet_json.LABELS else ""
+    own = part in _OURS and stem == f"{old.rpartition('/')[2]}{number}"
+    return f"{part}/{new}{number}{ending}" if own else ""
+
+
+def _with_name(project: Project, old: str, new: str, record: CaseRecord) -> Project:
+    files = {new if name == old else name: own for name, own in project.files.items()}
+    cases = {name: known for name, known in project.index.cases.items() if name != old}
+    index = dataclasses.replace(project.index, cases={**cases, new: record})
+    return dataclasses.replace(project, files=files, index=index)
+
+
+def _rewrite_records(change: Change, project: Project, old: str, new: str) -> None:
+    """Call the case otherwise in the records of runs and versions: its old name may have told who the patient is."""
+    parts = ("learned", "held_out", "scores", "training", "validation", "missing_classes")
+
+    def renamed(table: dict[str, Any]) -> dict[str, Any]:
+        return {key: _renamed(value, old, new) if key in parts else value for key, value in table.items()}
+
+    for pattern in (f"{MODELS}/*/lineage.json", f"{OURS}/runs/*/plan.json"):
+        _rewrite(change, project, pattern, renamed)
+
+
+def _renamed(table: Any, old: str, new: str) -> Any:
+    return {new if key == old else key: value for key, value in table.items()} if isinstance(table, Mapping) else table
+
+
+def _rewrite(change: Change, project: Project, pattern: str, renamed: Callable[[dict[str, Any]], Any]) -> None:
+    for path in sorted(project.folder.glob(pattern)):
+        try:
+            before = read_table(path)
+        except (OSError, ValueError):  # damaged: it is told where it is needed
+            continue
+        after = renamed(before)
+        if after != before:
+            change.table(relative(path, project.folder), after)
+
+
+def rename_class(project: Project, old: str, new: str) -> Project:
+    """Call a class otherwise; it keeps its number, its labels, and what the versions know of it.
+
+    Parameters
+    ----------
+    project
+        It is read afresh.
+    old, new
+        Names.
+
+    Raises
+    ------
+    FmsegError
+        If there is no such class, or the new name is taken or cannot be one.
+    """
+    new = new.strip()
+    with changing(project.folder) as change:
+        fresh = open_project(project.folder)
+        if old not in fresh.facts.numbers:
+            raise FmsegError(f"The project has no class {old!r}, but {', '.join(fresh.facts.numbers)}.")
+        taken = {name.casefold() for name in fresh.facts.numbers if name != old} | {"background", "ignore", ""}
+        if new.casefold() in taken:
+            raise FmsegError(f"{new!r} cannot be the name of a class: it is one already, or stands for something else.")
+        facts = nnunet_json.with_class_name(fresh.facts, old, new, fresh.folder)
+        change.table("dataset.json", facts.table)
+        cases = {name: _with_class(record, old, new) for name, record in fresh.index.cases.items()}
+        for version in list_versions(fresh):
+            _rewrite_version(change, fresh, version.card, old, new)
+        index = dataclasses.replace(fresh.index, cases=cases)
+        write_state(change, dataclasses.replace(fresh, facts=facts, index=index))
+    return open_project(project.folder)
+
+
+def _with_class(record: CaseRecord, old: str, new: str) -> CaseRecord:
+    def named(classes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(new if name == old else name for name in classes)
+
+    return dataclasses.replace(
+        record,
+        classes=named(record.classes),
+        earlier=tuple(dataclasses.replace(past, classes=named(past.classes)) for past in record.earlier),
+        dice={version: _renamed(scores, old, new) for version, scores in record.dice.items()},
+    )
+
+
+def _rewrite_version(change: Change, project: Project, card: ModelCard, old: str, new: str) -> None:
+    """Call the class otherwise in the card of a version and in its scores; the weights know numbers only."""
+    place = relative(card.folder, project.folder)
+    own = dataclasses.replace(
+        card,
+        labels={value: new if name == old else name for value, name in card.labels.items()},
+        scores={stage: _renamed(scores, old, new) for stage, scores in card.scores.items()},
+        surface=_renamed(card.surface, old, new),
+    )
+    write_card(own, change.place(f"{place}/{card.name}.toml"))
+
+    def renamed(table: dict[str, Any]) -> dict[str, Any]:
+        scores = table.get("scores")
+        if not isinstance(scores, Mapping):
+            return table
+        return {**table, "scores": {case: _renamed(own, old, new) for case, own in scores.items()}}
+
+    _rewrite(change, project, f"{place}/lineage.json", renamed)

@@ -1,0 +1,1 @@
+"""What each pipeline's stages learn."""

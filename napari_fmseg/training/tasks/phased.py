@@ -1,0 +1,176 @@
+"""What each stage of the phased pipeline learns from: consensus, then attention on its crops, then edge.
+
+A task makes training samples and says how wrong the network was. Everything that a later stage needs from an earlier,
+now frozen one is computed once per case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.core.resampling_torch import resize, resize_slab, zoom
+from napari_fmseg.core.volume import Box
+from napari_fmseg.datasets.case import IGNORE
+from napari_fmseg.models.card import Intensity
+from napari_fmseg.nets.fmsf import HALO
+from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, consensus_input, look_closer
+from napari_fmseg.pipelines.preprocessing import cut, stretched
+from napari_fmseg.training.data.augmentation import varied, vary_intensity, window_around
+from napari_fmseg.training.data.samples import Sample, target_in
+from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.training.tasks.base import Labelled, Task
+
+__all__ = ["make_task"]
+
+_EDGE_VOXELS = 400_000
+
+
+def make_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]) -> Task:
+    """Make the task of a stage.
+
+    Raises
+    ------
+    InvalidRecipe
+        If the pipeline has no such stage, or an earlier stage is missing.
+    """
+    kinds: dict[str, tuple[type[Any], tuple[str, ...]]] = {
+        "consensus": (_Consensus, ()),
+        "attention": (_Attention, ("consensus",)),
+        "edge": (_Edge, ("consensus", "attention")),
+    }
+    if stage.stage not in kinds:
+        raise InvalidRecipe(f"The phased pipeline has no stage {stage.stage!r}. Choose of: {', '.join(kinds)}.")
+    kind, needed = kinds[stage.stage]
+    missing = [name for name in needed if name not in frozen]
+    if missing:
+        raise InvalidRecipe(
+            f"Stage {stage.stage!r} learns on the output of {', '.join(missing)}. Train that first: list it before "
+            "in the recipe, or start from a model that has it."
+        )
+    task: Task = kind(stage, recipe, samples, frozen)
+    return task
+
+
+class _Phase(Labelled):
+    """What the three tasks share."""
+
+    def __init__(
+        self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
+    ) -> None:
+        super().__init__(stage, recipe, samples)
+        self.settings = PhasedSettings.of(recipe.settings)
+
+
+class _Consensus(_Phase):
+    def sample(
+        self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
+        case = self.samples[index]
+        whole = [(0.0, float(n)) for n in case.labels.shape]
+        spans = window_around(whole, self.augment, rng)
+        x = stretched(zoom(case.image, spans, self.settings.consensus_grid), self.intensity)
+        target = target_in(case.labels, spans, self.settings.consensus_grid, self.n_classes)
+        (x,), target = varied([x], target, self.augment_of(case), self.swap, rng)
+        return [vary_intensity(x, self.augment, rng, noise)], target
+
+
+class _Attention(_Phase):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        frozen = args[3]
+        self.looks = [_look(case, frozen["consensus"], self.settings, self.intensity) for case in self.samples]
+        self.remarks = _cut_off(self.samples, [box for _, box in self.looks], args[1].labels)
+
+    def sample(
+        self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
+        case, (attention, box) = self.samples[index], self.looks[index]
+        spans = window_around([(s.start, s.stop) for s in box], self.augment, rng)
+        x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
+        target = target_in(case.labels, spans, self.settings.attention_grid, self.n_classes)
+        (x, a), target = varied([x, a], target, self.augment_of(case), self.swap, rng)
+        return [vary_intensity(x, self.augment, rng, noise), a], target
+
+
+class _Edge(_Phase):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        frozen = args[3]
+        self.boxes: list[Box] = []
+        self.segmentations: list[Tensor] = []
+        for case in self.samples:
+            attention, box = _look(case, frozen["consensus"], self.settings, self.intensity)
+            spans = [(float(s.start), float(s.stop)) for s in box]
+            x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
+            with torch.inference_mode():
+                s = frozen["attention"](x[None], a[None])[0]
+            self.boxes.append(box)
+            self.segmentations.append(s.half())
+
+    def sample(
+        self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
+    ) -> tuple[list[Tensor], Tensor]:
+        case, box = self.samples[index], self.boxes[index]
+        crop, labels = cut(case.image, box), case.labels[box]
+        s = self.segmentations[index].float()
+        if self.settings.edge_grid == "attention":
+            grid = self.settings.attention_grid
+            x = resize(crop, grid)
+            target = target_in(labels, [(0.0, float(n)) for n in labels.shape], grid, self.n_classes)
+        else:
+            depth = max(2 * HALO + 1, _EDGE_VOXELS // (labels.shape[1] * labels.shape[2]))
+            first = _first_plane(labels, depth, rng, focus)
+            planes = slice(first, min(labels.shape[0], first + depth))
+            x, s = crop[:, planes], resize_slab(s, labels.shape, planes)
+            whole = [(0.0, float(n)) for n in labels[planes].shape]
+            target = target_in(labels[planes], whole, labels[planes].shape, self.n_classes)
+        return [vary_intensity(x, self.augment, rng, noise), s], target
+
+
+def _cut_off(samples: Sequence[Sample], boxes: Sequence[Box], labels: Sequence[str]) -> list[str]:
+    """Remark on structures that mostly lie outside of the window in most cases: they are neither learned nor found."""
+    remarks = []
+    for value, name in enumerate(labels, 1):
+        shares = [
+            float((case.labels[box] == value).sum() / there)
+            for case, box in zip(samples, boxes, strict=True)
+            if (there := int((case.labels == value).sum()))
+        ]
+        missed = sum(share < _CUT for share in shares)
+        if 2 * missed > len(shares):
+            remarks.append(
+                f"attention: most of {name!r} lies outside of the window that it looks at in {missed} of {len(shares)} "
+                'cases, so it cannot be found. Set window = "all", or train the consensus stage longer.'
+            )
+    return remarks
+
+
+_CUT = 0.5
+
+
+def _first_plane(labels: Tensor, depth: int, rng: np.random.Generator, focus: int = 0) -> int:
+    """Draw where a slab of planes starts: around a labelled plane, or around one with the class `focus`."""
+    last = max(0, labels.shape[0] - depth)
+    wanted = labels == focus if focus else labels != IGNORE
+    if focus and not wanted.any():
+        wanted = labels != IGNORE
+    told = wanted.any(2).any(1).nonzero()[:, 0]
+    if not len(told) or (not focus and len(told) == labels.shape[0]):
+        return int(rng.integers(0, last + 1))
+    middle = int(told[int(rng.integers(len(told)))])
+    return min(last, max(0, middle - int(rng.integers(0, depth))))
+
+
+@torch.inference_mode()
+def _look(case: Sample, consensus: nn.Module, settings: PhasedSettings, intensity: Intensity) -> tuple[Tensor, Box]:
+    """Attention map and native window that the frozen consensus network gives for a case."""
+    p = consensus(consensus_input(case.image, settings, intensity)[None])[0]
+    shape = (case.labels.shape[0], case.labels.shape[1], case.labels.shape[2])
+    _, attention, box = look_closer(p, shape, settings)
+    return attention.clone(), box

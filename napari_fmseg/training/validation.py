@@ -1,0 +1,72 @@
+"""How well networks do on held-out cases while they are being trained, by the pipeline that users run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+import numpy as np
+
+from napari_fmseg.core.events import Progress, TrainEvent, drain
+from napari_fmseg.core.volume import LabelMap
+from napari_fmseg.datasets.case import IGNORE
+from napari_fmseg.evaluation.metrics import dice_per_label
+from napari_fmseg.models.weights import Model
+from napari_fmseg.pipelines import SegmentOptions, segment
+from napari_fmseg.training.data.samples import Held
+
+__all__ = ["dice_where_told", "validated"]
+
+
+def validated(
+    model: Model, until: str, cases: Sequence[Held], labels: Sequence[str], old: Sequence[str] = ()
+) -> Generator[TrainEvent, None, tuple[dict[str, float], LabelMap | None]]:
+    """Run a model as far as a stage on held-out cases.
+
+    Parameters
+    ----------
+    model
+        With the networks of that stage and of those before it.
+    until
+        The stage.
+    cases
+        Those that are only watched do not count in the mean that chooses the best epoch.
+    labels
+        The recipe's classes.
+    old
+        Those of them that a model of before knew.
+
+    Returns
+    -------
+    tuple
+        ``"dice"``: the mean that chooses; ``"old"``: that of the old classes; ``"dice/NAME"`` of every class that any
+        case was labelled with. And what was found in the first case.
+    """
+    options = SegmentOptions(until=until, show_stages=False, precision="float32")
+    table, first = [], None
+    for i, case in enumerate(cases):
+        yield Progress("validating", i, len(cases))
+        found = drain(segment(case.volume, model, options))
+        table.append(dice_where_told(found, case, len(labels) + 1))
+        first = found if i == 0 else first
+    rows, watched = np.array(table), np.array([case.watched for case in cases])
+    chosen, shown = _means(rows[~watched].reshape(-1, len(labels))), _means(rows[watched].reshape(-1, len(labels)))
+    both = np.where(np.isnan(shown), chosen, shown)
+    named = {f"dice/{name}": float(m) for name, m in zip(labels, both, strict=True) if m == m}
+    told = {"dice": chosen, "old": np.array([v for n, v in zip(labels, both, strict=True) if n in old])}
+    means = {name: float(_means(values[:, None])[0]) for name, values in told.items() if np.isfinite(values).any()}
+    return {**means, **named}, first
+
+
+def dice_where_told(found: LabelMap, case: Held, n_classes: int) -> np.ndarray:
+    """Dice per class on the voxels that were labelled; nan for classes that the case was never labelled with."""
+    told = case.truth.data != IGNORE
+    dice = dice_per_label(found.data * told, case.truth.data * told, n_classes)
+    dice[[label - 1 for label in case.missing]] = np.nan
+    return dice
+
+
+def _means(table: np.ndarray) -> np.ndarray:
+    """Means over the first axis of what is a number; nan where nothing is."""
+    counts = np.isfinite(table).sum(0)
+    means: np.ndarray = np.divide(np.nansum(table, 0), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
+    return means

@@ -1,0 +1,1 @@
+"""Child processes: segmentation engine and training."""

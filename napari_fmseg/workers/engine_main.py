@@ -1,0 +1,8 @@
+"""``python -m napari_fmseg.workers.engine`` is the engine's process; it is started by `RemoteEngine`, not by hand."""
+
+import sys
+
+from napari_fmseg.workers.engine_child import main
+
+if __name__ == "__main__":
+    sys.exit(main(*(float(minutes) for minutes in sys.argv[1:2])))

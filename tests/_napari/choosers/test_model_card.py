@@ -1,0 +1,36 @@
+"""What the panel tells of a model's card."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("napari")
+from napari_fmseg._napari.segment.dock import SegmentDock
+from napari_fmseg.models.card import write_card
+from napari_fmseg.models.half_precision import HalfPrecision
+from napari_fmseg.models.registry import find_card
+
+
+def test_the_card_tells_what_half_precision_changes_where_it_was_measured(
+    make_napari_viewer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FMSEG_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    card = find_card("fmsf-phantom-ct")
+    measured = HalfPrecision(dict.fromkeys(card.labels.values(), 0.98), 4, card.sha256)
+    write_card(dataclasses.replace(card, name="measured", half_precision=measured), tmp_path / "models" / "m.toml")
+    viewer = make_napari_viewer(show=True)
+    dock = SegmentDock(viewer)
+    viewer.window.add_dock_widget(dock)
+    told = {}
+    for name in ("measured", "fmsf-phantom-ct"):
+        dock.model.choose(name)
+        told[name] = dock.model.rest.text()
+    dock.session.close()
+    assert "lowest Dice 0.9800" in told["measured"]
+    assert "taken only when asked for" in told["measured"]
+    assert "Half precision" not in told["fmsf-phantom-ct"]

@@ -1,0 +1,148 @@
+"""One machine stands for a smaller one where FMSEG_CPU_CAPABILITY says so; threads of the command line wait asleep."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from napari_fmseg.cli.doctor import examine
+from napari_fmseg.cli.main import main
+from napari_fmseg.core.errors import DeviceUnavailable
+from napari_fmseg.core.hardware import cpu_capability
+from napari_fmseg.core.processes import environment
+from napari_fmseg.evaluation.metrics import dice_per_label
+from napari_fmseg.nets.runtime.device import pick_device
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+OURS = ("FMSEG_CPU_CAPABILITY", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS",
+        "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # fmt: skip
+
+USED = """
+import sys
+import napari_fmseg
+import torch
+from napari_fmseg.nets.runtime.device import pick_precision
+print(torch.backends.cpu.get_cpu_capability(), pick_precision(torch.device("cpu"), half_precision_ok=True))
+"""
+CHANGED = """
+import os
+before = dict(os.environ)
+import napari_fmseg.nets
+from napari_fmseg.cli.main import main
+main(["--version"])
+print({k: v for k, v in os.environ.items() if before.get(k) != v})
+"""
+SEGMENT = """
+import sys
+import numpy as np
+import napari_fmseg as fm
+volume, _ = fm.phantom_ct(20261, spacing=(6.0, 5.0, 5.0), difficulty="easy")
+model = fm.load_model("fmsf-phantom-ct", device="cpu")
+np.save(sys.argv[1], fm.drain(fm.segment(volume, model)).data)
+"""
+
+
+def run(code: str, *words: object, **variables: str) -> str:
+    """Run Python in a process of its own, in which only these variables are set."""
+    clean = {k: v for k, v in environment().items() if k not in OURS}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        env={**clean, **variables}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(not X86, reason="the names of instruction sets are those of x86")
+@pytest.mark.parametrize(("value", "used"), [("avx2", {"AVX2", "DEFAULT"}), (" AVX2", {"AVX2", "DEFAULT"}),
+                                             ("default", {"DEFAULT"})])  # fmt: skip
+def test_the_variable_hides_wide_instructions_and_half_precision_from_torch(value: str, used: set[str]) -> None:
+    capability, precision = run(USED, FMSEG_CPU_CAPABILITY=value).split()
+    assert capability in used
+    assert precision == "float32"
+
+
+@pytest.mark.skipif(not (X86 and cpu_capability()), reason="nothing is hidden from these tests")
+def test_the_tests_themselves_run_with_what_is_left() -> None:
+    assert torch.backends.cpu.get_cpu_capability() in {"AVX2", "DEFAULT"}
+
+
+def test_child_processes_inherit_what_is_hidden() -> None:
+    code = (
+        "import subprocess, sys, napari_fmseg\n"
+        "print(subprocess.run([sys.executable, '-c', sys.argv[1]], capture_output=True, text=True, check=True).stdout)"
+    )
+    capability, precision = run(code, USED, FMSEG_CPU_CAPABILITY="default").split()
+    assert precision == "float32"
+    assert capability == "DEFAULT" or not X86
+
+
+def test_a_model_gives_the_same_mask_with_fewer_instructions(tmp_path: Path) -> None:
+    masks = []
+    for variables in ({}, {"FMSEG_CPU_CAPABILITY": "avx2"}, {"FMSEG_CPU_CAPABILITY": "default"}):
+        run(SEGMENT, tmp_path / "mask.npy", **variables)
+        masks.append(np.load(tmp_path / "mask.npy"))
+    classes = int(masks[0].max()) + 1
+    assert classes > 2
+    for other in masks[1:]:
+        assert np.nanmin(dice_per_label(other, masks[0], classes)) >= 0.999
+
+
+def test_a_wrong_value_is_refused_where_a_device_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FMSEG_CPU_CAPABILITY", "avx9")
+    with pytest.raises(DeviceUnavailable, match="'avx9'; expected avx2 or default"):
+        cpu_capability()
+    with pytest.raises(DeviceUnavailable, match="unset it"):
+        pick_device("cpu")
+    (tmp_path / "image.nii").write_bytes(b"")
+    words = ["segment", str(tmp_path / "image.nii"), "--model", "fmsf-phantom-ct", "--output", str(tmp_path / "o.nii")]
+    assert main(words) == 3
+    assert "FMSEG_CPU_CAPABILITY is 'avx9'" in capsys.readouterr().err
+    (found,) = (finding for finding in examine() if finding.name == "precision")
+    assert found.state == "bad"
+    assert "'avx9'" in found.text
+
+
+def test_an_import_with_a_wrong_value_still_succeeds() -> None:
+    assert run("import napari_fmseg; print(napari_fmseg.__version__)", FMSEG_CPU_CAPABILITY="avx9")
+
+
+def test_the_doctor_tells_what_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FMSEG_CPU_CAPABILITY", "avx2")
+    (found,) = (finding for finding in examine() if finding.name == "precision")
+    assert (found.state, "FMSEG_CPU_CAPABILITY=avx2 hides" in found.text) == ("ok", True)
+
+
+def test_a_program_that_uses_the_library_keeps_its_environment() -> None:
+    assert run(CHANGED).splitlines()[-1] == "{}"
+
+
+START = {
+    "module": "import runpy, sys; sys.argv[0] = 'fmseg'; runpy.run_module('napari_fmseg', run_name='__main__')",
+    "console script": "import sys; from napari_fmseg.cli.main import main; sys.exit(main())",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what GNU's OpenMP tells of itself")
+@pytest.mark.parametrize("start", START)
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, 0), ({"OMP_WAIT_POLICY": "ACTIVE"}, 30_000_000_000), ({"GOMP_SPINCOUNT": "1000"}, 1000)],
+)
+def test_threads_of_the_command_line_wait_asleep_unless_the_user_chose(
+    start: str, given: dict[str, str], spins: int
+) -> None:
+    clean = {k: v for k, v in environment().items() if k not in OURS}
+    told = subprocess.run(
+        [sys.executable, "-c", START[start], "doctor"],
+        env={**clean, "OMP_DISPLAY_ENV": "VERBOSE", **given}, capture_output=True, text=True, check=False,
+    ).stderr  # fmt: skip
+    (line,) = (line for line in told.splitlines() if "GOMP_SPINCOUNT" in line)  # OpenMP says what it was loaded with
+    assert int(line.split(" = ")[1].strip("'")) == spins

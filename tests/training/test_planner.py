@@ -1,0 +1,139 @@
+"""A recipe from the data and the machine, in plain words."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.core.events import Saved
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.io import write_labels, write_volume
+from napari_fmseg.models.card import ModelCard, NetSpec
+from napari_fmseg.models.weights import save_model
+from napari_fmseg.nets import build
+from napari_fmseg.training import Case, train
+from napari_fmseg.training.planner import facts_of, suggest_recipe
+
+
+def dataset(folder: Path, *, offset: float = 0.0, small: bool = False, names: Any = None) -> Path:
+    rng = np.random.default_rng(0)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for i in range(5):
+        data, labels = rng.normal(offset, 5, (20, 40, 60)).astype(np.float32), np.zeros((20, 40, 60), np.uint8)
+        labels[5:7, 5:7, 5:7] = 1
+        labels[8:16, 10:30, 20:50] = 0 if small else 2
+        data[labels > 0] += 1100
+        geometry = Geometry.from_spacing(labels.shape, (3.0, 1.0, 1.0))
+        write_volume(Volume(data, geometry), folder / "imagesTr" / f"c{i}_0000.nii.gz")
+        write_labels(LabelMap(labels, geometry), folder / "labelsTr" / f"c{i}.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps({"labels": names or {"background": 0, "dot": 1, "block": 2}}))
+    return folder
+
+
+def test_the_data_are_described_as_they_are(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data", offset=-1000)
+    cases = [
+        Case(f"c{i}", (folder / f"imagesTr/c{i}_0000.nii.gz",), folder / f"labelsTr/c{i}.nii.gz") for i in range(5)
+    ]
+    facts = facts_of(cases, {1: "dot", 2: "ignore"}, ("dot",))
+    assert facts.shape == (20, 40, 60)
+    assert facts.spacing == pytest.approx((3, 1, 1))
+    assert facts.is_hounsfield
+    assert facts.sparse
+    assert facts.window == pytest.approx((100, 100), abs=20)
+    assert facts.share["dot"] == pytest.approx(8 / (48_000 - 4800))
+
+
+def test_a_suggested_recipe_trains_and_tells_what_it_does_in_plain_words(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data", offset=-1000)
+    found = suggest_recipe(folder, 0.02, device="cpu", out=tmp_path / "out")
+    recipe = found.recipe
+    assert recipe.labels == ("dot", "block")
+    assert recipe.intensity.kind == "window"
+    assert recipe.intensity.low < 100 < recipe.intensity.high
+    assert recipe.stages[0].loss == "dice_ce_by_class"
+    assert all(n % 16 == 0 and n >= 32 for grid in recipe.settings.values() if grid != "all" for n in grid)
+    assert "4 cases" in str(found)
+    assert "3 x 1 x 1 mm" in str(found)
+    assert "steps" in str(found)
+    assert isinstance(list(train(recipe))[-1], Saved)
+
+
+def test_twice_the_time_gives_more_steps(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data", small=True, names={"background": 0, "dot": 1})
+    known = {"consensus": 0.02, "attention": 0.2, "edge": 0.1}  # not this machine's, which may be slow or busy
+    short, long = (
+        suggest_recipe(folder, m, device="cpu", out=tmp_path / "out", seconds_per_step=known) for m in (0.5, 1.0)
+    )
+    assert [stage.steps for stage in short.recipe.stages] == [375, 90, 15]  # a quarter of 30 s, then 0.6, then 0.05
+    assert short.recipe.stages[0].loss == "dice_ce_balanced"
+    assert short.recipe.intensity.kind == "percentile"
+    for one, other in zip(short.recipe.stages, long.recipe.stages, strict=True):
+        assert other.steps == 2 * one.steps
+        assert one.steps_per_epoch <= one.steps
+
+
+def test_starting_from_a_model_keeps_its_ways_and_its_answers(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data", small=True, names={"background": 0, "dot": 1})
+    found = suggest_recipe(folder, 1, "fmsf-hippocampus-mr", "cpu", out=tmp_path / "out")
+    recipe = found.recipe
+    assert recipe.labels == ("anterior", "posterior", "dot")
+    assert recipe.settings["consensus_grid"] == [48, 64, 48]
+    assert recipe.keep_answers > 0
+    assert Path(recipe.start_from).name == "fmsf-hippocampus-mr.toml"
+    assert "new: dot" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "nets", "settings"),
+    [
+        ("single", {"net": NetSpec("unet3d", {"width": 4})}, {"window": [16, 16, 16]}),
+        (
+            "coarse_fine",
+            {
+                "coarse": NetSpec("baseunet", {"channels": [2, 2, 4, 4, 4], "encoder": 2, "decoder": 2}),
+                "fine": NetSpec("efficientsegnet", {"channels": [2, 2, 4, 4, 4], "context": "none"}),
+            },
+            {"coarse_size": [32, 32, 32], "fine_size": [32, 32, 32]},
+        ),
+    ],
+)
+def test_a_model_of_any_pipeline_can_be_gone_on_from(
+    tmp_path: Path, pipeline: str, nets: dict[str, NetSpec], settings: dict[str, Any]
+) -> None:
+    folder = dataset(tmp_path / "data", small=True, names={"background": 0, "dot": 1})
+    told = {"in_channels": 1, "n_classes": 2}
+    nets = {stage: NetSpec(spec.network, {**told, **spec.kwargs}) for stage, spec in nets.items()}
+    card = ModelCard("before", "before", pipeline, nets, {1: "dot"}, settings=settings)
+    save_model(card, {stage: build(spec.network, **spec.kwargs) for stage, spec in nets.items()}, tmp_path)
+    found = suggest_recipe(folder, 0.005, str(tmp_path / "before.toml"), "cpu", out=tmp_path / "out")
+    few = tuple(dataclasses.replace(stage, steps=1, steps_per_epoch=1) for stage in found.recipe.stages)
+    assert [stage.stage for stage in few] == list(nets)
+    assert isinstance(list(train(dataclasses.replace(found.recipe, stages=few)))[-1], Saved)
+
+
+def test_nothing_to_learn_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRecipe, match="labelled case"):
+        suggest_recipe([Case("a", (tmp_path / "a.nii",))], labels=("dot",))
+
+
+def test_a_model_of_one_structure_that_learns_a_second_one_looks_at_both(tmp_path: Path) -> None:
+    kwargs = {"in_channels": 1, "n_classes": 2, "width": 4}
+    specs = {"consensus": NetSpec("snet", kwargs), "attention": NetSpec("attnnet", kwargs)}
+    settings = {"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]}
+    nets = {stage: build(spec.network, **spec.kwargs) for stage, spec in specs.items()}
+    save_model(ModelCard("one", "one", "phased", specs, {1: "cube"}, settings=settings), nets, tmp_path)
+    folder = dataset(tmp_path / "data", names={"cube": 1, "ball": 2})
+    start = str(tmp_path / "one.toml")
+    more = suggest_recipe(folder, 0.001, start, "cpu", labels=("cube", "ball"), out=tmp_path / "out")
+    same = suggest_recipe(folder, 0.001, start, "cpu", labels=("cube",), out=tmp_path / "out")
+    assert more.recipe.settings == {**settings, "window": "all"}
+    assert same.recipe.settings == settings
+    assert any("a window around every piece" in word for word in more.words)
