@@ -40,7 +40,7 @@ from napari_fmseg.nets import build
 from napari_fmseg.nets.runtime.device import pick_device
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.pipelines.coarse_fine import box_around, network_input
-from napari_fmseg.pipelines.postprocess import keep_parts
+from napari_fmseg.pipelines.postprocess import keep_largest_components
 
 FIELD_MM = (400.0, 400.0, 400.0)
 
@@ -70,7 +70,7 @@ def drawn_model(n_classes: int, folder: Path) -> Path:
     card = ModelCard(
         name="drawn", title="Drawn weights", pipeline="coarse_fine", nets=specs, modality="CT",
         labels={i: f"class {i}" for i in range(1, n_classes + 1)}, intensity=Intensity("window_zscore", -325, 325),
-        settings={"coarse_parts": [1], "fine_parts": [1]},
+        settings={"coarse_max_components": [1], "fine_max_components": [1]},
     )  # fmt: skip
     save_model(card, nets, folder)
     return folder / "drawn.toml"
@@ -129,9 +129,9 @@ class NetworkSeconds:
         self.seconds = 0.0
 
     def __enter__(self) -> NetworkSeconds:
-        from napari_fmseg.pipelines.executor import Engine
+        from napari_fmseg.pipelines.executor import InferenceRunner
 
-        self._engine, self._attempt = Engine, Engine.attempt
+        self._engine, self._attempt = InferenceRunner, InferenceRunner.attempt
 
         def attempt(own: Any, net: Any, *inputs: Any) -> Any:
             start = time.perf_counter()
@@ -139,7 +139,7 @@ class NetworkSeconds:
             self.seconds += time.perf_counter() - start
             return out
 
-        Engine.attempt = attempt  # type: ignore[method-assign]
+        InferenceRunner.attempt = attempt  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -165,7 +165,7 @@ def plain(path: Path, model: Model, asked: argparse.Namespace, result: Path) -> 
 
     def kept(logits: torch.Tensor, grid: Any, parts: tuple[int, ...], least: float) -> tuple[LabelMap, torch.Tensor]:
         seen = LabelMap(chosen(logits), grid)
-        left = keep_parts(seen, parts, least)
+        left = keep_largest_components(seen, parts, least)
         gone = torch.from_numpy((seen.data != 0) & (left.data == 0)).to(logits.device)
         if overlapping:
             return left, torch.where(gone, torch.minimum(logits, -1e-3 - logits), logits)
@@ -180,11 +180,11 @@ def plain(path: Path, model: Model, asked: argparse.Namespace, result: Path) -> 
     coarse = resize(image[(slice(None), *box)], settings.coarse_size)
     logits = model.nets["coarse"](network_input(coarse, intensity)[None])[0]
     grid = geometry.crop(box).resized(settings.coarse_size)
-    found, _ = kept(logits, grid, settings.coarse_parts, settings.coarse_least_ml)
+    found, _ = kept(logits, grid, settings.coarse_max_components, settings.coarse_min_ml)
     box = box_around(found.data, geometry, settings.margin_mm, box)
     logits = model.nets["fine"](network_input(resize(image[(slice(None), *box)], settings.fine_size), intensity)[None])
     grid = geometry.crop(box).resized(settings.fine_size)
-    _, logits = kept(logits[0], grid, settings.fine_parts, settings.fine_least_ml)
+    _, logits = kept(logits[0], grid, settings.fine_max_components, settings.fine_min_ml)
     whole = torch.full((len(logits), *geometry.shape), -30.0, device=logits.device)
     if not overlapping:
         whole[0] = 30.0  # the background

@@ -26,7 +26,7 @@ import torch
 
 from napari_fmseg.core.events import EpochDone, StageResult, Warned
 from napari_fmseg.core.volume import LabelMap
-from napari_fmseg.explain.uncertainty import ranked, uncertainty
+from napari_fmseg.explain.uncertainty import rank_by_uncertainty, uncertainty
 from napari_fmseg.io import read_labels, read_volume, write_labels
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
@@ -179,8 +179,8 @@ def forgetting(options: argparse.Namespace) -> None:
     watch = Replay(old, watch=True, holdout=some)
     ways = {
         "replay": {"replay": (Replay(old, most=options.replayed, classes=labels, holdout=some),)},
-        "answers": {"replay": (watch,), "keep_answers": 1.0},
-        "weights": {"replay": (watch,), "keep_weights": 0.01},
+        "answers": {"replay": (watch,), "distillation_weight": 1.0},
+        "weights": {"replay": (watch,), "l2sp_weight": 0.01},
         "nothing": {"replay": (watch,)},
     }
     for way in options.ways:
@@ -229,7 +229,7 @@ def label_next(options: argparse.Namespace) -> None:
                 if "doubts" not in done:
                     done["doubts"] = _doubts(recipe, rest, options.flips)
                     results.save()
-                order = ranked(done["doubts"])
+                order = rank_by_uncertainty(done["doubts"])
             else:
                 order = tuple(rng.permutation([c.name for c in rest]))
             chosen += order[: options.add]

@@ -180,7 +180,7 @@ def _readers(what: str, path: Path) -> list[str]:
     kind = what.split(":")[0]
     if kind in ("project", "card", "recipe"):
         return {"project": ["open_project", "cases_of"], "card": ["read_card"], "recipe": ["load_recipe"]}[kind]
-    more = ["list_series", "list_offers"] if path.is_dir() or kind.startswith("zip") else []
+    more = ["list_series", "preview_series"] if path.is_dir() or kind.startswith("zip") else []
     return ["read_volume", "read_labels", *more, *(["find_volumes"] if path.is_dir() else [])]
 
 

@@ -83,7 +83,7 @@ class DoctorDock(Dock):
         self.run()
 
     def run(self) -> None:
-        """Look; the list is there in a few seconds."""
+        """Inspect; the list is there in a few seconds."""
         if self._process is not None:
             return
         self._say("Looking at this machine …", busy=True)
@@ -99,7 +99,7 @@ class DoctorDock(Dock):
         process.start(self.command[0], list(self.command[1:]))
 
     def report(self) -> str:
-        """Give the findings as text."""
+        """Return the findings as text."""
         lines = [versions(), ""]
         for f in self.findings:
             lines.append(f"{_MARKS[f['state']][0]} {f['name']}: {f['text']}")
@@ -167,7 +167,7 @@ def _listed(findings: Sequence[dict[str, str]]) -> str:
 
 
 def _summed(findings: Sequence[dict[str, str]]) -> str:
-    """Say in a line how things stand."""
+    """Return in a line how things stand."""
     bad, warn = (sum(f["state"] == state for f in findings) for state in ("bad", "warn"))
     parts = [f"{bad} to mend"] if bad else []
     parts += [f"{warn} could be better"] if warn else []

@@ -62,7 +62,7 @@ class Frame:
 
     @classmethod
     def of(cls, layer: Any) -> Frame:
-        """Take down the frame of an image layer.
+        """Accept down the frame of an image layer.
 
         Raises
         ------
@@ -73,7 +73,7 @@ class Frame:
         return cls(geometry_of(layer), _world_of(layer), units, tuple(layer.axis_labels[-3:]))
 
     def place(self, geometry: Geometry) -> dict[str, Any]:
-        """Give the arguments that put a layer in its place on the image; its metadata need `world`, too."""
+        """Return the arguments that put a layer in its place on the image; its metadata need `world`, too."""
         sizes = np.array([unit_mm(unit) for unit in self.units])
         matrix = self.world @ geometry.affine
         matrix[:3] /= sizes[:, None]
@@ -87,19 +87,19 @@ class Frame:
 
 
 def place(geometry: Geometry) -> dict[str, Any]:
-    """Give the arguments that put a layer in its place: scale, translate, units and axis labels, all (z, y, x)."""
+    """Return the arguments that put a layer in its place: scale, translate, units and axis labels, all (z, y, x)."""
     turn = geometry.direction
     start = np.linalg.solve(turn, geometry.origin) if geometry.is_sheared else turn.T @ geometry.origin
     return {"scale": geometry.spacing, "translate": tuple(start.tolist()), "units": UNITS, "axis_labels": AXES}
 
 
 def has_spacing(layer: Any) -> bool:
-    """Whether a layer says how large its voxels are: without it there are voxels, but no mm and no ml."""
+    """Return whether a layer says how large its voxels are: without it there are voxels, but no mm and no ml."""
     return not any(str(unit) in _NO_LENGTH for unit in layer.units[-3:])
 
 
 def mm_matrix(layer: Any) -> npt.NDArray[np.float64]:
-    """Give the (4, 4) matrix from an index (z, y, x, 1) to the layer's world in mm; a pixel counts as 1 mm.
+    """Return the (4, 4) matrix from an index (z, y, x, 1) to the layer's world in mm; a pixel counts as 1 mm.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def mm_matrix(layer: Any) -> npt.NDArray[np.float64]:
 
 
 def unit_mm(unit: Any, name: str = "") -> float:
-    """Give the length of a unit in mm, 1 for a pixel.
+    """Return the length of a unit in mm, 1 for a pixel.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def _size_mm(unit: str) -> float | None:
 
 
 def geometry_of(layer: Any) -> Geometry:
-    """Tell where a layer's voxels lie: as its file said, if it was not moved since, else as its whole transform says.
+    """Return where a layer's voxels lie: as its file said, if it was not moved since, else as its whole transform says.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def geometry_of(layer: Any) -> Geometry:
 
 
 def same_place(one: Any, other: Any) -> bool:
-    """Whether two layers show the same voxels in the same places of the world."""
+    """Return whether two layers show the same voxels in the same places of the world."""
     if tuple(one.data.shape[-3:]) != tuple(other.data.shape[-3:]):
         return False
     try:
@@ -201,7 +201,7 @@ def moves_of(layer: Any) -> list[Any]:
 
 
 def same_units(one: Any, other: Any) -> bool:
-    """Whether two layers are measured in the same units."""
+    """Return whether two layers are measured in the same units."""
     return [str(unit) for unit in one.units] == [str(unit) for unit in other.units]
 
 
@@ -211,7 +211,7 @@ def _told(layer: Any) -> dict[str, Any]:
 
 
 def _world_of(layer: Any) -> npt.NDArray[np.float64]:
-    """Give the matrix from LPS mm to the layer's world in mm."""
+    """Return the matrix from LPS mm to the layer's world in mm."""
     told = _told(layer)
     if told.get("world") is not None:
         return np.array(told["world"], np.float64)

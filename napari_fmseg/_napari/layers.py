@@ -95,7 +95,7 @@ def along(volume: Volume, frame: Geometry) -> Volume:
 
 
 def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerData]:
-    """Give one image layer per channel, in its place, with a contrast that shows something.
+    """Return one image layer per channel, in its place, with a contrast that shows something.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerDa
 
 
 def _of_channel(meta: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Give what is known of one channel."""
+    """Return what is known of one channel."""
     own = dict(meta)
     for key, each in (("units", "channel_units"), ("modality", "channel_modalities")):
         if each in meta:
@@ -144,13 +144,13 @@ def _of_channel(meta: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def meta_of(layer: Any) -> dict[str, Any]:
-    """Give what the file of an image layer said of it, or of its channel."""
+    """Return what the file of an image layer said of it, or of its channel."""
     told = layer.metadata.get(KEY) or {}
     return _of_channel(told.get("meta") or {}, int(told.get("channel", 0)))
 
 
 def is_pet(meta: Mapping[str, Any]) -> bool:
-    """Whether an image is a PET, as its file says."""
+    """Return whether an image is a PET, as its file says."""
     return meta.get("modality") in ("PT", "PET") or meta.get("units") == "SUV"
 
 
@@ -174,7 +174,7 @@ def window_of(data: npt.NDArray[Any], meta: Mapping[str, Any]) -> tuple[float, f
 
 
 def _placed(geometry: Geometry, frame: Geometry | Frame | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Give the arguments that put what is listed along a frame in its place, and what the metadata need for it."""
+    """Return the arguments that put what is listed along a frame in its place, and what the metadata need for it."""
     if not isinstance(frame, Frame):
         return place(geometry), {"geometry": geometry}
     return frame.place(geometry), {"geometry": geometry, "world": tuple(map(tuple, frame.world.tolist()))}
@@ -186,7 +186,7 @@ def _along(volume: Volume, frame: Geometry | Frame | None) -> Volume:
 
 
 def map_layer(stage: Volume, name: str, *, frame: Geometry | Frame | None = None) -> LayerData:
-    """Give a map of real numbers in 0..1, such as attention, as heat over the image whose frame is `frame`."""
+    """Return a map of real numbers in 0..1, such as attention, as heat over the image whose frame is `frame`."""
     shown = _along(stage, frame)
     where, told = _placed(shown.geometry, frame)
     options = {
@@ -203,7 +203,7 @@ def map_layer(stage: Volume, name: str, *, frame: Geometry | Frame | None = None
 
 
 def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | Frame | None = None, source: str = "") -> LayerData:
-    """Give labels as a labels layer in its place, with the names and colours of their classes.
+    """Return labels as a labels layer in its place, with the names and colours of their classes.
 
     What is painted with a number of no name is white, never invisible; the class name stands in the status bar.
 
@@ -239,12 +239,12 @@ def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | Frame | None 
 
 
 def features_of(names: Mapping[int, str]) -> dict[str, list[Any]]:
-    """Give the table that napari reads class names for its status bar from."""
+    """Return the table that napari reads class names for its status bar from."""
     return {"index": [0, *names], "name": ["background", *names.values()]}
 
 
 def colormap_of(labels: LabelMap) -> dict[int | None, tuple[float, float, float, float]]:
-    """Give every named label its colour, or one far from its neighbours' where it has none."""
+    """Return every named label its colour, or one far from its neighbours' where it has none."""
     seen: dict[int | None, tuple[float, float, float, float]] = {None: (1.0, 1.0, 1.0, 1.0), 0: (0.0, 0.0, 0.0, 0.0)}
     colors = dict(labels.colors)
     for label, name in labels.names.items():
@@ -294,7 +294,7 @@ def _with_spacing(meta: Mapping[str, Any], layer: Any) -> dict[str, Any]:
 
 
 def names_of(layer: Any) -> dict[int, str]:
-    """Give the names of the classes of a labels layer.
+    """Return the names of the classes of a labels layer.
 
     They come from its `features` (which the user may have edited), else from its metadata.
     """

@@ -33,7 +33,7 @@ NOTHING: list[tuple[None]] = [(None,)]
 
 
 def get_reader(path: PathOrPaths) -> Callable[[PathOrPaths], list[Any]] | None:
-    """Say whether a path (or each of several) looks like ours, and what reads it; npe2 asks this.
+    """Return whether a path (or each of several) looks like ours, and what reads it; npe2 asks this.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def watch_current_viewer() -> Any:
 
 
 def _is_open_already(path: str, viewer: Any) -> bool:
-    """Whether another file of the same series was opened: napari hands over dropped slices one by one."""
+    """Return whether another file of the same series was opened: napari hands over dropped slices one by one."""
     uid = _series_of_file(Path(path))
     for layer in viewer.layers if uid else ():
         told = layer.metadata.get(KEY) or {}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.cli.console import Bars, Json, follow, number, say, show_terms, table, write_json
+from napari_fmseg.cli.console import Bars, Json, number, say, show_event, show_terms, table, write_json
 from napari_fmseg.pipelines import SegmentOptions
 
 
@@ -45,16 +45,18 @@ def bench(
     loaded = load_model(card, device=run.device)
     results: dict[str, Any] = {}
     with Bars(quiet=as_json) as bars:
-        for event in benchmark.bench(image or _phantom_volume(), loaded, run, repeats=repeats):
-            follow(event, bars)
+        for event in benchmark.benchmark(image or _phantom_volume(), loaded, run, repeats=repeats):
+            show_event(event, bars)
             if isinstance(event, benchmark.Benchmark):
                 results["benchmark"] = event
         if compare:
             snet = benchmark.published_snet()
-            pairs = benchmark.pair(*snet, device=str(loaded.device), precision=run.precision, repeats=repeats)
+            pairs = benchmark.compare_with_plain(
+                *snet, device=str(loaded.device), precision=run.precision, repeats=repeats
+            )
             for turn in pairs:
-                follow(turn, bars)
-                if isinstance(turn, benchmark.Pairing):
+                show_event(turn, bars)
+                if isinstance(turn, benchmark.Comparison):
                     results["pairing"] = turn
     if as_json:
         write_json({name: dataclasses.asdict(result) for name, result in results.items()})

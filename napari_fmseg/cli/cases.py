@@ -54,7 +54,7 @@ def history(folder: Folder, case: Case, /, *, as_json: Json = False) -> int:
 
 
 def restore(folder: Folder, case: Case, /, *, number: int = 0) -> int:
-    """Take earlier labels of a case again; those of now stay in its history.
+    """Accept earlier labels of a case again; those of now stay in its history.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def exclude(folder: Folder, case: Case, /) -> int:
 
 
 def include(folder: Folder, case: Case, /) -> int:
-    """Let a case take part again that was left out.
+    """Allow a case take part again that was left out.
 
     Parameters
     ----------

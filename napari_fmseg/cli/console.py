@@ -24,12 +24,12 @@ __all__ = [
     "USE",
     "Bars",
     "Json",
-    "follow",
     "metrics_table",
     "note",
     "note_warnings",
     "number",
     "say",
+    "show_event",
     "show_terms",
     "table",
     "write_json",
@@ -83,7 +83,7 @@ def _is_number(text: str) -> bool:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table; "-" where there is none."""
+    """Return a number for a table; "-" where there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -143,7 +143,7 @@ class Bars:
         self._progress.update(self._tasks[name], completed=done, total=total, text=text)
 
     def clear(self) -> None:
-        """Take all bars away, for the next volume."""
+        """Accept all bars away, for the next volume."""
         for task in self._tasks.values():
             self._progress.remove_task(task)
         self._tasks.clear()
@@ -156,7 +156,7 @@ class Bars:
             self._progress.console.print(text, markup=False, highlight=False)
 
 
-def follow(event: object, bars: Bars, whose: str = "") -> None:
+def show_event(event: object, bars: Bars, whose: str = "") -> None:
     """Show an event of any long work; remarks begin with `whose`."""
     match event:
         case Progress(stage, done, total):

@@ -78,7 +78,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at Python, torch, devices, memory, disk, packages and models; nothing is changed and nothing leaves here.
+    """Inspect at Python, torch, devices, memory, disk, packages and models; nothing is changed and nothing leaves here.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _build(torch: Any) -> str:
-    """For what the torch wheel was built: "cuda 13.0", "rocm 6.4" or "cpu"."""
+    """Return for what the torch wheel was built: "cuda 13.0", "rocm 6.4" or "cpu"."""
     if torch.version.cuda:
         return f"cuda {torch.version.cuda}"
     return f"rocm {torch.version.hip}" if torch.version.hip else "cpu"
@@ -180,7 +180,7 @@ def _cuda(torch: Any, index: int) -> Finding:
 
 
 def _precision(torch: Any) -> Finding:
-    """What the processor computes in when nobody chooses, and what of it is hidden."""
+    """Return what the processor computes in when nobody chooses, and what of it is hidden."""
     from napari_fmseg.nets.runtime.device import pick_precision
 
     try:
@@ -268,7 +268,7 @@ def _qt() -> Iterator[Finding]:
 
 
 def _models() -> Iterator[Finding]:
-    """Every model with the state of its weights, and every card of the user's that cannot be read."""
+    """Yield every model with the state of its weights, and every card of the user's that cannot be read."""
     cards = list_models()
     if not cards:
         yield Finding("models", "bad", "no model is installed", "pip install --force-reinstall napari-fmseg")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.cli.console import Bars, Json, follow, metrics_table, note, number, say, show_terms, write_json
+from napari_fmseg.cli.console import Bars, Json, metrics_table, note, number, say, show_event, show_terms, write_json
 from napari_fmseg.pipelines import SegmentOptions
 
 __all__ = ["evaluate", "why"]
@@ -72,7 +72,7 @@ def evaluate(
     )  # fmt: skip
     with Bars(quiet=as_json) as bars:
         for event in work:
-            follow(event, bars)
+            show_event(event, bars)
             if isinstance(event, Evaluation):
                 whole = event
             elif isinstance(event, CaseScores) and not as_json:
@@ -125,7 +125,7 @@ def why(
         Accept the terms of a model whose data restrict its use, without being asked.
     """
     from napari_fmseg.core.events import StageResult
-    from napari_fmseg.explain.gradcam import WHY, why_here
+    from napari_fmseg.explain.gradcam import WHY, grad_cam
     from napari_fmseg.io import read_volume, write_volume
     from napari_fmseg.models.registry import find_card
     from napari_fmseg.models.weights import load_model
@@ -135,8 +135,8 @@ def why(
     loaded = load_model(card, device=device)
     asked = int(label) if label.isdigit() else label
     with Bars(quiet=as_json) as bars:
-        for event in why_here(read_volume(image), loaded, asked, point=voxel, layer=layer):
-            follow(event, bars)
+        for event in grad_cam(read_volume(image), loaded, asked, point=voxel, layer=layer):
+            show_event(event, bars)
             if isinstance(event, StageResult) and event.stage == WHY:
                 write_volume(event.output, output)
                 told = {"output": output, **event.output.meta, "seconds": event.seconds, "note": event.note}

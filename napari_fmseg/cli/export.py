@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import USE, Bars, Json, follow, note, note_warnings, say, write_json
+from napari_fmseg.cli.console import USE, Bars, Json, note, note_warnings, say, show_event, write_json
 from napari_fmseg.cli.exit_codes import _Usage
 
 
@@ -54,7 +54,7 @@ def export(
         lying = read_labels(labels)
         note_warnings(lying, labels)
         for event in export_files.export(lying, wanted):
-            follow(event, bars)
+            show_event(event, bars)
             if isinstance(event, Saved):
                 written.append(event.path)
     if as_json:

@@ -112,7 +112,7 @@ def _version() -> int:
 
 
 def doctor(*, as_json: Json = False) -> int:
-    """Say what this machine has and lacks, and the exact fix for each."""
+    """Return what this machine has and lacks, and the exact fix for each."""
     from napari_fmseg.cli.doctor import examine
 
     findings = examine()
@@ -131,7 +131,9 @@ def doctor(*, as_json: Json = False) -> int:
 
 
 def project() -> int:
-    """Volumes and labels to learn from, in a folder: init, add, list, split, rank, prepare, keep, predict."""
+    """Return the volumes and labels to learn from, in a folder: init, add, list, split, rank, prepare, keep,
+    predict.
+    """
     return main(["project", "--help"])
 
 

@@ -73,11 +73,11 @@ def export(
     """
     from napari_fmseg.models.archive import export_model
     from napari_fmseg.models.registry import find_card
-    from napari_fmseg.training.projects import open_project, present_version
+    from napari_fmseg.training.projects import active_version, open_project
 
     card = find_card(model) if not Path(model).is_dir() else None
     if card is None:
-        version = present_version(open_project(model))
+        version = active_version(open_project(model))
         if version is None:
             raise FmsegError(f"{model} has no model in use yet. Train one first.")
         card = version.card
@@ -93,7 +93,7 @@ def import_(
     *,
     replace: bool = False,
 ) -> int:
-    """Take a model from one file; its hash is checked.
+    """Accept a model from one file; its hash is checked.
 
     Parameters
     ----------
@@ -148,10 +148,10 @@ def rollback(
     to
         Which version; 0 takes the one before.
     """
-    from napari_fmseg.training.projects import open_project, publish, put_in_use, roll_back
+    from napari_fmseg.training.projects import activate_version, open_project, publish, roll_back
 
     project = open_project(folder)
-    project = put_in_use(project, to) if to else roll_back(project)
+    project = activate_version(project, to) if to else roll_back(project)
     card = publish(project)
     say(f"{card.name}: version {project.index.used[-1]} is in use.")
     return 0

@@ -10,20 +10,19 @@ from typing import Annotated, Any, TypeVar
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.cli.cases import CASE_COMMANDS
-from napari_fmseg.cli.console import Bars, Json, follow, note, number, say, table, write_json
+from napari_fmseg.cli.console import Bars, Json, note, number, say, show_event, table, write_json
 from napari_fmseg.core.errors import FmsegError, LabelsChanged
 from napari_fmseg.core.events import Warned, to_json
 from napari_fmseg.training import Augment
 from napari_fmseg.training.projects import (
-    PRESENT,
+    ACTIVE_VERSION,
     CaseRow,
     LabelOptions,
-    LessonOptions,
     Project,
+    TrainingOptions,
     add_case,
     add_nameless,
     case_table,
-    examine,
     init_project,
     label_case,
     labels_revision,
@@ -32,6 +31,7 @@ from napari_fmseg.training.projects import (
     prepare_run,
     ranked,
     recipe_file,
+    scan_cases,
     training_plan,
 )
 
@@ -145,7 +145,7 @@ def list_cases(folder: Folder, /, *, as_json: Json = False) -> int:
 
 
 def split(folder: Folder, /, *, as_json: Json = False) -> int:
-    """Say which cases are held out for ever, and which are learned from.
+    """Return which cases are held out for ever, and which are learned from.
 
     Parameters
     ----------
@@ -191,8 +191,8 @@ def prepare(
     folder: Folder,
     /,
     *,
-    start_from: str = PRESENT,
-    lesson: OmitArgPrefixes[LessonOptions] = LessonOptions(),  # noqa: B008 - frozen
+    start_from: str = ACTIVE_VERSION,
+    lesson: OmitArgPrefixes[TrainingOptions] = TrainingOptions(),  # noqa: B008 - frozen
     augment: Augment = Augment(),  # noqa: B008 - frozen
     events: bool = False,
 ) -> int:
@@ -231,9 +231,9 @@ def keep(folder: Folder, /, *, run: int, force: bool = False, events: bool = Fal
     events
         Print every event as one JSON line to stdout, for another program to follow.
     """
-    from napari_fmseg.training.projects import keep_run
+    from napari_fmseg.training.projects import finish_run
 
-    kept = _followed(keep_run(open_project(folder), run, force=force), events=events, remarks=False)
+    kept = _followed(finish_run(open_project(folder), run, force=force), events=events, remarks=False)
     if not events:
         say(f"version {kept.version.number} {'is' if kept.in_use else 'is not'} in use. {kept.why}")
     return 0
@@ -273,7 +273,7 @@ def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: boo
             if events:
                 say(to_json(event))
             elif remarks or not isinstance(event, Warned):
-                follow(event, bars)
+                show_event(event, bars)
 
 
 def _looked_at(folder: Path, *, quiet: bool = False) -> Project:
@@ -283,7 +283,7 @@ def _looked_at(folder: Path, *, quiet: bool = False) -> Project:
 
 def _settled(project: Project, *, quiet: bool = False, write: bool = True) -> Project:
     """Examine what is new, with a bar; remark what cannot be used."""
-    project = _followed(examine(project, write=write), quiet=quiet)
+    project = _followed(scan_cases(project, write=write), quiet=quiet)
     for row in case_table(project):
         if row.problem:
             note(f"{row.name} cannot be used: {row.problem}")

@@ -101,7 +101,7 @@ def _read_pair(prediction: Path, truth: Path, *, by_number: bool) -> tuple[Any, 
 def _tell_cases(
     cases: Sequence[Any], csv: Path, tolerance_mm: float, left_out: Sequence[Path], *, as_json: bool
 ) -> None:
-    """Tell the means of each case, and where the table lies."""
+    """Report the means of each case, and where the table lies."""
     rows = [case.row(tolerance_mm) for case in cases]
     if as_json:
         write_json({"csv": str(csv), "cases": rows, "left_out": left_out})
@@ -115,6 +115,6 @@ def _tell_cases(
 
 
 def _mean_dice(scores: dict[str, dict[str, float]]) -> float:
-    """Mean over the labels that are in either file."""
+    """Return the mean over the labels that are in either file."""
     told = [row["dice"] for row in scores.values() if row["dice"] == row["dice"]]
     return sum(told) / len(told) if told else float("nan")

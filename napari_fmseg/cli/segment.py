@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.cli.console import USE, Bars, Json, follow, note, say, show_terms, write_json
+from napari_fmseg.cli.console import USE, Bars, Json, note, say, show_event, show_terms, write_json
 from napari_fmseg.cli.exit_codes import _explain, _is_out_of_memory, _Usage
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.pipelines import SegmentOptions
@@ -73,7 +73,7 @@ def segment(
                 for event in segment_file(
                     job, loaded, run, series=series, suv=suv, stages_dir=stages_dir, preview=picture
                 ):
-                    follow(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
+                    show_event(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
                     if isinstance(event, Done):
                         rows.append(_done(event))
                         if not as_json:
@@ -97,7 +97,7 @@ def segment(
 
 
 def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
-    """Where the picture of `result` goes."""
+    """Return where the picture of `result` goes."""
     from napari_fmseg.io import suffix_of
 
     if preview.suffix.lower() != ".png":

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import Bars, Json, follow, metrics_table, note, number, say, write_json
+from napari_fmseg.cli.console import Bars, Json, metrics_table, note, number, say, show_event, write_json
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import EpochDone, Saved, to_json
-from napari_fmseg.core.processes import leads
+from napari_fmseg.core.processes import is_rank_zero
 
 __all__ = ["crossval", "pretrain", "train"]
 
@@ -189,7 +189,7 @@ def _tell(learning: Generator[object, None, None], as_json: bool, *, softly: boo
 
 
 def _show(event: object, bars: Bars) -> None:
-    follow(event, bars)
+    show_event(event, bars)
     if isinstance(event, EpochDone):
         scores = ", ".join(f"{name} {number(value)}" for name, value in event.metrics.items())
         bars.note(f"{event.stage} {event.epoch}/{event.total}  loss {event.loss:.4f}  {event.seconds:.0f} s  {scores}")
@@ -199,7 +199,7 @@ def _show(event: object, bars: Bars) -> None:
 
 @contextlib.contextmanager
 def _stopping(softly: bool) -> Iterator[threading.Event]:
-    """Let Ctrl-C or SIGTERM end a training, softly between two steps, so that all is kept, else at once.
+    """Allow Ctrl-C or SIGTERM end a training, softly between two steps, so that all is kept, else at once.
 
     Asked twice, somebody is in a hurry: it ends at once. After that nothing disturbs the writing. Processes that
     follow another one are ended by that one.
@@ -218,7 +218,7 @@ def _stopping(softly: bool) -> Iterator[threading.Event]:
         raise KeyboardInterrupt
 
     signals = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(one, stop if leads() else signal.SIG_IGN) for one in signals]
+    before = [signal.signal(one, stop if is_rank_zero() else signal.SIG_IGN) for one in signals]
     try:
         yield asked
     finally:

@@ -6,15 +6,15 @@ import ctypes
 import platform
 from functools import cache
 
-__all__ = ["keep_pages", "release_pages"]
+__all__ = ["keep_freed_memory", "trim_heap"]
 
 
 @cache
-def keep_pages() -> bool:
-    """Tell the C library to keep freed memory, for the whole process; once is enough.
+def keep_freed_memory() -> bool:
+    """Return the C library to keep freed memory, for the whole process; once is enough.
 
     Large tensors are otherwise mapped and unmapped at every layer, and the page faults cost as much as the arithmetic.
-    The process holds on to its peak until `release_pages`.
+    The process holds on to its peak until `trim_heap`.
 
     Returns
     -------
@@ -32,8 +32,8 @@ def keep_pages() -> bool:
     return all(mallopt(*option) == 1 for option in (one_arena, no_mapping, no_trimming))
 
 
-def release_pages() -> bool:
-    """Give freed memory back to the system, after a run; says whether it could."""
+def trim_heap() -> bool:
+    """Return freed memory back to the system, after a run; says whether it could."""
     if platform.libc_ver()[0] != "glibc":
         return False
     try:

@@ -16,13 +16,13 @@ from napari_fmseg.core.errors import UnwritableVolume
 from napari_fmseg.core.temporary_files import passing_name, sweep
 
 __all__ = [
+    "as_unwritable",
+    "atomic_write",
+    "atomic_write_files",
     "check_folder",
     "check_name",
     "is_full",
     "remove_folders",
-    "unwritable",
-    "written_beside",
-    "written_together",
 ]
 
 _LONGEST_NAME = 255  # bytes on Linux, characters elsewhere
@@ -30,13 +30,13 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a failure to write means that the disk or the quota is full."""
+    """Return whether a failure to write means that the disk or the quota is full."""
     if not isinstance(error, OSError):
         return False
     return error.errno in _FULL or (error.errno is None and "requested and" in str(error))  # numpy gives no number
 
 
-def unwritable(path: Path, error: OSError) -> UnwritableVolume:
+def as_unwritable(path: Path, error: OSError) -> UnwritableVolume:
     """Turn trouble with the file system at `path` into what the user can do about it."""
     if is_full(error):
         trouble = UnwritableVolume(
@@ -68,13 +68,13 @@ def check_folder(path: Path) -> list[Path]:
         missing = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise as_unwritable(path, error) from error
     if is_folder:
         raise UnwritableVolume(
             f"{path} is a folder. Give the name of the file to write, such as {path / 'labels.nii.gz'}."
         )
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise unwritable(path, PermissionError(errno.EACCES, "no permission"))
+        raise as_unwritable(path, PermissionError(errno.EACCES, "no permission"))
     return missing
 
 
@@ -95,15 +95,15 @@ def check_name(path: Path) -> None:
 
 
 def remove_folders(folders: list[Path]) -> None:
-    """Take back the folders that `check_folder` made, as far as they are still empty."""
+    """Accept back the folders that `check_folder` made, as far as they are still empty."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
 
 
 @contextmanager
-def written_beside(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write to, which becomes `path` when the block ends and vanishes when it fails.
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Return a file to write to, which becomes `path` when the block ends and vanishes when it fails.
 
     Missing folders are made, and removed again on failure: hours of work must not be lost for want of one.
 
@@ -125,9 +125,9 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         part.unlink(missing_ok=True)
         remove_folders(made)
         if isinstance(error, OSError):
-            raise unwritable(path, error) from error
+            raise as_unwritable(path, error) from error
         if raw is not None and raw.trouble is not None and isinstance(error, Exception):
-            raise unwritable(path, raw.trouble) from error
+            raise as_unwritable(path, raw.trouble) from error
         raise
 
 
@@ -145,13 +145,13 @@ class _Raw(io.FileIO):
 
 
 @contextmanager
-def written_together(folder: Path) -> Iterator[Path]:
-    """Give an empty folder whose files move into `folder` when the block ends, and vanish when it fails.
+def atomic_write_files(folder: Path) -> Iterator[Path]:
+    """Return an empty folder whose files move into `folder` when the block ends, and vanish when it fails.
 
     Raises
     ------
     UnwritableVolume
-        As `written_beside`; and if a folder has the name of one of the files.
+        As `atomic_write`; and if a folder has the name of one of the files.
     """
     made = check_folder(folder / "The export")
     sweep(folder)
@@ -168,5 +168,5 @@ def written_together(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         remove_folders(made)
         if isinstance(error, OSError):
-            raise unwritable(folder / "The export", error) from error
+            raise as_unwritable(folder / "The export", error) from error
         raise

@@ -150,7 +150,7 @@ def to_json(event: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Give numpy's numbers as Python's, anything else as text."""
+    """Return numpy's numbers as Python's, anything else as text."""
     return value.item() if isinstance(value, np.generic) else str(value)
 
 

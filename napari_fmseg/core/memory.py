@@ -43,7 +43,7 @@ class MemoryWatch:
             self._peak = max(self._peak, _resident_bytes())
 
     def peak_mb(self) -> tuple[float, float]:
-        """Most memory of the process and of the card since this was last asked, in MB."""
+        """Return most memory of the process and of the card since this was last asked, in MB."""
         peak, self._peak = max(self._peak, _resident_bytes()), 0
         if self._device.type != "cuda":
             return peak / 1e6, 0.0
@@ -75,7 +75,7 @@ def free_bytes() -> int:
 
 
 def _resident_bytes() -> int:
-    """Memory that this process holds; 0 where the system does not say."""
+    """Return the memory that this process holds; 0 where the system does not say."""
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_bytes().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")

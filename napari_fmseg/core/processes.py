@@ -19,16 +19,16 @@ from napari_fmseg.core.hardware import wait_asleep
 from napari_fmseg.core.package import import_root
 
 __all__ = [
-    "be_polite",
+    "call_when_parent_exits",
+    "describe_exit_code",
     "ending_tidily",
     "environment",
-    "last_words",
-    "leads",
+    "is_rank_zero",
+    "lower_priority",
+    "mentions_out_of_memory",
     "n_killed_for_memory",
-    "named",
     "peak_bytes",
-    "says_memory",
-    "when_parent_ends",
+    "tail_of",
 ]
 
 NICENESS = 5
@@ -38,7 +38,7 @@ _PATH = re.compile(r"""(?:[A-Za-z]:)?[/\\][^\s"':,;()]*[/\\][^\s"':,;()]*""")
 
 
 def environment() -> dict[str, str]:
-    """Let the process find this very package, also where it is run from a checkout that only our `sys.path` knows."""
+    """Allow the process find this very package, also where it is run from a checkout that only our `sys.path` knows."""
     ours = dict(os.environ)
     root = import_root()
     installed = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
@@ -47,13 +47,15 @@ def environment() -> dict[str, str]:
     return ours
 
 
-def leads() -> bool:
-    """Whether this process is alone, or the first of several that learn together: the one that tells and writes."""
+def is_rank_zero() -> bool:
+    """Return whether this process is alone, or the first of several that learn together: the one that tells and
+    writes.
+    """
     ranks = ("RANK",) if "RANK" in os.environ else ("NODE_RANK", "LOCAL_RANK")  # of torchrun; of Fabric
     return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
-def be_polite() -> None:
+def lower_priority() -> None:
     """Leave the processor to the window where both want it, and Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wait_asleep()
@@ -67,7 +69,7 @@ def be_polite() -> None:
 
 @contextlib.contextmanager
 def ending_tidily() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command as an exception does, so that no unpacked scan stays behind.
+    """Allow SIGTERM and SIGHUP end the command as an exception does, so that no unpacked scan stays behind.
 
     A signal that is ignored, as under nohup, or that somebody else handles already, is left as it is.
     """
@@ -90,7 +92,7 @@ def _leave(number: int, _frame: FrameType | None) -> None:
 
 
 def peak_bytes() -> int:
-    """Most memory that this process ever held; 0 where the system does not say."""
+    """Return most memory that this process ever held; 0 where the system does not say."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
         # Linux counts what the process was forked from into `ru_maxrss`: a window of 3 GB would hide a run of 2 GB.
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -105,7 +107,7 @@ def peak_bytes() -> int:
     return int(peak) * (1 if sys.platform == "darwin" else 1024)
 
 
-def when_parent_ends(parent: int, act: Callable[[], object]) -> None:
+def call_when_parent_exits(parent: int, act: Callable[[], object]) -> None:
     """Wait until the process `parent` is no longer ours, then call `act`; on Windows return at once, without it."""
     if not hasattr(os, "fork"):
         return
@@ -114,7 +116,7 @@ def when_parent_ends(parent: int, act: Callable[[], object]) -> None:
     act()
 
 
-def last_words(errors: IO[bytes], *, lines: int = 8, hide_paths: bool = False) -> str:
+def tail_of(errors: IO[bytes], *, lines: int = 8, hide_paths: bool = False) -> str:
     """Read the end of a process's error stream.
 
     Parameters
@@ -141,12 +143,12 @@ def _hidden(found: re.Match[str]) -> str:
     return name if name.endswith((".py", ".so", ".dll", ".cpp", ".cu")) else "(a file)"
 
 
-def says_memory(words: str) -> bool:
-    """Whether a process's last words are that memory ran out."""
+def mentions_out_of_memory(words: str) -> bool:
+    """Return whether a process's last words are that memory ran out."""
     return any(sign in words for sign in ("MemoryError", "bad_alloc", "OutOfMemoryError"))
 
 
-def named(code: int | None) -> str:
+def describe_exit_code(code: int | None) -> str:
     """Name an exit code: a signal on Unix, the number that can be looked up on Windows."""
     if code is None:
         return "it closed its link but goes on"
@@ -156,7 +158,7 @@ def named(code: int | None) -> str:
 
 
 def n_killed_for_memory() -> int:
-    """How many processes Linux has killed for lack of memory since it started; 0 where it does not say."""
+    """Return how many processes Linux has killed for lack of memory since it started; 0 where it does not say."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:

@@ -19,7 +19,7 @@ __all__ = ["axis_weights", "resample", "stack_channels"]
 
 
 def axis_weights(n_in: int, n_out: int, start: float, step: float) -> npt.NDArray[np.float32]:
-    """Interpolation weights along one axis.
+    """Return the interpolation weights along one axis.
 
     Output voxel j reads the input at ``start + j * step``. The kernel is a triangle, one voxel wide when
     zooming in (linear interpolation) and `step` wide when zooming out (anti-aliasing). The edge is repeated.
@@ -153,7 +153,7 @@ def stack_channels(volumes: Sequence[Volume], names: Sequence[str] = (), *, grid
 
 
 def _on(volume: Volume, grid: Geometry, name: str, warnings: list[str]) -> npt.NDArray[Any]:
-    """Give a volume's values on a grid; say so if that took resampling."""
+    """Return a volume's values on a grid; say so if that took resampling."""
     data: npt.NDArray[Any] = volume.channels[0]
     if volume.geometry.matches(grid, atol_mm=0.01):
         return data

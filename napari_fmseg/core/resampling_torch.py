@@ -56,7 +56,9 @@ def to_canonical(volume: Volume) -> tuple[np.ndarray, Geometry]:
 
 
 def canonical_view(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """See an array (z, y, x) on `geometry` as canonical voxels; what is written to the view is written to the array."""
+    """Inspect an array (z, y, x) on `geometry` as canonical voxels; what is written to the view is written to the
+    array.
+    """
     _, order, flips = geometry.canonical()
     return np.flip(array.transpose(order), flips)
 
@@ -68,7 +70,7 @@ def from_canonical(data: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def axis_weights(n_in: int, n_out: int, start: float, step: float) -> Tensor:
-    """Give `napari_fmseg.core.resampling.axis_weights` as a tensor (n_out, n_in) float32."""
+    """Return `napari_fmseg.core.resampling.axis_weights` as a tensor (n_out, n_in) float32."""
     return torch.from_numpy(resampling.axis_weights(n_in, n_out, start, step))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path, PureWindowsPath
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["Range", "dataclass_from", "is_file_name", "read_table", "wrong_number"]
+__all__ = ["Range", "is_file_name", "read_table", "structure", "wrong_number"]
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ def read_table(path: Path, *, toml: bool = False) -> dict[str, Any]:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a text can name a file on any system: no folder, no drive, nothing hidden, nothing unprintable."""
+    """Return whether a text can name a file on any system: no folder, no drive, nothing hidden, nothing unprintable."""
     return bool(name) and name == PureWindowsPath(name).name and not name.startswith(".") and name.isprintable()
 
 
@@ -82,7 +82,7 @@ class Range:
     open: str = ""
 
     def holds(self, value: object) -> bool:
-        """Whether a value is a finite number within."""
+        """Return whether a value is a finite number within."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return False
         return (self.low < value if "low" in self.open else self.low <= value) and (
@@ -97,7 +97,7 @@ class Range:
 
 
 def wrong_number(thing: object, ranges: Mapping[str, Range], where: str = "") -> str:
-    """Say which numeric field of a dataclass is out of its range; "" if none is.
+    """Return which numeric field of a dataclass is out of its range; "" if none is.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def _numbers_in(value: object) -> Iterator[object]:
         yield value
 
 
-def dataclass_from(
+def structure(
     kind: type[T], table: Mapping[str, Any], where: str = "", *, finite: bool = True, known_only: bool = False
 ) -> T:
     """Make a dataclass from a table; lists become tuples, inner tables dataclasses.
@@ -174,12 +174,12 @@ class _How:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    """Look up the annotations once: a table may hold hundreds of the same kind."""
+    """Inspect up the annotations once: a table may hold hundreds of the same kind."""
     return get_type_hints(kind)
 
 
 def _fitted(value: Any, hint: Any, name: str, how: _How) -> Any:
-    """Give `value` as `hint` wants it."""
+    """Return `value` as `hint` wants it."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -199,7 +199,7 @@ def _fitted(value: Any, hint: Any, name: str, how: _How) -> Any:
     if origin is Mapping and isinstance(value, Mapping):
         return {_key(k, inner[0], name): _fitted(v, inner[1], f"{name}.{k}", how) for k, v in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        return dataclass_from(hint, value, f"{name}.", finite=how.finite, known_only=how.known_only)
+        return structure(hint, value, f"{name}.", finite=how.finite, known_only=how.known_only)
     if hint is Path and isinstance(value, str | Path) and "\0" not in str(value):
         return Path(value)
     raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_said(hint)}")
@@ -215,7 +215,7 @@ def _number(value: int | float, name: str, how: _How) -> int | float:
 
 
 def _one_of(value: Any, kinds: tuple[Any, ...], hint: Any, name: str, how: _How) -> Any:
-    """Give `value` as the first of several kinds that takes it."""
+    """Return `value` as the first of several kinds that takes it."""
     if value is None and type(None) in kinds:
         return None
     kinds = tuple(kind for kind in kinds if kind is not type(None))
@@ -236,7 +236,7 @@ def _is_table(kind: Any) -> bool:
 
 
 def _key(key: Any, hint: Any, name: str) -> Any:
-    """TOML knows keys of text only."""
+    """Return TOML knows keys of text only."""
     if hint is not int:
         return _fitted(key, hint, f"a key of {name}", _How(True, False))
     try:

@@ -43,7 +43,7 @@ def sweep(folder: Path, *, again: bool = False) -> None:
 
 
 def _machine() -> str:
-    """Tell machines, and containers that share a folder, apart: numbers of processes mean something in one only."""
+    """Report machines, and containers that share a folder, apart: numbers of processes mean something in one only."""
     space = ""
     with suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
@@ -51,7 +51,7 @@ def _machine() -> str:
 
 
 def _lives(number: int, made: Path) -> bool:
-    """Whether the process that made something is still there, and is no later one of the same number."""
+    """Return whether the process that made something is still there, and is no later one of the same number."""
     if number == os.getpid():
         return True
     import psutil

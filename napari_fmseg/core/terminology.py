@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from napari_fmseg.core.package import shipped
-from napari_fmseg.core.structuring import dataclass_from
+from napari_fmseg.core.structuring import structure
 
 __all__ = ["Code", "LabelInfo", "label_info"]
 
@@ -71,7 +71,7 @@ _GENERAL = LabelInfo("", _TISSUE, _TISSUE, is_known=False)
 
 
 def label_info(name: str, *, model: str = "") -> LabelInfo:
-    """Tell what a class is, by its name.
+    """Return what a class is, by its name.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def _known() -> tuple[_Entry, ...]:
     for path in sorted(_folder().glob("*.toml")):
         tables: Mapping[str, Mapping[str, object]] = tomllib.loads(path.read_text(encoding="utf-8"))
         for name, table in tables.items():
-            info = dataclass_from(LabelInfo, table, f"{path.name}: {name}.")
+            info = structure(LabelInfo, table, f"{path.name}: {name}.")
             found.append((info, frozenset({_words(name), _words(info.title)}), frozenset(map(_words, info.aliases))))
     return tuple(found)
 

@@ -105,7 +105,7 @@ class Geometry:
         return "".join(("SI", "PA", "LR")[axis][0 if sign > 0 else 1] for axis, sign in axes)
 
     def _nearest_axes(self) -> list[tuple[int, int]]:
-        """For each index axis the patient axis (0 z, 1 y, 2 x) it follows most closely, and its sign."""
+        """Return for each index axis the patient axis (0 z, 1 y, 2 x) it follows most closely, and its sign."""
         left = self.direction.copy()
         found: dict[int, tuple[int, int]] = {}
         for _ in range(3):  # greedily, the clearest first, so that no patient axis is taken twice
@@ -116,7 +116,7 @@ class Geometry:
         return [found[i] for i in range(3)]
 
     def place(self, index: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Position of voxel indices (..., 3) in LPS mm, listed z, y, x."""
+        """Return the position of voxel indices (..., 3) in LPS mm, listed z, y, x."""
         return np.asarray(index, np.float64) @ self.affine[:3, :3].T + self.affine[:3, 3]
 
     def crop(self, box: Box) -> Geometry:
@@ -156,14 +156,14 @@ class Geometry:
         return Geometry(shape, self.affine @ to_source), order, flips  # type: ignore[arg-type,return-value]
 
     def matches(self, other: Geometry, *, atol_mm: float = 1e-3) -> bool:
-        """Whether both grids have the same shape and all corners within `atol_mm` of each other."""
+        """Return whether both grids have the same shape and all corners within `atol_mm` of each other."""
         if self.shape != other.shape:
             return False
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape])).reshape(3, -1).T
         return bool(np.abs(self.place(corners) - other.place(corners)).max() <= atol_mm)
 
     def __eq__(self, other: object) -> bool:
-        """Equal shape and equal affine, to the last bit."""
+        """Return the equal shape and equal affine, to the last bit."""
         if not isinstance(other, Geometry):
             return NotImplemented
         return self.shape == other.shape and np.array_equal(self.affine, other.affine)
@@ -248,7 +248,7 @@ class LabelMap(Volume):
             )
 
     def volumes_ml(self) -> dict[int, float]:
-        """Volume of every label that occurs or has a name, in millilitres."""
+        """Return the volume of every label that occurs or has a name, in millilitres."""
         values, counts = np.unique(self.data, return_counts=True)
         found = {int(v): int(n) for v, n in zip(values, counts, strict=True)}
         return {v: found.get(v, 0) * self.geometry.voxel_ml for v in sorted({*found, *self.names} - {0})}

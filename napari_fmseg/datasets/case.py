@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe
-from napari_fmseg.core.structuring import dataclass_from
+from napari_fmseg.core.structuring import structure
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.datasets.dataset_json import CaseEntry
 from napari_fmseg.io import read_labels
@@ -20,7 +20,7 @@ __all__ = ["IGNORE", "Case", "missing_in", "read_case"]
 
 
 def missing_in(case: Case, names: Mapping[int, str], labels: Sequence[str]) -> tuple[int, ...]:
-    """Give the recipe's labels, counted from 1, that a case was never labelled with.
+    """Return the recipe's labels, counted from 1, that a case was never labelled with.
 
     Raises
     ------
@@ -118,11 +118,11 @@ def case_from(entry: Any, folder: Path) -> Case:
     ValueError
         If it names no image, or a value of it cannot be what it is.
     """
-    return _case_of(dataclass_from(CaseEntry, entry, "case.", known_only=True), folder)
+    return _case_of(structure(CaseEntry, entry, "case.", known_only=True), folder)
 
 
 def _case_of(entry: CaseEntry, folder: Path) -> Case:
-    """Give the case of an entry; paths are relative to `folder`."""
+    """Return the case of an entry; paths are relative to `folder`."""
     images = entry.images or entry.image or ()
     images = (images,) if isinstance(images, str) else images
     if not images or "" in images:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.core.structuring import read_table, structure
 
 __all__ = ["CaseEntry", "DatasetTable", "labels_in", "read_dataset_table", "structured"]
 
@@ -76,14 +76,14 @@ def read_dataset_table(folder: Path) -> dict[str, Any]:
 
 
 def structured(table: Mapping[str, Any]) -> DatasetTable:
-    """Give the known fields of a dataset.json.
+    """Return the known fields of a dataset.json.
 
     Raises
     ------
     ValueError
         If one of them is missing or cannot be what it is; names it.
     """
-    return dataclass_from(DatasetTable, table, known_only=True)
+    return structure(DatasetTable, table, known_only=True)
 
 
 def labels_in(labels: Mapping[str, Any]) -> tuple[dict[int, str], int | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from napari_fmseg.core.errors import FmsegError, InvalidRecipe
 from napari_fmseg.datasets.case import IGNORE_NAME, Case, case_from
-from napari_fmseg.datasets.nnunet_json import Facts, find_cases, read_facts
+from napari_fmseg.datasets.nnunet_json import DatasetInfo, find_cases, read_facts
 from napari_fmseg.datasets.nnunet_raw import cases_of, paired
 from napari_fmseg.datasets.projects.project import open_project
 from napari_fmseg.datasets.projects.training_plan import training_plan
@@ -147,7 +147,7 @@ def _test_cases(folder: Path) -> tuple[dict[int, str], list[Case]]:
     return _names_of(facts), cases
 
 
-def _listed(folder: Path, facts: Facts, part: str) -> list[Case]:
+def _listed(folder: Path, facts: DatasetInfo, part: str) -> list[Case]:
     """Return the cases that dataset.json lists for a part; the Decathlon lists tests as bare paths of images."""
     try:
         entries = [{"image": entry} if isinstance(entry, str) and part == "test" else entry
@@ -161,7 +161,7 @@ def _listed(folder: Path, facts: Facts, part: str) -> list[Case]:
     return [dataclasses.replace(case, classes=case.classes or facts.told_by(case.name)) for case in cases]
 
 
-def _names_of(facts: Facts) -> dict[int, str]:
+def _names_of(facts: DatasetInfo) -> dict[int, str]:
     return {**facts.labels, **({} if facts.ignore is None else {facts.ignore: IGNORE_NAME})}
 
 

@@ -20,7 +20,7 @@ from napari_fmseg.io import suffix_of
 
 __all__ = [
     "CaseFiles",
-    "Facts",
+    "DatasetInfo",
     "announced",
     "find_cases",
     "grown",
@@ -39,7 +39,7 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetInfo:
     """What dataset.json says.
 
     Attributes
@@ -68,7 +68,7 @@ class Facts:
         return {name: value for value, name in self.labels.items()}
 
     def told_by(self, name: str) -> tuple[str, ...]:
-        """Give the classes that a case was labelled with, where dataset.json says so under ``classes``."""
+        """Return the classes that a case was labelled with, where dataset.json says so under ``classes``."""
         said = self.table.get("classes", {})
         classes = said.get(name, ()) if isinstance(said, Mapping) else ()
         return tuple(label for label in self.labels.values() if label in classes)
@@ -93,7 +93,7 @@ def new_table(labels: tuple[str, ...], channels: tuple[str, ...], name: str, end
     }
 
 
-def read_facts(folder: Path) -> Facts:
+def read_facts(folder: Path) -> DatasetInfo:
     """Read dataset.json.
 
     Raises
@@ -115,7 +115,7 @@ def read_facts(folder: Path) -> Facts:
         ) from error
 
 
-def facts_of(table: Mapping[str, Any], folder: Path) -> Facts:
+def facts_of(table: Mapping[str, Any], folder: Path) -> DatasetInfo:
     """Understand a dataset.json that was read from `folder`.
 
     Raises
@@ -127,7 +127,7 @@ def facts_of(table: Mapping[str, Any], folder: Path) -> Facts:
     named = table.get("channel_names") or table.get("modality") or {"0": "image"}
     named = {"0": named} if isinstance(named, str) else named
     channels = tuple(str(named[key]) for key in sorted(named, key=int))
-    return Facts(table, labels, ignore, channels, str(table.get("file_ending") or _usual_ending(folder)))
+    return DatasetInfo(table, labels, ignore, channels, str(table.get("file_ending") or _usual_ending(folder)))
 
 
 def _usual_ending(folder: Path) -> str:
@@ -136,7 +136,7 @@ def _usual_ending(folder: Path) -> str:
     return endings.most_common(1)[0][0] if endings else ".nii.gz"
 
 
-def grown(facts: Facts, names: tuple[str, ...], *, sparse: bool, folder: Path) -> Facts:
+def grown(facts: DatasetInfo, names: tuple[str, ...], *, sparse: bool, folder: Path) -> DatasetInfo:
     """Add classes, and the ignore label if `sparse`; it always has the highest number, so that classes push it up.
 
     Classes keep their numbers for ever.
@@ -157,7 +157,7 @@ def announced(table: Mapping[str, Any]) -> set[str]:
     return {_name_of(entry) for entry in table.get("validation", ()) if _is_case(entry)}
 
 
-def find_cases(folder: Path, facts: Facts) -> dict[str, CaseFiles]:
+def find_cases(folder: Path, facts: DatasetInfo) -> dict[str, CaseFiles]:
     """Find all cases, labelled and unlabelled, by name.
 
     First those that dataset.json lists (``dataset`` of version 2; ``training``, ``validation`` and ``unlabelled``),
@@ -197,18 +197,18 @@ def _files_of(folder: Path, images: Sequence[str], labels: str | None) -> CaseFi
 
 
 def _at(folder: Path, path: str) -> Path:
-    """Give a place without ``..``, so that one sees whether it is in the project; links stay links."""
+    """Return a place without ``..``, so that one sees whether it is in the project; links stay links."""
     return Path(os.path.abspath(folder / path))
 
 
 def _entries_by_name(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give the list that version 2 may have; elsewhere the word may mean the data set's name."""
+    """Return the list that version 2 may have; elsewhere the word may mean the data set's name."""
     entries = table.get("dataset")
     return entries if isinstance(entries, Mapping) else {}
 
 
 def _is_case(entry: object) -> bool:
-    """Whether it is an entry of a list with cases, and no bare path."""
+    """Return whether it is an entry of a list with cases, and no bare path."""
     return isinstance(entry, Mapping) and bool(entry.get("images") or entry.get("image"))
 
 
@@ -279,7 +279,7 @@ def listed(
 
 
 def _with_labels(entry: Mapping[str, Any], labels: str | None) -> Mapping[str, Any]:
-    """Give an entry with these labels; one that names them already, however it writes the path, stays as it is."""
+    """Return an entry with these labels; one that names them already, however it writes the path, stays as it is."""
     key = "labels" if "labels" in entry else "label"
     if labels is None or (key in entry and PurePosixPath(str(entry[key])) == PurePosixPath(labels)):
         return entry
@@ -287,7 +287,7 @@ def _with_labels(entry: Mapping[str, Any], labels: str | None) -> Mapping[str, A
 
 
 def unlisted(table: Mapping[str, Any], name: str, n_labelled: int) -> dict[str, Any]:
-    """Take a case out of the lists of dataset.json.
+    """Accept a case out of the lists of dataset.json.
 
     Parameters
     ----------
@@ -324,7 +324,7 @@ def relisted(table: Mapping[str, Any], old: str, new: str, moved: Mapping[str, s
 def _relisted(
     table: Mapping[str, Any], change: Callable[[str, Any], tuple[str, Any] | None], case: str = ""
 ) -> dict[str, Any]:
-    """Give every entry of a case to `change`, which gives its new name and content, or None to drop it."""
+    """Return every entry of a case to `change`, which gives its new name and content, or None to drop it."""
     out = dict(table)
     for part in ("dataset", "classes"):
         if isinstance(table.get(part), Mapping):
@@ -351,7 +351,7 @@ def _with_places(entry: Any, moved: Mapping[str, str]) -> Any:
     return moved.get(PurePosixPath(entry).as_posix(), entry) if isinstance(entry, str) else entry
 
 
-def with_class_name(facts: Facts, old: str, new: str, folder: Path) -> Facts:
+def with_class_name(facts: DatasetInfo, old: str, new: str, folder: Path) -> DatasetInfo:
     """Call a class otherwise; its number stays."""
     number = facts.numbers[old]
     labels: dict[str, Any] = {}

@@ -43,9 +43,9 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     """
     folder = Path(folder)
     if (folder / "fmseg" / "project.json").exists():  # a project has its own, locked split
-        from napari_fmseg.datasets.projects.training_plan import learnable
+        from napari_fmseg.datasets.projects.training_plan import training_and_validation_cases
 
-        return learnable(folder, holdout)
+        return training_and_validation_cases(folder, holdout)
     try:
         facts = structured(read_dataset_table(folder))
         if any(isinstance(value, tuple) for value in facts.labels.values()):

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
 
     from napari_fmseg.models.weights import Model
 
-__all__ = ["Benchmark", "Pairing", "Part", "bench", "environment", "pair", "published_snet"]
+__all__ = ["Benchmark", "Comparison", "StepTiming", "benchmark", "compare_with_plain", "environment", "published_snet"]
 
 
 @dataclass(frozen=True)
-class Part:
+class StepTiming:
     """One part of a run: reading, a stage, writing.
 
     Attributes
@@ -65,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What `bench` found.
+    """What `benchmark` found.
 
     Attributes
     ----------
@@ -90,14 +90,14 @@ class Benchmark:
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     repeats: int
-    parts: Mapping[str, Part]
+    parts: Mapping[str, StepTiming]
     total_seconds: float
     inflate_seconds: Mapping[str, float] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Pairing:
+class Comparison:
     """The engine against the plain form of one network, run in turns.
 
     Attributes
@@ -127,7 +127,7 @@ class Pairing:
     repeats: int
 
 
-def bench(
+def benchmark(
     image: Volume | Path,
     model: Model,
     options: SegmentOptions | None = None,
@@ -163,7 +163,7 @@ def bench(
     options = options or SegmentOptions()
     with tempfile.TemporaryDirectory(prefix="fmseg-bench-") as folder:
         path = image if isinstance(image, Path) else write_volume(image, Path(folder) / "volume.nii.gz")
-        runs: list[dict[str, Part]] = []
+        runs: list[dict[str, StepTiming]] = []
         walls: list[float] = []
         inflate: list[dict[str, float]] = []
         for n in range(warmups + repeats):
@@ -173,7 +173,7 @@ def bench(
                 walls.append(time.perf_counter() - start)
                 runs.append(parts)
                 inflate.append(_inflate(path))
-            yield Progress("bench", n + 1, warmups + repeats)
+            yield Progress("benchmark", n + 1, warmups + repeats)
     yield Benchmark(
         model=model.card.name,
         precision=precision_of(model, options.precision),
@@ -188,7 +188,7 @@ def bench(
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Say on what was measured: device, processor, cores, threads, the precision that auto means, versions."""
+    """Report on what was measured: device, processor, cores, threads, the precision that auto means, versions."""
     import torch
 
     from napari_fmseg.nets.runtime.device import pick_precision
@@ -203,14 +203,14 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _run(path: Path, model: Model, options: SegmentOptions, result: Path) -> tuple[dict[str, Part], Volume]:
+def _run(path: Path, model: Model, options: SegmentOptions, result: Path) -> tuple[dict[str, StepTiming], Volume]:
     """Segment one file into another; give every part with its time and peak memory, and the volume."""
-    parts: dict[str, Part] = {}
+    parts: dict[str, StepTiming] = {}
     with MemoryWatch(model.device) as memory:
 
         def note(name: str, seconds: float) -> None:
             peak, gpu = memory.peak_mb()
-            parts[name] = Part(seconds, seconds, peak, gpu)
+            parts[name] = StepTiming(seconds, seconds, peak, gpu)
 
         start = time.perf_counter()
         volume = read_volume(path)
@@ -228,9 +228,9 @@ def _run(path: Path, model: Model, options: SegmentOptions, result: Path) -> tup
     return parts, volume
 
 
-def _together(parts: list[Part]) -> Part:
+def _together(parts: list[StepTiming]) -> StepTiming:
     seconds = [part.seconds for part in parts]
-    return Part(
+    return StepTiming(
         statistics.median(seconds),
         min(seconds),
         max(part.peak_mb for part in parts),
@@ -239,7 +239,7 @@ def _together(parts: list[Part]) -> Part:
 
 
 def _inflate(path: Path) -> dict[str, float]:
-    """Seconds to inflate a .nii.gz with the standard library and with ours; {} for other files."""
+    """Return seconds to inflate a .nii.gz with the standard library and with ours; {} for other files."""
     if suffix_of(path) != ".nii.gz":
         return {}
     openers: dict[str, Callable[[], Any]] = {
@@ -280,7 +280,7 @@ def published_snet(size: int = 128, seed: int = 0) -> tuple[str, dict[str, Any],
     return "snet", kwargs, net, F.interpolate(coarse, [size] * 3, mode="trilinear")
 
 
-def pair(
+def compare_with_plain(
     network: str,
     kwargs: Mapping[str, Any],
     net: nn.Module,
@@ -289,7 +289,7 @@ def pair(
     device: str = "cpu",
     precision: str = "auto",
     repeats: int = 9,
-) -> Iterator[Progress | Pairing]:
+) -> Iterator[Progress | Comparison]:
     """Run a network by the engine and in its plain form, in turns.
 
     Parameters
@@ -337,7 +337,7 @@ def pair(
             yield Progress("pairs", n + 1, 1 + repeats)
         equal = float((labels == plain.labels()).mean())
     z, y, x_size = image.shape[2:]
-    yield Pairing(
+    yield Comparison(
         network=network,
         shape=(z, y, x_size),
         plain_seconds=statistics.median(t.wall for t in plain_runs),
@@ -357,7 +357,7 @@ class _Times(NamedTuple):
 
 
 def _timed(call: Any, device: torch.device) -> tuple[_Times, Any]:
-    """Times of a call to the end of the device's work, and its labels (z, y, x)."""
+    """Return times of a call to the end of the device's work, and its labels (z, y, x)."""
     import torch
 
     with torch.inference_mode():
@@ -405,7 +405,7 @@ class _PlainForm:
         return _Times(float(wall), float(processor))
 
     def labels(self) -> Any:
-        """Labels (z, y, x) of the last run."""
+        """Return labels (z, y, x) of the last run."""
         return np.load(self._ask("labels"))
 
     def _ask(self, word: str) -> str:

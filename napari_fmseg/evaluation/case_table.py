@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.evaluation.metrics import score
@@ -63,7 +63,7 @@ class CaseScores:
     parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def row(self, tolerance_mm: float) -> dict[str, str | float]:
-        """Give the row of the table: names of columns with their units, and values."""
+        """Return the row of the table: names of columns with their units, and values."""
         found: dict[str, str | float] = {"case": self.case, "slice_mm": self.slice_mm}
         nsd = f"nsd_{tolerance_mm:g}mm"
         for name, values in self.scores.items():
@@ -80,7 +80,7 @@ class CaseScores:
         return found
 
     def mean(self, metric: str) -> float:
-        """Give the mean over its classes of what is a finite number; nan if nothing is."""
+        """Return the mean over its classes of what is a finite number; nan if nothing is."""
         told = [values[metric] for values in self.scores.values() if math.isfinite(values[metric])]
         return sum(told) / len(told) if told else math.nan
 
@@ -171,7 +171,7 @@ def write_cases(cases: Sequence[CaseScores], path: Path, tolerance_mm: float) ->
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _written(value) for name, value in row.items()} for row in rows)
-    with written_beside(path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())
     return path
 

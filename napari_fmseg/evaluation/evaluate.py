@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Event, Progress, StageResult, Warned
 from napari_fmseg.core.json_values import plain
 from napari_fmseg.core.memory import MemoryWatch
-from napari_fmseg.core.structuring import dataclass_from
+from napari_fmseg.core.structuring import structure
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
 from napari_fmseg.evaluation import metrics
@@ -84,7 +84,7 @@ class Evaluation:
         return tuple(dict.fromkeys(label for case in self.cases for label in case.scores))
 
     def rows(self) -> Iterator[Row]:
-        """Give a row per case and class, then mean and standard deviation per class and over all.
+        """Yield a row per case and class, then mean and standard deviation per class and over all.
 
         A value that is not there (no such class in either map) or not finite (a structure that was missed has no
         distance) does not count; `n` is the number of cases whose Dice counts. The rows of all classes take the mean
@@ -99,7 +99,7 @@ class Evaluation:
         yield from summary("all", [{**_means(list(c.scores.values())), **_costs(c)} for c in done])
 
     def mean(self, metric: str = "dice", label: str = "all") -> float:
-        """Give a mean of the table; nan if there is none."""
+        """Return a mean of the table; nan if there is none."""
         found = (row.values.get(metric, math.nan) for row in self.rows() if (row.case, row.label) == ("mean", label))
         return next(found, math.nan)
 
@@ -249,14 +249,14 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        cases = tuple(dataclass_from(CaseScores, _numbers(case), finite=False) for case in told["cases"])
+        cases = tuple(structure(CaseScores, _numbers(case), finite=False) for case in told["cases"])
         return Evaluation(told["model"], told["sha256"], told["setup"], cases)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FmsegError(f"{path} is no evaluation: {error}. Choose another output, or remove the file.") from error
 
 
 def _before(path: Path, now: Evaluation) -> tuple[CaseScores, ...]:
-    """Give the cases that an earlier run has finished."""
+    """Return the cases that an earlier run has finished."""
     if not path.exists():
         return ()
     before = read_evaluation(path)
@@ -312,14 +312,16 @@ def _write(whole: Evaluation, known: Any, output: Path) -> None:
         "summary": [dataclasses.asdict(row) for row in whole.rows() if row.case in ("mean", "sd")],
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    with written_beside(output / "evaluation.json") as file:
+    with atomic_write(output / "evaluation.json") as file:
         file.write((json.dumps(_plain(table), indent=1, allow_nan=False) + "\n").encode())
     write_csv(whole.rows(), output / "evaluation.csv")
     write_cases(whole.cases, output / "cases.csv", whole.setup["tolerance_mm"])
 
 
 def _plain(table: Any) -> Any:
-    """As `plain`, but infinity, which a missed structure has for its distance, becomes a text that reads back."""
+    """Return as `plain`, but infinity, which a missed structure has for its distance, becomes a text that reads
+    back.
+    """
     if isinstance(table, float) and math.isinf(table):
         return "inf"
     if isinstance(table, Mapping):
@@ -347,7 +349,7 @@ def write_csv(rows: Iterable[Row], path: Path, first: str = "case") -> Path:
     writer.writerow((first, "label", "n", *columns))
     for row in rows:
         writer.writerow((row.case, row.label, row.n, *(_cell(row.values.get(column, math.nan)) for column in columns)))
-    with written_beside(path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())
     return path
 
@@ -369,7 +371,7 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def summary(label: str, rows: Sequence[Mapping[str, float]]) -> Iterator[Row]:
-    """Give mean and standard deviation (n - 1) of what is a finite number; nothing for no rows."""
+    """Yield mean and standard deviation (n - 1) of what is a finite number; nothing for no rows."""
     if not rows:
         return
     columns = {name: [row.get(name, math.nan) for row in rows] for name in (*METRICS, *COSTS)}

@@ -73,7 +73,7 @@ def score_lesions(
 def _compared(
     mask: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_], voxel_ml: float, min_ml: float, overlap: float
 ) -> dict[str, float]:  # fmt: skip
-    """Counts and volumes for one label."""
+    """Return counts and volumes for one label."""
     size, touched = _touched(mask, true)
     true_size, covered = _touched(true, mask)
     counts, true_counts = (n * voxel_ml >= min_ml * (1 - 1e-9) for n in (size, true_size))
@@ -100,7 +100,7 @@ def _compared(
 def _touched(
     mask: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # fmt: skip
-    """Voxels of every part of `mask`, and how many of them lie in `other`."""
+    """Return voxels of every part of `mask`, and how many of them lie in `other`."""
     parts = components(mask.view(np.uint8))
     size = np.bincount(parts[mask], minlength=1)
     return size[1:], np.bincount(parts[mask & other], minlength=len(size))[1:]

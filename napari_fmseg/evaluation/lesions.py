@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.components import components
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 from napari_fmseg.core.volume import Box, LabelMap, Volume
@@ -226,7 +226,7 @@ def _measured(
 
 
 def _sphere(axes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Voxels (z, y, x) whose centres lie within a sphere of 1 ml around the one in the middle; odd sizes."""
+    """Return voxels (z, y, x) whose centres lie within a sphere of 1 ml around the one in the middle; odd sizes."""
     reach = np.floor(_PEAK_MM * np.linalg.norm(np.linalg.inv(axes), axis=1) + 1e-9).astype(int)
     offsets = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij"), -1)
     inside: npt.NDArray[np.float64] = (np.linalg.norm(offsets @ axes.T, axis=-1) <= _PEAK_MM + 1e-9).astype(np.float64)
@@ -236,7 +236,7 @@ def _sphere(axes: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _peak(
     image: npt.NDArray[Any], box: Box, inside: npt.NDArray[np.bool_], sphere: npt.NDArray[np.float64]
 ) -> float:  # fmt: skip
-    """Largest mean over the sphere around a voxel of the lesion."""
+    """Return the largest mean over the sphere around a voxel of the lesion."""
     from scipy.signal import oaconvolve
 
     reach = [n // 2 for n in sphere.shape]
@@ -276,7 +276,7 @@ def write_lesions(table: LesionTable, path: Path | str) -> Path:
     writer.writerow(("lesion", "label", "name", "volume_ml", "voxels", *columns(table),
                      "centroid_x_mm", "centroid_y_mm", "centroid_z_mm"))  # fmt: skip
     writer.writerows(_rows(table))
-    with written_beside(Path(path)) as file:
+    with atomic_write(Path(path)) as file:
         file.write(text.getvalue().encode())
     return Path(path)
 

@@ -87,7 +87,7 @@ def score(prediction: LabelMap, truth: LabelMap, *, tolerance_mm: float = 2.0) -
 
 
 def labels_by_name(prediction: LabelMap, truth: LabelMap) -> dict[str, int]:
-    """Give the number of every label that `score` tells, by the name under which it does.
+    """Return the number of every label that `score` tells, by the name under which it does.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def labels_by_name(prediction: LabelMap, truth: LabelMap) -> dict[str, int]:
 def dice_per_label(
     prediction: npt.NDArray[Any], truth: npt.NDArray[Any], n_classes: int
 ) -> npt.NDArray[np.float64]:  # fmt: skip
-    """Dice of the labels 1 to `n_classes` - 1, in one pass over the voxels.
+    """Return Dice of the labels 1 to `n_classes` - 1, in one pass over the voxels.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def _dense(prediction: npt.NDArray[Any], truth: npt.NDArray[Any]) -> tuple[npt.N
 
 
 def _count(prediction: npt.NDArray[Any], truth: npt.NDArray[Any], n: int) -> Sizes:
-    """(n, 3): voxels of each label in the prediction, in the truth and in both; one bincount per slab."""
+    """Return (n, 3): voxels of each label in the prediction, in the truth and in both; one bincount per slab."""
     flat, true_flat = prediction.reshape(-1), truth.reshape(-1)
     slabs = [slice(start, start + _SLAB) for start in range(0, flat.size, _SLAB)]
     if n > _MANY:
@@ -231,7 +231,7 @@ def _count(prediction: npt.NDArray[Any], truth: npt.NDArray[Any], n: int) -> Siz
 
 
 def _names(predicted: Mapping[int, str], true: Mapping[int, str], occurring: set[int]) -> dict[int, str]:
-    """Name of every label that occurs or has a name; the truth's name where only the case differs."""
+    """Return the name of every label that occurs or has a name; the truth's name where only the case differs."""
     for value in sorted({*predicted} & {*true}):
         if predicted[value].casefold() != true[value].casefold():
             raise FmsegError(
@@ -247,7 +247,7 @@ def _names(predicted: Mapping[int, str], true: Mapping[int, str], occurring: set
 
 
 def _boxes(codes: npt.NDArray[Any], true_codes: npt.NDArray[Any], n: int) -> list[Box | None]:
-    """For every code the box that holds it in both maps, None where it does not occur."""
+    """Return for every code the box that holds it in both maps, None where it does not occur."""
     from scipy import ndimage
 
     found = zip(ndimage.find_objects(codes, n - 1), ndimage.find_objects(true_codes, n - 1), strict=True)
@@ -284,7 +284,7 @@ def _no_surface(sizes: Sizes) -> dict[str, float]:
 def _surfaces(
     mask: npt.NDArray[np.bool_], true_mask: npt.NDArray[np.bool_], truth: LabelMap, tolerance_mm: float
 ) -> dict[str, float]:  # fmt: skip
-    """Distances between the surfaces of two masks (z, y, x), neither of them empty."""
+    """Return distances between the surfaces of two masks (z, y, x), neither of them empty."""
     edge, true_edge = _edge(mask), _edge(true_mask)
     axes = truth.geometry.affine[:3, :3]
     there = _distances(edge, true_edge, axes)
@@ -298,7 +298,7 @@ def _surfaces(
 
 
 def _edge(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Voxels of the mask with a face neighbour outside it; outside the box is outside the mask."""
+    """Return voxels of the mask with a face neighbour outside it; outside the box is outside the mask."""
     inside = np.zeros_like(mask)
     inside[1:-1, 1:-1, 1:-1] = (
         mask[2:, 1:-1, 1:-1] & mask[:-2, 1:-1, 1:-1] & mask[1:-1, 2:, 1:-1]
@@ -310,7 +310,9 @@ def _edge(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 def _distances(
     edge: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], axes: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:  # fmt: skip
-    """Distance in mm of every voxel of `edge` to the nearest of `other`; nothing is asked where they coincide."""
+    """Return the distance in mm of every voxel of `edge` to the nearest of `other`; nothing is asked where they
+    coincide.
+    """
     from scipy.spatial import cKDTree
 
     apart = np.argwhere(edge & ~other)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.volume import LabelMap
 
 __all__ = ["Measure", "measure", "write_measures"]
@@ -57,7 +57,7 @@ def measure(labels: LabelMap) -> tuple[Measure, ...]:
 
 
 def _counted(plane: npt.NDArray[Any]) -> dict[int, int]:
-    """Voxels of every label in one plane (y, x)."""
+    """Return voxels of every label in one plane (y, x)."""
     if plane.dtype == np.uint8 or plane.dtype == np.bool_:
         counts = np.bincount(plane.reshape(-1).view(np.uint8), minlength=256)
         return {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
@@ -81,7 +81,7 @@ def _measured(labels: LabelMap, label: int, per_plane: Sequence[dict[int, int]])
 
 
 def _middle(mask: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """Give the voxel (y, x) of a mask's largest piece that is nearest to the piece's middle."""
+    """Return the voxel (y, x) of a mask's largest piece that is nearest to the piece's middle."""
     from scipy import ndimage
 
     pieces, _ = ndimage.label(mask, np.ones((3, 3)))
@@ -105,7 +105,7 @@ def write_measures(measures: Iterable[Measure], path: Path | str) -> Path:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(_row(m) for m in measures)
-    with written_beside(path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())
     return path
 

@@ -27,17 +27,17 @@ from napari_fmseg.explain.seg_grad_cam import seg_grad_cam
 from napari_fmseg.models.settings import CoarseFineSettings, PhasedSettings, SingleSettings
 from napari_fmseg.pipelines import SegmentOptions, check_channels, segment
 from napari_fmseg.pipelines.coarse_fine import box_around, network_input
-from napari_fmseg.pipelines.label_upsampling import chooser
-from napari_fmseg.pipelines.phased import attention_input, consensus_input, look_closer
-from napari_fmseg.pipelines.postprocess import keep_parts
-from napari_fmseg.pipelines.preprocessing import body_box, cut, normalise
-from napari_fmseg.pipelines.single import filled, working_grid
-from napari_fmseg.pipelines.slab_reader import Source
+from napari_fmseg.pipelines.label_upsampling import label_rule_for
+from napari_fmseg.pipelines.phased import attention_input, attention_roi, consensus_input
+from napari_fmseg.pipelines.postprocess import keep_largest_components
+from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise
+from napari_fmseg.pipelines.single import pad_to_window, working_grid
+from napari_fmseg.pipelines.slab_reader import SlabReader
 
 if TYPE_CHECKING:
     from napari_fmseg.models.weights import Model
 
-__all__ = ["WHY", "why_here"]
+__all__ = ["WHY", "grad_cam"]
 
 WHY = "why here"
 """The stage of the result."""
@@ -63,7 +63,7 @@ class _Question:
         return (z, y, x) if all(s.start < s.stop for s in (z, y, x)) else None
 
 
-def why_here(
+def grad_cam(
     volume: Volume,
     model: Model,
     label: int | str,
@@ -133,7 +133,7 @@ def _number_of(label: int | str, model: Model) -> int:
 
 
 def _box_of(geometry: Geometry, box: Box | None, point: Sequence[int] | None) -> Box | None:
-    """Give a box, also for a point, within the volume."""
+    """Return a box, also for a point, within the volume."""
     if box is None and point is None:
         return None
     if box is None:
@@ -160,12 +160,12 @@ def _found(volume: Volume, model: Model, number: int) -> Generator[Event, None, 
 
 @torch.no_grad()
 def _in_window(volume: Volume, model: Model, asked: Box | None, middle: Box | None) -> _Question:
-    """Ask the network about a window around the place."""
+    """Request the network about a window around the place."""
     settings = SingleSettings.of(model.card.settings)
     data, native = to_canonical(volume)
     image = normalise(to_tensor(data, model.device), model.card.intensity)
     body = body_box(image, settings)
-    image, native = cut(image, body), native.crop(body)
+    image, native = crop_array(image, body), native.crop(body)
     grid = working_grid(native, settings)
     image = resize(image, grid.shape) if grid.shape != native.shape else image
     z, y, x = (slice(0, n) for n in grid.shape)
@@ -177,23 +177,23 @@ def _in_window(volume: Volume, model: Model, asked: Box | None, middle: Box | No
         seen.append(slice(first, first + size))
     window: Box = (seen[0], seen[1], seen[2])
     net = model.nets["net"]
-    inputs = (filled(cut(image, window), net, settings.window)[None],)
+    inputs = (pad_to_window(crop_array(image, window), net, settings.window)[None],)
     return _Question(net, inputs, grid.crop(window), asked, volume.geometry)
 
 
 @torch.no_grad()
 def _looking_closely(volume: Volume, model: Model, asked: Box | None) -> _Question:
-    """Ask the attention network; the consensus network where there is no other, or it looked elsewhere."""
+    """Request the attention network; the consensus network where there is no other, or it looked elsewhere."""
     settings, intensity, nets = PhasedSettings.of(model.card.settings), model.card.intensity, model.nets
     data, native = to_canonical(volume)
     image = normalise(to_tensor(data, model.device), intensity)
     body = body_box(image, settings)
-    image, geometry = cut(image, body), native.crop(body)
+    image, geometry = crop_array(image, body), native.crop(body)
     x = consensus_input(image, settings, intensity)[None]
     coarse = _Question(nets["consensus"], (x,), geometry.resized(settings.consensus_grid), asked, volume.geometry)
     if "attention" not in nets:
         return coarse
-    _, attention, box = look_closer(nets["consensus"](x)[0], geometry.shape, settings)
+    _, attention, box = attention_roi(nets["consensus"](x)[0], geometry.shape, settings)
     spans = [(s.start, s.stop) for s in box]
     x, a = attention_input(image, attention, spans, settings, intensity)
     grid = geometry.crop(box).resized(settings.attention_grid)
@@ -203,10 +203,10 @@ def _looking_closely(volume: Volume, model: Model, asked: Box | None) -> _Questi
 
 @torch.no_grad()
 def _in_the_box(volume: Volume, model: Model, asked: Box | None) -> _Question:
-    """Ask the fine network about the box around what was found; the coarse one where it does not look."""
+    """Request the fine network about the box around what was found; the coarse one where it does not look."""
     settings, intensity, nets = CoarseFineSettings.of(model.card.settings), model.card.intensity, model.nets
     data, native = to_canonical(volume)
-    source = Source(data, model.device)
+    source = SlabReader(data, model.device)
     z, y, x = (slice(0, n) for n in native.shape)
     box: Box = (z, y, x)
     if settings.crop_above is not None:
@@ -216,9 +216,9 @@ def _in_the_box(volume: Volume, model: Model, asked: Box | None) -> _Question:
     coarse = _Question(nets["coarse"], (seen,), grid, asked, volume.geometry)
     if "fine" not in nets:
         return coarse
-    choose = chooser(getattr(nets["coarse"], "activation", "softmax"), settings)
+    choose = label_rule_for(getattr(nets["coarse"], "activation", "softmax"), settings)
     found = LabelMap(choose(nets["coarse"](seen)[0]).cpu().numpy(), grid)
-    found = keep_parts(found, settings.coarse_parts, settings.coarse_least_ml)
+    found = keep_largest_components(found, settings.coarse_max_components, settings.coarse_min_ml)
     box = box_around(found.data, native, settings.margin_mm, box)
     seen = network_input(source.read(box, settings.fine_size), intensity)[None]
     fine = _Question(nets["fine"], (seen,), native.crop(box).resized(settings.fine_size), asked, volume.geometry)
@@ -226,7 +226,7 @@ def _in_the_box(volume: Volume, model: Model, asked: Box | None) -> _Question:
 
 
 def _answer(question: _Question, number: int, name: str, layer: str | None) -> tuple[np.ndarray, str]:
-    """Give the map (z, y, x) and what is to be said of it."""
+    """Return the map (z, y, x) and what is to be said of it."""
     net, inputs = question.net, question.inputs
     overlapping = getattr(net, "activation", "") == "sigmoid"
     note = ""
@@ -256,7 +256,7 @@ def _answer(question: _Question, number: int, name: str, layer: str | None) -> t
 
 
 def _on(grid: Geometry, source: Geometry, box: Box) -> Box:
-    """Give the voxels of a grid that a box of another grid touches, one at least along each axis."""
+    """Return the voxels of a grid that a box of another grid touches, one at least along each axis."""
     edges = [(s.start - 0.5, s.stop - 0.5) for s in box]
     corners = source.place(list(itertools.product(*edges)))
     inside = (corners - grid.affine[:3, 3]) @ np.linalg.inv(grid.affine[:3, :3]).T + 0.5

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from napari_fmseg.models.weights import Model
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["STAGE", "doubt_of", "mirrored_names", "ranked", "uncertainty"]
+__all__ = ["STAGE", "case_uncertainty", "mirrored_names", "rank_by_uncertainty", "uncertainty"]
 
 STAGE = "uncertainty"
 """What the result with the map is called."""
@@ -50,7 +50,7 @@ def uncertainty(
     ------
     Progress, Warned or StageResult
         The labels, and at last ``"uncertainty"``: float32 (z, y, x) on the volume's own grid, the share of all pairs of
-        results that disagree, 0..1. Its ``meta["doubt"]`` is the number for the case: see `doubt_of`.
+        results that disagree, 0..1. Its ``meta["doubt"]`` is the number for the case: see `case_uncertainty`.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def uncertainty(
         index = order["zyx".index(axis)]
         maps.append(_mirrored(volume, model, options, index, swap=axis == "x"))
     share = _disagreement(maps)
-    doubt = doubt_of(share, maps)
+    doubt = case_uncertainty(share, maps)
     seconds += time.perf_counter() - start
     yield Progress(STAGE, views, views)
     note = "Nothing was found in any view." if not any(m.any() for m in maps) else ""
@@ -100,7 +100,7 @@ def uncertainty(
 def _mirrored(
     volume: Volume, model: Model, options: SegmentOptions, index: int, *, swap: bool
 ) -> npt.NDArray[np.integer]:
-    """Labels of the mirror image, mirrored back."""
+    """Return labels of the mirror image, mirrored back."""
     from napari_fmseg.core.events import drain
     from napari_fmseg.pipelines import segment
 
@@ -117,7 +117,7 @@ def _mirrored(
 
 
 def mirrored_names(labels: Mapping[int, str]) -> dict[int, int]:
-    """Give for every label that has a partner on the other side that partner's label."""
+    """Return for every label that has a partner on the other side that partner's label."""
     of_name = {name.casefold(): label for label, name in labels.items()}
     found = {}
     for name, label in of_name.items():
@@ -129,7 +129,7 @@ def mirrored_names(labels: Mapping[int, str]) -> dict[int, int]:
 
 
 def _disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.float32]:
-    """Share of the pairs of label maps that differ, per voxel."""
+    """Return the share of the pairs of label maps that differ, per voxel."""
     pairs = list(itertools.combinations(maps, 2))
     share = np.zeros(maps[0].shape, np.float32)
     for one, other in pairs:
@@ -137,13 +137,13 @@ def _disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.flo
     return share / np.float32(max(1, len(pairs)))
 
 
-def doubt_of(share: npt.NDArray[np.float32], maps: Sequence[npt.NDArray[np.integer]]) -> float:
-    """Give one number per case, 0..1: the mean uncertainty where any result sees anything; 1 where none does."""
+def case_uncertainty(share: npt.NDArray[np.float32], maps: Sequence[npt.NDArray[np.integer]]) -> float:
+    """Return one number per case, 0..1: the mean uncertainty where any result sees anything; 1 where none does."""
     anything = np.logical_or.reduce([m > 0 for m in maps])
     count = int(anything.sum())
     return float(share[anything].sum() / count) if count else 1.0
 
 
-def ranked(doubts: Mapping[str, float]) -> tuple[str, ...]:
+def rank_by_uncertainty(doubts: Mapping[str, float]) -> tuple[str, ...]:
     """Name the cases, the most doubtful first: the order in which to label them."""
     return tuple(sorted(doubts, key=lambda name: (-doubts[name], name)))

@@ -17,7 +17,7 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io.damage import access_told
 from napari_fmseg.io.discovery import broken_files, find_volumes, packer_of
 from napari_fmseg.io.paths import files_below, format_of, suffix_of
-from napari_fmseg.io.voxel_values import checked, smallest_integer, to_labels
+from napari_fmseg.io.voxel_values import as_label_map, sanitise_voxels, smallest_integer
 
 if TYPE_CHECKING:
     from napari_fmseg.io.dicom.seg_writer import Source
@@ -78,7 +78,7 @@ def read_volume(path: Path | str, *, series: str | None = None, suv: str = "auto
             "SUV. Read the DICOM series instead, or go on without SUV."
         )
     meta = {key: value for key, value in meta.items() if key not in ("names", "colors")}
-    return checked(data, geometry, meta, path)
+    return sanitise_voxels(data, geometry, meta, path)
 
 
 def read_labels(path: Path | str) -> LabelMap:
@@ -105,7 +105,7 @@ def read_labels(path: Path | str) -> LabelMap:
     if meta.get("format") == "DICOM":
         _check_series_as_labels(data, meta, path)
     names, colors = meta.pop("names", {}), meta.pop("colors", {})
-    return to_labels(checked(data, geometry, meta, path, is_image=False), path, names, colors)
+    return as_label_map(sanitise_voxels(data, geometry, meta, path, is_image=False), path, names, colors)
 
 
 def _read_seg(path: Path) -> LabelMap | None:
@@ -229,7 +229,7 @@ def write_volume(volume: Volume, path: Path | str) -> Path:
 
 
 def check_destination(path: Path | str) -> Path:
-    """Say before hours of work whether `path` could be written: its suffix, its folder, the permission.
+    """Report before hours of work whether `path` could be written: its suffix, its folder, the permission.
 
     Raises
     ------
@@ -299,7 +299,7 @@ def _read_folder(path: Path, series: str | None, suv: str) -> _Parts:
 
 
 def _with_broken(parts: _Parts, broken: list[Path]) -> _Parts:
-    """Say what else lay in the folder and could not be read."""
+    """Return what else lay in the folder and could not be read."""
     data, geometry, meta, path = parts
     return data, geometry, {**meta, "warnings": [*meta.get("warnings", ()), *_broken(broken)]}, path
 

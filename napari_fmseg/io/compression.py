@@ -48,7 +48,7 @@ if _isal_zlib is not None:
 
 
 def has_isal() -> bool:
-    """Whether the fast library is there."""
+    """Return whether the fast library is there."""
     return _igzip is not None
 
 

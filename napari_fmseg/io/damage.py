@@ -14,7 +14,7 @@ from pathlib import Path
 from napari_fmseg.core.errors import DeviceMemory, FmsegError, UnreadableVolume
 from napari_fmseg.io.compression import DEFLATE_ERRORS
 
-__all__ = ["access_told", "damage_told", "library_errors"]
+__all__ = ["access_told", "header_errors_as_unreadable", "library_errors"]
 
 _ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, RuntimeError, TypeError,
@@ -26,13 +26,15 @@ _SAID = "{name} is damaged or was cut short: {reason}. Copy it again from its so
 
 
 def library_errors() -> tuple[type[Exception], ...]:
-    """Return what a library may raise on damaged content; an `OSError` is for `damage_told` to judge."""
+    """Return what a library may raise on damaged content; an `OSError` is for `header_errors_as_unreadable` to
+    judge.
+    """
     lib = sys.modules.get("pydicom.errors")
     return _ERRORS if lib is None else (*_ERRORS, lib.BytesLengthException, lib.InvalidDicomError)
 
 
 @contextmanager
-def damage_told(path: Path, said: str = _SAID) -> Iterator[None]:
+def header_errors_as_unreadable(path: Path, said: str = _SAID) -> Iterator[None]:
     """Turn what a library raises on damaged content into a sentence.
 
     Parameters

@@ -38,7 +38,9 @@ def broken_files(files: Iterable[Path]) -> list[Path]:
 
 
 def _leads_nowhere(path: Path) -> bool:
-    """Whether it is a link to what is not there, and is called like a volume or like a folder or file of DICOM."""
+    """Return whether it is a link to what is not there, and is called like a volume or like a folder or file of
+    DICOM.
+    """
     if not path.is_symlink() or path.exists():
         return False
     return bool(suffix_of(path)) or path.suffix[1:].isdigit() or not path.suffix
@@ -81,7 +83,7 @@ def find_volumes(folder: Path | str, *, damaged: bool = False) -> tuple[Path, ..
 
 
 def _is_second_half(path: Path) -> bool:
-    """Whether it is the .img of a .hdr, which is listed already."""
+    """Return whether it is the .img of a .hdr, which is listed already."""
     name = path.name.lower()
     return name.endswith((".img", ".img.gz")) and any(
         path.with_name(path.name[: name.rindex(".img")] + end).exists() for end in (".hdr", ".hdr.gz", ".HDR")

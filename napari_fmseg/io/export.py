@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from napari_fmseg.core.atomic_write import written_together
+from napari_fmseg.core.atomic_write import atomic_write_files
 from napari_fmseg.core.errors import UnwritableVolume
 from napari_fmseg.core.events import Progress, Saved, Warned
 from napari_fmseg.core.volume import LabelMap, Volume
@@ -89,7 +89,7 @@ def export(labels: LabelMap, wanted: Export) -> Iterator[Progress | Warned | Sav
     else:
         if not labels.data.any():
             yield Warned("The labels are empty: the file holds background only.")
-        with written_together(wanted.to.parent) as part:
+        with atomic_write_files(wanted.to.parent) as part:
             write = _write_seg if wanted.what == "dicom-seg" else _write_map
             write(labels, part / wanted.to.name, wanted)
             yield Progress(wanted.what, 1, 1)  # who closes the iterator here wants no file
@@ -151,7 +151,7 @@ def _per_class(labels: LabelMap, folder: Path, suffix: str, like: Volume | None)
         if value not in values:
             yield Warned(f"{name} has no voxel, so it has no file.")
     stems = file_stems(labels, values)
-    with written_together(folder) as part:
+    with atomic_write_files(folder) as part:
         for number, value in enumerate(values, 1):
             write_labels(_mask(labels, value), part / f"{stems[value]}{suffix}", source=like)
             yield Progress("classes", number, len(values))
@@ -166,7 +166,7 @@ def _mask(labels: LabelMap, value: int) -> LabelMap:
 
 
 def kind_of(to: Path, fmt: str = "") -> Kind:
-    """Tell from the name of a file, or for a folder from the format, what is wanted.
+    """Report from the name of a file, or for a folder from the format, what is wanted.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def _is_mesh(path: Path) -> bool:
 
 
 def is_dicom_source(path: Path | str) -> bool:
-    """Whether something was read from DICOM files that are still there; looks at a few files only."""
+    """Return whether something was read from DICOM files that are still there; looks at a few files only."""
     if not str(path):
         return False
     path = Path(path)

@@ -21,7 +21,7 @@ class Busy(FmsegError):
 
 @contextmanager
 def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock on a file while the block runs.
+    """Return the hold the lock on a file while the block runs.
 
     Parameters
     ----------

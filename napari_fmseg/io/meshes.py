@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.core.atomic_write import written_beside, written_together
+from napari_fmseg.core.atomic_write import atomic_write, atomic_write_files
 from napari_fmseg.core.errors import UnwritableVolume
 from napari_fmseg.core.events import Progress, Saved, Warned
 from napari_fmseg.core.terminology import label_info
@@ -127,12 +127,12 @@ def meshes(
     if is_file:
         found: list[Mesh] = []
         yield from _each(labels, values, smooth, found)
-        with written_beside(path) as file:
+        with atomic_write(path) as file:
             _write(file, fmt, found)
         yield Saved(path, best=True)
         return
     stems = file_stems(labels, values)
-    with written_together(path) as part:
+    with atomic_write_files(path) as part:
         for number, value in enumerate(values):
             one: list[Mesh] = []
             yield from _each(labels, [value], smooth, one, number, len(values))
@@ -189,7 +189,7 @@ _Piece = tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]
 
 
 def _surface(block: npt.NDArray[np.bool_], z: int) -> _Piece:
-    """Vertices (z, y, x) and faces between inside and outside."""
+    """Return the vertices (z, y, x) and faces between inside and outside."""
     from skimage.measure import marching_cubes
 
     if block.all() or not block.any():

@@ -17,13 +17,13 @@ from nibabel.nifti1 import Nifti1Extension, Nifti1Header, Nifti1PairHeader, data
 from nibabel.nifti2 import Nifti2Header, Nifti2PairHeader
 from nibabel.spatialimages import HeaderDataError
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import UnreadableVolume, UnwritableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import segment_metadata
 from napari_fmseg.io.compression import MAX_RATIO, fill, open_inflated, write_gzip
-from napari_fmseg.io.damage import damage_told
-from napari_fmseg.io.voxel_values import REVERSED, rescaled, wanted_channels
+from napari_fmseg.io.damage import header_errors_as_unreadable
+from napari_fmseg.io.voxel_values import REVERSED, rescaled, split_channel_axis
 
 __all__ = ["grid", "read", "write"]
 
@@ -58,7 +58,7 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
         If it is damaged, no NIfTI, not 3-D, not of real numbers, or its place makes no sense.
     """
     header_path, data_path = _both_files(path)
-    with damage_told(path):
+    with header_errors_as_unreadable(path):
         with open_inflated(header_path) as stream:
             header = _header(stream, header_path)
             shape, kind = _shape(header, path), _kind(header, path)
@@ -84,7 +84,7 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
         data = data.byteswap(inplace=True).view(data.dtype.newbyteorder())
     if data.dtype.itemsize > 8:
         data = data.astype(np.float64)
-    return _scaled(data, header, path).reshape(wanted_channels(shape, path)), geometry, meta
+    return _scaled(data, header, path).reshape(split_channel_axis(shape, path)), geometry, meta
 
 
 def grid(path: Path) -> tuple[tuple[int, ...], list[float]]:
@@ -96,13 +96,13 @@ def grid(path: Path) -> tuple[tuple[int, ...], list[float]]:
         If it is no NIfTI, or states none.
     """
     header_path, _ = _both_files(path)
-    with damage_told(path), open_inflated(header_path) as stream:
+    with header_errors_as_unreadable(path), open_inflated(header_path) as stream:
         header = _header(stream, header_path)
     return _shape(header, path)[-3:], [float(mm) for mm in header["pixdim"][1:4]]
 
 
 def _both_files(path: Path) -> tuple[Path, Path]:
-    """Where the header and where the voxels are: the same file unless it is a pair."""
+    """Return where the header and where the voxels are: the same file unless it is a pair."""
     name = path.name.lower()
     for here, there in ((".hdr", ".img"), (".img", ".hdr")):
         for zipped in ("", ".gz"):
@@ -158,14 +158,14 @@ def _header(stream: IO[bytes], path: Path) -> Any:
 
 
 def _shape(header: Any, path: Path) -> tuple[int, ...]:
-    """Sizes with the fastest axis last, (..., z, y, x)."""
+    """Return the sizes with the fastest axis last, (..., z, y, x)."""
     dim = [int(n) for n in header["dim"]]
     if not 1 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
         raise UnreadableVolume(
             f"{path.name} states impossible sizes: {dim}. The header is damaged; export the file again."
         )
     shape = tuple(reversed(dim[1 : dim[0] + 1]))
-    wanted_channels(shape, path)
+    split_channel_axis(shape, path)
     return shape
 
 
@@ -215,7 +215,7 @@ def _check_size(shape: tuple[int, ...], kind: np.dtype[Any], offset: int, path: 
 
 
 def _geometry(header: Any, shape: tuple[int, ...], path: Path) -> tuple[Geometry, list[str]]:
-    """Take the place from the sform, else the qform, else the voxel sizes, as nibabel does."""
+    """Accept the place from the sform, else the qform, else the voxel sizes, as nibabel does."""
     warnings = []
     zooms = header["pixdim"][1:4].astype(np.float64)
     zooms_are_good = bool(np.isfinite(zooms).all() and (zooms > 0).all())
@@ -257,7 +257,7 @@ def _geometry(header: Any, shape: tuple[int, ...], path: Path) -> tuple[Geometry
 
 
 def _two_places(header: Any, shape: tuple[int, ...], mm: float) -> list[str]:
-    """Say so if sform and qform are both stated and place a corner of the volume far apart."""
+    """Report so if sform and qform are both stated and place a corner of the volume far apart."""
     if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
         return []
     try:
@@ -297,7 +297,7 @@ def _scaled(data: npt.NDArray[Any], header: Any, path: Path) -> npt.NDArray[Any]
 
 
 def _kept(header: Any) -> dict[str, Any]:
-    """The header's words about the place as plain numbers; nothing that could name a patient."""
+    """Return the header's words about the place as plain numbers; nothing that could name a patient."""
     kept = {key: header[key].tolist() for key in _KEPT}
     return {**kept, "pixdim": header["pixdim"][:4].tolist()}
 
@@ -351,7 +351,7 @@ def write(volume: Volume, path: Path, *, source: Volume | None) -> None:
         header["intent_code"] = 1002  # NIFTI_INTENT_LABEL
     header.write_to(block)
     voxels = np.ascontiguousarray(volume.data)
-    with written_beside(path) as file:
+    with atomic_write(path) as file:
         parts: list[bytes | memoryview] = [block.getvalue(), voxels.reshape(-1).view(np.uint8).data]
         if path.name.lower().endswith(".gz"):
             write_gzip(file, parts)
@@ -374,7 +374,7 @@ def _new_header(volume: Volume) -> Any:
 
 
 def _place(header: Any, volume: Volume, source: Volume | None) -> None:
-    """Say where it lies: in the source's own words where they mean exactly this place, else afresh."""
+    """Report where it lies: in the source's own words where they mean exactly this place, else afresh."""
     kept = (source or volume).meta.get("nifti")
     if kept and _means(header, kept, volume.geometry):
         return

@@ -75,7 +75,9 @@ def _by_first_bytes(path: Path) -> str:
 
 
 def is_metaimage(start: bytes) -> bool:
-    """Whether the first bytes of a file are a MetaImage's header: fields in any order, with the number of axes."""
+    """Return whether the first bytes of a file are a MetaImage's header: fields in any order, with the number of
+    axes.
+    """
     return bool(re.match(rb"\s*[A-Za-z]\w*\s*=", start) and re.search(rb"(?:^|\n)\s*NDims\s*=", start))
 
 

@@ -87,7 +87,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _centre(mask: npt.NDArray[Any]) -> list[int]:
-    """Middle of what is labelled along each axis, by voxels; the middle of the volume where nothing is."""
+    """Return the middle of what is labelled along each axis, by voxels; the middle of the volume where nothing is."""
     occupied = mask != 0
     if not occupied.any():
         return [n // 2 for n in mask.shape]
@@ -105,7 +105,7 @@ def _window(image: npt.NDArray[Any]) -> tuple[float, float]:
 
 
 def _paint(grey: npt.NDArray[np.float32], mask: npt.NDArray[Any], labels: LabelMap) -> npt.NDArray[np.float32]:
-    """(h, w, 3) in 0..1: labels as a tint, their outline in full colour."""
+    """Return (h, w, 3) in 0..1: labels as a tint, their outline in full colour."""
     picture = np.repeat(grey[..., None], 3, axis=2)
     for value in np.unique(mask[mask != 0]):
         here = mask == value

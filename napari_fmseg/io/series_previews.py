@@ -15,7 +15,7 @@ from napari_fmseg.io.damage import access_told
 from napari_fmseg.io.discovery import find_volumes
 from napari_fmseg.io.paths import files_below, format_of
 
-__all__ = ["Offer", "list_offers"]
+__all__ = ["SeriesPreview", "preview_series"]
 
 Picture = npt.NDArray[np.uint8]
 _MAX_VOLUMES = 200
@@ -23,7 +23,7 @@ _MAX_PICTURES = 60  # each costs one slice to read
 
 
 @dataclass(frozen=True, eq=False)
-class Offer:
+class SeriesPreview:
     """One volume that could be read.
 
     Attributes
@@ -54,7 +54,7 @@ class Offer:
     picture: Picture | None = None
 
 
-def list_offers(path: Path | str, *, side: int = 96) -> tuple[Offer, ...]:
+def preview_series(path: Path | str, *, side: int = 96) -> tuple[SeriesPreview, ...]:
     """List what a folder, a zip or a DICOMDIR offers to read, in the order of the files.
 
     Parameters
@@ -92,25 +92,27 @@ def list_offers(path: Path | str, *, side: int = 96) -> tuple[Offer, ...]:
     return _series(files, path, side) if dicom_series.any_images(files) else _volumes(path)
 
 
-def _series(files: list[Path], path: Path, side: int) -> tuple[Offer, ...]:
+def _series(files: list[Path], path: Path, side: int) -> tuple[SeriesPreview, ...]:
     from napari_fmseg.io.dicom import series as dicom_series
 
     offers = []
-    for number, (info, middle) in enumerate(dicom_series.survey(files)):
+    for number, (info, middle) in enumerate(dicom_series.summarise_series(files)):
         picture = None
         if middle is not None and number < _MAX_PICTURES:
             picture = _picture(middle, side)
         offers.append(
-            Offer(path, info.uid, info.description, info.modality, info.shape, info.spacing, info.n_files, picture)
+            SeriesPreview(
+                path, info.uid, info.description, info.modality, info.shape, info.spacing, info.n_files, picture
+            )
         )
     return tuple(offers)
 
 
 def _picture(part: Any, side: int) -> Picture | None:
-    from napari_fmseg.io.dicom.slices import decoded
+    from napari_fmseg.io.dicom.slices import decode_slices
 
     try:
-        plane = next(iter(decoded([part], not part.is_plain)))
+        plane = next(iter(decode_slices([part], not part.is_plain)))
     except FmsegError:  # asking for the series says what is wrong with it
         return None
     return _drawn(plane, part.spacing, side)
@@ -129,13 +131,13 @@ def _drawn(plane: npt.NDArray[Any], spacing: tuple[float, float], side: int) -> 
     return np.ascontiguousarray(np.rint(grey * 255).astype(np.uint8))
 
 
-def _volumes(folder: Path) -> tuple[Offer, ...]:
+def _volumes(folder: Path) -> tuple[SeriesPreview, ...]:
     offers = []
     for path in find_volumes(folder)[:_MAX_VOLUMES]:
         shape, spacing = (0, 0, 0), (0.0, 0.0, 0.0)
         with suppress(FmsegError, OSError, RuntimeError, ValueError):  # still listed: opening it says what is wrong
             shape, spacing = _grid(path)
-        offers.append(Offer(path, None, str(path.relative_to(folder)), "", shape, spacing, 1))
+        offers.append(SeriesPreview(path, None, str(path.relative_to(folder)), "", shape, spacing, 1))
     return tuple(offers)
 
 

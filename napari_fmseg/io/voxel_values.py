@@ -16,13 +16,13 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 
 __all__ = [
     "REVERSED",
+    "as_label_map",
     "check_memory",
-    "checked",
     "rescaled",
+    "sanitise_voxels",
     "smallest_integer",
     "span",
-    "to_labels",
-    "wanted_channels",
+    "split_channel_axis",
 ]
 
 REVERSED = np.ix_([2, 1, 0, 3], [2, 1, 0, 3])
@@ -52,7 +52,7 @@ def check_memory(n_bytes: int, path: Path) -> None:
         )
 
 
-def wanted_channels(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
+def split_channel_axis(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
     """Reduce the axes of a file, (..., z, y, x), to (z, y, x) or (c, z, y, x).
 
     Raises
@@ -118,7 +118,7 @@ def span(data: npt.NDArray[Any]) -> tuple[Any, Any]:
     return ends.min(), ends.max()
 
 
-def checked(
+def sanitise_voxels(
     data: npt.NDArray[Any], geometry: Geometry, meta: Mapping[str, Any], path: Path, *, is_image: bool = True
 ) -> Volume:
     """Make a `Volume` whose values are finite, and say in ``meta`` what was repaired or looks odd.
@@ -195,7 +195,7 @@ def _thin(geometry: Geometry) -> list[str]:
     ]
 
 
-def to_labels(
+def as_label_map(
     volume: Volume, path: Path, names: Mapping[int, str], colors: Mapping[int, tuple[float, float, float]]
 ) -> LabelMap:
     """Round the values of `volume` to labels, in the smallest integer type where they were not whole numbers.

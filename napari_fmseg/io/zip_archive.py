@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume
 from napari_fmseg.core.temporary_files import passing_name, sweep
 from napari_fmseg.io.compression import MAX_RATIO
-from napari_fmseg.io.damage import damage_told
+from napari_fmseg.io.damage import header_errors_as_unreadable
 
 __all__ = ["in_zip", "unzipped"]
 
@@ -26,7 +26,7 @@ _NO_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errn
 
 @contextmanager
 def unzipped(path: Path) -> Iterator[Path]:
-    """Give a temporary folder with what is in the zip.
+    """Return a temporary folder with what is in the zip.
 
     Raises
     ------
@@ -42,7 +42,9 @@ def unzipped(path: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         with (
-            damage_told(path, "{name} is no zip or is damaged: {reason}. Copy it again from its source."),
+            header_errors_as_unreadable(
+                path, "{name} is no zip or is damaged: {reason}. Copy it again from its source."
+            ),
             zipfile.ZipFile(path) as archive,
         ):
             for member, name in _checked_members(archive, path, folder):

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError, UnknownModel, WeightsMismatch
 from napari_fmseg.models.card import ModelCard, read_card, write_card
 from napari_fmseg.models.folders import user_models_folder
@@ -54,7 +54,7 @@ def export_model(model: str | Path | ModelCard, path: Path | str) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "card.toml"
         write_card(dataclasses.replace(card, weights=f"{card.name}.safetensors", sha256=found), text)
-        with written_beside(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+        with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
             # A fixed time, so that the same model gives the same file.
             packed.writestr(zipfile.ZipInfo(f"{card.name}.toml"), text.read_bytes())
             packed.writestr(zipfile.ZipInfo(f"{card.name}.safetensors"), weights)
@@ -62,7 +62,7 @@ def export_model(model: str | Path | ModelCard, path: Path | str) -> Path:
 
 
 def import_model(path: Path | str, folder: Path | str | None = None, *, replace: bool = False) -> ModelCard:
-    """Take a model from one file into the user's models; it is listed at once.
+    """Accept a model from one file into the user's models; it is listed at once.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def import_model(path: Path | str, folder: Path | str | None = None, *, replace:
 
 
 def _names(packed: zipfile.ZipFile, path: Path) -> tuple[str, str]:
-    """Give the names of the card and the weights; nothing else may be in the file."""
+    """Return the names of the card and the weights; nothing else may be in the file."""
     infos = packed.infolist()
     cards = [i for i in infos if i.filename.endswith(".toml") and i.file_size <= _LARGEST_CARD]
     weights = [i for i in infos if i.filename.endswith(".safetensors") and i.compress_type == zipfile.ZIP_STORED]
@@ -153,7 +153,7 @@ def install_model(card: ModelCard, folder: Path | str | None = None, *, replace:
         )
     # Weights of another hash get another name, and the card comes last: at no moment do the two disagree.
     weights = f"{card.name}-{found[:12]}.safetensors"
-    with source.open("rb") as content, written_beside(place / weights) as file:
+    with source.open("rb") as content, atomic_write(place / weights) as file:
         shutil.copyfileobj(content, file)
     written = dataclasses.replace(card, weights=weights, sha256=found, folder=place)
     write_card(written, there)

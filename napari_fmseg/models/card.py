@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import UnknownModel, WeightsMismatch
-from napari_fmseg.core.structuring import Range, dataclass_from, is_file_name, read_table, wrong_number
+from napari_fmseg.core.structuring import Range, is_file_name, read_table, structure, wrong_number
 from napari_fmseg.models.folders import _weights_folders
 from napari_fmseg.models.half_precision import HalfPrecision
 
@@ -72,7 +72,7 @@ class Intensity:
     channels: tuple[Intensity, ...] = ()
 
     def of_channel(self, number: int) -> Intensity:
-        """Give the intensity of a channel, counted from 0."""
+        """Return the intensity of a channel, counted from 0."""
         return self.channels[number] if self.channels else self
 
     def __post_init__(self) -> None:
@@ -219,7 +219,7 @@ def read_card(path: Path) -> ModelCard:
     """
     try:
         table = {**read_table(path, toml=True), "folder": path.parent}
-        card = dataclass_from(ModelCard, table, finite=False)  # nan is the Dice of a class that no case had
+        card = structure(ModelCard, table, finite=False)  # nan is the Dice of a class that no case had
         if wrong := wrong_number(card, {"spacing_mm": Range(open="low"), "surface_mm": Range()}):
             raise ValueError(wrong)
         if not is_file_name(card.name):
@@ -254,5 +254,5 @@ def write_card(card: ModelCard, path: Path) -> None:
     ordered = {k: v for k, v in table.items() if not isinstance(v, dict)} | {
         k: v for k, v in table.items() if isinstance(v, dict)
     }
-    with written_beside(path) as file:
+    with atomic_write(path) as file:
         tomli_w.dump(ordered, file, multiline_strings=True)

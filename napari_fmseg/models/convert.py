@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import WeightsMismatch
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def convert_checkpoint(
     card = weights.with_suffix(".toml")
     facts = _card(weights, path, content, part, network, kwargs, net, fresh)
     for place, written in ((weights, content), (card, facts.encode())):
-        with written_beside(place) as file:
+        with atomic_write(place) as file:
             file.write(written)
     taken = tuple(key for key in state if key not in fresh)
     return Converted(weights, card, part, sum(v.numel() for v in state.values()), epoch, taken, fresh)
@@ -153,7 +153,7 @@ def read_checkpoint(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Say why a file cannot be read; torch's own words advise to read it unsafely, and are not passed on."""
+    """Return why a file cannot be read; torch's own words advise to read it unsafely, and are not passed on."""
     if isinstance(error, OSError):
         return error.strerror or "it cannot be opened"
     named = re.search(r"[Gg][Ll][Oo][Bb][Aa][Ll]:? (?:GLOBAL )?([\w.]+)", str(error))
@@ -175,7 +175,9 @@ def _plain_numbers() -> list[Any]:
 
 
 def _told_by(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the weights say about the arguments: how EfficientSegmentation's networks are built, how PCT-Net counts."""
+    """Return what the weights say about the arguments: how EfficientSegmentation's networks are built, how PCT-Net
+    counts.
+    """
     if network in _LADDERS:
         return _told_by_ladder(network, state)
     import torch
@@ -228,7 +230,7 @@ def _n_blocks(state: Mapping[str, Tensor], stage: str) -> int:
 
 
 def _heads_of_other_classes(net: Any, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Entries that differ only in the number of classes that they give."""
+    """Return the entries that differ only in the number of classes that they give."""
     n_classes = net.n_classes
     return tuple(
         key

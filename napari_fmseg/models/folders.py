@@ -11,7 +11,7 @@ __all__ = ["user_models_folder"]
 
 
 def user_models_folder() -> Path:
-    """Where this user's own models live: ``FMSEG_HOME``/models, or the platform's data folder."""
+    """Return where this user's own models live: ``FMSEG_HOME``/models, or the platform's data folder."""
     from platformdirs import user_data_path
 
     home = os.environ.get("FMSEG_HOME")
@@ -23,6 +23,6 @@ def _weights_folders() -> list[Path]:
 
 
 def _card_folders() -> list[Path]:
-    """Later ones win: a user's own model may replace a shipped one of the same name."""
+    """Return the later ones win: a user's own model may replace a shipped one of the same name."""
     own = user_models_folder()
     return [shipped("resources") / "models", shipped("weights") / "research", own]

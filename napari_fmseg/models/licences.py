@@ -13,7 +13,7 @@ __all__ = ["remember_terms", "unread_terms"]
 
 
 def unread_terms(card: ModelCard) -> str:
-    """Give the terms that the user has not seen yet, "" if there are none or they were seen.
+    """Return the terms that the user has not seen yet, "" if there are none or they were seen.
 
     Only a model with a `restriction` has terms to see: its data forbid something beyond the usual. When licence or
     restriction change, they are shown again.

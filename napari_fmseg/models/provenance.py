@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.json_values import plain
 from napari_fmseg.core.package import __version__
 from napari_fmseg.models.card import ModelCard
@@ -60,7 +60,7 @@ class Manifest:
 
 
 def manifest_path(result: Path) -> Path:
-    """Where the manifest of `result` lies: ``liver.nii.gz`` has ``liver.nii.gz.json``."""
+    """Return where the manifest of `result` lies: ``liver.nii.gz`` has ``liver.nii.gz.json``."""
     return result.with_name(result.name + ".json")
 
 
@@ -85,7 +85,7 @@ def write_manifest(manifest: Manifest, result: Path) -> Path:
         "platform": f"{platform.system()} {platform.machine()}",
     }  # fmt: skip
     path = manifest_path(result)
-    with written_beside(path) as file:
+    with atomic_write(path) as file:
         file.write(json.dumps(plain(content), indent=1, allow_nan=False).encode() + b"\n")
     return path
 
@@ -107,7 +107,7 @@ def precision_of(model: Model, precision: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on, where they are installed."""
+    """Return the versions of Python and of the packages that a result depends on, where they are installed."""
     found = {"napari-fmseg": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from napari_fmseg.core.errors import UnknownModel
-from napari_fmseg.core.structuring import Range, dataclass_from, wrong_number
+from napari_fmseg.core.structuring import Range, structure, wrong_number
 
 __all__ = ["SETTINGS", "STAGES", "CoarseFineSettings", "PhasedSettings", "SingleSettings"]
 
@@ -169,10 +169,10 @@ class CoarseFineSettings:
     overlap
         Which class a voxel gets that belongs to several: ``"probable"``, the most probable one, or ``"last"``, the one
         with the highest number, as published.
-    coarse_parts, fine_parts
+    coarse_max_components, fine_max_components
         How many connected parts of each class are kept, the largest first: a number per class, or one for all classes;
         0, or nothing, keeps all. Published for liver, kidneys, spleen and pancreas: 1, 2, 1, 1, in both.
-    coarse_least_ml, fine_least_ml
+    coarse_min_ml, fine_min_ml
         Connected parts up to this many millilitres are removed. Published: 1 and 2 ml, for large organs.
     crop_above
         Look only at the box around all voxels above this intensity as it is stored, so that the air around a patient
@@ -184,10 +184,10 @@ class CoarseFineSettings:
     margin_mm: float = 20.0
     threshold: float = 0.5
     overlap: str = "probable"
-    coarse_parts: tuple[int, ...] = ()
-    fine_parts: tuple[int, ...] = ()
-    coarse_least_ml: float = 0.0
-    fine_least_ml: float = 0.0
+    coarse_max_components: tuple[int, ...] = ()
+    fine_max_components: tuple[int, ...] = ()
+    coarse_min_ml: float = 0.0
+    fine_min_ml: float = 0.0
     crop_above: float | None = None
 
     @classmethod
@@ -211,10 +211,10 @@ class CoarseFineSettings:
             "margin_mm": settings.margin_mm >= 0,
             "threshold": 0 < settings.threshold < 1,
             "overlap": settings.overlap in ("probable", "last"),
-            "coarse_parts": min(settings.coarse_parts, default=0) >= 0,
-            "fine_parts": min(settings.fine_parts, default=0) >= 0,
-            "coarse_least_ml": settings.coarse_least_ml >= 0,
-            "fine_least_ml": settings.fine_least_ml >= 0,
+            "coarse_max_components": min(settings.coarse_max_components, default=0) >= 0,
+            "fine_max_components": min(settings.fine_max_components, default=0) >= 0,
+            "coarse_min_ml": settings.coarse_min_ml >= 0,
+            "fine_min_ml": settings.fine_min_ml >= 0,
         }
         wrong = [f"{name} = {getattr(settings, name)!r}" for name, fine in right.items() if not fine]
         if wrong:
@@ -226,7 +226,7 @@ class CoarseFineSettings:
 
 def _settings_from(kind: type[T], card_settings: Mapping[str, Any]) -> T:
     """Make settings; `half_is_right` of older cards is no longer one (see `ModelCard.half_precision_ok`)."""
-    return dataclass_from(kind, {name: value for name, value in card_settings.items() if name != "half_is_right"})
+    return structure(kind, {name: value for name, value in card_settings.items() if name != "half_is_right"})
 
 
 SETTINGS: dict[str, type[PhasedSettings] | type[SingleSettings] | type[CoarseFineSettings]] = {

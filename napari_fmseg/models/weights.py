@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import WeightsMismatch
 from napari_fmseg.models.card import ModelCard, write_card
 from napari_fmseg.models.registry import find_card
@@ -133,7 +133,7 @@ def save_model(card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | st
     if written.half_precision is not None and written.half_precision.sha256 != written.sha256:
         written = dataclasses.replace(written, half_precision=None)  # it was measured with other weights
     # The card goes last: a card without its weights would be listed and could not be loaded.
-    with written_beside(folder / written.weights) as file:
+    with atomic_write(folder / written.weights) as file:
         file.write(content)
     write_card(written, folder / f"{card.name}.toml")
     return written

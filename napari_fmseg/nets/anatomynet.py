@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import UnknownModel
-from napari_fmseg.nets.deepmedic import _Veteran
+from napari_fmseg.nets.deepmedic import _CheckedNet
 from napari_fmseg.nets.layers.blocks import resize
 
 __all__ = ["AnatomyNet"]
 
 
-class AnatomyNet(_Veteran):
+class AnatomyNet(_CheckedNet):
     """Squeeze-and-excitation residual units at half the resolution, halved once only (Zhu 2019, head and neck).
 
     Parameters
@@ -48,7 +48,7 @@ class AnatomyNet(_Veteran):
         self.last = nn.Sequential(_SEUnit(half + in_channels, half, 16), nn.Conv3d(half, n_classes, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits (b, n_classes, z, y, x) for images (b, in_channels, z, y, x)."""
+        """Return logits (b, n_classes, z, y, x) for images (b, in_channels, z, y, x)."""
         self.check(x)
         image, size = x, x.shape[2:]
         x = self.first(x)

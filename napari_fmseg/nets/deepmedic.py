@@ -19,7 +19,7 @@ from napari_fmseg.nets.layers.blocks import check_channels, check_image
 __all__ = ["DeepMedic"]
 
 
-class _Veteran(nn.Module):
+class _CheckedNet(nn.Module):
     def __init__(self, in_channels: int, n_classes: int) -> None:
         super().__init__()
         check_channels(type(self).__name__, in_channels, n_classes)
@@ -30,7 +30,7 @@ class _Veteran(nn.Module):
         check_image(type(self).__name__, x, self.in_channels, 8)
 
 
-class DeepMedic(_Veteran):
+class DeepMedic(_CheckedNet):
     """Two pathways of small kernels, one of them on the image at a third of the resolution (Kamnitsas 2017).
 
     The borders are filled up with zeros, so that the whole volume is answered; the paper cuts them off. The coarse
@@ -71,7 +71,7 @@ class DeepMedic(_Veteran):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give logits (b, n_classes, z, y, x) for images (b, in_channels, z, y, x)."""
+        """Return logits (b, n_classes, z, y, x) for images (b, in_channels, z, y, x)."""
         self.check(x)
         size = x.shape[2:]
         missing = [(-n) % 3 for n in size]

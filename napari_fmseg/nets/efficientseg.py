@@ -23,7 +23,7 @@ from napari_fmseg.nets.layers.blocks import (
     check_channels,
     check_choice,
     check_image,
-    draw_weights,
+    default_init,
     resize,
     tracing,
 )
@@ -110,7 +110,7 @@ def _layers(ins: int, outs: int, n_layers: int, dropout: float) -> nn.Module:
     return _Double(ins, outs, dropout) if n_layers == 4 else _Residual(ins, outs, _CUBE, 1, False, dropout)
 
 
-class _Ladder(nn.Module):
+class _ResidualUNet(nn.Module):
     """Down and up again with a skip at every level; what the three networks share."""
 
     def __init__(
@@ -147,7 +147,7 @@ class _Ladder(nn.Module):
             wide = self.channels[2]
             last = nn.Conv3d(wide, self._auxiliary, 1, bias=False)
             self.final1 = nn.Sequential(ConvNorm(wide, wide, dropout=dropout), last)
-        draw_weights(self, slope=0)
+        default_init(self, slope=0)
 
     @property
     def _depth(self) -> int:
@@ -177,7 +177,7 @@ class _Ladder(nn.Module):
         return heads if self.training and self._auxiliary else heads[0]
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Give the logits and, if there is an auxiliary head, its logits at a quarter of the size."""
+        """Return the logits and, if there is an auxiliary head, its logits at a quarter of the size."""
         size = x.shape[2:]
         self.check(x)
         if self.grid is not None:
@@ -213,7 +213,7 @@ class _Ladder(nn.Module):
             )
 
     def _deepest(self, n: int) -> int:
-        """Size of the deepest map for a size of the image along one axis."""
+        """Return the size of the deepest map for a size of the image along one axis."""
         for _ in range(self._depth):
             n = -(-n // 2)  # a stride of 2 rounds up
         return n
@@ -221,11 +221,11 @@ class _Ladder(nn.Module):
     _least = 1
 
     def _smallest(self, deepest: int) -> int:
-        """Give the smallest size of the image whose deepest map has the size `deepest`."""
+        """Return the smallest size of the image whose deepest map has the size `deepest`."""
         return (deepest - 1) * int(2**self._depth) + 1
 
     def _encode(self, x: Tensor) -> list[Tensor]:
-        """Give the maps of all levels, finest first."""
+        """Return the maps of all levels, finest first."""
         maps: list[Tensor] = []
         for level in range(len(self.channels)):
             x = self._down(level, x)
@@ -233,7 +233,7 @@ class _Ladder(nn.Module):
         return maps
 
     def _decode(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Give the finest map and that at a quarter of the size."""
+        """Return the finest map and that at a quarter of the size."""
         x = quarter = maps.pop()
         for level in reversed(range(self._depth)):
             x = self._up(level, maps.pop(), x)
@@ -249,7 +249,7 @@ class _Ladder(nn.Module):
         return out
 
 
-class BaseUNet(_Ladder):
+class BaseUNet(_ResidualUNet):
     """U-Net of residual units with maximum pooling; the published coarse network.
 
     Parameters
@@ -308,7 +308,7 @@ class BaseUNet(_Ladder):
         return out
 
 
-class _Staged(_Ladder):
+class _Staged(_ResidualUNet):
     """What ContextUNet and EfficientSegNet share: stages of blocks, and a context block on the deepest map."""
 
     _strides = False
@@ -435,5 +435,5 @@ class EfficientSegNet(_Staged):
 
 
 def decoder_name(level: int) -> str:
-    """Published name of the decoder at a level: conv0_4, conv1_3, conv2_2, conv3_1, conv4_1."""
+    """Return the published name of the decoder at a level: conv0_4, conv1_3, conv2_2, conv3_1, conv4_1."""
     return f"conv{level}_{max(4 - level, 1)}"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.nets.layers.blocks import check_channels, check_choice, resize, tracing
 
-__all__ = ["HALO", "MIN_SIZE", "AttnNet", "EdgeNet", "SNet", "init_weights"]
+__all__ = ["HALO", "MIN_SIZE", "AttnNet", "EdgeNet", "SNet", "kaiming_init"]
 
 MIN_SIZE = 32
 """Smallest size per axis in voxels of SNet and AttnNet: five poolings."""
@@ -29,7 +29,7 @@ HALO = 2
 Maps: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
-def init_weights(net: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
+def kaiming_init(net: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """Draw all convolutions anew: Kaiming normal with slope 0.25, bias 0. Give `net` back."""
     for part in net.modules():
         if isinstance(part, nn.Conv3d):
@@ -40,7 +40,7 @@ def init_weights(net: nn.Module, generator: torch.Generator | None = None) -> nn
 
 
 @torch.no_grad()
-def calm_weights(net: nn.Module, *inputs: Tensor) -> nn.Module:
+def lsuv_init(net: nn.Module, *inputs: Tensor) -> nn.Module:
     """Scale freshly drawn convolutions so that each gives unit variance on `inputs`. Give `net` back.
 
     Without normalisation, pooling and added skips let the signal grow a hundredfold on the way; the softmax then starts
@@ -99,7 +99,7 @@ class _Pyramid(nn.Module):
         return F.instance_norm(x) if self._normalised else x
 
     def _pyramid(self, x: Tensor, attention: Tensor | None = None) -> list[Tensor]:
-        """Give the decoder's maps, finest first: 1/2, 1/4, 1/8, 1/16 of the size of `x`."""
+        """Return the decoder's maps, finest first: 1/2, 1/4, 1/8, 1/16 of the size of `x`."""
         _Pyramid.check(self, x)
         skips = []
         for conv in self.encoders:
@@ -182,11 +182,11 @@ class SNet(_Pyramid):
         return self.supervised(x) if self.training else _head(self.maps[0], self._pyramid(x)[0], x)
 
     def supervised(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Give what training compares: the finest level at the size of `x`, the others at their own size."""
+        """Return what training compares: the finest level at the size of `x`, the others at their own size."""
         return _supervised(self.maps, self._pyramid(x), x)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Give the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
+        """Return the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
         return tuple(_head(m, f, x) for m, f in zip(self.maps, self._pyramid(x), strict=True))
 
 
@@ -230,11 +230,11 @@ class AttnNet(_Pyramid):
         return _head(self.maps[0], self._gated(x, attention)[0], x)
 
     def supervised(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
-        """Give what training compares: the finest level at the size of `x`, the others at their own size."""
+        """Return what training compares: the finest level at the size of `x`, the others at their own size."""
         return _supervised(self.maps, self._gated(x, attention), x)
 
     def heads(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
-        """Give the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
+        """Return the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
         return tuple(_head(m, f, x) for m, f in zip(self.maps, self._gated(x, attention), strict=True))
 
     def check(self, x: Tensor, attention: Tensor) -> None:  # type: ignore[override]
@@ -312,7 +312,7 @@ class EdgeNet(_Pyramid):
             self.heads(x, segmentation)[0] if self.variant == "v1" else self._merged(x, segmentation, border=False)[0]
         )
 
-    def pass_through(self, gain: float = 8.0) -> None:
+    def init_as_identity(self, gain: float = 8.0) -> None:
         """Set the weights of v1 so that it gives its segmentation back, more decided by `gain`: a start for training.
 
         Needs as many hidden channels as classes; otherwise, and in v2, nothing is changed.
@@ -336,7 +336,7 @@ class EdgeNet(_Pyramid):
             super().check(x)
 
     def heads(self, x: Tensor, segmentation: Tensor) -> tuple[Tensor, ...]:
-        """Give (segmentation,) in v1 and (segmentation, border) in v2."""
+        """Return (segmentation,) in v1 and (segmentation, border) in v2."""
         if self.variant == "v2":
             return self._merged(x, segmentation, border=True)
         self.check(x, segmentation)
@@ -372,7 +372,7 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 def _head(head: nn.Module, features: Tensor, like: Tensor) -> Tensor:
-    """Class probabilities of `features`, upsampled to the size of `like`: they still add up to 1."""
+    """Return the class probabilities of `features`, upsampled to the size of `like`: they still add up to 1."""
     return _resize(_softmax(head[0](features)), like)  # type: ignore[index]
 
 

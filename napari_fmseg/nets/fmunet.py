@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
-from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, draw_weights, resize, stride, tracing
+from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, default_init, resize, stride, tracing
 
 __all__ = ["FMUNet"]
 
@@ -65,7 +65,7 @@ class FMUNet(nn.Module):
             nn.Sequential(_norm(c), nn.LeakyReLU(), conv(c, n_classes, f))
             for c, f in zip(widths[:4], flat[:4], strict=True)
         )
-        draw_weights(self)
+        default_init(self)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Segment a batch of images.
@@ -91,7 +91,7 @@ class FMUNet(nn.Module):
         return out
 
     def supervised(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Give what training compares: logits at full size, 1/2, 1/4 and 1/8."""
+        """Return what training compares: logits at full size, 1/2, 1/4 and 1/8."""
         return tuple(head(f).float() for head, f in zip(self.out_layers, self._features(x), strict=True))
 
     def check(self, x: Tensor) -> None:
@@ -108,7 +108,7 @@ class FMUNet(nn.Module):
             )
 
     def _features(self, x: Tensor) -> list[Tensor]:
-        """Give the decoder's maps, finest first: full size, 1/2, 1/4, 1/8."""
+        """Return the decoder's maps, finest first: full size, 1/2, 1/4, 1/8."""
         self.check(x)
         out: list[Tensor] = self.decoder(self.encoder(self.project(x)))
         return out

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import UnknownModel
-from napari_fmseg.nets.slicewise import Planar, along, conv_norm
+from napari_fmseg.nets.slicewise import SlicewiseNet, conv_norm, kernel_size
 
 __all__ = ["HDenseUNet"]
 
 _WIDTHS_2D, _WIDTHS_3D = (768, 384, 96, 96, 64), (504, 224, 192, 96, 64)
 
 
-class HDenseUNet(Planar):
+class HDenseUNet(SlicewiseNet):
     """Dense U-Net on slices of three neighbours each, a shallower one in 3-D on image and scores, and their fusion.
 
     The slices see their neighbours as further channels, the outermost one itself twice. The 3-D part keeps half of the
@@ -68,8 +68,8 @@ class HDenseUNet(Planar):
             nn.Conv3d(fused, n_classes, 1),
         )  # fmt: skip
 
-    def answer(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Give the logits of a volume whose sizes fit; in training mode those of the slices, too."""
+    def forward_padded(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the logits of a volume whose sizes fit; in training mode those of the slices, too."""
         ends = F.pad(x, (0, 0, 0, 0, 1, 1), mode="replicate")
         seen = self.planar(torch.cat([ends[:, :, :-2], x, ends[:, :, 2:]], 1))
         scores = self.score(seen)
@@ -85,9 +85,9 @@ class _DenseUNet(nn.Module):
         self, ins: int, width: int, growth: int, blocks: Sequence[int], widths: Sequence[int], dims: int
     ) -> None:
         super().__init__()
-        two = along(2, dims)
-        first = nn.Conv3d(ins, width, along(7, dims), two, along(3, dims, 0), bias=False)
-        pool = nn.MaxPool3d(along(3, dims), two, along(1, dims, 0))
+        two = kernel_size(2, dims)
+        first = nn.Conv3d(ins, width, kernel_size(7, dims), two, kernel_size(3, dims, 0), bias=False)
+        pool = nn.MaxPool3d(kernel_size(3, dims), two, kernel_size(1, dims, 0))
         layers: list[nn.Module] = [first, nn.BatchNorm3d(width), nn.ReLU(), pool]
         channels = width
         for i, n in enumerate(blocks):
@@ -126,7 +126,7 @@ class _DenseBlock(nn.Module):
             nn.Sequential(
                 nn.BatchNorm3d(ins + i * growth), nn.ReLU(), nn.Conv3d(ins + i * growth, 4 * growth, 1, bias=False),
                 nn.BatchNorm3d(4 * growth), nn.ReLU(),
-                nn.Conv3d(4 * growth, growth, along(3, dims), padding=along(1, dims, 0), bias=False),
+                nn.Conv3d(4 * growth, growth, kernel_size(3, dims), padding=kernel_size(1, dims, 0), bias=False),
             )
             for i in range(n)
         )  # fmt: skip

@@ -192,7 +192,7 @@ class UXNet(nn.Module):
         return out
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Give the encoder's maps, at 1/2, 1/4, 1/8 and 1/16 of the size."""
+        """Return the encoder's maps, at 1/2, 1/4, 1/8 and 1/16 of the size."""
         self.check(x)
         maps: list[Tensor] = self.uxnet_3d(x)
         return maps
@@ -229,7 +229,7 @@ class _Gate(nn.Module):
         self.gate = nn.Conv3d(3 if guided else 2, 1, 3, padding=1)
 
     def forward(self, x: Tensor, below: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Give the guided map and its gate (b, 1, z, y, x)."""
+        """Return the guided map and its gate (b, 1, z, y, x)."""
         views = [branch(x) for branch in self.branches]
         total = views[0] + views[1] + views[2]
         shares = self.choice(total.mean((2, 3, 4), keepdim=True)).unflatten(1, (3, -1)).softmax(1)  # (b, 3, c, 1, 1, 1)

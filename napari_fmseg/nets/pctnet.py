@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import UnknownModel
-from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, draw_weights, stride
+from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, default_init, stride
 from napari_fmseg.nets.layers.swin import WindowedTransformer
 
 __all__ = ["PCTNet"]
@@ -90,7 +90,7 @@ class PCTNet(nn.Module):
         ]
         self.pyramid_ct = _Pyramid(widths, dropout, n_classes, attention)
         self.pred_heads = nn.ModuleList(_Head(widths, dropout, n_classes, flat) for flat in _FLAT)
-        draw_weights(self, slope=0.25)
+        default_init(self, slope=0.25)
         self._still_what_is_unused()
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
@@ -118,7 +118,7 @@ class PCTNet(nn.Module):
         return out
 
     def supervised(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Give what training compares: logits at full size and at the three levels below."""
+        """Return what training compares: logits at full size and at the three levels below."""
         head, pyramid = self.pred_heads[self.mode], self.pyramid_ct
         layers = (head.out_conv0, head.out_conv1, pyramid.out_conv2, pyramid.out_conv3)
         return tuple(layer(f).float() for layer, f in zip(layers, self._features(x), strict=True))  # type: ignore[operator]
@@ -128,7 +128,7 @@ class PCTNet(nn.Module):
         check_image("PCTNet", x, self.in_channels)
 
     def _features(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Give the decoder's maps, finest first."""
+        """Return the decoder's maps, finest first."""
         self.check(x)
         x0, x1, x2 = self.embeddings[self.mode](x)
         d2, d3 = self.pyramid_ct(x2)
@@ -136,7 +136,7 @@ class PCTNet(nn.Module):
         return d0, d1, d2, d3
 
     def _still_what_is_unused(self) -> None:
-        """Ask no gradient of the parts that only the published files have; several GPUs would wait for it."""
+        """Request no gradient of the parts that only the published files have; several GPUs would wait for it."""
         for parts in (self.embeddings, self.pred_heads):
             for mode, part in enumerate(parts):
                 part.requires_grad_(mode == self.mode)
@@ -282,7 +282,7 @@ def _attention(
 
 
 def _token_grid(input_size: Sequence[int], flat_levels: int) -> tuple[int, ...]:
-    """Tokens along (z, y, x) at level 2; empty if the size is open."""
+    """Return tokens along (z, y, x) at level 2; empty if the size is open."""
     if not input_size:
         return ()
     z, y, x = input_size

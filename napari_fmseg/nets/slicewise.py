@@ -2,7 +2,7 @@
 
 They are 3-D modules whose kernels are one slice thick (``dims=2``), which is the 2-D network on every slice: so they
 take and give volumes as all others do. With ``dims=3`` the same definition has cubes for kernels. A volume of any size
-is filled up with its border to what the network can halve, and the answer is cut back. All give LOGITS.
+is filled up with its border to what the network can halve, and the forward_padded is cut back. All give LOGITS.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.nets.layers.blocks import check_channels, check_choice, check_image, resize, tracing
 from napari_fmseg.nets.monai_nets import from_monai
 
-__all__ = ["FCN", "DeepLab", "Planar", "UNet2D", "along", "conv_norm", "thickened"]
+__all__ = ["FCN", "DeepLab", "SlicewiseNet", "UNet2D", "conv_norm", "inflate_2d_to_3d", "kernel_size"]
 
 _SMALLEST = 8
 _ENCODERS = {
@@ -32,18 +32,18 @@ _ENCODERS = {
 }
 
 
-def along(n: int, dims: int, through: int = 1) -> tuple[int, int, int]:
-    """Give a size for (z, y, x): `n` along all axes in 3-D, `through` along z where slices are looked at."""
+def kernel_size(n: int, dims: int, through: int = 1) -> tuple[int, int, int]:
+    """Return a size for (z, y, x): `n` along all axes in 3-D, `through` along z where slices are looked at."""
     return (n if dims == 3 else through, n, n)
 
 
 def conv_norm(ins: int, outs: int, kernel: int, dims: int) -> list[nn.Module]:
     """Make a convolution that keeps the size, batch norm, ReLU."""
-    conv = nn.Conv3d(ins, outs, along(kernel, dims), padding=along(kernel // 2, dims, 0), bias=False)
+    conv = nn.Conv3d(ins, outs, kernel_size(kernel, dims), padding=kernel_size(kernel // 2, dims, 0), bias=False)
     return [conv, nn.BatchNorm3d(outs), nn.ReLU()]
 
 
-class Planar(nn.Module, ABC):
+class SlicewiseNet(nn.Module, ABC):
     """What networks on slices share: their arguments, the check of an image, filling up and cutting back.
 
     Parameters
@@ -80,22 +80,22 @@ class Planar(nn.Module, ABC):
             )
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Give logits (b, n_classes, z, y, x) for images (b, in_channels, z, y, x)."""
+        """Return logits (b, n_classes, z, y, x) for images (b, in_channels, z, y, x)."""
         self.check(x)
         z, y, x_size = x.shape[2:]
         missing = [-n % step for n, step in zip((z, y, x_size), self._step, strict=True)]
         whole = F.pad(x, (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else x
-        out = self.answer(whole)
+        out = self.forward_padded(whole)
         if isinstance(out, tuple):
             return tuple(part[:, :, :z, :y, :x_size] for part in out)
         return out[:, :, :z, :y, :x_size]
 
     @abstractmethod
-    def answer(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Give the logits of a volume whose sizes fit."""
+    def forward_padded(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the logits of a volume whose sizes fit."""
 
 
-class UNet2D(Planar):
+class UNet2D(SlicewiseNet):
     """U-Net on slices: two convolutions per level, max pooling, transposed convolutions (Ronneberger 2015).
 
     With batch norm and filled-up borders, which the paper does not have.
@@ -103,7 +103,7 @@ class UNet2D(Planar):
     Parameters
     ----------
     in_channels, n_classes, dims
-        As in `Planar`.
+        As in `SlicewiseNet`.
     widths
         Channels of the levels, finest first. Published: 64, 128, 256, 512, 1024.
     """
@@ -117,19 +117,19 @@ class UNet2D(Planar):
     ) -> None:
         if len(widths) < 2 or min(widths) < 1:
             raise UnknownModel(f"UNet2D needs two levels or more with channels, not {tuple(widths)}.")
-        super().__init__(in_channels, n_classes, dims, along(2 ** (len(widths) - 1), dims))
+        super().__init__(in_channels, n_classes, dims, kernel_size(2 ** (len(widths) - 1), dims))
         pairs = list(pairwise(widths))
         self.down = nn.ModuleList(_double(a, b, dims) for a, b in pairwise((in_channels, *widths)))
-        two = along(2, dims)
+        two = kernel_size(2, dims)
         self.enlarge = nn.ModuleList(nn.ConvTranspose3d(b, a, two, stride=two) for a, b in reversed(pairs))
         self.up = nn.ModuleList(_double(2 * a, a, dims) for a, _ in reversed(pairs))
         self.last = nn.Conv3d(widths[0], n_classes, 1)
 
-    def answer(self, x: Tensor) -> Tensor:
-        """Give the logits of a volume whose sizes fit."""
+    def forward_padded(self, x: Tensor) -> Tensor:
+        """Return the logits of a volume whose sizes fit."""
         skips: list[Tensor] = []
         for i, level in enumerate(self.down):
-            x = level(F.max_pool3d(x, along(2, self.dims)) if i else x)
+            x = level(F.max_pool3d(x, kernel_size(2, self.dims)) if i else x)
             skips.append(x)
         skips.pop()
         for enlarge, level in zip(self.enlarge, self.up, strict=True):
@@ -142,7 +142,7 @@ def _double(ins: int, outs: int, dims: int) -> nn.Sequential:
     return nn.Sequential(*conv_norm(ins, outs, 3, dims), *conv_norm(outs, outs, 3, dims))
 
 
-class FCN(Planar):
+class FCN(SlicewiseNet):
     """FCN-8s: scores of three depths, each enlarged by two and added, at last by eight (Long 2015).
 
     The convolutions are those of VGG16 with batch norm, so that it can be trained from scratch.
@@ -150,7 +150,7 @@ class FCN(Planar):
     Parameters
     ----------
     in_channels, n_classes, dims
-        As in `Planar`.
+        As in `SlicewiseNet`.
     widths
         Channels of the five groups of convolutions. Published: 64, 128, 256, 512, 512.
     hidden
@@ -170,11 +170,11 @@ class FCN(Planar):
     ) -> None:
         if len(widths) != 5 or min(*widths, hidden) < 1:
             raise UnknownModel(f"FCN needs five groups with channels, not {tuple(widths)} and {hidden}.")
-        super().__init__(in_channels, n_classes, dims, along(32, dims))
+        super().__init__(in_channels, n_classes, dims, kernel_size(32, dims))
         groups = []
         for (ins, outs), depth in zip(pairwise((in_channels, *widths)), (2, 2, 3, 3, 3), strict=True):
             layers = [layer for i in range(depth) for layer in conv_norm(outs if i else ins, outs, 3, dims)]
-            groups.append(nn.Sequential(*layers, nn.MaxPool3d(along(2, dims))))
+            groups.append(nn.Sequential(*layers, nn.MaxPool3d(kernel_size(2, dims))))
         self.groups = nn.ModuleList(groups)
         drop = nn.Dropout(dropout)
         self.head = nn.Sequential(
@@ -182,8 +182,8 @@ class FCN(Planar):
         )
         self.scores = nn.ModuleList(nn.Conv3d(width, n_classes, 1) for width in (hidden, widths[3], widths[2]))
 
-    def answer(self, x: Tensor) -> Tensor:
-        """Give the logits of a volume whose sizes fit."""
+    def forward_padded(self, x: Tensor) -> Tensor:
+        """Return the logits of a volume whose sizes fit."""
         size, kept = x.shape[2:], []
         for group in self.groups:
             x = group(x)
@@ -194,7 +194,7 @@ class FCN(Planar):
         return resize(seen, size, align_corners=False)
 
 
-class DeepLab(Planar):
+class DeepLab(SlicewiseNet):
     """DeepLabV3+: a dilated ResNet, views of several reaches side by side, one skip (Chen 2018).
 
     Encoder and pyramid are MONAI's. The mean of the whole map has no norm, since of one value there is none.
@@ -202,7 +202,7 @@ class DeepLab(Planar):
     Parameters
     ----------
     in_channels, n_classes, dims
-        As in `Planar`.
+        As in `SlicewiseNet`.
     encoder
         ``"resnet10"``, ``"resnet18"``, ``"resnet34"``, ``"resnet50"`` or ``"resnet101"``.
     width
@@ -237,7 +237,7 @@ class DeepLab(Planar):
                 f"dilations={tuple(dilations)}."
             )
         check_choice("DeepLab", "encoder", encoder, tuple(_ENCODERS))
-        super().__init__(in_channels, n_classes, dims, along(16, dims))
+        super().__init__(in_channels, n_classes, dims, kernel_size(16, dims))
         block, layers = _ENCODERS[encoder]
         first, last = (width, 8 * width) if block == "basic" else (4 * width, 32 * width)
         widths = [width * 2**i for i in range(4)]
@@ -249,13 +249,15 @@ class DeepLab(Planar):
             block, list(layers), widths, spatial_dims=dims, n_input_channels=in_channels, conv1_t_stride=2,
             feed_forward=False, bias_downsample=False,
         )  # fmt: skip
-        self.stem = thickened(nn.Sequential(resnet.conv1, resnet.bn1, resnet.act))
-        self.shrink = thickened(nn.Sequential(resnet.maxpool))
-        self.stages = nn.ModuleList(thickened(getattr(resnet, f"layer{i}")) for i in range(1, 5))
+        self.stem = inflate_2d_to_3d(nn.Sequential(resnet.conv1, resnet.bn1, resnet.act))
+        self.shrink = inflate_2d_to_3d(nn.Sequential(resnet.maxpool))
+        self.stages = nn.ModuleList(inflate_2d_to_3d(getattr(resnet, f"layer{i}")) for i in range(1, 5))
         _dilate(self.stages[3], dims)
         kernels = tuple(1 if reach == 1 else 3 for reach in dilations)
         share = hidden // len(dilations)
-        self.pyramid = thickened(blocks.SimpleASPP(dims, last, share, kernels, tuple(dilations), acti_type="RELU"))
+        self.pyramid = inflate_2d_to_3d(
+            blocks.SimpleASPP(dims, last, share, kernels, tuple(dilations), acti_type="RELU")
+        )
         self.whole = nn.Sequential(nn.Conv3d(last, share, 1), nn.ReLU())
         self.join = nn.Sequential(*conv_norm(share * (len(dilations) + 1), hidden, 1, dims))
         self.skip = nn.Sequential(*conv_norm(first, side, 1, dims))
@@ -264,8 +266,8 @@ class DeepLab(Planar):
             nn.Conv3d(hidden, n_classes, 1),
         )  # fmt: skip
 
-    def answer(self, x: Tensor) -> Tensor:
-        """Give the logits of a volume whose sizes fit."""
+    def forward_padded(self, x: Tensor) -> Tensor:
+        """Return the logits of a volume whose sizes fit."""
         size = x.shape[2:]
         x = self.stages[0](self.shrink(self.stem(x)))  # a quarter of the size
         fine = self.skip(x)
@@ -278,20 +280,20 @@ class DeepLab(Planar):
 
 
 def _dilate(stage: nn.Module, dims: int) -> None:
-    """Let a stage keep the size, and its kernels reach twice as far instead."""
+    """Allow a stage keep the size, and its kernels reach twice as far instead."""
     for part in stage.modules():
         if isinstance(part, nn.Conv3d):
             part.stride = (1, 1, 1)
             if part.kernel_size[2] > 1:
-                part.dilation, part.padding = along(2, dims), along(2, dims, 0)
+                part.dilation, part.padding = kernel_size(2, dims), kernel_size(2, dims, 0)
 
 
-def thickened(net: nn.Module) -> nn.Module:
+def inflate_2d_to_3d(net: nn.Module) -> nn.Module:
     """Turn the 2-D layers of a network into 3-D ones of one slice, in place; their weights get one more axis."""
     if isinstance(net, nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d):
         return _thick(net)
     for name, part in net.named_children():
-        setattr(net, name, thickened(part))
+        setattr(net, name, inflate_2d_to_3d(part))
     return net
 
 

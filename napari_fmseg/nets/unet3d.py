@@ -76,7 +76,7 @@ _PUBLISHED = {"cse": "{}cSE", "slice": "{}sSE", "pe": "pe_layer"}
 _IN_PARTS = ("csa", "sca", "pam")
 
 
-class _Attended(nn.Module):
+class _WithAttention(nn.Module):
     """A layer that ends with attention, if any."""
 
     _attention: nn.Module | None = None
@@ -97,7 +97,7 @@ class _Attended(nn.Module):
             self.add_module(_PUBLISHED.get(kind, "attention").format(prefix), attention)
 
 
-class _Zoo(nn.Module):
+class _AttentionNet(nn.Module):
     """What the two networks share: their arguments, the check of an image, the last layer."""
 
     _halvings = 3
@@ -166,7 +166,7 @@ class _Zoo(nn.Module):
         raise NotImplementedError
 
 
-class UNet3D(_Zoo):
+class UNet3D(_AttentionNet):
     """3D U-Net of four levels with attention after every level.
 
     Parameters
@@ -230,7 +230,7 @@ class UNet3D(_Zoo):
         return x
 
 
-class _Encoder(_Attended):
+class _Encoder(_WithAttention):
     def __init__(self, ins: int, outs: int, pool: bool, kind: str, attention: nn.Module | None) -> None:
         super().__init__()
         self._pool = pool
@@ -241,7 +241,7 @@ class _Encoder(_Attended):
         return self._attend(self.basic_module(F.max_pool3d(x, 2) if self._pool else x))
 
 
-class _Decoder(_Attended):
+class _Decoder(_WithAttention):
     def __init__(
         self, below: int, outs: int, gated: bool, smooth: bool, kind: str, attention: nn.Module | None
     ) -> None:
@@ -265,7 +265,7 @@ def _double(ins: int, between: int, outs: int) -> nn.Sequential:
 def _factory(
     kind: str, slices: int, reduction: int, slice_reduction: int, pooling: str, compat: bool
 ) -> Callable[[int, int, bool, bool], nn.Module | None]:
-    """Give what makes the attention of one level: of (channels, level, is in the encoder, is the deepest)."""
+    """Return what makes the attention of one level: of (channels, level, is in the encoder, is the deepest)."""
 
     def make(channels: int, level: int, encoder: bool, deepest: bool) -> nn.Module | None:
         depth = max(slices // 2**level, 1)

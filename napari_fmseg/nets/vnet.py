@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from napari_fmseg.nets.layers.attention import AttentionGate, ChannelAttention
 from napari_fmseg.nets.layers.blocks import Unit, resize
-from napari_fmseg.nets.unet3d import _IN_PARTS, _Attended, _factory, _Zoo
+from napari_fmseg.nets.unet3d import _IN_PARTS, _AttentionNet, _factory, _WithAttention
 
 __all__ = ["VNet"]
 
 
-class VNet(_Zoo):
+class VNet(_AttentionNet):
     """V-Net of five levels with attention after every level.
 
     Parameters
@@ -90,7 +90,7 @@ class _Residual(nn.Module):
         return out
 
 
-class _VEncoder(_Attended):
+class _VEncoder(_WithAttention):
     def __init__(self, ins: int, outs: int, below: int, n_convs: int, kind: str, attention: nn.Module | None) -> None:
         super().__init__()
         self._same = ins in (1, outs)
@@ -117,7 +117,7 @@ class _Upward(nn.Module):
         return out
 
 
-class _VDecoder(_Attended):
+class _VDecoder(_WithAttention):
     def __init__(
         self, below: int, outs: int, n_convs: int, gated: bool, kind: str, attention: nn.Module | None
     ) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from napari_fmseg.nets.deepmedic import _Veteran
+from napari_fmseg.nets.deepmedic import _CheckedNet
 
 __all__ = ["VoxResNet"]
 
 
-class VoxResNet(_Veteran):
+class VoxResNet(_CheckedNet):
     """Residual units at three resolutions, each of four levels answered at full size and added (Chen 2018).
 
     The paper leaves the width of the enlarged maps open; ours have `side` channels.
@@ -43,7 +43,7 @@ class VoxResNet(_Veteran):
         )
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Give logits (b, n_classes, z, y, x); in training mode these and those of the four levels."""
+        """Return logits (b, n_classes, z, y, x); in training mode these and those of the four levels."""
         self.check(x)
         size = x.shape[2:]
         parts: list[Tensor] = []

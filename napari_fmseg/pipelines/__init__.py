@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_fmseg.models.card import ModelCard
     from napari_fmseg.models.weights import Model
 
-__all__ = ["PIPELINES", "SegmentOptions", "check_channels", "doubts", "segment", "stages_of"]
+__all__ = ["PIPELINES", "SegmentOptions", "check_channels", "compatibility_warnings", "segment", "stages_of"]
 
 PIPELINES: dict[str, str] = {
     "coarse_fine": "napari_fmseg.pipelines.coarse_fine",
@@ -31,7 +31,7 @@ PIPELINES: dict[str, str] = {
 
 
 _RANGES = {
-    "min_part_ml": Range(),
+    "min_component_ml": Range(),
     "overlap": Range(0, 1, open="high"),
     "window_batch": Range(1, 4096),
     "max_memory_gb": Range(),
@@ -54,7 +54,7 @@ class SegmentOptions:
         same mask, and on a graphics card 16 bit unless the card refutes it.
     keep_largest
         Keep only the largest connected part of every class.
-    min_part_ml
+    min_component_ml
         Remove connected parts smaller than this, in ml.
     show_stages
         Whether the stages before the last one are shown, too; the run is a little faster if not.
@@ -75,7 +75,7 @@ class SegmentOptions:
     device: str = "auto"
     precision: str = "auto"
     keep_largest: bool = False
-    min_part_ml: float = 0.0
+    min_component_ml: float = 0.0
     show_stages: bool = True
     overlap: float | None = None
     window_batch: int | None = None
@@ -93,8 +93,8 @@ def stages_of(card: ModelCard) -> tuple[str, ...]:
     return tuple(stage for stage in STAGES[card.pipeline] if stage in card.nets)
 
 
-def doubts(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
-    """Tell what does not look like the volumes that the model has learned from, one sentence each.
+def compatibility_warnings(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
+    """Yield what does not look like the volumes that the model has learned from, one sentence each.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def doubts(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iter
 
 
 def _unit_doubts(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
-    """Tell where intensities are counted in another unit than the model's windows."""
+    """Yield where intensities are counted in another unit than the model's windows."""
     units = meta.get("channel_units") or [meta.get("units", "")] * len(card.channels)
     for number, (have, name) in enumerate(zip(units, card.channels, strict=False)):
         want = card.intensity.of_channel(number).unit
@@ -163,11 +163,11 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     check_channels(volume, card)
     if not options.max_memory_gb >= 0:
         raise InvalidRecipe(f"max_memory_gb is a number of GB, or 0 for no limit, not {options.max_memory_gb}.")
-    yield from (Warned(text) for text in doubts(volume.geometry, volume.meta, card))
-    from napari_fmseg.pipelines.executor import MemoryLimit, told_of_memory
+    yield from (Warned(text) for text in compatibility_warnings(volume.geometry, volume.meta, card))
+    from napari_fmseg.pipelines.executor import MemoryLimit, out_of_memory_as_error
 
     size = " x ".join(str(n) for n in volume.geometry.shape)
-    with MemoryLimit(model.device, options.max_memory_gb) as limit, told_of_memory(size, model.device):
+    with MemoryLimit(model.device, options.max_memory_gb) as limit, out_of_memory_as_error(size, model.device):
         yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
         yield from (Warned(text) for text in limit.exceeded())
 
@@ -204,9 +204,9 @@ def _finished(events: Iterator[Event], options: SegmentOptions) -> Iterator[Even
         elif event.stage != "labels":
             if options.show_stages:
                 yield event
-        elif isinstance(event.output, LabelMap) and (options.keep_largest or options.min_part_ml > 0):
+        elif isinstance(event.output, LabelMap) and (options.keep_largest or options.min_component_ml > 0):
             start = time.perf_counter()
-            kept = clean(event.output, keep_largest=options.keep_largest, min_part_ml=options.min_part_ml)
+            kept = clean(event.output, keep_largest=options.keep_largest, min_component_ml=options.min_component_ml)
             yield StageResult(event.stage, kept, event.seconds + time.perf_counter() - start, event.note)
         else:
             yield event

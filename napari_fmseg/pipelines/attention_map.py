@@ -25,7 +25,7 @@ _COARSER = 4
 
 
 def attention_map(p_fg: Tensor) -> Tensor:
-    """Say how closely to look at every voxel: near the foreground fully, far from it a little.
+    """Return how closely to look at every voxel: near the foreground fully, far from it a little.
 
     Parameters
     ----------

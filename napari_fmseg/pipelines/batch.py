@@ -23,13 +23,13 @@ from napari_fmseg.models.provenance import Manifest, manifest_path, precision_of
 from napari_fmseg.models.weights import Model
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 
-__all__ = ["Done", "Job", "plan_jobs", "segment_file"]
+__all__ = ["Done", "SegmentationJob", "plan_jobs", "segment_file"]
 
 _WRITTEN_AS = {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}  # everything else as .nii.gz
 
 
 @dataclass(frozen=True)
-class Job:
+class SegmentationJob:
     """One volume to segment and where its labels go; `others` are its further channels."""
 
     image: Path
@@ -39,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished `Job`.
+    """A finished `SegmentationJob`.
 
     Attributes
     ----------
@@ -55,14 +55,16 @@ class Done:
         What the pipeline remarked.
     """
 
-    job: Job
+    job: SegmentationJob
     labels: LabelMap
     manifest: Path
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None, channels: int = 1) -> list[Job]:
+def plan_jobs(
+    images: Iterable[Path], output: Path, *, series: str | None = None, channels: int = 1
+) -> list[SegmentationJob]:
     """Find the volumes that are meant and name a result for each.
 
     Parameters
@@ -99,13 +101,13 @@ def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None
                 f"{output.name} is one file, but there are {len(found)} volumes ({_some(found)}). "
                 "Give a folder as output, or choose one volume (of a DICOM folder by its series)."
             )
-        jobs = [Job(found[0], output, groups[0][1:])]
+        jobs = [SegmentationJob(found[0], output, groups[0][1:])]
     else:
         jobs = []
         for image, *others in groups:
             stem = _stem(image).removesuffix("_0000") if others else _stem(image)
             result = _free(output / stem, _result_suffix(image), {job.result for job in jobs})
-            jobs.append(Job(image, result, tuple(others)))
+            jobs.append(SegmentationJob(image, result, tuple(others)))
     for job in jobs:
         if job.result.resolve() in [image.resolve() for image in (job.image, *job.others)]:
             raise FmsegError(f"The result would overwrite its image {job.image}. Choose another --output.")
@@ -116,7 +118,7 @@ def plan_jobs(images: Iterable[Path], output: Path, *, series: str | None = None
 
 
 def segment_file(
-    job: Job,
+    job: SegmentationJob,
     model: Model,
     options: SegmentOptions,
     *,
@@ -186,7 +188,7 @@ def segment_file(
     yield Done(job, labels, manifest, watch.seconds, tuple(notes))
 
 
-def _read(job: Job, model: Model, series: str | None, suv: str) -> Volume:
+def _read(job: SegmentationJob, model: Model, series: str | None, suv: str) -> Volume:
     """Read the volume of a job; where its channels are files of their own, on the grid of the first."""
     if not job.others:
         return read_volume(job.image, series=series, suv=suv)
@@ -277,7 +279,7 @@ def _result_suffix(image: Path) -> str:
 
 
 def _free(place: Path, suffix: str, taken: set[Path]) -> Path:
-    """``place_seg.nii.gz``, or ``place-2_seg.nii.gz`` where another volume of this run has that name already."""
+    """Return ``place_seg.nii.gz``, or ``place-2_seg.nii.gz`` where another volume of this run has that name already."""
     path, n = place.with_name(f"{place.name}_seg{suffix}"), 2
     while path in taken:
         path, n = place.with_name(f"{place.name}-{n}_seg{suffix}"), n + 1

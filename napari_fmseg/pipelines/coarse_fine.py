@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.core.allocator import release_pages
+from napari_fmseg.core.allocator import trim_heap
 from napari_fmseg.core.events import Event, Progress, StageResult, Warned
 from napari_fmseg.core.resampling_torch import bounding_box, canonical_view, to_canonical
 from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.settings import STAGES, CoarseFineSettings
 from napari_fmseg.models.weights import Model
-from napari_fmseg.pipelines.executor import Engine, averaged, members
-from napari_fmseg.pipelines.label_upsampling import Choice, chooser, label_slabs
-from napari_fmseg.pipelines.postprocess import keep_parts
+from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
+from napari_fmseg.pipelines.label_upsampling import LabelRule, label_rule_for, label_slabs
+from napari_fmseg.pipelines.postprocess import keep_largest_components
 from napari_fmseg.pipelines.preprocessing import normalise
-from napari_fmseg.pipelines.slab_reader import Source
+from napari_fmseg.pipelines.slab_reader import SlabReader
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
@@ -60,36 +60,36 @@ class _Stages:
     def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
         self.volume, self.card, self.nets = volume, model.card, model.nets
         self.settings = CoarseFineSettings.of(model.card.settings)
-        self.engine = Engine(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
+        self.engine = InferenceRunner(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
         data, self.geometry = to_canonical(volume)
-        self.source = Source(data, model.device)
-        if not self.source.bring():
+        self.source = SlabReader(data, model.device)
+        if not self.source.to_device():
             self.engine.notes.append(f"The volume does not fit into the memory of {model.device}: read in slabs.")
         self.box = _whole(self.geometry)  # what the last stage's scores cover, in canonical voxels
         if self.settings.crop_above is not None:
             self.box = self.source.above(self.settings.crop_above) or self.box
         self.scores = torch.zeros(())  # (classes, z, y, x) of the last stage
-        self.choose: Choice
+        self.choose: LabelRule
 
     @torch.inference_mode()
     def coarse(self) -> StageResult:
-        """See the whole volume, and where to look closer."""
+        """Inspect the whole volume, and where to look closer."""
         start = time.perf_counter()
-        seen = self._see("coarse", self.settings.coarse_size)
-        kept = keep_parts(seen, self.settings.coarse_parts, self.settings.coarse_least_ml)
+        seen = self._run_stage("coarse", self.settings.coarse_size)
+        kept = keep_largest_components(seen, self.settings.coarse_max_components, self.settings.coarse_min_ml)
         note = "" if kept.data.any() else "Nothing was found: looking at everything."
-        self._withdraw(seen, kept)
+        self._suppress_removed(seen, kept)
         self.found = kept
         return StageResult("coarse", kept, time.perf_counter() - start, note)
 
     @torch.inference_mode()
     def fine(self) -> StageResult:
-        """See the box around what was found."""
+        """Inspect the box around what was found."""
         start = time.perf_counter()
         self.box = box_around(self.found.data, self.geometry, self.settings.margin_mm, self.box)
-        seen = self._see("fine", self.settings.fine_size)
-        kept = keep_parts(seen, self.settings.fine_parts, self.settings.fine_least_ml)
-        self._withdraw(seen, kept)
+        seen = self._run_stage("fine", self.settings.fine_size)
+        kept = keep_largest_components(seen, self.settings.fine_max_components, self.settings.fine_min_ml)
+        self._suppress_removed(seen, kept)
         return StageResult("fine", kept, time.perf_counter() - start, "" if kept.data.any() else "Nothing was found.")
 
     def labels(self) -> Iterator[Event]:
@@ -106,40 +106,40 @@ class _Stages:
         yield StageResult("labels", self._label_map(array, self.volume.geometry), spent)
 
     def remarks(self) -> Iterator[Warned]:
-        """Tell what the engine had to do, once."""
+        """Yield what the engine had to do, once."""
         yield from (Warned(text) for text in self.engine.notes)
         self.engine.notes.clear()
 
-    def _see(self, stage: str, size: tuple[int, int, int]) -> LabelMap:
+    def _run_stage(self, stage: str, size: tuple[int, int, int]) -> LabelMap:
         """Run a network on the box of the volume; its scores stay on the device."""
-        nets = members(self.nets, stage)
+        nets = ensemble_members(self.nets, stage)
         self.scores = torch.zeros(())  # those of the stage before are not needed any more
         x = network_input(self.source.read(self.box, size), self.card.intensity)
         if self.source.device.type == "cpu":
-            release_pages()
-        out = averaged(self._called, nets, x[None])
+            trim_heap()
+        out = ensemble_mean(self._called, nets, x[None])
         assert out is not None  # only an attempt gives none
         self.activation = getattr(nets[0], "activation", "softmax")
         several = len(nets) > 1 and self.activation == "sigmoid"  # probabilities, where logits are looked at below
         self.scores = torch.logit(out[0], 1e-6) if several else out[0].float()
-        self.choose = chooser(self.activation, self.settings)
+        self.choose = label_rule_for(self.activation, self.settings)
         grid = self.geometry.crop(self.box).resized(size)
         return self._label_map(self.choose(self.scores).cpu().numpy(), grid)
 
     def _called(self, net: nn.Module, x: Tensor) -> Tensor:
         """Call a network; where the memory does not suffice, the volume leaves the device before anything else."""
-        if self.source.is_there:
+        if self.source.on_device:
             out = self.engine.attempt(net, x)
             if out is not None:
                 return out
-            self.source.let_go()
+            self.source.release_tensor()
             self.engine.free()
             self.engine.notes.append(
                 f"The memory of {self.engine.device} did not suffice: the volume is read in slabs."
             )
         return self.engine(net, x)
 
-    def _withdraw(self, seen: LabelMap, kept: LabelMap) -> None:
+    def _suppress_removed(self, seen: LabelMap, kept: LabelMap) -> None:
         """Make the scores say background where a part was removed, so that it does not come back on a finer grid."""
         if kept is seen:
             return
@@ -182,7 +182,7 @@ def network_input(resized: Tensor, intensity: Intensity) -> Tensor:
 
 
 def box_around(labels: np.ndarray | Tensor, geometry: Geometry, margin_mm: float, within: Box | None = None) -> Box:
-    """Give the box (native voxels) around coarse labels with a margin, rounded outwards, at most to the border.
+    """Return the box (native voxels) around coarse labels with a margin, rounded outwards, at most to the border.
 
     Parameters
     ----------

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from napari_fmseg.core.errors import DeviceMemory
 from napari_fmseg.core.processes import peak_bytes
 from napari_fmseg.nets.runtime.device import pick_precision
-from napari_fmseg.nets.runtime.prepare import is_sparing, prepare
+from napari_fmseg.nets.runtime.prepare import has_low_memory_form, prepare
 
-__all__ = ["Engine", "MemoryLimit", "averaged", "members", "told_of_memory"]
+__all__ = ["InferenceRunner", "MemoryLimit", "ensemble_mean", "ensemble_members", "out_of_memory_as_error"]
 
 
-class Engine:
+class InferenceRunner:
     """Runs networks on one device in one precision; steps down when the device's memory is full.
 
     The steps, each of them told: a network that can runs in slabs, with the same result; float32 that nobody asked for
@@ -47,7 +47,7 @@ class Engine:
         self._sparing = False
 
     def __call__(self, net: nn.Module, *inputs: Tensor) -> Tensor:
-        """Give the network's output on the device of the first input.
+        """Return the network's output on the device of the first input.
 
         Raises
         ------
@@ -62,7 +62,7 @@ class Engine:
         return self._step_down(net, inputs).to(inputs[0].device) if out is None else out
 
     def attempt(self, net: nn.Module, *inputs: Tensor) -> Tensor | None:
-        """Give the network's output on the device of the first input, or None if the memory does not suffice."""
+        """Return the network's output on the device of the first input, or None if the memory does not suffice."""
         try:
             return self._run(net, inputs).to(inputs[0].device)
         except torch.OutOfMemoryError:
@@ -72,14 +72,14 @@ class Engine:
         return None
 
     def free(self) -> None:
-        """Give back what a failed run has left."""
+        """Pass back what a failed run has left."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _run(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         try:
-            out: Tensor = prepare(net, device=self.device, precision=self.precision, sparing=self._sparing)(*inputs)
+            out: Tensor = prepare(net, device=self.device, precision=self.precision, low_memory=self._sparing)(*inputs)
         except RuntimeError as error:
             if "not enough memory" in str(error) or "can't allocate memory" in str(error):
                 raise torch.OutOfMemoryError(str(error)) from error
@@ -88,7 +88,7 @@ class Engine:
 
     def _save(self, net: nn.Module) -> bool:
         """Run networks in slabs from now on, where this one can and does not yet."""
-        if self.device.type == "cpu" or self._sparing or not is_sparing(net):
+        if self.device.type == "cpu" or self._sparing or not has_low_memory_form(net):
             return False
         self._sparing = True
         self.notes.append(f"The memory of {self.device} did not suffice: the network runs in slabs, a little slower.")
@@ -127,13 +127,13 @@ class Engine:
             ) from error
 
 
-def members(nets: Mapping[str, nn.Module], stage: str) -> list[nn.Module]:
-    """Give the networks of a stage: ``"net"``, and of an ensemble ``"net-2"``, ``"net-3"`` and so on, too."""
+def ensemble_members(nets: Mapping[str, nn.Module], stage: str) -> list[nn.Module]:
+    """Return the networks of a stage: ``"net"``, and of an ensemble ``"net-2"``, ``"net-3"`` and so on, too."""
     return [net for name, net in nets.items() if name == stage or name.startswith(f"{stage}-")]
 
 
-def averaged(call: Callable[..., Tensor | None], nets: Sequence[nn.Module], *inputs: Tensor) -> Tensor | None:
-    """Give what one network says; of several the mean of their probabilities, None if `call` gives None."""
+def ensemble_mean(call: Callable[..., Tensor | None], nets: Sequence[nn.Module], *inputs: Tensor) -> Tensor | None:
+    """Return what one network says; of several the mean of their probabilities, None if `call` gives None."""
     if len(nets) == 1:
         return call(nets[0], *inputs)
     total: Tensor | None = None
@@ -155,8 +155,10 @@ def probabilities(net: nn.Module, out: Tensor) -> Tensor:
 
 
 @contextmanager
-def told_of_memory(size: str, device: torch.device) -> Iterator[None]:
-    """Tell the user what to do when the memory does not suffice around the networks, which step down by themselves."""
+def out_of_memory_as_error(size: str, device: torch.device) -> Iterator[None]:
+    """Return the user what to do when the memory does not suffice around the networks, which step down by
+    themselves.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -196,7 +198,7 @@ class MemoryLimit:
             self._share(0)
 
     def exceeded(self) -> Iterator[str]:
-        """Tell if the program has held more than the limit since it was entered."""
+        """Yield if the program has held more than the limit since it was entered."""
         peak = peak_bytes()
         if self._gb and peak > max(self._before, self._gb * 1e9):
             yield (

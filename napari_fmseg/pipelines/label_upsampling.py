@@ -20,7 +20,7 @@ from torch import Tensor
 from napari_fmseg.core.resampling_torch import axis_weights, resize_slab, slabs
 from napari_fmseg.models.settings import CoarseFineSettings
 
-__all__ = ["ARGMAX", "Choice", "chooser", "label_slabs", "labels_on"]
+__all__ = ["ARGMAX", "LabelRule", "label_rule_for", "label_slabs", "labels_on"]
 
 _CELLS = 4  # coarse voxels along each side of a tile
 _TILE = 8  # fine voxels along each side of a tile, at least
@@ -28,7 +28,7 @@ _MOSTLY = 0.5  # share of tiles to compute from which whole planes are faster
 
 
 @dataclass(frozen=True)
-class Choice:
+class LabelRule:
     """How scores (c, z, y, x) become labels (z, y, x), uint8, or int16 where there are more than 255.
 
     Parameters
@@ -44,7 +44,7 @@ class Choice:
     least: float = 0.0
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """Give the labels."""
+        """Return the labels."""
         if self.how == "argmax":
             return _highest(scores, len(scores) - 1)[1]
         if self.how == "probable":
@@ -55,35 +55,35 @@ class Choice:
             labels[score >= self.least] = label
         return labels
 
-    def contenders(self, scores: Tensor) -> Tensor:
-        """Give the channels that can win anywhere in a mean of these scores."""
+    def candidate_classes(self, scores: Tensor) -> Tensor:
+        """Return the channels that can win anywhere in a mean of these scores."""
         flat = scores.flatten(1)
         bar = flat.amax(0).amin() if self.how == "argmax" else self.least
         return (flat.amax(1) >= bar).nonzero()[:, 0]
 
-    def among(self, scores: Tensor, channels: Tensor) -> Tensor:
-        """Give the labels where only some channels of the scores are there."""
+    def decide_among(self, scores: Tensor, channels: Tensor) -> Tensor:
+        """Return the labels where only some channels of the scores are there."""
         if not len(channels):
             return torch.zeros(scores.shape[1:], dtype=torch.uint8)
         labels = channels if self.how == "argmax" else F.pad(channels + 1, (1, 0))
         return labels[self(scores).long()]
 
 
-ARGMAX = Choice()
+ARGMAX = LabelRule()
 
 
-def chooser(activation: str, settings: CoarseFineSettings) -> Choice:
-    """Give the choice for a network's logits.
+def label_rule_for(activation: str, settings: CoarseFineSettings) -> LabelRule:
+    """Return the choice for a network's logits.
 
     With ``"softmax"`` the most probable class. With ``"sigmoid"`` (no channel for the background) the most probable
     or the last class of those that reach the threshold; 0 where none does.
     """
     if activation != "sigmoid":
         return ARGMAX
-    return Choice(settings.overlap, math.log(settings.threshold / (1 - settings.threshold)))
+    return LabelRule(settings.overlap, math.log(settings.threshold / (1 - settings.threshold)))
 
 
-def labels_on(scores: Tensor, shape: Sequence[int], choose: Choice = ARGMAX) -> Tensor:
+def labels_on(scores: Tensor, shape: Sequence[int], choose: LabelRule = ARGMAX) -> Tensor:
     """Zoom scores of classes (c, z, y, x) to `shape` and choose a label for every voxel.
 
     Returns
@@ -99,7 +99,7 @@ def labels_on(scores: Tensor, shape: Sequence[int], choose: Choice = ARGMAX) -> 
     return out
 
 
-def label_slabs(scores: Tensor, shape: Sequence[int], choose: Choice) -> Iterator[tuple[slice, Tensor]]:
+def label_slabs(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iterator[tuple[slice, Tensor]]:
     """Zoom scores of classes (c, z, y, x) to `shape` and choose a label for every voxel, some planes at a time.
 
     Parameters
@@ -125,7 +125,7 @@ def label_slabs(scores: Tensor, shape: Sequence[int], choose: Choice) -> Iterato
             yield planes, choose(_slab_scores(scores, shape, planes))
 
 
-def _tiled(scores: Tensor, shape: Sequence[int], choose: Choice) -> Iterator[tuple[slice, Tensor]]:
+def _tiled(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iterator[tuple[slice, Tensor]]:
     """Fill tiles of one label; compute the others from the classes that can win there."""
     axes = [_Axis.of(n_in, n_out) for n_in, n_out in zip(scores.shape[1:], shape, strict=True)]
     least = most = choose(scores).numpy()
@@ -146,11 +146,11 @@ def _tiled(scores: Tensor, shape: Sequence[int], choose: Choice) -> Iterator[tup
         for y, x in product(range(len(y_axis.tiles)), range(len(x_axis.tiles))):
             if mixed[y, x]:
                 part = scores[:, seen, y_axis.seen[y], x_axis.seen[x]].float()
-                channels = choose.contenders(part)
+                channels = choose.candidate_classes(part)
                 part = part[channels] @ x_axis.weights[x].T
                 part = y_axis.weights[y] @ part
                 part = torch.matmul(z_axis.weights[z], part.flatten(2)).reshape(len(channels), -1, *part.shape[2:])
-                out[:, y_axis.tiles[y], x_axis.tiles[x]] = choose.among(part, channels)
+                out[:, y_axis.tiles[y], x_axis.tiles[x]] = choose.decide_among(part, channels)
         yield planes, out
 
 
@@ -190,7 +190,7 @@ def _slab_scores(scores: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
 
 
 def _highest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Give the highest score of every voxel and its channel, the first of equals, in a type with room for `most`."""
+    """Return the highest score of every voxel and its channel, the first of equals, in a type with room for `most`."""
     if scores.device.type != "cpu":
         best, which = scores.max(0)
         return best, _small(which, most)

@@ -36,9 +36,9 @@ from napari_fmseg.models.settings import STAGES, PhasedSettings
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets.fmsf import HALO
 from napari_fmseg.pipelines.attention_map import attention_map, window_v1, window_v2
-from napari_fmseg.pipelines.executor import Engine, averaged, members
+from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
-from napari_fmseg.pipelines.preprocessing import _whole, body_box, cut, normalise, stretched
+from napari_fmseg.pipelines.preprocessing import _whole, body_box, crop_array, minmax_normalise, normalise
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
@@ -67,12 +67,12 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
 
 
 def consensus_input(image: Tensor, settings: PhasedSettings, intensity: Intensity) -> Tensor:
-    """Give the normalised volume (c, z, y, x) on the consensus grid."""
-    return stretched(resize(image, settings.consensus_grid), intensity)
+    """Return the normalised volume (c, z, y, x) on the consensus grid."""
+    return minmax_normalise(resize(image, settings.consensus_grid), intensity)
 
 
 def window_of(p_background: Tensor, settings: PhasedSettings) -> Box:
-    """Where to look closer: a box in consensus voxels, the whole grid where nothing is likely."""
+    """Return where to look closer: a box in consensus voxels, the whole grid where nothing is likely."""
     if settings.window == "certain":
         return window_v1(p_background)
     share = settings.window_share if settings.window == "all" else None
@@ -85,25 +85,25 @@ class _Stages:
     def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
         self.volume, self.card, self.nets = volume, model.card, model.nets
         self.settings = PhasedSettings.of(model.card.settings)
-        self.engine = Engine(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
+        self.engine = InferenceRunner(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
         data, self.geometry = to_canonical(volume)
         self.full = self.geometry
-        image = self._brought(data)
+        image = self._load_normalised(data)
         self.body = body_box(image, self.settings)
-        self.image = cut(image, self.body)  # (c, z, y, x)
+        self.image = crop_array(image, self.body)  # (c, z, y, x)
         self.geometry = self.full.crop(self.body)
         self.box: Box = _whole(self.geometry.shape)  # native, canonical voxels of the body
         self.probabilities: Tensor | None = None  # (classes, z, y, x) of the last stage, over self.box
         self.crop_labels: Tensor | None = None  # of the edge stage, over self.box
         self.attention_map: Tensor | None = None
 
-    def _answer(self, stage: str, *inputs: Tensor) -> Tensor:
-        """What the network of a stage says; of an ensemble the mean of its members."""
-        out = averaged(self.engine, members(self.nets, stage), *inputs)
+    def _predict(self, stage: str, *inputs: Tensor) -> Tensor:
+        """Return what the network of a stage says; of an ensemble the mean of its members."""
+        out = ensemble_mean(self.engine, ensemble_members(self.nets, stage), *inputs)
         assert out is not None  # only an attempt gives none
         return out
 
-    def _brought(self, data: np.ndarray) -> Tensor:
+    def _load_normalised(self, data: np.ndarray) -> Tensor:
         """Normalise the volume on the device, or on the CPU where the device has no room; networks run there anyway."""
         device, intensity = self.engine.device, self.card.intensity
         if device.type != "cpu":
@@ -119,7 +119,7 @@ class _Stages:
     def consensus(self) -> Iterator[Event]:
         start = time.perf_counter()
         x = consensus_input(self.image, self.settings, self.card.intensity)
-        self.probabilities = self._answer("consensus", x[None])[0]
+        self.probabilities = self._predict("consensus", x[None])[0]
         labels = self._array(ARGMAX(self.probabilities))
         seconds = time.perf_counter() - start
         grid = self.geometry.resized(self.settings.consensus_grid)
@@ -130,7 +130,7 @@ class _Stages:
     def attention(self) -> Iterator[Event]:
         start = time.perf_counter()
         assert self.probabilities is not None
-        seen, self.attention_map, self.box = look_closer(self.probabilities, self.geometry.shape, self.settings)
+        seen, self.attention_map, self.box = attention_roi(self.probabilities, self.geometry.shape, self.settings)
         seconds = time.perf_counter() - start
         heat = Volume(self.attention_map[0].float().cpu().numpy(), self.geometry.resized(self.settings.consensus_grid))
         yield StageResult("attention map", heat, seconds, "" if seen else "Nothing was found: looking at everything.")
@@ -138,7 +138,7 @@ class _Stages:
         start = time.perf_counter()
         spans = [(s.start, s.stop) for s in self.box]
         x, a = attention_input(self.image, self.attention_map, spans, self.settings, self.card.intensity)
-        self.probabilities = self._answer("attention", x[None], a[None])[0]
+        self.probabilities = self._predict("attention", x[None], a[None])[0]
         labels = self._array(ARGMAX(self.probabilities))
         seconds = time.perf_counter() - start
         grid = self.geometry.crop(self.box).resized(self.settings.attention_grid)
@@ -148,11 +148,11 @@ class _Stages:
     def edge(self) -> Iterator[Event]:
         start = time.perf_counter()
         assert self.probabilities is not None
-        crop = cut(self.image, self.box)
+        crop = crop_array(self.image, self.box)
         shape = tuple(crop.shape[1:])
         if self.settings.edge_grid == "attention":
             x = resize(crop, self.settings.attention_grid)
-            self.probabilities = self._answer("edge", x[None], self.probabilities[None])[0]
+            self.probabilities = self._predict("edge", x[None], self.probabilities[None])[0]
             self.crop_labels = labels_on(self.probabilities, shape)
         else:
             self.crop_labels = torch.empty(shape, dtype=_label_dtype(self.card), device=crop.device)
@@ -166,7 +166,7 @@ class _Stages:
         yield StageResult("edge", self._label_map(labels, self.geometry.crop(self.box)), seconds)
 
     def _edge_parts(self, crop: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Give the labels of the window, some planes at a time; fewer at once where the memory does not suffice."""
+        """Yield the labels of the window, some planes at a time; fewer at once where the memory does not suffice."""
         depth, first = next(slabs(crop.shape[1:], self.card.n_classes)).stop, 0
         while first < crop.shape[1]:
             planes = slice(first, min(crop.shape[1], first + depth))
@@ -180,7 +180,7 @@ class _Stages:
             depth = max(_LEAST_PLANES, depth // 2)
 
     def _edge_planes(self, crop: Tensor, planes: slice, *, or_fewer: bool) -> Tensor | None:
-        """Labels of some planes of the window; the halo makes them equal to those of the whole window.
+        """Return labels of some planes of the window; the halo makes them equal to those of the whole window.
 
         None if the memory does not suffice and it may be tried with fewer planes; else the network steps down itself.
         """
@@ -196,7 +196,7 @@ class _Stages:
             self.engine.free()
             return None
         run = self.engine.attempt if or_fewer else self.engine
-        out = averaged(run, members(self.nets, "edge"), crop[:, first:last][None], s[None])
+        out = ensemble_mean(run, ensemble_members(self.nets, "edge"), crop[:, first:last][None], s[None])
         return None if out is None else ARGMAX(out[0, :, planes.start - first : planes.stop - first])
 
     def labels(self) -> StageResult:
@@ -211,7 +211,7 @@ class _Stages:
         return StageResult("labels", self._label_map(array, self.volume.geometry), time.perf_counter() - start)
 
     def remarks(self) -> Iterator[Warned]:
-        """Tell what the engine had to do, once."""
+        """Yield what the engine had to do, once."""
         yield from (Warned(text) for text in self.engine.notes)
         self.engine.notes.clear()
 
@@ -222,7 +222,7 @@ class _Stages:
         return LabelMap(labels, geometry, {}, self.card.labels, self.card.colors)
 
 
-def look_closer(
+def attention_roi(
     probabilities: Tensor, shape: tuple[int, int, int], settings: PhasedSettings
 ) -> tuple[bool, Tensor, Box]:
     """Turn consensus probabilities (classes, z, y, x) into where to look.
@@ -246,8 +246,10 @@ def attention_input(
     settings: PhasedSettings,
     intensity: Intensity,
 ) -> tuple[Tensor, Tensor]:
-    """Give image (c, z, y, x) and attention map (1, z, y, x) between the native edges `spans` on the attention grid."""
-    x = stretched(zoom(image, spans, settings.attention_grid), intensity)
+    """Return image (c, z, y, x) and attention map (1, z, y, x) between the native edges `spans` on the attention
+    grid.
+    """
+    x = minmax_normalise(zoom(image, spans, settings.attention_grid), intensity)
     scale = [m / n for n, m in zip(image.shape[1:], attention.shape[1:], strict=True)]
     there = [(first * k, last * k) for (first, last), k in zip(spans, scale, strict=True)]
     return x, zoom(attention, there, settings.attention_grid)

@@ -14,14 +14,14 @@ from napari_fmseg.core.components import components
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import Box, LabelMap
 
-__all__ = ["clean", "keep_parts"]
+__all__ = ["clean", "keep_largest_components"]
 
 
 def clean(
     labels: LabelMap,
     *,
     keep_largest: bool | Collection[int | str] = False,
-    min_part_ml: float = 0.0,
+    min_component_ml: float = 0.0,
     fill_holes: bool = False,
     together: bool = False,
     neighbours: int = 26,
@@ -35,7 +35,7 @@ def clean(
     keep_largest
         Keep only the largest connected part of every label (True), or of these labels (ids or names). Of two equally
         large parts the one that comes first in z, y, x stays.
-    min_part_ml
+    min_component_ml
         Remove parts smaller than this many millilitres.
     fill_holes
         Fill background that one label encloses on all sides. Another label inside is no hole and stays.
@@ -53,28 +53,28 @@ def clean(
     Raises
     ------
     FmsegError
-        If `keep_largest` names a label that the map does not have, `min_part_ml` is negative, or
+        If `keep_largest` names a label that the map does not have, `min_component_ml` is negative, or
         `neighbours` is neither 6 nor 26.
     """
-    if not min_part_ml >= 0:
-        raise FmsegError(f"min_part_ml is {min_part_ml}. Expected a volume of 0 ml or more.")
+    if not min_component_ml >= 0:
+        raise FmsegError(f"min_component_ml is {min_component_ml}. Expected a volume of 0 ml or more.")
     if neighbours not in (6, 26):
         raise FmsegError(f"A voxel has 6 neighbours through faces or 26 in all, not {neighbours}.")
     chosen = _chosen(labels, keep_largest)
-    if not (keep_largest or min_part_ml or fill_holes):
+    if not (keep_largest or min_component_ml or fill_holes):
         return labels
     box = _foreground(labels.data)
     if box is None:
         return labels
     data = labels.data.copy()
     part = data[box]  # a view: what is written here is written to data
-    if keep_largest or min_part_ml:
+    if keep_largest or min_component_ml:
         mask = (part != 0).astype(np.uint8) if together else part
         _remove_parts(
             part,
             mask,
             lambda value: int((together and keep_largest is not False) or chosen is None or value in chosen),
-            min_part_ml / labels.geometry.voxel_ml,
+            min_component_ml / labels.geometry.voxel_ml,
             neighbours,
         )
     if fill_holes:
@@ -82,7 +82,7 @@ def clean(
     return dataclasses.replace(labels, data=data)
 
 
-def keep_parts(labels: LabelMap, counts: Sequence[int], least_ml: float = 0.0) -> LabelMap:
+def keep_largest_components(labels: LabelMap, counts: Sequence[int], least_ml: float = 0.0) -> LabelMap:
     """Keep the largest connected parts (26 neighbours) of every class, as many as a model's card says.
 
     Parameters
@@ -115,7 +115,7 @@ def keep_parts(labels: LabelMap, counts: Sequence[int], least_ml: float = 0.0) -
 
 
 def _chosen(labels: LabelMap, keep_largest: bool | Collection[int | str]) -> set[int] | None:
-    """Ids whose largest part is kept; None for all."""
+    """Return the ids whose largest part is kept; None for all."""
     if isinstance(keep_largest, bool):
         return None if keep_largest else set()
     ids = {name: value for value, name in labels.names.items()}
@@ -126,7 +126,7 @@ def _chosen(labels: LabelMap, keep_largest: bool | Collection[int | str]) -> set
 
 
 def _foreground(data: npt.NDArray[Any]) -> Box | None:
-    """Smallest box that holds every label, None if there is none."""
+    """Return the smallest box that holds every label, None if there is none."""
     planes = data.any(axis=(1, 2))
     if not planes.any():
         return None
@@ -164,7 +164,7 @@ def _remove_parts(
 
 
 def _smaller(own: npt.NDArray[Any], sizes: npt.NDArray[Any], flat: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
-    """Give all but the `n` largest parts; of equally large ones those that come later in z, y, x."""
+    """Return all but the `n` largest parts; of equally large ones those that come later in z, y, x."""
     order = own[np.argsort(-sizes[own], kind="stable")]
     if sizes[order[n - 1]] == sizes[order[n]]:
         equal = order[sizes[order] == sizes[order[n]]]
@@ -182,7 +182,7 @@ def _fill(data: npt.NDArray[Any]) -> None:
 
 
 def _boxes(data: npt.NDArray[Any]) -> list[tuple[int, Box]]:
-    """Every label with the smallest box that holds it."""
+    """Return every label with the smallest box that holds it."""
     from scipy import ndimage
 
     if data.min() >= 0 and data.max() < 1 << 16:
@@ -194,7 +194,7 @@ def _boxes(data: npt.NDArray[Any]) -> list[tuple[int, Box]]:
 
 
 def _filled(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """`mask` with the background that cannot leave the array through faces."""
+    """Return `mask` with the background that cannot leave the array through faces."""
     try:
         import fill_voids
     except ImportError:

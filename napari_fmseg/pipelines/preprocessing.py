@@ -34,7 +34,7 @@ def normalise(data: Tensor, intensity: Intensity) -> Tensor:
 
 
 def _percentiles(channel: Tensor, low: float, high: float, most: int = 2_000_000) -> tuple[float, float]:
-    """Percentiles of every n-th voxel, so that a large volume costs no sort of all its voxels."""
+    """Return the percentiles of every n-th voxel, so that a large volume costs no sort of all its voxels."""
     values = channel.flatten()[:: max(1, channel.numel() // most)].sort().values
     at = torch.tensor([low, high], device=values.device) / 100 * (len(values) - 1)
     below = at.floor().long()
@@ -44,7 +44,7 @@ def _percentiles(channel: Tensor, low: float, high: float, most: int = 2_000_000
 
 
 def body_box(image: Tensor, settings: PhasedSettings | SingleSettings) -> Box:
-    """Give the box of a normalised volume (c, z, y, x) that the model looks at."""
+    """Return the box of a normalised volume (c, z, y, x) that the model looks at."""
     if settings.crop_above is None:
         return _whole(image.shape[1:])
     return bounding_box(image.amax(0) > settings.crop_above) or _whole(image.shape[1:])
@@ -55,7 +55,7 @@ def _whole(shape: Sequence[int]) -> Box:
     return z, y, x
 
 
-def stretched(image: Tensor, intensity: Intensity) -> Tensor:
+def minmax_normalise(image: Tensor, intensity: Intensity) -> Tensor:
     """Stretch each channel of (c, z, y, x) to 0..1 once more, where the card says so."""
     if not intensity.minmax:
         return image
@@ -63,6 +63,6 @@ def stretched(image: Tensor, intensity: Intensity) -> Tensor:
     return (image - low) / (high - low).clamp_min(1e-6)  # a constant volume becomes 0, not NaN
 
 
-def cut(data: Tensor, box: Box) -> Tensor:
-    """Give the part of (c, z, y, x) inside the box."""
+def crop_array(data: Tensor, box: Box) -> Tensor:
+    """Return the part of (c, z, y, x) inside the box."""
     return data[(slice(None), *box)]

@@ -24,37 +24,37 @@ from napari_fmseg.core.resampling_torch import from_canonical, resize, to_canoni
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.models.settings import SingleSettings
 from napari_fmseg.models.weights import Model
-from napari_fmseg.pipelines.executor import Engine, averaged, members
+from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
 from napari_fmseg.pipelines.postprocess import clean
-from napari_fmseg.pipelines.preprocessing import body_box, cut, normalise
-from napari_fmseg.pipelines.sliding_window import flips_along, windowed
+from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise
+from napari_fmseg.pipelines.sliding_window import mirror_axes, windowed
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["filled", "run", "working_grid"]
+__all__ = ["pad_to_window", "run", "working_grid"]
 
 
 @torch.inference_mode()
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the network; see `napari_fmseg.pipelines.segment`."""
     settings = SingleSettings.of(model.card.settings)
-    engine = Engine(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
+    engine = InferenceRunner(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
     start = time.perf_counter()
     data, whole = to_canonical(volume)
     image = normalise(to_tensor(data, engine.device), model.card.intensity)
     box = body_box(image, settings)
-    image, native = cut(image, box), whole.crop(box)
+    image, native = crop_array(image, box), whole.crop(box)
     grid = working_grid(native, settings)
     image = resize(image, grid.shape) if grid.shape != native.shape else image
     yield Progress("net", 0, 1)
-    nets = members(model.nets, "net")
+    nets = ensemble_members(model.nets, "net")
     scores = yield from windowed(
-        lambda x: _answer(engine, nets, x), filled(image, nets[0], settings.window), settings.window,
+        lambda x: _predict(engine, nets, x), pad_to_window(image, nets[0], settings.window), settings.window,
         overlap=settings.overlap if options.overlap is None else options.overlap,
         batch=settings.batch if options.window_batch is None else options.window_batch,
-        flips=flips_along(settings.flips), blend=options.blend, stage="net",
+        flips=mirror_axes(settings.flips), blend=options.blend, stage="net",
     )  # fmt: skip
     scores = scores[:, : grid.shape[0], : grid.shape[1], : grid.shape[2]]
     if getattr(nets[0], "activation", "") == "sigmoid":
@@ -76,7 +76,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
 
 
 def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:
-    """Give the grid that the network sees: the volume's own, or the same field of view at the card's spacing."""
+    """Return the grid that the network sees: the volume's own, or the same field of view at the card's spacing."""
     if not settings.spacing_mm:
         return geometry
     sizes = zip(geometry.shape, geometry.spacing, settings.spacing_mm, strict=True)
@@ -84,15 +84,17 @@ def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:
     return geometry.resized((z, y, x))
 
 
-def _answer(engine: Engine, nets: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """What the network, or the mean of several, gives for some windows."""
-    out = averaged(engine, nets, x)
+def _predict(engine: InferenceRunner, nets: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Return what the network, or the mean of several, gives for some windows."""
+    out = ensemble_mean(engine, nets, x)
     assert out is not None  # only an attempt gives none
     return out
 
 
-def filled(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:
-    """Repeat the last voxels of an image (c, z, y, x) up to the window's size, if the network takes no less."""
+def pad_to_window(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:
+    """Return the repeat the last voxels of an image (c, z, y, x) up to the window's size, if the network takes no
+    less.
+    """
     missing = [max(0, w - n) for w, n in zip(window, image.shape[1:], strict=True)]
     check = getattr(net, "check", None)
     if check is None or not any(missing):

@@ -11,10 +11,10 @@ from torch import Tensor
 from napari_fmseg.core.resampling_torch import axis_weights, slabs, to_tensor, zoom
 from napari_fmseg.core.volume import Box
 
-__all__ = ["Source"]
+__all__ = ["SlabReader"]
 
 
-class Source:
+class SlabReader:
     """Reads boxes of a volume on small grids, linear and anti-aliased, without ever holding the volume as floats.
 
     The arithmetic is the same wherever the volume lies, so that its place changes nothing in the result.
@@ -38,11 +38,11 @@ class Source:
         self._there: Tensor | None = None
 
     @property
-    def is_there(self) -> bool:
+    def on_device(self) -> bool:
         """Whether the whole volume lies on the device."""
         return self._there is not None
 
-    def bring(self) -> bool:
+    def to_device(self) -> bool:
         """Put the whole volume on the device, as it is stored, so that it travels once; False if it has no room."""
         if self.device.type == "cpu":
             return True  # it is there, and need not be copied
@@ -52,12 +52,12 @@ class Source:
             return False
         return True
 
-    def let_go(self) -> None:
+    def release_tensor(self) -> None:
         """Free the device of the volume; it is read from the computer's memory from now on."""
         self._there = None
 
     def read(self, box: Box, size: Sequence[int]) -> Tensor:
-        """Give the part inside a box on a grid of `size`, edge to edge.
+        """Return the part inside a box on a grid of `size`, edge to edge.
 
         Returns
         -------
@@ -80,7 +80,7 @@ class Source:
         return out
 
     def above(self, value: float) -> Box | None:
-        """Give the box around all voxels above a value in any channel, None if there is none."""
+        """Return the box around all voxels above a value in any channel, None if there is none."""
         hits = [np.zeros(n, bool) for n in self._data.shape[1:]]
         for planes in slabs(self._data.shape[1:], len(self._data)):
             mask = (self._data[:, planes] > value).any(0)

@@ -15,7 +15,15 @@ from torch import Tensor
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import Progress
 
-__all__ = ["BLENDS", "blend_weights", "flips_along", "free_memory", "places_of", "published_weights", "windowed"]
+__all__ = [
+    "BLENDS",
+    "free_memory",
+    "gaussian_importance",
+    "mirror_axes",
+    "published_weights",
+    "window_starts",
+    "windowed",
+]
 
 _SHARE = 0.8  # of the free memory of a device may be taken by the sum over the windows
 
@@ -52,7 +60,7 @@ def windowed(
     batch
         Windows per call.
     flips
-        Axes of (c, z, y, x) to mirror; the outputs, mirrored back, are averaged. See `flips_along`.
+        Axes of (c, z, y, x) to mirror; the outputs, mirrored back, are averaged. See `mirror_axes`.
     blend
         How much each voxel of a window counts, a key of `BLENDS`.
     weights
@@ -87,7 +95,7 @@ def windowed(
         raise InvalidRecipe(f"Windows are blended by {' or '.join(BLENDS)}, not by {blend!r}.")
     seen = _cut(window, size)
     if places is None:
-        places = places_of(size, seen, [max(1, int(w * (1 - overlap))) for w in window])
+        places = window_starts(size, seen, [max(1, int(w * (1 - overlap))) for w in window])
     if weights is None:
         weights = BLENDS[blend](seen)
     groups = [places[i : i + batch] for i in range(0, len(places), batch)]
@@ -127,7 +135,7 @@ def _gathering(device: torch.device, size: Size, classes: int, passes: int) -> t
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a graphics card, within the limit of the run; None on other devices."""
+    """Return the bytes that can still be had on a graphics card, within the limit of the run; None on other devices."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -135,8 +143,10 @@ def free_memory(device: torch.device) -> int | None:
     return int(min(free, allowed))
 
 
-def places_of(size: Sequence[int], window: Sequence[int], step: Sequence[int], *, repeat: bool = False) -> list[Size]:
-    """Give where windows start along (z, y, x): every `step`, the last one flush with the end.
+def window_starts(
+    size: Sequence[int], window: Sequence[int], step: Sequence[int], *, repeat: bool = False
+) -> list[Size]:
+    """Return where windows start along (z, y, x): every `step`, the last one flush with the end.
 
     With `repeat`, the last one comes as often as the published code takes it, which costs time and gives it more weight
     than the others.
@@ -147,8 +157,8 @@ def places_of(size: Sequence[int], window: Sequence[int], step: Sequence[int], *
     return list(itertools.product(z, y, x))
 
 
-def flips_along(axes: str) -> tuple[tuple[int, ...], ...]:
-    """Give every combination of mirrored axes out of ``"zyx"``, none first: 2, 4 or 8 of them.
+def mirror_axes(axes: str) -> tuple[tuple[int, ...], ...]:
+    """Return every combination of mirrored axes out of ``"zyx"``, none first: 2, 4 or 8 of them.
 
     Raises
     ------
@@ -161,8 +171,8 @@ def flips_along(axes: str) -> tuple[tuple[int, ...], ...]:
     return tuple(itertools.chain.from_iterable(itertools.combinations(numbers, n) for n in range(len(axes) + 1)))
 
 
-def blend_weights(window: Sequence[int]) -> Tensor:
-    """Give a Gaussian around the middle of a window, 1/8 of the window wide, nowhere below 1/1000."""
+def gaussian_importance(window: Sequence[int]) -> Tensor:
+    """Return a Gaussian around the middle of a window, 1/8 of the window wide, nowhere below 1/1000."""
     return _product([_bell(n, (n - 1) / 2) for n in window]).clamp_min(1e-3).float()
 
 
@@ -170,12 +180,12 @@ def _constant(window: Sequence[int]) -> Tensor:
     return torch.ones(tuple(window))
 
 
-BLENDS: dict[str, Callable[[Sequence[int]], Tensor]] = {"gaussian": blend_weights, "constant": _constant}
+BLENDS: dict[str, Callable[[Sequence[int]], Tensor]] = {"gaussian": gaussian_importance, "constant": _constant}
 """How much the voxels of a window count, by name."""
 
 
 def published_weights(window: Sequence[int]) -> Tensor:
-    """Give the weights of the published code: they peak at the voxel n // 2, half a voxel beside an even middle."""
+    """Return the weights of the published code: they peak at the voxel n // 2, half a voxel beside an even middle."""
     along = []
     for n in window:
         reach = int(n / 2 + 0.5)  # the published filter ends at four standard deviations

@@ -21,7 +21,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.models.card import NetSpec
 from napari_fmseg.nets import build
 
-__all__ = ["NEW_SHARE", "Grown", "class_axes", "grow"]
+__all__ = ["NEW_SHARE", "ExtendedClasses", "class_axes", "extend_classes"]
 
 NEW_SHARE = 0.01
 """Share of the background's probability that all new classes together start with."""
@@ -33,7 +33,7 @@ Axis = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Grown:
+class ExtendedClasses:
     """What became of a network's tensors.
 
     Attributes
@@ -55,7 +55,7 @@ class Grown:
     dropped: tuple[str, ...] = ()
 
     def said(self, stage: str, parent: str) -> str:
-        """Tell it in a sentence."""
+        """Report it in a sentence."""
         parts = [f"{stage}: {len(self.taken)} tensors were taken from {parent} as they are"]
         if self.grown:
             new = f" for {', '.join(self.added)}" if self.added else ""
@@ -91,9 +91,9 @@ def class_axes(spec: NetSpec) -> dict[str, tuple[Axis, ...]]:
 
 
 @torch.no_grad()
-def grow(
+def extend_classes(
     spec: NetSpec, net: nn.Module, labels: Mapping[int, str], wanted: Sequence[str]
-) -> tuple[nn.Module, NetSpec, Grown]:
+) -> tuple[nn.Module, NetSpec, ExtendedClasses]:
     """Make the network with other classes, in another order if need be.
 
     Parameters
@@ -150,7 +150,7 @@ def grow(
     new.load_state_dict(state)
     place = next(iter(old.values())).device
     dropped = tuple(name for name in labels.values() if name not in wanted)
-    return new.to(place), grown_spec, Grown(tuple(taken), tuple(changed), tuple(fresh), added, dropped)
+    return new.to(place), grown_spec, ExtendedClasses(tuple(taken), tuple(changed), tuple(fresh), added, dropped)
 
 
 def _shapes(spec: NetSpec, n_classes: int) -> dict[str, tuple[int, ...]]:
@@ -164,7 +164,7 @@ def _shapes(spec: NetSpec, n_classes: int) -> dict[str, tuple[int, ...]]:
 
 
 def _plain(axis: Axis, spec: NetSpec) -> bool:
-    """Whether classes stand alone along an axis, or behind the channels of the image, as in EdgeNet."""
+    """Return whether classes stand alone along an axis, or behind the channels of the image, as in EdgeNet."""
     _, offset = axis
     return offset in (0, int(spec.kwargs.get("in_channels", 1)))
 
@@ -196,13 +196,15 @@ def _rows(
 
 
 def _blocks(key: str, length: int, state: Mapping[str, Tensor]) -> int:
-    """How often the classes stand one behind the other along an input: four times in EdgeNet 2023's merging layers."""
+    """Return how often the classes stand one behind the other along an input: four times in EdgeNet 2023's merging
+    layers.
+    """
     rows = len(state[key])
     return length // rows if key.startswith("merge_") else 1
 
 
 def _let_through(state: dict[str, Tensor], old: Mapping[str, Tensor], source: Sequence[int | None], n: int) -> None:
-    """Give each new class of EdgeNet v1 a hidden channel of its own that hands its segmentation on.
+    """Pass each new class of EdgeNet v1 a hidden channel of its own that hands its segmentation on.
 
     Old rows do not look at the new channels, so what they give is what they gave.
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import Progress, Saved, TrainEvent, Warned
 from napari_fmseg.core.json_values import plain
@@ -200,5 +200,5 @@ def _ensemble(recipe: Recipe, n: int, cases: Evaluation) -> Iterator[TrainEvent]
 
 
 def _write(path: Path, table: Mapping[str, Any]) -> None:
-    with written_beside(path) as file:
+    with atomic_write(path) as file:
         file.write((json.dumps(plain(table), indent=1, allow_nan=False) + "\n").encode())

@@ -16,10 +16,10 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
-from napari_fmseg.core.allocator import keep_pages
+from napari_fmseg.core.allocator import keep_freed_memory
 from napari_fmseg.nets.runtime.device import pick_device, training_precision
 
-__all__ = ["agreed", "make_fabric", "summed"]
+__all__ = ["all_reduce_sum", "broadcast_ints", "make_fabric"]
 
 _PATIENCE = datetime.timedelta(hours=2)  # for a validation, during which the others wait
 
@@ -36,7 +36,7 @@ def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     """
     place = pick_device(device)
     if place.type == "cpu":
-        keep_pages()
+        keep_freed_memory()
     wanted = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
     machines = 1
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
@@ -50,8 +50,8 @@ def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
     return Fabric(accelerator=place.type, devices=devices, precision=kind, **several)
 
 
-def agreed(fabric: Fabric, *numbers: int) -> list[int]:
-    """Give the leading process's numbers, in all of them."""
+def broadcast_ints(fabric: Fabric, *numbers: int) -> list[int]:
+    """Return the leading process's numbers, in all of them."""
     if fabric.world_size == 1:
         return list(numbers)
     told = torch.tensor(numbers, device=fabric.device)
@@ -59,7 +59,7 @@ def agreed(fabric: Fabric, *numbers: int) -> list[int]:
     return [int(number) for number in told]
 
 
-def summed(fabric: Fabric, own: Tensor) -> Tensor:
+def all_reduce_sum(fabric: Fabric, own: Tensor) -> Tensor:
     """Add up a tensor of all processes, for a loss that is no mean over samples, such as Dice.
 
     Every process gets the sum, and the gradient of its own part as many times as there are processes: the mean of the

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from napari_fmseg.training.tasks.base import make_loss, make_structure_loss, probabilities
 
-__all__ = ["Teacher", "distance", "joined"]
+__all__ = ["Teacher", "joined", "l2sp_penalty"]
 
 
 def joined(labels: Sequence[str], onto: Sequence[str]) -> Tensor:
-    """Give the matrix that adds up classes: (1 + len(onto), 1 + len(labels)) float32.
+    """Return the matrix that adds up classes: (1 + len(onto), 1 + len(labels)) float32.
 
     A class that is not in `onto` goes to the background.
     """
@@ -74,7 +74,7 @@ class Teacher:
         return torch.einsum("oc,bczyx->bozyx", matrix.to(values.dtype), values)
 
 
-def distance(net: nn.Module, anchors: Mapping[str, Tensor]) -> Tensor:
-    """Give half the squared distance of the weights from those of before."""
+def l2sp_penalty(net: nn.Module, anchors: Mapping[str, Tensor]) -> Tensor:
+    """Return half the squared distance of the weights from those of before."""
     parts = [(p - anchors[name]).square().sum() for name, p in net.named_parameters() if name in anchors]
     return 0.5 * torch.stack(parts).sum() if parts else torch.zeros(())

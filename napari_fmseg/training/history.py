@@ -15,10 +15,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from napari_fmseg.core.atomic_write import unwritable, written_beside
+from napari_fmseg.core.atomic_write import as_unwritable, atomic_write
 from napari_fmseg.core.errors import MissingExtra
 from napari_fmseg.core.events import EpochDone, Pictures, StepDone, TrainEvent
-from napari_fmseg.core.processes import leads
+from napari_fmseg.core.processes import is_rank_zero
 
 __all__ = ["recorded"]
 
@@ -44,18 +44,18 @@ def recorded(
     """
     with contextlib.closing(events), contextlib.ExitStack() as at_end:
         writers: list[_Lines | _Board] = []
-        if leads():
+        if is_rank_zero():
             writers = [_Lines(folder), *([_Board(folder / "tensorboard")] if tensorboard else [])]
         for writer in writers:
             at_end.callback(writer.close)
         for event in events:
-            if not leads():
+            if not is_rank_zero():
                 continue
             try:
                 for writer in writers:
                     writer.note(event)
             except OSError as error:
-                raise unwritable(Path(folder) / "The history", error) from error
+                raise as_unwritable(Path(folder) / "The history", error) from error
             yield event
 
 
@@ -93,7 +93,7 @@ class _Lines:
                 continue
             if row.get("stage") != stage or row["step"] < first:
                 kept.append(line)
-        with written_beside(self.path) as file:
+        with atomic_write(self.path) as file:
             file.write("".join(kept).encode())
 
     def _write(self, row: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
-from napari_fmseg.core.processes import leads
+from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.datasets.case import Case, read_case
 from napari_fmseg.datasets.projects.training_plan import note_learned
@@ -29,18 +29,18 @@ from napari_fmseg.models.card import ModelCard, NetSpec
 from napari_fmseg.models.settings import STAGES, PhasedSettings
 from napari_fmseg.models.weights import Model, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.nets.fmsf import AttnNet, EdgeNet, SNet, calm_weights, init_weights
-from napari_fmseg.nets.layers.blocks import draw_weights
-from napari_fmseg.training.class_growth import grow
+from napari_fmseg.nets.fmsf import AttnNet, EdgeNet, SNet, kaiming_init, lsuv_init
+from napari_fmseg.nets.layers.blocks import default_init
+from napari_fmseg.training.class_growth import extend_classes
 from napari_fmseg.training.data.case_cache import prepare
-from napari_fmseg.training.data.hard_mining import Hardness
-from napari_fmseg.training.data.samples import Held, Sample, load_sample
-from napari_fmseg.training.data.sampling import Drawing, batches_of
+from napari_fmseg.training.data.hard_mining import HardExampleMiner
+from napari_fmseg.training.data.samples import Sample, ValidationCase, load_sample
+from napari_fmseg.training.data.sampling import CaseSampler, batches_of
 from napari_fmseg.training.data.sources import Source, sources_of
 from napari_fmseg.training.distributed import make_fabric
-from napari_fmseg.training.forgetting import Teacher, distance
+from napari_fmseg.training.forgetting import Teacher, l2sp_penalty
 from napari_fmseg.training.history import recorded
-from napari_fmseg.training.monitor import Watch
+from napari_fmseg.training.monitor import TrainingMonitor
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.recipe_file import as_table
 from napari_fmseg.training.run_folder import (
@@ -55,9 +55,9 @@ from napari_fmseg.training.run_folder import (
 from napari_fmseg.training.schedules import rate_of
 from napari_fmseg.training.snapshots import write_plane
 from napari_fmseg.training.tasks.base import Task
-from napari_fmseg.training.tasks.coarse_fine import TwoLooks
-from napari_fmseg.training.tasks.phased import make_task
-from napari_fmseg.training.tasks.single import Patches
+from napari_fmseg.training.tasks.coarse_fine import CoarseFineTask
+from napari_fmseg.training.tasks.phased import phased_task
+from napari_fmseg.training.tasks.single import PatchTask
 from napari_fmseg.training.validation import validated
 
 __all__ = ["train"]
@@ -136,14 +136,14 @@ class _Run:
         self.nets: dict[str, nn.Module] = {}
         self.specs: dict[str, NetSpec] = {}
         self.samples: list[Sample] = []
-        self.held: list[Held] = []
+        self.held: list[ValidationCase] = []
         self.found: LabelMap | None = None  # in the first held-out case, at the last validation
         self.card: ModelCard
         self.parent: Model | None = None
         self.old: tuple[str, ...] = ()  # classes that the model to start from knew
         self.anchors: dict[str, dict[str, Tensor]] = {}
-        self.drawing: Drawing
-        self.held_groups: list[list[Held]] = []
+        self.drawing: CaseSampler
+        self.held_groups: list[list[ValidationCase]] = []
         self.unfinished: _Unfinished | None = None
 
     def prepare(self) -> Iterator[TrainEvent]:
@@ -159,20 +159,20 @@ class _Run:
         if unknown:
             raise InvalidRecipe(f"The dataset has no label {unknown[0]!r}. It has: {', '.join(sorted(known))}.")
         for source in sources:
-            if source.folder is not None and leads():
+            if source.folder is not None and is_rank_zero():
                 note_learned(source.folder, source.training)
         learned = [(case, source) for source in sources for case in source.training]
         samples = yield from self._prepared(learned) if recipe.pipeline == "coarse_fine" else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
-        self.drawing = Drawing(recipe, self.samples, [source is not sources[0] for _, source in learned])
+        self.drawing = CaseSampler(recipe, self.samples, [source is not sources[0] for _, source in learned])
         total, done = sum(len(s.validation) for s in sources), 0
         for source in sources:
             group = []
             for case in source.validation:
                 yield Progress("reading", done, total)
                 volume, truth = read_case(case, source.names, recipe.labels, recipe.ignore)
-                group.append(Held(volume, truth, source.missing(case, recipe.labels), source.watched))
+                group.append(ValidationCase(volume, truth, source.missing(case, recipe.labels), source.watched))
                 done += 1
             self.held_groups.append(group)
         self.held = [case for group in self.held_groups for case in group]
@@ -219,7 +219,7 @@ class _Run:
         return list(found)
 
     def _start(self) -> Iterator[TrainEvent]:
-        """Take the networks of the model to start from, with the recipe's classes."""
+        """Accept the networks of the model to start from, with the recipe's classes."""
         recipe, start = self.recipe, self.parent
         assert start is not None
         if start.card.pipeline != recipe.pipeline or len(start.card.channels) != len(recipe.channels):
@@ -235,7 +235,7 @@ class _Run:
         for stage, net in start.nets.items():
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(recipe.seed)  # of what is drawn anew
-                grown, spec, how = grow(start.card.nets[stage], net, start.card.labels, recipe.labels)
+                grown, spec, how = extend_classes(start.card.nets[stage], net, start.card.labels, recipe.labels)
             self.nets[stage], self.specs[stage] = grown.eval().requires_grad_(False), spec
             state = grown.state_dict()
             self.anchors[stage] = {key: state[key] for key in how.taken}
@@ -268,7 +268,7 @@ class _Run:
             yield from (Warned(remark) for remark in task.remarks)
             if not self._source(stage) and isinstance(net, SNet | AttnNet):
                 inputs, _ = task.sample(0, np.random.default_rng(self.recipe.seed), torch.Generator())
-                calm_weights(net, *(x.cpu()[None] for x in inputs))
+                lsuv_init(net, *(x.cpu()[None] for x in inputs))
             yield from self._fit(number, stage, net, task, saved, path)
             saved = load_checkpoint(path, _PARTS)
         with restoring(path):
@@ -284,9 +284,9 @@ class _Run:
         spec = NetSpec(stage.network, kwargs)
         net = build(stage.network, **kwargs)
         generator = torch.Generator().manual_seed(recipe.seed * 1000 + number)
-        (init_weights if isinstance(net, SNet | AttnNet | EdgeNet) else draw_weights)(net, generator)
+        (kaiming_init if isinstance(net, SNet | AttnNet | EdgeNet) else default_init)(net, generator)
         if isinstance(net, EdgeNet):
-            net.pass_through()
+            net.init_as_identity()
         if not source:
             return net, spec, ()
         own, other = net.state_dict(), self.nets[source].state_dict()
@@ -295,7 +295,7 @@ class _Run:
         return net, spec, tuple(k for k in own if k not in fitting)
 
     def _starts_well(self, stage: StageRecipe, net: nn.Module) -> bool:
-        """Whether the network gives something sensible before the first step."""
+        """Return whether the network gives something sensible before the first step."""
         same = self._source(stage) == stage.stage
         return same or (isinstance(net, EdgeNet) and net.variant == "v1")
 
@@ -328,8 +328,8 @@ class _Run:
             state.best = metrics.get("dice", -math.inf)  # training must beat the start, or the start is kept
             state.old = metrics.get("old", math.nan)
         self.unfinished = _Unfinished(stage.stage, self.specs[stage.stage], best, state)
-        watch = Watch(self.recipe, self.samples, epochs, first=state.epoch)
-        hardness = Hardness(self.recipe, [sample.name for sample in self.samples], state.seen)
+        watch = TrainingMonitor(self.recipe, self.samples, epochs, first=state.epoch)
+        hardness = HardExampleMiner(self.recipe, [sample.name for sample in self.samples], state.seen)
         while state.epoch < epochs and not state.done:
             start = time.perf_counter()
             losses: list[float] = []
@@ -375,8 +375,8 @@ class _Run:
         task: Task,
         epoch: int,
         epochs: int,
-        watch: Watch,
-        hardness: Hardness,
+        watch: TrainingMonitor,
+        hardness: HardExampleMiner,
     ) -> Iterator[StepDone]:
         fabric = self.fabric
         seed = [self.recipe.seed, number, epoch, fabric.global_rank]
@@ -400,11 +400,11 @@ class _Run:
                 hardness.saw([i for i, _ in picks[first : first + len(target)]], heads[0], target, gone)
                 first += len(target)
                 if extra.teacher is not None:
-                    part = part + self.recipe.keep_answers * extra.teacher.loss(heads[0], x)
+                    part = part + self.recipe.distillation_weight * extra.teacher.loss(heads[0], x)
                 parts.append(part * (len(target) / stage.batch))
             loss = torch.stack(parts).sum()
             if extra.anchors:
-                loss = loss + self.recipe.keep_weights * distance(net, extra.anchors)
+                loss = loss + self.recipe.l2sp_weight * l2sp_penalty(net, extra.anchors)
             optimiser.zero_grad()
             fabric.backward(loss)
             norm = fabric.clip_gradients(model, optimiser, max_norm=stage.clip, error_if_nonfinite=False)
@@ -417,14 +417,16 @@ class _Run:
             yield StepDone(stage.stage, epoch * stage.steps_per_epoch + step + 1, total, float(loss.detach()), rate)
 
     def _memory(self, stage: StageRecipe) -> _Memory:
-        """What holds the stage to the model of before."""
+        """Return what holds the stage to the model of before."""
         recipe, name = self.recipe, stage.stage
         if self.parent is None or self._source(stage) != name or name not in self.parent.nets or not self.old:
             return _Memory()
         teacher = (
-            Teacher(self.parent.nets[name], self.parent.card.labels, recipe.labels) if recipe.keep_answers else None
+            Teacher(self.parent.nets[name], self.parent.card.labels, recipe.labels)
+            if recipe.distillation_weight
+            else None
         )
-        return _Memory(teacher, self.anchors[name] if recipe.keep_weights else {})
+        return _Memory(teacher, self.anchors[name] if recipe.l2sp_weight else {})
 
     def keep(self) -> Path | None:
         """Write the best so far as a model, when training is stopped; None if there is nothing worth it."""
@@ -455,7 +457,9 @@ class _Run:
     def _validate(
         self, stage: str, net: nn.Module, step: int, *, every: bool
     ) -> Generator[TrainEvent, None, dict[str, float]]:
-        """Dice on the held-out cases by the pipeline that users run, as far as the stage that is being trained."""
+        """Yield Dice on the held-out cases by the pipeline that users run, as far as the stage that is being
+        trained.
+        """
         if not self.held:
             return {}
         few = self.recipe.validate_cases
@@ -468,7 +472,7 @@ class _Run:
         return metrics
 
     def _score(
-        self, nets: Mapping[str, nn.Module], until: str, cases: Sequence[Held]
+        self, nets: Mapping[str, nn.Module], until: str, cases: Sequence[ValidationCase]
     ) -> Generator[TrainEvent, None, dict[str, float]]:
         specs = {name: self.specs[name] for name in self.specs if name in nets}
         model = Model(dataclasses.replace(self.card, nets=specs), nets, self.fabric.device)
@@ -498,7 +502,7 @@ class _Run:
         yield Saved(self.folder / f"{card.name}.toml", True)
 
 
-_TASKS: Mapping[str, Callable[..., Task]] = {"phased": make_task, "coarse_fine": TwoLooks, "single": Patches}
+_TASKS: Mapping[str, Callable[..., Task]] = {"phased": phased_task, "coarse_fine": CoarseFineTask, "single": PatchTask}
 """What the stages of each pipeline learn from."""
 
 _WORDS = (

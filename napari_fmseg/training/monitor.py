@@ -12,13 +12,13 @@ from napari_fmseg.core.events import Warned
 from napari_fmseg.training.data.samples import Sample
 from napari_fmseg.training.recipe import Recipe
 
-__all__ = ["Watch"]
+__all__ = ["TrainingMonitor"]
 
 _UNLEARNED, _FORGOTTEN = 0.01, 0.05
 """Dice below which a class is not learned, and fall of the old classes' Dice from which they are being forgotten."""
 
 
-class Watch:
+class TrainingMonitor:
     """Tells early, and once, which class is not being learned or is being forgotten."""
 
     def __init__(self, recipe: Recipe, samples: Sequence[Sample], epochs: int, first: int) -> None:
@@ -35,13 +35,13 @@ class Watch:
         self.seen = voxels if self.seen is None else self.seen + voxels
 
     def warnings(self, stage: str, epoch: int, before: float, metrics: Mapping[str, float]) -> Iterator[Warned]:
-        """Tell what is wrong after an epoch; `before` is the mean Dice of the classes of before at the start."""
+        """Yield what is wrong after an epoch; `before` is the mean Dice of the classes of before at the start."""
         lost = before - metrics.get("old", math.nan)
         if lost > _FORGOTTEN and not self.told:
             self.told = True
             yield Warned(
                 f"{stage}: the classes of before are being forgotten: their mean Dice fell from {before:.2f} to "
-                f"{before - lost:.2f}. Replay cases of before, or raise keep_answers."
+                f"{before - lost:.2f}. Replay cases of before, or raise distillation_weight."
             )
         if epoch != self.after or self.seen is None:
             return

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from napari_fmseg.core.allocator import keep_pages
+from napari_fmseg.core.allocator import keep_freed_memory
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.resampling_torch import to_canonical
 from napari_fmseg.datasets.case import Case, read_case
@@ -24,7 +24,7 @@ from napari_fmseg.nets.runtime.device import pick_device
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import probabilities
 
-__all__ = ["Facts", "Suggestion", "facts_of", "suggest_recipe"]
+__all__ = ["DatasetStatistics", "Suggestion", "facts_of", "suggest_recipe"]
 
 _LOOK_AT = 12
 """Cases that are read to know the data; the others are like them."""
@@ -38,7 +38,7 @@ _GRID = {"cpu": 400_000, "other": 2_000_000}
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetStatistics:
     """What was found in the data.
 
     Attributes
@@ -92,7 +92,7 @@ def suggest_recipe(
     validation: Sequence[Case] = (),
     seconds_per_step: Mapping[str, float] | None = None,
 ) -> Suggestion:
-    """Look at the data, measure this machine, and suggest a recipe for a time budget.
+    """Inspect at the data, measure this machine, and suggest a recipe for a time budget.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def suggest_recipe(
     facts = facts_of(training, names, [n for n in named if n in names.values()])
     place = pick_device(device or "auto")
     if place.type == "cpu":
-        keep_pages()
+        keep_freed_memory()
     words = [_data_in_words(len(training), len(held), facts)]
     recipe = _plan(named, facts, place, parent, Path(out), name)
     where: Recipe = (
@@ -145,7 +145,7 @@ def suggest_recipe(
     return Suggestion(replace(where, stages=stages, device=place.type), (*words, *told))
 
 
-def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[str]) -> Facts:
+def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[str]) -> DatasetStatistics:
     """Read some of the cases and tell what they are like."""
     picked = [cases[i] for i in np.linspace(0, len(cases) - 1, min(len(cases), _LOOK_AT)).round().astype(int)]
     shapes, spacings, inside, lows, sparse = [], [], [], [], False
@@ -169,16 +169,21 @@ def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[s
     low, high = (float(v) for v in np.percentile(values, [0.5, 99.5]))
     z, y, x = (int(n) for n in np.median(shapes, 0))
     dz, dy, dx = (float(s) for s in np.median(spacings, 0))
-    return Facts(
+    return DatasetStatistics(
         (z, y, x), (dz, dy, dx), modality, modality == "CT" or float(np.median(lows)) < -500, (low, high), sparse,
         {label: float(np.mean(s)) for label, s in shares.items() if s}, channels,
     )  # fmt: skip
 
 
 def _plan(
-    labels: tuple[str, ...], facts: Facts, device: torch.device, parent: ModelCard | None, out: Path, name: str
+    labels: tuple[str, ...],
+    facts: DatasetStatistics,
+    device: torch.device,
+    parent: ModelCard | None,
+    out: Path,
+    name: str,
 ) -> Recipe:
-    """Grids, intensities, networks; steps come later."""
+    """Return the grids, intensities, networks; steps come later."""
     ct = facts.is_hounsfield
     low, high = facts.window
     margin = max(50.0, 0.3 * (high - low))
@@ -219,12 +224,12 @@ def _plan(
         recipe, stages=kept, pipeline=parent.pipeline, settings=settings, intensity=parent.intensity,
         balance=recipe.balance or bool(new),  # few cases tell of a new structure: they must come as often as the others
         channels=parent.channels, modality=parent.modality, start_from=str(parent.folder / f"{parent.name}.toml"),
-        keep_answers=1.0 if any(n not in facts.share for n in parent.labels.values()) else 0.0,
+        distillation_weight=1.0 if any(n not in facts.share for n in parent.labels.values()) else 0.0,
     )  # fmt: skip
 
 
-def _grid_of(facts: Facts, voxels: int) -> tuple[int, int, int]:
-    """Give the field of view with voxels as near to cubes as the data's own fineness allows, in steps of 16."""
+def _grid_of(facts: DatasetStatistics, voxels: int) -> tuple[int, int, int]:
+    """Return the field of view with voxels as near to cubes as the data's own fineness allows, in steps of 16."""
     extent = [n * s for n, s in zip(facts.shape, facts.spacing, strict=True)]
     pitch = (math.prod(extent) / voxels) ** (1 / 3)
     sizes = [min(e / pitch, n) for e, n in zip(extent, facts.shape, strict=True)]
@@ -234,7 +239,7 @@ def _grid_of(facts: Facts, voxels: int) -> tuple[int, int, int]:
 
 def _timed(
     recipe: Recipe,
-    facts: Facts,
+    facts: DatasetStatistics,
     device: torch.device,
     seconds: float,
     n_held: int,
@@ -257,7 +262,7 @@ def _timed(
 
 
 def _size_of(recipe: Recipe, stage: str) -> tuple[int, int, int]:
-    """Voxels that the network of a stage sees at once."""
+    """Return voxels that the network of a stage sees at once."""
     settings = SETTINGS[recipe.pipeline].of(recipe.settings)
     if isinstance(settings, SingleSettings):
         return settings.window
@@ -266,7 +271,7 @@ def _size_of(recipe: Recipe, stage: str) -> tuple[int, int, int]:
     return settings.coarse_size if stage == "coarse" else settings.fine_size
 
 
-def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: Facts, device: torch.device) -> float:
+def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: DatasetStatistics, device: torch.device) -> float:
     """Make two steps of a stage on noise and time the second one."""
     n_classes = len(recipe.labels) + 1
     parent = find_card(recipe.start_from) if recipe.start_from else None
@@ -293,7 +298,7 @@ def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: Facts, device: 
     return 1.3 * max(1e-4, time.perf_counter() - start)  # drawing samples and the loss come on top
 
 
-def _data_in_words(n: int, n_held: int, facts: Facts) -> str:
+def _data_in_words(n: int, n_held: int, facts: DatasetStatistics) -> str:
     shape = " x ".join(str(v) for v in facts.shape)
     spacing = " x ".join(f"{v:.2g}" for v in facts.spacing)
     few = " Fewer than 4 cases: expect little beyond volumes that look just like them." if n < 4 else ""
@@ -304,7 +309,9 @@ def _data_in_words(n: int, n_held: int, facts: Facts) -> str:
     )
 
 
-def _plan_in_words(recipe: Recipe, parent: ModelCard | None, known: tuple[str, ...], facts: Facts) -> list[str]:
+def _plan_in_words(
+    recipe: Recipe, parent: ModelCard | None, known: tuple[str, ...], facts: DatasetStatistics
+) -> list[str]:
     told = []
     if parent is not None:
         new = [n for n in recipe.labels if n not in known]
@@ -312,7 +319,7 @@ def _plan_in_words(recipe: Recipe, parent: ModelCard | None, known: tuple[str, .
         told.append(
             f"It starts from {parent.name} and keeps its grids and intensities"
             + (f"; new: {', '.join(new)}" + (", with a window around every piece." if apart else ".") if new else ".")
-            + (" Its answers about its own classes are kept." if recipe.keep_answers else "")
+            + (" Its answers about its own classes are kept." if recipe.distillation_weight else "")
         )
     elif recipe.pipeline == "phased":
         grids = [" x ".join(map(str, recipe.settings[f"{g}_grid"])) for g in ("consensus", "attention")]

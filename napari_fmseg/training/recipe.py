@@ -242,10 +242,10 @@ _RECIPE_RANGES = {
     "ignore": Range(0, 65_535),
     "folds": Range(0, 1000),
     "fold": Range(0, 1000),
-    "hard_times": Range(0, 1000),
+    "hard_case_weight": Range(0, 1000),
     "replay_share": _SHARE,
-    "keep_weights": Range(),
-    "keep_answers": Range(),
+    "l2sp_weight": Range(),
+    "distillation_weight": Range(),
     "validate_cases": Range(),
     "seed": Range(0, 2**32 - 1),
     "devices": Range(1, 1024),
@@ -303,7 +303,7 @@ class Recipe:
         Cross-validation: split all cases into so many folds by what their images show, and validate on this one,
         counted from 1; `holdout` and the dataset's own list have no effect then. 0 does not. See
         `napari_fmseg.datasets.folds`.
-    hard_times
+    hard_case_weight
         Draw the hardest fifth of the cases so many times more often than the others: those on whose samples the Dice
         of the last epoch was lowest. 0 not at all. Published: 3, for cases chosen by hand.
     hard_cases
@@ -314,9 +314,9 @@ class Recipe:
         Cases of before: see `Replay`.
     replay_share
         Share of the samples that are theirs, 0..1.
-    keep_weights
+    l2sp_weight
         How strongly weights are held near those of `start_from` (L2-SP); 0 not at all. Try 0.01.
-    keep_answers
+    distillation_weight
         How strongly the answers of `start_from` about its classes are kept; 0 not at all. Try 1. For where the cases of
         before are not there.
     validate_cases
@@ -371,13 +371,13 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
     folds: int = 0
     fold: int = 0
-    hard_times: int = 0
+    hard_case_weight: int = 0
     hard_cases: tuple[str, ...] = ()
     balance: bool = False
     replay: tuple[Replay, ...] = ()
     replay_share: float = 0.5
-    keep_weights: float = 0.0
-    keep_answers: float = 0.0
+    l2sp_weight: float = 0.0
+    distillation_weight: float = 0.0
     validate_cases: int = 0
     seed: int = 0
     devices: int = 1
@@ -431,16 +431,16 @@ class Recipe:
                 f"folds is at least 2 and fold counts from 1 to it, not {self.folds} and {self.fold}. For 5-fold "
                 "cross-validation train with folds = 5 five times, with fold = 1 to 5 and another `out` each."
             )
-        if self.hard_cases and not self.hard_times:
-            raise InvalidRecipe("hard_cases needs hard_times of at least 1.")
+        if self.hard_cases and not self.hard_case_weight:
+            raise InvalidRecipe("hard_cases needs hard_case_weight of at least 1.")
         self._check_memory()
         self._check_order()
         SETTINGS[self.pipeline].of(self.settings)
 
     def _check_memory(self) -> None:
         """What keeps the classes of before must make sense."""
-        if (self.keep_weights or self.keep_answers) and not self.start_from:
-            raise InvalidRecipe("keep_weights and keep_answers hold on to a model: name it in start_from.")
+        if (self.l2sp_weight or self.distillation_weight) and not self.start_from:
+            raise InvalidRecipe("l2sp_weight and distillation_weight hold on to a model: name it in start_from.")
 
     def _check_order(self) -> None:
         """A stage may start from the weights of an earlier one only."""

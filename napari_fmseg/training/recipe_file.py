@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_fmseg.core.errors import InvalidRecipe, UnknownModel
-from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.core.structuring import read_table, structure
 from napari_fmseg.datasets.case import case_from
 from napari_fmseg.training.recipe import Recipe
 
@@ -56,7 +56,7 @@ def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
     start = table.get("start_from")
     if isinstance(start, str) and start.endswith(".toml"):
         table["start_from"] = str(folder / os.path.expanduser(start))
-    return dataclass_from(Recipe, table)
+    return structure(Recipe, table)
 
 
 def _replay(entry: Any, folder: Path) -> Any:
@@ -72,7 +72,7 @@ def _replay(entry: Any, folder: Path) -> Any:
 
 
 def as_table(recipe: Recipe) -> dict[str, Any]:
-    """Give the recipe as plain values, for hashing, cards and JSON."""
+    """Return the recipe as plain values, for hashing, cards and JSON."""
     table: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
     for name in ("unit", "channels"):  # younger than some runs, which must go on with the hash that they have
         if not table["intensity"][name]:

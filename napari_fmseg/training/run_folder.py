@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg.core.atomic_write import unwritable, written_beside
+from napari_fmseg.core.atomic_write import as_unwritable, atomic_write
 from napari_fmseg.core.errors import InvalidRecipe, UnwritableVolume, WeightsMismatch
-from napari_fmseg.core.processes import leads
-from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.core.processes import is_rank_zero
+from napari_fmseg.core.structuring import read_table, structure
 from napari_fmseg.datasets.case import Case
 from napari_fmseg.io.file_lock import Busy, locked
 from napari_fmseg.models.convert import read_checkpoint
@@ -36,7 +36,7 @@ def hold(folder: Path) -> Iterator[None]:
     UnwritableVolume
         If nothing can be written there.
     """
-    if not leads():
+    if not is_rank_zero():
         yield
         return
     try:
@@ -49,7 +49,7 @@ def hold(folder: Path) -> Iterator[None]:
             "another folder (`out`)."
         ) from error
     except OSError as error:
-        raise unwritable(folder / _MARK, error) from error
+        raise as_unwritable(folder / _MARK, error) from error
     try:
         yield
     finally:
@@ -82,11 +82,11 @@ def claim(folder: Path, fingerprints: Sequence[str], table: Mapping[str, Any] | 
     """
     mark = folder / _MARK
     try:
-        found = dataclass_from(_Mark, read_table(mark), known_only=True).recipe_sha256
+        found = structure(_Mark, read_table(mark), known_only=True).recipe_sha256
     except FileNotFoundError:
-        if leads():
+        if is_rank_zero():
             more = {} if table is None else {"recipe": table}
-            with written_beside(mark) as file:
+            with atomic_write(mark) as file:
                 file.write(json.dumps({"recipe_sha256": fingerprints[0], **more}, indent=1).encode())
         return
     except (OSError, ValueError) as error:
@@ -98,12 +98,12 @@ def claim(folder: Path, fingerprints: Sequence[str], table: Mapping[str, Any] | 
 
 
 def fingerprint(table: Mapping[str, Any]) -> str:
-    """Give the hash of a recipe's table."""
+    """Return the hash of a recipe's table."""
     return hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def resolved(recipe: Recipe) -> Recipe:
-    """Give a recipe whose paths do not depend on the working folder, nor on links on the way."""
+    """Return a recipe whose paths do not depend on the working folder, nor on links on the way."""
     replay = tuple(
         replace(
             one,
@@ -141,7 +141,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     import torch
 
     try:
-        with written_beside(path) as file:
+        with atomic_write(path) as file:
             torch.save(dict(content), file)
     except UnwritableVolume as error:
         told = UnwritableVolume(f"{error} What was learned up to the checkpoint before is kept: run it again to go on.")
@@ -177,7 +177,7 @@ def load_checkpoint(path: Path, parts: Sequence[str]) -> dict[str, Any] | None:
 
 @contextmanager
 def restoring(path: Path) -> Iterator[None]:
-    """Tell it in a sentence if what was in a checkpoint does not fit what is trained.
+    """Report it in a sentence if what was in a checkpoint does not fit what is trained.
 
     Raises
     ------

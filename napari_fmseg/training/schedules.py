@@ -10,7 +10,7 @@ __all__ = ["rate_of"]
 
 
 def rate_of(stage: StageRecipe, step: int) -> float:
-    """Give the factor of the learning rate at a step, 0 up; ``"plateau"`` depends on the loss and is not told here.
+    """Return the factor of the learning rate at a step, 0 up; ``"plateau"`` depends on the loss and is not told here.
 
     ``"cosine"`` rises over at most 100 steps, then falls to a thousandth; ``"polynomial"`` is (1 - share)^0.8 of the
     epochs that are over, as MIS-FM is fine-tuned.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE
 
@@ -35,6 +35,6 @@ def write_plane(volume: Volume, truth: LabelMap, found: LabelMap, path: Path) ->
         "labels": np.where(mine == IGNORE, 0, mine)[plane, None].astype(np.uint8),
         "prediction": its[plane, None].astype(np.uint8),
     }
-    with written_beside(path) as file:
+    with atomic_write(path) as file:
         np.savez_compressed(file, spacing=np.array(grid.spacing), **shown)
     return path

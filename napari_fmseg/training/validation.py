@@ -12,13 +12,13 @@ from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.evaluation.metrics import dice_per_label
 from napari_fmseg.models.weights import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
-from napari_fmseg.training.data.samples import Held
+from napari_fmseg.training.data.samples import ValidationCase
 
-__all__ = ["dice_where_told", "validated"]
+__all__ = ["dice_on_labelled_voxels", "validated"]
 
 
 def validated(
-    model: Model, until: str, cases: Sequence[Held], labels: Sequence[str], old: Sequence[str] = ()
+    model: Model, until: str, cases: Sequence[ValidationCase], labels: Sequence[str], old: Sequence[str] = ()
 ) -> Generator[TrainEvent, None, tuple[dict[str, float], LabelMap | None]]:
     """Run a model as far as a stage on held-out cases.
 
@@ -46,7 +46,7 @@ def validated(
     for i, case in enumerate(cases):
         yield Progress("validating", i, len(cases))
         found = drain(segment(case.volume, model, options))
-        table.append(dice_where_told(found, case, len(labels) + 1))
+        table.append(dice_on_labelled_voxels(found, case, len(labels) + 1))
         first = found if i == 0 else first
     rows, watched = np.array(table), np.array([case.watched for case in cases])
     chosen, shown = _means(rows[~watched].reshape(-1, len(labels))), _means(rows[watched].reshape(-1, len(labels)))
@@ -57,8 +57,8 @@ def validated(
     return {**means, **named}, first
 
 
-def dice_where_told(found: LabelMap, case: Held, n_classes: int) -> np.ndarray:
-    """Dice per class on the voxels that were labelled; nan for classes that the case was never labelled with."""
+def dice_on_labelled_voxels(found: LabelMap, case: ValidationCase, n_classes: int) -> np.ndarray:
+    """Return Dice per class on the voxels that were labelled; nan for classes that the case was never labelled with."""
     told = case.truth.data != IGNORE
     dice = dice_per_label(found.data * told, case.truth.data * told, n_classes)
     dice[[label - 1 for label in case.missing]] = np.nan
@@ -66,7 +66,7 @@ def dice_where_told(found: LabelMap, case: Held, n_classes: int) -> np.ndarray:
 
 
 def _means(table: np.ndarray) -> np.ndarray:
-    """Means over the first axis of what is a number; nan where nothing is."""
+    """Return the means over the first axis of what is a number; nan where nothing is."""
     counts = np.isfinite(table).sum(0)
     means: np.ndarray = np.divide(np.nansum(table, 0), counts, out=np.full(counts.shape, np.nan), where=counts > 0)
     return means

@@ -24,7 +24,7 @@ from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.workers.engine_process import Process
-from napari_fmseg.workers.protocol import LinkBroken
+from napari_fmseg.workers.protocol import ChannelClosed
 
 __all__ = ["RemoteEngine"]
 
@@ -108,7 +108,7 @@ class RemoteEngine:
         """
         yield from self._asked(volume, model, options or SegmentOptions())
 
-    def why_here(
+    def grad_cam(
         self,
         volume: Volume,
         model: str | Path | ModelCard,
@@ -117,7 +117,7 @@ class RemoteEngine:
         point: Sequence[int] | None = None,
         device: str = "auto",
     ) -> Iterator[Event]:
-        """Map what spoke for a class, as `napari_fmseg.explain.gradcam.why_here` does; else as `segment`.
+        """Map what spoke for a class, as `napari_fmseg.explain.gradcam.grad_cam` does; else as `segment`.
 
         Parameters
         ----------
@@ -195,7 +195,7 @@ class RemoteEngine:
             while event is not None and not run.cancelled:
                 yield event
                 event = _next(run)
-        except LinkBroken:
+        except ChannelClosed:
             if not run.cancelled:
                 assert run.process is not None
                 raise run.process.why_it_ended() from None
@@ -212,7 +212,7 @@ class RemoteEngine:
             try:
                 run.process.wire.send("segment", run=run.number, **request)
                 return _next(run)
-            except LinkBroken:  # having been idle for long, it may just have left
+            except ChannelClosed:  # having been idle for long, it may just have left
                 if last_try or run.cancelled or not run.process.left_idle():
                     raise
             except FmsegError:  # a request that cannot be sent, or that was refused: the link is whole
@@ -221,7 +221,7 @@ class RemoteEngine:
         return None
 
     def _stop(self, run: _Run) -> None:
-        """Ask the process to stop this run, and make it stop if it does not."""
+        """Request the process to stop this run, and make it stop if it does not."""
         until = time.monotonic() + PATIENCE_S
         process = run.process
         if process is None:  # it will see that it is cancelled before it asks for anything
@@ -229,7 +229,7 @@ class RemoteEngine:
         if process.wire.writing_lock.acquire(timeout=PATIENCE_S):
             try:
                 process.wire.send_locked("cancel", run=run.number)
-            except LinkBroken:
+            except ChannelClosed:
                 return
             finally:
                 process.wire.writing_lock.release()
@@ -243,7 +243,7 @@ class RemoteEngine:
             try:
                 while _next(run) is not None:
                     pass
-            except (LinkBroken, FmsegError):
+            except (ChannelClosed, FmsegError):
                 if not run.over:
                     run.process.end()
         run.ended.set()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from napari_fmseg.core import errors
 from napari_fmseg.core.errors import DeviceMemory, FmsegError
 from napari_fmseg.core.events import Event, Progress
-from napari_fmseg.core.processes import be_polite, when_parent_ends
-from napari_fmseg.workers.protocol import LinkBroken, Wire
+from napari_fmseg.core.processes import call_when_parent_exits, lower_priority
+from napari_fmseg.workers.protocol import ChannelClosed, MessageChannel
 
 if TYPE_CHECKING:
     from napari_fmseg.core.volume import Volume
@@ -32,9 +32,9 @@ _TIDY_AFTER_S = 1.0
 
 
 def main(idle_minutes: float = 10.0) -> int:
-    """Serve until the other end closes, or nobody has asked for anything for `idle_minutes`."""
+    """Return the serve until the other end closes, or nobody has asked for anything for `idle_minutes`."""
     wire = _take_over()
-    be_polite()
+    lower_priority()
     inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     cancelled: set[int] = set()
     threading.Thread(target=_listen, args=(wire, inbox, cancelled), daemon=True).start()
@@ -48,11 +48,11 @@ def main(idle_minutes: float = 10.0) -> int:
                 return 0
             _serve(wire, asked, models, cancelled)
             del asked
-    except LinkBroken:
+    except ChannelClosed:
         return 0
 
 
-def _take_over() -> Wire:
+def _take_over() -> MessageChannel:
     """Keep the two pipes for ourselves: what libraries print goes to the error stream, and nothing else is read."""
     if sys.platform == "win32":
         import msvcrt
@@ -66,11 +66,11 @@ def _take_over() -> Wire:
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     faulthandler.enable()
-    return Wire(os.fdopen(reading, "rb", 0), os.fdopen(writing, "wb", 0))
+    return MessageChannel(os.fdopen(reading, "rb", 0), os.fdopen(writing, "wb", 0))
 
 
 def _leave_one_processor() -> None:
-    """Let torch have one thread less than there are processors: the window is never short of one.
+    """Allow torch have one thread less than there are processors: the window is never short of one.
 
     On a processor with two threads per core torch takes one per core anyway.
     """
@@ -81,8 +81,8 @@ def _leave_one_processor() -> None:
     torch.set_num_threads(max(1, min(torch.get_num_threads(), n_cores() - 1)))
 
 
-def _listen(wire: Wire, inbox: queue.SimpleQueue[dict[str, Any]], cancelled: set[int]) -> None:
-    """Take what is asked while the main thread computes; when the other end closes, end at once."""
+def _listen(wire: MessageChannel, inbox: queue.SimpleQueue[dict[str, Any]], cancelled: set[int]) -> None:
+    """Accept what is asked while the main thread computes; when the other end closes, end at once."""
     try:
         while True:
             kind, fields = wire.receive()
@@ -90,7 +90,7 @@ def _listen(wire: Wire, inbox: queue.SimpleQueue[dict[str, Any]], cancelled: set
                 cancelled.add(fields["run"])
             else:
                 inbox.put(fields)
-    except LinkBroken:
+    except ChannelClosed:
         os._exit(0)  # the parent has gone: whatever we compute, nobody wants it
     except BaseException:  # noqa: BLE001 - whatever it is, the parent must hear of it
         traceback.print_exc()  # to the error stream, whose last lines the parent shows
@@ -99,10 +99,10 @@ def _listen(wire: Wire, inbox: queue.SimpleQueue[dict[str, Any]], cancelled: set
 
 def _leave_with_parent(parent: int) -> None:
     """End with the parent even if a process that it forked still holds the pipes open."""
-    when_parent_ends(parent, lambda: os._exit(0))
+    call_when_parent_exits(parent, lambda: os._exit(0))
 
 
-def _warm_up(wire: Wire) -> None:
+def _warm_up(wire: MessageChannel) -> None:
     """Load what takes seconds, before it is needed."""
     try:
         import napari_fmseg.pipelines.phased  # noqa: F401
@@ -110,7 +110,7 @@ def _warm_up(wire: Wire) -> None:
         _leave_one_processor()
     except (ImportError, OSError) as error:  # a broken installation of torch; run 0 stands for all
         wire.send("failed", run=0, error=type(error).__name__, exit_code=3, text=_broken(error), trace="")
-        raise LinkBroken from error
+        raise ChannelClosed from error
     wire.send("ready", pid=os.getpid())
 
 
@@ -133,7 +133,7 @@ def _next_request(inbox: queue.SimpleQueue[dict[str, Any]], idle_s: float) -> di
         return None
 
 
-def _serve(wire: Wire, asked: dict[str, Any], models: list[Model], cancelled: set[int]) -> None:
+def _serve(wire: MessageChannel, asked: dict[str, Any], models: list[Model], cancelled: set[int]) -> None:
     """Answer one request with its events and how it ended."""
     run = asked["run"]
     try:
@@ -142,7 +142,7 @@ def _serve(wire: Wire, asked: dict[str, Any], models: list[Model], cancelled: se
                 break
             wire.send("event", run=run, event=event)
         wire.send("ended", run=run)
-    except LinkBroken:
+    except ChannelClosed:
         raise
     except Exception as error:  # noqa: BLE001 - the boundary of a process: what is not told here is lost
         _tell(wire, run, error)
@@ -151,17 +151,17 @@ def _serve(wire: Wire, asked: dict[str, Any], models: list[Model], cancelled: se
 def _events(
     models: list[Model], volume: Volume, card: ModelCard, options: SegmentOptions, why: dict[str, Any] | None
 ) -> Iterator[Event]:
-    from napari_fmseg.explain.gradcam import why_here
+    from napari_fmseg.explain.gradcam import grad_cam
     from napari_fmseg.pipelines import segment
 
     yield Progress("loading model", 0, 1)
     model = _model(models, card, options.device)
     yield Progress("loading model", 1, 1)
-    yield from segment(volume, model, options) if why is None else why_here(volume, model, **why)
+    yield from segment(volume, model, options) if why is None else grad_cam(volume, model, **why)
 
 
 def _model(models: list[Model], card: ModelCard, device: str) -> Model:
-    """Give a model, loaded now or before; only the last ones stay."""
+    """Return a model, loaded now or before; only the last ones stay."""
     from napari_fmseg.models.weights import load_model
     from napari_fmseg.nets.runtime.device import pick_device
 
@@ -176,7 +176,7 @@ def _model(models: list[Model], card: ModelCard, device: str) -> Model:
     return models[-1]
 
 
-def _tell(wire: Wire, run: int, error: Exception) -> None:
+def _tell(wire: MessageChannel, run: int, error: Exception) -> None:
     """Send what went wrong, as the kind of error that the other side knows."""
     known = next((kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__), FmsegError)
     text, name = str(error), known.__name__
@@ -195,9 +195,9 @@ def _give_back() -> None:
     """Return memory between runs: the models stay, what the last run needed goes."""
     import torch
 
-    from napari_fmseg.core.allocator import release_pages
+    from napari_fmseg.core.allocator import trim_heap
 
     gc.collect()
-    release_pages()
+    trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

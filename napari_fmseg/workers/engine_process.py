@@ -10,9 +10,9 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from napari_fmseg.core.errors import DeviceMemory, FmsegError
+from napari_fmseg.core.processes import describe_exit_code, mentions_out_of_memory, n_killed_for_memory, tail_of
 from napari_fmseg.core.processes import environment as ours
-from napari_fmseg.core.processes import last_words, n_killed_for_memory, named, says_memory
-from napari_fmseg.workers.protocol import Wire
+from napari_fmseg.workers.protocol import MessageChannel
 
 __all__ = ["Process"]
 
@@ -63,7 +63,7 @@ class Process:
             ) from error
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
-        self.wire = Wire(self._popen.stdout, self._popen.stdin)  # type: ignore[arg-type]
+        self.wire = MessageChannel(self._popen.stdout, self._popen.stdin)  # type: ignore[arg-type]
         self.ready = False  # it has loaded torch
         self._ending = threading.Lock()
         self._ended = False
@@ -94,24 +94,24 @@ class Process:
             self._ended = True
 
     def left_idle(self) -> bool:
-        """Whether it ended by itself because nobody needed it."""
+        """Return whether it ended by itself because nobody needed it."""
         return self._waited(_END_S) == 0
 
     def why_it_ended(self) -> FmsegError:
-        """Tell what is known of a process that has ended by itself or was killed by somebody else."""
+        """Return what is known of a process that has ended by itself or was killed by somebody else."""
         code = self._waited(_END_S)
-        words = last_words(self._errors)
+        words = tail_of(self._errors)
         cause = f" Its last words were: {words}" if words else ""
-        if code == -getattr(signal, "SIGKILL", 9) or says_memory(words):
-            sure = n_killed_for_memory() > self._n_killed_before or says_memory(words)
+        if code == -getattr(signal, "SIGKILL", 9) or mentions_out_of_memory(words):
+            sure = n_killed_for_memory() > self._n_killed_before or mentions_out_of_memory(words)
             why = "for lack of memory" if sure else "from outside, as the system does when memory runs out"
             return DeviceMemory(
                 f"The engine, the process that segments, was ended {why}. Expected enough free memory for the model "
                 f"and the volume: close other programs, or segment a region of interest. {WHAT_TO_DO}{cause}"
             )
         return FmsegError(
-            f"The engine, the process that segments, ended unexpectedly ({named(code)}). Expected it to wait for the "
-            f"next volume. {WHAT_TO_DO} If it happens again, `fmseg doctor` looks for the cause.{cause}"
+            f"The engine, the process that segments, ended unexpectedly ({describe_exit_code(code)}). "
+            f"Expected it to wait for the next volume. {WHAT_TO_DO} If it happens again, `fmseg doctor` looks for the cause.{cause}"
         )
 
     def _waited(self, seconds: float) -> int | None:

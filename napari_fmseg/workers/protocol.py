@@ -25,7 +25,7 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["LinkBroken", "Wire"]
+__all__ = ["ChannelClosed", "MessageChannel"]
 
 _HEAD = struct.Struct("<8sI")
 _MAGIC = b"fmsegA1\n"
@@ -49,11 +49,11 @@ _KINDS: dict[str, type] = {
 """All that may travel besides plain values: dataclasses, rebuilt from their fields."""
 
 
-class LinkBroken(Exception):
+class ChannelClosed(Exception):
     """The other end has gone, or said something that is no message."""
 
 
-class Wire:
+class MessageChannel:
     """Both directions between two processes.
 
     Parameters
@@ -71,7 +71,7 @@ class Wire:
 
         Raises
         ------
-        LinkBroken
+        ChannelClosed
             If nobody reads any more.
         FmsegError
             If a value cannot travel.
@@ -91,7 +91,7 @@ class Wire:
                 for part in _parts(array):
                     self._write(part.data)
         except (OSError, ValueError) as error:  # ValueError: the file was closed meanwhile
-            raise LinkBroken(f"nobody reads any more ({error})") from error
+            raise ChannelClosed(f"nobody reads any more ({error})") from error
 
     def receive(self) -> tuple[str, dict[str, Any]]:
         """Wait for the next message.
@@ -103,7 +103,7 @@ class Wire:
 
         Raises
         ------
-        LinkBroken
+        ChannelClosed
             If the other end has gone, also in the middle of a message.
         """
         with self._reading_lock:
@@ -114,14 +114,14 @@ class Wire:
         try:
             magic, length = _HEAD.unpack(self._read(bytearray(_HEAD.size)))
             if magic != _MAGIC or length > _LONGEST_HEAD:
-                raise LinkBroken("what came is no message")
+                raise ChannelClosed("what came is no message")
             head = json.loads(bytes(self._read(bytearray(length))))
             arrays = [np.empty(shape, np.dtype(dtype)) for dtype, shape in head["arrays"]]
             for array in arrays:
                 if array.nbytes:
                     self._read(array.reshape(-1).view(np.uint8))
         except (OSError, ValueError) as error:
-            raise LinkBroken(f"the link failed ({error})") from error
+            raise ChannelClosed(f"the link failed ({error})") from error
         return head, arrays
 
     def close(self) -> None:
@@ -139,13 +139,13 @@ class Wire:
         while rest:
             n = self._reading.readinto(rest[:_PART])
             if not n:
-                raise LinkBroken("the other end has gone")
+                raise ChannelClosed("the other end has gone")
             rest = rest[n:]
         return buffer
 
 
 def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Give the bytes of an array in order; what does not lie in one piece is copied slab by slab, never whole."""
+    """Yield the bytes of an array in order; what does not lie in one piece is copied slab by slab, never whole."""
     if array.flags.c_contiguous:
         if array.nbytes:
             yield array.reshape(-1).view(np.uint8)
@@ -156,7 +156,7 @@ def _parts(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
 
 
 def _pack(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
-    """Give a value as JSON has it; what JSON does not know becomes ``{"~": kind, "v": ...}``."""
+    """Return a value as JSON has it; what JSON does not know becomes ``{"~": kind, "v": ...}``."""
     if value is None or isinstance(value, bool | str):
         return value
     if type(value) in (int, float):
@@ -201,5 +201,5 @@ def _unpack(value: Any, arrays: list[npt.NDArray[Any]]) -> Any:
         case "path":
             return Path(inner)
     if kind not in _KINDS:
-        raise LinkBroken(f"nothing is called {kind!r}")
+        raise ChannelClosed(f"nothing is called {kind!r}")
     return _KINDS[kind](**{name: _unpack(v, arrays) for name, v in inner.items()})

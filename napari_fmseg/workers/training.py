@@ -16,9 +16,15 @@ from collections.abc import Generator, Sequence
 
 from napari_fmseg.core.errors import DeviceMemory, FmsegError
 from napari_fmseg.core.events import TrainEvent, from_json
-from napari_fmseg.core.processes import environment, last_words, n_killed_for_memory, named, says_memory
+from napari_fmseg.core.processes import (
+    describe_exit_code,
+    environment,
+    mentions_out_of_memory,
+    n_killed_for_memory,
+    tail_of,
+)
 
-__all__ = ["PROGRAM", "RemoteTraining", "follow"]
+__all__ = ["PROGRAM", "RemoteTraining", "stream_events"]
 
 PROGRAM = (sys.executable, "-P", "-m", "napari_fmseg.workers.training_child", "napari_fmseg")
 """The words before a command. -P: a file of the user called json.py in the current folder must not become ours."""
@@ -28,7 +34,7 @@ _OURS = "fmseg: "  # how the command line begins what a user can be told
 _RESUME = "What was saved stays: resume it, and it goes on from there."
 
 
-def follow(command: Sequence[str], *, program: Sequence[str] = PROGRAM) -> Generator[TrainEvent, None, None]:
+def stream_events(command: Sequence[str], *, program: Sequence[str] = PROGRAM) -> Generator[TrainEvent, None, None]:
     """Run ``fmseg train RECIPE`` or ``fmseg pretrain ...`` in a process of its own, and give its events.
 
     Parameters
@@ -58,7 +64,7 @@ class RemoteTraining:
     Parameters
     ----------
     command, program
-        See `follow`.
+        See `stream_events`.
     """
 
     def __init__(self, command: Sequence[str], *, program: Sequence[str] = PROGRAM) -> None:
@@ -75,7 +81,7 @@ class RemoteTraining:
         return popen.pid if popen is not None and popen.poll() is None else None
 
     def stop(self) -> None:
-        """Ask for the end and return at once; the events that come before it still arrive."""
+        """Request for the end and return at once; the events that come before it still arrive."""
         with self._lock:
             if self._asked:
                 return
@@ -85,7 +91,7 @@ class RemoteTraining:
             threading.Thread(target=_end, args=(popen,), daemon=True, name="fmseg stop").start()
 
     def events(self) -> Generator[TrainEvent, None, None]:
-        """Start the process and give its events; see `follow`."""
+        """Start the process and give its events; see `stream_events`."""
         with tempfile.TemporaryFile() as errors:
             n_killed = n_killed_for_memory()
             popen = self._start(errors)
@@ -133,7 +139,7 @@ class RemoteTraining:
 
 
 def _end(popen: subprocess.Popen[bytes]) -> None:
-    """Ask a process to stop, and make it."""
+    """Request a process to stop, and make it."""
     if os.name == "posix":
         popen.terminate()
     elif popen.stdin is not None:
@@ -145,7 +151,7 @@ def _end(popen: subprocess.Popen[bytes]) -> None:
 
 
 def _end_the_rest(popen: subprocess.Popen[bytes]) -> None:
-    """Let nothing outlive the process that it has started: it would hold the pipe open, and memory."""
+    """Allow nothing outlive the process that it has started: it would hold the pipe open, and memory."""
     popen.wait()
     _kill(popen)
 
@@ -171,30 +177,32 @@ def _event_in(line: bytes) -> TrainEvent | None:
 
 
 def _why(code: int, errors: object, lacked_memory: bool) -> FmsegError:
-    """Tell what is known of a process that has ended by itself or was killed by somebody else."""
-    told = _told(last_words(errors, lines=40))  # type: ignore[arg-type]
+    """Return what is known of a process that has ended by itself or was killed by somebody else."""
+    told = _told(tail_of(errors, lines=40))  # type: ignore[arg-type]
     if code > 0 and told:
         error = FmsegError(told)
         error.exit_code = code
         return error
-    words = last_words(errors, hide_paths=True)  # type: ignore[arg-type]
+    words = tail_of(errors, hide_paths=True)  # type: ignore[arg-type]
     cause = f" Its last words were: {words}" if words else ""
-    if code == -getattr(signal, "SIGKILL", 9) or says_memory(words):
+    if code == -getattr(signal, "SIGKILL", 9) or mentions_out_of_memory(words):
         why = (
-            "for lack of memory" if lacked_memory or says_memory(words) else "from outside, perhaps for lack of memory"
+            "for lack of memory"
+            if lacked_memory or mentions_out_of_memory(words)
+            else "from outside, perhaps for lack of memory"
         )
         return DeviceMemory(
             f"The training, a process of its own, was ended {why}. Expected enough free memory for the network and its "
             f"samples: close other programs, or choose a smaller patch or network. {_RESUME}{cause}"
         )
     return FmsegError(
-        f"The training, a process of its own, ended unexpectedly ({named(code)}). Expected it to go on to its end. "
-        f"{_RESUME} If it happens again, `fmseg doctor` looks for the cause.{cause}"
+        f"The training, a separate process, ended unexpectedly ({describe_exit_code(code)}). "
+        f"Expected it to run to its end. {_RESUME} If it happens again, `fmseg doctor` looks for the cause.{cause}"
     )
 
 
 def _told(words: str) -> str:
-    """Give the last thing that the command line told the user in its error stream, or nothing."""
+    """Return the last thing that the command line told the user in its error stream, or nothing."""
     start = words.rfind("\n" + _OURS)
     if start < 0 and not words.startswith(_OURS):
         return ""

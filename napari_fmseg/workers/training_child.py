@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from napari_fmseg.core.processes import be_polite, when_parent_ends
+from napari_fmseg.core.processes import call_when_parent_exits, lower_priority
 
 __all__ = ["main"]
 
@@ -34,11 +34,11 @@ def main(words: Sequence[str]) -> None:
         The module's name and its arguments.
     """
     faulthandler.enable()
-    be_polite()
+    lower_priority()
     signal.signal(signal.SIGTERM, _stop)
     leash = _take_leash()
     threading.Thread(target=_feel, args=(leash,), daemon=True).start()
-    threading.Thread(target=when_parent_ends, args=(os.getppid(), _end), daemon=True).start()
+    threading.Thread(target=call_when_parent_exits, args=(os.getppid(), _end), daemon=True).start()
     sys.argv = list(words)
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 

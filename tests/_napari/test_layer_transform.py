@@ -21,7 +21,7 @@ from napari_fmseg._napari.choosers.roi import box_of_shapes
 from napari_fmseg._napari.layer_transform import Frame, geometry_of, has_spacing, move_like
 from napari_fmseg._napari.layers import image_layers, labels_layer, labels_of, map_layer, volume_of
 from napari_fmseg._napari.recovery.autosave_store import work_of
-from napari_fmseg._napari.results.navigation import go_to, point_in
+from napari_fmseg._napari.results.navigation import centre_on_voxel, point_in
 from napari_fmseg._napari.writer import filed_labels, write_labels_layer
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.volume import NO_SPACING, Geometry, LabelMap, Volume
@@ -165,7 +165,7 @@ def test_going_to_a_voxel_works_between_layers_of_several_units() -> None:
     viewer.add_image(np.zeros(SHAPE), scale=(3, 2, 1), units=("mm",) * 3)
     labels = viewer.add_labels(np.zeros(SHAPE, np.uint8), scale=(3000, 2000, 1000), units=("um",) * 3)
     for layer in viewer.layers:
-        go_to(viewer, layer, (1, 2, 3))
+        centre_on_voxel(viewer, layer, (1, 2, 3))
         for other in viewer.layers:
             np.testing.assert_allclose(other.world_to_data(point_in(viewer, other)), (1, 2, 3))
     assert geometry_of(labels).matches(geometry_of(viewer.layers[0]))

@@ -20,7 +20,7 @@ from napari_fmseg._napari.reader import get_reader
 from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.io import read_volume, write_labels
-from napari_fmseg.io.series_previews import list_offers
+from napari_fmseg.io.series_previews import preview_series
 
 napari = pytest.importorskip("napari")
 npe2 = pytest.importorskip("npe2")
@@ -418,7 +418,7 @@ def test_a_real_study_of_three_series_is_listed_with_pictures() -> None:
     study = DATA / "prostate_dicom/images/px_0000"
     with pytest.raises(UnreadableVolume, match="holds 3 image series"):
         opened(study)
-    offers = list_offers(study)
+    offers = preview_series(study)
     assert [offer.modality for offer in offers] == ["MR"] * 3
     for offer in offers:
         assert offer.picture is not None

@@ -14,7 +14,7 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.card import ModelCard, NetSpec, write_card
 from napari_fmseg.models.registry import find_card
-from napari_fmseg.training.projects import keep_version, open_project, record_uncertainty, start_run, training_plan
+from napari_fmseg.training.projects import add_version, open_project, record_uncertainty, start_run, training_plan
 
 GRID = Geometry.from_spacing((4, 5, 6), (2.0, 1.0, 1.0))
 
@@ -92,7 +92,7 @@ def keep(project, place: Path, content: bytes = b"weights"):
     card = ModelCard("liver", "Liver", "phased", {"consensus": NetSpec("snet")}, {1: "liver"}, folder=place,
                      weights="liver.safetensors", sha256=hashlib.sha256(content).hexdigest())  # fmt: skip
     write_card(card, place / "liver.toml")
-    return keep_version(start_run(project, training_plan(project)), card, force=True)
+    return add_version(start_run(project, training_plan(project)), card, force=True)
 
 
 def test_a_model_is_rolled_back_exported_and_imported(folder, tmp_path, monkeypatch, capsys):
@@ -209,7 +209,7 @@ def test_why_the_newest_version_is_not_used_stands_below_the_cases(folder, tmp_p
     card = ModelCard("liver", "Liver", "phased", {"consensus": NetSpec("snet")}, {1: "liver"}, folder=place,
                      weights="liver.safetensors", sha256=hashlib.sha256(b"two").hexdigest())  # fmt: skip
     write_card(card, place / "liver.toml")
-    why = keep_version(second, card).why
+    why = add_version(second, card).why
     capsys.readouterr()
     assert run("project", "list", folder) == 0
     told = capsys.readouterr().out

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from napari_fmseg.core.structuring import Range, dataclass_from, is_file_name, read_table, wrong_number
+from napari_fmseg.core.structuring import Range, is_file_name, read_table, structure, wrong_number
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 )
 def test_a_value_that_cannot_be_is_refused_with_its_key(table: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        dataclass_from(Outer, table)
+        structure(Outer, table)
 
 
 def test_a_message_stays_short_whatever_the_value_is() -> None:
@@ -113,13 +113,13 @@ def test_a_message_stays_short_whatever_the_value_is() -> None:
         deep = [deep]
     for value in ["x" * 10**6, list(range(10**5)), deep]:
         with pytest.raises(ValueError, match="rate") as caught:
-            dataclass_from(Outer, {"rate": value})
+            structure(Outer, {"rate": value})
         assert len(str(caught.value)) < 400
 
 
 def test_fields_of_other_programs_are_passed_over_on_request_only() -> None:
-    assert dataclass_from(Outer, {"name": "a", "inner": {"other": 1}, "more": 2}, known_only=True) == Outer("a")
-    assert math.isnan(dataclass_from(Outer, {"rate": math.nan}, finite=False).rate)
+    assert structure(Outer, {"name": "a", "inner": {"other": 1}, "more": 2}, known_only=True) == Outer("a")
+    assert math.isnan(structure(Outer, {"rate": math.nan}, finite=False).rate)
 
 
 def test_ranges_say_what_they_hold() -> None:

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from napari_fmseg.core.errors import FmsegError  # noqa: E402
 from napari_fmseg.core.events import Progress  # noqa: E402
 from napari_fmseg.core.volume import Geometry, Volume  # noqa: E402
-from napari_fmseg.evaluation.benchmark import Benchmark, Pairing, bench, pair, published_snet  # noqa: E402
+from napari_fmseg.evaluation.benchmark import Benchmark, Comparison, benchmark, compare_with_plain, published_snet  # noqa: E402
 from napari_fmseg.io import write_volume  # noqa: E402
 from napari_fmseg.models.card import ModelCard, NetSpec  # noqa: E402
 from napari_fmseg.models.weights import Model  # noqa: E402
@@ -33,7 +33,7 @@ def volume():
 
 
 def test_every_part_has_its_time_and_peak_memory(model, volume):
-    *steps, found = bench(volume, model, repeats=3, warmups=1)
+    *steps, found = benchmark(volume, model, repeats=3, warmups=1)
     assert steps == [Progress("bench", n, 4) for n in range(1, 5)]
     assert isinstance(found, Benchmark)
     assert list(found.parts) == ["reading", "consensus", "labels", "writing"]
@@ -51,7 +51,7 @@ def test_every_part_has_its_time_and_peak_memory(model, volume):
 
 def test_a_file_is_measured_as_it_is(model, volume, tmp_path):
     path = write_volume(volume, tmp_path / "case.mha")
-    found = list(bench(path, model, repeats=1, warmups=0))[-1]
+    found = list(benchmark(path, model, repeats=1, warmups=0))[-1]
     assert found.inflate_seconds == {}
     assert [p.name for p in tmp_path.iterdir()] == ["case.mha"]
 
@@ -59,14 +59,14 @@ def test_a_file_is_measured_as_it_is(model, volume, tmp_path):
 @pytest.mark.parametrize("counts", [{"repeats": 0}, {"warmups": -1}])
 def test_a_benchmark_of_no_runs_is_refused(model, volume, counts):
     with pytest.raises(FmsegError, match="at least one"):
-        list(bench(volume, model, **counts))
+        list(benchmark(volume, model, **counts))
 
 
 def test_the_engine_and_the_plain_form_run_in_turns_and_agree():
     network, kwargs, net, image = published_snet(size=32)
-    *steps, found = pair(network, kwargs, net, image, precision="float32", repeats=2)
+    *steps, found = compare_with_plain(network, kwargs, net, image, precision="float32", repeats=2)
     assert len(steps) == 3
-    assert isinstance(found, Pairing)
+    assert isinstance(found, Comparison)
     assert found.shape == (32, 32, 32)
     assert min(found.plain_seconds, found.engine_seconds, found.times_faster, found.times_less_work) > 0
     assert found.equal > 0.999
@@ -75,7 +75,7 @@ def test_the_engine_and_the_plain_form_run_in_turns_and_agree():
 def test_a_plain_form_that_cannot_start_is_told(capfd):
     network, kwargs, net, image = published_snet(size=32)
     with pytest.raises(FmsegError, match="ended early"):
-        list(pair(network, {**kwargs, "n_classes": 3}, net, image, repeats=1))
+        list(compare_with_plain(network, {**kwargs, "n_classes": 3}, net, image, repeats=1))
     assert "size mismatch" in capfd.readouterr().err
 
 

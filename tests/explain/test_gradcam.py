@@ -11,7 +11,7 @@ from napari_fmseg.cli.main import main
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe, UnknownModel
 from napari_fmseg.core.events import Progress, StageResult
 from napari_fmseg.core.volume import Geometry, Volume
-from napari_fmseg.explain.gradcam import WHY, why_here
+from napari_fmseg.explain.gradcam import WHY, grad_cam
 from napari_fmseg.io import read_volume, write_volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.weights import Model, save_model
@@ -58,7 +58,7 @@ def single(window=(32, 32, 32), **settings):
 
 
 def why(volume, model, label=1, **kwargs):
-    *events, last = why_here(volume, model, label, **kwargs)
+    *events, last = grad_cam(volume, model, label, **kwargs)
     assert isinstance(last, StageResult)
     assert last.stage == WHY
     assert Progress(WHY, 1, 1) in events

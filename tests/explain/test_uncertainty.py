@@ -12,7 +12,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import Progress, StageResult
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.phantom import phantom_ct
-from napari_fmseg.explain.uncertainty import doubt_of, mirrored_names, ranked, uncertainty
+from napari_fmseg.explain.uncertainty import case_uncertainty, mirrored_names, rank_by_uncertainty, uncertainty
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.weights import Model, load_model
 
@@ -73,11 +73,11 @@ def test_sides_change_their_names_in_a_mirror() -> None:
 
 def test_nothing_found_is_the_greatest_doubt() -> None:
     nothing = np.zeros((2, 2, 2), np.uint8)
-    assert doubt_of(np.zeros((2, 2, 2), np.float32), [nothing, nothing]) == 1.0
+    assert case_uncertainty(np.zeros((2, 2, 2), np.float32), [nothing, nothing]) == 1.0
 
 
 def test_the_most_doubtful_case_comes_first() -> None:
-    assert ranked({"a": 0.1, "b": 0.5, "c": 0.1}) == ("b", "a", "c")
+    assert rank_by_uncertainty({"a": 0.1, "b": 0.5, "c": 0.1}) == ("b", "a", "c")
 
 
 def test_another_axis_is_refused() -> None:

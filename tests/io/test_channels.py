@@ -15,7 +15,7 @@ from napari_fmseg.datasets.case import read_case
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.io.channels import differ, read_channels
 from napari_fmseg.training import Case
-from napari_fmseg.training.projects import Project, add_case, examined, init_project, open_project
+from napari_fmseg.training.projects import Project, add_case, init_project, open_project, scan_all
 
 SHAPE, SPACING = (5, 6, 7), (2.0, 1.0, 1.5)
 
@@ -88,7 +88,7 @@ def test_a_case_of_a_project_whose_channels_lie_apart_has_a_problem_and_takes_no
     project = init_project(tmp_path / "p", ("a",), channels=("T1", "T2"))
     written(project.folder / "imagesTr" / "c_0000.nii.gz", GRID)
     written(project.folder / "imagesTr" / "c_0001.nii.gz", ODD["40 mm apart"], 1)
-    project = examined(open_project(project.folder))
+    project = scan_all(open_project(project.folder))
     assert "40 mm beside" in project.record("c").problem
     with pytest.raises(FmsegError):
         read_channels(project.files["c"].images)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume, UnwritableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import check_destination, find_volumes, list_series, read_volume, write_labels, write_volume
@@ -135,7 +135,7 @@ def test_a_longer_name_is_refused_before_the_work(tmp_path: Path) -> None:
     for name in (f"{'a' * 249}.nii.gz", f"{'a' * 250}.nhdr"):
         with pytest.raises(UnwritableVolume, match="too long"):
             check_destination(tmp_path / name)
-    with pytest.raises(UnwritableVolume, match="too long"), written_beside(tmp_path / ("a" * 256)):
+    with pytest.raises(UnwritableVolume, match="too long"), atomic_write(tmp_path / ("a" * 256)):
         pass
     image = write_volume(VOLUME, tmp_path / f"{'b' * 240}.nii.gz")
     with pytest.raises(UnwritableVolume, match=r"_seg.nii.gz.json is too long"):

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 
 from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.io import read_labels, read_volume
-from napari_fmseg.io.series_previews import list_offers
+from napari_fmseg.io.series_previews import preview_series
 
 SHAPE = (6, 5, 4)
 RAMP = np.arange(120, dtype="<i2").reshape(SHAPE)
@@ -75,7 +75,7 @@ def test_lengths_of_a_metaimage_become_millimetres(tmp_path: Path, unit: str, mm
 def test_a_list_of_volumes_shows_millimetres(tmp_path: Path) -> None:
     nrrd(tmp_path / "a.nrrd", space_units='"cm" "cm" "cm"')
     nrrd(tmp_path / "b.nrrd")
-    assert [offer.spacing for offer in list_offers(tmp_path)] == [(20, 16, 15), (2, 1.6, 1.5)]
+    assert [offer.spacing for offer in preview_series(tmp_path)] == [(20, 16, 15), (2, 1.6, 1.5)]
 
 
 def test_a_unit_that_nifti_does_not_have_is_said(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from pydicom.uid import (
 
 from napari_fmseg.cli import main as cli_main
 from napari_fmseg.core import temporary_files
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import DeviceMemory, UnreadableVolume
 from napari_fmseg.core.processes import ending_tidily
 from napari_fmseg.core.volume import Geometry, Volume
@@ -39,7 +39,7 @@ from napari_fmseg.io import write_volume as write
 from napari_fmseg.io.dicom import file
 from napari_fmseg.io.dicom.slices import headers
 from napari_fmseg.io.itk import native_reader
-from napari_fmseg.io.series_previews import list_offers
+from napari_fmseg.io.series_previews import preview_series
 from napari_fmseg.io.zip_archive import unzipped
 from napari_fmseg.pipelines.batch import plan_jobs
 
@@ -253,7 +253,7 @@ def damaged_zip(name: str, path: Path) -> Path:
 @pytest.mark.parametrize("name", ["lzma", "empty name", "no text", "long name", "file and folder"])
 def test_a_damaged_zip_is_told_in_a_sentence(name: str, tmp_path: Path, temporary: Path) -> None:
     path = damaged_zip(name, tmp_path / "a.zip")
-    for read in (read_volume, read_labels, list_series, list_offers):
+    for read in (read_volume, read_labels, list_series, preview_series):
         with pytest.raises(UnreadableVolume, match=r"a\.zip .*\. (Copy|Unpack) it"):
             read(path)
     assert not list(temporary.iterdir())
@@ -270,7 +270,7 @@ def test_a_command_that_is_asked_to_end_leaves_neither_scan_nor_half_a_file(
     scan = zipped(tmp_path / "a.zip", ("a.nii", bytes(1000)))
 
     def run(_: list[str]) -> int:
-        with unzipped(scan), written_beside(tmp_path / "out" / "result.nii") as file:
+        with unzipped(scan), atomic_write(tmp_path / "out" / "result.nii") as file:
             file.write(b"half")
             assert list(temporary.iterdir())
             os.kill(os.getpid(), getattr(signal, name))

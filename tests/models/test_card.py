@@ -298,8 +298,8 @@ def test_arguments_of_a_network_that_make_no_sense_are_told(kwargs: dict[str, ob
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("min_part_ml", float("nan")), ("overlap", 1.0), ("overlap", float("nan")), ("window_batch", 0),
-     ("max_memory_gb", float("inf")), ("min_part_ml", -1.0)],
+    [("min_component_ml", float("nan")), ("overlap", 1.0), ("overlap", float("nan")), ("window_batch", 0),
+     ("max_memory_gb", float("inf")), ("min_component_ml", -1.0)],
 )  # fmt: skip
 def test_an_option_that_makes_no_sense_is_told_by_its_name(name: str, value: float) -> None:
     with pytest.raises(InvalidRecipe, match=name):

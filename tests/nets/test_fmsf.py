@@ -3,7 +3,7 @@ import torch
 
 from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.nets import build
-from napari_fmseg.nets.fmsf import HALO, EdgeNet, SNet, init_weights
+from napari_fmseg.nets.fmsf import HALO, EdgeNet, SNet, kaiming_init
 
 HERE = ["fmsf_v1_snet_outc2_ruleb", "fmsf_v1_edgenet_outc2_ruleb", "fmsf_v2_edgenet_outc2_ruleb"]
 ALL = [
@@ -66,7 +66,7 @@ def test_edge_network_v2_survives_an_empty_segmentation(draw):
 
 
 def test_initial_weights_are_repeatable_and_kaiming():
-    one, two = (init_weights(SNet(), torch.Generator().manual_seed(3)) for _ in range(2))
+    one, two = (kaiming_init(SNet(), torch.Generator().manual_seed(3)) for _ in range(2))
     weight = one.encoders[1].weight
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert weight.std().item() == pytest.approx((2 / (1 + 0.25**2) / (32 * 27)) ** 0.5, rel=0.05)

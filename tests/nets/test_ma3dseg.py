@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.nets import build
-from napari_fmseg.nets.layers.blocks import draw_as_torch, draw_weights
+from napari_fmseg.nets.layers.blocks import default_init, draw_as_torch
 from napari_fmseg.nets.layers.region_attention import CrossRegionAttention, GuidedBoundary
 from napari_fmseg.nets.layers.ux_block import DXBlock
 
@@ -113,7 +113,7 @@ def test_air_does_not_blow_the_gradient_up(name, kwargs, anew):
     net, x = build(name, **kwargs), torch.zeros(1, 1, 32, 48, 32)
     x[..., 20:28, 20:28, 20:28] = torch.rand(8, 8, 8)
     if anew:
-        draw_weights(net, torch.Generator().manual_seed(0))
+        default_init(net, torch.Generator().manual_seed(0))
     net(x).log_softmax(1)[:, 1].mean().backward()
     assert torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None]).norm() < 10
 

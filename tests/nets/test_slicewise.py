@@ -6,7 +6,7 @@ from torch import nn
 
 from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.nets import build
-from napari_fmseg.nets.slicewise import thickened
+from napari_fmseg.nets.slicewise import inflate_2d_to_3d
 
 SMALL = {
     "unet2d": {"widths": (4, 4, 8)},
@@ -64,7 +64,7 @@ def test_thickened_layers_of_monai_give_what_they_gave_for_an_image():
     x = torch.rand(2, 1, 33, 40)
     with torch.inference_mode():
         expected = layers(x)
-        found = thickened(layers)(x[:, :, None])
+        found = inflate_2d_to_3d(layers)(x[:, :, None])
     torch.testing.assert_close(found[:, :, 0], expected)
 
 

@@ -20,9 +20,9 @@ from napari_fmseg.models.weights import Model, load_model, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.pipelines import SegmentOptions, executor, segment, stages_of
 from napari_fmseg.pipelines.coarse_fine import box_around
-from napari_fmseg.pipelines.label_upsampling import chooser
-from napari_fmseg.pipelines.postprocess import keep_parts
-from napari_fmseg.pipelines.slab_reader import Source
+from napari_fmseg.pipelines.label_upsampling import label_rule_for
+from napari_fmseg.pipelines.postprocess import keep_largest_components
+from napari_fmseg.pipelines.slab_reader import SlabReader
 
 FLOAT = SegmentOptions(precision="float32")
 LEVELS = (0.35, 0.75)  # between the intensities of background 0.1, first class 0.6, second class 0.9
@@ -265,7 +265,8 @@ def two_balls():
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("settings", [
-    {"coarse_parts": (1,)}, {"fine_parts": (1, 2)}, {"fine_least_ml": 1.5}, {"coarse_least_ml": 1.5, "margin_mm": 3.0},
+    {"coarse_max_components": (1,)}, {"fine_max_components": (1, 2)}, {"fine_min_ml": 1.5},
+    {"coarse_min_ml": 1.5, "margin_mm": 3.0},
 ])  # fmt: skip
 def test_smaller_part_is_removed_without_a_trace(settings, activation):
     large, small, volume = two_balls()
@@ -277,7 +278,7 @@ def test_smaller_part_is_removed_without_a_trace(settings, activation):
 
 def test_both_parts_stay_where_the_card_keeps_two():
     large, small, volume = two_balls()
-    found = drain(segment(volume, model_of(coarse_parts=(2, 1), fine_parts=(2, 1)), FLOAT)).data
+    found = drain(segment(volume, model_of(coarse_max_components=(2, 1), fine_max_components=(2, 1)), FLOAT)).data
     assert dice(found > 0, large | small) > 0.9
 
 
@@ -286,7 +287,7 @@ def test_kept_parts_are_those_of_a_loop_over_parts():
     labels = (ndimage.gaussian_filter(rng.random((24, 30, 28)), 1.5) > 0.51) * rng.integers(1, 3, (24, 1, 1))
     labels = labels.astype(np.uint8)
     geometry = Geometry.from_spacing(labels.shape, (2.0, 1.0, 1.0))
-    kept = keep_parts(LabelMap(labels, geometry), (2, 0), 0.02).data
+    kept = keep_largest_components(LabelMap(labels, geometry), (2, 0), 0.02).data
     expected = np.zeros_like(labels)
     for value, most in ((1, 2), (2, 99)):
         parts, n = ndimage.label(labels == value, np.ones((3, 3, 3)))
@@ -303,19 +304,19 @@ def test_kept_parts_are_those_of_a_loop_over_parts():
 
 def test_overlapping_classes_go_to_the_most_probable_or_to_the_last():
     scores = torch.tensor([[-1.0, 2.0, 0.5, 3.0], [-2.0, 1.0, 0.7, -1.0]])[:, :, None, None]
-    labels = [chooser("sigmoid", CoarseFineSettings(overlap=way))(scores).flatten().tolist()
+    labels = [label_rule_for("sigmoid", CoarseFineSettings(overlap=way))(scores).flatten().tolist()
               for way in ("probable", "last")]  # fmt: skip
     assert labels == [[0, 1, 2, 1], [0, 2, 2, 1]]
-    strict = chooser("sigmoid", CoarseFineSettings(threshold=0.8))(scores)  # a logit of 1.386
+    strict = label_rule_for("sigmoid", CoarseFineSettings(threshold=0.8))(scores)  # a logit of 1.386
     assert strict.flatten().tolist() == [0, 1, 0, 1]
-    assert chooser("softmax", CoarseFineSettings())(scores).flatten().tolist() == [0, 0, 1, 0]
+    assert label_rule_for("softmax", CoarseFineSettings())(scores).flatten().tolist() == [0, 0, 1, 0]
 
 
 def test_many_classes_do_not_overflow():
     scores = torch.full((300, 1, 1, 1), -1.0)
     scores[299] = 1
-    assert int(chooser("sigmoid", CoarseFineSettings())(scores)) == 300
-    assert int(chooser("sigmoid", CoarseFineSettings(overlap="last"))(scores)) == 300
+    assert int(label_rule_for("sigmoid", CoarseFineSettings())(scores)) == 300
+    assert int(label_rule_for("sigmoid", CoarseFineSettings(overlap="last"))(scores)) == 300
 
 
 def test_each_input_is_clipped_and_standardised_after_it_was_resized():
@@ -343,7 +344,7 @@ def test_two_channels_reach_both_networks():
     large, _, volume = two_balls()
     other = np.zeros_like(volume.data)
     both = Volume(np.stack([volume.data, other]), volume.geometry)
-    found = drain(segment(both, model_of(channels=("a", "b"), fine_parts=(1,)), FLOAT)).data
+    found = drain(segment(both, model_of(channels=("a", "b"), fine_max_components=(1,)), FLOAT)).data
     assert dice(found > 0, large) > 0.9
 
 
@@ -367,7 +368,7 @@ def test_until_coarse_gives_the_coarse_labels_on_the_volume():
 
 
 @pytest.mark.parametrize("settings", [
-    {"overlap": "first"}, {"threshold": 1.0}, {"coarse_size": (0, 1, 1)}, {"margin_mm": -1.0}, {"fine_parts": (-1,)},
+    {"overlap": "first"}, {"threshold": 1.0}, {"coarse_size": (0, 1, 1)}, {"margin_mm": -1.0}, {"fine_max_components": (-1,)},
     {"grid": 3},
 ])  # fmt: skip
 def test_senseless_settings_are_refused(settings):
@@ -425,10 +426,10 @@ def test_slabs_give_the_bits_of_the_whole_volume_on_the_device():
     rng = np.random.default_rng(1)
     data = np.flip(rng.integers(-1000, 2000, (2, 90, 150, 170)).astype(np.int16), (1, 3))
     box = (slice(3, 88), slice(10, 149), slice(0, 161))
-    there, slabwise = Source(data, torch.device("cpu")), Source(data, torch.device("cpu"))
+    there, slabwise = SlabReader(data, torch.device("cpu")), SlabReader(data, torch.device("cpu"))
     there._there = torch.from_numpy(data.copy())  # as on a graphics card
-    assert there.is_there
-    assert not slabwise.is_there
+    assert there.on_device
+    assert not slabwise.on_device
     a, b = there.read(box, (40, 60, 50)), slabwise.read(box, (40, 60, 50))
     assert torch.equal(a, b)
     plain = np.stack([read_plainly(channel.astype(float), box, (40, 60, 50)) for channel in data])
@@ -455,7 +456,9 @@ class Full(Levels):
 def test_volume_leaves_the_device_before_the_network_does(monkeypatch):
     *_, volume = two_balls()
     expected = drain(segment(volume, model_of(), FLOAT)).data
-    monkeypatch.setattr(Source, "bring", lambda self: setattr(self, "_there", torch.from_numpy(self._data.copy())) or 1)
+    monkeypatch.setattr(
+        SlabReader, "to_device", lambda self: setattr(self, "_there", torch.from_numpy(self._data.copy())) or 1
+    )
     events = list(segment(volume, model_of(coarse=Full(1)), FLOAT))
     said = [event.text for event in events if isinstance(event, Warned)]
     assert len(said) == 1
@@ -466,7 +469,7 @@ def test_volume_leaves_the_device_before_the_network_does(monkeypatch):
 def test_volume_without_room_on_the_device_is_read_in_slabs(monkeypatch):
     *_, volume = two_balls()
     expected = drain(segment(volume, model_of(), FLOAT)).data
-    monkeypatch.setattr(Source, "bring", lambda self: False)
+    monkeypatch.setattr(SlabReader, "to_device", lambda self: False)
     events = list(segment(volume, model_of(), FLOAT))
     assert any("slabs" in event.text for event in events if isinstance(event, Warned))
     assert np.array_equal(drain(events).data, expected)

@@ -14,7 +14,7 @@ from napari_fmseg.core.errors import DeviceMemory, DeviceUnavailable
 from napari_fmseg.core.processes import peak_bytes
 from napari_fmseg.nets.runtime import prepare as nets_engine
 from napari_fmseg.pipelines import executor
-from napari_fmseg.pipelines.executor import Engine, MemoryLimit
+from napari_fmseg.pipelines.executor import InferenceRunner, MemoryLimit
 
 ELSEWHERE = torch.device("meta")  # a device that every machine has and that is not the CPU
 X = torch.rand(1, 1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,7 @@ class Limited(nn.Module):
 
 
 def test_a_full_device_hands_over_to_the_cpu_and_says_so() -> None:
-    net, engine = Limited("cpu"), Engine(ELSEWHERE, "float32")
+    net, engine = Limited("cpu"), InferenceRunner(ELSEWHERE, "float32")
     torch.testing.assert_close(engine(net, X), net(X))
     assert engine.device.type == "cpu"
     (note,) = engine.notes
@@ -45,7 +45,7 @@ def test_a_full_device_hands_over_to_the_cpu_and_says_so() -> None:
 
 
 def test_after_the_handover_everything_stays_on_the_cpu() -> None:
-    net, engine = Limited("cpu"), Engine(ELSEWHERE, "float32")
+    net, engine = Limited("cpu"), InferenceRunner(ELSEWHERE, "float32")
     engine(net, X)
     engine.notes.clear()
     engine(net, X)
@@ -57,14 +57,14 @@ def test_the_handover_takes_half_precision_only_where_it_is_proven_right(
     proven: bool | None, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16")
-    engine = Engine(ELSEWHERE, "auto", half_precision_ok=proven)
+    engine = InferenceRunner(ELSEWHERE, "auto", half_precision_ok=proven)
     engine(Limited("cpu"), X)
     assert engine.precision == precision
 
 
 def test_the_handover_keeps_the_precision_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16")
-    engine = Engine(ELSEWHERE, "float32")
+    engine = InferenceRunner(ELSEWHERE, "float32")
     engine(Limited("cpu"), X)
     assert engine.precision == "float32"
 
@@ -75,22 +75,22 @@ def test_the_handover_keeps_the_precision_that_was_asked_for(monkeypatch: pytest
 @pytest.mark.parametrize("device", [torch.device("cpu"), ELSEWHERE])
 def test_no_memory_anywhere_is_an_error_that_says_what_to_do(device: torch.device, message: str) -> None:
     with pytest.raises(DeviceMemory, match=r"4 x 5 x 6.*smaller grid"):
-        Engine(device, "float32")(Limited(message=message), X)
+        InferenceRunner(device, "float32")(Limited(message=message), X)
 
 
 def test_another_failure_of_the_network_is_not_taken_for_memory() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
-        Engine(torch.device("cpu"), "float32")(Limited(message="shapes do not fit"), X)
+        InferenceRunner(torch.device("cpu"), "float32")(Limited(message="shapes do not fit"), X)
 
 
 def test_the_result_carries_no_gradient() -> None:
     net = nn.Conv3d(1, 2, 1)
-    assert not Engine(torch.device("cpu"), "float32")(net, X).requires_grad
+    assert not InferenceRunner(torch.device("cpu"), "float32")(net, X).requires_grad
 
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(DeviceUnavailable, match="float8"):
-        Engine(torch.device("cpu"), "float8")
+        InferenceRunner(torch.device("cpu"), "float8")
 
 
 class Narrow(nn.Module):
@@ -108,7 +108,7 @@ class Narrow(nn.Module):
 
 def test_before_the_cpu_comes_half_precision_and_the_user_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16")
-    engine = Engine(ELSEWHERE, "auto", half_precision_ok=False)
+    engine = InferenceRunner(ELSEWHERE, "auto", half_precision_ok=False)
     assert engine(Narrow(), X).dtype == torch.bfloat16
     assert engine.device == ELSEWHERE
     (note,) = engine.notes
@@ -118,7 +118,7 @@ def test_before_the_cpu_comes_half_precision_and_the_user_is_told(monkeypatch: p
 
 def test_float32_that_was_asked_for_goes_to_the_cpu_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16")
-    engine = Engine(ELSEWHERE, "float32")
+    engine = InferenceRunner(ELSEWHERE, "float32")
     assert engine(Narrow(), X).dtype == torch.float32
     assert engine.device.type == "cpu"
 
@@ -127,7 +127,7 @@ def test_slabs_come_before_half_precision_and_the_cpu(monkeypatch: pytest.Monkey
     tried = []
 
     def refuse(net: nn.Module, **how: object) -> object:
-        tried.append((how["device"], how["precision"], how["sparing"]))
+        tried.append((how["device"], how["precision"], how["low_memory"]))
         if len(tried) < 4:
             raise torch.OutOfMemoryError("full")
         return net
@@ -135,7 +135,7 @@ def test_slabs_come_before_half_precision_and_the_cpu(monkeypatch: pytest.Monkey
     monkeypatch.setattr(nets_engine, "_best_half", lambda device: "bfloat16" if device == ELSEWHERE else "float32")
     monkeypatch.setattr(executor, "prepare", refuse)
     net = nets.build("baseunet", channels=(2, 2, 2, 2, 4)).eval()
-    engine = Engine(ELSEWHERE, "auto", half_precision_ok=False)
+    engine = InferenceRunner(ELSEWHERE, "auto", half_precision_ok=False)
     engine(net, torch.zeros(1, 1, 16, 16, 32))
     assert tried == [
         (ELSEWHERE, "float32", False), (ELSEWHERE, "float32", True), (ELSEWHERE, "bfloat16", True),

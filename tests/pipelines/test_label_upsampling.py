@@ -6,9 +6,9 @@ from torch import Tensor
 
 from napari_fmseg.core.resampling_torch import resize, slabs
 from napari_fmseg.pipelines import label_upsampling
-from napari_fmseg.pipelines.label_upsampling import ARGMAX, Choice, label_slabs, labels_on
+from napari_fmseg.pipelines.label_upsampling import ARGMAX, LabelRule, label_slabs, labels_on
 
-CHOICES = [ARGMAX, Choice("probable", 0.3), Choice("last", 0.3)]
+CHOICES = [ARGMAX, LabelRule("probable", 0.3), LabelRule("last", 0.3)]
 SIZES = [
     ((9, 14, 11), (40, 61, 90)),  # finer
     ((9, 14, 11), (5, 90, 11)),  # coarser, finer and the same
@@ -32,7 +32,7 @@ def blobs(n_classes: int, size: tuple[int, int, int], *, smooth: bool) -> Tensor
     return scores + 0.01 * torch.randn(scores.shape, generator=generator)
 
 
-def of_the_whole(scores: Tensor, shape: tuple[int, int, int], choose: Choice) -> tuple[Tensor, Tensor]:
+def of_the_whole(scores: Tensor, shape: tuple[int, int, int], choose: LabelRule) -> tuple[Tensor, Tensor]:
     """Labels by plain words, and where rounding cannot change them."""
     whole = resize(scores.double(), shape)
     if choose.how == "argmax":
@@ -73,13 +73,13 @@ def test_slabs_for_a_graphics_card_give_the_same_labels(choose):
 @pytest.mark.parametrize("choose", CHOICES, ids=lambda choice: choice.how)
 def test_only_what_may_differ_is_computed(choose, monkeypatch):
     scores, shape = blobs(4, (24, 24, 24), smooth=True), (120, 120, 120)
-    computed, contenders = [], choose.contenders
+    computed, candidate_classes = [], choose.candidate_classes
 
     def watched(self, part):
         computed.append(part.shape)
-        return contenders(part)
+        return candidate_classes(part)
 
-    monkeypatch.setattr(Choice, "contenders", watched)
+    monkeypatch.setattr(LabelRule, "candidate_classes", watched)
     n_tiles = len(list(label_slabs(scores, shape, choose))) ** 3
     assert 0 < len(computed) < n_tiles / 2
 
@@ -87,21 +87,21 @@ def test_only_what_may_differ_is_computed(choose, monkeypatch):
 def test_the_first_of_equal_scores_wins():
     scores = torch.tensor([[1.0, 2, 2], [1, 2, 3], [1, 3, 3]])[:, None, None]
     assert ARGMAX(scores).flatten().tolist() == [0, 2, 1]
-    assert Choice("probable", 2.0)(scores).flatten().tolist() == [0, 3, 2]
+    assert LabelRule("probable", 2.0)(scores).flatten().tolist() == [0, 3, 2]
 
 
 def test_256_structures_that_may_overlap_have_room():
     scores = torch.zeros(256, 2, 2, 2)
     scores[255] = 1
     for how in ("probable", "last"):
-        assert Choice(how, 0.5)(scores).unique().tolist() == [256]
-        assert labels_on(scores, (12, 12, 12), Choice(how, 0.5)).unique().tolist() == [256]
+        assert LabelRule(how, 0.5)(scores).unique().tolist() == [256]
+        assert labels_on(scores, (12, 12, 12), LabelRule(how, 0.5)).unique().tolist() == [256]
 
 
 def test_more_than_255_classes_have_room():
     scores = torch.zeros(301, 2, 2, 2)
     scores[300] = 1
     assert labels_on(scores, (12, 12, 12)).unique().tolist() == [300]
-    assert labels_on(scores[1:], (12, 12, 12), Choice("probable", 0.5)).unique().tolist() == [300]
+    assert labels_on(scores[1:], (12, 12, 12), LabelRule("probable", 0.5)).unique().tolist() == [300]
     scores[299, :, :, 0] = 2
     assert labels_on(scores, (12, 12, 12)).unique().tolist() == [299, 300]

@@ -414,7 +414,7 @@ def speckled() -> Volume:
     "options",
     [
         SegmentOptions(keep_largest=True, precision="float32"),
-        SegmentOptions(min_part_ml=0.028, precision="float32"),
+        SegmentOptions(min_component_ml=0.028, precision="float32"),
     ],
 )
 def test_small_parts_are_removed_when_asked_for(options: SegmentOptions) -> None:
@@ -423,7 +423,7 @@ def test_small_parts_are_removed_when_asked_for(options: SegmentOptions) -> None
     )
 
 
-@pytest.mark.parametrize("options", [FLOAT, SegmentOptions(min_part_ml=0.026, precision="float32")])
+@pytest.mark.parametrize("options", [FLOAT, SegmentOptions(min_component_ml=0.026, precision="float32")])
 def test_small_parts_stay_when_not_asked_for(options: SegmentOptions) -> None:
     model = model_of(settings={"window": "all"})
     np.testing.assert_array_equal(drain(segment(speckled(), model, options)).data, speckled().data)
@@ -517,10 +517,10 @@ def test_no_memory_between_the_networks_is_told_as_such(step: str, monkeypatch: 
 
 
 def test_a_volume_too_large_for_the_device_stays_in_the_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    bring: Callable[..., torch.Tensor] = phased.to_tensor
+    to_device: Callable[..., torch.Tensor] = phased.to_tensor
 
     def only_cpu(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-        return bring(array, device) if torch.device(device).type == "cpu" else full()
+        return to_device(array, device) if torch.device(device).type == "cpu" else full()
 
     monkeypatch.setattr(phased, "to_tensor", only_cpu)
     # "meta" stands for a device with another memory: networks fail there too and come back to the CPU.
@@ -590,8 +590,8 @@ def test_the_zoom_of_the_edge_is_tried_in_parts_too(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_edge_that_fits_in_no_part_goes_to_the_cpu_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    bring: Callable[..., torch.Tensor] = phased.to_tensor
-    monkeypatch.setattr(phased, "to_tensor", lambda array, device="cpu": bring(array, "cpu"))
+    to_device: Callable[..., torch.Tensor] = phased.to_tensor
+    monkeypatch.setattr(phased, "to_tensor", lambda array, device="cpu": to_device(array, "cpu"))
     net = Careful(sharpness=8.0)
     nets = {"consensus": net, "attention": net, "edge": Narrow(1000)}
     expected = results(segment(noisy(), model_of(nets=nets), FLOAT))["labels"].output.data

@@ -59,7 +59,7 @@ def test_cleaning_equals_scipy_label_by_label(options, dtype, ids):
     keep, min_voxels, fill = options
     data = noisy(dtype, ids)
     before = data.copy()
-    done = clean(label_map(data), keep_largest=keep, min_part_ml=min_voxels * 0.002, fill_holes=fill)
+    done = clean(label_map(data), keep_largest=keep, min_component_ml=min_voxels * 0.002, fill_holes=fill)
     assert done.data.dtype == dtype
     np.testing.assert_array_equal(done.data, by_scipy(data, keep, min_voxels, fill))
     np.testing.assert_array_equal(data, before)
@@ -101,15 +101,15 @@ def test_a_part_of_exactly_the_least_volume_stays():
     data = np.zeros(SHAPE, np.uint8)
     data[1, 1, 1:4] = 1
     labels = label_map(data, spacing=(0.7, 0.9, 1.3))
-    assert clean(labels, min_part_ml=3 * 0.7 * 0.9 * 1.3 / 1000).data.sum() == 3
-    assert clean(labels, min_part_ml=0.003).data.sum() == 0
+    assert clean(labels, min_component_ml=3 * 0.7 * 0.9 * 1.3 / 1000).data.sum() == 3
+    assert clean(labels, min_component_ml=0.003).data.sum() == 0
 
 
 @pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("dtype", [np.uint8, bool])
 def test_an_empty_map_stays_empty(dtype):
     empty = label_map(np.zeros(SHAPE, dtype))
-    assert not clean(empty, keep_largest=True, min_part_ml=1, fill_holes=True).data.any()
+    assert not clean(empty, keep_largest=True, min_component_ml=1, fill_holes=True).data.any()
 
 
 @pytest.mark.usefixtures("packages")
@@ -134,7 +134,7 @@ def test_a_wrong_wish_is_refused_with_the_labels_there_are():
     with pytest.raises(FmsegError, match=r"no label 'lver'.*\['liver'\]"):
         clean(labels, keep_largest=["lver"])
     with pytest.raises(FmsegError, match="0 ml or more"):
-        clean(labels, min_part_ml=-1)
+        clean(labels, min_component_ml=-1)
 
 
 @pytest.mark.real
@@ -154,7 +154,7 @@ def test_labels_that_touch_are_one_part_together(packages):
     expected = data.copy()
     expected[10] = 0
     assert np.array_equal(clean(label_map(data), keep_largest=True, together=True).data, expected)
-    assert np.array_equal(clean(label_map(data), min_part_ml=0.01, together=True).data, expected)
+    assert np.array_equal(clean(label_map(data), min_component_ml=0.01, together=True).data, expected)
 
 
 def test_other_numbers_of_neighbours_are_refused():

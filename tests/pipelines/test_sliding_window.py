@@ -10,7 +10,13 @@ import torch
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import Progress
 from napari_fmseg.pipelines import sliding_window
-from napari_fmseg.pipelines.sliding_window import blend_weights, flips_along, places_of, published_weights, windowed
+from napari_fmseg.pipelines.sliding_window import (
+    gaussian_importance,
+    mirror_axes,
+    published_weights,
+    window_starts,
+    windowed,
+)
 
 
 def run(*args, **kwargs):
@@ -49,8 +55,8 @@ def test_windows_give_the_published_blend(name, window, stride, flips, published
     image = torch.from_numpy(drawn[0])
     seen = [min(w, n) for w, n in zip(window, image.shape[1:], strict=True)]
     _, out = run(
-        toy, image, window, flips=flips_along(flips), weights=published_weights(seen), batch=3,
-        places=places_of(image.shape[1:], window, stride, repeat=True),
+        toy, image, window, flips=mirror_axes(flips), weights=published_weights(seen), batch=3,
+        places=window_starts(image.shape[1:], window, stride, repeat=True),
     )  # fmt: skip
     np.testing.assert_allclose(out.numpy(), published[name][0], rtol=1e-5, atol=1e-5)
 
@@ -59,12 +65,12 @@ def test_windows_give_the_published_blend(name, window, stride, flips, published
 def test_weights_and_places_are_the_published_ones(published):
     np.testing.assert_allclose(published_weights((8, 12, 16)).numpy(), published["weights"], rtol=1e-5, atol=1e-9)
     facts = json.loads(str(published["about"]))["window_starts_88_160_256"]
-    ours = places_of((88, 160, 256), facts["window"], facts["stride"], repeat=True)
+    ours = window_starts((88, 160, 256), facts["window"], facts["stride"], repeat=True)
     assert [list(dict.fromkeys(p[i] for p in ours)) for i in range(3)] == [
         list(dict.fromkeys(starts)) for starts in facts["starts"]
     ]
     assert len(ours) == 36
-    assert len(places_of((88, 160, 256), facts["window"], facts["stride"])) == 12
+    assert len(window_starts((88, 160, 256), facts["window"], facts["stride"])) == 12
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -111,20 +117,20 @@ def test_result_is_the_same_wherever_the_sum_is_kept(monkeypatch):
     results = []
     for free, kept in ((1 << 40, "cuda"), (1, "cpu")):
         monkeypatch.setattr(sliding_window, "free_memory", lambda _, free=free: free)
-        _, out = run(lambda x: torch.cat([x, 2 * x], 1), image, (8, 12, 10), batch=3, flips=flips_along("x"))
+        _, out = run(lambda x: torch.cat([x, 2 * x], 1), image, (8, 12, 10), batch=3, flips=mirror_axes("x"))
         assert out.device.type == kept
         results.append(out.cpu())
     torch.testing.assert_close(*results)
 
 
 def test_no_window_comes_twice():
-    places = places_of((20, 24, 28), (8, 12, 16), (4, 6, 8))
+    places = window_starts((20, 24, 28), (8, 12, 16), (4, 6, 8))
     assert len(places) == len(set(places)) == 4 * 3 * 3
 
 
 def test_pointwise_network_gives_the_same_in_windows_and_mirrored():
     image = torch.rand(1, 17, 9, 23)
-    _, out = run(lambda x: torch.cat([x, 2 * x], 1), image, (8, 16, 8), flips=flips_along("zyx"), batch=2)
+    _, out = run(lambda x: torch.cat([x, 2 * x], 1), image, (8, 16, 8), flips=mirror_axes("zyx"), batch=2)
     torch.testing.assert_close(out, torch.cat([image, 2 * image]))
 
 
@@ -132,7 +138,7 @@ def test_network_that_sees_sides_is_averaged_over_them():
     def ramp(x):
         return torch.arange(x.shape[-1], dtype=torch.float32).expand_as(x)
 
-    _, out = run(ramp, torch.zeros(1, 4, 4, 6), (4, 4, 6), flips=flips_along("x"))
+    _, out = run(ramp, torch.zeros(1, 4, 4, 6), (4, 4, 6), flips=mirror_axes("x"))
     torch.testing.assert_close(out, torch.full_like(out, 2.5))
 
 
@@ -146,7 +152,7 @@ def test_work_stops_when_nobody_asks_for_more():
 
 @pytest.mark.parametrize("window", [(1, 1, 1), (2, 3, 64), (96, 5, 160)])
 def test_every_voxel_of_a_window_counts(window):
-    for weights in (blend_weights(window), published_weights(window)):
+    for weights in (gaussian_importance(window), published_weights(window)):
         assert weights.shape == window
         assert weights.min() > 0
 
@@ -161,4 +167,4 @@ def test_impossible_window_is_refused(window, kwargs):
 @pytest.mark.parametrize("axes", ["c", "xx", "zyxz"])
 def test_impossible_flip_is_refused(axes):
     with pytest.raises(InvalidRecipe, match="z, y and x"):
-        flips_along(axes)
+        mirror_axes(axes)

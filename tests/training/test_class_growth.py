@@ -11,7 +11,7 @@ from torch import nn
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.models.card import NetSpec
 from napari_fmseg.nets import build
-from napari_fmseg.training.class_growth import NEW_SHARE, class_axes, grow
+from napari_fmseg.training.class_growth import NEW_SHARE, class_axes, extend_classes
 
 OLD = {1: "anterior", 2: "posterior"}
 WANTED = ("atrium", "posterior", "anterior", "ventricle")
@@ -72,7 +72,7 @@ def logits_of(net: nn.Module, name: str, n_classes: int) -> list[torch.Tensor]:
 def test_the_logits_of_old_classes_stay_when_classes_are_added_and_the_order_changes(name: str) -> None:
     spec = spec_of(name)
     old = trained(spec)
-    new, grown_spec, how = grow(spec, old, OLD, WANTED)
+    new, grown_spec, how = extend_classes(spec, old, OLD, WANTED)
     before, after = logits_of(old, name, 3), logits_of(new.eval(), name, 5)
     assert len(before) == len(after) >= 1
     for a, b in zip(before, after, strict=True):
@@ -91,7 +91,7 @@ def test_the_logits_of_old_classes_stay_when_classes_are_added_and_the_order_cha
 def test_before_training_the_labels_are_those_of_before_and_new_classes_a_share_of_the_background(name: str) -> None:
     spec = spec_of(name)
     old = trained(spec)
-    new, _, _ = grow(spec, old, OLD, WANTED)
+    new, _, _ = extend_classes(spec, old, OLD, WANTED)
     with torch.no_grad():
         a, b = old(*inputs_of(name, 3)), new.eval()(*inputs_of(name, 5))
     if name in ("fmunet", "pctnet"):
@@ -108,8 +108,8 @@ def test_before_training_the_labels_are_those_of_before_and_new_classes_a_share_
 def test_an_edge_network_hands_a_new_class_through() -> None:
     spec = spec_of("edgenet")
     old = build("edgenet", **spec.kwargs)
-    old.pass_through()  # type: ignore[operator]
-    new, _, _ = grow(spec, old, OLD, WANTED)
+    old.init_as_identity()  # type: ignore[operator]
+    new, _, _ = extend_classes(spec, old, OLD, WANTED)
     s = torch.zeros(1, 5, 12, 12, 12)
     s[:, 0, :6], s[:, 4, 6:] = 1, 1
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_an_edge_network_hands_a_new_class_through() -> None:
 def test_without_a_shared_class_the_layers_of_classes_are_drawn_anew_and_all_others_are_taken() -> None:
     spec = spec_of("fmunet")
     old = trained(spec)
-    new, _, how = grow(spec, old, {1: "mixed 1", 2: "mixed 2"}, ("liver", "spleen"))
+    new, _, how = extend_classes(spec, old, {1: "mixed 1", 2: "mixed 2"}, ("liver", "spleen"))
     heads = {f"out_layers.{i}.2.{part}" for i in range(4) for part in ("weight", "bias")}
     assert set(how.fresh) == set(class_axes(spec)) == heads
     assert "drawn anew" in how.said("net", "volf")
@@ -131,7 +131,7 @@ def test_without_a_shared_class_the_layers_of_classes_are_drawn_anew_and_all_oth
 def test_classes_can_be_left_out() -> None:
     spec = spec_of("snet")
     old = trained(spec)
-    new, _, how = grow(spec, old, OLD, ("posterior",))
+    new, _, how = extend_classes(spec, old, OLD, ("posterior",))
     assert how.dropped == ("anterior",)
     assert torch.equal(new.state_dict()["maps.0.0.weight"], old.state_dict()["maps.0.0.weight"][[0, 2]])
 
@@ -139,7 +139,7 @@ def test_classes_can_be_left_out() -> None:
 def test_the_same_classes_are_taken_whole() -> None:
     spec = spec_of("edgenet", variant="v2")
     old = trained(spec)
-    new, grown, how = grow(spec, old, OLD, tuple(OLD.values()))
+    new, grown, how = extend_classes(spec, old, OLD, tuple(OLD.values()))
     assert not how.grown
     assert grown.kwargs == spec.kwargs
     assert all(torch.equal(new.state_dict()[k], v) for k, v in old.state_dict().items())
@@ -148,7 +148,7 @@ def test_the_same_classes_are_taken_whole() -> None:
 def test_the_pyramid_of_edge_v2_keeps_its_classes() -> None:
     spec = spec_of("edgenet", variant="v2", width=4)
     old = trained(spec)
-    new, _, how = grow(spec, old, OLD, WANTED)
+    new, _, how = extend_classes(spec, old, OLD, WANTED)
     assert not how.fresh
     weight, before = new.state_dict()["merge_seg.0.weight"], old.state_dict()["merge_seg.0.weight"]
     assert torch.equal(weight[3, 0], before[1, 0])  # the image
@@ -159,4 +159,4 @@ def test_the_pyramid_of_edge_v2_keeps_its_classes() -> None:
 
 def test_a_network_that_does_not_say_its_classes_is_refused() -> None:
     with pytest.raises(InvalidRecipe, match="classes"):
-        grow(NetSpec("snet", {}), build("snet"), OLD, WANTED)
+        extend_classes(NetSpec("snet", {}), build("snet"), OLD, WANTED)

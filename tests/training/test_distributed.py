@@ -14,10 +14,10 @@ import torch
 from scipy import ndimage
 
 from napari_fmseg.core.events import EpochDone, Saved, StepDone, from_json
-from napari_fmseg.core.processes import environment, leads
+from napari_fmseg.core.processes import environment, is_rank_zero
 from napari_fmseg.core.volume import Geometry, Volume
 from napari_fmseg.io import write_volume
-from napari_fmseg.training.distributed import agreed, make_fabric, summed
+from napari_fmseg.training.distributed import all_reduce_sum, broadcast_ints, make_fabric
 from napari_fmseg.training.losses.logits import dice_of_logits
 
 
@@ -117,14 +117,14 @@ def test_the_first_process_leads(facts, first, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in facts.items():
         monkeypatch.setenv(name, value)
-    assert leads() is first
+    assert is_rank_zero() is first
 
 
 def test_one_process_agrees_with_itself():
     fabric = make_fabric("cpu", "float32")
     own = torch.rand(3, requires_grad=True)
-    assert summed(fabric, own) is own
-    assert agreed(fabric, 1, 0, 7) == [1, 0, 7]
+    assert all_reduce_sum(fabric, own) is own
+    assert broadcast_ints(fabric, 1, 0, 7) == [1, 0, 7]
 
 
 def test_means_of_gradients_of_parts_are_the_gradient_of_the_whole_batch():

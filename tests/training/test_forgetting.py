@@ -26,9 +26,9 @@ from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.training import Augment, Recipe, Replay, StageRecipe, load_recipe, train
 from napari_fmseg.training.data.samples import Sample
-from napari_fmseg.training.forgetting import Teacher, distance, joined
+from napari_fmseg.training.forgetting import Teacher, joined, l2sp_penalty
 from napari_fmseg.training.loop import _Run
-from napari_fmseg.training.monitor import Watch
+from napari_fmseg.training.monitor import TrainingMonitor
 
 STILL = Augment(shift=0.05, zoom=0, rotate_deg=0, contrast=0, brightness=0, gamma=0, noise=0)
 WINDOW = Intensity("window", 0, 100)
@@ -110,7 +110,7 @@ def test_kept_weights_move_less(home: Path) -> None:
     before = load_model(home / "old" / "m.toml", device="cpu").nets["consensus"].state_dict()
 
     def moved(out: str, strength: float) -> float:
-        after(home, out, keep_weights=strength, stage={"steps": 4, "steps_per_epoch": 4})
+        after(home, out, l2sp_weight=strength, stage={"steps": 4, "steps_per_epoch": 4})
         new = load_model(home / out / "m.toml", device="cpu").nets["consensus"].state_dict()
         return float(sum((new[k] - v).square().sum() for k, v in before.items() if new[k].shape == v.shape))
 
@@ -142,7 +142,7 @@ def test_the_teacher_counts_what_is_new_as_background_and_reads_the_classes_by_n
 
 def test_answers_of_before_are_kept_without_any_case_of_before(home: Path) -> None:
     watch = Replay(home / "bright", holdout=("c0",), watch=True)
-    events = after(home, "answers", replay=(watch,), keep_answers=1.0)
+    events = after(home, "answers", replay=(watch,), distillation_weight=1.0)
     assert old_dice(events)[-1] > 0.4  # 0.0 without
     assert any("bright" in e.text and "kept as it is" in e.text for e in events if isinstance(e, Warned))
 
@@ -150,8 +150,8 @@ def test_answers_of_before_are_kept_without_any_case_of_before(home: Path) -> No
 def test_distance_is_half_the_squared_way() -> None:
     net = torch.nn.Linear(2, 1)
     anchors = {"weight": net.weight.detach() - 2}
-    assert distance(net, anchors).item() == pytest.approx(0.5 * 2 * 4)
-    assert distance(net, {}).item() == 0
+    assert l2sp_penalty(net, anchors).item() == pytest.approx(0.5 * 2 * 4)
+    assert l2sp_penalty(net, {}).item() == 0
 
 
 def test_balance_draws_a_rare_class_as_often_as_a_common_one(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_class_that_is_not_learned_is_told_after_a_third(home: Path) -> None:
 
 def test_a_class_that_no_sample_shows_is_told_once() -> None:
     here = Sample("a", torch.zeros(1, 2, 2, 2), torch.ones(2, 2, 2, dtype=torch.uint8))
-    watch = Watch(recipe(Path(), "x", ("bright", "dark")), [here], 6, 0)
+    watch = TrainingMonitor(recipe(Path(), "x", ("bright", "dark")), [here], 6, 0)
     watch.saw([([], torch.stack([torch.ones(2, 2, 2), torch.zeros(2, 2, 2), torch.zeros(2, 2, 2)]))])
     told = [list(watch.warnings("net", epoch, math.nan, {})) for epoch in range(1, 5)]
     assert [len(t) for t in told] == [0, 1, 0, 0]
@@ -202,8 +202,8 @@ def test_a_class_that_no_sample_shows_is_told_once() -> None:
     ("changes", "named"),
     [
         ({"replay_share": 1.5}, "replay_share"),
-        ({"keep_answers": -1.0}, "keep_answers"),
-        ({"keep_weights": 1.0}, "start"),
+        ({"distillation_weight": -1.0}, "distillation_weight"),
+        ({"l2sp_weight": 1.0}, "start"),
     ],
 )
 def test_memory_that_makes_no_sense_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
@@ -212,7 +212,7 @@ def test_memory_that_makes_no_sense_is_refused(tmp_path: Path, changes: dict[str
 
 
 def test_a_replay_is_read_from_toml_relative_to_the_file(tmp_path: Path) -> None:
-    table = {"name": "m", "labels": ["a"], "dataset": "d", "out": "o", "start_from": "x", "keep_answers": 1,
+    table = {"name": "m", "labels": ["a"], "dataset": "d", "out": "o", "start_from": "x", "distillation_weight": 1,
              "stages": [{"stage": "consensus", "network": "snet"}],
              "replay": [{"dataset": "before", "names": {"A": "a"}, "most": 3}]}  # fmt: skip
     (tmp_path / "r.toml").write_text(tomli_w.dumps(table))

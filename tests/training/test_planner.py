@@ -86,7 +86,7 @@ def test_starting_from_a_model_keeps_its_ways_and_its_answers(tmp_path: Path) ->
     recipe = found.recipe
     assert recipe.labels == ("anterior", "posterior", "dot")
     assert recipe.settings["consensus_grid"] == [48, 64, 48]
-    assert recipe.keep_answers > 0
+    assert recipe.distillation_weight > 0
     assert Path(recipe.start_from).name == "fmsf-hippocampus-mr.toml"
     assert "new: dot" in str(found)
 

@@ -219,8 +219,8 @@ NUMBERS = [
     *(f"stages.{name}" for name in ("heads", "steps", "steps_per_epoch", "batch", "patience")),
     *(f"stages.{name}" for name in ("lr", "weight_decay", "clip")),
     *(f"augment.{field.name}" for field in dataclasses.fields(Augment) if field.type == "float"),
-    *("seed", "devices", "processes", "validate_cases", "folds", "fold", "hard_times", "ignore"),
-    *("replay_share", "keep_weights", "keep_answers"),
+    *("seed", "devices", "processes", "validate_cases", "folds", "fold", "hard_case_weight", "ignore"),
+    *("replay_share", "l2sp_weight", "distillation_weight"),
 ]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import InvalidRecipe, UnwritableVolume, WeightsMismatch
 from napari_fmseg.core.events import Progress, Saved, StepDone
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
@@ -245,7 +245,7 @@ def zipped(file: IO[bytes]) -> None:
 )
 def test_whatever_writes_a_full_disk_is_told_as_one(write: Callable[[IO[bytes]], object], tmp_path: Path) -> None:
     def written() -> None:
-        with files_end_at(50_000), written_beside(tmp_path / "x") as file:
+        with files_end_at(50_000), atomic_write(tmp_path / "x") as file:
             write(file)
 
     with pytest.raises(UnwritableVolume, match="full") as caught:

@@ -104,14 +104,14 @@ def test_a_network_of_one_stage_learns_two_cubes_from_patches(home: Path) -> Non
 
 def test_patches_lie_at_the_pipelines_spacing(home: Path) -> None:
     from napari_fmseg.training.data.samples import Sample
-    from napari_fmseg.training.tasks.single import Patches
+    from napari_fmseg.training.tasks.single import PatchTask
 
     labels = torch.zeros(40, 40, 40, dtype=torch.uint8)
     labels[10:30, 10:30, 10:30] = 1
     case = Sample("a", labels[None].float(), labels, spacing=(1.0, 1.0, 1.0))
     own = {**single(), "settings": {"window": [10, 10, 10], "spacing_mm": [4.0, 4.0, 4.0]}}
     still = dataclasses.replace(STILL, shift=0.0)
-    task = Patches(own["stages"][0], recipe(home, "x", ("bright",), **{**own, "augment": still}), [case], {})
+    task = PatchTask(own["stages"][0], recipe(home, "x", ("bright",), **{**own, "augment": still}), [case], {})
     (x,), target = task.sample(0, np.random.default_rng(0), torch.Generator())
     assert x.shape == (1, 10, 10, 10)
     torch.testing.assert_close(x[0], target[1])
@@ -121,13 +121,13 @@ def test_patches_lie_at_the_pipelines_spacing(home: Path) -> None:
 def test_a_patch_lies_around_what_was_labelled(home: Path) -> None:
     from napari_fmseg.datasets.case import IGNORE
     from napari_fmseg.training.data.samples import Sample
-    from napari_fmseg.training.tasks.single import Patches
+    from napari_fmseg.training.tasks.single import PatchTask
 
     labels = torch.full((60, 60, 60), IGNORE, dtype=torch.uint8)
     labels[50] = 0
     labels[50, 5:9, 5:9] = 2
     case = Sample("a", torch.rand(1, 60, 60, 60), labels)
-    task = Patches(single()["stages"][0], recipe(home, "x", ("bright", "dark"), **single()), [case], {})
+    task = PatchTask(single()["stages"][0], recipe(home, "x", ("bright", "dark"), **single()), [case], {})
     rng, noise = np.random.default_rng(0), torch.Generator()
     targets = [task.sample(0, rng, noise)[1] for _ in range(20)]
     assert all(t.sum() > 50 for t in targets)
@@ -137,13 +137,13 @@ def test_a_patch_lies_around_what_was_labelled(home: Path) -> None:
 @pytest.mark.parametrize("focus", [0.0, 1.0])
 def test_the_share_of_patches_around_a_structure_is_that_of_the_recipe(home: Path, focus: float) -> None:
     from napari_fmseg.training.data.samples import Sample
-    from napari_fmseg.training.tasks.single import Patches
+    from napari_fmseg.training.tasks.single import PatchTask
 
     labels = torch.zeros(60, 60, 60, dtype=torch.uint8)
     labels[50, 5:9, 5:9] = 1
     case = Sample("a", torch.rand(1, 60, 60, 60), labels)
     own = {**single(), "augment": dataclasses.replace(STILL, focus=focus)}
-    task = Patches(own["stages"][0], recipe(home, "x", ("bright",), **own), [case], {})
+    task = PatchTask(own["stages"][0], recipe(home, "x", ("bright",), **own), [case], {})
     rng, noise = np.random.default_rng(0), torch.Generator()
     seen = [bool(task.sample(0, rng, noise)[1][1].any()) for _ in range(20)]
     assert sum(seen) == 20 if focus else sum(seen) < 10
@@ -206,14 +206,14 @@ class TwoBlobs(torch.nn.Module):
 @pytest.mark.parametrize("window", ["largest", "all"])
 def test_a_structure_outside_of_the_window_is_told_before_the_attention_stage_learns(home: Path, window: str) -> None:
     from napari_fmseg.training.data.samples import Sample
-    from napari_fmseg.training.tasks.phased import make_task
+    from napari_fmseg.training.tasks.phased import phased_task
 
     labels = torch.zeros(32, 32, 32, dtype=torch.uint8)
     labels[4:10, 4:10, 2:10] = 1
     labels[4:28, 4:28, 17:30] = 2
     samples = [Sample(name, torch.rand(1, 32, 32, 32), labels) for name in "ab"]
     plan = recipe(home, "x", ("bright", "dark"), settings={**GRIDS, "window": window})
-    task = make_task(plan.stages[1], plan, samples, {"consensus": TwoBlobs()})
+    task = phased_task(plan.stages[1], plan, samples, {"consensus": TwoBlobs()})
     if window == "all":
         assert not task.remarks
         return

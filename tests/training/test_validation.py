@@ -17,7 +17,7 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.weights import Model
 from napari_fmseg.pipelines import PIPELINES, segment
-from napari_fmseg.training.data.samples import Held
+from napari_fmseg.training.data.samples import ValidationCase
 from napari_fmseg.training.projects import add_case, init_project
 from napari_fmseg.training.projects.score import measure
 from napari_fmseg.training.validation import validated
@@ -59,7 +59,7 @@ def value_of(work: Any) -> Any:
 
 def test_validation_takes_the_labels_although_a_warning_follows(model: Model) -> None:
     assert isinstance(list(segment(IMAGE, model))[-1], Warned)
-    held = Held(IMAGE, LabelMap(TRUTH, GRID))
+    held = ValidationCase(IMAGE, LabelMap(TRUTH, GRID))
     scores, first = value_of(validated(model, "net", [held], ("organ",)))
     assert scores["dice/organ"] == 1
     np.testing.assert_array_equal(first.data, TRUTH)

@@ -24,7 +24,7 @@ from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.workers.engine import RemoteEngine
-from napari_fmseg.workers.protocol import LinkBroken, Wire
+from napari_fmseg.workers.protocol import ChannelClosed, MessageChannel
 
 ROOT = Path(__file__).parents[2]
 MODEL = "fmsf-phantom-ct"
@@ -368,16 +368,16 @@ def test_asking_for_the_engine_loads_neither_torch_nor_qt() -> None:
 
 
 @pytest.fixture
-def wires() -> Iterator[tuple[Wire, Wire]]:
+def wires() -> Iterator[tuple[MessageChannel, MessageChannel]]:
     (r1, w1), (r2, w2) = os.pipe(), os.pipe()
-    here = Wire(os.fdopen(r1, "rb", 0), os.fdopen(w2, "wb", 0))
-    there = Wire(os.fdopen(r2, "rb", 0), os.fdopen(w1, "wb", 0))
+    here = MessageChannel(os.fdopen(r1, "rb", 0), os.fdopen(w2, "wb", 0))
+    there = MessageChannel(os.fdopen(r2, "rb", 0), os.fdopen(w1, "wb", 0))
     yield here, there
     here.close()
     there.close()
 
 
-def carried(wires: tuple[Wire, Wire], value: Any) -> Any:
+def carried(wires: tuple[MessageChannel, MessageChannel], value: Any) -> Any:
     here, there = wires
     sender = threading.Thread(target=lambda: here.send("a", value=value))
     sender.start()
@@ -389,7 +389,7 @@ def carried(wires: tuple[Wire, Wire], value: Any) -> Any:
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "<u2", ">i2", "float16", ">f4", "float64", "complex64"])
 @pytest.mark.parametrize("order", ["C", "F", "reversed", "strided", "empty", "scalar"])
-def test_arrays_arrive_as_they_were(wires: tuple[Wire, Wire], dtype: str, order: str) -> None:
+def test_arrays_arrive_as_they_were(wires: tuple[MessageChannel, MessageChannel], dtype: str, order: str) -> None:
     array = np.random.default_rng(0).integers(0, 100, (5, 6, 7)).astype(dtype)
     views = {
         "C": array,
@@ -405,12 +405,12 @@ def test_arrays_arrive_as_they_were(wires: tuple[Wire, Wire], dtype: str, order:
     assert found.shape == views[order].shape
 
 
-def test_a_large_array_in_no_simple_order_arrives_whole(wires: tuple[Wire, Wire]) -> None:
+def test_a_large_array_in_no_simple_order_arrives_whole(wires: tuple[MessageChannel, MessageChannel]) -> None:
     array = np.arange(3_000_000, dtype=np.int32).reshape(100, 150, 200).transpose(2, 0, 1)[::-1]
     np.testing.assert_array_equal(carried(wires, array), array)
 
 
-def test_a_read_only_array_can_be_sent(wires: tuple[Wire, Wire]) -> None:
+def test_a_read_only_array_can_be_sent(wires: tuple[MessageChannel, MessageChannel]) -> None:
     array = np.arange(6.0)
     array.setflags(write=False)
     np.testing.assert_array_equal(carried(wires, array), array)
@@ -424,32 +424,32 @@ def test_a_read_only_array_can_be_sent(wires: tuple[Wire, Wire]) -> None:
         {"path": Path("a") / "b", "text": "Ärzte ☤"},
         (np.float32(0.1), np.int16(3)),
         Progress("a", 1, 2),
-        SegmentOptions(until="edge", min_part_ml=0.1),
+        SegmentOptions(until="edge", min_component_ml=0.1),
     ],
 )
-def test_plain_values_arrive_as_they_were(wires: tuple[Wire, Wire], value: Any) -> None:
+def test_plain_values_arrive_as_they_were(wires: tuple[MessageChannel, MessageChannel], value: Any) -> None:
     found = carried(wires, value)
     assert found == value
     assert repr(found) == repr(value)
 
 
-def test_a_card_arrives_whole_with_its_folder(wires: tuple[Wire, Wire]) -> None:
+def test_a_card_arrives_whole_with_its_folder(wires: tuple[MessageChannel, MessageChannel]) -> None:
     card = find_card(MODEL)
     found = carried(wires, card)
     assert found == card
     assert found.folder == card.folder
 
 
-def test_noise_is_no_message(wires: tuple[Wire, Wire]) -> None:
+def test_noise_is_no_message(wires: tuple[MessageChannel, MessageChannel]) -> None:
     here, there = wires
     here._writing.write(b"Traceback (most recent call last):")
-    with pytest.raises(LinkBroken, match="no message"):
+    with pytest.raises(ChannelClosed, match="no message"):
         there.receive()
 
 
-def test_half_a_message_is_a_broken_link(wires: tuple[Wire, Wire]) -> None:
+def test_half_a_message_is_a_broken_link(wires: tuple[MessageChannel, MessageChannel]) -> None:
     here, there = wires
     here._writing.write(b"fmsegA1\n\x20\0\0\0{")
     here.close()
-    with pytest.raises(LinkBroken, match="gone"):
+    with pytest.raises(ChannelClosed, match="gone"):
         there.receive()

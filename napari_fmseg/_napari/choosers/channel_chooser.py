@@ -9,7 +9,7 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QFormLayout, QLabel, QWidget
 
 from napari_fmseg._napari.choosers.image_chooser import ImageChooser
-from napari_fmseg._napari.choosers.image_volumes import Case
+from napari_fmseg._napari.choosers.image_volumes import ImageVolume
 from napari_fmseg._napari.common.tooltips import SEGMENT
 
 __all__ = ["ChannelChooser"]
@@ -43,12 +43,12 @@ class ChannelChooser(QWidget):
         return self._names
 
     @property
-    def cases(self) -> tuple[Case | None, ...]:
+    def cases(self) -> tuple[ImageVolume | None, ...]:
         """The images, in the order of the channels."""
         return tuple(chooser.case for chooser in self.choosers)
 
-    def ask_for(self, names: tuple[str, ...], first: Case | None) -> None:
-        """Ask for these channels, which come after the `first` image; for none, hide."""
+    def ask_for(self, names: tuple[str, ...], first: ImageVolume | None) -> None:
+        """Request for these channels, which come after the `first` image; for none, hide."""
         if names != self._names:
             self.close_down()
             while self._form.rowCount():
@@ -59,17 +59,17 @@ class ChannelChooser(QWidget):
         self.setVisible(bool(names))
         self._settle(first)
 
-    def choose(self, cases: Sequence[Case]) -> None:
+    def choose(self, cases: Sequence[ImageVolume]) -> None:
         """Choose an image for each channel, in their order."""
         for chooser, case in zip(self.choosers, cases, strict=True):
             chooser.choose(case)
 
     def close_down(self) -> None:
-        """Let go of the viewer."""
+        """Allow go of the viewer."""
         for chooser in self.choosers:
             chooser.close_down()
 
-    def _settle(self, first: Case | None) -> None:
+    def _settle(self, first: ImageVolume | None) -> None:
         """Where an image is that of another channel already, choose a free one if there is one."""
         taken = [first.id] if first is not None else []
         for name, chooser in zip(self._names, self.choosers, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QHBoxLayout, QPushButton, QWidget
 
-from napari_fmseg._napari.choosers.image_volumes import Case, case_with, cases_of, why_no_volume
+from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with, cases_of, why_no_volume
 from napari_fmseg._napari.choosers.label_pairing import image_of, note_new_labels
 from napari_fmseg._napari.choosers.roi import box_of_shapes, box_of_view
 from napari_fmseg._napari.common.event_links import Links
@@ -47,7 +47,7 @@ class ImageChooser(QComboBox):
     def __init__(self, viewer: Any, parent: QWidget | None = None, *, follow: bool = True) -> None:
         super().__init__(parent)
         self._viewer, self.follow = viewer, follow
-        self._cases: list[Case] = []
+        self._cases: list[ImageVolume] = []
         self.refusal = self._tip = ""
         self.setToolTip(SEGMENT.image)
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -62,12 +62,12 @@ class ImageChooser(QComboBox):
         self._fill()
 
     @property
-    def case(self) -> Case | None:
+    def case(self) -> ImageVolume | None:
         """The chosen volume, or None."""
         return self._cases[self.currentIndex()] if 0 <= self.currentIndex() < len(self._cases) else None
 
     @property
-    def cases(self) -> tuple[Case, ...]:
+    def cases(self) -> tuple[ImageVolume, ...]:
         """All volumes of the viewer."""
         return tuple(self._cases)
 
@@ -82,14 +82,14 @@ class ImageChooser(QComboBox):
         if free and self.case not in fitting:
             self.setCurrentIndex(self._cases.index((fitting or free)[0]))
 
-    def choose(self, case: Case) -> None:
+    def choose(self, case: ImageVolume) -> None:
         """Choose a volume, if it is still there."""
         ids = [one.id for one in self._cases]
         if case.id in ids:
             self.setCurrentIndex(ids.index(case.id))
 
     def close_down(self) -> None:
-        """Let go of the viewer."""
+        """Allow go of the viewer."""
         self._links.end()
         self._names.end()
 
@@ -169,7 +169,7 @@ class RegionChooser(QWidget):
         return "" if self.combo.currentIndex() <= 0 else "view" if self.combo.currentIndex() == 1 else "box"
 
     def box(self, image: Any) -> Box | None:
-        """Give the voxels of an image layer to look at, None for all.
+        """Return the voxels of an image layer to look at, None for all.
 
         Raises
         ------
@@ -185,7 +185,7 @@ class RegionChooser(QWidget):
         return box_of_view(image, displayed) if at == 1 else box_of_shapes(self._shapes[at - 2], image)
 
     def close_down(self) -> None:
-        """Let go of the viewer."""
+        """Allow go of the viewer."""
         self._links.end()
 
     def _on_layers(self) -> None:
@@ -216,7 +216,7 @@ class RegionChooser(QWidget):
 
 
 def _has_image(layer: Any) -> bool:
-    """Whether a layer is one that belongs to an image: labels, or a map of ours."""
+    """Return whether a layer is one that belongs to an image: labels, or a map of ours."""
     from napari.layers import Image, Labels
 
     return isinstance(layer, Labels) or (isinstance(layer, Image) and bool(made_of(layer)))

@@ -12,11 +12,11 @@ from napari_fmseg._napari.layers import KEY, geometry_of
 from napari_fmseg.core.volume import Geometry
 from napari_fmseg.io import suffix_of
 
-__all__ = ["Case", "case_with", "cases_of", "channels_by_number", "is_preview", "why_no_volume"]
+__all__ = ["ImageVolume", "case_with", "cases_of", "channels_by_number", "is_preview", "why_no_volume"]
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class ImageVolume:
     """One volume of a viewer: an image layer, or several that are its channels.
 
     Parameters
@@ -51,8 +51,8 @@ class Case:
         return sum(1 if layer.data.ndim == 3 else int(layer.data.shape[0]) for layer in self.layers)
 
 
-def cases_of(layers: Iterable[Any]) -> list[Case]:
-    """Give the volumes among `layers`, in their order; colours, pictures and our own maps are none."""
+def cases_of(layers: Iterable[Any]) -> list[ImageVolume]:
+    """Return the volumes among `layers`, in their order; colours, pictures and our own maps are none."""
     groups: list[list[Any]] = []
     for layer in layers:
         if not _is_volume(layer):
@@ -65,18 +65,20 @@ def cases_of(layers: Iterable[Any]) -> list[Case]:
     return [_case(group) for group in groups]
 
 
-def case_with(cases: Iterable[Case], layer: Any) -> Case | None:
-    """Give the case that `layer` is part of, or None."""
+def case_with(cases: Iterable[ImageVolume], layer: Any) -> ImageVolume | None:
+    """Return the case that `layer` is part of, or None."""
     return next((case for case in cases if any(part is layer for part in case.layers)), None)
 
 
 def is_preview(layer: Any) -> bool:
-    """Whether we made a layer for looking at only, such as the sample of a pretraining."""
+    """Return whether we made a layer for looking at only, such as the sample of a pretraining."""
     return "role" in _told(layer)
 
 
 def why_no_volume(layers: Iterable[Any]) -> str:
-    """Tell why none of the images among `layers` is a volume, a sentence for each; nothing where there is no image."""
+    """Return why none of the images among `layers` is a volume, a sentence for each; nothing where there is no
+    image.
+    """
     from napari.layers import Image
 
     images = [layer for layer in layers if isinstance(layer, Image) and not {"made", "role"} & _told(layer).keys()]
@@ -84,7 +86,7 @@ def why_no_volume(layers: Iterable[Any]) -> str:
 
 
 def _refusal(layer: Any) -> str:
-    """Tell why an image is no volume, or nothing."""
+    """Return why an image is no volume, or nothing."""
     shape = tuple(layer.data.shape)
     if layer.rgb:
         return f"“{layer.name}” is a picture in colours (RGB); a volume has intensities. Open the scan itself."
@@ -96,7 +98,7 @@ def _refusal(layer: Any) -> str:
     return ""
 
 
-def channels_by_number(cases: Sequence[Case], n: int, first: Case) -> tuple[Case, ...]:
+def channels_by_number(cases: Sequence[ImageVolume], n: int, first: ImageVolume) -> tuple[ImageVolume, ...]:
     """Find the images that are the `n` channels of one volume by their names: ``scan_0000``, ``scan_0001``...
 
     Parameters
@@ -113,7 +115,7 @@ def channels_by_number(cases: Sequence[Case], n: int, first: Case) -> tuple[Case
     tuple
         In the order of the channels; empty where the names do not say so.
     """
-    groups: dict[str, dict[int, Case]] = {}
+    groups: dict[str, dict[int, ImageVolume]] = {}
     mine = ""
     for case in cases:
         found = _NUMBERED.fullmatch(_file_of(case))
@@ -128,8 +130,8 @@ def channels_by_number(cases: Sequence[Case], n: int, first: Case) -> tuple[Case
 _NUMBERED = re.compile(r"(.+)_(\d{4})")
 
 
-def _file_of(case: Case) -> str:
-    """Give the name of a case's file without its ending, or its own name."""
+def _file_of(case: ImageVolume) -> str:
+    """Return the name of a case's file without its ending, or its own name."""
     path = Path(str(_told(case.layers[0]).get("source") or ""))
     stem = path.name.removesuffix(suffix_of(path))
     return str(path.with_name(stem)) if _NUMBERED.fullmatch(stem) else case.name
@@ -148,7 +150,7 @@ def _is_volume(layer: Any) -> bool:
 
 
 def _belongs(layer: Any, group: list[Any]) -> bool:
-    """Whether `layer` is another channel of the volume whose channels so far are `group`."""
+    """Return whether `layer` is another channel of the volume whose channels so far are `group`."""
     ours, theirs = _told(layer), [_told(other) for other in group]
     n = ours.get("n_channels", 1)
     return bool(
@@ -160,7 +162,7 @@ def _belongs(layer: Any, group: list[Any]) -> bool:
     )
 
 
-def _case(group: list[Any]) -> Case:
+def _case(group: list[Any]) -> ImageVolume:
     group = sorted(group, key=lambda layer: int(_told(layer).get("channel", 0)))
     name = str(group[0].name)
-    return Case(name.removesuffix(" [0]") if len(group) > 1 else name, tuple(group))
+    return ImageVolume(name.removesuffix(" [0]") if len(group) > 1 else name, tuple(group))

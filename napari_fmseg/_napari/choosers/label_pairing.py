@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_fmseg._napari.choosers.image_volumes import Case, case_with, cases_of
+from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with, cases_of
 from napari_fmseg._napari.layer_transform import KEY, geometry_of, has_spacing, same_place
 from napari_fmseg._napari.layers import labels_of
 from napari_fmseg.core.errors import GeometryMismatch
@@ -34,8 +34,8 @@ __all__ = [
 NOTE = "image"  # the entry of the metadata
 
 
-def record_of(case: Case, others: Sequence[Case] = (), channels: Sequence[str] = ()) -> dict[str, Any]:
-    """Give the note that labels carry which were made on an image, and on `others` as further channels of it."""
+def record_of(case: ImageVolume, others: Sequence[ImageVolume] = (), channels: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the note that labels carry which were made on an image, and on `others` as further channels of it."""
     layers = [layer for one in (case, *others) for layer in one.layers]
     return {
         "ids": tuple(str(layer.unique_id) for layer in layers),
@@ -46,7 +46,7 @@ def record_of(case: Case, others: Sequence[Case] = (), channels: Sequence[str] =
     }
 
 
-def note_image(layer: Any, case: Case) -> None:
+def note_image(layer: Any, case: ImageVolume) -> None:
     """Note on labels that they belong to an image."""
     layer.metadata = {**layer.metadata, KEY: {**_told(layer), NOTE: record_of(case)}}
 
@@ -67,8 +67,8 @@ def note_new_labels(event: Any) -> None:
         note_image(layer, home)
 
 
-def is_of(layer: Any, case: Case) -> bool | None:
-    """Tell whether labels belong to an image, by what is noted on them; None if nothing is."""
+def is_of(layer: Any, case: ImageVolume) -> bool | None:
+    """Return whether labels belong to an image, by what is noted on them; None if nothing is."""
     told, image = _told(layer), _told(case.layers[0])
     record = _record(layer)
     if set(record.get("ids", ())) & {str(part.unique_id) for part in case.layers}:
@@ -84,8 +84,8 @@ def is_of(layer: Any, case: Case) -> bool | None:
     return False if record or (all(mine) and all(theirs)) else None
 
 
-def image_of(layer: Any, layers: Iterable[Any]) -> Case | None:
-    """Give the open image that labels belong to; None if it is not open, or if nobody knows."""
+def image_of(layer: Any, layers: Iterable[Any]) -> ImageVolume | None:
+    """Return the open image that labels belong to; None if it is not open, or if nobody knows."""
     cases = cases_of(layers)
     for one in _record(layer).get("ids", ()):  # the first channel before the others
         for case in cases:
@@ -100,7 +100,7 @@ def image_of(layer: Any, layers: Iterable[Any]) -> Case | None:
     return found[0] if len(found) == 1 else None
 
 
-def labels_for(case: Case, layers: Iterable[Any]) -> list[Any]:
+def labels_for(case: ImageVolume, layers: Iterable[Any]) -> list[Any]:
     """List the labels layers that belong to an image, in their order."""
     from napari.layers import Labels
 
@@ -109,7 +109,7 @@ def labels_for(case: Case, layers: Iterable[Any]) -> list[Any]:
     return [layer for layer in mine if _is_for(layer, case, layers)]
 
 
-def _is_for(layer: Any, case: Case, layers: Sequence[Any]) -> bool:
+def _is_for(layer: Any, case: ImageVolume, layers: Sequence[Any]) -> bool:
     known = is_of(layer, case)
     if known is None:
         home = image_of(layer, layers)
@@ -117,8 +117,8 @@ def _is_for(layer: Any, case: Case, layers: Sequence[Any]) -> bool:
     return known
 
 
-def why_ask(layer: Any, case: Case, layers: Iterable[Any]) -> str:
-    """Tell in a sentence why labels may not belong to an image; nothing if they do."""
+def why_ask(layer: Any, case: ImageVolume, layers: Iterable[Any]) -> str:
+    """Report in a sentence why labels may not belong to an image; nothing if they do."""
     known = is_of(layer, case)
     if known:
         return ""
@@ -169,8 +169,10 @@ def label_map(layer: Any, layers: Iterable[Any]) -> LabelMap:
     return replace(labels, meta=meta)
 
 
-def lies_on(layer: Any, case: Case) -> bool:
-    """Whether labels have the voxels of an image: in the patient if they know their place there, else in the window."""
+def lies_on(layer: Any, case: ImageVolume) -> bool:
+    """Return whether labels have the voxels of an image: in the patient if they know their place there, else in the
+    window.
+    """
     if tuple(layer.data.shape[-3:]) != tuple(case.layers[0].data.shape[-3:]):
         return False
     if not isinstance(_told(layer).get("geometry"), Geometry):
@@ -182,13 +184,13 @@ def lies_on(layer: Any, case: Case) -> bool:
         return False
 
 
-def _home(layer: Any, cases: Sequence[Case]) -> Case | None:
-    """Give the image that a layer is, or was made on."""
+def _home(layer: Any, cases: Sequence[ImageVolume]) -> ImageVolume | None:
+    """Return the image that a layer is, or was made on."""
     own = case_with(cases, layer)
     return own or next((case for case in cases if is_of(layer, case)), None)
 
 
-def _geometry(case: Case) -> Geometry | None:
+def _geometry(case: ImageVolume) -> Geometry | None:
     try:
         return case.geometry
     except GeometryMismatch:
@@ -204,7 +206,7 @@ def _record(layer: Any) -> Mapping[str, Any]:
 
 
 def _source(layer: Any) -> str:
-    """Give the file of an image layer, and the series where a folder has several; "" if it has none."""
+    """Return the file of an image layer, and the series where a folder has several; "" if it has none."""
     told = _told(layer)
     path = told.get("source") or getattr(getattr(layer, "source", None), "path", None) or ""
     series = (told.get("meta") or {}).get("series_uid") or ""

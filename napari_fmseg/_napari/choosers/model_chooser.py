@@ -8,13 +8,13 @@ from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QListWidget, QListWidgetItem, QVBoxLayout, QWidget
 
-from napari_fmseg._napari.choosers.image_volumes import Case
+from napari_fmseg._napari.choosers.image_volumes import ImageVolume
 from napari_fmseg._napari.common.tooltips import SEGMENT
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.licences import remember_terms, unread_terms
 from napari_fmseg.models.registry import list_models
-from napari_fmseg.pipelines import doubts
+from napari_fmseg.pipelines import compatibility_warnings
 
 __all__ = ["ModelChooser", "all_of", "facts_of"]
 
@@ -109,7 +109,7 @@ class ModelChooser(QWidget):
         self._settle()
         self._select(name)
 
-    def prefer(self, case: Case | None) -> None:
+    def prefer(self, case: ImageVolume | None) -> None:
         """Choose a model that fits a volume, by what its file states, unless somebody has chosen one already."""
         if self._is_settled or case is None:
             return
@@ -123,7 +123,7 @@ class ModelChooser(QWidget):
         self.list.setCurrentRow(rows.index(name) if name in rows else 0)
 
     def _settle(self) -> None:
-        """Take the choice of a model as the user's own."""
+        """Accept the choice of a model as the user's own."""
         self._is_settled, self.reason = True, ""
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
@@ -164,27 +164,29 @@ class ModelChooser(QWidget):
             self.chosen.emit()
 
 
-def is_for(card: ModelCard, case: Case) -> bool:
-    """Whether a model was trained on volumes of this modality and, where it takes several channels, of as many."""
+def is_for(card: ModelCard, case: ImageVolume) -> bool:
+    """Return whether a model was trained on volumes of this modality and, where it takes several channels, of as
+    many.
+    """
     modality = modality_of(case)
     return bool(modality) and card.modality == modality and case.n_channels in (1, len(card.channels))
 
 
-def modality_of(case: Case) -> str:
+def modality_of(case: ImageVolume) -> str:
     """Return the modality that the file of a volume states, in the words of the cards, or nothing."""
     modality = str(case.meta.get("modality") or "")
     return {"PT": "PET", "MRI": "MR"}.get(modality, modality)
 
 
-def _n_doubts(card: ModelCard, case: Case) -> int:
+def _n_doubts(card: ModelCard, case: ImageVolume) -> int:
     """Count what does not look like the volumes that a model was trained on; 0 where the volume's place is unknown."""
     try:
-        return len(list(doubts(case.geometry, case.meta, card)))
+        return len(list(compatibility_warnings(case.geometry, case.meta, card)))
     except GeometryMismatch:
         return 0
 
 
-def _why_none(case: Case) -> str:
+def _why_none(case: ImageVolume) -> str:
     modality = modality_of(case)
     if not modality:
         return f"The file of “{case.name}” does not state whether it is CT, MR or PET. Choose a model that fits."
@@ -197,7 +199,7 @@ def _searched(card: ModelCard) -> str:
 
 
 def facts_of(card: ModelCard) -> str:
-    """Tell what a card says and everybody must know, as rich text of a few lines."""
+    """Return what a card says and everybody must know, as rich text of a few lines."""
     dice = card.scores.get("labels", {})
     told = ", ".join(
         f"{_words(name)} {dice[name]:.2f}" if name in dice else _words(name) for name in card.labels.values()
@@ -218,7 +220,7 @@ def facts_of(card: ModelCard) -> str:
 
 
 def all_of(card: ModelCard) -> str:
-    """Tell the rest of a card, as rich text."""
+    """Return the rest of a card, as rich text."""
     told = {
         "Limits": card.limits,
         "Trained on": card.trained_on,

@@ -18,7 +18,7 @@ _FLAT_MM = 1e-3  # what is thinner than this was drawn in one plane
 
 
 def box_of_shapes(shapes: Any, image: Any) -> Box:
-    """Give the voxels of `image` that the shapes touch: the selected ones, or all if none is selected.
+    """Return the voxels of `image` that the shapes touch: the selected ones, or all if none is selected.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def box_of_shapes(shapes: Any, image: Any) -> Box:
 
 
 def box_of_view(image: Any, displayed: Sequence[int]) -> Box:
-    """Give the voxels of `image` that the canvas shows, over the whole depth.
+    """Return the voxels of `image` that the canvas shows, over the whole depth.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def box_of_view(image: Any, displayed: Sequence[int]) -> Box:
 
 
 def _box(low: npt.NDArray[Any], high: npt.NDArray[Any], image: Any, what: str) -> Box:
-    """Give all voxels that lie, with some part of them, between two corners in the world in mm."""
+    """Return all voxels that lie, with some part of them, between two corners in the world in mm."""
     shape = [int(n) for n in image.data.shape[-3:]]
     matrix = mm_matrix(image)
     reach = _corners(np.full(3, -0.5), np.array(shape) - 0.5) @ matrix[:3, :3].T + matrix[:3, 3]
@@ -88,7 +88,7 @@ def _box(low: npt.NDArray[Any], high: npt.NDArray[Any], image: Any, what: str) -
 
 
 def _corners(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Give the eight corners (8, 3) of a box."""
+    """Return the eight corners (8, 3) of a box."""
     pairs = np.stack([low, high])
     return np.array([[pairs[i, 0], pairs[j, 1], pairs[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
 
@@ -102,7 +102,7 @@ def _checked(first: npt.NDArray[Any], last: npt.NDArray[Any], shape: Sequence[in
 
 
 def cropped(volume: Volume, box: Box) -> Volume:
-    """Give the part of `volume` inside `box`, in its true place; a view."""
+    """Return the part of `volume` inside `box`, in its true place; a view."""
     return Volume(volume.data[(..., *box)], volume.geometry.crop(box), volume.meta)
 
 

@@ -109,7 +109,7 @@ class Curves(QWidget):
             self._timer.start()
 
     def clear(self) -> None:
-        """Take all curves away; their colours stay."""
+        """Accept all curves away; their colours stay."""
         for line in self._lines.values():
             self.plot.removeItem(line)
         for kept in (self._points, self._grain, self._lines, self._looks):
@@ -117,12 +117,12 @@ class Curves(QWidget):
         self._redraw()
 
     def set_colors(self, colors: Mapping[str, Color]) -> None:
-        """Give curves their colours, those that are drawn already too."""
+        """Pass curves their colours, those that are drawn already too."""
         self._colors.update(colors)
         self._redraw()
 
     def values(self, name: str) -> tuple[list[float], list[float]]:
-        """Give the points of a curve: their x and their y."""
+        """Return the points of a curve: their x and their y."""
         points = self._points.get(name, [])
         return [x for x, _, _ in points], [y for _, y, _ in points]
 
@@ -132,7 +132,7 @@ class Curves(QWidget):
         return tuple(self._points)
 
     def color(self, name: str) -> str:
-        """Give the colour of a curve as "#rrggbb"."""
+        """Return the colour of a curve as "#rrggbb"."""
         given = self._colors.get(name)
         if isinstance(given, str):
             return given
@@ -171,7 +171,7 @@ class Curves(QWidget):
         self._fit()
 
     def _dress(self) -> None:
-        """Give the axes the colour of the theme."""
+        """Pass the axes the colour of the theme."""
         self.legend.ensurePolished()  # a style sheet, as napari's, tells its colours only to those that it has dressed
         text = self.legend.palette().color(QPalette.ColorRole.WindowText)
         if self._is_new("axes", text.name()):
@@ -182,7 +182,7 @@ class Curves(QWidget):
                 axis.label.setDefaultTextColor(text)
 
     def _frame(self) -> None:
-        """Let the axes reach as far as the values, and somewhat farther: their numbers take longest to draw."""
+        """Allow the axes reach as far as the values, and somewhat farther: their numbers take longest to draw."""
         points = [point for points in self._points.values() for point in points]
         if not points:
             return
@@ -201,13 +201,15 @@ class Curves(QWidget):
             self.plot.setYRange(*self._looks["y"], padding=0.02)
 
     def _is_new(self, what: str, look: Any) -> bool:
-        """Whether something looks otherwise than before; it is taken to look so from now on."""
+        """Return whether something looks otherwise than before; it is taken to look so from now on."""
         changed: bool = self._looks.get(what) != look
         self._looks[what] = look
         return changed
 
     def _fit(self) -> None:
-        """Ask for the height that plot and legend need: a layout does not, where the one has a policy to be ignored."""
+        """Request for the height that plot and legend need: a layout does not, where the one has a policy to be
+        ignored.
+        """
         below = self.legend.heightForWidth(self.width()) + _SPACING if self._points else 0
         self.setMinimumHeight(_LEAST_HEIGHT + below)
 
@@ -219,7 +221,7 @@ class Curves(QWidget):
 
 
 def _joined(first: tuple[float, float, int], *second: tuple[float, float, int]) -> tuple[float, float, int]:
-    """Give two points of a curve as one, at their mean."""
+    """Return two points of a curve as one, at their mean."""
     points = (first, *second)
     n = sum(count for _, _, count in points)
     return sum(x * k for x, _, k in points) / n, sum(y * k for _, y, k in points) / n, n

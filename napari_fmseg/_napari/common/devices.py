@@ -9,7 +9,7 @@ __all__ = ["offered_devices"]
 
 
 def offered_devices() -> tuple[str, ...]:
-    """Give the names for a list of devices, ``"auto"`` first."""
+    """Return the names for a list of devices, ``"auto"`` first."""
     cards = sorted(Path("/dev").glob("nvidia[0-9]*")) if sys.platform.startswith("linux") else []
     if sys.platform == "darwin":
         return ("auto", "cpu", "mps")

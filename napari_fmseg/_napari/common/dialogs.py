@@ -100,7 +100,7 @@ def show_error(parent: QWidget | None, error: BaseException, *, title: str = "fm
 def ask(
     parent: QWidget | None, title: str, text: str, yes: str = "Yes", no: str = "No", *, default_no: bool = True
 ) -> bool:
-    """Ask a question and wait for the answer.
+    """Request a question and wait for the answer.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def ask(
 
 
 def choose(parent: QWidget | None, title: str, text: str, answers: Sequence[str]) -> int | None:
-    """Ask a question with several answers and wait for one.
+    """Request a question with several answers and wait for one.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def choose(parent: QWidget | None, title: str, text: str, answers: Sequence[str]
 
 
 def on_screen(kind: type[Kind]) -> Kind | None:
-    """Give the dialog of `kind` that is open now, or None: for tests, which click it from a timer."""
+    """Return the dialog of `kind` that is open now, or None: for tests, which click it from a timer."""
     for widget in QApplication.topLevelWidgets():
         if isinstance(widget, kind) and widget.isVisible():
             return widget
@@ -345,7 +345,7 @@ def sentences(error: BaseException) -> tuple[str, str]:
 
 
 def details(error: BaseException) -> str:
-    """Tell versions and the chain of causes with their places in the code, and nothing that could name a patient.
+    """Report versions and the chain of causes with their places in the code, and nothing that could name a patient.
 
     The error's own message stands above, in the dialog; in those of its causes paths are left out.
     """
@@ -353,7 +353,7 @@ def details(error: BaseException) -> str:
 
 
 def versions() -> str:
-    """Tell the versions that matter, a line each, without importing any of them."""
+    """Return the versions that matter, a line each, without importing any of them."""
     found = [f"napari-fmseg {__version__}", f"Python {platform.python_version()}", platform.platform(terse=True)]
     for name in _PACKAGES:
         try:
@@ -364,7 +364,7 @@ def versions() -> str:
 
 
 def _trace(error: BaseException) -> str:
-    """Give the chain of causes, first cause first, without values, paths of data or names of users."""
+    """Return the chain of causes, first cause first, without values, paths of data or names of users."""
     chain: list[tuple[BaseException, str]] = []
     link: BaseException | None = error
     joint = ""
@@ -384,7 +384,7 @@ def _trace(error: BaseException) -> str:
 
 
 def _short(filename: str) -> str:
-    """Give a module's path from its package on, so that no user's name is in it."""
+    """Return a module's path from its package on, so that no user's name is in it."""
     path = Path(filename)
     for root in sorted((Path(p) for p in sys.path if p), key=lambda p: -len(p.parts)):
         if path.is_relative_to(root):
@@ -397,7 +397,7 @@ def _without_paths(text: str) -> str:
 
 
 def text_label(text: str, *, bold: bool = False) -> QLabel:
-    """Give text that wraps and can be selected; what looks like markup stays as it is."""
+    """Return text that wraps and can be selected; what looks like markup stays as it is."""
     label = QLabel(text)
     label.setTextFormat(Qt.TextFormat.PlainText)
     label.setWordWrap(True)

@@ -35,7 +35,7 @@ class Links:
             self._links.append((emitter, WeakMethod(method)))
 
     def end(self) -> None:
-        """Let go of everything; again does no harm."""
+        """Allow go of everything; again does no harm."""
         _end(self._links)
 
 

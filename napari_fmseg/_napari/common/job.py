@@ -77,7 +77,7 @@ class Job:
         self._thread.start()
 
     def cancel(self) -> None:
-        """Ask for the end and return at once; `finished(False)` follows."""
+        """Request for the end and return at once; `finished(False)` follows."""
         if self.cancelled or not self.running:
             return
         self._mail.cancelled = True
@@ -111,7 +111,7 @@ class Job:
             self._mail.post(_End(end))
 
     def _run(self) -> bool:
-        """Whether the iterator came to its end."""
+        """Return whether the iterator came to its end."""
         events = iter(()) if self.cancelled else self._make_events()
         try:
             for event in events:
@@ -168,7 +168,7 @@ class _Mailbox(QObject):
         self._posted.emit()
 
     def _deliver(self) -> None:
-        """Hand one event over, or wait until a bar may move again."""
+        """Pass one event over, or wait until a bar may move again."""
         event = self._next()
         if event is None:
             return
@@ -186,7 +186,7 @@ class _Mailbox(QObject):
             self._posted.emit()
 
     def _next(self) -> Any:
-        """Take what is due; if something is to come later, the timer will call again."""
+        """Accept what is due; if something is to come later, the timer will call again."""
         with self._lock:
             if self.cancelled:  # whoever cancels does not want what was under way
                 self._mail = deque(event for event in self._mail if isinstance(event, _End))
@@ -271,7 +271,7 @@ def _nothing() -> Iterator[Any]:
 
 
 def _told(error: Exception) -> FmsegError:
-    """Give an unexpected error as one that can be shown; the original is its cause."""
+    """Return an unexpected error as one that can be shown; the original is its cause."""
     first = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, MemoryError):
         told: FmsegError = DeviceMemory(

@@ -64,7 +64,7 @@ class OptionsForm(QWidget):
             self._widgets[field.name] = widget
 
     def values(self) -> dict[str, Any]:
-        """Give the value of every field that is shown."""
+        """Return the value of every field that is shown."""
         return {name: widget.value for name, widget in self._widgets.items()}
 
     def set_values(self, values: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ class OptionsForm(QWidget):
                 self._widgets[name].value = value
 
     def allow(self, name: str, why_not: str = "") -> None:
-        """Let the user change a field; or not, with the reason as its tooltip."""
+        """Allow the user change a field; or not, with the reason as its tooltip."""
         widget = self._widgets[name].native
         widget.setEnabled(not why_not)
         widget.setToolTip(why_not or self._helps.get(name, ""))
@@ -127,7 +127,7 @@ def _widget(field: Any, hint: Any, choices: Sequence[Any] | None) -> Any:
 
 
 def label_of(name: str) -> str:
-    """Give a field's name as words: ``min_part_ml`` becomes "Min part (ml)"."""
+    """Return a field's name as words: ``min_component_ml`` becomes "Min part (ml)"."""
     *words, last = name.split("_")
     units = {"ml", "mm", "seconds"}
     text = " ".join(words) if last in units and words else " ".join([*words, last])

@@ -61,7 +61,7 @@ class Preferences:
 
 
 def load() -> Preferences:
-    """Give the user's choices; a value that makes no sense is warned of and replaced by its default."""
+    """Return the user's choices; a value that makes no sense is warned of and replaced by its default."""
     settings = _settings()
     if settings is None:
         return Preferences()
@@ -101,7 +101,7 @@ def save(preferences: Preferences) -> None:
 
 
 def _settings() -> Any | None:
-    """Give napari's settings of this plugin, or None where they are not to be had."""
+    """Return napari's settings of this plugin, or None where they are not to be had."""
     try:
         from napari.settings import get_plugin_settings
     except ImportError:  # before napari 0.9

@@ -30,7 +30,7 @@ KEYS = MappingProxyType(
 
 
 def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) -> QShortcut | None:
-    """Let the key `name` of `KEYS` call `action` while `dock` exists.
+    """Allow the key `name` of `KEYS` call `action` while `dock` exists.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) ->
 
 
 def taken(viewer: Any, key: str) -> bool:
-    """Tell whether a key such as "Ctrl+Alt+R" does something in `viewer` already."""
+    """Return whether a key such as "Ctrl+Alt+R" does something in `viewer` already."""
     wanted = QKeySequence(key)
     window = window_of(viewer)
     if window is not None:
@@ -72,7 +72,7 @@ def taken(viewer: Any, key: str) -> bool:
 
 
 def _is_idle(shortcut: QShortcut) -> bool:
-    """Tell whether it belongs to a dock of ours that was closed: a hidden widget's key does nothing."""
+    """Return whether it belongs to a dock of ours that was closed: a hidden widget's key does nothing."""
     owner = shortcut.parent()
     return bool(shortcut.objectName().startswith("fmseg_") and isinstance(owner, QWidget) and not owner.isVisible())
 

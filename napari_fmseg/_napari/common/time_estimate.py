@@ -32,7 +32,7 @@ class Estimate:
         self.seconds: dict[str, float] = {}  # of this run, by the clock
 
     def enter(self, stage: str, done: int, total: int, now: float) -> None:
-        """Take in that `done` of `total` parts of a stage are finished."""
+        """Accept in that `done` of `total` parts of a stage are finished."""
         if stage != self._stage:
             self._leave(now)
             if stage not in self._stages:
@@ -66,7 +66,7 @@ class Estimate:
         return min(1.0, (over + (self._part * self._weight(self._stage) if self._stage else 0.0)) / total)
 
     def seconds_left(self, now: float) -> float | None:
-        """Seconds until the end, or None while nobody can tell."""
+        """Return seconds until the end, or None while nobody can tell."""
         at = self._stages.index(self._stage) if self._stage in self._stages else self._index()
         ahead = self._stages[at:]
         if all(stage in self._known for stage in ahead):
@@ -78,7 +78,7 @@ class Estimate:
 
 
 def said(seconds: float) -> str:
-    """Give a time as people say it: ``0.42 s``, ``12 s``, ``3 min 20 s``."""
+    """Return a time as people say it: ``0.42 s``, ``12 s``, ``3 min 20 s``."""
     if seconds < 10:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

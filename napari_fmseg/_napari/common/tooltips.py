@@ -35,7 +35,7 @@ class SEGMENT:
     run_busy = "A run is going on. Cancel it, or wait until it is done."
     cancel = "Stop the run. Stages that are done stay. (Ctrl+Alt+C)"
     keep_largest = "Keep only the largest connected part of every class; small islands go."
-    min_part_ml = "Remove connected parts smaller than this, in millilitres. 0 keeps all."
+    min_component_ml = "Remove connected parts smaller than this, in millilitres. 0 keeps all."
     show_stages = "Show the coarse labels and the attention map on the way. Without them the run is a little faster."
     min_part_no_spacing = (
         "The size of a voxel of this image is not known (its units are pixels), so that parts cannot be told by their "

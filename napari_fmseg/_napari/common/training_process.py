@@ -111,7 +111,9 @@ class TrainingRun:
         self._enter("preparing")
 
     def stop(self) -> None:
-        """Ask the training to stop and keep the best so far; returns at once, "stopped" follows within two seconds."""
+        """Request the training to stop and keep the best so far; returns at once, "stopped" follows within two
+        seconds.
+        """
         if self._training is not None and self.running:
             self._asked = True
             self._training.stop()
@@ -167,14 +169,14 @@ class _Clock:
         self._stage, self._step, self._total = "", 0, 0
 
     def take(self, event: StepDone, now: float) -> None:
-        """Take in a step."""
+        """Accept in a step."""
         self._stage, self._step, self._total = event.stage, event.step, event.total
         self._over[event.stage] = event.step
         if self._first is None:
             self._first = (now, event.step)
 
     def _all(self, steps: Mapping[str, int]) -> tuple[int, int]:
-        """Give the steps that are done, those of earlier stages too, and those of all stages."""
+        """Return the steps that are done, those of earlier stages too, and those of all stages."""
         stages = list(steps)
         at = stages.index(self._stage) if self._stage in stages else 0
         before, after = sum(steps[s] for s in stages[:at]), sum(steps[s] for s in stages[at + 1 :])
@@ -193,7 +195,7 @@ class _Clock:
 
 
 def _thinned(events: Generator[TrainEvent, None, None]) -> Iterator[TrainEvent]:
-    """Give every event, of fast steps one for several; the last one before anything else always."""
+    """Yield every event, of fast steps one for several; the last one before anything else always."""
     waiting: list[StepDone] = []
     last = 0.0
     with contextlib.closing(events):
@@ -213,5 +215,5 @@ def _thinned(events: Generator[TrainEvent, None, None]) -> Iterator[TrainEvent]:
 
 
 def _mean(steps: Sequence[StepDone]) -> StepDone:
-    """Give the last of several steps with the mean loss of all."""
+    """Return the last of several steps with the mean loss of all."""
     return dataclasses.replace(steps[-1], loss=sum(step.loss for step in steps) / len(steps))

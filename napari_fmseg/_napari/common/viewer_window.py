@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget
 
-__all__ = ["camera_of", "history_of", "plain", "set_view_direction", "window_of"]
+__all__ = ["camera_of", "history_of", "set_view_direction", "unwrap_viewer", "window_of"]
 
 
-def plain(viewer: Any) -> Any:
-    """Give the viewer itself where napari hands a plugin a stand-in for it.
+def unwrap_viewer(viewer: Any) -> Any:
+    """Return the viewer itself where napari hands a plugin a stand-in for it.
 
     A stand-in wraps anew whatever is asked of it, so that one layer is never the same object twice, and Qt does not
     take its window for one.
@@ -22,7 +22,7 @@ def plain(viewer: Any) -> Any:
 def window_of(viewer: Any) -> QWidget | None:
     """Return the main window of a viewer as a parent for dialogs; None for a `ViewerModel` or a closed one."""
     try:
-        window: QWidget | None = getattr(getattr(plain(viewer), "window", None), "_qt_window", None)
+        window: QWidget | None = getattr(getattr(unwrap_viewer(viewer), "window", None), "_qt_window", None)
     except RuntimeError:  # Qt has deleted it already
         return None
     return window

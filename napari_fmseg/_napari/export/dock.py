@@ -26,7 +26,7 @@ from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.shortcuts import bind
 from napari_fmseg._napari.common.tooltips import EXPORT
-from napari_fmseg._napari.common.viewer_window import plain
+from napari_fmseg._napari.common.viewer_window import unwrap_viewer
 from napari_fmseg._napari.common.widgets import ErrorBox, Note
 from napari_fmseg._napari.export.format_form import Way
 from napari_fmseg._napari.export.label_origin import Origin, in_file_order, origin_of, snapshot
@@ -51,7 +51,7 @@ class ExportDock(Dock):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
-        self.viewer = napari_viewer = plain(napari_viewer)
+        self.viewer = napari_viewer = unwrap_viewer(napari_viewer)
         self.origin = Origin()
         self.job: Job | None = None
         self._written: list[Path] = []
@@ -178,7 +178,7 @@ class ExportDock(Dock):
         self._look()
 
     def _look(self) -> None:
-        """Say whether an export is possible, and if not, why."""
+        """Report whether an export is possible, and if not, why."""
         why = self._why_not()
         self.export_button.setEnabled(not why)
         self.export_button.setToolTip(why or EXPORT.export)

@@ -52,7 +52,7 @@ class Origin:
         return str((self.meta or {}).get("series_uid") or "") or None
 
     def why_no_dicom(self) -> str:
-        """Say why no DICOM SEG can be written, or "" if one can; looks at the disk."""
+        """Return why no DICOM SEG can be written, or "" if one can; looks at the disk."""
         if self.doubtful:
             names = ", ".join(self.doubtful)
             return (f"The labels lie on the voxels of {names}, and nothing says on which of them they were made. Close "
@@ -66,14 +66,14 @@ class Origin:
         return "" if is_dicom_source(self.source) else f"{EXPORT.dicom_disabled} {self.source.name} is not."
 
     def like(self, labels: LabelMap) -> Volume | None:
-        """Give the image as far as a label file needs it (its voxels are not there), if the labels lie on it."""
+        """Return the image as far as a label file needs it (its voxels are not there), if the labels lie on it."""
         if self.filed is None or not labels.geometry.matches(self.filed):
             return None
         return Volume(np.broadcast_to(np.uint8(0), self.filed.shape), self.filed, dict(self.meta or {}))
 
 
 def origin_of(layer: Any, layers: Iterable[Any]) -> Origin:
-    """Tell where the labels of a layer come from.
+    """Return where the labels of a layer come from.
 
     Parameters
     ----------

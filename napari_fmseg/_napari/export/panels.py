@@ -172,7 +172,7 @@ class Destination(QWidget):
         return next((path.name[: -len(end)] for end in SUFFIXES if path.name.lower().endswith(end)), path.name)
 
     def set_suffix(self, suffix: str) -> None:
-        """Ask for a file with `suffix`, or for a folder with ""."""
+        """Request for a file with `suffix`, or for a folder with ""."""
         path, stem = self.path, self.stem
         self._suffix = suffix
         if path is not None and stem:
@@ -238,5 +238,5 @@ class Outcome(QFrame):
 
 
 def _breakable(path: Path) -> str:
-    """Let a long path be broken into lines behind its separators."""
+    """Allow a long path be broken into lines behind its separators."""
     return str(path).replace("/", "/\u200b").replace("\\", "\\\u200b")

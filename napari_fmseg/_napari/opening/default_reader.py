@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OURS", "PATTERNS", "chosen_elsewhere", "forget", "offer_precedence", "remembered", "take_precedence"]
+__all__ = ["OURS", "PATTERNS", "chosen_elsewhere", "forget", "offer_as_default_reader", "remembered", "take_precedence"]
 
 OURS = "napari-fmseg"
 PATTERNS = ("*.nii", "*.nii.gz", "*.hdr", "*.img", "*.hdr.gz", "*.img.gz", "*.nrrd", "*.nhdr", "*.mha", "*.mhd",
@@ -23,7 +23,7 @@ _FOLDERS = "*?/"
 _offering: set[int] = set()  # dialogs that stand on the screen
 
 
-def offer_precedence(parent: Any, *, ask: Callable[[str, Callable[[bool], None]], None] | None = None) -> bool:
+def offer_as_default_reader(parent: Any, *, ask: Callable[[str, Callable[[bool], None]], None] | None = None) -> bool:
     """Offer once to open scans with our reader from now on, without napari's question; call it when a dock opens.
 
     Nothing happens if it was answered before, if nothing would change, or if the window is not on the screen.
@@ -70,7 +70,7 @@ def take_precedence() -> dict[str, str]:
 
 
 def chosen_elsewhere(settings: Mapping[str, str]) -> dict[str, str]:
-    """Tell which of our patterns the settings give to another reader, by the same or a wider pattern."""
+    """Return which of our patterns the settings give to another reader, by the same or a wider pattern."""
     elsewhere = {}
     for pattern in PATTERNS:
         example = f"folder/scan{pattern[1:]}" if pattern != _FOLDERS else "folder/scan/"

@@ -116,7 +116,7 @@ class DropZone(QWidget):
             button.setEnabled(not name)
 
     def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
-        """Take drags with files, unless busy."""
+        """Accept drags with files, unless busy."""
         if event is None:
             return
         if self.busy or not _paths_in(event.mimeData()):
@@ -126,11 +126,11 @@ class DropZone(QWidget):
         event.acceptProposedAction()
 
     def dragLeaveEvent(self, event: QDragLeaveEvent | None) -> None:
-        """Look as before."""
+        """Inspect as before."""
         self._frame.setStyleSheet(_FRAME)
 
     def dropEvent(self, event: QDropEvent | None) -> None:
-        """Hand on the files and folders that were dropped."""
+        """Pass on the files and folders that were dropped."""
         self._frame.setStyleSheet(_FRAME)
         paths = _paths_in(event.mimeData()) if event is not None else []
         if event is None or self.busy or not paths:

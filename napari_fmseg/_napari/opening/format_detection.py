@@ -16,7 +16,7 @@ _OPENED = 24  # files among them whose first bytes are read
 
 
 def is_ours(path: Path) -> bool:
-    """Tell whether a file or folder looks like a volume of ours; a damaged one does, so that reading says so."""
+    """Return whether a file or folder looks like a volume of ours; a damaged one does, so that reading says so."""
     suffix = suffix_of(path)
     try:
         if path.is_dir():
@@ -31,7 +31,7 @@ def is_ours(path: Path) -> bool:
 
 
 def _has_ours(folder: Path) -> bool:
-    """Whether one of the first names in a folder, level by level, is one of ours."""
+    """Return whether one of the first names in a folder, level by level, is one of ours."""
     looked_at = opened = 0
     folders = deque([folder])
     while folders:

@@ -40,7 +40,7 @@ class Hint(Enum):
 
 
 def hint_of(path: Path) -> Hint:
-    """Tell what the header, else the name of a file or of its folder, says.
+    """Return what the header, else the name of a file or of its folder, says.
 
     A NIfTI's intent or label table, the segment fields of NRRD and MetaImage, and being a DICOM SEG count as the
     header's word.
@@ -53,7 +53,7 @@ def hint_of(path: Path) -> Hint:
 
 
 def _spread(name: str) -> str:
-    """Part words that are written together: "ctMask01" becomes "ct mask01"."""
+    """Return the part words that are written together: "ctMask01" becomes "ct mask01"."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name).lower()
 
 
@@ -102,7 +102,7 @@ def _nifti_says_labels(path: Path) -> bool:
 
 
 def are_labels(data: npt.NDArray[Any], hint: Hint) -> bool:
-    """Whether the values look like labels: whole numbers from 0, few of them, in flat areas.
+    """Return whether the values look like labels: whole numbers from 0, few of them, in flat areas.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def are_labels(data: npt.NDArray[Any], hint: Hint) -> bool:
 
 
 def _flatness(rows: npt.NDArray[Any]) -> float:
-    """Share of the voxels above 0 whose next one in the row has the same value."""
+    """Return the share of the voxels above 0 whose next one in the row has the same value."""
     here, there = rows[:, :-1], rows[:, 1:]
     inside = here > 0
     count = int(np.count_nonzero(inside))

@@ -13,7 +13,7 @@ from napari_fmseg._napari.opening.label_detection import Hint, are_labels, hint_
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.io import read_labels, read_volume, suffix_of
-from napari_fmseg.io.series_previews import Offer, list_offers
+from napari_fmseg.io.series_previews import SeriesPreview, preview_series
 
 __all__ = ["distinct", "layers_of", "offers_instead", "overlay_on", "remarks_on"]
 
@@ -64,7 +64,7 @@ def layers_of(path: Path | str, *, series: str | None = None, name: str = "") ->
     return _images(volume, name or _name(path, volume), str(path))
 
 
-def offers_instead(path: Path | str, error: FmsegError) -> tuple[Offer, ...]:
+def offers_instead(path: Path | str, error: FmsegError) -> tuple[SeriesPreview, ...]:
     """List what could be read where reading `path` as one volume failed.
 
     Raises
@@ -76,7 +76,7 @@ def offers_instead(path: Path | str, error: FmsegError) -> tuple[Offer, ...]:
     if not (path.is_dir() or suffix_of(path) == ".zip" or path.name.upper() == "DICOMDIR"):
         raise error
     try:
-        offers = list_offers(path)
+        offers = preview_series(path)
     except FmsegError:
         raise error from None
     if len(offers) < 2:
@@ -98,7 +98,8 @@ def distinct(paths: Iterable[str | os.PathLike[str]]) -> list[str]:
 
 
 def overlay_on(viewer: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Tell how a PET looks over an image of another kind that the viewer shows already; {} where it is none, or alone.
+    """Return how a PET looks over an image of another kind that the viewer shows already; {} where it is none, or
+    alone.
 
     Parameters
     ----------

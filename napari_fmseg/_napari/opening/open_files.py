@@ -20,7 +20,7 @@ from napari_fmseg._napari.opening.layer_data import distinct, layers_of, offers_
 from napari_fmseg._napari.recovery.autosave import Recovery
 from napari_fmseg._napari.segment.scan_view import attend
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume
-from napari_fmseg.io.series_previews import Offer
+from napari_fmseg.io.series_previews import SeriesPreview
 
 __all__ = ["Opening", "look_at", "open_paths", "tell"]
 
@@ -41,7 +41,7 @@ class _Outcome:
     wanted: _Wanted
     layers: list[Any] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
-    offers: tuple[Offer, ...] = ()
+    offers: tuple[SeriesPreview, ...] = ()
     error: FmsegError | None = None
 
 

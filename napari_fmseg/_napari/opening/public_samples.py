@@ -74,7 +74,7 @@ class PublicSample:
 
 
 def samples_folder() -> Path:
-    """Where downloaded volumes are kept: below the folder for downloads that the preferences name."""
+    """Return where downloaded volumes are kept: below the folder for downloads that the preferences name."""
     return load().folder / "samples"
 
 

@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_fmseg._napari.common.tooltips import OPEN
-from napari_fmseg.io.series_previews import Offer
+from napari_fmseg.io.series_previews import SeriesPreview
 
 __all__ = ["SeriesChooser", "choose"]
 
@@ -29,8 +29,8 @@ _COLUMNS = ("Series", "Type", "Slices", "Size (voxels)", "Spacing (mm)", "Files"
 _PICTURE = 72
 
 
-def choose(offers: Sequence[Offer], parent: QWidget | None = None) -> list[Offer]:
-    """Ask which to open; none if the user cancels."""
+def choose(offers: Sequence[SeriesPreview], parent: QWidget | None = None) -> list[SeriesPreview]:
+    """Request which to open; none if the user cancels."""
     dialog = SeriesChooser(offers, parent)
     try:
         return dialog.chosen if dialog.exec() == QDialog.DialogCode.Accepted else []
@@ -44,12 +44,12 @@ class SeriesChooser(QDialog):
     Parameters
     ----------
     offers
-        What there is; see `napari_fmseg.io.series_previews.list_offers`.
+        What there is; see `napari_fmseg.io.series_previews.preview_series`.
     parent
         The window before which it stands.
     """
 
-    def __init__(self, offers: Sequence[Offer], parent: QWidget | None = None) -> None:
+    def __init__(self, offers: Sequence[SeriesPreview], parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._offers = tuple(offers)
         place = self._offers[0].path if self._offers else None
@@ -79,7 +79,7 @@ class SeriesChooser(QDialog):
         self._select_largest()
 
     @property
-    def chosen(self) -> list[Offer]:
+    def chosen(self) -> list[SeriesPreview]:
         """What is selected, in the order of the list."""
         return [
             offer for i, offer in enumerate(self._offers) if (item := self._list.topLevelItem(i)) and item.isSelected()
@@ -124,7 +124,7 @@ class SeriesChooser(QDialog):
         self._open.setToolTip("" if count else OPEN.no_series)
 
 
-def _texts(offer: Offer) -> list[str]:
+def _texts(offer: SeriesPreview) -> list[str]:
     z, y, x = offer.shape
     dz, dy, dx = offer.spacing
     name = offer.description or "(no description)"

@@ -24,7 +24,7 @@ from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.time_estimate import said
 from napari_fmseg._napari.common.tooltips import PRETRAIN
 from napari_fmseg._napari.common.training_process import TrainingRun
-from napari_fmseg._napari.common.viewer_window import plain
+from napari_fmseg._napari.common.viewer_window import unwrap_viewer
 from napari_fmseg._napari.common.widgets import Column, ErrorBox, Note
 from napari_fmseg._napari.pretrain.form import PretrainForm
 from napari_fmseg._napari.pretrain.panels import LeftOut, Outcome, Plots, SampleLayers, folder_in
@@ -65,7 +65,7 @@ class PretrainDock(Dock):
     ) -> None:
         super().__init__()
         self.setObjectName("fmseg_pretrain")
-        self.viewer = napari_viewer = plain(napari_viewer)
+        self.viewer = napari_viewer = unwrap_viewer(napari_viewer)
         self.training = TrainingRun(self, program=program)
         self._said = ""
         self.form = PretrainForm(more)
@@ -148,7 +148,7 @@ class PretrainDock(Dock):
     # --- a run ---
 
     def _allow(self) -> None:
-        """Let the user start, stop and resume, or say in the tooltips why not."""
+        """Allow the user start, stop and resume, or say in the tooltips why not."""
         busy, out = self.training.running, self.form.out.path
         there = recipe_in(out) if out is not None else None
         why_not = PRETRAIN.start_busy if busy else self.form.why_not() or (PRETRAIN.start_there if there else "")
@@ -226,7 +226,7 @@ class PretrainDock(Dock):
         self.error.tell(error)
 
     def _on_tick(self) -> None:
-        """Say how far it is."""
+        """Report how far it is."""
         training = self.training
         self.bar.setVisible(training.running)
         self.bar.setValue(int(training.fraction * _BAR))
@@ -247,7 +247,7 @@ class PretrainDock(Dock):
     # --- what comes after it ---
 
     def _on_use(self, path: Path) -> None:
-        """Hand the model on: to whoever listens, to the Teach panel, and to the clipboard."""
+        """Pass the model on: to whoever listens, to the Teach panel, and to the clipboard."""
         QApplication.clipboard().setText(str(path))
         self.ready.emit(path)
         begin_from = self._teaching()
@@ -270,7 +270,7 @@ class PretrainDock(Dock):
     # --- coming and going ---
 
     def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
-        """Take a folder wherever it is dropped on the dock."""
+        """Accept a folder wherever it is dropped on the dock."""
         if event is not None and folder_in(event) and not self.training.running:
             event.acceptProposedAction()
 

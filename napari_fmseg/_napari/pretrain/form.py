@@ -122,7 +122,7 @@ class PretrainForm(QWidget):
         rows.addWidget(self.more)
 
     def why_not(self) -> str:
-        """Tell why nothing can be started, or nothing."""
+        """Return why nothing can be started, or nothing."""
         folder = self.volumes.path
         if folder is None:
             return PRETRAIN.start_no_folder
@@ -131,7 +131,7 @@ class PretrainForm(QWidget):
         return "" if self.out.path is not None else PRETRAIN.start_no_place
 
     def plan(self) -> Plan:
-        """Give what is chosen; only while `why_not` is empty."""
+        """Return what is chosen; only while `why_not` is empty."""
         folder, out = self.volumes.path, self.out.path
         if folder is None or out is None:
             raise FmsegError(self.why_not())

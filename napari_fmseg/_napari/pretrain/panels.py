@@ -78,7 +78,7 @@ class FolderRow(QWidget):
 
 
 def folder_in(event: QDragEnterEvent | QDropEvent | None) -> str:
-    """Give the folder that is dropped, that of a file that is dropped, or ""."""
+    """Return the folder that is dropped, that of a file that is dropped, or ""."""
     mime: QMimeData | None = event.mimeData() if event is not None else None
     if mime is None or not mime.hasUrls():
         return ""
@@ -168,7 +168,7 @@ class LeftOut(QWidget):
         self.hide()
 
     def take(self, text: str) -> bool:
-        """Take in a warning; says whether it is of a file that was left out."""
+        """Accept in a warning; says whether it is of a file that was left out."""
         if _IS_LEFT_OUT not in text:
             return False
         if text not in self.texts:  # a run that is resumed tells it again
@@ -267,5 +267,5 @@ class SampleLayers:
             self._viewer.layers.selection.active = active
 
     def forget(self) -> None:
-        """Let the next sample have layers again where those of this run are gone."""
+        """Allow the next sample have layers again where those of this run are gone."""
         self._layers = {name: layer for name, layer in self._layers.items() if layer in self._viewer.layers}

@@ -13,7 +13,7 @@ import tomli_w
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer
 from napari_fmseg._napari.segment.scan_view import DERIVED
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.models.registry import find_card
@@ -95,13 +95,13 @@ def write(plan: Plan) -> Path:
         "fusion": {"patch": list(plan.patch), "block": _blocks(plan.patch), **plan.more.get("fusion", {})},
     }
     path = plan.out / "recipe.toml"
-    with written_beside(path) as file:
+    with atomic_write(path) as file:
         tomli_w.dump(table, file)
     return path
 
 
 def _blocks(patch: Size) -> list[list[int]]:
-    """Give the smallest and the largest block: as published, where at least two by two by two fit into the patch.
+    """Return the smallest and the largest block: as published, where at least two by two by two fit into the patch.
 
     With fewer, the share of blocks that are mixed, rounded down, is none at all, and there is nothing to learn.
     """
@@ -109,13 +109,13 @@ def _blocks(patch: Size) -> list[list[int]]:
 
 
 def recipe_in(out: Path) -> Path | None:
-    """Give the recipe of the run that lies in a folder, or None."""
+    """Return the recipe of the run that lies in a folder, or None."""
     path = out / "recipe.toml"
     return path if path.is_file() and (out / "run.json").is_file() else None
 
 
 def model_in(out: Path) -> Path | None:
-    """Give the card of the model that a run has left, or None."""
+    """Return the card of the model that a run has left, or None."""
     for path in sorted(out.glob("*-pretrained.toml")):
         try:
             _ = find_card(path).weights_path
@@ -176,7 +176,7 @@ def sample_layers(path: Path, known: Collection[str] = ()) -> Iterator[Shown]:
 
 
 def _placed(arrays: Mapping[str, Any]) -> list[LayerData]:
-    """Give the parts of a sample as layers, from left to right."""
+    """Return the parts of a sample as layers, from left to right."""
     fused = arrays["fused volume"]
     z, y, x = (float(s) for s in arrays["spacing"])
     width = (fused.shape[2] + _GAP) * x

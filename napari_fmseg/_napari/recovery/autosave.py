@@ -17,7 +17,7 @@ from qtpy.QtCore import QEvent, QObject, QTimer, Signal
 from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_fmseg._napari.common.preferences import Preferences, load
-from napari_fmseg._napari.common.viewer_window import history_of, plain, window_of
+from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
 from napari_fmseg._napari.recovery.autosave_store import (
     KEPT_DAYS,
     Autosave,
@@ -69,8 +69,8 @@ class Recovery(QObject):
 
     @classmethod
     def of(cls, viewer: Any) -> Recovery:
-        """Give the one that watches `viewer`, and make it if there is none."""
-        viewer = plain(viewer)
+        """Return the one that watches `viewer`, and make it if there is none."""
+        viewer = unwrap_viewer(viewer)
         window = window_of(viewer)
         found = window.findChild(cls) if window is not None else None
         return found if found is not None else cls(viewer, window)
@@ -134,7 +134,7 @@ class Recovery(QObject):
         return self._edits.get(layer, 0)
 
     def settled(self, layer: Any, edits: int | None = None) -> None:
-        """Say that what `layer` holds is safe elsewhere (exported, or just computed): its copy is removed.
+        """Report that what `layer` holds is safe elsewhere (exported, or just computed): its copy is removed.
 
         What is painted on it afterwards is copied again.
 
@@ -171,7 +171,7 @@ class Recovery(QObject):
         threading.Thread(target=self._write, args=(jobs, self.session), name="fmseg-autosave").start()
 
     def offer(self) -> None:
-        """Ask what to do with labels that a crash left behind, if there are any."""
+        """Request what to do with labels that a crash left behind, if there are any."""
         left = abandoned({_root(load()), _root(Preferences())})
         if left:
             self._open(left, is_crash=True)
@@ -223,7 +223,7 @@ class Recovery(QObject):
     # --- what was painted and not saved
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Ask before the window closes with labels that were painted and not saved."""
+        """Request before the window closes with labels that were painted and not saved."""
         if event is not None and event.type() == QEvent.Type.Close and not self._may_close():
             event.ignore()
             return True
@@ -270,7 +270,7 @@ class Recovery(QObject):
             self.retired.emit(saves)
 
     def _on_retired(self, saves: list[Autosave]) -> None:
-        """Tell that labels were removed, with a button that puts them back."""
+        """Report that labels were removed, with a button that puts them back."""
         if not saves or (self._window is not None and not self._window.isVisible()):
             return
         from napari.utils.notifications import Notification, notification_manager

@@ -38,7 +38,7 @@ import psutil
 
 from napari_fmseg._napari.layers import KEY, LayerData, along, as_filed, geometry_of
 from napari_fmseg._napari.recovery.metadata_json import packed, unpacked
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch, UnreadableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.io import read_labels, write_labels
@@ -94,7 +94,7 @@ class Autosave:
 
 
 def work_of(layer: Any) -> Work:
-    """Take down a labels layer; fast, for the thread that may touch layers."""
+    """Accept down a labels layer; fast, for the thread that may touch layers."""
     told = dict(layer.metadata.get(KEY) or {})
     colors = getattr(layer.colormap, "color_dict", None)
     options = {
@@ -137,7 +137,7 @@ class Session:
         self._last: dict[str, tuple[int, int]] = {}  # of every key: number of its file, checksum of its voxels
 
     def new_key(self, name: str) -> str:
-        """Give a name for files of a layer that no other layer has."""
+        """Return a name for files of a layer that no other layer has."""
         self._n += 1
         return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', name).strip('-')[:40] or 'labels'}-{self._n}"
 
@@ -204,13 +204,13 @@ class Session:
             return _look(folder / f"{key}.json")
 
     def _sign(self) -> None:
-        """Say whose the folder is."""
+        """Report whose the folder is."""
         if not (self.folder / "session.json").exists():
             own = {"pid": os.getpid(), "started": psutil.Process().create_time(), "host": platform.node()}
             (self.folder / "session.json").write_text(json.dumps(own))
 
     def beat(self) -> None:
-        """Give a sign of life, for other machines that share the folder."""
+        """Pass a sign of life, for other machines that share the folder."""
         with suppress(OSError):
             os.utime(self.folder / "session.json")
 
@@ -251,7 +251,7 @@ def _write_voxels(folder: Path, stem: str, data: npt.NDArray[Any], work: Work) -
         path = write_labels(as_filed(labels, told.get("filed")), folder / f"{stem}.nii.gz")
     else:
         path = folder / f"{stem}.npy.gz"
-        with written_beside(path) as file, gzip.open(file, "wb", compresslevel=1) as packer:
+        with atomic_write(path) as file, gzip.open(file, "wb", compresslevel=1) as packer:
             np.save(packer, data)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
@@ -261,14 +261,16 @@ def _write_voxels(folder: Path, stem: str, data: npt.NDArray[Any], work: Work) -
 def _write_sheet(path: Path, file: Path, data: npt.NDArray[Any], work: Work) -> None:
     facts = {"name": work.options["name"], "saved_at": time.time(), "file": file.name, "dtype": data.dtype.str,
              "geometry": work.geometry, "shape": data.shape, "options": work.options}  # fmt: skip
-    with written_beside(path) as sheet:
+    with atomic_write(path) as sheet:
         sheet.write(json.dumps({k: packed(v) for k, v in facts.items()}).encode())
         sheet.flush()
         os.fsync(sheet.fileno())
 
 
 def _link(file: Path, folder: Path) -> Path | None:
-    """Have a file in another folder too, without copying it where that can be; None where it cannot be had at all."""
+    """Return the have a file in another folder too, without copying it where that can be; None where it cannot be
+    had at all.
+    """
     path = folder / file.name
     try:
         os.link(file, path)
@@ -311,7 +313,7 @@ def abandoned(roots: Iterable[Path]) -> list[Autosave]:
 
 
 def _in_use(folder: Path) -> bool:
-    """Whether the process that a folder belongs to still runs; the same number may be another process by now."""
+    """Return whether the process that a folder belongs to still runs; the same number may be another process by now."""
     try:
         own = json.loads((folder / "session.json").read_text())
         age_s = time.time() - (folder / "session.json").stat().st_mtime

@@ -19,7 +19,7 @@ _NOT = object()
 
 
 def packed(value: Any) -> Any:
-    """Give `value` in what JSON has; what cannot be given, such as an open file, is left out of its collection."""
+    """Return `value` in what JSON has; what cannot be given, such as an open file, is left out of its collection."""
     found = _pack(value)
     return None if found is _NOT else found
 
@@ -48,7 +48,7 @@ def _pack(value: Any) -> Any:
 
 
 def _pack_kind(value: Any) -> Any:
-    """Give a value of a class derived from a plain one as the plain one: an enumeration's text, pydicom's numbers."""
+    """Return a value of a class derived from a plain one as the plain one: an enumeration's text, pydicom's numbers."""
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)
@@ -56,7 +56,7 @@ def _pack_kind(value: Any) -> Any:
 
 
 def unpacked(value: Any) -> Any:
-    """Give back what `packed` was given.
+    """Return back what `packed` was given.
 
     Raises
     ------

@@ -31,7 +31,7 @@ _FILTER = "NIfTI (*.nii.gz);;NRRD (*.nrrd);;MetaImage (*.mha)"
 
 
 def may_close(recovery: Recovery, layers: Sequence[Any], window: QWidget) -> bool:
-    """Ask what to do with layers that were painted and not saved; says whether the window may close.
+    """Request what to do with layers that were painted and not saved; says whether the window may close.
 
     Layers that were saved are settled. Those that are discarded are left to the closing of the window, so that nothing
     has happened to them if it stays open after all.
@@ -122,7 +122,7 @@ class UnsavedDialog(TextDialog):
             button.setEnabled(yes)
 
     def _ask_paths(self) -> list[Path]:
-        """Ask for a file for one layer, for a folder for several; none if the user changes his mind."""
+        """Request for a file for one layer, for a folder for several; none if the user changes his mind."""
         folder = _folder_of(self._layers[0])
         if len(self._layers) == 1:
             suffix = _suffix(self._layers[0])

@@ -15,7 +15,7 @@ NAMELESS = (1.0, 1.0, 1.0, 1.0)  # what has no colour of its own is white: a tra
 
 
 def colors_of(layer: Any, labels: Iterable[int]) -> dict[int, Rgba]:
-    """Give the colour of labels, each red, green, blue, alpha in 0..1; alpha 0 where the class is hidden."""
+    """Return the colour of labels, each red, green, blue, alpha in 0..1; alpha 0 where the class is hidden."""
     own = getattr(layer.colormap, "color_dict", {})
     found: dict[int, Rgba] = {}
     for label in labels:
@@ -28,7 +28,7 @@ def colors_of(layer: Any, labels: Iterable[int]) -> dict[int, Rgba]:
 
 
 def set_colors(layer: Any, colors: Mapping[int, Rgba], present: Iterable[int] = ()) -> None:
-    """Give labels their colours; the others keep theirs.
+    """Pass labels their colours; the others keep theirs.
 
     Parameters
     ----------

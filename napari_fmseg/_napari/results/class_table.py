@@ -30,7 +30,7 @@ from napari_fmseg._napari.common.tooltips import CLASSES
 from napari_fmseg._napari.layer_transform import has_spacing, moves_of
 from napari_fmseg._napari.layers import names_of
 from napari_fmseg._napari.results.class_colors import Rgba, colors_of, rename, set_colors
-from napari_fmseg._napari.results.navigation import go_to
+from napari_fmseg._napari.results.navigation import centre_on_voxel
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.volume import NO_SPACING, Geometry, LabelMap
 from napari_fmseg.evaluation.volumes import Measure, measure, write_measures
@@ -116,7 +116,7 @@ class ClassTable(QWidget):
             self._timer.start(0)
 
     def close_down(self) -> None:
-        """Let go of the layer and end what runs; the table may be deleted afterwards."""
+        """Allow go of the layer and end what runs; the table may be deleted afterwards."""
         self._let_go()
         self.layer = None
 
@@ -148,7 +148,7 @@ class ClassTable(QWidget):
         self._job.finished.connect(self._on_done)
 
     def _label_map(self) -> LabelMap:
-        """Take the labels as they are now; voxels are counted even where nobody can tell how large they are."""
+        """Accept the labels as they are now; voxels are counted even where nobody can tell how large they are."""
         try:
             return label_map(self.layer, self._viewer.layers)
         except GeometryMismatch:
@@ -255,7 +255,7 @@ class ClassTable(QWidget):
         found = next((m for m in self.measures if m.label == label), None)
         if found is None or found.centre is None:
             return
-        go_to(self._viewer, self.layer, found.centre)
+        centre_on_voxel(self._viewer, self.layer, found.centre)
 
     def _on_save(self) -> None:
         labels = self._label_map()

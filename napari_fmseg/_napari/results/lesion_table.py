@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_fmseg._napari.choosers.image_volumes import Case, cases_of
+from napari_fmseg._napari.choosers.image_volumes import ImageVolume, cases_of
 from napari_fmseg._napari.choosers.label_pairing import image_of, is_of, label_map, lies_on, why_ask
 from napari_fmseg._napari.common.dialogs import ask, show_error
 from napari_fmseg._napari.common.event_links import Links
@@ -31,7 +31,7 @@ from napari_fmseg._napari.common.table_widget import plain_table, set_columns
 from napari_fmseg._napari.common.tooltips import LESIONS
 from napari_fmseg._napari.common.widgets import ErrorBox, Note
 from napari_fmseg._napari.layers import is_pet, meta_of, volume_of
-from napari_fmseg._napari.results.navigation import go_to
+from napari_fmseg._napari.results.navigation import centre_on_voxel
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.evaluation.lesions import Lesion, LesionTable, columns, lesions, write_lesions
@@ -123,8 +123,8 @@ class LesionDialog(QDialog):
         return scores.index(max(scores)) if scores else -1
 
     @property
-    def _home(self) -> Case:
-        home: Case = self._homes[self.image.currentIndex()]
+    def _home(self) -> ImageVolume:
+        home: ImageVolume = self._homes[self.image.currentIndex()]
         return home
 
     # --- measuring ---
@@ -189,7 +189,7 @@ class LesionDialog(QDialog):
 
     def _on_cell(self, row: int, _: int) -> None:
         if self.found is not None and row < len(self.found.lesions):
-            go_to(self._viewer, self.layer, self.found.lesions[row].hottest)
+            centre_on_voxel(self._viewer, self.layer, self.found.lesions[row].hottest)
 
     def _on_save(self) -> None:
         found = self.found
@@ -201,7 +201,7 @@ class LesionDialog(QDialog):
             job.failed.connect(self.error.tell)
 
     def _agrees(self) -> bool:
-        """Ask before figures are kept that were measured in an image of other labels."""
+        """Request before figures are kept that were measured in an image of other labels."""
         home = self._home
         if is_of(self.layer, home) is not False or home.id in self._agreed:
             return True
@@ -222,8 +222,8 @@ class LesionDialog(QDialog):
             self._job.cancel()
 
 
-def _on_grid(case: Case, layer: Any) -> list[Any]:
-    """Give the layers of a volume that lie on the grid of the labels."""
+def _on_grid(case: ImageVolume, layer: Any) -> list[Any]:
+    """Return the layers of a volume that lie on the grid of the labels."""
     return [part for part in case.layers if part.data.ndim == 3] if lies_on(layer, case) else []
 
 

@@ -8,7 +8,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
 from qtpy.QtWidgets import QFrame, QPushButton, QScrollArea, QVBoxLayout, QWidget
 
-from napari_fmseg._napari.choosers.image_volumes import Case, case_with
+from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with
 from napari_fmseg._napari.choosers.label_pairing import labels_for, lies_on
 from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.common.dock import Dock
@@ -16,9 +16,9 @@ from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.shortcuts import bind
 from napari_fmseg._napari.common.time_estimate import said
 from napari_fmseg._napari.common.tooltips import CLASSES, LESIONS, SEGMENT
-from napari_fmseg._napari.common.viewer_window import plain
+from napari_fmseg._napari.common.viewer_window import unwrap_viewer
 from napari_fmseg._napari.common.widgets import ErrorBox, Note
-from napari_fmseg._napari.opening.default_reader import offer_precedence
+from napari_fmseg._napari.opening.default_reader import offer_as_default_reader
 from napari_fmseg._napari.opening.dropzone import DropZone
 from napari_fmseg._napari.recovery.autosave import Recovery
 from napari_fmseg._napari.results.class_table import ClassTable
@@ -28,7 +28,7 @@ from napari_fmseg._napari.results.view_3d import ThreeD
 from napari_fmseg._napari.segment.gradcam_request import why_not, why_request
 from napari_fmseg._napari.segment.options import Choices
 from napari_fmseg._napari.segment.run_bar import RunBar
-from napari_fmseg._napari.segment.run_request import Engine, Request, Staged
+from napari_fmseg._napari.segment.run_request import Engine, Request, StageLayer
 from napari_fmseg._napari.segment.session import Session
 from napari_fmseg._napari.segment.stage_layers import run_of, toggle_stages
 from napari_fmseg.core.errors import FmsegError
@@ -50,7 +50,7 @@ class SegmentDock(Dock):
 
     def __init__(self, napari_viewer: Any, engine: Engine | None = None) -> None:
         super().__init__()
-        self.viewer = napari_viewer = plain(napari_viewer)
+        self.viewer = napari_viewer = unwrap_viewer(napari_viewer)
         self.session = Session(napari_viewer, engine, self)
         self._known: dict[tuple[str, str], dict[str, float]] = {}
         self._case: Any = None
@@ -149,10 +149,10 @@ class SegmentDock(Dock):
         self.drop.show()
 
     def _on_opened(self) -> None:
-        offer_precedence(self)  # who drops scans here will drop them on the canvas too
+        offer_as_default_reader(self)  # who drops scans here will drop them on the canvas too
 
     def _on_changed(self) -> None:
-        """Let the user run, or say why not; the place for a drop goes when there is a volume."""
+        """Allow the user run, or say why not; the place for a drop goes when there is a volume."""
         self.drop.setVisible(self.image.case is None or self.drop.busy)
         self.bar.allow(self.choices.why_not())
         self._allow_why()
@@ -208,7 +208,7 @@ class SegmentDock(Dock):
             self.bar.move(event.stage, event.done, event.total)
         elif isinstance(event, Warned):
             self._remark(event.text)
-        elif isinstance(event, Staged):
+        elif isinstance(event, StageLayer):
             self._times.append(f"{event.stage} {said(event.seconds)}")
             if event.is_labels:
                 self._recovery.settled(self.session.newest)  # computed, not painted: it can be computed again
@@ -274,8 +274,10 @@ class SegmentDock(Dock):
         if case is not None:
             self._show_labels_of(case)
 
-    def _show_labels_of(self, case: Case) -> None:
-        """Let the table follow the image; it stays with labels that lie on this one, too, as a CT's may on the PET."""
+    def _show_labels_of(self, case: ImageVolume) -> None:
+        """Allow the table follow the image; it stays with labels that lie on this one, too, as a CT's may on the
+        PET.
+        """
         mine, shown = labels_for(case, self.viewer.layers), self.classes.layer
         if mine and shown not in mine:
             self._show(mine[-1])
@@ -303,7 +305,7 @@ class SegmentDock(Dock):
         self.model.refresh()
 
     def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
-        """Take files wherever they are dropped on the dock."""
+        """Accept files wherever they are dropped on the dock."""
         self.drop.dragEnterEvent(event)
 
     def dropEvent(self, event: QDropEvent | None) -> None:

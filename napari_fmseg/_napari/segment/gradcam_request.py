@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from napari_fmseg._napari.choosers.image_volumes import Case
+from napari_fmseg._napari.choosers.image_volumes import ImageVolume
 from napari_fmseg._napari.layer_transform import Frame
 from napari_fmseg._napari.layers import KEY, geometry_of, names_of, voxels_of
-from napari_fmseg._napari.segment.run_request import Question, Request, Run
+from napari_fmseg._napari.segment.run_request import GradCamTarget, Request, Run
 from napari_fmseg._napari.segment.stage_layers import run_of
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 from napari_fmseg.evaluation.volumes import Measure
@@ -19,8 +19,8 @@ from napari_fmseg.pipelines import SegmentOptions
 __all__ = ["why_not", "why_request"]
 
 
-def why_not(layer: Any, cases: Sequence[Case]) -> str:
-    """Tell why nothing can be asked about a labels layer, or nothing."""
+def why_not(layer: Any, cases: Sequence[ImageVolume]) -> str:
+    """Return why nothing can be asked about a labels layer, or nothing."""
     run = None if layer is None else run_of(layer)
     if run is None:
         return "Only labels that a model made can be asked about. Segment an image first."
@@ -31,12 +31,12 @@ def why_not(layer: Any, cases: Sequence[Case]) -> str:
 
 def why_request(
     layer: Any,
-    cases: Sequence[Case],
+    cases: Sequence[ImageVolume],
     measures: Sequence[Measure],
     at: Sequence[float],
     device: str,
 ) -> Request:
-    """Give what to ask: about the voxel where the view is, if it has the chosen class, else about the class's middle.
+    """Return what to ask: about the voxel where the view is, if it has the chosen class, else about the class's middle.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def why_request(
         case.geometry,
         dict(case.meta),
         options=SegmentOptions(device=device),
-        question=Question(label, point),
+        question=GradCamTarget(label, point),
         channels=tuple(note.get("channels", ())),
         others=tuple((voxels_of(other.layers[0]), other.geometry, dict(other.meta)) for other in others),
         frame=Frame.of(case.layers[0]),
@@ -85,7 +85,7 @@ def why_request(
     )
 
 
-def _others(note: Mapping[str, Any], first: Case, cases: Sequence[Case]) -> list[Case]:
+def _others(note: Mapping[str, Any], first: ImageVolume, cases: Sequence[ImageVolume]) -> list[ImageVolume]:
     """Find the images that the labels were made on as further channels of the first: these, whatever is chosen now."""
     if not note.get("channels"):
         return []

@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.choosers.channel_chooser import ChannelChooser
 from napari_fmseg._napari.choosers.image_chooser import ImageChooser, RegionChooser
-from napari_fmseg._napari.choosers.image_volumes import Case, case_with, channels_by_number
+from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with, channels_by_number
 from napari_fmseg._napari.choosers.label_pairing import record_of
 from napari_fmseg._napari.choosers.model_chooser import ModelChooser
 from napari_fmseg._napari.common.devices import offered_devices
@@ -23,7 +23,7 @@ from napari_fmseg._napari.layer_transform import Frame, has_spacing
 from napari_fmseg._napari.layers import KEY, voxels_of
 from napari_fmseg._napari.segment.run_request import Request, Run
 from napari_fmseg.core.errors import FmsegError
-from napari_fmseg.pipelines import SegmentOptions, doubts, stages_of
+from napari_fmseg.pipelines import SegmentOptions, compatibility_warnings, stages_of
 
 __all__ = ["Choices"]
 
@@ -40,7 +40,7 @@ CHOICES: dict[str, Sequence[Any]] = {
 WORDS = {
     "precision": "Precision",
     "keep_largest": "Keep the largest part only",
-    "min_part_ml": "Remove parts below (ml)",
+    "min_component_ml": "Remove parts below (ml)",
     "show_stages": "Show the stages",
     "overlap": "Windows overlap",
     "window_batch": "Windows at once",
@@ -121,7 +121,7 @@ class Choices(QWidget):
         return stages[: stages.index(until) + 1] if until else stages
 
     def why_not(self) -> str:
-        """Tell why nothing can be run, or nothing."""
+        """Return why nothing can be run, or nothing."""
         case, card = self.image.case, self.model.card
         if case is None:
             return self.image.refusal or SEGMENT.run_no_image
@@ -146,8 +146,8 @@ class Choices(QWidget):
             return str(error)
         return ""
 
-    def _unfit_channels(self, first: Case) -> str:
-        """Tell which channel has no image of its own, or nothing."""
+    def _unfit_channels(self, first: ImageVolume) -> str:
+        """Return which channel has no image of its own, or nothing."""
         taken = [first.id]
         for name, case in zip(self.channels.names, self.channels.cases, strict=True):
             if case is None or case.id in taken:
@@ -158,7 +158,7 @@ class Choices(QWidget):
         return ""
 
     def request(self) -> Request:
-        """Give what to run; only while `why_not` is empty.
+        """Return what to run; only while `why_not` is empty.
 
         Raises
         ------
@@ -173,7 +173,7 @@ class Choices(QWidget):
         others = tuple(other for other in self.channels.cases if other)
         options = self.options.values()
         if not has_spacing(case.layers[0]):
-            options["min_part_ml"] = 0.0  # a voxel has no ml
+            options["min_component_ml"] = 0.0  # a voxel has no ml
         return Request(
             Run(case.id, card.name, self.region.region if box is not None else ""),
             case.name,
@@ -191,7 +191,7 @@ class Choices(QWidget):
         )
 
     def close_down(self) -> None:
-        """Let go of the viewer."""
+        """Allow go of the viewer."""
         self._links.end()
         self.image.close_down()
         self.channels.close_down()
@@ -222,7 +222,7 @@ class Choices(QWidget):
         self._look()
 
     def _look(self) -> None:
-        """Tell what does not fit."""
+        """Report what does not fit."""
         case, card = self.image.case, self.model.card
         several = case is not None and card is not None and case.n_channels == 1 < len(card.channels)
         self.channels.ask_for(card.channels[1:] if card is not None and several else (), case)
@@ -235,18 +235,18 @@ class Choices(QWidget):
             known = [meta, *(other.meta if other is not None else {} for other in self.channels.cases)]
             meta = {"channel_units": tuple(str(one.get("units", "")) for one in known)}
         spaced = case is None or has_spacing(case.layers[0])
-        self.options.allow("min_part_ml", "" if spaced else SEGMENT.min_part_no_spacing)
+        self.options.allow("min_component_ml", "" if spaced else SEGMENT.min_part_no_spacing)
         self.doubts.tell(self._doubts(case, meta, spaced))
         self.changed.emit()
 
-    def _doubts(self, case: Case | None, meta: Mapping[str, Any], spaced: bool) -> list[str]:
+    def _doubts(self, case: ImageVolume | None, meta: Mapping[str, Any], spaced: bool) -> list[str]:
         card = self.model.card
         if case is None:
             return [self.image.refusal] if self.image.refusal else []
         if card is None or self._no_place(case):
             return []
         reason = [self.model.reason] if self.model.reason else []
-        found = [*reason, *doubts(case.geometry, meta, card), *([] if spaced else [SEGMENT.no_spacing])]
+        found = [*reason, *compatibility_warnings(case.geometry, meta, card), *([] if spaced else [SEGMENT.no_spacing])]
         chosen = [case, *(other for other in self.channels.cases if other is not None)]
         active = case_with(self.image.cases, self._viewer.layers.selection.active)
         if self.channels.names and active is not None and all(one.id != active.id for one in chosen):
@@ -255,15 +255,15 @@ class Choices(QWidget):
         return found
 
     @staticmethod
-    def _no_place(case: Case) -> str:
-        """Tell why nobody knows where an image lies, or nothing."""
+    def _no_place(case: ImageVolume) -> str:
+        """Return why nobody knows where an image lies, or nothing."""
         try:
             _ = case.geometry
         except FmsegError as error:
             return str(error)
         return ""
 
-    def _order_by_number(self, model: str, n: int, first: Case) -> None:
+    def _order_by_number(self, model: str, n: int, first: ImageVolume) -> None:
         """Where images are numbered as channels are (_0000, _0001), take them so: not as they happened to be opened.
 
         Once for a model and the volumes that are open, so that the user may choose otherwise.

@@ -72,7 +72,7 @@ class RunBar(QWidget):
         return self._estimate is not None
 
     def allow(self, why_not: str) -> None:
-        """Let the user run, or say in the tooltip why not."""
+        """Allow the user run, or say in the tooltip why not."""
         why_not = SEGMENT.run_busy if self.running else why_not
         self.run_button.setEnabled(not why_not)
         self.run_button.setToolTip(why_not or SEGMENT.run)

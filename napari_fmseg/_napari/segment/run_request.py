@@ -24,7 +24,17 @@ from napari_fmseg.core.resampling import stack_channels
 from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["Edited", "Engine", "Question", "Request", "Run", "Staged", "StagedEvent", "check_sum", "staged"]
+__all__ = [
+    "EditedLayers",
+    "Engine",
+    "GradCamTarget",
+    "Request",
+    "Run",
+    "StageLayer",
+    "StagedEvent",
+    "check_sum",
+    "run_to_layers",
+]
 
 
 class Engine(Protocol):
@@ -34,10 +44,10 @@ class Engine(Protocol):
         """Yield the events of `napari_fmseg.segment`."""
         ...
 
-    def why_here(
+    def grad_cam(
         self, volume: Volume, model_name: str, label: int, *, point: Sequence[int], device: str
     ) -> Iterator[Event]:
-        """Yield the events of `napari_fmseg.explain.gradcam.why_here`."""
+        """Yield the events of `napari_fmseg.explain.gradcam.grad_cam`."""
         ...
 
     def cancel(self) -> None:
@@ -45,7 +55,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give everything back."""
+        """Pass everything back."""
         ...
 
 
@@ -67,7 +77,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Question:
+class GradCamTarget:
     """Why is this voxel (z, y, x) of that class?"""
 
     label: int
@@ -120,7 +130,7 @@ class Request:
     options: SegmentOptions = field(default_factory=SegmentOptions)
     box: Box | None = None
     before: tuple[tuple[str, Any, int], ...] = ()
-    question: Question | None = None
+    question: GradCamTarget | None = None
     channels: tuple[str, ...] = ()
     others: tuple[tuple[Any, Geometry, dict[str, Any]], ...] = ()
     frame: Frame | None = None
@@ -128,14 +138,14 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Edited:
+class EditedLayers:
     """The layers of an earlier run that somebody has changed since, by their ids."""
 
     layers: frozenset[str]
 
 
 @dataclass(frozen=True)
-class Staged:
+class StageLayer:
     """One stage as a napari layer that waits to be added."""
 
     stage: str
@@ -145,10 +155,10 @@ class Staged:
     is_labels: bool = True
 
 
-StagedEvent: TypeAlias = Progress | Warned | Edited | Staged
+StagedEvent: TypeAlias = Progress | Warned | EditedLayers | StageLayer
 
 
-def staged(request: Request, engine: Engine) -> Iterator[StagedEvent]:
+def run_to_layers(request: Request, engine: Engine) -> Iterator[StagedEvent]:
     """Run a model and give each stage as the data of a layer, in its place on the image.
 
     Raises
@@ -157,7 +167,7 @@ def staged(request: Request, engine: Engine) -> Iterator[StagedEvent]:
         Whatever the engine raises; or if the channels do not fit together.
     """
     changed = frozenset(key for key, data, made in request.before if check_sum(data) != made)
-    yield Edited(changed)
+    yield EditedLayers(changed)
     whole = _volume(request)
     volume = whole if request.box is None else cropped(whole, request.box)
     for event in _asked(request, engine, volume):
@@ -168,7 +178,7 @@ def _asked(request: Request, engine: Engine, volume: Volume) -> Iterator[Event]:
     model, question = request.run.model, request.question
     if question is None:
         return engine.segment(volume, model, request.options)
-    return engine.why_here(volume, model, question.label, point=question.point, device=request.options.device)
+    return engine.grad_cam(volume, model, question.label, point=question.point, device=request.options.device)
 
 
 def _volume(request: Request) -> Volume:
@@ -183,7 +193,7 @@ def _volume(request: Request) -> Volume:
     return stack_channels([volume, *others], request.channels)
 
 
-def _layered(result: StageResult, request: Request, whole: Volume) -> Staged:
+def _layered(result: StageResult, request: Request, whole: Volume) -> StageLayer:
     output, name = result.output, f"{request.name} · {request.run.model}"
     if request.run.region:
         name = f"{name} ({request.run.region})"
@@ -210,7 +220,7 @@ def _layered(result: StageResult, request: Request, whole: Volume) -> Staged:
         "stage": result.stage,
         "check_sum": check_sum(data),
     }
-    return Staged(result.stage, _made(data, options, kind), result.seconds, result.note, kind == "labels")
+    return StageLayer(result.stage, _made(data, options, kind), result.seconds, result.note, kind == "labels")
 
 
 def _made(data: Any, options: dict[str, Any], kind: str) -> Any:
@@ -220,7 +230,7 @@ def _made(data: Any, options: dict[str, Any], kind: str) -> Any:
 
 
 def check_sum(data: npt.ArrayLike) -> int:
-    """Give a number that changes when a voxel does; zlib releases Python's lock, so the window stays quick."""
+    """Return a number that changes when a voxel does; zlib releases Python's lock, so the window stays quick."""
     found = 0
     for plane in np.asanyarray(data):
         found = zlib.crc32(np.ascontiguousarray(plane).reshape(-1).view(np.uint8).data, found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from weakref import ref
 
-from napari_fmseg._napari.common.viewer_window import plain, set_view_direction
+from napari_fmseg._napari.common.viewer_window import set_view_direction, unwrap_viewer
 from napari_fmseg._napari.layers import KEY
 
 __all__ = ["DERIVED", "attend"]
@@ -22,7 +22,7 @@ def attend(viewer: Any) -> None:
     In 3-D, napari describes the layer that becomes active along the view direction, which the cursor does not know
     before it has moved: labels with class names then raise an error, and the layer is lost.
     """
-    viewer = plain(viewer)
+    viewer = unwrap_viewer(viewer)
     known = ref(viewer)
     if not any(getattr(callback, "is_of_fmseg", False) for callback in viewer.dims.events.range.callbacks):
 

@@ -8,7 +8,7 @@ from typing import Any
 from qtpy.QtCore import QObject, Signal
 
 from napari_fmseg._napari.common.job import Job, start_job
-from napari_fmseg._napari.segment.run_request import Edited, Engine, Request, Staged, staged
+from napari_fmseg._napari.segment.run_request import EditedLayers, Engine, Request, StageLayer, run_to_layers
 from napari_fmseg._napari.segment.stage_layers import StageLayers
 
 __all__ = ["Session"]
@@ -29,7 +29,7 @@ class Session(QObject):
     Attributes
     ----------
     came
-        Signal: `Progress`, `Warned` or `Staged`, after its layer was placed.
+        Signal: `Progress`, `Warned` or `StageLayer`, after its layer was placed.
     failed, finished
         Signals as those of `Job`.
     newest, final
@@ -67,7 +67,7 @@ class Session(QObject):
         self._held.layers = layers
         self.newest, self.final, self.kept = None, None, layers.kept
         asked = dataclasses.replace(request, before=layers.before())
-        self._job = start_job(lambda: staged(asked, engine), engine.cancel, self.parent())
+        self._job = start_job(lambda: run_to_layers(asked, engine), engine.cancel, self.parent())
         self._held.job = self._job
         self._job.event.connect(self._on_event)
         self._job.failed.connect(self.failed)
@@ -94,10 +94,10 @@ class Session(QObject):
     def _on_event(self, event: Any) -> None:
         if self._layers is None:
             return
-        if isinstance(event, Edited):
+        if isinstance(event, EditedLayers):
             self._layers.mark_edited(event.layers)
             return
-        if isinstance(event, Staged):
+        if isinstance(event, StageLayer):
             layer = self._layers.place(event)
             if event.is_labels:
                 self.newest = layer

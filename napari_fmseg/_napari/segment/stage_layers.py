@@ -7,7 +7,7 @@ from typing import Any
 
 from napari_fmseg._napari.layer_transform import move_like
 from napari_fmseg._napari.layers import KEY
-from napari_fmseg._napari.segment.run_request import Run, Staged
+from napari_fmseg._napari.segment.run_request import Run, StageLayer
 from napari_fmseg._napari.segment.scan_view import attend
 
 __all__ = ["ORDER", "StageLayers", "made_of", "run_of", "toggle_stages"]
@@ -43,14 +43,14 @@ class StageLayers:
                 self._watched.append(layer)
 
     def before(self) -> tuple[tuple[str, Any, int], ...]:
-        """Give id, data and check sum of the labels of earlier runs, to find out which of them were edited."""
+        """Return id, data and check sum of the labels of earlier runs, to find out which of them were edited."""
         return tuple((str(layer.unique_id), layer.data, int(made_of(layer)["check_sum"])) for layer in self._watched)
 
     def mark_edited(self, ids: Iterable[str]) -> None:
-        """Take in which layers of earlier runs are not as they were made."""
+        """Accept in which layers of earlier runs are not as they were made."""
         self._edited |= set(ids)
 
-    def place(self, staged: Staged) -> Any:
+    def place(self, staged: StageLayer) -> Any:
         """Show a stage: replace the layer of the same stage or add one, and hide the stages before it.
 
         Returns
@@ -105,12 +105,12 @@ class StageLayers:
         self._edited.add(str(event.source.unique_id))
 
     def _keep(self, layer: Any) -> None:
-        """Let an edited layer be the user's own from now on."""
+        """Allow an edited layer be the user's own from now on."""
         told = {key: value for key, value in layer.metadata[KEY].items() if key != "made"}
         layer.metadata = {**layer.metadata, KEY: told}
         self.kept.append(str(layer.name))
 
-    def _added(self, staged: Staged, over: Any = None) -> Any:
+    def _added(self, staged: StageLayer, over: Any = None) -> Any:
         layer = staged.layer
         layer.name = _free_name(layer.name, self._viewer.layers)
         below = [
@@ -125,14 +125,14 @@ class StageLayers:
 
 
 def made_of(layer: Any) -> dict[str, Any]:
-    """Tell how one of our layers was made: image, model, region, stage, check_sum; empty for any other layer."""
+    """Return how one of our layers was made: image, model, region, stage, check_sum; empty for any other layer."""
     told = layer.metadata.get(KEY)
     made = told.get("made") if isinstance(told, dict) else None
     return made if isinstance(made, dict) else {}
 
 
 def run_of(layer: Any) -> Run | None:
-    """Tell to which run a layer belongs, or None."""
+    """Report to which run a layer belongs, or None."""
     made = made_of(layer)
     return Run(made["image"], made["model"], made["region"]) if made else None
 

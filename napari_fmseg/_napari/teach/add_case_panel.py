@@ -11,14 +11,14 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.choosers.image_chooser import ImageChooser
-from napari_fmseg._napari.choosers.image_volumes import Case, is_preview
+from napari_fmseg._napari.choosers.image_volumes import ImageVolume, is_preview
 from napari_fmseg._napari.choosers.label_pairing import label_map, labels_for, record_of, why_ask
 from napari_fmseg._napari.common.dialogs import ask
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.tooltips import TEACH
 from napari_fmseg._napari.layer_transform import Frame, has_spacing, same_place
 from napari_fmseg._napari.layers import KEY, along, as_filed, geometry_of, labels_layer, labels_of, volume_of
-from napari_fmseg._napari.teach.jobs import Addition
+from napari_fmseg._napari.teach.jobs import NewCase
 from napari_fmseg._napari.teach.questions import ask_classes, ask_part
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 from napari_fmseg.core.volume import Geometry, LabelMap
@@ -40,7 +40,7 @@ class AddCase(QWidget):
     Attributes
     ----------
     add
-        Signal with an `Addition` that the user wants.
+        Signal with an `NewCase` that the user wants.
     failed
         Signal with an error that the user should see.
     """
@@ -102,13 +102,13 @@ class AddCase(QWidget):
         layout.addLayout(row)
 
     def set_project(self, project: Project | None) -> None:
-        """Say which project is open."""
+        """Report which project is open."""
         self._project = project
         self.name.setPlaceholderText(free_name(project) if project is not None else "")
         self._on_changed()
 
     def close_down(self) -> None:
-        """Let go of the viewer."""
+        """Allow go of the viewer."""
         self._links.end()
         self._layers, self._seen = [], None
         self.image.close_down()
@@ -135,7 +135,7 @@ class AddCase(QWidget):
         self._fill()
 
     def _on_active(self) -> None:
-        """Take the labels that were made active, unless they are those of another image than the chosen one."""
+        """Accept the labels that were made active, unless they are those of another image than the chosen one."""
         layer = self._viewer.layers.selection.active
         if layer in self._layers:
             self.image.choose_image_of(layer)
@@ -165,14 +165,14 @@ class AddCase(QWidget):
         return labels_for(image, self._viewer.layers) if image is not None else []
 
     def _on_image(self) -> None:
-        """Take the labels of the image that was chosen; of another image never."""
+        """Accept the labels of the image that was chosen; of another image never."""
         fitting = [layer for layer in self._layers if layer in self._fitting()]
         if self.layer not in fitting:
             self.labels.setCurrentIndex(self._layers.index(fitting[-1]) + 1 if fitting else 0)
         self._on_changed()
 
     def _on_labels(self) -> None:
-        """Take how much of them was labelled when they were added; of others, all."""
+        """Accept how much of them was labelled when they were added; of others, all."""
         layer = self.layer
         if layer is not self._seen:
             self._seen = layer
@@ -226,7 +226,7 @@ class AddCase(QWidget):
         if wanted is not None:
             self.add.emit(wanted)
 
-    def _wanted(self) -> Addition | None:
+    def _wanted(self) -> NewCase | None:
         """Put together what is to be added; None if the user does not agree to something."""
         project, image = self._project, self.image.case
         if project is None or image is None:
@@ -255,14 +255,14 @@ class AddCase(QWidget):
             labels = as_filed(labels, filed) if not resample else labels
         if self.case:
             shown, revision = (image, self.layer), self._revision(project)
-            return Addition(
+            return NewCase(
                 project.folder, self.case, None, labels, options, shown=shown, revision=revision, renamed=renamed
             )
         if not has_spacing(image.layers[0]) and not self._agrees_to_pixels(image):
             return None
         link = self.files.isEnabled() and self.files.currentIndex() == 1
         volume = along(volume_of(image.layers), filed)
-        return Addition(
+        return NewCase(
             project.folder,
             self.name.text().strip() or free_name(project),
             _source(image) if link else volume,
@@ -274,7 +274,7 @@ class AddCase(QWidget):
         )
 
     def _part(self, labels: LabelMap) -> str | None:
-        """Say what of the labels was not looked at; None if the user does not want to add them.
+        """Return what of the labels was not looked at; None if the user does not want to add them.
 
         Where few slices were painted, it is asked, unless the user has said so of these labels before.
         """
@@ -288,20 +288,20 @@ class AddCase(QWidget):
         return answer
 
     def _stored_whole(self) -> bool:
-        """Whether the case has labels of the whole volume already, as somebody has said."""
+        """Return whether the case has labels of the whole volume already, as somebody has said."""
         if self._project is None or not self.case or self._project.files[self.case].labels is None:
             return False
         record = self._project.record(self.case)
         return not record.sparse and not record.unconfirmed
 
     def _revision(self, project: Project) -> str:
-        """Say which labels of the case these correct: those that its layers were read with."""
+        """Return which labels of the case these correct: those that its layers were read with."""
         layers = (self.layer, *(self.image.case.layers if self.image.case is not None else ()))
         told = [_told(layer) for layer in layers if layer is not None]
         known = [of for of in told if of.get("case") == self.case and of.get("project") == str(project.folder)]
         return next((str(of["revision"]) for of in known if "revision" in of), labels_revision(project, self.case))
 
-    def _copy_of(self, layer: Any, image: Case) -> LabelMap:
+    def _copy_of(self, layer: Any, image: ImageVolume) -> LabelMap:
         """Copy labels; a layer that lies on the image in the window, as napari's own new ones do, lies on its grid.
 
         Raises
@@ -319,12 +319,12 @@ class AddCase(QWidget):
             )
         return LabelMap(np.array(labels.data), labels.geometry, labels.meta, labels.names)
 
-    def _agrees_to_image(self, doubt: str, image: Case) -> bool:
+    def _agrees_to_image(self, doubt: str, image: ImageVolume) -> bool:
         title = f"Are these the labels of {self.case or image.name}?"
         text = f"{doubt} Labels of another image teach the model what is wrong, and nothing would say so."
         return ask(self, title, text, "Use them", "Cancel")
 
-    def _agrees_to_pixels(self, image: Case) -> bool:
+    def _agrees_to_pixels(self, image: ImageVolume) -> bool:
         text = (
             f"The size of the voxels of “{image.name}” is not known: the units of its layer are pixels. The project "
             f"would have it as {_size(image.geometry)}, and the model would learn that. If you know better, cancel and "
@@ -348,8 +348,8 @@ def _told(layer: Any) -> dict[str, Any]:
     return dict(layer.metadata.get(KEY) or {})
 
 
-def _source(case: Case | None) -> Path | None:
-    """The one file that an image was read from, if it is there."""
+def _source(case: ImageVolume | None) -> Path | None:
+    """Return the one file that an image was read from, if it is there."""
     if case is None or len(case.layers) != 1:
         return None
     source = str(_told(case.layers[0]).get("source") or "")
@@ -357,7 +357,9 @@ def _source(case: Case | None) -> Path | None:
 
 
 def _axis(labels: LabelMap, grid: Geometry, filed: Geometry) -> int:
-    """Along which axis of the file slices were labelled: that with the smallest share of slices that have any."""
+    """Return the along which axis of the file slices were labelled: that with the smallest share of slices that have
+    any.
+    """
     shares = [(labels.data != 0).any(tuple(b for b in range(3) if b != a)).mean() for a in range(3)]
     turn = np.abs(filed.direction.T @ labels.geometry.direction)
     return int(turn[:, int(np.argmin(shares))].argmax())
@@ -369,7 +371,7 @@ def _size(grid: Geometry) -> str:
 
 
 def _meet(one: Geometry, other: Geometry) -> bool:
-    """Whether two grids overlap: some voxel of a box around either lies in the other."""
+    """Return whether two grids overlap: some voxel of a box around either lies in the other."""
     corners = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in one.shape])).reshape(3, -1).T
     index = np.linalg.solve(other.affine, np.c_[one.place(corners), np.ones(8)].T).T[:, :3]
     return bool((index.max(0) > -0.5).all() and (index.min(0) < np.array(other.shape) - 0.5).all())

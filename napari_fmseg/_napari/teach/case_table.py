@@ -42,7 +42,7 @@ _DOTS = {
 
 
 def summary(project: Project, rows: Sequence[CaseRow], newest: int) -> str:
-    """Say in two lines what a project is about and how far it is; `newest` is the number of its newest version."""
+    """Return in two lines what a project is about and how far it is; `newest` is the number of its newest version."""
     held = sum(row.status == "held out" for row in rows)
     learned = sum(row.status == "corrected" for row in rows)
     excluded = sum(row.status == "excluded" for row in rows)
@@ -137,7 +137,7 @@ class CaseTable(QWidget):
             getattr(self, name).emit(self.chosen)
 
     def lock(self, why: str) -> None:
-        """Let no case be changed, and say why; "" lets them."""
+        """Allow no case be changed, and say why; "" lets them."""
         self._locked = why
         self._on_selected()
 
@@ -248,7 +248,7 @@ def _number(value: float | None) -> QTableWidgetItem:
 
 
 def _when(changed: str) -> tuple[str, float]:
-    """Give a UTC time as the user's clock has it, short: today's hour, else the day."""
+    """Return a UTC time as the user's clock has it, short: today's hour, else the day."""
     if not changed:
         return "–", 0.0
     then = datetime.fromisoformat(changed).astimezone()
@@ -257,7 +257,7 @@ def _when(changed: str) -> tuple[str, float]:
 
 
 def _told(row: CaseRow) -> str:
-    """All that is known of a case, for the tooltip."""
+    """Return all that is known of a case, for the tooltip."""
     lines = [row.problem] if row.problem else []
     if row.classes:
         lines.append(f"Labelled: {', '.join(row.classes)}, in {100 * row.labelled:.0f} % of the slices")

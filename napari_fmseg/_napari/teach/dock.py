@@ -26,7 +26,7 @@ from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.training_process import TrainingRun
-from napari_fmseg._napari.common.viewer_window import plain, window_of
+from napari_fmseg._napari.common.viewer_window import unwrap_viewer, window_of
 from napari_fmseg._napari.common.widgets import ErrorBox, Note
 from napari_fmseg._napari.layers import KEY, colormap_of
 from napari_fmseg._napari.opening.open_files import Opening, look_at
@@ -34,7 +34,17 @@ from napari_fmseg._napari.recovery.autosave import Recovery
 from napari_fmseg._napari.teach.add_case_panel import AddCase
 from napari_fmseg._napari.teach.case_actions import CaseActions
 from napari_fmseg._napari.teach.case_table import CaseTable, summary
-from napari_fmseg._napari.teach.jobs import EARLIER, UNSURE, Addition, Opened, Shown, added, opened, put_back, shown
+from napari_fmseg._napari.teach.jobs import (
+    EARLIER,
+    UNSURE,
+    CaseLayers,
+    NewCase,
+    ProjectSnapshot,
+    activate_version_job,
+    add_case_job,
+    load_case_job,
+    open_project_job,
+)
 from napari_fmseg._napari.teach.model_files import ask_and_export, ask_and_import
 from napari_fmseg._napari.teach.project_bar import ProjectBar
 from napari_fmseg._napari.teach.questions import ask_to_replace
@@ -63,11 +73,11 @@ class TeachDock(Dock):
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
-        self.viewer = napari_viewer = plain(napari_viewer)
+        self.viewer = napari_viewer = unwrap_viewer(napari_viewer)
         self.project: Project | None = None
-        self._known: Opened | None = None
+        self._known: ProjectSnapshot | None = None
         self._job: Any = None
-        self._adding: Addition | None = None
+        self._adding: NewCase | None = None
         self._stored: tuple[Any, int] = (None, 0)  # the labels that are being added, and how often they were changed
         self._conflict: LabelsChanged | None = None
         self._remarks: dict[str, str] = {}  # of the training, by what they are about
@@ -141,10 +151,10 @@ class TeachDock(Dock):
 
     def open_folder(self, folder: Path, new: Mapping[str, Any] | None = None) -> None:
         """Open a project, or make it with the arguments `new` of `init_project`."""
-        self._do(lambda: opened(folder, new))
+        self._do(lambda: open_project_job(folder, new))
 
     def _likely(self) -> dict[str, Any]:
-        """What a new project is likely to be, by what the viewer shows."""
+        """Return what a new project is likely to be, by what the viewer shows."""
         image, layer = self.add.image.case, self.add.layer
         names = (layer.metadata.get(KEY) or {}).get("names", {}) if layer is not None else {}
         return {
@@ -171,9 +181,9 @@ class TeachDock(Dock):
     def _on_done(self, event: Any) -> None:
         if isinstance(event, Progress):
             self.facts.setText(f"{event.stage.capitalize()} … {event.done} of {event.total}")
-        elif isinstance(event, Opened):
+        elif isinstance(event, ProjectSnapshot):
             self._take(event)
-        elif isinstance(event, Shown):
+        elif isinstance(event, CaseLayers):
             self._show_case(event)
         else:
             self.actions_of_case.take(event)
@@ -186,7 +196,7 @@ class TeachDock(Dock):
         self.pages.setEnabled(True)
         self._refresh()
 
-    def _take(self, what: Opened) -> None:
+    def _take(self, what: ProjectSnapshot) -> None:
         before = self.project.folder if self.project is not None else None
         self._known, self.project = what, what.project
         if what.project.folder != before:
@@ -234,8 +244,8 @@ class TeachDock(Dock):
         else:
             self.error.tell(error)
 
-    def _on_conflict(self, what: Addition, error: LabelsChanged) -> None:
-        """Ask what becomes of labels that somebody else saved."""
+    def _on_conflict(self, what: NewCase, error: LabelsChanged) -> None:
+        """Request what becomes of labels that somebody else saved."""
         if ask_to_replace(self, str(error)):
             self._on_add(replace(what, replace=True))
         else:
@@ -246,13 +256,13 @@ class TeachDock(Dock):
 
     # --- cases ---
 
-    def _on_add(self, what: Addition) -> None:
+    def _on_add(self, what: NewCase) -> None:
         if self._job is None:
             self._adding = what
             self._stored = (self.add.layer, self._recovery.edits_of(self.add.layer))
-            self._do(lambda: added(what))
+            self._do(lambda: add_case_job(what))
 
-    def _mark(self, what: Addition) -> None:
+    def _mark(self, what: NewCase) -> None:
         """Note on the layers which case they are, so that later labels go to it."""
         told = {"case": what.name, "project": str(what.folder), "part": what.options.unlabelled}
         if self.project is not None:
@@ -273,9 +283,9 @@ class TeachDock(Dock):
     def _on_case(self, name: str) -> None:
         if self.project is not None:
             folder = self.project.folder
-            self._do(lambda: shown(folder, name))
+            self._do(lambda: load_case_job(folder, name))
 
-    def _show_case(self, case: Shown) -> None:
+    def _show_case(self, case: CaseLayers) -> None:
         """Add the layers of a case, unless they are there already."""
         from napari.layers import Layer
 
@@ -366,7 +376,7 @@ class TeachDock(Dock):
         """Read the project again."""
         if self.project is not None and self._job is None:
             folder = self.project.folder
-            self._start_job(lambda: opened(folder))  # what went wrong stays in sight
+            self._start_job(lambda: open_project_job(folder))  # what went wrong stays in sight
 
     def _list_models(self) -> None:
         """List a new model wherever models are chosen, such as in the Segment dock."""
@@ -379,7 +389,7 @@ class TeachDock(Dock):
     def _on_use(self, number: int) -> None:
         if self.project is not None:
             folder = self.project.folder
-            self._do(lambda: put_back(folder, number))
+            self._do(lambda: activate_version_job(folder, number))
 
     def _on_roll_back(self) -> None:
         self._on_use(0)
@@ -406,7 +416,7 @@ class TeachDock(Dock):
     # --- coming and going ---
 
     def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
-        """Take files and folders."""
+        """Accept files and folders."""
         if event is not None and event.mimeData() is not None and event.mimeData().hasUrls():
             event.acceptProposedAction()
 
@@ -435,7 +445,7 @@ class TeachDock(Dock):
 
 
 def _colors(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Give structures the colours that their labels have."""
+    """Return structures the colours that their labels have."""
     grid = Geometry.from_spacing((1, 1, 1), (1, 1, 1))
     of_label = colormap_of(LabelMap(np.zeros((1, 1, 1), np.uint8), grid, {}, dict(enumerate(names, 1))))
     return {name: of_label[value][:3] for value, name in enumerate(names, 1)}

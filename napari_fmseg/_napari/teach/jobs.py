@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from napari_fmseg._napari.choosers.image_volumes import Case
+from napari_fmseg._napari.choosers.image_volumes import ImageVolume
 from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer, map_layer
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress
@@ -21,19 +21,19 @@ from napari_fmseg.training.projects import (
     LabelOptions,
     Project,
     Version,
+    activate_version,
     add_case,
     earlier_labels,
-    examine,
     init_project,
     label_case,
     labels_revision,
     list_versions,
     open_project,
     publish,
-    put_in_use,
     rename_class,
     restore_labels,
     roll_back,
+    scan_cases,
     training_plan,
     unfinished_run,
 )
@@ -41,17 +41,17 @@ from napari_fmseg.training.projects import (
 __all__ = [
     "EARLIER",
     "UNSURE",
-    "Addition",
+    "CaseLayers",
     "Earlier",
-    "Opened",
+    "NewCase",
+    "ProjectSnapshot",
     "SetAside",
-    "Shown",
-    "added",
+    "activate_version_job",
+    "add_case_job",
     "changed",
-    "opened",
-    "put_back",
+    "load_case_job",
+    "open_project_job",
     "restored",
-    "shown",
     "shown_earlier",
 ]
 
@@ -63,7 +63,7 @@ EARLIER = "earlier"
 
 
 @dataclass(frozen=True)
-class Opened:
+class ProjectSnapshot:
     """A project as it is now.
 
     Attributes
@@ -86,7 +86,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Shown:
+class CaseLayers:
     """A case to be shown: the layers of its image, one with its labels, and one with what the model doubted."""
 
     name: str
@@ -110,7 +110,7 @@ class SetAside:
 
 
 @dataclass(frozen=True, eq=False)
-class Addition:
+class NewCase:
     """What the user wants to add.
 
     Attributes
@@ -143,21 +143,21 @@ class Addition:
     labels: LabelMap | None = None
     options: LabelOptions = field(default_factory=LabelOptions)
     link: bool = False
-    shown: tuple[Case, Any] | None = None
+    shown: tuple[ImageVolume, Any] | None = None
     revision: str | None = None
     replace: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
 
 
-def opened(folder: Path, new: Mapping[str, Any] | None = None) -> Iterator[Progress | Opened]:
+def open_project_job(folder: Path, new: Mapping[str, Any] | None = None) -> Iterator[Progress | ProjectSnapshot]:
     """Open a project, or make it with the arguments `new` of `init_project`, and examine what it does not know yet."""
     project = init_project(folder, **new) if new is not None else open_project(folder)
     yield Progress("opening", 0, 1)
-    project = yield from examine(project)
+    project = yield from scan_cases(project)
     yield _opened(project)
 
 
-def added(what: Addition) -> Iterator[Opened]:
+def add_case_job(what: NewCase) -> Iterator[ProjectSnapshot]:
     """Add a case, or give one its labels."""
     project = open_project(what.folder)
     for old, new in what.renamed.items():
@@ -173,7 +173,7 @@ def added(what: Addition) -> Iterator[Opened]:
     yield _opened(project)
 
 
-def shown(folder: Path, name: str) -> Iterator[Shown]:
+def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
     """Read a case: its image, and its labels, what a model found, or an empty layer to label it in."""
     project = open_project(folder)
     files = project.known(name)
@@ -194,12 +194,12 @@ def shown(folder: Path, name: str) -> Iterator[Shown]:
     layer = labels_layer(labels, title, frame=volume.geometry.canonical()[0])
     data, options, kind = _marked(layer, told)
     unsure = _unsure(where, f"{name} · unsure", volume, told) if files.labels is None and where.exists() else None
-    yield Shown(name, images, (np.ascontiguousarray(data), options, kind), unsure)
+    yield CaseLayers(name, images, (np.ascontiguousarray(data), options, kind), unsure)
 
 
-def shown_earlier(folder: Path, name: str, number: int) -> Iterator[Shown | Earlier]:
+def shown_earlier(folder: Path, name: str, number: int) -> Iterator[CaseLayers | Earlier]:
     """Read a case and labels that it had; see `label_history`."""
-    yield from shown(folder, name)
+    yield from load_case_job(folder, name)
     project = open_project(folder)
     volume = read_channels(project.known(name).images)
     found, _ = earlier_labels(project, name, number)
@@ -209,20 +209,20 @@ def shown_earlier(folder: Path, name: str, number: int) -> Iterator[Shown | Earl
     yield Earlier((np.ascontiguousarray(data), options, kind))
 
 
-def restored(folder: Path, name: str, number: int) -> Iterator[Opened | SetAside | Shown]:
-    """Take earlier labels of a case again, and show them."""
+def restored(folder: Path, name: str, number: int) -> Iterator[ProjectSnapshot | SetAside | CaseLayers]:
+    """Accept earlier labels of a case again, and show them."""
     yield _opened(restore_labels(open_project(folder), name, number - 1))
     yield SetAside(name)
-    yield from shown(folder, name)
+    yield from load_case_job(folder, name)
 
 
-def changed(folder: Path, change: Callable[[Project], Project]) -> Iterator[Opened]:
+def changed(folder: Path, change: Callable[[Project], Project]) -> Iterator[ProjectSnapshot]:
     """Carry out a change of a project, such as `exclude_case`."""
     yield _opened(change(open_project(folder)))
 
 
 def _unsure(file: Path, title: str, volume: Volume, told: Mapping[str, str]) -> LayerData:
-    """Give the map of the model's doubt, hidden at first: it lies over what is to be corrected."""
+    """Return the map of the model's doubt, hidden at first: it lies over what is to be corrected."""
     percent = read_volume(file)
     doubt = Volume((percent.data / 100).astype(np.float32), percent.geometry)
     layer = map_layer(doubt, title, frame=volume.geometry.canonical()[0])
@@ -236,17 +236,17 @@ def _marked(layer: LayerData, told: Mapping[str, str]) -> LayerData:
     return data, {**options, "metadata": metadata}, kind
 
 
-def put_back(folder: Path, number: int = 0) -> Iterator[Opened]:
+def activate_version_job(folder: Path, number: int = 0) -> Iterator[ProjectSnapshot]:
     """Use a version, 0 the one before, and list it where models are chosen."""
     project = open_project(folder)
-    project = put_in_use(project, number) if number else roll_back(project)
+    project = activate_version(project, number) if number else roll_back(project)
     publish(project)
     yield _opened(project)
 
 
-def _opened(project: Project) -> Opened:
+def _opened(project: Project) -> ProjectSnapshot:
     try:
         note, can_train = training_plan(project).note, True
     except FmsegError:
         note, can_train = "Nothing to learn from yet: add a volume with its labels.", False
-    return Opened(project, list_versions(project), note, can_train, unfinished_run(project))
+    return ProjectSnapshot(project, list_versions(project), note, can_train, unfinished_run(project))

@@ -29,7 +29,7 @@ def ask_and_export(parent: QWidget, version: Version) -> str:
 
 
 def ask_and_import(parent: QWidget) -> str:
-    """Take a model from a file that the user chooses; gives what to say, or "" if nothing was done.
+    """Accept a model from a file that the user chooses; gives what to say, or "" if nothing was done.
 
     Raises
     ------

@@ -91,7 +91,7 @@ class NewProject(QDialog):
         return Path(self.folder.text().strip()).expanduser()
 
     def arguments(self) -> dict[str, Any]:
-        """Give the arguments of `init_project`."""
+        """Return the arguments of `init_project`."""
         kind, n = KINDS[self.kind.currentText()], self.channels.value()
         channels = (kind,) if n == 1 else tuple(f"{kind} {i + 1}" for i in range(n))
         known = (self.place / "dataset.json").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.models.folders import user_models_folder
 
 __all__ = ["recent_projects", "remember"]
@@ -28,7 +28,7 @@ def remember(folder: Path) -> None:
     paths = [folder, *(path for path in recent_projects() if path != folder)][:_MOST]
     try:
         _file().parent.mkdir(parents=True, exist_ok=True)
-        with written_beside(_file()) as file:
+        with atomic_write(_file()) as file:
             file.write(json.dumps([str(path) for path in paths], indent=1).encode())
     except OSError:
         return

@@ -31,7 +31,7 @@ from napari_fmseg._napari.teach.validation_view import PlaneView
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone, TrainEvent
 from napari_fmseg.models.registry import list_models
 from napari_fmseg.training import Augment
-from napari_fmseg.training.projects import PRESENT, SCRATCH, LessonOptions, Version
+from napari_fmseg.training.projects import ACTIVE_VERSION, FROM_SCRATCH, TrainingOptions, Version
 
 __all__ = ["TrainPanel"]
 
@@ -75,7 +75,7 @@ class TrainPanel(QWidget):
         self._left: Any = lambda: None
         self.source, self.minutes = QComboBox(), NumberBox()
         self.options = OptionsForm(
-            LessonOptions,
+            TrainingOptions,
             skip=("minutes",),
             choices={"device": offered_devices(), "precision": ("auto", "float32", "bfloat16", "float16")},
             labels=_WORDS,
@@ -116,7 +116,7 @@ class TrainPanel(QWidget):
         self.source.setMinimumContentsLength(14)
         self.minutes.setRange(0.1, 10_000)
         self.minutes.setDecimals(1)
-        self.minutes.setValue(LessonOptions().minutes)
+        self.minutes.setValue(TrainingOptions().minutes)
         self.minutes.setPrefix("about ")
         self.minutes.setSuffix(" minutes")
         self.start_button.setStyleSheet(
@@ -166,8 +166,8 @@ class TrainPanel(QWidget):
         before = self.source.currentData()
         self.source.clear()
         if present:
-            self.source.addItem(f"The project's model, version {present}", PRESENT)
-        self.source.addItem("Scratch: a new network", SCRATCH)
+            self.source.addItem(f"The project's model, version {present}", ACTIVE_VERSION)
+        self.source.addItem("Scratch: a new network", FROM_SCRATCH)
         own = {version.card.sha256 for version in versions}
         for card in list_models():
             if card.sha256 not in own:
@@ -194,15 +194,15 @@ class TrainPanel(QWidget):
         if path:
             self.begin_from(Path(path))
 
-    def choices(self) -> tuple[str, LessonOptions, Augment]:
-        """What the user has chosen."""
-        options = LessonOptions(minutes=self.minutes.value(), **self.options.values())
+    def choices(self) -> tuple[str, TrainingOptions, Augment]:
+        """Return what the user has chosen."""
+        options = TrainingOptions(minutes=self.minutes.value(), **self.options.values())
         return str(self.source.currentData()), options, Augment(**self.augment.values())
 
     # --- how it goes ---
 
     def allow(self, why_not: str, *, can_resume: bool) -> None:
-        """Let the user start, or say in the tooltip why not."""
+        """Allow the user start, or say in the tooltip why not."""
         running = self.state in ("preparing", "training", "validating")
         why = "A training is under way. Stop it, or wait until it is done." if running else why_not
         self.start_button.setEnabled(not why)
@@ -236,12 +236,12 @@ class TrainPanel(QWidget):
         self.dice.set_colors(dict(colors))
 
     def tell_choices(self, texts: Sequence[str]) -> None:
-        """Say under the details what was chosen for the last training, and why."""
+        """Report under the details what was chosen for the last training, and why."""
         self.choices_made.setText("\n".join(texts))
         self.choices_made.setVisible(bool(texts))
 
     def add_choice(self, text: str) -> None:
-        """Say one thing more."""
+        """Report one thing more."""
         self.tell_choices([*filter(None, self.choices_made.text().splitlines()), text])
 
     def take(self, event: TrainEvent) -> None:
@@ -260,7 +260,7 @@ class TrainPanel(QWidget):
         self._on_tick()
 
     def _at(self, stage: str, step: int) -> float:
-        """Where a step lies, behind those of the stages before."""
+        """Return where a step lies, behind those of the stages before."""
         names = list(self._steps)
         before = sum(self._steps[name] for name in names[: names.index(stage)]) if stage in names else 0
         self._last = float(before + step)

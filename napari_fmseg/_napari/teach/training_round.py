@@ -12,7 +12,7 @@ from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress, Saved, Warned
 from napari_fmseg.training import Augment, Recipe, load_recipe
-from napari_fmseg.training.projects import LEAVING, LessonOptions
+from napari_fmseg.training.projects import LEAVING, TrainingOptions
 
 __all__ = ["Round", "steps_of"]
 
@@ -88,7 +88,7 @@ class Round(QObject):
         """Share of the steps that are done and about how many seconds the rest takes; None while nothing is learned."""
         return (self.training.fraction, self.training.seconds_left) if self.training.running else None
 
-    def start(self, folder: Path, source: str, options: LessonOptions, augment: Augment) -> None:
+    def start(self, folder: Path, source: str, options: TrainingOptions, augment: Augment) -> None:
         """Begin a round."""
         if self.running:
             return
@@ -107,7 +107,7 @@ class Round(QObject):
             self._take(folder / "fmseg" / "runs" / str(number) / "recipe.toml")
 
     def stop(self) -> None:
-        """Ask for the end; the best so far is then measured and kept."""
+        """Request for the end; the best so far is then measured and kept."""
         for run in self._runs:
             run.stop()
 
@@ -195,12 +195,12 @@ class Round(QObject):
 
 
 def steps_of(recipe: Recipe) -> dict[str, int]:
-    """Steps that every stage takes: whole epochs."""
+    """Return the steps that every stage takes: whole epochs."""
     return {stage.stage: -(-stage.steps // stage.steps_per_epoch) * stage.steps_per_epoch for stage in recipe.stages}
 
 
 def _changed(options: Any, prefix: str) -> list[str]:
-    """Give what differs from the defaults as the words of a command."""
+    """Return what differs from the defaults as the words of a command."""
     words = []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)

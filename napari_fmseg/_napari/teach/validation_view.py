@@ -55,7 +55,7 @@ class PlaneView(QWidget):
 def _tinted(
     image: npt.NDArray[np.floating], marks: npt.NDArray[np.integer], colors: Mapping[int, Sequence[float]]
 ) -> npt.NDArray[np.uint8]:
-    """Give the plane in grey with its structures in their colours, (y, x, 3)."""
+    """Return the plane in grey with its structures in their colours, (y, x, 3)."""
     low, high = np.percentile(image, (1, 99))
     grey = np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)
     out = np.repeat(grey[..., None], 3, 2)

@@ -134,7 +134,7 @@ def _told(version: Version, *, in_use: bool) -> tuple[str, ...]:
 
 
 def _by_class(version: Version) -> dict[str, float]:
-    """Mean Dice by class over the cases that it was measured on."""
+    """Return the mean Dice by class over the cases that it was measured on."""
     found: dict[str, list[float]] = {}
     for scores in version.lineage.scores.values():
         for name, value in scores.items():

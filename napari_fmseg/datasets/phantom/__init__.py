@@ -146,7 +146,7 @@ def _box(lines: list[npt.NDArray[np.float32]], part: Part) -> Box | None:
 
 
 def _majority(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Give the most frequent label along axis 1 of (z, thin, y, x)."""
+    """Return the most frequent label along axis 1 of (z, thin, y, x)."""
     if labels.shape[1] == 1:
         return labels[:, 0]
     counts = np.stack([(labels == value).sum(1, dtype=np.uint8) for value in range(len(LABELS) + 1)])

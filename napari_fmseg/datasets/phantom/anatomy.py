@@ -84,7 +84,7 @@ def _f32(values: npt.NDArray[Any]) -> Array:
 
 
 def _wall(z: Array, y: Array, x: Array, girth: float) -> tuple[Array, Array]:
-    """Depth under the inner side of the abdominal wall, and the radius as a share of the cavity's."""
+    """Return depth under the inner side of the abdominal wall, and the radius as a share of the cavity's."""
     line = z[:, :1, :1]
     waist = np.exp(-(((line + 55) / 55) ** 2))
     across = girth * (131 - 9 * waist - 0.0011 * np.clip(line - 50, 0, None) ** 2)
@@ -95,7 +95,9 @@ def _wall(z: Array, y: Array, x: Array, girth: float) -> tuple[Array, Array]:
 
 
 def _diaphragm(x: Array, y: Array, radius: Array) -> Array:
-    """Height of the diaphragm: two domes, the right one higher, falling steeply to the ribs and deepest behind."""
+    """Return the height of the diaphragm: two domes, the right one higher, falling steeply to the ribs and deepest
+    behind.
+    """
     right = 114 - 0.0085 * (x + 62) ** 2
     left = 100 - 0.0085 * (x - 66) ** 2
     dome = np.maximum(np.maximum(right, left), 84) - 0.0022 * (y + 12) ** 2
@@ -162,7 +164,7 @@ def _body(fat_mm: float) -> list[Part]:
 
 
 def _strands(scene: Scene) -> Array:
-    """Mesenteric fat with its fine vessels."""
+    """Return the mesenteric fat with its fine vessels."""
     pattern = np.sin(scene.z / 4.1 + 2 * np.sin(scene.x / 13)) * np.sin(scene.x / 5.3) * np.sin(scene.y / 4.7)
     return np.asarray(-103 + 60 * np.clip(pattern - 0.55, 0, 1), np.float32)
 

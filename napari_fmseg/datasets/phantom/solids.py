@@ -57,7 +57,7 @@ class Scene:
     below: Array
 
     def cut(self, box: tuple[slice, slice, slice]) -> Scene:
-        """Give the points inside `box`."""
+        """Return the points inside `box`."""
         z, y, x = (a[box] for a in self.rigid)
         return Scene(self.z[box], self.y[box], self.x[box], (z, y, x), self.wall[box], self.below[box])
 
@@ -127,7 +127,7 @@ def smooth_path(points: Path, per_piece: int = 4) -> npt.NDArray[np.float64]:
 
 
 def nearest(scene: Scene, knots: npt.NDArray[np.float64], flat: float, rigid: bool) -> tuple[Array, Array]:
-    """Depth in a tube, and y of the nearest point of its axis."""
+    """Return depth in a tube, and y of the nearest point of its axis."""
     z, y, x = _points(scene, rigid)
     best = np.full(z.shape, -1e4, np.float32)
     level = np.zeros(z.shape, np.float32)

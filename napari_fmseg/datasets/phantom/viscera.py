@@ -353,7 +353,7 @@ def _inside(solid: Solid, mm: float) -> Solid:
 
 
 def _lobulated(solid: Solid, mm: float, length_mm: float) -> Solid:
-    """Give a solid an uneven surface."""
+    """Return a solid an uneven surface."""
 
     def depth(scene: Scene) -> Array:
         z, y, x = (a / np.float32(length_mm) for a in (scene.z, scene.y, scene.x))
@@ -364,7 +364,7 @@ def _lobulated(solid: Solid, mm: float, length_mm: float) -> Solid:
 
 
 def _pouched(solid: Solid, wave_mm: float, phase: float) -> Solid:
-    """Give a gut the pouches of the colon."""
+    """Return a gut the pouches of the colon."""
 
     def depth(scene: Scene) -> Array:
         along = (scene.z + 0.8 * scene.x) / np.float32(wave_mm) + np.float32(phase)
@@ -374,7 +374,7 @@ def _pouched(solid: Solid, wave_mm: float, phase: float) -> Solid:
 
 
 def _gas(path: Path, wall_mm: float, level_mm: float, inset: float) -> Solid:
-    """Gas in front in a gut: flat against what lies below it."""
+    """Return the gas in front in a gut: flat against what lies below it."""
     knots = smooth_path(path)
 
     def depth(scene: Scene) -> Array:
@@ -386,7 +386,7 @@ def _gas(path: Path, wall_mm: float, level_mm: float, inset: float) -> Solid:
 
 
 def _stool(scene: Scene) -> Array:
-    """Density of stool: mottled with gas."""
+    """Return the density of stool: mottled with gas."""
     x, y, z = scene.x, scene.y, scene.z
     mottle = np.sin(x / 2.7 + 2 * np.sin(z / 3.7)) * np.sin(y / 2.9 + np.sin(x / 4.1)) * np.sin(z / 3.1)
     return np.asarray(35 - 520 * np.clip(mottle - 0.25, 0, 1), np.float32)

@@ -25,10 +25,10 @@ from napari_fmseg.datasets.projects.staged_case import (
     stage_state,
     uncertainty_of,
 )
-from napari_fmseg.datasets.projects.transaction import changing
+from napari_fmseg.datasets.projects.transaction import transaction
 from napari_fmseg.io import read_labels, write_labels, write_volume
 from napari_fmseg.io.channels import read_channels
-from napari_fmseg.io.voxel_values import checked
+from napari_fmseg.io.voxel_values import sanitise_voxels
 
 __all__ = ["add_case", "add_nameless", "check_name", "free_name", "label_case", "restore_labels", "save_prediction"]
 
@@ -36,7 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 def free_name(project: Project) -> str:
-    """Give a name that no case has: ``case-001`` and on. File names often tell who the patient is."""
+    """Return a name that no case has: ``case-001`` and on. File names often tell who the patient is."""
     numbers = [int(m[1]) for name in (*project.files, *project.index.cases) if (m := re.fullmatch(r"case-(\d+)", name))]
     return f"case-{max(numbers, default=0) + 1:03d}"
 
@@ -118,7 +118,7 @@ def _added(
         raise FmsegError("A volume in memory has no file to link to. Copy it (link=False).")
     volume = _finite(image) if isinstance(image, Volume) else read_channels(files)
     found = image_hash(volume)
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         name = name or free_name(fresh)  # within the lock: nobody else can take it
         if fresh.record(name).image == found and name in fresh.files:
@@ -154,7 +154,7 @@ def label_case(
     revision: str | None = None,
     replace: bool = False,
 ) -> Project:
-    """Give a case its labels, or corrected ones; those before stay in ``fmseg/history``.
+    """Return a case its labels, or corrected ones; those before stay in ``fmseg/history``.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def label_case(
         check_unchanged(current, name, known)
     volume = read_channels(current.known(name).images)
     found = image_hash(volume)
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         if not replace:
             check_unchanged(fresh, name, known)
@@ -196,7 +196,7 @@ def label_case(
 
 
 def restore_labels(project: Project, name: str, number: int = -1) -> Project:
-    """Take earlier labels of a case again; those of now become the latest earlier ones.
+    """Accept earlier labels of a case again; those of now become the latest earlier ones.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def save_prediction(
     where
         Of every voxel, 0..1, on the image's grid; kept in percent in ``fmseg/uncertainty``.
     """
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         fresh.known(name)
         write_labels(labels, change.place(prediction_of(name)))
@@ -284,8 +284,8 @@ def _read(labels: LabelMap | Path | str) -> LabelMap:
 
 
 def _finite(volume: Volume) -> Volume:
-    """Give the volume as a file would: finite, and in a number type that files have."""
+    """Return the volume as a file would: finite, and in a number type that files have."""
     data = volume.data.astype(np.float32) if volume.data.dtype == np.float16 else volume.data
     if data.dtype.kind == "f" and not np.isfinite(data).all():
-        return checked(data.copy(), volume.geometry, volume.meta, Path("The volume"))
+        return sanitise_voxels(data.copy(), volume.geometry, volume.meta, Path("The volume"))
     return dataclasses.replace(volume, data=data)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 from napari_fmseg.core.volume import Geometry, LabelMap
-from napari_fmseg.datasets.nnunet_json import Facts, grown
+from napari_fmseg.datasets.nnunet_json import DatasetInfo, grown
 from napari_fmseg.datasets.projects.painted_slices import PaintedSlices
 from napari_fmseg.datasets.projects.scan import labelled_share
 from napari_fmseg.io.voxel_values import smallest_integer
@@ -75,14 +75,20 @@ class Labelled:
     """
 
     labels: LabelMap
-    facts: Facts
+    facts: DatasetInfo
     classes: tuple[str, ...]
     sparse: bool
     share: float
 
 
 def labelled_for(
-    labels: LabelMap, grid: Geometry, facts: Facts, options: LabelOptions, folder: Path, *, before: tuple[str, ...] = ()
+    labels: LabelMap,
+    grid: Geometry,
+    facts: DatasetInfo,
+    options: LabelOptions,
+    folder: Path,
+    *,
+    before: tuple[str, ...] = (),
 ) -> Labelled:
     """Turn labels into those of a project.
 
@@ -158,7 +164,7 @@ def _check_whole(found: PaintedSlices) -> None:
 
 
 def _on(labels: LabelMap, grid: Geometry, options: LabelOptions) -> tuple[LabelMap, npt.NDArray[np.bool_]]:
-    """Give the labels on the image's grid, and which of its voxels lie outside of them."""
+    """Return the labels on the image's grid, and which of its voxels lie outside of them."""
     if labels.geometry.matches(grid, atol_mm=0.1):
         return labels, np.zeros(grid.shape, bool)
     if not options.resample:
@@ -188,8 +194,8 @@ def _nearest(labels: LabelMap, grid: Geometry) -> tuple[npt.NDArray[np.generic],
     return found, outside
 
 
-def _meaning(names: Mapping[int, str], present: list[int], facts: Facts) -> dict[int, str]:
-    """Say for every number of the labels which class of the project it is, or what new one."""
+def _meaning(names: Mapping[int, str], present: list[int], facts: DatasetInfo) -> dict[int, str]:
+    """Report for every number of the labels which class of the project it is, or what new one."""
     meaning = {}
     for value in sorted({*names, *present}):
         word = names.get(value, "")
@@ -214,11 +220,11 @@ def _known(word: str, names: list[str]) -> str:
 def _renumbered(
     data: npt.NDArray[np.generic],
     meaning: Mapping[int, str],
-    facts: Facts,
+    facts: DatasetInfo,
     options: LabelOptions,
     outside: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.bool_]]:
-    """Give the data in the project's numbers, and which voxels were not labelled."""
+    """Return the data in the project's numbers, and which voxels were not labelled."""
     ignore = -1 if facts.ignore is None else facts.ignore
     numbers = {**facts.numbers, "background": 0, "ignore": ignore}
     out = np.zeros(data.shape, smallest_integer(-1, max([0, ignore, *facts.labels])))

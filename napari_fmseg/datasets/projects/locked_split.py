@@ -20,12 +20,12 @@ _ONE_IN = 5
 
 
 def wanted(n_labelled: int) -> int:
-    """How many of `n_labelled` images should be held out: one in five, and at least one of four."""
+    """Return how many of `n_labelled` images should be held out: one in five, and at least one of four."""
     return 0 if n_labelled < LEAST else max(1, n_labelled // _ONE_IN)
 
 
 def is_locked(ledger: Mapping[str, str], labelled: Iterable[str]) -> bool:
-    """Whether there is a held-out image among the labelled ones."""
+    """Return whether there is a held-out image among the labelled ones."""
     return any(ledger.get(image) == HELD_OUT for image in labelled)
 
 
@@ -37,7 +37,7 @@ def assigned(
     announced: Iterable[str] = (),
     unfit: Iterable[str] = (),
 ) -> dict[str, str]:
-    """Give every labelled image a role that has none yet.
+    """Return every labelled image a role that has none yet.
 
     Parameters
     ----------

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from napari_fmseg.core.errors import FmsegError
-from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.core.structuring import read_table, structure
 from napari_fmseg.datasets import nnunet_json
-from napari_fmseg.datasets.nnunet_json import CaseFiles, Facts
+from napari_fmseg.datasets.nnunet_json import CaseFiles, DatasetInfo
 from napari_fmseg.datasets.projects.locked_split import HELD_OUT, TRAINING, assigned
-from napari_fmseg.datasets.projects.transaction import OURS, Change, changing, settle
+from napari_fmseg.datasets.projects.transaction import STATE_DIR, Transaction, recover, transaction
 
 __all__ = [
     "INDEX",
@@ -27,13 +27,13 @@ __all__ = [
     "now",
     "open_project",
     "read_project",
-    "stamped",
+    "with_fingerprint",
     "with_record",
     "with_roles",
     "write_state",
 ]
 
-INDEX, LEDGER = f"{OURS}/project.json", f"{OURS}/split.json"
+INDEX, LEDGER = f"{STATE_DIR}/project.json", f"{STATE_DIR}/split.json"
 
 _FORMAT = "napari-fmseg project 1"
 
@@ -146,7 +146,7 @@ class Project:
     """
 
     folder: Path
-    facts: Facts
+    facts: DatasetInfo
     files: Mapping[str, CaseFiles]
     index: Index = field(default_factory=Index)
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -157,15 +157,15 @@ class Project:
         return tuple(name for name, files in self.files.items() if files.labels is not None)
 
     def record(self, name: str) -> CaseRecord:
-        """What is known of a case."""
+        """Return what is known of a case."""
         return self.index.cases.get(name, CaseRecord())
 
     def role(self, name: str) -> str:
-        """``"training"``, ``"held out"``, or "" while its image has none."""
+        """Return ``"training"``, ``"held out"``, or "" while its image has none."""
         return self.roles.get(self.record(name).image, "")
 
     def known(self, name: str) -> CaseFiles:
-        """Give the files of a case.
+        """Return the files of a case.
 
         Raises
         ------
@@ -179,7 +179,7 @@ class Project:
 
 
 def now() -> str:
-    """Give the time as text, UTC, to the second."""
+    """Return the time as text, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -217,7 +217,7 @@ def init_project(
             f"A new project needs its classes, each once, and none is called background or ignore: {list(labels)}. "
             "Those two are there already."
         )
-    with changing(folder) as change:
+    with transaction(folder) as change:
         if not (folder / "dataset.json").exists():
             change.table("dataset.json", nnunet_json.new_table(tuple(labels), tuple(channels), name or folder.name))
         if not (folder / INDEX).exists():
@@ -245,7 +245,7 @@ def open_project(folder: Path | str, *, tidy: bool = True) -> Project:
     """
     folder = Path(folder).absolute()
     for _ in range(20):
-        settle(folder, tidy=tidy)
+        recover(folder, tidy=tidy)
         before = _stamps([folder / INDEX, folder / "dataset.json"])
         project = read_project(folder)
         if before == _stamps([folder / INDEX, folder / "dataset.json"]):
@@ -293,7 +293,7 @@ class _Lesson:
 def _roles_of_models(folder: Path) -> dict[str, str]:
     """Find the roles again where the split was lost: the models know what they learned from and were measured on."""
     roles: dict[str, str] = {}
-    for path in sorted((folder / OURS / "models").glob("*/lineage.json")):
+    for path in sorted((folder / STATE_DIR / "models").glob("*/lineage.json")):
         told = _read(_Lesson, path, _table(path), known_only=True)
         roles.update(dict.fromkeys(told.held_out.values(), HELD_OUT))
         roles.update(dict.fromkeys(told.seen, TRAINING))
@@ -311,7 +311,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 def _read(kind: type[T], path: Path, table: Mapping[str, Any], *, known_only: bool = False) -> T:
     try:
-        return dataclass_from(kind, table, finite=False, known_only=known_only)
+        return structure(kind, table, finite=False, known_only=known_only)
     except ValueError as error:
         raise FmsegError(f"{path} is damaged: {error}. Restore it from a copy of the project.") from error
 
@@ -328,21 +328,21 @@ def _stamps(paths: list[Path] | tuple[Path, ...]) -> tuple[Stamp, ...]:
     return tuple(found)
 
 
-def stamped(record: CaseRecord, files: CaseFiles) -> CaseRecord:
+def with_fingerprint(record: CaseRecord, files: CaseFiles) -> CaseRecord:
     """Note what the files look like from outside, so that a later change is seen."""
     labels = _stamps([files.labels])[0] if files.labels is not None else ()
     return dataclasses.replace(record, stamps=_stamps(files.images), label_stamp=labels)
 
 
 def with_record(project: Project, name: str, record: CaseRecord) -> Project:
-    """Give the project with another record of a case; nothing is written."""
+    """Return the project with another record of a case; nothing is written."""
     return dataclasses.replace(
         project, index=dataclasses.replace(project.index, cases={**project.index.cases, name: record})
     )
 
 
 def with_roles(project: Project, *, learned: tuple[str, ...] = ()) -> Project:
-    """Give the project with a role for every labelled image that had none; nothing is written.
+    """Return the project with a role for every labelled image that had none; nothing is written.
 
     Parameters
     ----------
@@ -363,7 +363,7 @@ def with_roles(project: Project, *, learned: tuple[str, ...] = ()) -> Project:
     return dataclasses.replace(project, roles=roles)
 
 
-def write_state(change: Change, project: Project, *, learned: tuple[str, ...] = ()) -> Project:
+def write_state(change: Transaction, project: Project, *, learned: tuple[str, ...] = ()) -> Project:
     """Collect the index and the split of `project` in a change; labelled images without a role get theirs.
 
     Parameters
@@ -385,7 +385,7 @@ def write_state(change: Change, project: Project, *, learned: tuple[str, ...] = 
 
 
 def _may_validate(record: CaseRecord) -> bool:
-    """Whether a case may be held out unasked: one with most slices unlabelled would measure next to nothing."""
+    """Return whether a case may be held out unasked: one with most slices unlabelled would measure next to nothing."""
     return not record.unconfirmed and record.labelled >= _LEAST_SHARE
 
 

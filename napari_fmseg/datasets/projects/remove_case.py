@@ -9,7 +9,7 @@ from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.datasets import nnunet_json
 from napari_fmseg.datasets.projects.project import Project, open_project, with_record, write_state
 from napari_fmseg.datasets.projects.staged_case import prediction_of, relative, uncertainty_of
-from napari_fmseg.datasets.projects.transaction import OURS, changing
+from napari_fmseg.datasets.projects.transaction import STATE_DIR, transaction
 
 __all__ = ["drop_empty_history", "exclude_case", "include_case", "remove_case"]
 
@@ -26,7 +26,7 @@ def exclude_case(project: Project, name: str) -> Project:
 
 
 def include_case(project: Project, name: str) -> Project:
-    """Let a case take part again, in the role that its image has.
+    """Allow a case take part again, in the role that its image has.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def include_case(project: Project, name: str) -> Project:
 
 
 def _with_exclusion(project: Project, name: str, *, excluded: bool) -> Project:
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         fresh.known(name)
         record = dataclasses.replace(fresh.record(name), excluded=excluded)
@@ -65,7 +65,7 @@ def remove_case(project: Project, name: str, *, with_labels: bool = False) -> Pr
     FmsegError
         If there is no such case, or it has labels and `with_labels` is False.
     """
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         files, record = fresh.known(name), fresh.record(name)
         if (files.labels is not None or record.earlier) and not with_labels:
@@ -94,4 +94,4 @@ def remove_case(project: Project, name: str, *, with_labels: bool = False) -> Pr
 def drop_empty_history(project: Project, name: str) -> None:
     """Remove the folder of a case's earlier labels if nothing lies in it any more."""
     with suppress(OSError):  # it is not there, or holds files of others
-        (project.folder / OURS / "history" / name).rmdir()
+        (project.folder / STATE_DIR / "history" / name).rmdir()

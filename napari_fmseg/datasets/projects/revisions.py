@@ -9,7 +9,7 @@ from pathlib import Path
 
 from napari_fmseg.core.errors import FmsegError, LabelsChanged
 from napari_fmseg.core.volume import LabelMap
-from napari_fmseg.datasets.projects.project import INDEX, Earlier, Project, stamped
+from napari_fmseg.datasets.projects.project import INDEX, Earlier, Project, with_fingerprint
 from napari_fmseg.datasets.projects.transaction import inside
 from napari_fmseg.io import read_labels
 
@@ -39,16 +39,18 @@ class LabelVersion:
 
 
 def labels_revision(project: Project, name: str) -> str:
-    """Give a mark that changes whenever somebody saves other labels of a case; "" while it has none."""
+    """Return a mark that changes whenever somebody saves other labels of a case; "" while it has none."""
     files, record = project.known(name), project.record(name)
     if files.labels is None:
         return ""
-    changed = record.changed if stamped(record, files).label_stamp == record.label_stamp else _written(files.labels)
+    changed = (
+        record.changed if with_fingerprint(record, files).label_stamp == record.label_stamp else _written(files.labels)
+    )
     return f"{len(record.earlier) + 1}@{changed}"
 
 
 def _written(path: Path) -> str:
-    """When a file was written, as `examine` notes it."""
+    """Return when a file was written, as `examine` notes it."""
     try:
         return datetime.fromtimestamp(os.stat(path).st_mtime, UTC).isoformat(timespec="seconds")
     except OSError:  # its disk is not connected

@@ -20,28 +20,28 @@ from napari_fmseg.datasets.projects.project import (
     Project,
     open_project,
     read_project,
-    stamped,
+    with_fingerprint,
     with_record,
     with_roles,
     write_state,
 )
-from napari_fmseg.datasets.projects.transaction import changing
+from napari_fmseg.datasets.projects.transaction import transaction
 from napari_fmseg.io import read_labels
 from napari_fmseg.io.channels import read_channels
 
-__all__ = ["examine", "examined", "labelled_share", "stale"]
+__all__ = ["changed_cases", "labelled_share", "scan_all", "scan_cases"]
 
 
-def stale(project: Project) -> tuple[str, ...]:
+def changed_cases(project: Project) -> tuple[str, ...]:
     """Name the cases that are new or changed since they were examined."""
     return tuple(
         name
         for name, files in project.files.items()
-        if stamped(record := project.record(name), files) != record or not (record.image or record.problem)
+        if with_fingerprint(record := project.record(name), files) != record or not (record.image or record.problem)
     )
 
 
-def examine(project: Project, *, write: bool = True) -> Generator[Progress, None, Project]:
+def scan_cases(project: Project, *, write: bool = True) -> Generator[Progress, None, Project]:
     """Read the cases that are new or changed, and give those with labels their role.
 
     Parameters
@@ -62,7 +62,7 @@ def examine(project: Project, *, write: bool = True) -> Generator[Progress, None
     Project
         With every case known. A case that cannot be read has its `problem` told and takes no part.
     """
-    names = stale(project)
+    names = changed_cases(project)
     if not names and (not write or (project.folder / INDEX).exists()):
         return project
     records = {}
@@ -72,16 +72,16 @@ def examine(project: Project, *, write: bool = True) -> Generator[Progress, None
     yield Progress("examining", len(names), len(names))
     if not write:
         return with_roles(_with_records(project, records))
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         write_state(change, _with_records(read_project(project.folder), records))
     return open_project(project.folder)
 
 
 def _with_records(project: Project, records: Mapping[str, CaseRecord]) -> Project:
-    """Take what was found of cases that have not changed since."""
+    """Accept what was found of cases that have not changed since."""
     fresh = project
     for name, record in records.items():
-        if name in fresh.files and stamped(record, fresh.files[name]) == record:
+        if name in fresh.files and with_fingerprint(record, fresh.files[name]) == record:
             known = fresh.record(name)
             if not known.image:
                 known = _renamed(fresh, record)
@@ -93,9 +93,9 @@ def _with_records(project: Project, records: Mapping[str, CaseRecord]) -> Projec
     return fresh
 
 
-def examined(project: Project, *, write: bool = True) -> Project:
-    """Run `examine` to its end."""
-    work = examine(project, write=write)
+def scan_all(project: Project, *, write: bool = True) -> Project:
+    """Run `scan_cases` to its end."""
+    work = scan_cases(project, write=write)
     while True:
         try:
             next(work)
@@ -113,7 +113,7 @@ def _renamed(project: Project, record: CaseRecord) -> CaseRecord:
 
 def _examined(project: Project, name: str) -> CaseRecord:
     files, known, facts = project.files[name], project.record(name), project.facts
-    found = stamped(CaseRecord(), files)
+    found = with_fingerprint(CaseRecord(), files)
     try:
         same = known.image and known.stamps == found.stamps
         image = known.image if same else image_hash(read_channels(files.images))
@@ -136,5 +136,7 @@ def _examined(project: Project, name: str) -> CaseRecord:
 
 
 def labelled_share(ignored: npt.NDArray[np.bool_]) -> float:
-    """Share of slices with a labelled voxel, along the axis where it is least: that is how slices were labelled."""
+    """Return the share of slices with a labelled voxel, along the axis where it is least: that is how slices were
+    labelled.
+    """
     return min(float((~ignored).any(tuple(a for a in range(3) if a != axis)).mean()) for axis in range(3))

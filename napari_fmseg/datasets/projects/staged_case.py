@@ -12,11 +12,19 @@ import numpy as np
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.datasets import nnunet_json
-from napari_fmseg.datasets.nnunet_json import CaseFiles, Facts
+from napari_fmseg.datasets.nnunet_json import CaseFiles, DatasetInfo
 from napari_fmseg.datasets.projects.label_import import Labelled, LabelOptions, labelled_for
-from napari_fmseg.datasets.projects.project import CaseRecord, Earlier, Project, now, stamped, with_record, write_state
-from napari_fmseg.datasets.projects.scan import stale
-from napari_fmseg.datasets.projects.transaction import OURS, Change
+from napari_fmseg.datasets.projects.project import (
+    CaseRecord,
+    Earlier,
+    Project,
+    now,
+    with_fingerprint,
+    with_record,
+    write_state,
+)
+from napari_fmseg.datasets.projects.scan import changed_cases
+from napari_fmseg.datasets.projects.transaction import STATE_DIR, Transaction
 from napari_fmseg.io import read_labels, suffix_of, write_labels, write_volume
 
 __all__ = [
@@ -42,7 +50,7 @@ class StagedCase:
 
 
 def stage_image(
-    change: Change, facts: Facts, volume: Volume, files: tuple[Path, ...], stem: str, *, link: bool
+    change: Transaction, facts: DatasetInfo, volume: Volume, files: tuple[Path, ...], stem: str, *, link: bool
 ) -> tuple[tuple[str, Path], ...]:
     """Copy, link or write the channels."""
     as_they_are = len(files) == volume.n_channels and all(
@@ -71,7 +79,7 @@ def stage_image(
 _TWO_FILES = (".mhd", ".nhdr", ".hdr", ".img")
 
 
-def moved_to_training(change: Change, project: Project, name: str, record: CaseRecord) -> StagedCase:
+def moved_to_training(change: Transaction, project: Project, name: str, record: CaseRecord) -> StagedCase:
     """Bring the images of an unlabelled case to the labelled ones."""
     images = []
     if "/" in name:
@@ -90,12 +98,14 @@ def moved_to_training(change: Change, project: Project, name: str, record: CaseR
 
 
 def relative(path: Path, folder: Path) -> str:
-    """Give a path as the project writes it: from its folder on, with forward slashes; as it is if it lies elsewhere."""
+    """Return a path as the project writes it: from its folder on, with forward slashes; as it is if it lies
+    elsewhere.
+    """
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def stage_labels(
-    change: Change, project: Project, case: StagedCase, labels: LabelMap, options: LabelOptions, volume: Volume
+    change: Transaction, project: Project, case: StagedCase, labels: LabelMap, options: LabelOptions, volume: Volume
 ) -> tuple[Project, StagedCase]:
     """Write the labels of a case, keep those before, and take what is new in dataset.json.
 
@@ -124,7 +134,7 @@ def stage_labels(
     found = labelled_for(labels, volume.geometry, facts, options, project.folder, before=before)
     record = case.record
     if old is not None:
-        kept = f"{OURS}/history/{case.name}/{len(record.earlier) + 1:03d}{suffix_of(old)}"
+        kept = f"{STATE_DIR}/history/{case.name}/{len(record.earlier) + 1:03d}{suffix_of(old)}"
         change.copy(old, kept)
         earlier = Earlier(kept, record.changed, record.classes or tuple(facts.labels.values()), facts.ignore or 0)
         record = dataclasses.replace(record, earlier=(*record.earlier, earlier))
@@ -152,22 +162,22 @@ def stage_labels(
 
 
 def prediction_of(name: str) -> str:
-    """Say where the labels lie that a model found in a case."""
-    return f"{OURS}/predictions/{name.rpartition('/')[2]}.nii.gz"
+    """Return where the labels lie that a model found in a case."""
+    return f"{STATE_DIR}/predictions/{name.rpartition('/')[2]}.nii.gz"
 
 
 def uncertainty_of(name: str) -> str:
-    """Say where the map of the model's doubt about a case lies: percent, on the image's grid."""
-    return f"{OURS}/uncertainty/{name.rpartition('/')[2]}.nii.gz"
+    """Return where the map of the model's doubt about a case lies: percent, on the image's grid."""
+    return f"{STATE_DIR}/uncertainty/{name.rpartition('/')[2]}.nii.gz"
 
 
-def _with_facts(change: Change, project: Project, found: Labelled, name: str) -> Project:
-    """Take what dataset.json says now; where new classes pushed the ignore label up, the label files follow."""
+def _with_facts(change: Transaction, project: Project, found: Labelled, name: str) -> Project:
+    """Accept what dataset.json says now; where new classes pushed the ignore label up, the label files follow."""
     old, new = project.facts.ignore, found.facts.ignore
     project = dataclasses.replace(project, facts=found.facts)
     if old is None or old == new or new is None:
         return project
-    unsure = stale(project)
+    unsure = changed_cases(project)
     for other in project.labelled:
         path = project.files[other].labels
         if other == name or path is None or not (project.record(other).sparse or other in unsure):
@@ -182,11 +192,11 @@ def _with_facts(change: Change, project: Project, found: Labelled, name: str) ->
         place = change.place(relative(path, project.folder))
         write_labels(LabelMap(data, labels.geometry, {}, names), place, source=source)
         files = CaseFiles(project.files[other].images, place)
-        project = with_record(project, other, stamped(project.record(other), files))
+        project = with_record(project, other, with_fingerprint(project.record(other), files))
     return project
 
 
-def stage_state(change: Change, project: Project, case: StagedCase) -> None:
+def stage_state(change: Transaction, project: Project, case: StagedCase) -> None:
     """Collect dataset.json, index and split with the case in them."""
     labels = None if case.labels is None else case.labels[0]
     n_labelled = len({*project.labelled, *([case.name] if labels else [])})
@@ -198,4 +208,4 @@ def stage_state(change: Change, project: Project, case: StagedCase) -> None:
     # Sizes and times of the staged files stay with them when they are moved.
     files = CaseFiles(tuple(content for _, content in case.images), None if case.labels is None else case.labels[1])
     project = dataclasses.replace(project, files={**project.files, case.name: files})
-    write_state(change, with_record(project, case.name, stamped(case.record, files)))
+    write_state(change, with_record(project, case.name, with_fingerprint(case.record, files)))

@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from napari_fmseg.core.errors import FmsegError, InvalidRecipe
-from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.core.structuring import read_table, structure
 from napari_fmseg.datasets.case import Case
 from napari_fmseg.datasets.projects.locked_split import HELD_OUT, LEAST, TRAINING, is_locked
 from napari_fmseg.datasets.projects.project import INDEX, Project, now, open_project, write_state
-from napari_fmseg.datasets.projects.scan import examined, stale
-from napari_fmseg.datasets.projects.transaction import OURS, changing, inside
+from napari_fmseg.datasets.projects.scan import changed_cases, scan_all
+from napari_fmseg.datasets.projects.transaction import STATE_DIR, inside, transaction
 
 __all__ = [
     "LEAVING",
     "Fold",
     "Plan",
     "Run",
-    "learnable",
     "note_learned",
     "open_run",
     "start_run",
     "todays_labels",
+    "training_and_validation_cases",
     "training_plan",
 ]
 
@@ -95,7 +95,7 @@ class Run:
 
 
 def training_plan(project: Project) -> Plan:
-    """Say who is learned from and who validates; nothing is written.
+    """Report who is learned from and who validates; nothing is written.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def training_plan(project: Project) -> Plan:
         If no case can be learned from, or cases were not examined yet.
     """
     part = [name for name in project.labelled if not project.record(name).excluded]
-    waiting = [name for name in stale(project) if name in part]
+    waiting = [name for name in changed_cases(project) if name in part]
     if waiting:
         raise FmsegError(
             f"{len(waiting)} case(s) are new or were changed by another program, such as {waiting[0]}. Examine the "
@@ -169,15 +169,15 @@ def start_run(project: Project, plan: Plan) -> Run:
     FmsegError
         If the split changed since the plan was made, so that it would learn from a held-out case.
     """
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         leaking = [c.name for c in plan.training if fresh.roles.get(plan.images[c.name]) == HELD_OUT]
         if leaking:
             raise FmsegError(f"{leaking[0]} was held out since the plan was made. Make a new plan.")
-        runs = fresh.folder / OURS / "runs"
+        runs = fresh.folder / STATE_DIR / "runs"
         number = 1 + max((int(p.name) for p in runs.glob("[0-9]*") if p.name.isdecimal()), default=0)
         change.table(
-            f"{OURS}/runs/{number}/plan.json",
+            f"{STATE_DIR}/runs/{number}/plan.json",
             {
                 "started": now(),
                 "training": {case.name: plan.images[case.name] for case in plan.training},
@@ -189,7 +189,7 @@ def start_run(project: Project, plan: Plan) -> Run:
             },
         )
         write_state(change, fresh, learned=tuple(plan.images[case.name] for case in plan.training))
-    return Run(open_project(project.folder), project.folder / OURS / "runs" / str(number), plan)
+    return Run(open_project(project.folder), project.folder / STATE_DIR / "runs" / str(number), plan)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class _Told:
 def _read_plan(folder: Path) -> _Told:
     """Read what a run learns from; `folder` is the run's."""
     try:
-        return dataclass_from(_Told, read_table(folder / "plan.json"), known_only=True)
+        return structure(_Told, read_table(folder / "plan.json"), known_only=True)
     except FileNotFoundError as error:
         raise FmsegError(f"There is no run {folder.name} in {folder.parents[2]}.") from error
     except (OSError, ValueError) as error:
@@ -220,7 +220,7 @@ def open_run(project: Project, number: int) -> Run:
     FmsegError
         If there is no such run, or one of its cases is gone.
     """
-    folder = inside(project.folder, f"{OURS}/runs/{number}/plan.json").parent
+    folder = inside(project.folder, f"{STATE_DIR}/runs/{number}/plan.json").parent
     told = _read_plan(folder)
     parts = {"training": told.training, "validation": told.validation}
     now_called = {project.record(name).image: name for name in project.labelled}
@@ -250,7 +250,8 @@ def open_run(project: Project, number: int) -> Run:
 
 
 def todays_labels(run: Run, labels: Mapping[int, str]) -> dict[int, str]:
-    """Give the classes of a run's model the names that they have in the project now; they may have been renamed since.
+    """Return the classes of a run's model the names that they have in the project now; they may have been renamed
+    since.
 
     Parameters
     ----------
@@ -269,8 +270,10 @@ def _case(project: Project, name: str) -> Case:
     return Case(name, files.images, files.labels, project.record(name).classes)
 
 
-def learnable(folder: Path, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
-    """Give class names, training and validation cases of a project for a recipe that names its folder.
+def training_and_validation_cases(
+    folder: Path, holdout: tuple[str, ...] = ()
+) -> tuple[dict[int, str], list[Case], list[Case]]:
+    """Return class names, training and validation cases of a project for a recipe that names its folder.
 
     The locked split is obeyed, and nothing is written; `note_learned` does that when a training starts.
 
@@ -286,7 +289,7 @@ def learnable(folder: Path, holdout: tuple[str, ...] = ()) -> tuple[dict[int, st
     InvalidRecipe
         If one of `holdout` is not there or was learned from before.
     """
-    project = examined(open_project(folder, tidy=False), write=False)
+    project = scan_all(open_project(folder, tidy=False), write=False)
     plan = training_plan(project)
     names = {case.name for case in plan.training}
     unknown = sorted(set(holdout) - names - {case.name for case in plan.validation})
@@ -311,7 +314,7 @@ def note_learned(folder: Path, cases: Iterable[Case]) -> None:
     folder
         Of a project, or any other one.
     cases
-        As `learnable` gave them.
+        As `training_and_validation_cases` gave them.
 
     Raises
     ------
@@ -321,8 +324,8 @@ def note_learned(folder: Path, cases: Iterable[Case]) -> None:
     cases = list(cases)
     if not cases or not (folder / INDEX).exists():
         return
-    examined(open_project(folder))
-    with changing(folder.absolute()) as change:
+    scan_all(open_project(folder))
+    with transaction(folder.absolute()) as change:
         fresh = open_project(folder)
         gone = [case.name for case in cases if case.name not in fresh.files]
         leaking = [case.name for case in cases if fresh.role(case.name) == HELD_OUT]

@@ -18,21 +18,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from napari_fmseg.core.atomic_write import unwritable
+from napari_fmseg.core.atomic_write import as_unwritable
 from napari_fmseg.core.errors import FmsegError, UnwritableVolume
-from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.core.structuring import read_table, structure
 from napari_fmseg.io.file_lock import Busy, locked
 
-__all__ = ["OURS", "Change", "changing", "inside", "settle"]
+__all__ = ["STATE_DIR", "Transaction", "inside", "recover", "transaction"]
 
-OURS = "fmseg"
+STATE_DIR = "fmseg"
 """The folder of a project that is ours; the rest is nnU-Net's layout."""
 
 _COMMIT, _STAGING, _LOCK = "commit.json", "staging", "lock"
 _PATIENCE_SECONDS = 60.0
 
 
-class Change:
+class Transaction:
     """What is to change in a project, collected in a staging folder.
 
     Paths are relative to the project, with forward slashes. Nothing is seen of it before the commit.
@@ -40,12 +40,12 @@ class Change:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._staging = folder / OURS / _STAGING / uuid.uuid4().hex[:12]
+        self._staging = folder / STATE_DIR / _STAGING / uuid.uuid4().hex[:12]
         self._moves: list[tuple[str, str]] = []
         self._removals: list[str] = []
 
     def place(self, path: str) -> Path:
-        """Give the place where the file or folder that becomes `path` is to be written; its name has the same end."""
+        """Return the place where the file or folder that becomes `path` is to be written; its name has the same end."""
         self._staging.mkdir(parents=True, exist_ok=True)
         staged = self._staging / f"{len(self._moves):03d}-{PurePosixPath(path).name}"
         self._moves.append((staged.relative_to(self._folder).as_posix(), path))
@@ -97,7 +97,7 @@ class Change:
         ready = self._staging / _COMMIT
         ready.write_text(document, encoding="utf-8")
         _flush(ready)
-        os.replace(ready, self._folder / OURS / _COMMIT)  # here it happens
+        os.replace(ready, self._folder / STATE_DIR / _COMMIT)  # here it happens
         _carry_out(self._folder)
 
     def discard(self) -> None:
@@ -123,7 +123,7 @@ class Change:
 
 
 @contextmanager
-def changing(folder: Path) -> Iterator[Change]:
+def transaction(folder: Path) -> Iterator[Transaction]:
     """Change files of a project together: committed when the block ends, forgotten when it fails.
 
     Raises
@@ -135,20 +135,20 @@ def changing(folder: Path) -> Iterator[Change]:
     """
     try:
         check_ours(folder)
-        (folder / OURS).mkdir(parents=True, exist_ok=True)
+        (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
         with _locked(folder, _PATIENCE_SECONDS):
             _recover(folder)
-            change = Change(folder)
+            change = Transaction(folder)
             try:
                 yield change
                 change.commit()
             finally:
                 change.discard()
     except OSError as error:
-        raise unwritable(folder / "The project", error) from error
+        raise as_unwritable(folder / "The project", error) from error
 
 
-def settle(folder: Path, *, tidy: bool = True) -> None:
+def recover(folder: Path, *, tidy: bool = True) -> None:
     """Finish what a killed process had committed, and throw away what it had not.
 
     Where another process is at work, or nothing may be written, everything stays as it is.
@@ -165,7 +165,7 @@ def settle(folder: Path, *, tidy: bool = True) -> None:
     FmsegError
         If the commit file is damaged, or names a place outside of the project: then nothing of it is done.
     """
-    ours = folder / OURS
+    ours = folder / STATE_DIR
     check_ours(folder)
     committed = (ours / _COMMIT).exists()
     if not committed and not (tidy and (ours / _STAGING).exists()):
@@ -184,16 +184,16 @@ class _Document:
 
 
 def _recover(folder: Path) -> None:
-    if (folder / OURS / _COMMIT).exists():
+    if (folder / STATE_DIR / _COMMIT).exists():
         _carry_out(folder)
-    shutil.rmtree(folder / OURS / _STAGING, ignore_errors=True)
+    shutil.rmtree(folder / STATE_DIR / _STAGING, ignore_errors=True)
 
 
 def _carry_out(folder: Path) -> None:
     """Do what the commit file says, as far as it is not done; every step can be done twice."""
-    commit = folder / OURS / _COMMIT
+    commit = folder / STATE_DIR / _COMMIT
     try:
-        document = dataclass_from(_Document, read_table(commit))
+        document = structure(_Document, read_table(commit))
     except ValueError as error:
         raise FmsegError(f"{commit} is damaged: {error}. Restore the project from a copy.") from error
     targets = [PurePosixPath(target) for _, target in document.moves]
@@ -219,7 +219,7 @@ def check_ours(folder: Path) -> None:
     FmsegError
         If ``fmseg``, or its staging folder or lock, is one.
     """
-    for place in (folder / OURS, folder / OURS / _STAGING, folder / OURS / _LOCK):
+    for place in (folder / STATE_DIR, folder / STATE_DIR / _STAGING, folder / STATE_DIR / _LOCK):
         if place.is_symlink():
             raise FmsegError(
                 f"{place} is a link. What belongs to a project must lie in it: put the folder itself in its place, or "
@@ -228,7 +228,7 @@ def check_ours(folder: Path) -> None:
 
 
 def inside(folder: Path, path: str, named_by: Path | None = None) -> Path:
-    """Give the place of `path` in a project if it lies there, whatever links lead to it.
+    """Return the place of `path` in a project if it lies there, whatever links lead to it.
 
     A project from elsewhere must not make us write, move or remove anything outside of itself. The last part may be a
     link: it is itself replaced or removed, and not what it leads to.
@@ -286,7 +286,7 @@ def _flush(path: Path) -> None:
 @contextmanager
 def _locked(folder: Path, patience: float) -> Iterator[None]:
     try:
-        with locked(folder / OURS / _LOCK, patience):
+        with locked(folder / STATE_DIR / _LOCK, patience):
             yield
     except Busy as error:
         raise Busy(

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PIXELS",
-    "damage_told",
     "dataset_of",
     "frames_by_pydicom",
+    "header_errors_as_unreadable",
     "pixels_told",
-    "quiet",
     "read_whole",
+    "silence_pydicom",
     "syntax_of",
     "unused_bits",
 ]
@@ -45,8 +45,8 @@ PIXELS = (
 
 
 @contextmanager
-def quiet() -> Iterator[Any]:
-    """Give pydicom, without its many remarks on values that are slightly against the standard."""
+def silence_pydicom() -> Iterator[Any]:
+    """Return pydicom, without its many remarks on values that are slightly against the standard."""
     try:
         import pydicom
     except ImportError as error:
@@ -56,9 +56,9 @@ def quiet() -> Iterator[Any]:
         yield pydicom
 
 
-def damage_told(path: Path) -> AbstractContextManager[None]:
+def header_errors_as_unreadable(path: Path) -> AbstractContextManager[None]:
     """Turn what pydicom raises on a damaged header into a sentence; values are parsed only when asked for."""
-    return damage.damage_told(
+    return damage.header_errors_as_unreadable(
         path, "{name} starts as DICOM, but its header is damaged: {reason}. Copy it again from its source."
     )
 
@@ -88,7 +88,7 @@ class _Guarded(io.BufferedReader):
 
 @contextmanager
 def dataset_of(path: Path, **how: Any) -> Iterator[tuple[Dataset, BinaryIO]]:
-    """Give a file's tags as pydicom reads them, and the file behind what was read.
+    """Return a file's tags as pydicom reads them, and the file behind what was read.
 
     Parameters
     ----------
@@ -132,25 +132,25 @@ def _check_frames(file: io.BufferedReader, path: Path) -> None:
 
 
 def _is_plain(tags: Dataset) -> bool:
-    """Whether the size of the pixels follows from the header."""
+    """Return whether the size of the pixels follows from the header."""
     syntax = getattr(tags, "file_meta", {}).get("TransferSyntaxUID")
     return syntax is not None and not syntax.is_compressed and "Rows" in tags and "BitsAllocated" in tags
 
 
 def pixels_told(path: Path) -> AbstractContextManager[None]:
     """Turn what a library raises on damaged pixels into a sentence."""
-    return damage.damage_told(path, PIXELS)
+    return damage.header_errors_as_unreadable(path, PIXELS)
 
 
 def syntax_of(header: Dataset) -> str:
-    """Transfer syntax that the file declares, or, where it declares none, that of its tags."""
+    """Return the transfer syntax that the file declares, or, where it declares none, that of its tags."""
     declared = str(getattr(header, "file_meta", {}).get("TransferSyntaxUID") or "")
     implicit, little = header.original_encoding
     return declared or (_IMPLICIT if implicit else _EXPLICIT if little else _BIG_ENDIAN)
 
 
 def unused_bits(tags: Dataset) -> tuple[int, int]:
-    """How many bits of a voxel are unused above the stored ones, and above and below them together."""
+    """Return how many bits of a voxel are unused above the stored ones, and above and below them together."""
     allocated, stored, high = (tags.get(name) for name in ("BitsAllocated", "BitsStored", "HighBit"))
     if None in (allocated, stored, high):
         return 0, 0

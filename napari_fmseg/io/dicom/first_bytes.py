@@ -20,7 +20,9 @@ _ENOUGH = 3  # elements in order, of a length that the file has: nothing else lo
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether the first bytes are those of a DICOM file, with or without the usual preamble, whatever its name."""
+    """Return whether the first bytes are those of a DICOM file, with or without the usual preamble, whatever its
+    name.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(132)
@@ -54,7 +56,9 @@ def _starts_with_elements(file: BinaryIO, start: bytes, order: str) -> bool:
 
 
 def _extent(head: bytes, order: str) -> tuple[int, int]:
-    """At which byte of an element its value starts, and how long it is; explicit VR where two letters name one."""
+    """Return the at which byte of an element its value starts, and how long it is; explicit VR where two letters
+    name one.
+    """
     kind = head[4:6]
     if kind in _LONG and len(head) == 12:
         return 12, int(struct.unpack_from(f"{order}I", head, 8)[0])

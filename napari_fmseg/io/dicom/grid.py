@@ -65,7 +65,9 @@ def _check_one_patient(slices: list[Slice], name: str) -> list[str]:
 
 
 def _are_two(one: tuple[bytes, bytes], other: tuple[bytes, bytes]) -> bool:
-    """Whether two pairs of id and name are of two patients; of one id the name may be written in several ways."""
+    """Return whether two pairs of id and name are of two patients; of one id the name may be written in several
+    ways.
+    """
     ids, names = zip(one, other, strict=True)
     return ids[0] != ids[1] if all(ids) else all(names) and names[0] != names[1]
 
@@ -92,7 +94,7 @@ def _without_copies(slices: list[Slice]) -> list[Slice]:
 
 
 def _content(part: Slice) -> bytes:
-    """Tell the stored pixels of a file from others."""
+    """Return the stored pixels of a file from others."""
     with part.path.open("rb") as file:
         file.seek(part.pixels_at)
         return hashlib.file_digest(file, "blake2b").digest()
@@ -179,13 +181,13 @@ def _step(
 
 
 def _are_numbered_evenly(stack: list[Slice]) -> bool:
-    """Whether the images' own numbers leave none out."""
+    """Return whether the images' own numbers leave none out."""
     numbers = np.diff([part.order[-1] if part.order else 0 for part in stack])
     return bool(numbers[0] != 0 and (numbers == numbers[0]).all())
 
 
 def _unevenness(gaps: npt.NDArray[np.float64], positions: npt.NDArray[np.float64]) -> str:
-    """Say how the spacing of slices varies: whether it changes once, from one value to another, or all along."""
+    """Return how the spacing of slices varies: whether it changes once, from one value to another, or all along."""
     change = int(np.argmax(np.abs(gaps - gaps[0]) > 0.1 * gaps[0]))
     lower, upper = gaps[:change], gaps[change:]
     if change and all(np.ptp(part) <= 0.1 * part.min() for part in (lower, upper)):

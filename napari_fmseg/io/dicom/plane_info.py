@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_fmseg.core.errors import UnreadableVolume
-from napari_fmseg.io.dicom.file import damage_told, syntax_of, unused_bits
+from napari_fmseg.io.dicom.file import header_errors_as_unreadable, syntax_of, unused_bits
 from napari_fmseg.io.dicom.slices import PLAIN, UNDEFINED, Header, kind_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def slices_of(file: Header) -> list[Slice]:
     UnreadableVolume
         If it holds colours, values that need a table, or does not say where its planes lie.
     """
-    with damage_told(file.path):
+    with header_errors_as_unreadable(file.path):
         return _slices_of(file)
 
 
@@ -180,7 +180,7 @@ def _slice(file: Header, frame: int, groups: list[Dataset]) -> Slice:
 
 
 def _raw(file: Header, frame: int) -> tuple[int, str] | None:
-    """Where the voxels stand as plain numbers, if they do, whatever the file declares."""
+    """Return where the voxels stand as plain numbers, if they do, whatever the file declares."""
     tags, (start, length) = file.tags, file.pixels
     allocated = tags.get("BitsAllocated")
     if not start or allocated not in (8, 16, 32) or syntax_of(tags) == _GE_SWAPPED:
@@ -206,7 +206,7 @@ def _value(dataset: Dataset, name: str) -> Any:
 
 
 def _written(dataset: Dataset, name: str) -> bytes:
-    """Text of a tag as it stands in the file, without what only fills it up."""
+    """Return the text of a tag as it stands in the file, without what only fills it up."""
     element = dataset.get_item(name)
     value = b"" if element is None else element.value
     return (value if isinstance(value, bytes) else str(value or "").encode()).strip(b"\0 ^").upper()
@@ -220,7 +220,7 @@ def _numbers(value: Any) -> list[float]:
 
 
 def number(value: Any, otherwise: float = 0.0) -> float:
-    """First number of a value that may be missing, empty, text, bytes of an unknown kind, or several."""
+    """Return the first number of a value that may be missing, empty, text, bytes of an unknown kind, or several."""
     if isinstance(value, bytes):
         value = value.decode("latin-1").strip("\0 ").split("\\")
     is_several = isinstance(value, Iterable) and not isinstance(value, str)

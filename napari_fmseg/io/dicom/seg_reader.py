@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap
-from napari_fmseg.io.dicom.file import damage_told, quiet, read_whole, syntax_of
+from napari_fmseg.io.dicom.file import header_errors_as_unreadable, read_whole, silence_pydicom, syntax_of
 from napari_fmseg.io.dicom.first_bytes import is_dicom
 from napari_fmseg.io.dicom.plane_info import Slice, slices_of
 from napari_fmseg.io.dicom.slices import PLAIN, Header, headers, stored_frames
@@ -30,12 +30,12 @@ _MOST_PLANES = 8192  # a whole body in slices of a quarter of a millimetre
 _CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # segmentation, label map segmentation
 
 
-@quiet()
+@silence_pydicom()
 def is_seg(path: Path) -> bool:
-    """Whether a file is a DICOM SEG."""
+    """Return whether a file is a DICOM SEG."""
     if not path.is_file() or not is_dicom(path):
         return False
-    with damage_told(path):
+    with header_errors_as_unreadable(path):
         return any(str(file.tags.get("SOPClassUID", "")) in _CLASSES for file in headers([path]))
 
 
@@ -59,7 +59,7 @@ def find_seg(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-@quiet()
+@silence_pydicom()
 def read(path: Path) -> LabelMap:
     """Read the segments of a DICOM SEG; the label of each is its segment number.
 
@@ -70,7 +70,7 @@ def read(path: Path) -> LabelMap:
     UnreadableVolume
         If it holds probabilities, segments that overlap, or slices that form no grid.
     """
-    with damage_told(path):
+    with header_errors_as_unreadable(path):
         tags = read_whole(path)
         kind = str(tags.get("SegmentationType", ""))
         if kind not in ("BINARY", "LABELMAP"):
@@ -104,7 +104,7 @@ def _check_extent(geometry: Geometry, path: Path) -> None:
 def _stacked(
     frames: npt.NDArray[Any], numbers: list[int], z: list[int], geometry: Geometry, path: Path
 ) -> npt.NDArray[Any]:
-    """Labels (z, y, x) from frames of one segment each, or of all (number 0)."""
+    """Return labels (z, y, x) from frames of one segment each, or of all (number 0)."""
     data = np.zeros(geometry.shape, smallest_integer(0, max(max(numbers), int(frames.max()))))
     for frame, number, at in zip(frames, numbers, z, strict=True):
         if number == 0:
@@ -185,7 +185,7 @@ def _spacing(gaps: npt.NDArray[np.float64], planes: list[Slice]) -> tuple[float,
 
 
 def _are_multiples(gaps: npt.NDArray[np.float64], spacing: float) -> bool:
-    """Whether slices can lie on a grid of `spacing`; their places may be rounded to a tenth of a millimetre."""
+    """Return whether slices can lie on a grid of `spacing`; their places may be rounded to a tenth of a millimetre."""
     steps = np.rint(gaps / spacing)
     return bool(
         (steps > 0).all()
@@ -194,7 +194,7 @@ def _are_multiples(gaps: npt.NDArray[np.float64], spacing: float) -> bool:
 
 
 def _segments(tags: Dataset) -> tuple[dict[int, str], dict[int, tuple[float, float, float]]]:
-    """Names and colours, by segment number."""
+    """Return names and colours, by segment number."""
     from skimage.color import lab2rgb
 
     names: dict[int, str] = {}

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import GeometryMismatch, MissingExtra, UnreadableVolume, UnwritableVolume
 from napari_fmseg.core.terminology import Code, label_info
 from napari_fmseg.core.volume import Geometry, LabelMap
-from napari_fmseg.io.dicom.file import damage_told, dataset_of, quiet
+from napari_fmseg.io.dicom.file import dataset_of, header_errors_as_unreadable, silence_pydicom
 from napari_fmseg.io.dicom.plane_info import Slice, number
 from napari_fmseg.io.label_classes import class_name, present
 from napari_fmseg.io.voxel_values import smallest_integer
@@ -98,7 +98,7 @@ def write_dicom_seg(
         raise UnwritableVolume("The labels are empty, but a DICOM SEG needs at least one voxel. Segment first.")
     slices, geometry = _slices(source, series)
     lying = on_grid(labels, geometry)
-    with quiet() as pydicom:
+    with silence_pydicom() as pydicom:
         files = _sources(slices, geometry)
         array, shown = _frames(lying.data, values, slices, files)
         as_it_stands = {name: shown[0].get(name) for name in _INTERPRETED}
@@ -124,7 +124,7 @@ def write_dicom_seg(
         with pydicom.config.disable_value_validation():
             for name, value in as_it_stands.items():
                 setattr(seg, name, value)
-        with written_beside(Path(path)) as file:
+        with atomic_write(Path(path)) as file:
             seg.save_as(file)
     return Path(path)
 
@@ -167,18 +167,18 @@ def _highdicom() -> Any:
 
 
 def _slices(source: Source, series: str | None) -> tuple[list[Slice], Geometry]:
-    """Slices along z, and their grid."""
-    from napari_fmseg.io.dicom.series import planes
+    """Return slices along z, and their grid."""
+    from napari_fmseg.io.dicom.series import sorted_slices
 
     if not isinstance(source, str | Path):
-        return planes([Path(file) for file in source], series)
+        return sorted_slices([Path(file) for file in source], series)
     if not Path(source).exists():
         raise UnreadableVolume(f"The DICOM series is no longer at {source}. Connect its drive, or choose its folder.")
     if Path(source).suffix.lower() == ".zip":
         raise UnwritableVolume(
             f"{Path(source).name} is a zip. Unpack it and name the folder: a DICOM SEG refers to files."
         )
-    return planes(Path(source), series)
+    return sorted_slices(Path(source), series)
 
 
 def _sources(slices: list[Slice], geometry: Geometry) -> dict[Path, Dataset]:
@@ -188,7 +188,10 @@ def _sources(slices: list[Slice], geometry: Geometry) -> dict[Path, Dataset]:
     files: dict[Path, Dataset] = {}
     for path in dict.fromkeys(part.path for part in slices):
         wanted = [*_PLACING, *(() if files else _COPIED), "StudyInstanceUID"]  # the first speaks for the patient
-        with damage_told(path), dataset_of(path, stop_before_pixels=True, specific_tags=wanted) as (tags, _):
+        with (
+            header_errors_as_unreadable(path),
+            dataset_of(path, stop_before_pixels=True, specific_tags=wanted) as (tags, _),
+        ):
             if not files:
                 tags.decode()  # its text is written again in another character set
         if not tags.get("FrameOfReferenceUID"):

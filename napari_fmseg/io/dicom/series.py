@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from napari_fmseg.core.errors import NoSuv, UnreadableVolume
 from napari_fmseg.core.volume import Geometry
-from napari_fmseg.io.dicom.file import damage_told, quiet
+from napari_fmseg.io.dicom.file import header_errors_as_unreadable, silence_pydicom
 from napari_fmseg.io.dicom.first_bytes import is_dicom
 from napari_fmseg.io.dicom.grid import stack
 from napari_fmseg.io.dicom.plane_info import Slice, number, slices_of
-from napari_fmseg.io.dicom.slices import Header, decoded, headers, kind_of
+from napari_fmseg.io.dicom.slices import Header, decode_slices, headers, kind_of
 from napari_fmseg.io.dicom.suv import UNITS, suv_factors
 from napari_fmseg.io.paths import files_below
 from napari_fmseg.io.voxel_values import rescaled
@@ -28,7 +28,16 @@ from napari_fmseg.io.voxel_values import rescaled
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["SeriesInfo", "any_dicom", "any_images", "files_by_series", "list_series", "planes", "read", "survey"]
+__all__ = [
+    "SeriesInfo",
+    "any_dicom",
+    "any_images",
+    "files_by_series",
+    "list_series",
+    "read",
+    "sorted_slices",
+    "summarise_series",
+]
 
 _Headers = list[Header]
 
@@ -62,13 +71,13 @@ class SeriesInfo:
 
 
 def any_dicom(files: list[Path]) -> bool:
-    """Whether one of `files` is DICOM, image or not."""
+    """Return whether one of `files` is DICOM, image or not."""
     return any(is_dicom(path) for path in files)
 
 
-@quiet()
+@silence_pydicom()
 def any_images(files: list[Path]) -> bool:
-    """Whether one of `files` is a DICOM image: reports, contours, segmentations and what is damaged are none."""
+    """Return whether one of `files` is a DICOM image: reports, contours, segmentations and what is damaged are none."""
     for path in files:
         with suppress(UnreadableVolume, OSError):
             if any(not kind_of(file.tags) for file in headers([path])):
@@ -76,14 +85,14 @@ def any_images(files: list[Path]) -> bool:
     return False
 
 
-@quiet()
+@silence_pydicom()
 def list_series(files: list[Path]) -> tuple[SeriesInfo, ...]:
     """List the image series among `files`, in the order of their first files."""
     return tuple(_info(uid, found) for uid, found in _image_series(_sound_headers(files)[0]).items())
 
 
-@quiet()
-def survey(files: list[Path]) -> list[tuple[SeriesInfo, Slice | None]]:
+@silence_pydicom()
+def summarise_series(files: list[Path]) -> list[tuple[SeriesInfo, Slice | None]]:
     """List the image series among `files` as `list_series` does, each with the slice in its middle if it has places."""
     return [(_info(uid, found), _middle(found)) for uid, found in _image_series(_sound_headers(files)[0]).items()]
 
@@ -98,7 +107,7 @@ def _middle(found: _Headers) -> Slice | None:
     return sorted(slices, key=lambda part: float(normal @ part.position))[len(slices) // 2]
 
 
-@quiet()
+@silence_pydicom()
 def files_by_series(files: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
     """Return the image files of each series among `files`, and the DICOM files whose header is damaged."""
     sound, damaged = _sound_headers(files)
@@ -117,7 +126,7 @@ def _info(uid: str, found: _Headers) -> SeriesInfo:
     first = found[0].tags
     description, modality = (" ".join(str(first.get(key, "")).split()) for key in ("SeriesDescription", "Modality"))
     try:
-        with damage_told(found[0].path):
+        with header_errors_as_unreadable(found[0].path):
             _, geometry, _ = stack([part for file in found for part in slices_of(file)], description)
             shape, spacing = geometry.shape, geometry.spacing
     except UnreadableVolume:  # still listed: asking for it says what is wrong
@@ -138,7 +147,7 @@ def _sound_headers(files: list[Path]) -> tuple[_Headers, list[Path]]:
     return found, damaged
 
 
-@quiet()
+@silence_pydicom()
 def read(
     path: Path, series: str | None, suv: str = "auto"
 ) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:  # fmt: skip
@@ -160,7 +169,7 @@ def read(
     NoSuv
         If SUV is required and cannot be computed.
     """
-    with damage_told(path):
+    with header_errors_as_unreadable(path):
         chosen, n_series, damaged = _found(path, series)
         data, geometry, meta = _volume(chosen, path.name, suv)
     if damaged:
@@ -177,8 +186,8 @@ def read(
     return data, geometry, meta
 
 
-@quiet()
-def planes(path: Path | Sequence[Path], series: str | None) -> tuple[list[Slice], Geometry]:
+@silence_pydicom()
+def sorted_slices(path: Path | Sequence[Path], series: str | None) -> tuple[list[Slice], Geometry]:
     """Return the slices of one series as `read` stacks them, and their grid, without the voxels.
 
     Parameters
@@ -262,7 +271,7 @@ def _chosen(found: dict[str, _Headers], series: str | None, path: Path) -> _Head
 
 
 def _is_placed(found: _Headers) -> bool:
-    """Whether every slice says where it lies: a screenshot beside a CT does not."""
+    """Return whether every slice says where it lies: a screenshot beside a CT does not."""
     try:
         return bool([slices_of(file) for file in found])
     except UnreadableVolume:
@@ -276,7 +285,7 @@ def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geo
         warnings.append("The series is stored inverted for display (MONOCHROME1); its values were left as they are.")
     if len({file.tags.get_item("RescaleSlope") is None for file in found}) > 1:
         warnings.append("Some slices state no rescale slope and intercept; their values were left as they are stored.")
-    with damage_told(found[0].path):
+    with header_errors_as_unreadable(found[0].path):
         warnings += _other_mapping(header, stacks[0][0])
     factors = _suv_factors(found, stacks, suv, warnings)  # before the voxels: what is required may be missing
     data = _voxels(stacks)
@@ -305,7 +314,7 @@ def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geo
 
 
 def _other_mapping(header: Dataset, first: Slice) -> list[str]:
-    """Say that the series states values beside those of its rescale slope and intercept, if they differ."""
+    """Report that the series states values beside those of its rescale slope and intercept, if they differ."""
     groups = (header, *(header.get("SharedFunctionalGroupsSequence") or ()),
               *(header.get("PerFrameFunctionalGroupsSequence") or ())[:1])  # fmt: skip
     for mapping in (item for group in groups for item in group.get("RealWorldValueMappingSequence") or ()):
@@ -323,7 +332,7 @@ def _other_mapping(header: Dataset, first: Slice) -> list[str]:
 
 
 def _suv_factors(found: _Headers, stacks: list[list[Slice]], suv: str, warnings: list[str]) -> list[float]:
-    """Give a factor to SUV for every slice of every stack; none, with a warning, where there is none."""
+    """Return a factor to SUV for every slice of every stack; none, with a warning, where there is none."""
     modality = str(found[0].tags.get("Modality", ""))
     if suv == "never" or (modality != "PT" and suv == "auto"):
         return []
@@ -331,7 +340,7 @@ def _suv_factors(found: _Headers, stacks: list[list[Slice]], suv: str, warnings:
         raise NoSuv(f"The series is {modality or 'of no stated kind'} and no PET, so it has no SUV. Choose the PET.")
     tags = {file.path: file.tags for file in found}
     try:
-        with damage_told(found[0].path):
+        with header_errors_as_unreadable(found[0].path):
             paths = [part.path for stack in stacks for part in stack]
             private = paths if str(found[0].tags.get("Units")) == "CNTS" else paths[:1]  # slow: every tag is read
             tags |= {file.path: file.tags for file in headers(dict.fromkeys(private), whole=True)}
@@ -345,14 +354,14 @@ def _suv_factors(found: _Headers, stacks: list[list[Slice]], suv: str, warnings:
 
 
 def _voxels(stacks: list[list[Slice]]) -> npt.NDArray[Any]:
-    """Voxels (c, z, y, x), scaled."""
+    """Return voxels (c, z, y, x), scaled."""
     flat = [part for stack in stacks for part in stack]
     scalings = {(part.slope, part.intercept) for part in flat}
     # Of several frames with scalings of their own, GDCM would apply the first one's to all.
     own_scalings = len(scalings) > 1 and any(part.frame for part in flat)
     by_gdcm = not all(part.is_plain for part in flat) and not own_scalings
     data: npt.NDArray[Any] = np.empty(0)
-    for i, (part, plane) in enumerate(zip(flat, decoded(flat, by_gdcm), strict=True)):
+    for i, (part, plane) in enumerate(zip(flat, decode_slices(flat, by_gdcm), strict=True)):
         if plane.shape != part.shape:
             raise UnreadableVolume(f"{part.path.name} has {plane.shape} pixels instead of {part.shape}. Copy it again.")
         if len(scalings) > 1 and not by_gdcm:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.io.compression import MAX_RATIO
 from napari_fmseg.io.dicom.codestreams import check_codestreams
-from napari_fmseg.io.dicom.file import PIXELS, damage_told, dataset_of, pixels_told, quiet
+from napari_fmseg.io.dicom.file import PIXELS, dataset_of, header_errors_as_unreadable, pixels_told, silence_pydicom
 from napari_fmseg.io.dicom.first_bytes import is_dicom
 from napari_fmseg.io.itk import native_reader
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from napari_fmseg.io.dicom.plane_info import Slice
 
-__all__ = ["NOT_IMAGES", "PLAIN", "UNDEFINED", "Header", "decoded", "headers", "kind_of", "stored_frames"]
+__all__ = ["NOT_IMAGES", "PLAIN", "UNDEFINED", "Header", "decode_slices", "headers", "kind_of", "stored_frames"]
 
 
 NOT_IMAGES = {
@@ -100,19 +100,21 @@ class Header(NamedTuple):
 def headers(paths: Iterable[Path], *, whole: bool = False) -> list[Header]:
     """Read the headers of those `paths` that are DICOM, in their order; `whole` ones with their private tags."""
     found = []
-    with quiet():
+    with silence_pydicom():
         for path in paths:
             if not is_dicom(path) or path.name.upper() == "DICOMDIR":
                 continue
             how = {"stop_before_pixels": True, "specific_tags": None if whole else _TAGS}
-            with damage_told(path), dataset_of(path, **how) as (tags, file):
+            with header_errors_as_unreadable(path), dataset_of(path, **how) as (tags, file):
                 _ = kind_of(tags), [tags.get(name) for name in _PARSED]  # what is damaged shows here
                 found.append(Header(path, tags, _pixels(file)))
     return [header for header in found if header.tags]
 
 
 def _pixels(file: BinaryIO) -> tuple[int, int]:
-    """Where the value of the pixel data starts and how long it is, as its element tells; (0, 0) if it is elsewhere."""
+    """Return where the value of the pixel data starts and how long it is, as its element tells; (0, 0) if it is
+    elsewhere.
+    """
     at, head = file.tell(), file.read(12)
     if len(head) < 8 or head[:4] != b"\xe0\x7f\x10\x00":
         return 0, 0
@@ -122,15 +124,15 @@ def _pixels(file: BinaryIO) -> tuple[int, int]:
 
 
 def kind_of(header: Dataset) -> str:
-    """Say what a DICOM object is if it is no image ("" if it is one)."""
+    """Return what a DICOM object is if it is no image ("" if it is one)."""
     modality = str(header.get("Modality", ""))
     if modality in NOT_IMAGES:
         return NOT_IMAGES[modality]
     return "" if header.get("Rows") and header.get("Columns") else "an object without pixels"
 
 
-def decoded(slices: list[Slice], scaled_by_gdcm: bool) -> Iterator[npt.NDArray[Any]]:
-    """Give the voxels (y, x) of each slice in turn; as stored, or scaled where `scaled_by_gdcm`.
+def decode_slices(slices: list[Slice], scaled_by_gdcm: bool) -> Iterator[npt.NDArray[Any]]:
+    """Yield the voxels (y, x) of each slice in turn; as stored, or scaled where `scaled_by_gdcm`.
 
     Raises
     ------
@@ -164,10 +166,10 @@ def stored_frames(tags: Dataset, slices: list[Slice]) -> npt.NDArray[Any]:
 
 
 def _frames(files: list[Path], scaled_by_gdcm: bool, *, here: bool) -> Iterator[npt.NDArray[Any]]:
-    """Give the voxels (frames, y, x) of each file; what only native code can read, as `native` says."""
+    """Yield the voxels (frames, y, x) of each file; what only native code can read, as `native` says."""
     parser, detail = ("itk_image", "GDCMImageIO") if scaled_by_gdcm else ("dicom_frames", "")
     parsed = native_reader.each(parser, files, detail, here=here and not scaled_by_gdcm)
-    with quiet():
+    with silence_pydicom():
         for path in files:
             with pixels_told(path):
                 pixels = next(parsed).voxels
@@ -201,7 +203,7 @@ def _check_sizes(slices: list[Slice]) -> None:
 
 
 def _straight(part: Slice) -> npt.NDArray[Any]:
-    """Voxels (y, x) as stored, taken from the file without a detour."""
+    """Return voxels (y, x) as stored, taken from the file without a detour."""
     voxels_at, kind = part.raw or (0, "u1")
     _check_sizes([part])
     plane: npt.NDArray[Any] = np.empty(part.shape, kind)

@@ -51,7 +51,7 @@ class _Facts:
         return value
 
     def check(self) -> None:
-        """Tell everything that is missing at once."""
+        """Report everything that is missing at once."""
         if self.missing:
             told = ", ".join(f"{name} ({_TAGS[name]})" for name in self.missing)
             raise NoSuv(
@@ -61,7 +61,7 @@ class _Facts:
 
 
 def suv_factors(slices: Sequence[Dataset]) -> list[float]:
-    """Give what the rescaled values of each slice are multiplied by to become SUV by body weight.
+    """Return what the rescaled values of each slice are multiplied by to become SUV by body weight.
 
     Parameters
     ----------
@@ -140,12 +140,12 @@ def _given(header: Dataset) -> float:
 
 
 def _factor(header: Dataset, element: int) -> float:
-    """Private factor of Philips, 0 where it is missing or none."""
+    """Return the private factor of Philips, 0 where it is missing or none."""
     return max(0.0, number(_private(header, _PHILIPS, element)))
 
 
 def _private(header: Dataset, owner: tuple[int, str], element: int) -> Any:
-    """Value of a private tag in the block that its creator reserved; None where it is missing."""
+    """Return the value of a private tag in the block that its creator reserved; None where it is missing."""
     group, creator = owner
     for tag in list(header.keys()):
         if tag.group == group and 0x10 <= tag.element <= 0xFF and _text(header[tag].value).upper() == creator:
@@ -156,12 +156,12 @@ def _private(header: Dataset, owner: tuple[int, str], element: int) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Text of a private tag, which is bytes where its kind is not told."""
+    """Return the text of a private tag, which is bytes where its kind is not told."""
     return (value.decode("latin-1") if isinstance(value, bytes) else str(value or "")).strip("\0 ")
 
 
 def _decayed(slices: Sequence[Dataset], facts: _Facts) -> list[float]:
-    """Dose in Bq at the time that the activities of each slice are those of."""
+    """Return the dose in Bq at the time that the activities of each slice are those of."""
     first = slices[0]
     pharma = (first.get("RadiopharmaceuticalInformationSequence") or [{}])[0]
     dose = facts.need("RadionuclideTotalDose", number(pharma.get("RadionuclideTotalDose")))
@@ -195,7 +195,7 @@ def _decayed(slices: Sequence[Dataset], facts: _Facts) -> list[float]:
 
 
 def _scanned(header: Dataset, series: datetime, acquired: list[datetime]) -> datetime:
-    """When the scan began: a series that was made by calculation later tells its own time."""
+    """Return when the scan began: a series that was made by calculation later tells its own time."""
     earliest = min(acquired)
     if not header.get("AcquisitionDate") and series - earliest > _DAY / 2:
         earliest += _DAY  # the series began before midnight
@@ -205,7 +205,7 @@ def _scanned(header: Dataset, series: datetime, acquired: list[datetime]) -> dat
 
 
 def _seconds(start: datetime, scan: datetime, half_life: float) -> float:
-    """Seconds from the injection to the scan; by the clock alone where the dates make no sense."""
+    """Return seconds from the injection to the scan; by the clock alone where the dates make no sense."""
     gap = (scan - start).total_seconds()
     if 0 <= gap <= 10 * half_life and start.year > 1:
         return gap
@@ -213,7 +213,7 @@ def _seconds(start: datetime, scan: datetime, half_life: float) -> float:
 
 
 def _injected(pharma: Any) -> datetime | None:
-    """When the tracer was injected; of the year 1 where only the time of the day is known."""
+    """Return when the tracer was injected; of the year 1 where only the time of the day is known."""
     known = _parsed(str(pharma.get("RadiopharmaceuticalStartDateTime") or ""))
     if known is not None:
         return known
@@ -222,7 +222,7 @@ def _injected(pharma: Any) -> datetime | None:
 
 
 def _when(header: Dataset, which: str) -> datetime | None:
-    """Date and time of the series or of the acquisition; any day where the date was taken out."""
+    """Return the date and time of the series or of the acquisition; any day where the date was taken out."""
     date, time = (str(header.get(f"{which}{part}") or "") for part in ("Date", "Time"))
     date = date or str(header.get("SeriesDate") or "") or _ANY_DAY
     return _parsed(date.replace(".", "") + time.replace(":", "")) if time else None

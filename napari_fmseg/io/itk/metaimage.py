@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.io.compression import MAX_RATIO, fill, inflate_zlib
-from napari_fmseg.io.damage import damage_told
+from napari_fmseg.io.damage import header_errors_as_unreadable
 from napari_fmseg.io.itk.text_header import TextHeader, data_files
 
 __all__ = ["Place", "read_image"]
@@ -53,7 +53,7 @@ def read_image(header: TextHeader) -> tuple[npt.NDArray[Any], Place]:
         )
     data: npt.NDArray[Any] = np.empty((len(files), n_values // len(files)), kind)
     for file, part in zip(files, data, strict=True):
-        with damage_told(file):
+        with header_errors_as_unreadable(file):
             _fill(part, file, header)
     data = data.reshape(*sizes[::-1], n_channels) if n_channels > 1 else data.reshape(sizes[::-1])
     data = data.astype(data.dtype.newbyteorder("="), copy=False)

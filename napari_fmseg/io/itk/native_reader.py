@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.core.errors import UnreadableVolume
-from napari_fmseg.core.processes import be_polite, environment, named
+from napari_fmseg.core.processes import describe_exit_code, environment, lower_priority
 
 __all__ = ["Parsed", "call", "each", "is_isolated", "isolate", "main"]
 
@@ -121,7 +121,7 @@ def _kill() -> None:
 
 
 def is_isolated() -> bool:
-    """Whether files are parsed in a process of its own."""
+    """Return whether files are parsed in a process of its own."""
     return _isolated
 
 
@@ -195,7 +195,7 @@ class _Ended(Exception):
     """The process is no more."""
 
     def __init__(self, code: int) -> None:
-        super().__init__(named(code))
+        super().__init__(describe_exit_code(code))
         self.code = code
 
 
@@ -217,7 +217,7 @@ def _in_child(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
 
 
 def _answers(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
-    """Ask the process, and give its answers; should the caller stop early, the process is ended."""
+    """Request the process, and give its answers; should the caller stop early, the process is ended."""
     global _child
     with _turn:
         if _child is None or _child.asker != os.getpid() or _child.popen.poll() is not None:
@@ -287,12 +287,12 @@ def _received(pipe: IO[bytes] | None) -> Parsed:
 
 def main(parent: int) -> None:
     """Serve until the other end closes, or nobody asks for some minutes."""
-    from napari_fmseg.core.processes import when_parent_ends
+    from napari_fmseg.core.processes import call_when_parent_exits
 
     reading, writing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)  # what libraries print is no answer
-    be_polite()
-    threading.Thread(target=when_parent_ends, args=(parent, lambda: os._exit(0)), daemon=True).start()
+    lower_priority()
+    threading.Thread(target=call_when_parent_exits, args=(parent, lambda: os._exit(0)), daemon=True).start()
     while True:
         timer = threading.Timer(_IDLE_S, os._exit, (0,))
         timer.daemon = True

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import UnreadableVolume, UnwritableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import segment_metadata
@@ -23,7 +23,7 @@ from napari_fmseg.io.compression import MAX_RATIO, write_gzip, write_zlib
 from napari_fmseg.io.itk import bzip2, metaimage, native_reader
 from napari_fmseg.io.itk.length_units import mm_per_unit
 from napari_fmseg.io.itk.text_header import TextHeader, data_files, read_header
-from napari_fmseg.io.voxel_values import REVERSED, wanted_channels
+from napari_fmseg.io.voxel_values import REVERSED, split_channel_axis
 
 __all__ = ["grid", "header_fields", "read", "write"]
 
@@ -76,7 +76,7 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
     fields = header.fields
     _check_fields(header)
     data, place = _by_itk(header) if header.is_nrrd else metaimage.read_image(header)
-    data = data.reshape(wanted_channels(data.shape, path))
+    data = data.reshape(split_channel_axis(data.shape, path))
     names, colors = segment_metadata.from_fields(fields)
     meta = {"format": "NRRD" if header.is_nrrd else "MetaImage", "names": names, "colors": colors}
     modality = fields.get("Modality", "").removeprefix("MET_MOD_")
@@ -277,7 +277,7 @@ def _bounded(word: str, path: Path, name: str, least: int) -> int:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Take the sentence out of an ITK error, without its source files and addresses."""
+    """Accept the sentence out of an ITK error, without its source files and addresses."""
     text = re.split(r"(?:ERROR|Error):\s*", str(error))[-1]
     text = re.sub(r"^\w+\(\S+\):\s*|\S*/\S*", "", text)
     return " ".join(text.split())[:200].rstrip(".") + "."
@@ -291,7 +291,7 @@ def _flat(path: Path, directions: object) -> UnreadableVolume:
 
 
 def _geometry(place: metaimage.Place, shape: tuple[int, ...], mm: tuple[float, ...], path: Path) -> Geometry:
-    """Take the place, whose lengths along x, y and z are in units of so many mm."""
+    """Accept the place, whose lengths along x, y and z are in units of so many mm."""
     spacing, direction, origin = place
     affine = np.eye(4)
     affine[:3, :3] = direction[:3, :3] * spacing[:3]
@@ -305,7 +305,7 @@ def _geometry(place: metaimage.Place, shape: tuple[int, ...], mm: tuple[float, .
 
 
 def _silences(header: TextHeader) -> list[str]:
-    """What the header does not say, as sentences for the user."""
+    """Return what the header does not say, as sentences for the user."""
     silences, fields = [], header.fields
     if not _stated_spacings(fields):
         silences.append("The header does not state the size of a voxel; 1 mm was assumed.")
@@ -347,10 +347,10 @@ def write(volume: Volume, path: Path) -> None:
     detached = path.with_suffix(".raw.gz" if is_nrrd else ".zraw") if path.suffix.lower() in (".nhdr", ".mhd") else None
     header = (_nrrd_header if is_nrrd else _meta_header)(volume, kind, packed.tell(), detached)
     if detached:
-        with written_beside(detached) as file:
+        with atomic_write(detached) as file:
             file.write(packed.getbuffer())
     try:
-        with written_beside(path) as file:
+        with atomic_write(path) as file:
             file.write(header)
             _finish(file, None if detached else packed)
     except UnwritableVolume:

@@ -61,7 +61,7 @@ class TextHeader:
 
 
 def is_header(path: Path) -> bool:
-    """Whether a file starts as a NRRD or MetaImage, whatever it is called."""
+    """Return whether a file starts as a NRRD or MetaImage, whatever it is called."""
     from napari_fmseg.io.paths import format_of
 
     try:

@@ -58,7 +58,7 @@ class ChannelAttention(nn.Module):
         self.fc = two_layers(channels, reduction)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give `x` (b, c, z, y, x), weighted."""
+        """Return `x` (b, c, z, y, x), weighted."""
         if self.pooling == "max":
             return x * spread(self.fc(x.amax(_SPACE)))
         logits = self.fc(x.mean(_SPACE))
@@ -79,7 +79,7 @@ class SpatialAttention(nn.Module):
         self.conv = nn.Conv3d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give `x` (b, c, z, y, x), weighted."""
+        """Return `x` (b, c, z, y, x), weighted."""
         out: Tensor = x * self.conv(x).sigmoid()
         return out
 
@@ -103,7 +103,7 @@ class SpaceChannelAttention(nn.Module):
         self.space = SpatialAttention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give `x` (b, c, z, y, x), weighted."""
+        """Return `x` (b, c, z, y, x), weighted."""
         a, b = self.channel(x), self.space(x)
         return torch.maximum(a, b) if self.combine == "max" else a + b
 
@@ -128,7 +128,7 @@ class CBAM(nn.Module):
         self.norm = nn.BatchNorm3d(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give `x` (b, c, z, y, x), weighted."""
+        """Return `x` (b, c, z, y, x), weighted."""
         x = self.channel(x)
         seen = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1)
         out: Tensor = x * self.norm(self.conv(seen)).sigmoid()
@@ -158,7 +158,7 @@ class ProjectExcite(nn.Module):
         self.conv_cT = nn.Conv3d(few, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give `x` (b, c, z, y, x), weighted."""
+        """Return `x` (b, c, z, y, x), weighted."""
         planes = x.mean((3, 4), keepdim=True) + x.mean((2, 4), keepdim=True) + x.mean((2, 3), keepdim=True)
         planes = planes if self.original else planes / 3
         out: Tensor = x * self.conv_cT(self.relu(self.conv_c(planes))).sigmoid()
@@ -186,12 +186,12 @@ class AttentionGate(nn.Module):
         self.final_conv = nn.Sequential(nn.Conv3d(channels, channels, 1), norm)
 
     def forward(self, x: Tensor, deeper: Tensor) -> Tensor:
-        """Give the skip `x` (b, channels, z, y, x), gated by `deeper` (b, deeper, any size)."""
+        """Return the skip `x` (b, channels, z, y, x), gated by `deeper` (b, deeper, any size)."""
         out: Tensor = self.final_conv(x * self.gate(x, deeper))
         return out
 
     def gate(self, x: Tensor, deeper: Tensor) -> Tensor:
-        """Give the gate (b, 1, z, y, x), from 0 to 1."""
+        """Return the gate (b, 1, z, y, x), from 0 to 1."""
         theta = self.theta(x)
         phi = resize(self.phi(deeper), theta.shape[2:], align_corners=False)
         return resize(self.psi(F.relu(theta + phi)).sigmoid(), x.shape[2:], align_corners=False)
@@ -230,7 +230,7 @@ class SplitAttention(nn.Module):
         self.fc2 = nn.Conv3d(few, outs * radix, 1, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (b, outs, z, y, x)."""
+        """Return (b, outs, z, y, x)."""
         splits = F.relu(self.conv(x)).unflatten(1, (self.radix, -1))  # type: ignore[no-untyped-call]
         total = splits.sum(1)  # (b, outs, z, y, x)
         pooled = total.amax(_SPACE, keepdim=True) if self.pooling == "max" else total.mean(_SPACE, keepdim=True)
@@ -264,7 +264,7 @@ class DualAttention(nn.Module):
         self.final_conv = nn.Sequential(nn.Dropout(0.1), Unit(few, outs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (b, outs, z, y, x)."""
+        """Return (b, outs, z, y, x)."""
         places, channels = self.PAM(self.conv_p1(x)), self.CAM(self.conv_c1(x))
         out: Tensor = self.final_conv(self.conv_p2(places) + self.conv_c2(channels))
         return out
@@ -328,11 +328,11 @@ class SpatialTransformer(nn.Module):
             self.last.bias.copy_(torch.eye(3, 4).flatten())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give `x` (b, c, z, y, x), resampled on the grid that was chosen; 0 outside."""
+        """Return `x` (b, c, z, y, x), resampled on the grid that was chosen; 0 outside."""
         return warp(x, self.matrix(x))
 
     def matrix(self, x: Tensor) -> Tensor:
-        """Give the chosen matrices (b, 3, 4) in torch's order: x, y, z from -1 to 1."""
+        """Return the chosen matrices (b, 3, 4) in torch's order: x, y, z from -1 to 1."""
         out: Tensor = self.last(self.look(x)).view(-1, 3, 4)
         return out
 

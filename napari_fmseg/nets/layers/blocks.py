@@ -19,8 +19,8 @@ __all__ = [
     "check_choice",
     "check_image",
     "conv",
+    "default_init",
     "draw_as_torch",
-    "draw_weights",
     "resize",
     "stride",
     "tracing",
@@ -33,7 +33,7 @@ Kernel: TypeAlias = tuple[int, int, int]
 
 
 def tracing() -> bool:
-    """Say whether torch is recording a trace: comparing sizes would warn there.
+    """Return whether torch is recording a trace: comparing sizes would warn there.
 
     Whoever traces has run the network on the same sizes before.
     """
@@ -103,7 +103,7 @@ def check_image(name: str, x: Tensor, in_channels: int, smallest: int = 1) -> No
         )
 
 
-def draw_weights(net: nn.Module, generator: torch.Generator | None = None, *, slope: float = 0.01) -> nn.Module:
+def default_init(net: nn.Module, generator: torch.Generator | None = None, *, slope: float = 0.01) -> nn.Module:
     """Draw the weights anew: convolutions Kaiming normal for a leaky ReLU of `slope`, linear layers normal with 0.02.
 
     Biases become 0; norms and slopes stay as they are. A part that must start otherwise has a method
@@ -145,7 +145,7 @@ def conv(ins: int, outs: int, flat: bool, *, halve: bool = False) -> nn.Conv3d:
 
 
 def stride(flat: bool) -> Kernel:
-    """By how much a level shrinks (z, y, x); a flat one keeps its slices."""
+    """Return by how much a level shrinks (z, y, x); a flat one keeps its slices."""
     return (1, 2, 2) if flat else (2, 2, 2)
 
 
@@ -183,7 +183,7 @@ class ConvNorm(nn.Module):
         self.drop = None if dropout is None else nn.Dropout3d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (b, outs, z, y, x)."""
+        """Return (b, outs, z, y, x)."""
         x = F.instance_norm(self.conv(x))
         return x if self.drop is None else F.relu(self.drop(x), inplace=True)
 
@@ -206,6 +206,6 @@ class Unit(nn.Module):
         self.instancenorm = nn.InstanceNorm3d(outs, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (b, outs, z, y, x)."""
+        """Return (b, outs, z, y, x)."""
         out: Tensor = self.instancenorm(self.pReLU(self.conv(x)))
         return out

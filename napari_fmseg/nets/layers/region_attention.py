@@ -28,7 +28,7 @@ class GuidedBoundary(nn.Module):
         self.bn = nn.BatchNorm3d(channels)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
-        """Give features of the size of `x`; `guide` (b, guiding, z, y, x) lies on the same grid."""
+        """Return features of the size of `x`; `guide` (b, guiding, z, y, x) lies on the same grid."""
         return x + F.relu(self.bn(self.sdc1(x, guide)))
 
 
@@ -89,7 +89,7 @@ class CrossRegionAttention(nn.Module):
         self.attn = _SelfAttention(channels, heads)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Give (b, n, channels) for tokens (b, n, channels)."""
+        """Return (b, n, channels) for tokens (b, n, channels)."""
         n = tokens.shape[1]
         side = -(-int(-(-(n**0.5) // 1)) // self.regions) * self.regions
         x = F.pad(tokens, (0, 0, 0, side * side - n))
@@ -115,7 +115,7 @@ class _SelfAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Let the tokens (b, lists, n, c) of each list look at each other."""
+        """Allow the tokens (b, lists, n, c) of each list look at each other."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
         out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2))
         return out

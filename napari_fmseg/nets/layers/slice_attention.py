@@ -43,11 +43,11 @@ class SliceAttention(nn.Module):
         self.Slice_SE_encoder = nn.ModuleList(_Perceptron(slices, reduction) for _ in range(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give `x` (b, c, z, y, x), weighted."""
+        """Return `x` (b, c, z, y, x), weighted."""
         return x * self.weights(x)[..., None, None]
 
     def weights(self, x: Tensor) -> Tensor:
-        """Give the weights (b, c, z) of the slices, from 0 to 1."""
+        """Return the weights (b, c, z) of the slices, from 0 to 1."""
         mean = x.mean((3, 4))
         most = mean if self.compat or self.pooling == "avg" else x.amax((3, 4))
         layers = [part.fc for part in self.Slice_SE_encoder]
@@ -116,11 +116,11 @@ class ProgressiveAttention(nn.Module):
         self.cSE = ChannelAttention(channels, reduction, pooling)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give `x` (b, c, z, y, x), weighted."""
+        """Return `x` (b, c, z, y, x), weighted."""
         return self.selected(x)[0]
 
     def selected(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Give `x`, weighted, and the mask (b, c, z) of the key slices."""
+        """Return `x`, weighted, and the mask (b, c, z) of the key slices."""
         weights = self.sSE.weights(x)
         x = x * weights[..., None, None]
         mask = key_slices(weights)
@@ -158,7 +158,7 @@ class ChannelThenSlice(nn.Module):
         self.sSE = SliceAttention(channels, slices, slice_reduction, pooling, compat=compat)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give `x` (b, c, z, y, x), weighted."""
+        """Return `x` (b, c, z, y, x), weighted."""
         out: Tensor = self.sSE(self.cSE(x))
         return out
 
@@ -167,7 +167,7 @@ class SliceThenChannel(ChannelThenSlice):
     """scA: slice attention, then channel attention. Arguments as in `ProgressiveAttention`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give `x` (b, c, z, y, x), weighted."""
+        """Return `x` (b, c, z, y, x), weighted."""
         out: Tensor = self.cSE(self.sSE(x))
         return out
 

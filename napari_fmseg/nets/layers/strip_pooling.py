@@ -56,7 +56,7 @@ class StripPooling(nn.Module):
         self.score_layer = nn.Sequential(unit(3), nn.Conv3d(inner, channels, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give a map of the size and channels of `x`."""
+        """Return a map of the size and channels of `x`."""
         size = x.shape[2:]
         x = self.trans_layer(x)
         cubes, strips = self._cubes(self.conv1_1(x)), self._strips(self.conv1_2(x), _three(self.kernel or size))

@@ -25,7 +25,7 @@ _PADDED = -1
 
 
 def relative_position_index(window: int, legacy: bool = False) -> Tensor:
-    """Give the row of the bias table for each pair of tokens in a cube of `window` tokens.
+    """Return the row of the bias table for each pair of tokens in a cube of `window` tokens.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ class ChannelNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (b, c, z, y, x)."""
+        """Return (b, c, z, y, x)."""
         moved = F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, 1e-6)
         return moved.movedim(-1, 1)
 
@@ -62,7 +62,7 @@ class UXBlock(nn.Module):
         return out
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give (b, c, z, y, x)."""
+        """Return (b, c, z, y, x)."""
         branch = self.pwconv2(F.gelu(self.pwconv1(self.norm(self._mix(x)))))
         out: Tensor = x + self.gamma.view(-1, 1, 1, 1) * branch
         return out

@@ -111,7 +111,7 @@ def _cuda(index: int) -> torch.device:
 
 @cache
 def _mps_suffices() -> bool:
-    """Whether the Apple GPU can do the three operations that older versions of torch lack there."""
+    """Return whether the Apple GPU can do the three operations that older versions of torch lack there."""
     if not torch.backends.mps.is_available():
         return False
     try:
@@ -132,7 +132,7 @@ def _best_half(device: torch.device) -> str:
 
 @cache
 def _cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16; with AVX-512 alone torch emulates it."""
+    """Return whether the processor multiplies bfloat16; with AVX-512 alone torch emulates it."""
     if platform.machine().lower() in ("x86_64", "amd64"):
         known = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
         return any(bool(ask()) for ask in known if ask is not None)

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from napari_fmseg.nets.fmsf import EdgeNet
 
-__all__ = ["FastEdge"]
+__all__ = ["EdgeNetCpu"]
 
 _BLOCK = 8
 _REACH = 2
 
 
-class FastEdge:
+class EdgeNetCpu:
     """The evaluation of an `EdgeNet` v1 with two classes, its two convolutions folded into one.
 
     Parameters
@@ -50,7 +50,7 @@ class FastEdge:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, segmentation: Tensor) -> Tensor:
-        """Give the probabilities (b, 2, z, y, x) float32; see `EdgeNet.forward`."""
+        """Return the probabilities (b, 2, z, y, x) float32; see `EdgeNet.forward`."""
         self._check(x, segmentation)
         both = torch.cat([x, segmentation], 1).to(self._dtype)
         return torch.stack([self._one(volume) for volume in both])
@@ -76,7 +76,7 @@ class FastEdge:
         return out[:d]
 
     def _beyond(self, volume: Tensor, axis: int, first: bool) -> Tensor:
-        """What hidden maps one voxel beyond a face add to the logits on that face.
+        """Return what hidden maps one voxel beyond a face add to the logits on that face.
 
         The faces of the axes before own the rim that they share with this one, so that every hidden voxel counts once.
         """

@@ -14,16 +14,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.core.allocator import keep_pages
+from napari_fmseg.core.allocator import keep_freed_memory
 from napari_fmseg.core.errors import DeviceUnavailable
 from napari_fmseg.nets.efficientseg import BaseUNet, ContextUNet, EfficientSegNet
 from napari_fmseg.nets.fmsf import AttnNet, EdgeNet, SNet
 from napari_fmseg.nets.runtime.device import PRECISIONS, pick_precision
-from napari_fmseg.nets.runtime.edgenet_cpu import FastEdge
-from napari_fmseg.nets.runtime.slabwise import LeanLadder
-from napari_fmseg.nets.runtime.snet_cpu import FastPyramid
+from napari_fmseg.nets.runtime.edgenet_cpu import EdgeNetCpu
+from napari_fmseg.nets.runtime.slabwise import SlabwiseUNet
+from napari_fmseg.nets.runtime.snet_cpu import SNetCpu
 
-__all__ = ["Prepared", "is_sparing", "prepare"]
+__all__ = ["Prepared", "has_low_memory_form", "prepare"]
 
 
 Prepared: TypeAlias = Callable[..., Any]
@@ -42,9 +42,9 @@ def prepare(
     device: torch.device | str,
     precision: str = "auto",
     memory_format: str = "auto",
-    sparing: bool = False,
+    low_memory: bool = False,
 ) -> Prepared:
-    """Give the fastest right way to call `net` in evaluation mode.
+    """Return the fastest right way to call `net` in evaluation mode.
 
     The network itself is left as it is. The result is kept, and made anew when the weights have changed since
     (optimiser steps and `load_state_dict` are seen, writing through ``.data`` is not).
@@ -62,8 +62,8 @@ def prepare(
     memory_format
         ``"contiguous"``, ``"channels_last"``, or ``"auto"``: on a GPU channels last for half precision; on a CPU both
         are tried once per input size and the faster one stays. Without effect on networks that have a way of their own.
-    sparing
-        Take the form that needs least memory, where there is one (see `is_sparing`). A CPU always does.
+    low_memory
+        Take the form that needs least memory, where there is one (see `has_low_memory_form`). A CPU always does.
 
     Returns
     -------
@@ -79,12 +79,12 @@ def prepare(
     name = pick_precision(place, precision)
     if memory_format not in ("auto", "contiguous", "channels_last"):
         raise DeviceUnavailable(f"There is no memory format {memory_format!r}. Use auto, contiguous or channels_last.")
-    if place.type == "cpu" and not is_sparing(net):
-        keep_pages()
+    if place.type == "cpu" and not has_low_memory_form(net):
+        keep_freed_memory()
     kept = _prepared.setdefault(net, {})
-    key, state = (place, name, memory_format, sparing), _fingerprint(net)
+    key, state = (place, name, memory_format, low_memory), _fingerprint(net)
     if key not in kept or kept[key][0] != state:
-        kept[key] = (state, _make(net, place, PRECISIONS[name], memory_format, sparing))
+        kept[key] = (state, _make(net, place, PRECISIONS[name], memory_format, low_memory))
     run = kept[key][1]
     if example_inputs:
         run(*example_inputs)
@@ -131,33 +131,33 @@ class _Layerwise:
 class _Fast:
     """A network that has a fast form of its own on the CPU."""
 
-    def __init__(self, run: FastPyramid | FastEdge) -> None:
+    def __init__(self, run: SNetCpu | EdgeNetCpu) -> None:
         self._run = run
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         return self._run(*(x.cpu() for x in inputs))
 
 
-def is_sparing(net: nn.Module) -> bool:
-    """Whether a network has a form that needs a fraction of the memory, with the same result."""
+def has_low_memory_form(net: nn.Module) -> bool:
+    """Return whether a network has a form that needs a fraction of the memory, with the same result."""
     return isinstance(net, BaseUNet | ContextUNet | EfficientSegNet)
 
 
 def _make(
-    net: nn.Module, device: torch.device, dtype: torch.dtype, memory_format: str, sparing: bool = False
+    net: nn.Module, device: torch.device, dtype: torch.dtype, memory_format: str, low_memory: bool = False
 ) -> Prepared:
-    if is_sparing(net) and memory_format == "auto" and (sparing or device.type == "cpu"):
+    if has_low_memory_form(net) and memory_format == "auto" and (low_memory or device.type == "cpu"):
         values = [*net.parameters(), *net.buffers()]
         as_wanted = all(v.dtype == dtype and v.device == device for v in values)
         # The copy has the same weights, not the same again: they count where memory is short.
         own = copy.deepcopy(net, {id(v): v for v in values} if as_wanted else None)
-        return LeanLadder(own.eval(), dtype, device)  # type: ignore[arg-type]
+        return SlabwiseUNet(own.eval(), dtype, device)  # type: ignore[arg-type]
     if device.type == "cpu" and dtype != torch.float16:
         own = copy.deepcopy(net).requires_grad_(False)  # so that the one in the cache does not keep `net` alive
         if isinstance(own, AttnNet) or (isinstance(own, SNet) and own.variant == "v1"):
-            return _Fast(FastPyramid(own.cpu(), dtype))
+            return _Fast(SNetCpu(own.cpu(), dtype))
         if isinstance(own, EdgeNet) and own.variant == "v1" and own.n_classes == 2:
-            return _Fast(FastEdge(own.cpu(), dtype))
+            return _Fast(EdgeNetCpu(own.cpu(), dtype))
         # The folded filter grows with the classes and loses from three on; tiny channel counts want channels last.
         if isinstance(own, EdgeNet) and memory_format == "auto":
             memory_format = "channels_last"

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.core.allocator import release_pages
+from napari_fmseg.core.allocator import trim_heap
 from napari_fmseg.nets.efficientseg import BaseUNet, ContextUNet, EfficientSegNet, decoder_name, standardise
 from napari_fmseg.nets.layers.blocks import ConvNorm, resize
 
-__all__ = ["LeanLadder"]
+__all__ = ["SlabwiseUNet"]
 
 # Values of a map in one step; and how many rows of how many planes of how many channels a convolution must see: with no
 # more than that torch takes another way on the CPU, ten times slower and with ten times the memory.
@@ -47,12 +47,12 @@ class _Map:
 
     @classmethod
     def of(cls, x: Tensor) -> _Map:
-        """See a tensor (1, c, z, y, x) as a map."""
+        """Inspect a tensor (1, c, z, y, x) as a map."""
         z, y, x_ = x.shape[2:]
         return cls(lambda a, b: x[:, :, a:b], x.shape[1], (z, y, x_))
 
     def padded(self, first: int, last: int) -> Tensor:
-        """Give planes; those beyond the border are 0."""
+        """Return planes; those beyond the border are 0."""
         a, b = max(first, 0), min(last, self.size[0])
         x = self.read(a, b)
         return x if (a, b) == (first, last) else F.pad(x, (0, 0, 0, 0, a - first, last - b))
@@ -66,7 +66,7 @@ class _Norm:
         self._mean = self._squares = torch.zeros(())
 
     def see(self, x: Tensor) -> None:
-        """Take in planes (1, c, z, y, x)."""
+        """Accept in planes (1, c, z, y, x)."""
         flat = x[0].flatten(1).float()
         n, mean = flat.shape[1], flat.mean(1)
         # Ten times faster than torch.var_mean.
@@ -87,7 +87,7 @@ class _Norm:
         return torch.addcmul(shift, x.float(), scale, out=torch.empty_like(x) if out is None else out)
 
 
-class LeanLadder:
+class SlabwiseUNet:
     """The evaluation of a `BaseUNet`, `ContextUNet` or `EfficientSegNet` in little memory.
 
     Parameters
@@ -114,7 +114,7 @@ class LeanLadder:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        """Give the logits of images (b, in_channels, z, y, x)."""
+        """Return the logits of images (b, in_channels, z, y, x)."""
         self._net.check(x)
         return torch.cat([self._one(image[None].to(self._device, self._dtype)) for image in x])
 
@@ -173,7 +173,7 @@ def _pointwise(last: nn.Module, x: Tensor) -> Tensor:
 
 
 def _depth(size: tuple[int, int, int], channels: int) -> int:
-    """How many planes a part has; a convolution of three planes reads two more."""
+    """Return how many planes a part has; a convolution of three planes reads two more."""
     return max(1, _ROWS // (channels * size[1]) - 1, _VALUES // (channels * size[1] * size[2]))
 
 
@@ -194,7 +194,7 @@ def _stage(stage: nn.Module, x: _Map) -> Tensor:
 
 
 def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _Map) -> Tensor:
-    """Two convolutions beside a shortcut, each with its norm: added, then ReLU."""
+    """Return two convolutions beside a shortcut, each with its norm: added, then ReLU."""
     norm, norm_beside = _Norm(), _Norm()
     size = _size_after(first.conv, x.size)
     depth = _depth(size, max(x.channels, first.conv.out_channels))
@@ -220,9 +220,9 @@ def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _
 
 
 def _tidy(x: Tensor) -> None:
-    """Give back the pages that parts have left; without it they add up to a seventh of the peak."""
+    """Pass back the pages that parts have left; without it they add up to a seventh of the peak."""
     if x.device.type == "cpu":
-        release_pages()
+        trim_heap()
 
 
 def _convolve_over(conv: nn.Conv3d, h: Tensor, norm: _Norm) -> _Norm:
@@ -244,7 +244,7 @@ def _convolve_over(conv: nn.Conv3d, h: Tensor, norm: _Norm) -> _Norm:
 
 
 def _convolved(conv: nn.Conv3d, x: _Map, a: int, b: int) -> Tensor:
-    """Give output planes a to b of a convolution with its padding and stride."""
+    """Return output planes a to b of a convolution with its padding and stride."""
     kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
     planes = x.padded(a * stride - padding, (b - 1) * stride - padding + kernel)
     return F.conv3d(planes, conv.weight, stride=conv.stride, padding=(0, *conv.padding[1:]))
@@ -258,7 +258,7 @@ def _size_after(conv: nn.Conv3d, size: tuple[int, int, int]) -> tuple[int, int, 
 
 
 def _enlarged(x: Tensor, like: Tensor) -> Read:
-    """Give a function that reads planes of `x`, enlarged to the size of `like` with aligned corners."""
+    """Return a function that reads planes of `x`, enlarged to the size of `like` with aligned corners."""
     z, size = like.shape[2], like.shape[3:]
     place = torch.arange(z, dtype=torch.float64) * ((x.shape[2] - 1) / max(z - 1, 1))
     old = torch.arange(x.shape[2], dtype=torch.float64)

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from napari_fmseg.nets.fmsf import AttnNet, SNet
 
-__all__ = ["FastPyramid"]
+__all__ = ["SNetCpu"]
 
 # Slices that one step of the first layer takes per thread: few enough for the cache, enough to outweigh the calls.
 _SLAB = 4
 
 
-class FastPyramid:
+class SNetCpu:
     """The evaluation of an `SNet` or `AttnNet` (v1) with its weights laid out for speed.
 
     Parameters
@@ -60,7 +60,7 @@ class FastPyramid:
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, attention: Tensor | None = None) -> Tensor:
-        """Give the probabilities (b, n_classes, z, y, x) float32 of images (b, in_channels, z, y, x)."""
+        """Return the probabilities (b, n_classes, z, y, x) float32 of images (b, in_channels, z, y, x)."""
         self._net.check(x, *([] if attention is None else [attention]))
         gates = [None] * len(x) if attention is None else attention
         return torch.stack([self._one(image, gate) for image, gate in zip(x, gates, strict=True)])
@@ -137,13 +137,13 @@ class _Conv:
 
 
 def _parts(conv: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution, apart from the network."""
+    """Return the weight and bias of a convolution, apart from the network."""
     weight, bias = (value.detach().to(dtype) for value in (conv.weight, conv.bias))  # type: ignore[operator]
     return weight, bias
 
 
 def _six(x: Tensor, start: int, stop: int) -> list[Tensor]:
-    """Slices 4g - 1 ... 4g + 4 of the groups g, as six tensors (g, y, x, c); zeros outside the volume."""
+    """Return slices 4g - 1 ... 4g + 4 of the groups g, as six tensors (g, y, x, c); zeros outside the volume."""
     first, last = 4 * start - 1, 4 * stop + 1
     block = x[max(first, 0) : min(last, len(x))]
     if first < 0 or last > len(x):
@@ -175,7 +175,7 @@ def _output_transform(m: list[Tensor], y: Tensor) -> None:
 
 
 def _winograd_weights(weight: Tensor) -> list[Tensor]:
-    """Six plane kernels (out, in, y, x) from one volume kernel (out, in, z, y, x)."""
+    """Return six plane kernels (out, in, y, x) from one volume kernel (out, in, z, y, x)."""
     g = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]
     transform = torch.tensor(g, dtype=torch.float64) / 24
     planes = torch.einsum("iz,oczyx->iocyx", transform, weight.double()).to(weight.dtype)
@@ -191,7 +191,7 @@ def _pool(y: Tensor, out: Tensor) -> None:
 
 
 def _gated(gate: Tensor | None, x: Tensor, skip: Tensor) -> Tensor:
-    """`skip` plus `x` upsampled to it, times the gate; all (z, y, x, c), the gate (1, z, y, x)."""
+    """Return `skip` plus `x` upsampled to it, times the gate; all (z, y, x, c), the gate (1, z, y, x)."""
     if x.shape[:3] != skip.shape[:3]:
         x = _volume(F.interpolate(_batch(x), size=skip.shape[:3], mode="trilinear", align_corners=True))
     x = x.add_(skip)
@@ -225,7 +225,7 @@ def _enlarged(x: Tensor, size: torch.Size) -> Tensor:
 
 
 def _interpolation(old: int, new: int) -> Tensor:
-    """The matrix (new, old) of linear interpolation with aligned corners."""
+    """Return the matrix (new, old) of linear interpolation with aligned corners."""
     place = torch.arange(new, dtype=torch.float64) * ((old - 1) / max(new - 1, 1))
     below = place.floor().long().clamp(max=old - 1)
     matrix = torch.zeros(new, old, dtype=torch.float64)

@@ -12,10 +12,10 @@ from torch import Tensor
 from napari_fmseg.training.data.samples import Spans
 from napari_fmseg.training.recipe import Augment
 
-__all__ = ["varied", "vary_intensity", "window_around"]
+__all__ = ["augment_intensity", "augment_spatial", "jitter_window"]
 
 
-def window_around(spans: Sequence[tuple[float, float]], augment: Augment, rng: np.random.Generator) -> Spans:
+def jitter_window(spans: Sequence[tuple[float, float]], augment: Augment, rng: np.random.Generator) -> Spans:
     """Shift and zoom a window (edges along z, y, x) at random."""
     out = []
     common = rng.uniform(-augment.zoom, augment.zoom)
@@ -27,7 +27,7 @@ def window_around(spans: Sequence[tuple[float, float]], augment: Augment, rng: n
     return out
 
 
-def varied(
+def augment_spatial(
     parts: Sequence[Tensor], target: Tensor, augment: Augment, swap: Sequence[tuple[int, int]], rng: np.random.Generator
 ) -> tuple[list[Tensor], Tensor]:
     """Flip and turn images and target (c, z, y, x) together.
@@ -78,7 +78,7 @@ def _turn(data: Tensor, angles: np.ndarray) -> Tensor:
     return F.grid_sample(data[None], places, padding_mode="border", align_corners=False)[0]
 
 
-def vary_intensity(image: Tensor, augment: Augment, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
+def augment_intensity(image: Tensor, augment: Augment, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
     """Change contrast, brightness and gamma of each channel (c, z, y, x), and add noise."""
     channels = []
     for channel in image:

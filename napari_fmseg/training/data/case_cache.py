@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError, InvalidRecipe
 from napari_fmseg.core.events import Progress
 from napari_fmseg.core.hardware import n_cores
@@ -195,7 +195,7 @@ def _here(orders: Sequence[Order], wish: _Wish, folder: Path) -> Iterator[str]:
             tensors |= {f"{key}/{part}": tensor for part, tensor in parts.items()}
             yield key
         path = folder / f"{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:24]}.safetensors"
-        with written_beside(path) as file:
+        with atomic_write(path) as file:
             file.write(save(tensors, metadata=facts))
 
 

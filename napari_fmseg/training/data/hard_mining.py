@@ -14,13 +14,13 @@ from torch import Tensor
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.training.recipe import Recipe
 
-__all__ = ["Hardness", "dice_of_samples"]
+__all__ = ["HardExampleMiner", "dice_of_samples"]
 
 _SHARE = 0.2  # of the cases is called hard
 _PART = 0.5  # share of a coarse voxel from which the truth counts as inside
 
 
-class Hardness:
+class HardExampleMiner:
     """Keeps for every training case the Dice of its samples in the last epoch that showed it.
 
     Parameters
@@ -43,12 +43,12 @@ class Hardness:
         if unknown:
             raise InvalidRecipe(f"hard_cases names {unknown[0]!r}, which is none of the {len(names)} training cases.")
         self._named = [i for i, name in enumerate(names) if name in recipe.hard_cases]
-        self._measures = bool(recipe.hard_times) and not self._named
+        self._measures = bool(recipe.hard_case_weight) and not self._named
         self._seen = np.array(seen or [math.nan] * len(names))
         self._sums, self._counts = np.zeros(len(names)), np.zeros(len(names))
 
     def hard(self) -> list[int]:
-        """Give the places of the hard cases; none before anything was seen."""
+        """Return the places of the hard cases; none before anything was seen."""
         if not self._measures:
             return self._named
         known = np.flatnonzero(np.isfinite(self._seen))
@@ -78,7 +78,7 @@ class Hardness:
 
 
 def dice_of_samples(prediction: Tensor, target: Tensor, missing: Sequence[Sequence[int]] = ()) -> list[float]:
-    """Give the mean Dice of each sample over the classes that it shows; nan where it shows none.
+    """Return the mean Dice of each sample over the classes that it shows; nan where it shows none.
 
     Parameters
     ----------

@@ -14,9 +14,9 @@ from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.pipelines.phased import PhasedSettings
-from napari_fmseg.pipelines.preprocessing import body_box, cut, normalise
+from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise
 
-__all__ = ["Held", "Sample", "Spans", "load_sample", "one_hot", "target_in"]
+__all__ = ["Sample", "Spans", "ValidationCase", "load_sample", "one_hot", "target_in"]
 
 
 Spans = list[tuple[float, float]]
@@ -51,7 +51,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Held:
+class ValidationCase:
     """A case that is never learned from.
 
     Attributes
@@ -86,17 +86,19 @@ def load_sample(
     image = normalise(to_tensor(data, device), intensity)
     box = body_box(image, settings)
     within = to_tensor(marks, device)[0][box].contiguous()
-    return Sample(case.name, cut(image, box).contiguous(), within, missing_in(case, names, labels), geometry.spacing)
+    return Sample(
+        case.name, crop_array(image, box).contiguous(), within, missing_in(case, names, labels), geometry.spacing
+    )
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:
-    """(z, y, x) labels to (n_classes, z, y, x) float32; 0 in every class where nobody labelled."""
+    """Return (z, y, x) labels to (n_classes, z, y, x) float32; 0 in every class where nobody labelled."""
     classes = torch.arange(n_classes, device=labels.device, dtype=labels.dtype)
     return (labels[None] == classes[:, None, None, None]).float()
 
 
 def target_in(labels: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int], n_classes: int) -> Tensor:
-    """One-hot labels between the edges `spans` on a grid: fractions at the borders; background outside.
+    """Return the one-hot labels between the edges `spans` on a grid: fractions at the borders; background outside.
 
     Where a part of a voxel was not labelled, its classes add up to the labelled part, and outside of a volume that was
     labelled in parts nothing is known.

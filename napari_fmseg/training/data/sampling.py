@@ -12,10 +12,10 @@ from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.training.data.samples import Sample
 from napari_fmseg.training.recipe import Recipe
 
-__all__ = ["Drawing", "batches_of"]
+__all__ = ["CaseSampler", "batches_of"]
 
 
-class Drawing:
+class CaseSampler:
     """Draws cases as the recipe asks: in turn, hard ones more often, some of before, every class equally often.
 
     Parameters
@@ -34,7 +34,7 @@ class Drawing:
 
     def picks(self, n: int, rng: np.random.Generator, hard: Sequence[int] = ()) -> list[tuple[int, int]]:
         """Draw cases, the hard ones more often, and for each the class that it should show (0 for none)."""
-        times = self._recipe.hard_times
+        times = self._recipe.hard_case_weight
         groups = [
             [i for i, r in enumerate(self.replayed) if r == replayed for _ in range(1 + times * (i in hard))]
             for replayed in (False, True)
@@ -75,6 +75,6 @@ def batches_of(
 
 
 def _order(n_cases: int, n_draws: int, rng: np.random.Generator) -> list[int]:
-    """Every case once before any comes twice."""
+    """Return every case once before any comes twice."""
     rounds = -(-n_draws // n_cases)
     return list(np.concatenate([rng.permutation(n_cases) for _ in range(rounds)])[:n_draws])

@@ -29,7 +29,7 @@ class Source:
     folder: Path | None = None
 
     def missing(self, case: Case, labels: Sequence[str]) -> tuple[int, ...]:
-        """Give the recipe's labels that may hide in the background of a case."""
+        """Return the recipe's labels that may hide in the background of a case."""
         looked_for = self.classes or tuple(self.names.values())
         gone = set(missing_in(case, self.names, labels))
         return tuple(
@@ -38,7 +38,7 @@ class Source:
 
 
 def sources_of(recipe: Recipe) -> Iterator[Source]:
-    """Give the cases of the recipe, then those of before."""
+    """Yield the cases of the recipe, then those of before."""
     names, training, validation = cases_for(recipe)
     yield Source(names, training, validation, folder=recipe.dataset)
     for replay in recipe.replay:
@@ -53,7 +53,7 @@ def sources_of(recipe: Recipe) -> Iterator[Source]:
 
 
 def cases_for(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:
-    """Give class names by number, training and validation cases of a recipe; phantoms are made if need be."""
+    """Return class names by number, training and validation cases of a recipe; phantoms are made if need be."""
     if recipe.phantom:
         folder = recipe.out / "phantom"
         if not (folder / "dataset.json").exists():  # written last, so it stands for a whole dataset

@@ -32,7 +32,7 @@ _SPACE = (2, 3, 4)
 
 
 def dice(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Overlap per class, pooled over the batch: (1 + 2 sum pt) / (1 + sum p + sum t).
+    """Return the overlap per class, pooled over the batch: (1 + 2 sum pt) / (1 + sum p + sum t).
 
     Returns
     -------
@@ -44,7 +44,7 @@ def dice(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Te
 
 
 def attn_dice(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Overlap per class that is fair to fractional targets: (1 + 2 sum pt) / (1 + sum p² + sum t²).
+    """Return the overlap per class that is fair to fractional targets: (1 + 2 sum pt) / (1 + sum p² + sum t²).
 
     It equals `dice` on masks of 0 and 1, is greater as soon as one value lies between, and is 1 only for p = t.
 
@@ -75,7 +75,7 @@ class AttnLoss(nn.Module):
         self.share = share
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Give the loss, a scalar."""
+        """Return the loss, a scalar."""
         p, t, w = _prepared(prediction, target, weight)
         both = 1 + _sums(p * t, w)
         overlap = both / (1 + _sums(p + t, w)) + both / (1 + _sums(p * p + t * t, w))  # (b, C)
@@ -99,7 +99,7 @@ class AttnLossV2(nn.Module):
         self.r1, self.r5 = r1, r5
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Give the loss, a scalar."""
+        """Return the loss, a scalar."""
         p, t, w = _prepared(prediction, target, weight)
         difference = (p - t).abs()
         apart = 0.04 * _mean(difference[:, :1], w) + 0.16 * _mean(difference[:, 1:], w)
@@ -125,7 +125,7 @@ class TverskyLoss(nn.Module):
         self.alpha, self.beta = alpha, beta
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Give the loss, a scalar."""
+        """Return the loss, a scalar."""
         p, t, w = _prepared(prediction, target, weight)
         both, predicted, true = _sums(p * t, w), _sums(p, w), _sums(t, w)
         index = both / (both + self.alpha * (predicted - both) + self.beta * (true - both) + 1)
@@ -136,7 +136,7 @@ class DiceLoss(nn.Module):
     """1 - mean_c 2I / (sum p² + sum t² + 1), from 0 to 1; an absent class costs 1/C."""
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Give the loss, a scalar."""
+        """Return the loss, a scalar."""
         p, t, w = _prepared(prediction, target, weight)
         return (1 - 2 * _sums(p * t, w) / (_sums(p * p + t * t, w) + 1)).mean().clamp(0, 1)
 
@@ -145,7 +145,7 @@ class JaccardLoss(nn.Module):
     """1 - mean_c I / (sum p² + sum t² - I + 1), from 0 to 1; an absent class costs 1/C."""
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Give the loss, a scalar."""
+        """Return the loss, a scalar."""
         p, t, w = _prepared(prediction, target, weight)
         both = _sums(p * t, w)
         return (1 - both / (_sums(p * p + t * t, w) - both + 1)).mean().clamp(0, 1)
@@ -176,7 +176,7 @@ class DiceCELoss(nn.Module):
         self.balanced, self.by_class = balanced, by_class
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Give the loss, a scalar."""
+        """Return the loss, a scalar."""
         p, t, w = _prepared(prediction, target, weight)
         overlap = (2 * _sums(p * t, w) + self.smooth) / (_sums(p * p + t * t, w) + self.smooth)  # (b, C)
         if self.by_class:
@@ -195,7 +195,7 @@ class DiceCELoss(nn.Module):
 
 
 def deep_supervision_weights(n_heads: int = 4) -> tuple[float, ...]:
-    """Weights of the heads, finest first: 1, then 1.5 - 1 / (1 + 2.7^-i)."""
+    """Return the weights of the heads, finest first: 1, then 1.5 - 1 / (1 + 2.7^-i)."""
     return (1.0, *(1.5 - 1 / (1 + 2.7**-i) for i in range(1, n_heads)))
 
 
@@ -213,7 +213,7 @@ class DeepSupervision(nn.Module):
         self.loss = loss
 
     def forward(self, heads: Sequence[Tensor], target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Give the loss of `heads`, each on the grid of `target`; a scalar."""
+        """Return the loss of `heads`, each on the grid of `target`; a scalar."""
         weights = deep_supervision_weights(len(heads))
         losses = [w * self.loss(head, target, weight) for w, head in zip(weights, heads, strict=True)]
         return torch.stack(losses).sum()
@@ -233,7 +233,7 @@ def _prepared(prediction: Tensor, target: Tensor, weight: Tensor | None) -> tupl
 
 
 def _seen(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Give what counts of `values`: class weights are counted on labelled voxels only."""
+    """Return what counts of `values`: class weights are counted on labelled voxels only."""
     return values if weight is None else values * weight
 
 
@@ -248,7 +248,7 @@ def _pooled(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean over the voxels that count; 0 if none does."""
+    """Return the mean over the voxels that count; 0 if none does."""
     if weight is None:
         return values.mean()
     return (values * weight).sum() / (values.shape[1] * weight.sum()).clamp(min=torch.finfo(values.dtype).tiny)

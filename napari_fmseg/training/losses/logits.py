@@ -25,7 +25,7 @@ Summed = Callable[[Tensor], Tensor]
 def dice_of_logits(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, summed: Summed | None = None
 ) -> Tensor:
-    """1 - mean over the classes, background included, of (2 sum pt + 1e-5) / (sum p + sum t + 1e-5).
+    """Return 1 - mean over the classes, background included, of (2 sum pt + 1e-5) / (sum p + sum t + 1e-5).
 
     Sums run over the whole batch, so that a class that is absent from one patch is no class of its own.
     """
@@ -34,7 +34,7 @@ def dice_of_logits(
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean over the voxels of -sum t log softmax(logits); finite for logits of any size."""
+    """Return the mean over the voxels of -sum t log softmax(logits); finite for logits of any size."""
     _check(logits, target)
     entropy = -(target * logits.float().log_softmax(1)).sum(1, keepdim=True)
     return entropy.mean() if weight is None else (entropy * weight).sum() / weight.sum().clamp_min(1e-12)
@@ -43,14 +43,14 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) 
 def dice_ce_of_logits(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, summed: Summed | None = None
 ) -> Tensor:
-    """Half of `dice_of_logits` and half of `cross_entropy`."""
+    """Return the half of `dice_of_logits` and half of `cross_entropy`."""
     return 0.5 * dice_of_logits(logits, target, weight, summed) + 0.5 * cross_entropy(logits, target, weight)
 
 
 def deeply_supervised(
     loss: Loss, heads: Sequence[Tensor], target: Tensor, weights: Sequence[float] = (), how: str = "pooled"
 ) -> Tensor:
-    """Give the weighted mean of a loss over the heads of a network, finest first.
+    """Return the weighted mean of a loss over the heads of a network, finest first.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def _met(head: Tensor, target: Tensor, how: str) -> tuple[Tensor, Tensor]:
 
 
 def _overlap(logits: Tensor, target: Tensor, weight: Tensor | None, summed: Summed | None) -> Tensor:
-    """Soft Dice per class, pooled over the batch: (classes,)."""
+    """Return the soft Dice per class, pooled over the batch: (classes,)."""
     p, space = logits.float().softmax(1), (0, 2, 3, 4)
     w = 1.0 if weight is None else weight
     sums = torch.stack([(v * w).sum(space) for v in (p * target, p, target)])

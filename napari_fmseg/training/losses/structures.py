@@ -55,7 +55,7 @@ class StructureLoss(nn.Module):
         self.kind, self.activation, self.hardest = kind, activation, hardest
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Give the loss, a scalar."""
+        """Return the loss, a scalar."""
         if logits.shape != target.shape or logits.ndim != 5:
             raise GeometryMismatch(
                 f"Logits and target must both be (batch, structures, z, y, x), not {tuple(logits.shape)} and "
@@ -66,7 +66,7 @@ class StructureLoss(nn.Module):
         return self.of(p, target.to(p.dtype), weight)
 
     def of(self, p: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Give the loss of probabilities (b, K, z, y, x), a scalar."""
+        """Return the loss of probabilities (b, K, z, y, x), a scalar."""
         target = target.clamp(0, 1)  # resampling leaves a last digit too much, which torch refuses
         loss = structure_dice(p, target, weight)
         if self.kind == "dice+bce":
@@ -81,7 +81,7 @@ class StructureLoss(nn.Module):
 
 
 def structure_dice(p: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """1 - mean over samples and structures of (2 sum pt + s) / (sum p² + sum t² + s), with s = 1e-8.
+    """Return 1 - mean over samples and structures of (2 sum pt + s) / (sum p² + sum t² + s), with s = 1e-8.
 
     A structure that is absent costs 1 for the faintest trace of it.
     """
@@ -91,13 +91,13 @@ def structure_dice(p: Tensor, target: Tensor, weight: Tensor | None = None) -> T
 
 
 def structure_entropy(p: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Binary cross entropy, averaged over everything."""
+    """Return the binary cross entropy, averaged over everything."""
     entropy = _entropies(p, target)
     return entropy.mean() if weight is None else (entropy * weight).sum() / (p.shape[1] * weight.sum()).clamp_min(1e-8)
 
 
 def structure_focal(p: Tensor, target: Tensor, weight: Tensor | None = None, *, per_class: bool = False) -> Tensor:
-    """Focal term as published: b sum(w) / max(sum t, 1), with w = (1 - p)²/2 inside and p²/2 outside.
+    """Return the focal term as published: b sum(w) / max(sum t, 1), with w = (1 - p)²/2 inside and p²/2 outside.
 
     b is the cross entropy averaged over everything and multiplies the sum; it is not that of each voxel, as in the
     focal loss of the literature.
@@ -122,7 +122,7 @@ def structure_focal(p: Tensor, target: Tensor, weight: Tensor | None = None, *, 
 def structure_topk(
     p: Tensor, target: Tensor, share: float | Sequence[float] = 0.3, weight: Tensor | None = None
 ) -> Tensor:
-    """Mean cross entropy of each structure's hardest voxels, averaged over the structures.
+    """Return the mean cross entropy of each structure's hardest voxels, averaged over the structures.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def structure_topk(
 
 
 def structure_boundary(p: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Mean of (p - t)² (d_p² + d_t²), with the distances in voxels from inside each mask to its border.
+    """Return the mean of (p - t)² (d_p² + d_t²), with the distances in voxels from inside each mask to its border.
 
     Errors deep inside a structure, predicted or true, cost most. Distances are computed on the CPU.
     """
@@ -160,7 +160,7 @@ def _entropies(p: Tensor, target: Tensor) -> Tensor:
 
 
 def _depths(masks: Tensor) -> Tensor:
-    """Distance of each voxel inside a mask to the next one outside; 0 outside."""
+    """Return the distance of each voxel inside a mask to the next one outside; 0 outside."""
     from scipy.ndimage import distance_transform_edt
 
     depths = torch.zeros(masks.shape, dtype=torch.float64)

@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
-from napari_fmseg.core.processes import leads
+from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.io import find_volumes
 from napari_fmseg.models.card import Intensity, ModelCard
 from napari_fmseg.models.weights import save_model
-from napari_fmseg.training.distributed import agreed, make_fabric, summed
+from napari_fmseg.training.distributed import all_reduce_sum, broadcast_ints, make_fabric
 from napari_fmseg.training.history import recorded
 from napari_fmseg.training.losses.logits import deeply_supervised, dice_ce_of_logits
 from napari_fmseg.training.pretraining.pretext import Batch, Pretext, pretext_network, seed_of
@@ -84,7 +84,7 @@ def _events(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
         except GeneratorExit:
             run.keep()
             raise
-        if leads():
+        if is_rank_zero():
             yield run.save()
 
 
@@ -173,7 +173,7 @@ class _Run:
     def _check_others(self) -> None:
         """All processes must learn from the same volumes, or they would not learn the same."""
         mine = seed_of(len(self.training), *self.training, *self.held)
-        if agreed(self.fabric, mine) != [mine]:
+        if broadcast_ints(self.fabric, mine) != [mine]:
             raise InvalidRecipe(
                 f"The processes that learn together found different volumes in {self.recipe.volumes}. Give all "
                 "machines the same folder."
@@ -185,10 +185,12 @@ class _Run:
             )
 
     def _goes_on(self, stopped: bool = False) -> bool:
-        """Whether there is another step: the process that leads tells the others, and how many there are."""
+        """Return whether there is another step: the process that leads tells the others, and how many there are."""
         state = self.state
         more = not stopped and (not state["steps"] or state["step"] < state["steps"])
-        going, state["steps"], state["per_epoch"] = agreed(self.fabric, int(more), state["steps"], state["per_epoch"])
+        going, state["steps"], state["per_epoch"] = broadcast_ints(
+            self.fabric, int(more), state["steps"], state["per_epoch"]
+        )
         self.ended = not going
         return bool(going)
 
@@ -215,7 +217,7 @@ class _Run:
         self.state["per_epoch"] = max(1, -(-steps // _EPOCHS))
 
     def _last(self, first: int) -> int:
-        """Give the step with which the epoch ends in which `first` lies."""
+        """Return the step with which the epoch ends in which `first` lies."""
         per_epoch = self.state["per_epoch"]
         return int(min(self.state["steps"], (first // per_epoch + 1) * per_epoch))
 
@@ -228,7 +230,7 @@ class _Run:
         x, labels = (part.to(fabric.device) for part in batch)
         heads = model.train()(x)
         heads = heads if isinstance(heads, tuple) else (heads,)
-        criterion = partial(dice_ce_of_logits, summed=partial(summed, fabric))
+        criterion = partial(dice_ce_of_logits, summed=partial(all_reduce_sum, fabric))
         loss = deeply_supervised(criterion, heads, _one_hot(labels, self.recipe.fusion.classes + 1))
         optimiser.zero_grad()
         fabric.backward(loss)
@@ -242,7 +244,9 @@ class _Run:
         return float(self.recipe.lr * 0.5 ** (4 * step // (self.state["steps"] or 4 * step + 1)))
 
     def _validate(self) -> Generator[TrainEvent, None, dict[str, float]]:
-        """Loss and Dice of the pretext task on held-out volumes; the same samples every time, the first one shown."""
+        """Yield the loss and Dice of the pretext task on held-out volumes; the same samples every time, the first
+        one shown.
+        """
         if not self.held:
             return {}
         net = self.net.eval()  # not as it was set up: that would wait for the other processes
@@ -268,13 +272,13 @@ class _Run:
         tensors = {"fused volume": fused.float(), "target": target.byte(), "prediction": prediction.byte()}
         arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
         path = self.folder / "pictures.npz"
-        with written_beside(path) as file:
+        with atomic_write(path) as file:
             np.savez_compressed(file, spacing=np.ones(3), **arrays)
         return Pictures(_STAGE, self.state["step"], path)
 
     def keep(self) -> None:
         """Write what was learned when the run is stopped, so that it can go on, and be started from as it is."""
-        if self.optimiser is None or not leads():
+        if self.optimiser is None or not is_rank_zero():
             return
         if not self.ended:
             self._goes_on(stopped=True)

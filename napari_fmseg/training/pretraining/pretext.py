@@ -46,7 +46,7 @@ class Pretext:
     def ahead(
         self, first: int, places: Sequence[int], last: Callable[[], int]
     ) -> Generator[tuple[int, Batch, float], None, None]:
-        """Give each step's batch, drawn while the steps before were computed, and how long it was waited for.
+        """Yield each step's batch, drawn while the steps before were computed, and how long it was waited for.
 
         Parameters
         ----------
@@ -71,7 +71,7 @@ class Pretext:
                     future.cancel()
 
     def shown(self, number: int) -> Batch:
-        """Give a held-out sample, (1, 1, z, y, x) and (1, z, y, x); the same number gives the same one."""
+        """Return a held-out sample, (1, 1, z, y, x) and (1, z, y, x); the same number gives the same one."""
         x, labels = self._sample(self.held, 3, number)
         return x[None], labels[None]
 

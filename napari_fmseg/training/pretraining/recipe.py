@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_fmseg.core.errors import InvalidRecipe
-from napari_fmseg.core.structuring import Range, dataclass_from, is_file_name, read_table, wrong_number
+from napari_fmseg.core.structuring import Range, is_file_name, read_table, structure, wrong_number
 
 __all__ = ["Fusion", "PretrainRecipe", "load_pretrain_recipe"]
 
@@ -211,7 +211,7 @@ def load_pretrain_recipe(path: Path | str, **changes: Any) -> PretrainRecipe:
         for name in ("volumes", "out", "cache"):
             if isinstance(table.get(name), str | Path):
                 table[name] = path.resolve().parent / os.path.expanduser(table[name])
-        return dataclass_from(PretrainRecipe, table)
+        return structure(PretrainRecipe, table)
     except InvalidRecipe as error:
         raise InvalidRecipe(f"{path.name}: {error}") from error
     except (OSError, ValueError) as error:

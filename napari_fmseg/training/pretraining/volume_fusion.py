@@ -70,7 +70,9 @@ def fusion_sample(
 
 
 def fuse(foreground: Tensor, background: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Mix two patches (z, y, x) by labels / `classes`: class 0 is background alone, the last one foreground alone."""
+    """Return the mix two patches (z, y, x) by labels / `classes`: class 0 is background alone, the last one
+    foreground alone.
+    """
     alpha = labels.to(foreground.dtype) / classes
     return alpha * foreground + (1 - alpha) * background
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError, UnwritableVolume
 from napari_fmseg.core.resampling_torch import resize, to_canonical, to_tensor
 from napari_fmseg.io import read_volume
@@ -60,7 +60,7 @@ class VolumeStore:
         return len(self.paths)
 
     def volume(self, index: int) -> Tensor:
-        """Give (z, y, x) float16, mapped from the file: only what is looked at is read.
+        """Return (z, y, x) float16, mapped from the file: only what is looked at is read.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class VolumeStore:
         decoded = image[0].half().numpy()
         self._make_room(decoded.nbytes)
         try:
-            with written_beside(kept) as file:
+            with atomic_write(kept) as file:
                 np.save(file, decoded)
         except UnwritableVolume:
             return decoded  # no room: it works without the cache, only slower

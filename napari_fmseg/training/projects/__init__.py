@@ -23,81 +23,81 @@ from napari_fmseg.datasets.projects.painted_slices import PaintedSlices
 from napari_fmseg.datasets.projects.project import CaseRecord, Project, init_project, open_project
 from napari_fmseg.datasets.projects.remove_case import exclude_case, include_case, remove_case
 from napari_fmseg.datasets.projects.revisions import LabelVersion, earlier_labels, label_history, labels_revision
-from napari_fmseg.datasets.projects.scan import examine, examined
+from napari_fmseg.datasets.projects.scan import scan_all, scan_cases
 from napari_fmseg.datasets.projects.training_plan import LEAVING, Fold, Plan, Run, open_run, start_run, training_plan
 from napari_fmseg.training.projects.case_table import CaseRow, case_table, ranked, record_scores, record_uncertainty
 from napari_fmseg.training.projects.planning import recipe_for
 from napari_fmseg.training.projects.prepare_run import (
-    PRESENT,
-    SCRATCH,
-    LessonOptions,
+    ACTIVE_VERSION,
+    FROM_SCRATCH,
+    TrainingOptions,
     prepare_run,
     recipe_file,
     unfinished_run,
 )
 from napari_fmseg.training.projects.rename import rename_case, rename_class
 from napari_fmseg.training.projects.versions import (
-    Kept,
     Lineage,
     Version,
-    keep_version,
+    VersionResult,
+    activate_version,
+    active_version,
+    add_version,
+    leaked_cases,
     list_versions,
-    present_version,
+    newest_version_without,
     publish,
-    put_in_use,
     roll_back,
-    seen_held_out,
-    start_without,
 )
 
 if TYPE_CHECKING:
-    from napari_fmseg.training.projects.finish_run import keep_run as keep_run
+    from napari_fmseg.training.projects.finish_run import finish_run as finish_run
     from napari_fmseg.training.projects.predict import predict as predict
     from napari_fmseg.training.projects.score import measure as measure
     from napari_fmseg.training.projects.score import unmeasured as unmeasured
 
 __all__ = [
+    "ACTIVE_VERSION",
+    "FROM_SCRATCH",
     "LEAVING",
-    "PRESENT",
-    "SCRATCH",
     "CaseRecord",
     "CaseRow",
     "Fold",
-    "Kept",
     "LabelOptions",
     "LabelVersion",
-    "LessonOptions",
     "Lineage",
     "PaintedSlices",
     "Plan",
     "Project",
     "Run",
+    "TrainingOptions",
     "Version",
+    "VersionResult",
+    "activate_version",
+    "active_version",
     "add_case",
     "add_nameless",
+    "add_version",
     "case_table",
     "earlier_labels",
-    "examine",
-    "examined",
     "exclude_case",
+    "finish_run",
     "free_name",
     "image_hash",
     "include_case",
     "init_project",
-    "keep_run",
-    "keep_version",
     "label_case",
     "label_history",
     "labels_revision",
+    "leaked_cases",
     "list_versions",
     "measure",
+    "newest_version_without",
     "open_project",
     "open_run",
     "predict",
     "prepare_run",
-    "present_version",
     "publish",
-    "put_in_use",
     "ranked",
     "recipe_file",
     "recipe_for",
@@ -109,16 +109,16 @@ __all__ = [
     "restore_labels",
     "roll_back",
     "save_prediction",
-    "seen_held_out",
+    "scan_all",
+    "scan_cases",
     "start_run",
-    "start_without",
     "training_plan",
     "unfinished_run",
     "unmeasured",
 ]
 
 
-_WITH_MODELS = {"keep_run": "finish_run", "measure": "score", "unmeasured": "score", "predict": "predict"}
+_WITH_MODELS = {"finish_run": "finish_run", "measure": "score", "unmeasured": "score", "predict": "predict"}
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.datasets.projects.locked_split import HELD_OUT
 from napari_fmseg.datasets.projects.project import Project, open_project, with_record, write_state
-from napari_fmseg.datasets.projects.transaction import changing
-from napari_fmseg.training.projects.versions import present_version
+from napari_fmseg.datasets.projects.transaction import transaction
+from napari_fmseg.training.projects.versions import active_version
 
 __all__ = ["CaseRow", "case_table", "ranked", "record_scores", "record_uncertainty"]
 
@@ -74,7 +74,7 @@ def case_table(project: Project) -> tuple[CaseRow, ...]:
 def _left_out(project: Project) -> set[str]:
     """Name the cases that the present version's scores are about if nothing was held out: see `leaving`."""
     try:
-        present = present_version(project)
+        present = active_version(project)
     except FmsegError:  # damaged: the cases can be listed all the same
         return set()
     return set(present.lineage.scores) if present is not None and not present.lineage.held_out else set()
@@ -117,7 +117,7 @@ def ranked(project: Project) -> tuple[CaseRow, ...]:
 
 def record_scores(project: Project, version: int, dice: Mapping[str, Mapping[str, float]]) -> Project:
     """Note how a version did, by case and class (nan for a class that is in neither is left out)."""
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         for name, scores in dice.items():
             record = fresh.record(name)
@@ -129,7 +129,7 @@ def record_scores(project: Project, version: int, dice: Mapping[str, Mapping[str
 
 def record_uncertainty(project: Project, version: int, uncertainty: Mapping[str, float]) -> Project:
     """Note how unsure a version is of cases, 0..1."""
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         for name, value in uncertainty.items():
             record = fresh.record(name)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Generator
 from dataclasses import replace
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress, Saved, Warned
 from napari_fmseg.datasets.projects.project import Project
@@ -18,13 +18,15 @@ from napari_fmseg.training.projects.case_table import record_scores
 from napari_fmseg.training.projects.leave_one_out import leave_one_out
 from napari_fmseg.training.projects.prepare_run import KEPT, recipe_file
 from napari_fmseg.training.projects.score import measure, unmeasured
-from napari_fmseg.training.projects.versions import Kept, keep_version, present_version, publish
+from napari_fmseg.training.projects.versions import VersionResult, active_version, add_version, publish
 from napari_fmseg.training.recipe_file import load_recipe
 
-__all__ = ["keep_run"]
+__all__ = ["finish_run"]
 
 
-def keep_run(project: Project, number: int, *, force: bool = False) -> Generator[Progress | Warned | Saved, None, Kept]:
+def finish_run(
+    project: Project, number: int, *, force: bool = False
+) -> Generator[Progress | Warned | Saved, None, VersionResult]:
     """Measure the model of a run, and the model in use where it was not measured yet; keep it as a version.
 
     It is measured on the held-out cases. With two or three labelled images there are none: the training is repeated
@@ -68,18 +70,18 @@ def keep_run(project: Project, number: int, *, force: bool = False) -> Generator
         scores = yield from leave_one_out(run, recipe, options)
     else:
         scores = yield from measure(project, model, held, options)
-    old = present_version(project)
+    old = active_version(project)
     if old is not None and (waiting := unmeasured(project, old.number)):
         found = yield from measure(project, load_model(old.card, device=recipe.device), waiting, options)
         project = record_scores(project, old.number, found)
-    kept = keep_version(run, card, recipe=recipe, scores=scores, force=force)
+    kept = add_version(run, card, recipe=recipe, scores=scores, force=force)
     if not scores:  # one image: little to say, but a case on which even its own model fails shows
         names = [case.name for case in run.plan.training]
         found = yield from measure(kept.project, model, names, options)
         record_scores(kept.project, kept.version.number, found)
     if kept.in_use:
         publish(kept.project)
-    with written_beside(run.folder / KEPT) as file:
+    with atomic_write(run.folder / KEPT) as file:
         file.write(json.dumps({"version": kept.version.number, "in_use": kept.in_use, "why": kept.why}).encode())
     yield Warned(kept.why)
     yield Saved(kept.version.card.folder / f"{kept.version.card.name}.toml", kept.in_use)

@@ -8,10 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress, StepDone
-from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.core.structuring import read_table, structure
 from napari_fmseg.datasets.projects.project import Project
 from napari_fmseg.datasets.projects.training_plan import LEAVING, Fold, Run, todays_labels
 from napari_fmseg.models.card import ModelCard, read_card
@@ -20,7 +20,7 @@ from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.training.loop import train
 from napari_fmseg.training.projects.score import measure
-from napari_fmseg.training.projects.versions import list_versions, start_without
+from napari_fmseg.training.projects.versions import list_versions, newest_version_without
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 
 __all__ = ["leave_one_out"]
@@ -71,10 +71,10 @@ def leave_one_out(
             card = read_card(folder / f"{recipe.name}.toml")
             model = load_model(replace(card, labels=todays_labels(run, card.labels)), device=recipe.device)
             scores = yield from measure(run.project, model, [case.name for case in fold.validation], options)
-            with written_beside(done) as file:
+            with atomic_write(done) as file:
                 file.write(json.dumps(scores).encode())
         try:
-            told = dataclass_from(_Scores, {"dice": read_table(done)}, finite=False).dice
+            told = structure(_Scores, {"dice": read_table(done)}, finite=False).dice
         except (OSError, ValueError) as error:
             raise FmsegError(f"{done} cannot be read: {error}. Remove it to measure again.") from error
         found |= {name: dict(scores) for name, scores in told.items()}
@@ -111,10 +111,10 @@ def _recipe_of(run: Run, fold: Fold, recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _start(project: Project, card: ModelCard | None, images: set[str]) -> ModelCard | None:
-    """Give a model to start from that has learned from none of the images; None starts anew."""
+    """Return a model to start from that has learned from none of the images; None starts anew."""
     if card is None or not images & set(card.cases):
         return card
-    clean = start_without(project, images)
+    clean = newest_version_without(project, images)
     if clean is not None:
         return clean.card
     for version in list_versions(project):
@@ -129,7 +129,7 @@ def _start(project: Project, card: ModelCard | None, images: set[str]) -> ModelC
 
 
 def _anew(stage: StageRecipe, card: ModelCard, recipe: Recipe) -> StageRecipe:
-    """Give the network the size that it has in `card`, without its weights."""
+    """Return the network the size that it has in `card`, without its weights."""
     kwargs = {k: v for k, v in card.nets[stage.stage].kwargs.items() if k not in ("in_channels", "n_classes", "hidden")}
     known = [other.stage for other in recipe.stages]
     first = "consensus" if stage.stage == "attention" and "consensus" in known else ""

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.datasets.projects.project import Project
-from napari_fmseg.datasets.projects.transaction import OURS
+from napari_fmseg.datasets.projects.transaction import STATE_DIR
 from napari_fmseg.models.registry import find_card
 
 __all__ = ["MODELS", "free_model_name", "model_name"]
@@ -16,7 +16,7 @@ __all__ = ["MODELS", "free_model_name", "model_name"]
 _LETTERS = str.maketrans({"ß": "ss", "æ": "ae", "Æ": "Ae", "ø": "o", "Ø": "O", "œ": "oe", "ł": "l", "Ł": "L", "đ": "d"})
 _ID_DIGITS = 6
 
-MODELS = f"{OURS}/models"
+MODELS = f"{STATE_DIR}/models"
 """Where the versions of a project lie, each in a folder with its number."""
 
 
@@ -34,7 +34,7 @@ def model_name(project: Project) -> str:
 
 
 def free_model_name(name: str, own: Collection[str]) -> str:
-    """Give `name`, or with a number after it where a model of others is called so.
+    """Return `name`, or with a number after it where a model of others is called so.
 
     Parameters
     ----------

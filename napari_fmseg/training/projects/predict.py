@@ -15,7 +15,7 @@ from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.training.projects.case_table import ranked
-from napari_fmseg.training.projects.versions import present_version
+from napari_fmseg.training.projects.versions import active_version
 
 __all__ = ["predict"]
 
@@ -53,7 +53,7 @@ def predict(
     FmsegError
         If no model is in use, or none of the cases can be segmented.
     """
-    version = present_version(project)
+    version = active_version(project)
     if version is None:
         raise FmsegError("This project has no model in use yet. Train one first.")
     model = load_model(version.card, device=device)
@@ -78,7 +78,7 @@ def predict(
 
 
 def _found(events: Iterable[Any]) -> tuple[LabelMap, Volume]:
-    """Give the labels, and the map of the doubt about them."""
+    """Return the labels, and the map of the doubt about them."""
     outputs = {event.stage: event.output for event in events if isinstance(event, StageResult)}
     labels, where = outputs["labels"], outputs[STAGE]
     assert isinstance(labels, LabelMap)

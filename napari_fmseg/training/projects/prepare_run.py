@@ -9,25 +9,33 @@ from typing import Any
 
 import tomli_w
 
-from napari_fmseg.core.atomic_write import written_beside
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress, Saved, Warned
 from napari_fmseg.core.structuring import Range, wrong_number
 from napari_fmseg.datasets.projects.project import Project
-from napari_fmseg.datasets.projects.scan import examine
+from napari_fmseg.datasets.projects.scan import scan_cases
 from napari_fmseg.datasets.projects.training_plan import Run, start_run, training_plan
-from napari_fmseg.datasets.projects.transaction import OURS
+from napari_fmseg.datasets.projects.transaction import STATE_DIR
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.training.projects.names import model_name
 from napari_fmseg.training.projects.planning import recipe_for
-from napari_fmseg.training.projects.versions import present_version, seen_held_out
+from napari_fmseg.training.projects.versions import active_version, leaked_cases
 from napari_fmseg.training.recipe import Augment, Recipe
 from napari_fmseg.training.recipe_file import as_table
 
-__all__ = ["PRESENT", "SCRATCH", "LessonOptions", "prepare_run", "recipe_file", "unfinished_run", "write_recipe"]
+__all__ = [
+    "ACTIVE_VERSION",
+    "FROM_SCRATCH",
+    "TrainingOptions",
+    "prepare_run",
+    "recipe_file",
+    "unfinished_run",
+    "write_recipe",
+]
 
-PRESENT, SCRATCH = "project", ""
+ACTIVE_VERSION, FROM_SCRATCH = "project", ""
 """To start from the project's model in use, or from nothing."""
 
 _LOOKS = 4
@@ -45,7 +53,7 @@ _RANGES = {
 
 
 @dataclass(frozen=True)
-class LessonOptions:
+class TrainingOptions:
     """What may be set before a training, beside what it starts from; all of it follows from the data if left alone.
 
     Parameters
@@ -75,8 +83,8 @@ class LessonOptions:
 
 def prepare_run(
     project: Project,
-    start: str = PRESENT,
-    options: LessonOptions = LessonOptions(),
+    start: str = ACTIVE_VERSION,
+    options: TrainingOptions = TrainingOptions(),
     augment: Augment | None = None,
 ) -> Generator[Progress | Warned | Saved, None, Run]:
     """Open a run and write its recipe, ready for ``fmseg train``; torch measures this machine for it.
@@ -86,7 +94,7 @@ def prepare_run(
     project
         With labelled cases.
     start
-        `PRESENT`, `SCRATCH`, the name of a model, or the path of a card.
+        `ACTIVE_VERSION`, `FROM_SCRATCH`, the name of a model, or the path of a card.
     options, augment
         See there.
 
@@ -107,7 +115,7 @@ def prepare_run(
     """
     from napari_fmseg.training.planner import suggest_recipe
 
-    project = yield from examine(project)
+    project = yield from scan_cases(project)
     plan = training_plan(project)
     card = _card(project, start)
     yield Progress("choosing", 0, 1)
@@ -150,7 +158,7 @@ def prepare_run(
         intensity=found.intensity,
         augment=augment or found.augment,
         balance=found.balance,
-        keep_answers=found.keep_answers if known else 0.0,
+        distillation_weight=found.distillation_weight if known else 0.0,
         validate_cases=min(3, found.validate_cases),
         seed=options.seed,
         device=options.device,
@@ -163,13 +171,13 @@ def prepare_run(
 
 
 def recipe_file(run: Run) -> Path:
-    """Where the recipe of a run lies."""
+    """Return where the recipe of a run lies."""
     return run.folder / "recipe.toml"
 
 
 def unfinished_run(project: Project) -> int:
-    """Give the number of the last run if it did not come to a version, so that it can be resumed; else 0."""
-    runs = [p for p in (project.folder / OURS / "runs").glob("[0-9]*") if p.name.isdecimal()]
+    """Return the number of the last run if it did not come to a version, so that it can be resumed; else 0."""
+    runs = [p for p in (project.folder / STATE_DIR / "runs").glob("[0-9]*") if p.name.isdecimal()]
     last = max(runs, key=lambda p: int(p.name), default=None)
     if last is None or (last / KEPT).exists() or not (last / "recipe.toml").exists():
         return 0
@@ -177,10 +185,10 @@ def unfinished_run(project: Project) -> int:
 
 
 def _card(project: Project, start: str) -> ModelCard | None:
-    if start == PRESENT:
-        present = present_version(project)
+    if start == ACTIVE_VERSION:
+        present = active_version(project)
         return present.card if present is not None else None
-    if start == SCRATCH:
+    if start == FROM_SCRATCH:
         return None
     card = find_card(start)
     if len(card.channels) != len(project.facts.channels):
@@ -188,7 +196,7 @@ def _card(project: Project, start: str) -> ModelCard | None:
             f"{card.name} takes {len(card.channels)} channel(s) and the project has {len(project.facts.channels)}. "
             "Start from another model, or from scratch."
         )
-    leaked = seen_held_out(project, card)
+    leaked = leaked_cases(project, card)
     if leaked:
         raise FmsegError(
             f"{card.name} has learned from {leaked[0]}, which is held out in this project to measure honestly. Start "
@@ -208,7 +216,7 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe as TOML, for `load_recipe`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = tomli_w.dumps(_filled(as_table(recipe)))
-    with written_beside(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

@@ -86,7 +86,7 @@ def _with_new(
 
 
 def _pairs(new: Scores, old: Scores) -> tuple[dict[str, list[tuple[float, float]]], int]:
-    """Give both Dice of every structure that both were measured on, and on how many cases."""
+    """Return both Dice of every structure that both were measured on, and on how many cases."""
     pairs: dict[str, list[tuple[float, float]]] = {}
     cases = 0
     for case, scores in new.items():

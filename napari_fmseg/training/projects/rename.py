@@ -16,7 +16,7 @@ from napari_fmseg.datasets.projects.add_case import check_name
 from napari_fmseg.datasets.projects.project import CaseRecord, Project, open_project, write_state
 from napari_fmseg.datasets.projects.remove_case import drop_empty_history
 from napari_fmseg.datasets.projects.staged_case import prediction_of, relative, uncertainty_of
-from napari_fmseg.datasets.projects.transaction import OURS, Change, changing
+from napari_fmseg.datasets.projects.transaction import STATE_DIR, Transaction, transaction
 from napari_fmseg.io import suffix_of
 from napari_fmseg.models.card import ModelCard, write_card
 from napari_fmseg.training.projects.names import MODELS
@@ -46,7 +46,7 @@ def rename_case(project: Project, old: str, new: str) -> Project:
         If there is no such case, or the new name is taken or cannot be one.
     """
     check_name(new)
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         files, record = fresh.known(old), fresh.record(old)
         if new in fresh.files:
@@ -60,7 +60,7 @@ def rename_case(project: Project, old: str, new: str) -> Project:
             if (fresh.folder / made(old)).exists():
                 moved[made(old)] = made(new)
         earlier = tuple(
-            dataclasses.replace(past, file=f"{OURS}/history/{new}/{i:03d}{suffix_of(Path(past.file))}")
+            dataclasses.replace(past, file=f"{STATE_DIR}/history/{new}/{i:03d}{suffix_of(Path(past.file))}")
             for i, past in enumerate(record.earlier, 1)
         )
         moved |= {past.file: there.file for past, there in zip(record.earlier, earlier, strict=True)}
@@ -78,7 +78,7 @@ def _paths(files: CaseFiles) -> tuple[Path, ...]:
 
 
 def _target(place: str, old: str, new: str) -> str:
-    """Where a file of a case goes, or "" where its name is not the case's."""
+    """Return where a file of a case goes, or "" where its name is not the case's."""
     part, _, file = place.rpartition("/")
     ending = suffix_of(Path(file))
     stem = file.removesuffix(ending)
@@ -95,14 +95,14 @@ def _with_name(project: Project, old: str, new: str, record: CaseRecord) -> Proj
     return dataclasses.replace(project, files=files, index=index)
 
 
-def _rewrite_records(change: Change, project: Project, old: str, new: str) -> None:
+def _rewrite_records(change: Transaction, project: Project, old: str, new: str) -> None:
     """Call the case otherwise in the records of runs and versions: its old name may have told who the patient is."""
     parts = ("learned", "held_out", "scores", "training", "validation", "missing_classes")
 
     def renamed(table: dict[str, Any]) -> dict[str, Any]:
         return {key: _renamed(value, old, new) if key in parts else value for key, value in table.items()}
 
-    for pattern in (f"{MODELS}/*/lineage.json", f"{OURS}/runs/*/plan.json"):
+    for pattern in (f"{MODELS}/*/lineage.json", f"{STATE_DIR}/runs/*/plan.json"):
         _rewrite(change, project, pattern, renamed)
 
 
@@ -110,7 +110,7 @@ def _renamed(table: Any, old: str, new: str) -> Any:
     return {new if key == old else key: value for key, value in table.items()} if isinstance(table, Mapping) else table
 
 
-def _rewrite(change: Change, project: Project, pattern: str, renamed: Callable[[dict[str, Any]], Any]) -> None:
+def _rewrite(change: Transaction, project: Project, pattern: str, renamed: Callable[[dict[str, Any]], Any]) -> None:
     for path in sorted(project.folder.glob(pattern)):
         try:
             before = read_table(path)
@@ -137,7 +137,7 @@ def rename_class(project: Project, old: str, new: str) -> Project:
         If there is no such class, or the new name is taken or cannot be one.
     """
     new = new.strip()
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         if old not in fresh.facts.numbers:
             raise FmsegError(f"The project has no class {old!r}, but {', '.join(fresh.facts.numbers)}.")
@@ -166,7 +166,7 @@ def _with_class(record: CaseRecord, old: str, new: str) -> CaseRecord:
     )
 
 
-def _rewrite_version(change: Change, project: Project, card: ModelCard, old: str, new: str) -> None:
+def _rewrite_version(change: Transaction, project: Project, card: ModelCard, old: str, new: str) -> None:
     """Call the class otherwise in the card of a version and in its scores; the weights know numbers only."""
     place = relative(card.folder, project.folder)
     own = dataclasses.replace(

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from napari_fmseg.core.errors import FmsegError
-from napari_fmseg.core.structuring import dataclass_from, read_table
+from napari_fmseg.core.structuring import read_table, structure
 from napari_fmseg.datasets.projects.locked_split import HELD_OUT
 from napari_fmseg.datasets.projects.project import Project, now, open_project, with_record, write_state
 from napari_fmseg.datasets.projects.training_plan import Run
-from napari_fmseg.datasets.projects.transaction import Change, changing
+from napari_fmseg.datasets.projects.transaction import Transaction, transaction
 from napari_fmseg.models.archive import install_model
 from napari_fmseg.models.card import ModelCard, read_card, write_card
 from napari_fmseg.models.registry import find_card
@@ -26,17 +26,17 @@ from napari_fmseg.training.recipe import Recipe
 from napari_fmseg.training.recipe_file import as_table
 
 __all__ = [
-    "Kept",
     "Lineage",
     "Version",
-    "keep_version",
+    "VersionResult",
+    "activate_version",
+    "active_version",
+    "add_version",
+    "leaked_cases",
     "list_versions",
-    "present_version",
+    "newest_version_without",
     "publish",
-    "put_in_use",
     "roll_back",
-    "seen_held_out",
-    "start_without",
 ]
 
 
@@ -97,7 +97,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Kept:
+class VersionResult:
     """What became of a new version: whether it is in use now, and why."""
 
     project: Project
@@ -112,14 +112,14 @@ def list_versions(project: Project) -> tuple[Version, ...]:
     return tuple(_version(folder) for folder in sorted(folders, key=lambda p: int(p.name)))
 
 
-def present_version(project: Project) -> Version | None:
-    """Give the version in use, or None."""
+def active_version(project: Project) -> Version | None:
+    """Return the version in use, or None."""
     return _version(project.folder / MODELS / str(project.index.used[-1])) if project.index.used else None
 
 
 def _version(folder: Path) -> Version:
     try:
-        lineage = dataclass_from(Lineage, read_table(folder / "lineage.json"), finite=False)
+        lineage = structure(Lineage, read_table(folder / "lineage.json"), finite=False)
         (card,) = folder.glob("*.toml")
     except (OSError, ValueError) as error:
         raise FmsegError(
@@ -128,14 +128,14 @@ def _version(folder: Path) -> Version:
     return Version(int(folder.name), read_card(card), lineage)
 
 
-def keep_version(
+def add_version(
     run: Run,
     model: ModelCard | Path | str,
     *,
     recipe: Recipe | None = None,
     scores: Mapping[str, Mapping[str, float]] | None = None,
     force: bool = False,
-) -> Kept:
+) -> VersionResult:
     """Keep a trained model as a new version, and use it if it is better than the present one.
 
     Better means better on those cases and classes that both were measured on without having learned from them: see
@@ -160,7 +160,7 @@ def keep_version(
         If the weights are missing or altered, or cannot be copied.
     """
     card = model if isinstance(model, ModelCard) else find_card(model)
-    with changing(run.project.folder) as change:
+    with transaction(run.project.folder) as change:
         fresh = open_project(run.project.folder)
         number = 1 + max((version.number for version in list_versions(fresh)), default=0)
         lineage = _lineage(fresh, run, number, recipe, scores or {})
@@ -173,7 +173,7 @@ def keep_version(
             fresh = _used(fresh, (*fresh.index.used, number))
         write_state(change, fresh, learned=lineage.seen)
     project = open_project(run.project.folder)
-    return Kept(project, _version(project.folder / MODELS / str(number)), in_use, why)
+    return VersionResult(project, _version(project.folder / MODELS / str(number)), in_use, why)
 
 
 def _lineage(
@@ -204,7 +204,7 @@ def _lineage(
     )
 
 
-def _stage(change: Change, card: ModelCard, lineage: Lineage) -> None:
+def _stage(change: Transaction, card: ModelCard, lineage: Lineage) -> None:
     """Put weights, card and lineage into the folder of the version."""
     folder = change.place(f"{MODELS}/{lineage.version}")
     folder.mkdir()
@@ -237,7 +237,7 @@ def _compared(project: Project, new: Lineage, card: ModelCard) -> tuple[bool, st
         )
     if not project.index.used:
         return True, "The first version."
-    old = present_version(project)
+    old = active_version(project)
     assert old is not None
     measured = {
         name: scores
@@ -257,13 +257,13 @@ def _held_out_among(project: Project, seen: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def seen_held_out(project: Project, card: ModelCard) -> tuple[str, ...]:
+def leaked_cases(project: Project, card: ModelCard) -> tuple[str, ...]:
     """Name the held-out cases that a model has learned from, as far as its card tells: do not start from such a one."""
     return _held_out_among(project, card.cases)
 
 
-def start_without(project: Project, images: Iterable[str]) -> Version | None:
-    """Give the newest version that has learned from none of these images, or None.
+def newest_version_without(project: Project, images: Iterable[str]) -> Version | None:
+    """Return the newest version that has learned from none of these images, or None.
 
     From it a model may start that is to be measured on them, such as in a `Fold`.
     """
@@ -272,7 +272,7 @@ def start_without(project: Project, images: Iterable[str]) -> Version | None:
     return clean[-1] if clean else None
 
 
-def put_in_use(project: Project, number: int) -> Project:
+def activate_version(project: Project, number: int) -> Project:
     """Use a version because the user says so.
 
     Raises
@@ -280,7 +280,7 @@ def put_in_use(project: Project, number: int) -> Project:
     FmsegError
         If there is no such version.
     """
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         numbers = [version.number for version in list_versions(fresh)]
         if number not in numbers:
@@ -297,7 +297,7 @@ def roll_back(project: Project) -> Project:
     FmsegError
         If there was none before.
     """
-    with changing(project.folder) as change:
+    with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         if len(fresh.index.used) < 2:
             raise FmsegError("No version was in use before the present one, so there is nothing to go back to.")
@@ -326,7 +326,7 @@ def publish(project: Project, *, replace: bool = False) -> ModelCard:
     FmsegError
         If no version is in use.
     """
-    version = present_version(project)
+    version = active_version(project)
     if version is None:
         raise FmsegError(f"{project.folder} has no model in use yet. Train one first.")
     own = {other.card.sha256 for other in list_versions(project)}

@@ -45,16 +45,16 @@ class Task(Protocol):
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
     ) -> tuple[list[Tensor], Tensor]:
-        """Give the inputs, each (c, z, y, x), and the target (classes, z, y, x) of one case, varied.
+        """Return the inputs, each (c, z, y, x), and the target (classes, z, y, x) of one case, varied.
 
         `focus` is a class that the sample should show, 0 for none.
         """
 
     def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Give the probabilities of every head of the network, finest first: see `probabilities`."""
+        """Return the probabilities of every head of the network, finest first: see `probabilities`."""
 
     def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
-        """Give the loss of a batch; `missing` tells for each sample the classes that it was never labelled with."""
+        """Return the loss of a batch; `missing` tells for each sample the classes that it was never labelled with."""
 
 
 def make_loss(name: str) -> nn.Module:
@@ -108,7 +108,7 @@ class _ByStructure(nn.Module):
 
 
 def probabilities(net: nn.Module, out: Tensor) -> Tensor:
-    """Give probabilities, whether the network gives them or logits.
+    """Return probabilities, whether the network gives them or logits.
 
     Returns
     -------
@@ -150,12 +150,12 @@ class Labelled:
         return dataclasses.replace(self.augment, flip=self.augment.flip.replace("x", "")) if torn else self.augment
 
     def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Give the probabilities of every head, finest first."""
+        """Return the probabilities of every head, finest first."""
         heads = net(*inputs)
         return [probabilities(net, head) for head in (heads if isinstance(heads, tuple | list) else (heads,))]
 
     def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Missing = ()) -> Tensor:
-        """Give the loss of a batch."""
+        """Return the loss of a batch."""
         return self.summed(self.heads(net, inputs), target, missing)
 
     def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:

@@ -18,16 +18,16 @@ from napari_fmseg.core.resampling_torch import zoom
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.settings import CoarseFineSettings
 from napari_fmseg.pipelines.preprocessing import normalise
-from napari_fmseg.training.data.augmentation import varied, vary_intensity, window_around
+from napari_fmseg.training.data.augmentation import augment_intensity, augment_spatial, jitter_window
 from napari_fmseg.training.data.case_cache import Prepared
 from napari_fmseg.training.data.samples import Sample, Spans, target_in
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Labelled
 
-__all__ = ["TwoLooks", "brightened", "fine_window"]
+__all__ = ["CoarseFineTask", "brightened", "fine_window"]
 
 
-class TwoLooks(Labelled):
+class CoarseFineTask(Labelled):
     """Gives the whole volume on the coarse grid, or the box around the labels on the fine one."""
 
     def __init__(
@@ -42,7 +42,7 @@ class TwoLooks(Labelled):
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
     ) -> tuple[list[Tensor], Tensor]:
-        """Give one case and its target; see `Task`. Every class of the case is in it, so `focus` changes nothing."""
+        """Return one case and its target; see `Task`. Every class of the case is in it, so `focus` changes nothing."""
         case = self.samples[index]
         assert isinstance(case, Prepared)
         augment = self.augment_of(case)
@@ -51,14 +51,14 @@ class TwoLooks(Labelled):
             spans = fine_window(case, self.settings.margin_mm, augment.jitter_mm, rng)
         else:
             size, image, labels = self.settings.coarse_size, case.whole, case.whole_labels
-            spans = window_around([(0.0, float(n)) for n in labels.shape], augment, rng)
+            spans = jitter_window([(0.0, float(n)) for n in labels.shape], augment, rng)
         x = zoom(image.to(case.place).float(), spans, size)
         target = target_in(labels.to(case.place), spans, size, self.n_classes)
         if self.fine and augment.label_brightness:
             x = brightened(x, target, augment.label_brightness, rng)
         x = normalise(x, _unit(self.intensity))
-        (x,), target = varied([x], target, augment, self.swap, rng)
-        x = vary_intensity(x, augment, rng, noise)
+        (x,), target = augment_spatial([x], target, augment, self.swap, rng)
+        x = augment_intensity(x, augment, rng, noise)
         return [x if _unit(self.intensity) is self.intensity else normalise(x, Intensity("zscore"))], target
 
 
@@ -100,7 +100,7 @@ def brightened(image: Tensor, target: Tensor, most: float, rng: np.random.Genera
 
 
 def _unit(intensity: Intensity) -> Intensity:
-    """How intensities become 0..1 before they are varied: z-scores are taken last."""
+    """Return how intensities become 0..1 before they are varied: z-scores are taken last."""
     if intensity.kind == "window_zscore":
         return Intensity("window", intensity.low, intensity.high)
     return Intensity("percentile", 0, 100) if intensity.kind == "zscore" else intensity

@@ -19,19 +19,19 @@ from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.nets.fmsf import HALO
-from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, consensus_input, look_closer
-from napari_fmseg.pipelines.preprocessing import cut, stretched
-from napari_fmseg.training.data.augmentation import varied, vary_intensity, window_around
+from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, attention_roi, consensus_input
+from napari_fmseg.pipelines.preprocessing import crop_array, minmax_normalise
+from napari_fmseg.training.data.augmentation import augment_intensity, augment_spatial, jitter_window
 from napari_fmseg.training.data.samples import Sample, target_in
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Labelled, Task
 
-__all__ = ["make_task"]
+__all__ = ["phased_task"]
 
 _EDGE_VOXELS = 400_000
 
 
-def make_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]) -> Task:
+def phased_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]) -> Task:
     """Make the task of a stage.
 
     Raises
@@ -73,11 +73,11 @@ class _Consensus(_Phase):
     ) -> tuple[list[Tensor], Tensor]:
         case = self.samples[index]
         whole = [(0.0, float(n)) for n in case.labels.shape]
-        spans = window_around(whole, self.augment, rng)
-        x = stretched(zoom(case.image, spans, self.settings.consensus_grid), self.intensity)
+        spans = jitter_window(whole, self.augment, rng)
+        x = minmax_normalise(zoom(case.image, spans, self.settings.consensus_grid), self.intensity)
         target = target_in(case.labels, spans, self.settings.consensus_grid, self.n_classes)
-        (x,), target = varied([x], target, self.augment_of(case), self.swap, rng)
-        return [vary_intensity(x, self.augment, rng, noise)], target
+        (x,), target = augment_spatial([x], target, self.augment_of(case), self.swap, rng)
+        return [augment_intensity(x, self.augment, rng, noise)], target
 
 
 class _Attention(_Phase):
@@ -91,11 +91,11 @@ class _Attention(_Phase):
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
     ) -> tuple[list[Tensor], Tensor]:
         case, (attention, box) = self.samples[index], self.looks[index]
-        spans = window_around([(s.start, s.stop) for s in box], self.augment, rng)
+        spans = jitter_window([(s.start, s.stop) for s in box], self.augment, rng)
         x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
         target = target_in(case.labels, spans, self.settings.attention_grid, self.n_classes)
-        (x, a), target = varied([x, a], target, self.augment_of(case), self.swap, rng)
-        return [vary_intensity(x, self.augment, rng, noise), a], target
+        (x, a), target = augment_spatial([x, a], target, self.augment_of(case), self.swap, rng)
+        return [augment_intensity(x, self.augment, rng, noise), a], target
 
 
 class _Edge(_Phase):
@@ -117,7 +117,7 @@ class _Edge(_Phase):
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
     ) -> tuple[list[Tensor], Tensor]:
         case, box = self.samples[index], self.boxes[index]
-        crop, labels = cut(case.image, box), case.labels[box]
+        crop, labels = crop_array(case.image, box), case.labels[box]
         s = self.segmentations[index].float()
         if self.settings.edge_grid == "attention":
             grid = self.settings.attention_grid
@@ -130,11 +130,13 @@ class _Edge(_Phase):
             x, s = crop[:, planes], resize_slab(s, labels.shape, planes)
             whole = [(0.0, float(n)) for n in labels[planes].shape]
             target = target_in(labels[planes], whole, labels[planes].shape, self.n_classes)
-        return [vary_intensity(x, self.augment, rng, noise), s], target
+        return [augment_intensity(x, self.augment, rng, noise), s], target
 
 
 def _cut_off(samples: Sequence[Sample], boxes: Sequence[Box], labels: Sequence[str]) -> list[str]:
-    """Remark on structures that mostly lie outside of the window in most cases: they are neither learned nor found."""
+    """Return the remark on structures that mostly lie outside of the window in most cases: they are neither learned
+    nor found.
+    """
     remarks = []
     for value, name in enumerate(labels, 1):
         shares = [
@@ -169,8 +171,8 @@ def _first_plane(labels: Tensor, depth: int, rng: np.random.Generator, focus: in
 
 @torch.inference_mode()
 def _look(case: Sample, consensus: nn.Module, settings: PhasedSettings, intensity: Intensity) -> tuple[Tensor, Box]:
-    """Attention map and native window that the frozen consensus network gives for a case."""
+    """Return the attention map and native window that the frozen consensus network gives for a case."""
     p = consensus(consensus_input(case.image, settings, intensity)[None])[0]
     shape = (case.labels.shape[0], case.labels.shape[1], case.labels.shape[2])
-    _, attention, box = look_closer(p, shape, settings)
+    _, attention, box = attention_roi(p, shape, settings)
     return attention.clone(), box

@@ -12,15 +12,15 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.resampling_torch import zoom
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.models.settings import SingleSettings
-from napari_fmseg.training.data.augmentation import varied, vary_intensity, window_around
+from napari_fmseg.training.data.augmentation import augment_intensity, augment_spatial, jitter_window
 from napari_fmseg.training.data.samples import Sample, target_in
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Labelled
 
-__all__ = ["Patches"]
+__all__ = ["PatchTask"]
 
 
-class Patches(Labelled):
+class PatchTask(Labelled):
     """Draws patches of the pipeline's window at the pipeline's spacing.
 
     A patch lies around a labelled voxel: a share of them, `Augment.focus`, around a voxel of a structure, the others
@@ -39,16 +39,16 @@ class Patches(Labelled):
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
     ) -> tuple[list[Tensor], Tensor]:
-        """Give a patch and its target; see `Task`."""
+        """Return a patch and its target; see `Task`."""
         case, augment = self.samples[index], self.augment_of(self.samples[index])
-        spans = window_around(self._window(index, rng, focus), augment, rng)
+        spans = jitter_window(self._window(index, rng, focus), augment, rng)
         x = _read(case.image, spans, self.settings.window)
         target = target_in(case.labels, spans, self.settings.window, self.n_classes)
-        (x,), target = varied([x], target, augment, self.swap, rng)
-        return [vary_intensity(x, augment, rng, noise)], target
+        (x,), target = augment_spatial([x], target, augment, self.swap, rng)
+        return [augment_intensity(x, augment, rng, noise)], target
 
     def _window(self, index: int, rng: np.random.Generator, focus: int) -> list[tuple[float, float]]:
-        """Edges of a window in the case's own voxels, within the volume where it fits."""
+        """Return the edges of a window in the case's own voxels, within the volume where it fits."""
         case, spans = self.samples[index], []
         spacing = self.settings.spacing_mm or case.spacing
         places = self.places[index]
@@ -69,7 +69,9 @@ class Patches(Labelled):
 
 
 def _places(labels: Tensor, most: int = 4096) -> dict[int, np.ndarray]:
-    """Voxels (n, 3) of every class that is there, and under 0 of everything that was labelled; at most so many."""
+    """Return voxels (n, 3) of every class that is there, and under 0 of everything that was labelled; at most so
+    many.
+    """
     found: dict[int, np.ndarray] = {}
     flat = labels.cpu().numpy().ravel()
     told = flat != IGNORE

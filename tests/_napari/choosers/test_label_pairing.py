@@ -83,7 +83,7 @@ class Finder:
         data = (volume.channels[0] > np.median(volume.channels[0])).astype(np.uint8)
         yield StageResult("labels", LabelMap(data, volume.geometry, {}, {1: "bright"}), 0.1)
 
-    def why_here(self, volume: Volume, model_name: str, label: int, *, point: Any, device: str) -> Iterator[Any]:
+    def grad_cam(self, volume: Volume, model_name: str, label: int, *, point: Any, device: str) -> Iterator[Any]:
         self.volumes.append(volume)
         yield StageResult("why", Volume(np.zeros(volume.geometry.shape, np.float32), volume.geometry), 0.1)
 
@@ -497,11 +497,11 @@ def test_without_a_spacing_no_ml_is_told_anywhere(
     dock.viewer.add_image(scan(1).data, name="A")
     dock.model.choose("one")
     assert "not known" in dock.doubts.text()
-    part = dock.choices.options._widgets["min_part_ml"]
+    part = dock.choices.options._widgets["min_component_ml"]
     assert not part.native.isEnabled()
     part.value = 3.0  # as it may stand from another image
     run(qtbot, dock)
-    assert engine.options.min_part_ml == 0
+    assert engine.options.min_component_ml == 0
     table = dock.classes.table
     qtbot.waitUntil(lambda: bool(dock.classes.measures), timeout=PATIENCE_MS)
     assert table.isColumnHidden(ML)

@@ -28,7 +28,7 @@ from napari_fmseg._napari.opening.dropzone import DropZone, Opening, open_paths 
 from napari_fmseg._napari.opening.series_dialog import SeriesChooser, choose  # noqa: E402
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume  # noqa: E402
 from napari_fmseg.io.itk import native_reader  # noqa: E402
-from napari_fmseg.io.series_previews import Offer, list_offers  # noqa: E402
+from napari_fmseg.io.series_previews import SeriesPreview, preview_series  # noqa: E402
 
 SHAPE = (4, 30, 40)
 
@@ -323,7 +323,7 @@ def test_naparis_own_open_asks_for_the_series_too(viewer: Any, qtbot: Any, tmp_p
 
 
 def test_the_chooser_tells_what_there_is(qtbot: Any, tmp_path: Path) -> None:
-    offers = list_offers(two_series(tmp_path / "study"))
+    offers = preview_series(two_series(tmp_path / "study"))
     dialog = SeriesChooser(offers)
     qtbot.addWidget(dialog)
     item = dialog._list.topLevelItem(1)
@@ -336,8 +336,8 @@ def test_the_chooser_tells_what_there_is(qtbot: Any, tmp_path: Path) -> None:
 
 
 def test_a_thumbnail_is_the_middle_slice_in_true_proportions(tmp_path: Path) -> None:
-    offer = list_offers(two_series(tmp_path / "study"))[1]
-    assert isinstance(offer, Offer)
+    offer = preview_series(two_series(tmp_path / "study"))[1]
+    assert isinstance(offer, SeriesPreview)
     picture = offer.picture
     assert picture is not None
     assert picture.shape == (96, round(96 * 30 / 40))  # 20 x 30 pixels of 2 x 1 mm
@@ -347,7 +347,7 @@ def test_a_thumbnail_is_the_middle_slice_in_true_proportions(tmp_path: Path) -> 
 def test_a_folder_of_volumes_is_offered_file_by_file(qtbot: Any, tmp_path: Path) -> None:
     scan(tmp_path / "d" / "a.nii.gz")
     scan(tmp_path / "d" / "b.mha")
-    offers = list_offers(tmp_path / "d")
+    offers = preview_series(tmp_path / "d")
     assert [(offer.description, offer.shape, offer.series) for offer in offers] == [
         ("a.nii.gz", SHAPE, None),
         ("b.mha", SHAPE, None),
@@ -379,14 +379,14 @@ def test_precedence_is_taken_only_with_consent_and_asked_for_once() -> None:
 
         return ask
 
-    assert default_reader.offer_precedence(None, ask=say(False))
+    assert default_reader.offer_as_default_reader(None, ask=say(False))
     assert settings() == {}
     assert default_reader.remembered() is False
-    assert not default_reader.offer_precedence(None, ask=say(True))
+    assert not default_reader.offer_as_default_reader(None, ask=say(True))
     default_reader.forget()
-    assert default_reader.offer_precedence(None, ask=say(True))
+    assert default_reader.offer_as_default_reader(None, ask=say(True))
     assert settings()["*.nii.gz"] == "napari-fmseg"
-    assert not default_reader.offer_precedence(None, ask=say(True))
+    assert not default_reader.offer_as_default_reader(None, ask=say(True))
     assert len(asked) == 2
 
 
@@ -394,7 +394,7 @@ def test_precedence_is_taken_only_with_consent_and_asked_for_once() -> None:
 def test_another_readers_choice_stays_and_is_named() -> None:
     get_settings().plugins.extension2reader = {"*.gz": "napari-nifti", "*.dcm": "other", "*.zarr/": "z"}
     asked: list[str] = []
-    default_reader.offer_precedence(None, ask=lambda question, answer: (asked.append(question), answer(True)))
+    default_reader.offer_as_default_reader(None, ask=lambda question, answer: (asked.append(question), answer(True)))
     assert "*.dcm stays with other" in asked[0]
     assert "*.nii.gz stays with napari-nifti" in asked[0]
     chosen = settings()
@@ -417,8 +417,8 @@ def test_a_choice_for_special_folders_comes_before_ours(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_choices")
 def test_the_question_is_a_dialog_that_does_not_block(make_napari_viewer: Callable[..., Any], qtbot: Any) -> None:
     viewer = make_napari_viewer(show=True)
-    assert default_reader.offer_precedence(viewer)
-    assert not default_reader.offer_precedence(viewer)  # it stands there already
+    assert default_reader.offer_as_default_reader(viewer)
+    assert not default_reader.offer_as_default_reader(viewer)  # it stands there already
     box = window_of(viewer).findChild(QMessageBox)
     assert "stays" not in box.informativeText()
     with qtbot.waitSignal(box.finished):
@@ -429,7 +429,7 @@ def test_the_question_is_a_dialog_that_does_not_block(make_napari_viewer: Callab
 
 
 def test_an_unseen_window_is_not_asked(viewer: Any) -> None:
-    assert not default_reader.offer_precedence(viewer)
+    assert not default_reader.offer_as_default_reader(viewer)
 
 
 def test_a_file_that_makes_a_parser_crash_leaves_the_window_and_its_layers(

@@ -23,7 +23,7 @@ from napari_fmseg._napari.layers import KEY, image_layers, volume_of
 from napari_fmseg._napari.pretrain.panels import SampleLayers
 from napari_fmseg._napari.pretrain.plan import sample_layers
 from napari_fmseg._napari.segment.dock import SegmentDock
-from napari_fmseg._napari.segment.run_request import Request, staged
+from napari_fmseg._napari.segment.run_request import Request, run_to_layers
 from napari_fmseg._napari.teach.dock import TeachDock
 from napari_fmseg.core.events import Event, StageResult
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
@@ -109,7 +109,7 @@ def test_of_a_pyramid_the_finest_level_is_segmented(make_dock: Any) -> None:
     request = dock.choices.request()
     assert isinstance(request, Request)
     engine = Asked()
-    results = list(staged(request, engine))
+    results = list(run_to_layers(request, engine))
     np.testing.assert_array_equal(engine.volume.data, fine)
     np.testing.assert_allclose(engine.volume.geometry.spacing, (3, 2, 2))
     assert results[-1].layer.data.shape == fine.shape

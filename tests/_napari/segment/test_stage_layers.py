@@ -11,7 +11,7 @@ pytest.importorskip("napari")
 from napari.components import ViewerModel
 
 from napari_fmseg._napari.layers import KEY, as_filed, image_layers, labels_of
-from napari_fmseg._napari.segment.run_request import Edited, Request, Run, Staged, check_sum, staged
+from napari_fmseg._napari.segment.run_request import EditedLayers, Request, Run, StageLayer, check_sum, run_to_layers
 from napari_fmseg._napari.segment.stage_layers import StageLayers, toggle_stages
 from napari_fmseg.core.events import Event, StageResult
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
@@ -61,10 +61,10 @@ def run(viewer: ViewerModel, engine: Stand, region: str = "", model: str = "m") 
     request = Request(
         who, "scan", (image.data,), told["geometry"], {}, told["filed"], "", SegmentOptions(), None, layers.before()
     )
-    for event in staged(request, engine):
-        if isinstance(event, Edited):
+    for event in run_to_layers(request, engine):
+        if isinstance(event, EditedLayers):
             layers.mark_edited(event.layers)
-        elif isinstance(event, Staged):
+        elif isinstance(event, StageLayer):
             layers.place(event)
     layers.finish()
     return layers

@@ -41,8 +41,8 @@ from napari_fmseg.models.weights import save_model
 from napari_fmseg.training import StageRecipe
 from napari_fmseg.training.projects import (
     add_case,
+    add_version,
     init_project,
-    keep_version,
     label_case,
     open_project,
     recipe_file,
@@ -156,7 +156,7 @@ def a_version(folder: Path, place: Path, seed: int = 0) -> None:
         settings={"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]},
     )  # fmt: skip
     saved = save_model(card, nets, place)
-    keep_version(start_run(project, training_plan(project)), place / f"{folder.name}.toml", force=True)
+    add_version(start_run(project, training_plan(project)), place / f"{folder.name}.toml", force=True)
     assert saved is not None
 
 
@@ -715,7 +715,7 @@ def test_why_a_version_is_not_used_is_said_on_both_pages(make_dock: Any, qtbot: 
     run = start_run(project, training_plan(project))
     (held,) = (case.name for case in run.plan.validation)
     record_scores(project, 1, {held: {"ball": 0.9}})
-    kept = keep_version(run, tmp_path / "first" / "balls.toml", scores={held: {"ball": 0.8}})
+    kept = add_version(run, tmp_path / "first" / "balls.toml", scores={held: {"ball": 0.8}})
     assert not kept.in_use
     dock = make_dock(folder)
     assert "version 1 in use, version 2 is not" in dock.facts.text()

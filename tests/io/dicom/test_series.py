@@ -21,7 +21,7 @@ from pydicom.uid import (
 
 from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.io import find_volumes, list_series, read_labels, read_volume
-from napari_fmseg.io.series_previews import list_offers
+from napari_fmseg.io.series_previews import preview_series
 
 VOXELS = np.random.default_rng(0).integers(0, 2000, (4, 8, 9)).astype(np.int16)
 Change = Callable[[Any, int], Any]
@@ -386,7 +386,7 @@ def test_one_nifti_beside_a_report_is_read(tmp_path: Path, modality: str) -> Non
     nib.save(nib.Nifti1Image(VOXELS.T, np.eye(4)), tmp_path / "scan.nii.gz")
     np.testing.assert_array_equal(read_volume(tmp_path).data, VOXELS)
     np.testing.assert_array_equal(read_labels(tmp_path).data, VOXELS)
-    assert [offer.path.name for offer in list_offers(tmp_path)] == ["scan.nii.gz"]
+    assert [offer.path.name for offer in preview_series(tmp_path)] == ["scan.nii.gz"]
     nib.save(nib.Nifti1Image(VOXELS.T, np.eye(4)), tmp_path / "other.nii.gz")
     with pytest.raises(UnreadableVolume, match="holds 2 volumes"):
         read_volume(tmp_path)

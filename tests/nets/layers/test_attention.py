@@ -17,7 +17,7 @@ from napari_fmseg.nets.layers.attention import (
     inverse,
     warp,
 )
-from napari_fmseg.nets.layers.blocks import draw_weights
+from napari_fmseg.nets.layers.blocks import default_init
 from napari_fmseg.nets.layers.slice_attention import (
     ChannelThenSlice,
     ProgressiveAttention,
@@ -225,7 +225,7 @@ def test_transformer_starts_with_no_change(draw):
 def test_transformer_whose_weights_are_drawn_anew_starts_with_no_change_too(draw):
     x = draw(1, "standard_normal", SHAPE, 1, 0)
     with torch.inference_mode():
-        torch.testing.assert_close(draw_weights(SpatialTransformer(8))(x), x, rtol=0, atol=1e-4)
+        torch.testing.assert_close(default_init(SpatialTransformer(8))(x), x, rtol=0, atol=1e-4)
 
 
 def test_map_that_is_turned_and_turned_back_lies_where_it_was():
@@ -256,7 +256,7 @@ def test_impossible_module_is_refused(make):
 
 @pytest.mark.parametrize("kind", ["cse", "slice", "csa", "sca", "pam"])
 def test_drawn_attention_starts_nearly_open(kind):
-    attended = draw_weights(
+    attended = default_init(
         build("unet3d", width=4, attention=kind, slices=16), torch.Generator().manual_seed(0)
     ).eval()
     seen = []

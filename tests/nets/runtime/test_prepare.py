@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from napari_fmseg.core.allocator import keep_pages, release_pages
+from napari_fmseg.core.allocator import keep_freed_memory, trim_heap
 from napari_fmseg.core.errors import DeviceUnavailable
 from napari_fmseg.nets import build
 from napari_fmseg.nets.runtime import prepare as net_prepare
 from napari_fmseg.nets.runtime.device import pick_device, pick_precision, training_precision
-from napari_fmseg.nets.runtime.edgenet_cpu import FastEdge
+from napari_fmseg.nets.runtime.edgenet_cpu import EdgeNetCpu
 from napari_fmseg.nets.runtime.prepare import prepare
-from napari_fmseg.nets.runtime.snet_cpu import FastPyramid
+from napari_fmseg.nets.runtime.snet_cpu import SNetCpu
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def plain(net, inputs):
 @pytest.mark.parametrize("name", ["snet", "attnnet"])
 def test_fast_pyramid_gives_the_same(name, kwargs, size, make):
     net, inputs = make(name, size, **kwargs)
-    torch.testing.assert_close(FastPyramid(net)(*inputs), plain(net, inputs), rtol=0, atol=5e-6)
+    torch.testing.assert_close(SNetCpu(net)(*inputs), plain(net, inputs), rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("size", [(16, 17, 18), (1, 5, 9), (3, 2, 1), (20, 8, 7)])
@@ -49,7 +49,7 @@ def test_fast_pyramid_gives_the_same(name, kwargs, size, make):
 def test_folded_edge_filter_gives_the_same_up_to_the_border(size, in_channels, make):
     net, inputs = make("edgenet", size, batch=2, in_channels=in_channels)
     net.fc[0].bias.data += 1  # so that what lies beyond the border matters
-    torch.testing.assert_close(FastEdge(net)(*inputs), plain(net, inputs), rtol=0, atol=5e-6)
+    torch.testing.assert_close(EdgeNetCpu(net)(*inputs), plain(net, inputs), rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", ["snet", "attnnet", "edgenet"])
@@ -64,9 +64,7 @@ def test_prepared_network_gives_the_same_and_leaves_the_network_alone(name, kwar
     assert all(p.requires_grad for p in net.parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "make_fast"), [("snet", FastPyramid), ("attnnet", FastPyramid), ("edgenet", FastEdge)]
-)
+@pytest.mark.parametrize(("name", "make_fast"), [("snet", SNetCpu), ("attnnet", SNetCpu), ("edgenet", EdgeNetCpu)])
 def test_fast_form_in_bfloat16_is_near(name, make_fast, make):
     net, inputs = make(name, (32, 32, 32))
     out = make_fast(net, torch.bfloat16)(*inputs)
@@ -175,19 +173,19 @@ def test_unknown_precision_and_memory_format_are_refused():
 
 def test_pages_can_be_kept_and_released_on_glibc():
     code = (
-        "import platform; from napari_fmseg.core.allocator import keep_pages, release_pages; "
-        "kept, released = keep_pages(), release_pages(); "
+        "import platform; from napari_fmseg.core.allocator import keep_freed_memory, trim_heap; "
+        "kept, released = keep_freed_memory(), trim_heap(); "
         "assert kept == (platform.libc_ver()[0] == 'glibc'), kept; assert isinstance(released, bool)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_pages_are_left_alone_elsewhere(monkeypatch):
-    keep_pages.cache_clear()
+    keep_freed_memory.cache_clear()
     monkeypatch.setattr(net_prepare.platform, "libc_ver", lambda: ("", ""))
-    assert not keep_pages()
-    assert not release_pages()
-    keep_pages.cache_clear()
+    assert not keep_freed_memory()
+    assert not trim_heap()
+    keep_freed_memory.cache_clear()
 
 
 @pytest.mark.gpu

@@ -10,7 +10,7 @@ import torch
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.nets import build
 from napari_fmseg.nets.runtime import slabwise
-from napari_fmseg.nets.runtime.prepare import is_sparing, prepare
+from napari_fmseg.nets.runtime.prepare import has_low_memory_form, prepare
 
 FORMS = [
     ("baseunet", {"channels": (2, 4, 4, 6, 6)}, (20, 40, 33)),
@@ -33,7 +33,7 @@ def test_slabs_give_what_the_layers_give(name, kwargs, size, rows, monkeypatch):
     x = torch.randn(2, kwargs.get("in_channels", 1), *size, generator=generator)
     with torch.inference_mode():
         expected = net(x)
-    found = slabwise.LeanLadder(deepcopy(net))(x)
+    found = slabwise.SlabwiseUNet(deepcopy(net))(x)
     assert found.shape == expected.shape
     assert float((found - expected).abs().max()) < 1e-4 * max(1.0, float(expected.abs().max()))
 
@@ -44,7 +44,7 @@ def test_at_most_two_maps_and_some_planes_are_held():
         "from napari_fmseg.nets import build; from napari_fmseg.nets.runtime import slabwise\n"
         "from napari_fmseg.core.processes import peak_bytes\n"
         "net = build('efficientsegnet', channels=(32, 4, 4, 4, 4), context='none', n_classes=2)\n"
-        "ladder = slabwise.LeanLadder(net)\n"
+        "ladder = slabwise.SlabwiseUNet(net)\n"
         "x = torch.randn(1, 1, 96, 96, 96)\n"
         "before = psutil.Process().memory_info().rss; ladder(x)\n"
         "print((peak_bytes() - before) / (4 * 32 * 96**3))\n"
@@ -56,15 +56,15 @@ def test_at_most_two_maps_and_some_planes_are_held():
 def test_processor_takes_slabs_by_itself_and_leaves_the_network_alone():
     net = build("baseunet", channels=(2, 4, 4, 6, 6)).eval()
     run = prepare(net, device="cpu", precision="float32")
-    assert isinstance(run, slabwise.LeanLadder)
+    assert isinstance(run, slabwise.SlabwiseUNet)
     assert all(p.requires_grad for p in net.parameters())
     with pytest.raises(GeometryMismatch):
         run(torch.zeros(1, 2, 32, 32, 32))
 
 
 def test_only_networks_that_can_are_said_to_save_memory():
-    assert is_sparing(build("efficientsegnet", channels=(2, 4, 4, 6, 8)))
-    assert not is_sparing(build("snet", width=4))
+    assert has_low_memory_form(build("efficientsegnet", channels=(2, 4, 4, 6, 8)))
+    assert not has_low_memory_form(build("snet", width=4))
 
 
 def test_wide_offset_does_not_spoil_the_deviation():

@@ -16,10 +16,10 @@ from napari_fmseg.datasets.case import Case, read_case
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.pipelines.phased import PhasedSettings, consensus_input
-from napari_fmseg.training.data.augmentation import varied, vary_intensity, window_around
+from napari_fmseg.training.data.augmentation import augment_intensity, augment_spatial, jitter_window
 from napari_fmseg.training.data.samples import Sample, load_sample, one_hot, target_in
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
-from napari_fmseg.training.tasks.phased import make_task
+from napari_fmseg.training.tasks.phased import phased_task
 
 STILL = Augment(shift=0, zoom=0, rotate_deg=0, contrast=0, brightness=0, gamma=0, noise=0)
 NAMES = {1: "left", 2: "right", 7: "middle"}
@@ -55,7 +55,7 @@ def test_a_mirror_along_x_swaps_left_and_right() -> None:
     labels = torch.zeros(4, 4, 8, dtype=torch.uint8)
     labels[..., :2], labels[..., 4], labels[..., 6:] = 1, 3, 2
     target = one_hot(labels, 4)
-    _, mirrored = varied([target[:1]], target, Augment(flip="x", rotate_deg=0), [(1, 2)], Always())
+    _, mirrored = augment_spatial([target[:1]], target, Augment(flip="x", rotate_deg=0), [(1, 2)], Always())
     found = mirrored.argmax(0)
     assert (found[..., :2] == 1).all()  # what lay at the far end was 2, and is 1 in the mirror
     assert (found[..., 6:] == 2).all()
@@ -65,7 +65,7 @@ def test_a_mirror_along_x_swaps_left_and_right() -> None:
 @pytest.mark.parametrize("flip", ["z", "y", "zy"])
 def test_other_mirrors_rename_nothing(flip: str) -> None:
     target = one_hot(random_labels(), 4)
-    _, mirrored = varied([], target, Augment(flip=flip, rotate_deg=0), [(1, 2)], Always())
+    _, mirrored = augment_spatial([], target, Augment(flip=flip, rotate_deg=0), [(1, 2)], Always())
     assert torch.equal(mirrored, target.flip(["zyx".index(a) + 1 for a in flip]))
 
 
@@ -75,7 +75,7 @@ def test_a_bright_cube_stays_under_its_label(seed: int) -> None:
     labels[3:9, 12:20, 5:12] = 1
     target = one_hot(labels, 2)
     augment = Augment(flip="zyx", rotate_deg=40, rotate_p=1)
-    (image, beside), turned = varied([target[1:], 1 - target[1:]], target, augment, [], rng(seed))
+    (image, beside), turned = augment_spatial([target[1:], 1 - target[1:]], target, augment, [], rng(seed))
     torch.testing.assert_close(image[0], turned[1], atol=1e-5, rtol=0)
     torch.testing.assert_close(beside[0], turned[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(turned.sum(0), torch.ones(20, 24, 22), atol=1e-6, rtol=0)
@@ -101,7 +101,7 @@ def test_a_turn_is_a_turn_of_cubes_about_the_centre(monkeypatch: pytest.MonkeyPa
 def test_a_window_at_rest_shows_the_labels_as_they_are() -> None:
     labels = random_labels()
     spans = [(0.0, float(n)) for n in labels.shape]
-    assert window_around(spans, STILL, rng()) == spans
+    assert jitter_window(spans, STILL, rng()) == spans
     assert torch.equal(target_in(labels, spans, labels.shape, 4), one_hot(labels, 4))
 
 
@@ -138,7 +138,7 @@ def test_a_coarse_target_holds_fractions_that_add_up_to_one() -> None:
 
 def test_a_window_keeps_within_the_largest_shift_and_zoom() -> None:
     spans, augment, generator = [(10.0, 30.0), (0.0, 100.0)], Augment(shift=0.1, zoom=0.2), rng()
-    drawn = np.array([window_around(spans, augment, generator) for _ in range(300)])
+    drawn = np.array([jitter_window(spans, augment, generator) for _ in range(300)])
     for (first, last), axis in zip(spans, (0, 1), strict=True):
         size = drawn[:, axis, 1] - drawn[:, axis, 0]
         assert (np.abs(size / (last - first) - 1) <= 0.2).all()
@@ -149,10 +149,10 @@ def test_a_window_keeps_within_the_largest_shift_and_zoom() -> None:
 def test_intensities_are_varied_within_bounds_and_left_alone_at_rest() -> None:
     image = torch.rand(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
     noise = torch.Generator().manual_seed(0)
-    torch.testing.assert_close(vary_intensity(image, STILL, rng(), noise), image)
+    torch.testing.assert_close(augment_intensity(image, STILL, rng(), noise), image)
     augment = Augment(contrast=0.2, brightness=0.1, gamma=0, noise=0)
     for seed in range(20):
-        out = vary_intensity(image, augment, rng(seed), noise)
+        out = augment_intensity(image, augment, rng(seed), noise)
         assert (out - image).abs().max() <= 0.2 + 0.1 + 1e-6
         assert not torch.equal(out[0] - image[0], out[1] - image[1])
 
@@ -185,7 +185,7 @@ FROZEN = {"consensus": Bright(), "attention": Bright()}
 
 def draw(stage: int, seed: int, recipe: Recipe | None = None) -> list[torch.Tensor]:
     recipe = recipe or recipe_of()
-    task = make_task(recipe.stages[stage], recipe, [sample()], FROZEN)
+    task = phased_task(recipe.stages[stage], recipe, [sample()], FROZEN)
     inputs, target = task.sample(0, rng(seed), torch.Generator().manual_seed(seed))
     return [*inputs, target]
 
@@ -211,7 +211,7 @@ def test_without_variation_the_consensus_learns_on_what_it_will_see(minmax: bool
     recipe = recipe_of(augment=STILL, intensity=intensity)
     case = sample()
     case = Sample("a", 0.2 + 0.3 * case.image, case.labels)
-    task = make_task(recipe.stages[0], recipe, [case], {})
+    task = phased_task(recipe.stages[0], recipe, [case], {})
     (x,), _ = task.sample(0, rng(), torch.Generator())
     torch.testing.assert_close(x, consensus_input(case.image, PhasedSettings.of(recipe.settings), intensity))
 
@@ -219,9 +219,9 @@ def test_without_variation_the_consensus_learns_on_what_it_will_see(minmax: bool
 def test_a_stage_without_those_before_it_is_refused() -> None:
     recipe = recipe_of()
     with pytest.raises(InvalidRecipe, match="consensus, attention"):
-        make_task(recipe.stages[2], recipe, [sample()], {})
+        phased_task(recipe.stages[2], recipe, [sample()], {})
     with pytest.raises(InvalidRecipe, match="no stage 'final'"):
-        make_task(StageRecipe("final", "snet"), recipe, [sample()], {})
+        phased_task(StageRecipe("final", "snet"), recipe, [sample()], {})
 
 
 def written(folder: Path, labels: np.ndarray, *, move_mm: float = 0.0, channels: int = 1) -> Case:

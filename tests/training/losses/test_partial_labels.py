@@ -18,14 +18,14 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
 from napari_fmseg.datasets.nnunet_raw import cases_of
 from napari_fmseg.io import write_labels, write_volume
-from napari_fmseg.training.data.samples import Held, Sample, target_in
+from napari_fmseg.training.data.samples import Sample, ValidationCase, target_in
 from napari_fmseg.training.loop import train
 from napari_fmseg.training.losses.logits import cross_entropy, dice_ce_of_logits, dice_of_logits
 from napari_fmseg.training.losses.partial_labels import merged, partial_loss, shares
 from napari_fmseg.training.recipe import LOSSES, Augment, Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import make_loss
-from napari_fmseg.training.tasks.phased import _first_plane, make_task
-from napari_fmseg.training.validation import dice_where_told
+from napari_fmseg.training.tasks.phased import _first_plane, phased_task
+from napari_fmseg.training.validation import dice_on_labelled_voxels
 
 STILL = Augment(shift=0, zoom=0, rotate_deg=0, contrast=0, brightness=0, gamma=0, noise=0)
 LOGIT_LOSSES = [dice_of_logits, cross_entropy, dice_ce_of_logits]
@@ -97,7 +97,7 @@ def test_every_head_of_a_network_leaves_out_what_nobody_labelled() -> None:
     labels[16:] = IGNORE
     case = Sample("a", torch.rand(1, 32, 32, 32), labels)
     recipe = recipe_of(augment=STILL)
-    task = make_task(recipe.stages[0], recipe, [case], {})
+    task = phased_task(recipe.stages[0], recipe, [case], {})
     _, target = task.sample(0, np.random.default_rng(0), torch.Generator())
 
     class Heads(torch.nn.Module):
@@ -162,7 +162,7 @@ def test_one_side_of_a_pair_that_was_labelled_alone_is_never_mirrored() -> None:
     pair = {"labels": ("left", "right"), "augment": Augment(flip="zx", swap=(("left", "right"),))}
     recipe = recipe_of(**pair)
     cases = [Sample("a", torch.rand(1, 32, 32, 32), torch.zeros(32, 32, 32, dtype=torch.uint8), m) for m in [(2,), ()]]
-    task = make_task(recipe.stages[0], recipe, cases, {})
+    task = phased_task(recipe.stages[0], recipe, cases, {})
     assert [task.augment_of(case).flip for case in cases] == ["z", "zx"]
 
 
@@ -197,8 +197,8 @@ def test_dice_counts_labelled_voxels_and_labelled_classes_only() -> None:
     geometry = Geometry.from_spacing((2, 2, 2))
     truth = np.array([[[1, 1], [0, 0]], [[IGNORE, IGNORE], [IGNORE, IGNORE]]], np.uint8)
     found = np.array([[[1, 0], [0, 2]], [[1, 1], [1, 1]]], np.uint8)
-    held = Held(Volume(truth.astype(np.float32), geometry), LabelMap(truth, geometry), missing=(2,))
-    dice = dice_where_told(LabelMap(found, geometry), held, 3)
+    held = ValidationCase(Volume(truth.astype(np.float32), geometry), LabelMap(truth, geometry), missing=(2,))
+    dice = dice_on_labelled_voxels(LabelMap(found, geometry), held, 3)
     assert dice[0] == pytest.approx(2 * 1 / (1 + 2))
     assert np.isnan(dice[1])
 

@@ -21,7 +21,6 @@ from napari_fmseg.training.projects import (
     LabelOptions,
     add_case,
     case_table,
-    examined,
     free_name,
     image_hash,
     init_project,
@@ -32,6 +31,7 @@ from napari_fmseg.training.projects import (
     record_uncertainty,
     restore_labels,
     save_prediction,
+    scan_all,
     training_plan,
 )
 
@@ -272,7 +272,7 @@ def test_a_folder_of_nnunet_opens_as_it_is_and_keeps_what_nobody_here_knows(tmp_
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     project = open_project(tmp_path)
     assert not (tmp_path / "fmseg").exists()
-    project = examined(init_project(tmp_path))
+    project = scan_all(init_project(tmp_path))
     assert {p: p.read_bytes() for p in before} == before
     assert project.facts.labels == {1: "label 1", 2: "core"}
     assert (project.facts.ignore, project.facts.channels, list(project.files)) == (
@@ -294,7 +294,7 @@ def test_listed_cases_are_found_where_the_list_says_and_new_ones_join_it(tmp_pat
              "classes": {"b": ["liver"]},
              "training": entries[:2], "validation": entries[2:]}  # fmt: skip
     (tmp_path / "dataset.json").write_text(json.dumps(table))
-    project = examined(open_project(tmp_path))
+    project = scan_all(open_project(tmp_path))
     assert [row.status for row in case_table(project)] == ["corrected", "corrected", "held out"]
     assert [row.classes for row in case_table(project)] == [("liver", "tumour"), ("liver",), ("liver", "tumour")]
     project = add_case(project, "d", image(9), labels())
@@ -315,7 +315,7 @@ def test_version_2_may_list_files_that_lie_elsewhere_and_they_stay_untouched(tmp
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "dataset.json").write_text(json.dumps(table))
     before = (tmp_path / "far" / "y.nii.gz").read_bytes()
-    project = examined(open_project(tmp_path / "p"))
+    project = scan_all(open_project(tmp_path / "p"))
     assert project.labelled == ("x",)
     project = label_case(project, "x", labels(tumour=1))
     assert (tmp_path / "far" / "y.nii.gz").read_bytes() == before
@@ -332,11 +332,11 @@ def test_what_other_tools_add_change_or_break_is_noticed(project, image, labels)
     project = open_project(project.folder)
     with pytest.raises(FmsegError, match="fmseg project split"):
         training_plan(project)
-    project = examined(project)
+    project = scan_all(project)
     assert [case.name for case in training_plan(project).training] == ["a", "b"]
     assert project.record("b").image == image_hash(image(2))
     assert case_table(project)[2].problem
-    assert examined(project).index == project.index
+    assert scan_all(project).index == project.index
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,11 @@ from napari_fmseg.nets import build
 from napari_fmseg.training.projects import (
     LabelOptions,
     add_case,
+    add_version,
     case_table,
-    examined,
     exclude_case,
     include_case,
     init_project,
-    keep_version,
     label_case,
     label_history,
     labels_revision,
@@ -40,6 +39,7 @@ from napari_fmseg.training.projects import (
     rename_class,
     restore_labels,
     save_prediction,
+    scan_all,
     start_run,
     training_plan,
 )
@@ -64,7 +64,7 @@ def with_a_version(project, place: Path):
     save_model(card, {"consensus": build(spec.network, **spec.kwargs)}, place)
     run = start_run(project, training_plan(project))
     scores = {case.name: {"liver": 0.9, "tumour": 0.5} for case in run.plan.validation}
-    return keep_version(run, place / "organs.toml", scores=scores).project
+    return add_version(run, place / "organs.toml", scores=scores).project
 
 
 # --- two at one case ------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_an_excluded_case_takes_no_part_until_it_is_included_again(filled):
     assert plan.validation == ()
     assert [fold.validation[0].name for fold in plan.folds] == learned[1:]  # nothing is held out, so in turn
     assert [row.status for row in case_table(project)].count("excluded") == 2
-    project = examined(include_case(include_case(project, learned[0]), held))
+    project = scan_all(include_case(include_case(project, learned[0]), held))
     plan = training_plan(project)
     assert [case.name for case in plan.training] == learned
     assert [case.name for case in plan.validation] == [held]
@@ -179,7 +179,7 @@ def test_a_case_of_another_tools_list_is_removed_and_renamed_in_it(tmp_path, ima
         else [{"image": image, "label": label} for image, label in paths.values()]
     )
     (folder / "dataset.json").write_text(json.dumps(table))
-    project = rename_case(examined(open_project(folder)), "a", "first")
+    project = rename_case(scan_all(open_project(folder)), "a", "first")
     assert sorted(project.files) == ["b", "first"]
     assert project.files["first"].labels == folder / "labelsTr" / "first.nii.gz"
     project = remove_case(project, "b", with_labels=True)
@@ -279,7 +279,7 @@ def test_a_case_with_most_slices_unlabelled_is_never_held_out_unasked(project, i
         data = np.asarray(loaded.dataobj).copy()
         data[data == project.facts.ignore] = 0
         nib.save(nib.Nifti1Image(data, loaded.affine), path)
-    project = examined(open_project(project.folder))
+    project = scan_all(open_project(project.folder))
     assert all(project.record(name).unconfirmed for name in project.files)
     assert "held out" not in project.roles.values()
     for name in project.files:  # asked, and confirmed

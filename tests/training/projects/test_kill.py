@@ -21,7 +21,7 @@ import numpy as np
 from napari_fmseg.io import read_labels, read_volume
 from napari_fmseg.models.card import ModelCard, NetSpec, write_card
 from napari_fmseg.training.projects import (
-    LabelOptions, Run, add_case, init_project, keep_version, label_case, list_versions, open_project, remove_case,
+    LabelOptions, Run, add_case, init_project, add_version, label_case, list_versions, open_project, remove_case,
     rename_case, rename_class, save_prediction, start_run, training_plan,
 )
 from napari_fmseg.datasets.projects.scan import stale
@@ -49,7 +49,7 @@ card = ModelCard("liver", "Liver", "phased", {"consensus": NetSpec("snet")}, {1:
 write_card(card, weights.with_suffix(".toml"))
 
 def keep(project):
-    return keep_version(start_run(project, training_plan(project)), card, force=True).project
+    return add_version(start_run(project, training_plan(project)), card, force=True).project
 
 def grow(project, i):
     return add_case(project, f"grown{i}", image(10**6 + i), labels(1, {1: f"class{i}"}), LabelOptions(new_classes=True))
@@ -181,7 +181,7 @@ CHANGES = {
     "remove": lambda p: remove_case(p, "c1", with_labels=True),
     "rename a class": lambda p: rename_class(p, "liver", "Leber"),
     "grow": lambda p: grow(p, 1),
-    "keep": lambda p: keep_version(Run(p, p.folder / "fmseg" / "runs" / "1", training_plan(p)), card).project,
+    "keep": lambda p: add_version(Run(p, p.folder / "fmseg" / "runs" / "1", training_plan(p)), card).project,
 }
 
 def snapshot(folder):

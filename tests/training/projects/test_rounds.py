@@ -21,20 +21,20 @@ from napari_fmseg.models.weights import save_model
 from napari_fmseg.nets import build
 from napari_fmseg.training import Augment, load_recipe, train
 from napari_fmseg.training.projects import (
+    FROM_SCRATCH,
     LEAVING,
-    SCRATCH,
     LabelOptions,
-    LessonOptions,
     Project,
+    TrainingOptions,
+    active_version,
     add_case,
+    add_version,
     case_table,
-    keep_run,
-    keep_version,
+    finish_run,
     label_case,
     open_project,
     predict,
     prepare_run,
-    present_version,
     recipe_file,
     start_run,
     training_plan,
@@ -42,7 +42,7 @@ from napari_fmseg.training.projects import (
 )
 from napari_fmseg.training.projects.prepare_run import write_recipe
 
-SHORT = LessonOptions(minutes=0.02, device="cpu")
+SHORT = TrainingOptions(minutes=0.02, device="cpu")
 NETS = {"consensus": "snet", "attention": "attnnet", "edge": "edgenet"}
 
 
@@ -79,7 +79,7 @@ def filled(project: Project, image, labels, tmp_path, monkeypatch) -> Project:
 
 def test_a_prepared_run_has_a_recipe_that_reads_back_as_it_was_written(filled: Project) -> None:
     augment = Augment(flip="x", noise=0.1)
-    events, run = ended(prepare_run(filled, SCRATCH, dataclasses.replace(SHORT, rate=2.0, seed=7), augment))
+    events, run = ended(prepare_run(filled, FROM_SCRATCH, dataclasses.replace(SHORT, rate=2.0, seed=7), augment))
     assert [type(e) for e in events].count(Saved) == 1
     assert any(isinstance(e, Warned) for e in events)
     recipe = load_recipe(recipe_file(run))
@@ -100,16 +100,16 @@ def test_a_start_that_has_seen_a_held_out_case_is_refused_before_anything_is_lea
 
 
 def test_what_a_run_has_learned_is_measured_on_the_held_out_cases_kept_and_listed(filled: Project) -> None:
-    _, run = ended(prepare_run(filled, SCRATCH, SHORT))
+    _, run = ended(prepare_run(filled, FROM_SCRATCH, SHORT))
     with pytest.raises(FmsegError, match="no model yet"):
-        ended(keep_run(run.project, 1))
+        ended(finish_run(run.project, 1))
     a_model(run.folder, load_recipe(recipe_file(run)).name)
-    events, kept = ended(keep_run(run.project, 1))
+    events, kept = ended(finish_run(run.project, 1))
     held = [c.name for c in run.plan.validation]
     assert [e.stage for e in events if isinstance(e, Progress)] == ["measuring"] * 2
     assert list(kept.version.lineage.scores) == held
     assert kept.in_use
-    own = present_version(kept.project).card
+    own = active_version(kept.project).card
     assert find_card(own.name).sha256 == own.sha256
     assert own.name == f"project-{kept.project.index.id[:6]}"
     assert kept.version.lineage.verdict == kept.why
@@ -120,7 +120,7 @@ def test_what_a_run_has_learned_is_measured_on_the_held_out_cases_kept_and_liste
 def test_cases_without_labels_are_predicted_with_a_number_for_the_doubt(filled: Project, tmp_path) -> None:
     with pytest.raises(FmsegError, match="no model in use"):
         ended(predict(filled))
-    project = keep_version(start_run(filled, training_plan(filled)), a_model(tmp_path / "m", "m")).project
+    project = add_version(start_run(filled, training_plan(filled)), a_model(tmp_path / "m", "m")).project
     _, project = ended(predict(project, device="cpu"))
     row = next(row for row in case_table(project) if row.name == "new")
     assert row.status == "predicted"
@@ -131,7 +131,7 @@ def test_cases_without_labels_are_predicted_with_a_number_for_the_doubt(filled: 
 
 def test_a_case_that_cannot_be_predicted_does_not_stop_the_others(filled: Project, image, tmp_path) -> None:
     project = add_case(filled, "broken", image(10))
-    project = keep_version(start_run(project, training_plan(project)), a_model(tmp_path / "m", "m")).project
+    project = add_version(start_run(project, training_plan(project)), a_model(tmp_path / "m", "m")).project
     project.files["broken"].images[0].write_bytes(b"no volume")
     events, project = ended(predict(project, device="cpu"))
     assert [e.text.partition(":")[0] for e in events if isinstance(e, Warned)] == ["broken was left out"]
@@ -169,7 +169,7 @@ def as_itk(volume: Volume) -> SimpleITK.Image:
 def test_where_the_model_is_unsure_is_kept_in_percent_until_the_case_is_labelled(
     filled: Project, labels, tmp_path
 ) -> None:
-    project = keep_version(start_run(filled, training_plan(filled)), a_model(tmp_path / "m", "m")).project
+    project = add_version(start_run(filled, training_plan(filled)), a_model(tmp_path / "m", "m")).project
     _, project = ended(predict(project, device="cpu"))
     path = project.folder / "fmseg" / "uncertainty" / "new.nii.gz"
     found = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
@@ -186,7 +186,7 @@ def test_two_images_are_left_out_in_turn_and_no_model_is_measured_on_what_it_has
     monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
     for i in range(2):
         project = add_case(project, f"c{i}", image(i), labels())
-    _, run = ended(prepare_run(project, SCRATCH, LessonOptions(minutes=0.01, device="cpu")))
+    _, run = ended(prepare_run(project, FROM_SCRATCH, TrainingOptions(minutes=0.01, device="cpu")))
     recipe = load_recipe(recipe_file(run))
     # Steps by the hand of the test: a busy machine must not make it long.
     stages = tuple(
@@ -196,7 +196,7 @@ def test_two_images_are_left_out_in_turn_and_no_model_is_measured_on_what_it_has
     grids = {"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]}
     write_recipe(dataclasses.replace(recipe, stages=stages, settings=grids), recipe_file(run))
     list(train(load_recipe(recipe_file(run))))
-    events, kept = ended(keep_run(run.project, 1))
+    events, kept = ended(finish_run(run.project, 1))
     assert list(kept.version.lineage.scores) == ["c0", "c1"]
     assert kept.version.lineage.held_out == {}
     assert {e.stage for e in events if isinstance(e, Progress)} == {LEAVING, "measuring"}
@@ -208,7 +208,7 @@ def test_two_images_are_left_out_in_turn_and_no_model_is_measured_on_what_it_has
     assert all(row.left_out for row in case_table(kept.project))
 
     # The next round starts from that model, which has seen both: what is left out must not be in the start.
-    _, run = ended(prepare_run(kept.project, "project", LessonOptions(minutes=0.01, device="cpu")))
+    _, run = ended(prepare_run(kept.project, "project", TrainingOptions(minutes=0.01, device="cpu")))
     recipe = load_recipe(recipe_file(run))
     write_recipe(
         dataclasses.replace(
@@ -217,7 +217,7 @@ def test_two_images_are_left_out_in_turn_and_no_model_is_measured_on_what_it_has
         recipe_file(run),
     )
     list(train(load_recipe(recipe_file(run))))
-    _, again = ended(keep_run(run.project, 2))
+    _, again = ended(finish_run(run.project, 2))
     for fold in ("1", "2"):
         told = json.loads((run.folder / "left-out" / fold / "run.json").read_text())["recipe"]
         assert not told.get("start_from")

@@ -18,11 +18,11 @@ from napari_fmseg.training.projects import (
     LabelOptions,
     add_case,
     add_nameless,
-    examined,
     image_hash,
     init_project,
     label_case,
     open_project,
+    scan_all,
     start_run,
     training_plan,
 )
@@ -121,7 +121,7 @@ def test_a_project_on_disk_never_leaks_whatever_is_done_to_it(actions):
                 project = open_project(shutil.copytree(project.folder, Path(place) / f"p{count}"))
             elif what == "forget":  # everything that is known of the cases, but not the split
                 (project.folder / "fmseg" / "project.json").unlink()
-            project = examined(open_project(project.folder))
+            project = scan_all(open_project(project.folder))
             plan = training_plan(project) if project.labelled else None
             if plan is None:
                 continue

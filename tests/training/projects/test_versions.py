@@ -29,24 +29,24 @@ from napari_fmseg.training import StageRecipe, cases_of, train
 from napari_fmseg.training.planner import suggest_recipe
 from napari_fmseg.training.projects import (
     LabelOptions,
+    activate_version,
+    active_version,
     add_case,
+    add_version,
     case_table,
-    examined,
     init_project,
-    keep_version,
     label_case,
+    leaked_cases,
     list_versions,
     measure,
+    newest_version_without,
     open_project,
     open_run,
-    present_version,
     publish,
-    put_in_use,
     recipe_for,
     roll_back,
-    seen_held_out,
+    scan_all,
     start_run,
-    start_without,
     training_plan,
     unmeasured,
 )
@@ -80,7 +80,7 @@ def a_model(folder: Path, seed: int = 0, name: str = "organs", **changes) -> Mod
 def kept(project, folder: Path, dice: float, seed: int = 0, **words):
     run = start_run(project, training_plan(project))
     held = run.plan.validation[0].name
-    return keep_version(run, a_model(folder, seed), scores={held: {"liver": dice, "tumour": dice}}, **words)
+    return add_version(run, a_model(folder, seed), scores={held: {"liver": dice, "tumour": dice}}, **words)
 
 
 def test_a_better_version_comes_into_use_and_a_worse_one_is_only_kept(filled, tmp_path):
@@ -96,20 +96,20 @@ def test_a_better_version_comes_into_use_and_a_worse_one_is_only_kept(filled, tm
     (row,) = [row for row in case_table(project) if row.status == "held out"]
     assert row.dice == pytest.approx(0.8)
     project = roll_back(project)
-    assert present_version(project).number == 1
+    assert active_version(project).number == 1
     with pytest.raises(FmsegError, match="nothing to go back to"):
         roll_back(project)
-    project = put_in_use(project, 2)  # the user says so
+    project = activate_version(project, 2)  # the user says so
     assert project.index.used == (1, 2)
     with pytest.raises(FmsegError, match="There is no version 9"):
-        put_in_use(project, 9)
+        activate_version(project, 9)
     assert kept(project, tmp_path / "4", 0.1, 4, force=True).in_use
 
 
 def test_versions_that_were_not_measured_on_the_same_cases_are_not_compared(filled, tmp_path):
     project = kept(filled, tmp_path / "1", 0.7).project
     run = start_run(project, training_plan(project))
-    told = keep_version(run, a_model(tmp_path / "2", 2), scores={})
+    told = add_version(run, a_model(tmp_path / "2", 2), scores={})
     assert not told.in_use
     assert "not measured on the same cases" in told.why
 
@@ -128,7 +128,7 @@ def test_a_version_knows_parent_cases_recipe_and_hashes(filled, tmp_path):
     recipe = recipe_for(
         run, (StageRecipe("consensus", "snet"),), start_from=str(first.version.card.folder / "organs.toml")
     )
-    second = keep_version(run, a_model(tmp_path / "2", 2), recipe=recipe)
+    second = add_version(run, a_model(tmp_path / "2", 2), recipe=recipe)
     lineage = json.loads((second.project.folder / "fmseg" / "models" / "2" / "lineage.json").read_text())
     assert lineage["parent"] == 1
     assert sorted(lineage["learned"]) == sorted(case.name for case in run.plan.training)
@@ -145,7 +145,7 @@ def test_a_start_that_had_seen_a_held_out_case_never_replaces_the_present_model(
     held = run.plan.validation[0].name
     start = a_model(tmp_path / "start", name="start", cases=(filled.record(held).image,))
     recipe = recipe_for(run, (StageRecipe("consensus", "snet"),), start_from=str(start.folder / "start.toml"))
-    told = keep_version(run, a_model(tmp_path / "1"), recipe=recipe, scores={held: {"liver": 0.99}})
+    told = add_version(run, a_model(tmp_path / "1"), recipe=recipe, scores={held: {"liver": 0.99}})
     assert not told.in_use
     assert held in told.why
     assert told.project.role(held) == "held out"
@@ -155,15 +155,15 @@ def test_a_start_is_offered_that_has_not_seen_what_is_left_out(project, image, l
     for i in range(2):
         project = add_case(project, f"c{i}", image(i), labels())
     run = start_run(project, training_plan(project))
-    project = keep_version(run, a_model(tmp_path / "1")).project
+    project = add_version(run, a_model(tmp_path / "1")).project
     project = add_case(project, "c2", image(2), labels())
     run = start_run(project, training_plan(project))
-    project = keep_version(run, a_model(tmp_path / "2", 2), force=True).project
-    assert start_without(project, [project.record("c2").image]).number == 1
-    assert start_without(project, [project.record("c0").image]) is None
+    project = add_version(run, a_model(tmp_path / "2", 2), force=True).project
+    assert newest_version_without(project, [project.record("c2").image]).number == 1
+    assert newest_version_without(project, [project.record("c0").image]) is None
     project = add_case(project, "c3", image(3), labels())
     seen = a_model(tmp_path / "3", cases=(project.record("c3").image,))
-    assert seen_held_out(project, seen) == ("c3",)
+    assert leaked_cases(project, seen) == ("c3",)
 
 
 def test_a_run_is_resumed_with_its_own_cases(filled, image, labels):
@@ -173,7 +173,7 @@ def test_a_run_is_resumed_with_its_own_cases(filled, image, labels):
     old = run.plan.training[0].name
     for part, end in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
         (project.folder / part / f"{old}{end}").rename(project.folder / part / f"renamed{end}")
-    again = open_run(examined(open_project(project.folder)), 1)
+    again = open_run(scan_all(open_project(project.folder)), 1)
     assert [c.classes for c in again.plan.training] == [c.classes for c in run.plan.training]
     assert [c.name for c in again.plan.training] == ["renamed", *(c.name for c in run.plan.training[1:])]
     assert again.plan.validation == run.plan.validation
@@ -386,7 +386,7 @@ def test_a_project_with_sparse_and_partial_labels_trains_a_model_that_is_kept_me
         except StopIteration as done:
             scores = done.value
             break
-    told = keep_version(run, events[-1].path, recipe=recipe, scores=scores)
+    told = add_version(run, events[-1].path, recipe=recipe, scores=scores)
     assert told.in_use
     (held,) = plan.validation
     assert told.version.lineage.scores[held.name]["cube"] == pytest.approx(

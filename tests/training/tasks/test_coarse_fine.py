@@ -26,10 +26,10 @@ from napari_fmseg.models.weights import load_model
 from napari_fmseg.nets import build
 from napari_fmseg.pipelines import segment
 from napari_fmseg.pipelines.coarse_fine import box_around, network_input
-from napari_fmseg.pipelines.slab_reader import Source
+from napari_fmseg.pipelines.slab_reader import SlabReader
 from napari_fmseg.training.data.case_cache import Prepared, prepare
-from napari_fmseg.training.data.hard_mining import Hardness, dice_of_samples
-from napari_fmseg.training.data.sampling import Drawing
+from napari_fmseg.training.data.hard_mining import HardExampleMiner, dice_of_samples
+from napari_fmseg.training.data.sampling import CaseSampler
 from napari_fmseg.training.forgetting import Teacher
 from napari_fmseg.training.loop import _Run, train
 from napari_fmseg.training.losses.partial_labels import partial_structures
@@ -37,7 +37,7 @@ from napari_fmseg.training.losses.structures import STRUCTURE_LOSSES
 from napari_fmseg.training.recipe import LOSSES, Augment, Recipe, StageRecipe
 from napari_fmseg.training.recipe_file import load_recipe
 from napari_fmseg.training.tasks.base import make_structure_loss, probabilities
-from napari_fmseg.training.tasks.coarse_fine import TwoLooks, brightened, fine_window
+from napari_fmseg.training.tasks.coarse_fine import CoarseFineTask, brightened, fine_window
 
 STILL = Augment(shift=0, zoom=0, rotate_p=0, contrast=0, brightness=0, gamma=0, noise=0, jitter_mm=0)
 NET: dict[str, Any] = {"channels": [4, 8, 8, 8, 8], "dropout": 0.1}
@@ -126,7 +126,7 @@ def weights_of(folder: Path) -> str:
 
 def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_weights(home: Path) -> None:
     last = ("fine", 3)
-    plan = recipe(home, hard_times=2, validate_cases=1)
+    plan = recipe(home, hard_case_weight=2, validate_cases=1)
     list(train(dataclasses.replace(plan, out=home / "whole", prepared=home / "kept")))
     stopped = dataclasses.replace(plan, out=home / "stopped", prepared=home / "kept")
     events = train(stopped)
@@ -257,7 +257,7 @@ def test_without_variation_a_network_sees_what_the_pipeline_shows_it(home: Path,
     for kind in ("window", "window_zscore"):
         plan = recipe(home, augment=STILL, intensity=Intensity(kind, -150, 150), settings=FINER)
         case = ready(plan, home / "kept")[0]
-        task = TwoLooks(COARSE if stage == "coarse" else FINE, plan, [case], {})
+        task = CoarseFineTask(COARSE if stage == "coarse" else FINE, plan, [case], {})
         rng = np.random.default_rng(1)  # its first draw asks for the box with the margin
         (x,), target = task.sample(0, rng, torch.Generator())
         volume = read_volume(home / "data" / "imagesTr" / "c0_0000.nii.gz")
@@ -267,7 +267,7 @@ def test_without_variation_a_network_sees_what_the_pipeline_shows_it(home: Path,
         box = tuple(slice(0, n) for n in geometry.shape)
         if stage == "fine":
             box = box_around(to_canonical(truth)[0][0], geometry, 6.0)
-        expected = network_input(Source(data, torch.device("cpu")).read(box, size), plan.intensity)
+        expected = network_input(SlabReader(data, torch.device("cpu")).read(box, size), plan.intensity)
         torch.testing.assert_close(x, expected, atol=0.02 if kind == "window_zscore" else 2e-3, rtol=0)
         torch.testing.assert_close(target.sum(0), torch.ones(tuple(size)))
         bright = x[0] > (x[0].max() + x[0].min()) / 2 + 0.2 * (x[0].max() - x[0].min())
@@ -283,7 +283,7 @@ def test_every_loss_trains_either_kind_of_network(home: Path, loss: str, activat
     plan = recipe(home, augment=STILL)
     kwargs = {"channels": [4, 4, 4, 4, 4], "encoder": 2, "dropout": 0.0, "activation": activation}
     stage = dataclasses.replace(COARSE, loss=loss, kwargs=kwargs)
-    task = TwoLooks(stage, plan, ready(plan, home / "kept")[:1], {})
+    task = CoarseFineTask(stage, plan, ready(plan, home / "kept")[:1], {})
     torch.manual_seed(1)
     net = build("baseunet", in_channels=1, n_classes=3, **kwargs)
     optimiser = torch.optim.Adam(net.parameters(), 1e-3)
@@ -361,9 +361,9 @@ def test_the_single_pipeline_trains_a_sigmoid_too(home: Path) -> None:
 
 
 def test_the_worst_fifth_is_drawn_more_often_and_alike_each_time(home: Path) -> None:
-    plan = recipe(home, hard_times=3)
+    plan = recipe(home, hard_case_weight=3)
     names, fabric = [f"c{i}" for i in range(10)], Fabric(accelerator="cpu", devices=1)
-    watching = Hardness(plan, names)
+    watching = HardExampleMiner(plan, names)
     assert watching.hard() == []
     target = torch.zeros(1, 3, 4, 4, 4)
     target[:, 0], target[:, 0, :2], target[:, 1, :2] = 1, 0, 1
@@ -374,8 +374,8 @@ def test_the_worst_fifth_is_drawn_more_often_and_alike_each_time(home: Path) -> 
     seen = watching.ended(fabric)
     assert watching.hard() == [4, 7]
     assert math.isnan(seen[9])
-    assert Hardness(plan, names, seen).hard() == [4, 7]  # a run that goes on knows it
-    drawing = Drawing(plan, (), [False] * 10)
+    assert HardExampleMiner(plan, names, seen).hard() == [4, 7]  # a run that goes on knows it
+    drawing = CaseSampler(plan, (), [False] * 10)
     picks = [drawing.picks(64, np.random.default_rng(5), watching.hard()) for _ in range(2)]
     assert picks[0] == picks[1]
     counts = np.bincount([i for i, _ in picks[0]], minlength=10)
@@ -383,10 +383,10 @@ def test_the_worst_fifth_is_drawn_more_often_and_alike_each_time(home: Path) -> 
 
 
 def test_hard_cases_may_be_named(home: Path) -> None:
-    assert Hardness(recipe(home, hard_times=1, hard_cases=("c2",)), ["c1", "c2"]).hard() == [1]
+    assert HardExampleMiner(recipe(home, hard_case_weight=1, hard_cases=("c2",)), ["c1", "c2"]).hard() == [1]
     with pytest.raises(InvalidRecipe, match="c9"):
-        Hardness(recipe(home, hard_times=1, hard_cases=("c9",)), ["c1", "c2"])
-    with pytest.raises(InvalidRecipe, match="hard_times"):
+        HardExampleMiner(recipe(home, hard_case_weight=1, hard_cases=("c9",)), ["c1", "c2"])
+    with pytest.raises(InvalidRecipe, match="hard_case_weight"):
         recipe(home, hard_cases=("c1",))
 
 
