@@ -111,7 +111,8 @@ class Process:
             )
         return FmsegError(
             f"The engine, the process that segments, ended unexpectedly ({describe_exit_code(code)}). "
-            f"Expected it to wait for the next volume. {WHAT_TO_DO} If it happens again, `fmseg doctor` looks for the cause.{cause}"
+            f"Expected it to wait for the next volume. {WHAT_TO_DO} "
+            f"If it happens again, `fmseg doctor` looks for the cause.{cause}"
         )
 
     def _waited(self, seconds: float) -> int | None:
