@@ -1,7 +1,7 @@
-"""Write the table of shipped models into README.md, between its two marks, and docs/models.md, from the model cards.
+"""Write the table of shipped models into README.md, between its two marks, and docs/models/index.md, from the model cards.
 
 python scripts/models_table.py            prints the table
-python scripts/models_table.py --write    writes README.md and docs/models.md
+python scripts/models_table.py --write    writes README.md and docs/models/index.md
 """
 
 from __future__ import annotations
@@ -68,27 +68,33 @@ def measured(card: ModelCard) -> str:
     return "\n".join([*rows, "| **mean** | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |"])
 
 
+def card_page(card: ModelCard, level: str) -> str:
+    """Return what a model's card says, under a heading of `level` (``"##"``)."""
+    facts = {
+        "Modality and region": f"{card.modality}, {card.body_part}",
+        "Trained on": card.trained_on,
+        "Scored on": card.scored_on,
+        "What it cannot do": card.limits,
+        "Licence": card.licence,
+        "Restriction": card.restriction,
+        "Cite": card.citation,
+    }
+    list_of = "\n".join(f"- **{name}.** {' '.join(text.split())}" for name, text in facts.items() if text)
+    return f"{level} {card.title} (`{card.name}`)\n\n{measured(card)}\n\n{list_of}\n"
+
+
 def page(cards: Iterable[ModelCard]) -> str:
-    """Give docs/models.md: every card, with Dice by class and stage."""
+    """Give docs/models/index.md: every card, with Dice by class and stage."""
     parts = [
         "# Models\n\nMade from the model cards by `scripts/models_table.py --write`. Research use only. Not a medical "
         "device.\n\nDice is the mean over cases that were not trained on; each stage was run to the volume's own grid. "
         "The last column is the part of both surfaces (found and true) that lies near the other one. "
         "A model's recipe lies in `resources/recipes` under its name.\n"
     ]
-    for card in cards:
-        facts = {
-            "Modality and region": f"{card.modality}, {card.body_part}",
-            "Trained on": card.trained_on,
-            "Scored on": card.scored_on,
-            "Half precision": str(card.half_precision or ""),
-            "What it cannot do": card.limits,
-            "Licence": card.licence,
-            "Restriction": card.restriction,
-            "Cite": card.citation,
-        }
-        list_of = "\n".join(f"- **{name}.** {' '.join(text.split())}" for name, text in facts.items() if text)
-        parts.append(f"## {card.title} (`{card.name}`)\n\n" + f"{measured(card)}\n\n{list_of}\n")
+    cards = list(cards)
+    names = "\n".join(f"{card.name} <../generated/models/{card.name}>" for card in cards)
+    parts.append(f"```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n")
+    parts += [card_page(card, "##") for card in cards]
     return "\n".join(parts)
 
 
@@ -106,7 +112,7 @@ def main(words: list[str]) -> None:
         return
     path = ROOT / "README.md"
     path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
-    (ROOT / "docs" / "models.md").write_text(page(shipped_cards()), encoding="utf-8")
+    (ROOT / "docs" / "models" / "index.md").write_text(page(shipped_cards()), encoding="utf-8")
 
 
 if __name__ == "__main__":

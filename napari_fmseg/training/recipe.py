@@ -451,3 +451,180 @@ class Recipe:
                     f"Stage {stage.stage!r}: init_from is a stage that was trained before it, not {stage.init_from!r}."
                 )
             before.append(stage.stage)
+
+
+def load_recipe(path: Path | str, **changes: Any) -> Recipe:
+    """Read a recipe from TOML; paths in it are relative to the file's folder.
+
+    Parameters
+    ----------
+    path
+        The TOML file.
+    **changes
+        Fields to replace, such as ``out=...``.
+
+    Raises
+    ------
+    InvalidRecipe
+        If the file cannot be read, or a field is unknown, missing or of the wrong kind.
+    """
+    path = Path(path)
+    for name in ("dataset", "out", "prepared"):
+        if changes.get(name) is not None:
+            changes[name] = Path(changes[name]).absolute()
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table.update(changes)
+        return _from_table(table, path.resolve().parent)
+    except (OSError, ValueError, UnknownModel) as error:
+        raise InvalidRecipe(f"{path.name} is no recipe: {error}. See docs/reference/recipes.md for its fields.") from error
+
+
+def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
+    for name in ("dataset", "out", "prepared"):
+        if isinstance(table.get(name), str | Path):
+            table[name] = folder / table[name]
+    for name in ("training", "validation"):
+        if isinstance(table.get(name), list):
+            table[name] = [_case(entry, folder) for entry in table[name]]
+    if isinstance(table.get("replay"), list):
+        table["replay"] = [_replay(entry, folder) for entry in table["replay"]]
+    start = table.get("start_from")
+    if isinstance(start, str) and start.endswith(".toml"):
+        table["start_from"] = str(folder / start)
+    return dataclass_from(Recipe, table)
+
+
+def _replay(entry: Any, folder: Path) -> Any:
+    if not isinstance(entry, Mapping):
+        return entry
+    table = dict(entry)
+    if isinstance(table.get("dataset"), str):
+        table["dataset"] = folder / table["dataset"]
+    for name in ("training", "validation"):
+        if isinstance(table.get(name), list):
+            table[name] = [_case(case, folder) for case in table[name]]
+    return table
+
+
+def _case(entry: Mapping[str, Any], folder: Path) -> Case:
+    images = entry.get("images", entry.get("image")) if isinstance(entry, Mapping) else None
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not images:
+        raise ValueError(f"a case needs an image: {entry!r}")
+    labels = entry.get("labels", entry.get("label"))
+    name = str(entry.get("name", entry.get("case", _stem(Path(images[0])))))
+    classes = entry.get("classes", ())
+    if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
+        raise ValueError(f"the classes of case {name!r} are a list of names, not {classes!r}")
+    return Case(name, tuple(folder / i for i in images), folder / labels if labels else None, tuple(classes))
+
+
+def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
+    """Find the cases of a dataset folder.
+
+    Understands the nnU-Net raw layout (imagesTr/NAME_0000.nii.gz per channel, labelsTr/NAME.nii.gz) and case lists
+    `training` and `validation` in dataset.json. Where cases were labelled with some of the classes only, `classes` in
+    dataset.json says with which: ``{"anna": ["liver"]}``.
+
+    The split of a project is its own, and what is given out for training is noted there.
+
+    Parameters
+    ----------
+    folder
+        With a dataset.json.
+    holdout
+        Names of the cases for validation; else the list in dataset.json, else every fifth case by name.
+
+    Returns
+    -------
+    tuple
+        Class names by the label in the files, training cases, validation cases.
+
+    Raises
+    ------
+    InvalidRecipe
+        If there is no dataset.json, no labelled case, or an unknown name in `holdout`.
+    """
+    folder = Path(folder)
+    if (folder / "fmseg" / "project.json").exists():  # a project has its own, locked split
+        from napari_fmseg.training.projects.learning import learnable
+
+        return learnable(folder, holdout)
+    try:
+        facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        labels = _labels_in(facts["labels"])
+        listed = [_case(e, folder) for e in facts.get("training", ()) if isinstance(e, dict)]
+        held = [_case(e, folder) for e in facts.get("validation", ()) if isinstance(e, dict)]
+        partly = {str(name): tuple(map(str, c)) for name, c in facts.get("classes", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidRecipe(
+            f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
+        ) from error
+    there = listed and all(c.images[0].exists() for c in listed)
+    cases = listed if there else paired(folder / "imagesTr", folder / "labelsTr")
+    cases = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in cases]
+    held = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in held]
+    cases = [c for c in cases if c.labels is not None]
+    if not cases:
+        raise InvalidRecipe(
+            f"No labelled case in {folder}. Expected imagesTr/NAME_0000.nii.gz and labelsTr/NAME.nii.gz."
+        )
+    if holdout:
+        everyone = {c.name: c for c in [*cases, *held]}
+        unknown = sorted(set(holdout) - everyone.keys())
+        if unknown:
+            raise InvalidRecipe(f"These cases are held out and not in {folder}: {', '.join(unknown[:5])}.")
+        cases, held = [c for n, c in everyone.items() if n not in holdout], [everyone[n] for n in holdout]
+    elif held:
+        names = {c.name for c in held}
+        cases = [c for c in cases if c.name not in names]
+    else:
+        cases = sorted(cases, key=lambda c: c.name)
+        held = cases[4::5]
+        cases = [c for c in cases if c not in held]
+    if not cases:
+        raise InvalidRecipe(f"All labelled cases of {folder} are held out; none is left to train on.")
+    return labels, cases, held
+
+
+def _labels_in(labels: Mapping[str, Any]) -> dict[int, str]:
+    """Read both ways of writing: name to number (nnU-Net 2) and number to name (Decathlon)."""
+    pairs = [(int(k), str(v)) if str(k).isdigit() else (int(v), str(k)) for k, v in labels.items()]
+    return {value: name for value, name in sorted(pairs) if value != 0}
+
+
+def _stem(path: Path) -> str:
+    """Name a file without its ending; dots within the name stay, as in DICOM's numbers."""
+    name = path.name.removesuffix(".gz")
+    return name.rpartition(".")[0] or name
+
+
+def paired(images: Path, labels: Path) -> list[Case]:
+    """Find cases whose labels have a file called as their image, or as their images without _0000, _0001...
+
+    Parameters
+    ----------
+    images, labels
+        Two folders.
+    """
+    cases = []
+    for label in sorted(labels.glob("*")):
+        if label.name.startswith("."):  # what macOS leaves behind
+            continue
+        name = _stem(label)
+        known = glob.escape(name)
+        files = tuple(sorted(images.glob(f"{known}_[0-9][0-9][0-9][0-9].*")))
+        files = files or tuple(p for p in sorted(images.glob(f"{known}.*")) if _stem(p) == name)
+        if files:
+            cases.append(Case(name, files, label))
+    return cases
+
+
+def as_table(recipe: Recipe) -> dict[str, Any]:
+    """Give the recipe as plain values, for hashing, cards and JSON."""
+    table: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(recipe), default=str))
+    for name in ("unit", "channels"):  # younger than some runs, which must go on with the hash that they have
+        if not table["intensity"][name]:
+            del table["intensity"][name]
+    return table
