@@ -19,7 +19,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "generated/_*"]
+exclude_patterns = ["_build", "generated/packages.md"]
 default_role = "literal"
 nitpicky = False
 
@@ -39,13 +39,13 @@ html_title = "napari-fmseg"
 html_static_path = ["static"]
 html_css_files = ["fmseg.css"]
 html_theme_options = {
-    "announcement": "Research use only. Not a medical device.",
+    "announcement": "Research use only, not a medical device.",
     "light_css_variables": {"color-brand-primary": "#00658c", "color-brand-content": "#00658c"},
     "dark_css_variables": {"color-brand-primary": "#6cc7ee", "color-brand-content": "#6cc7ee"},
 }
 html_show_sourcelink = False
 
 
-def setup(app) -> None:  # noqa: ANN001 - Sphinx calls it
+def setup(app: object) -> None:
     """Write the generated pages before Sphinx looks for sources."""
     generate.write_pages(ROOT / "docs" / "generated")

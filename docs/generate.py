@@ -1,6 +1,6 @@
-"""Write the pages that follow from code and data: command line, API, models, errors, picture of the architecture.
+"""Write the pages that follow from code and data: command line, API, models, errors, packages and their imports.
 
-    python docs/generate.py        writes docs/generated/, which git ignores; `scripts/docs` does it before each build
+``python docs/generate.py`` writes docs/generated/, which git ignores; `scripts/docs` does it before each build.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ import contextlib
 import html
 import inspect
 import io
+import math
 import os
 import re
 import shutil
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import grimp
@@ -59,47 +63,61 @@ def _pages() -> Iterator[tuple[str, str]]:
     yield from _api_pages()
     yield from _model_pages()
     yield from _error_pages()
-    yield "architecture.svg", architecture_picture()
+    layers, packages = package_graph()
+    yield "architecture.svg", architecture_picture(layers, packages)
+    yield "packages.md", packages_table(layers, packages)
 
 
 # ---- command line
 
 
-def command_line_page() -> str:
-    """Return every command with its own help text."""
-    parts = [
-        "# Command line\n\n`fmseg COMMAND --help` prints the same. Exit codes: 0 success, 1 the input, 2 the arguments, "
-        "3 the machine (device, memory, disk), 70 a defect of the program, 130 stopped.\n"
-    ]
-    groups: Mapping[str, Mapping[str, Callable[..., int]]] = {
+def command_groups() -> Mapping[str, Mapping[str, Callable[..., int]]]:
+    """Return the commands by the words before them."""
+    return {
         "fmseg": {name: call for name, call in COMMANDS.items() if name != "project"},
         "fmseg models": MODEL_COMMANDS,
         "fmseg project": PROJECT_COMMANDS,
     }
-    for prefix, commands in groups.items():
-        for name in commands:
+
+
+def command_line_page() -> str:
+    """Return a table of all commands, then each with its own help text."""
+    rows, sections = [], []
+    for prefix, commands in command_groups().items():
+        for name, call in commands.items():
+            anchor = f"{prefix} {name}".replace(" ", "-")
+            summary = (inspect.getdoc(call) or "").partition("\n")[0]
+            rows.append(f"| [`{prefix} {name}`](#{anchor}) | {summary.replace('|', '&#124;')} |")
             words = [*prefix.split()[1:], name]
-            parts.append(f"## `{prefix} {name}`\n\n```text\n{_help(words)}\n```\n")
-    return "\n".join(parts)
+            sections.append(f"## `{prefix} {name}`\n\n```text\n{_help(words)}\n```\n")
+    return (
+        "# Command line\n\n`fmseg COMMAND --help` prints the text of this page. Exit codes: 0 success, 1 a problem with "
+        "the input, 2 wrong arguments, 3 a problem with the machine (device, memory, disk), 70 a defect of the "
+        "program, 130 stopped.\n\n"
+        "| Command | Purpose |\n| --- | --- |\n" + "\n".join(rows) + "\n\n" + "\n".join(sections)
+    )
 
 
 def _help(words: list[str]) -> str:
-    told = io.StringIO()
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"
+    """Return the help text of a command, 84 characters wide, without colours and rules."""
+    printed = io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "84"
     try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             main([*words, "--help"])
     finally:
-        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
-    return re.sub(r"\x1b\[[0-9;]*m", "", told.getvalue()).strip()
+        os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
+    lines = (line.rstrip() for line in plain.splitlines() if not re.fullmatch(r"\s*-{20,}\s*", line))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
 # ---- API
 
 
 def _api_pages() -> Iterator[tuple[str, str]]:
-    names = "\n".join(f"- `fm.{name}`" for name in napari_fmseg.__all__ if not name.startswith("_"))
+    rows = "\n".join(f"| `fm.{name}` | {_summary(name)} |" for name in napari_fmseg.__all__ if not name.startswith("_"))
     pages = []
     for title, modules in API.items():
         name = re.sub(r"\W+", "_", title.lower())
@@ -111,9 +129,16 @@ def _api_pages() -> Iterator[tuple[str, str]]:
     listed = "\n".join(pages)
     yield (
         "api/index.md",
-        f"# Python\n\n`import napari_fmseg as fm` offers these names; importing it costs nothing, since each loads its module "
-        f"at first use:\n\n{names}\n\n```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n",
+        "# Python\n\n`import napari_fmseg as fm` offers these names; each loads its module at first use, so that the "
+        f"import is fast.\n\n| Name | Purpose |\n| --- | --- |\n{rows}\n\n## All modules by subject\n\n"
+        f"```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n",
     )
+
+
+def _summary(name: str) -> str:
+    """Return the first line of the docstring of a public name, as Markdown."""
+    first = (inspect.getdoc(getattr(napari_fmseg, name)) or "").partition("\n")[0]
+    return first.replace("``", "`").replace("|", "&#124;")
 
 
 # ---- models
@@ -121,7 +146,7 @@ def _api_pages() -> Iterator[tuple[str, str]]:
 
 def _model_pages() -> Iterator[tuple[str, str]]:
     for card in models_table.shipped_cards():
-        yield f"models/{card.name}.md", models_table.card_page(card, "#")
+        yield f"models/{card.name}.md", models_table.card_page(card)
 
 
 # ---- errors
@@ -139,7 +164,8 @@ def _error_pages() -> Iterator[tuple[str, str]]:
         about = inspect.getdoc(getattr(errors, name)) or ""
         yield (
             f"errors/{name}.md",
-            f"# {name}\n\n{about}\n\nExit code of `fmseg`: {code}.\n\n## Common causes\n\n{text['causes'].strip()}\n\n"
+            f"# {name}\n\n{about}\n\nExit code of `fmseg`: {code}. In Python: `fm.errors.{name}`.\n\n"
+            f"## Common causes\n\n{text['causes'].strip()}\n\n"
             f"## What to do\n\n{text['what_to_do'].strip()}\n",
         )
 
@@ -147,56 +173,114 @@ def _error_pages() -> Iterator[tuple[str, str]]:
 # ---- architecture
 
 
-def architecture_picture() -> str:
-    """Return an SVG: the packages on their import layers, the number of imports beside each arrow."""
+@dataclass
+class Package:
+    """One package: what it holds, how many modules, and how many imports it has of each other package."""
+
+    about: str = ""
+    modules: int = 0
+    imports: dict[str, int] = field(default_factory=dict)
+
+
+def package_graph() -> tuple[list[list[str]], dict[str, Package]]:
+    """Return the import layers of pyproject.toml, top first, and the packages with the imports between them."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contract = next(c for c in settings["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
-    layers = [[name.strip(" ()") for name in layer.split("|")] for layer in contract["layers"]]
+    layers = [[name.strip() for name in layer.split("|") if "(" not in name] for layer in contract["layers"]]
+    packages = {name: Package() for layer in layers for name in layer}
     graph = grimp.build_graph("napari_fmseg", exclude_type_checking_imports=True)
-    counts: dict[tuple[str, str], int] = {}
-    sizes: dict[str, int] = {}
     for module in graph.modules:
-        home = _package(module)
-        sizes[home] = sizes.get(home, 0) + 1
-        for imported in graph.find_modules_directly_imported_by(module):
-            pair = (home, _package(imported))
-            if pair[0] != pair[1] and all(pair):
-                counts[pair] = counts.get(pair, 0) + 1
-    layers = [[name for name in layer if name != "__main__"] for layer in layers]
-    wide, high, gap = 190, 44, 46
-    place = {}
-    for row, layer in enumerate(layers):
-        for column, name in enumerate(layer):
-            x = 420 + (column - (len(layer) - 1) / 2) * (wide + 60)
-            place[name] = (x, 40 + row * (high + gap))
-    total = 40 + len(layers) * (high + gap)
-    lines, boxes = [], []
-    for (upper, lower), n in sorted(counts.items()):
-        if upper in place and lower in place:
-            (x1, y1), (x2, y2) = place[upper], place[lower]
-            bend = 0 if abs(x1 - x2) > 5 or y2 - y1 < high + gap + 5 else 150 + (y2 - y1) * 0.35
-            path = f"M {x1} {y1 + high} C {x1 - bend} {y1 + high + 30}, {x2 - bend} {y2 - 30}, {x2} {y2 - 4}"
-            lines.append(
-                f'<path d="{path}" fill="none" stroke="#7a8a94" stroke-width="{min(0.6 + n / 25, 4):.1f}" '
-                f'opacity="0.55" marker-end="url(#tip)"><title>{upper} imports {lower}: {n}</title></path>'
-            )
-    for name, (x, y) in place.items():
-        boxes.append(
-            f'<rect x="{x - wide / 2}" y="{y}" width="{wide}" height="{high}" rx="7" fill="#e3f1f7" stroke="#00658c"/>'
-            f'<text x="{x}" y="{y + 20}" text-anchor="middle" font-weight="600">{html.escape(name)}</text>'
-            f'<text x="{x}" y="{y + 36}" text-anchor="middle" font-size="11">{sizes.get(name, 0)} modules</text>'
-        )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 840 {total}" font-family="sans-serif" font-size="14">'
-        '<defs><marker id="tip" markerWidth="7" markerHeight="7" refX="6" refY="3.5" orient="auto">'
-        '<path d="M0 0 L7 3.5 L0 7 z" fill="#7a8a94"/></marker></defs>'
-        f'<rect width="840" height="{total}" fill="#ffffff"/>{"".join(lines)}{"".join(boxes)}</svg>\n'
-    )
+        home = packages.get(_package(module))
+        if home is None:
+            continue
+        home.modules += 1
+        for imported in map(_package, graph.find_modules_directly_imported_by(module)):
+            if imported in packages and packages[imported] is not home:
+                home.imports[imported] = home.imports.get(imported, 0) + 1
+    for name, package in packages.items():
+        docstring = inspect.getdoc(import_module(f"napari_fmseg.{name}")) or ""
+        package.about = " ".join(docstring.partition("\n\n")[0].split()).replace("``", "").replace("`", "")
+    return layers, packages
 
 
 def _package(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
+    return module.split(".")[1] if "." in module else ""
+
+
+def packages_table(layers: list[list[str]], packages: Mapping[str, Package]) -> str:
+    """Return the table of the packages, highest layer first, with the number of imports from each other one."""
+    rows = []
+    for name in (name for layer in layers for name in layer):
+        package = packages[name]
+        imports = ", ".join(f"{other} {n}" for other, n in sorted(package.imports.items(), key=lambda item: -item[1]))
+        rows.append(f"| `{name}` | {package.about.replace('|', '&#124;')} | {package.modules} | {imports or '-'} |")
+    return "| Package | Content | Modules | Imports from |\n| --- | --- | ---: | --- |\n" + "\n".join(rows) + "\n"
+
+
+WIDTH, BOX, HIGH, GAP, COLUMN = 760, 290, 74, 46, 185
+
+
+def architecture_picture(layers: list[list[str]], packages: Mapping[str, Package]) -> str:
+    """Return an SVG: the packages on their import layers, and the arrows that no other path of arrows implies."""
+    place: dict[str, tuple[float, int]] = {}
+    for row, layer in enumerate(layers):
+        for i, name in enumerate(layer):
+            place[name] = (WIDTH / 2 + (i - (len(layer) - 1) / 2) * 2 * COLUMN, row)
+    arrows = [
+        f'<path class="arrow" d="{_route(place[name], place[other], layers)}" marker-end="url(#arrow-tip)">'
+        f"<title>{name} imports {other}: {packages[name].imports[other]}</title></path>"
+        for name, other in _direct(packages)
+    ]
+    boxes = [_box(*place[name], name, packages[name]) for name in place]
+    height = len(layers) * (HIGH + GAP) - GAP + 20
+    return (
+        f'<svg class="architecture" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" '
+        'aria-label="The packages of napari_fmseg on their import layers">'
+        '<defs><marker id="arrow-tip" markerWidth="9" markerHeight="9" refX="8" refY="4.5" orient="auto" '
+        'markerUnits="userSpaceOnUse"><path class="tip" d="M0 0 L9 4.5 L0 9 z"/></marker></defs>'
+        f"{''.join(arrows)}{''.join(boxes)}</svg>\n"
+    )
+
+
+def _direct(packages: Mapping[str, Package]) -> list[tuple[str, str]]:
+    """Return the imports between packages that do not follow from a chain of others (transitive reduction)."""
+
+    def reached(name: str) -> set[str]:
+        return {name}.union(*(reached(other) for other in packages[name].imports))
+
+    return [
+        (name, other)
+        for name, package in packages.items()
+        for other in package.imports
+        if not any(other in reached(between) for between in package.imports if between != other)
+    ]
+
+
+def _route(start: tuple[float, int], end: tuple[float, int], layers: list[list[str]]) -> str:
+    """Return the path of an arrow, around the boxes of the layers between."""
+    (x1, row1), (x2, row2) = start, end
+    top, bottom = 10 + row1 * (HIGH + GAP), 10 + row2 * (HIGH + GAP) - 1
+    blocked = any(len(layer) % 2 for layer in layers[row1 + 1 : row2])
+    if row2 - row1 > 1 and blocked and x1 != x2:  # leave at the side, go down outside of the middle column
+        side, x2 = x1 + math.copysign(BOX / 2, x2 - x1), x2 + math.copysign(60, x2 - x1)
+        return f"M {side} {top + HIGH / 2} C {x2} {top + HIGH / 2}, {x2} {top + HIGH}, {x2} {bottom}"
+    x2 += max(-60.0, min(60.0, (x1 - x2) / 3))
+    y1, half = top + HIGH, (bottom - top - HIGH) / 2
+    return f"M {x1} {y1} C {x1} {y1 + half}, {x2} {bottom - half}, {x2} {bottom}"
+
+
+def _box(x: float, row: int, name: str, package: Package) -> str:
+    y = 10 + row * (HIGH + GAP)
+    about = textwrap.wrap(package.about, 46)
+    lines = about if len(about) <= 2 else [about[0], textwrap.shorten(" ".join(about[1:]), 46, placeholder=" …")]
+    texts = "".join(
+        f'<text class="about" x="{x}" y="{y + 42 + 16 * i}">{html.escape(line)}</text>' for i, line in enumerate(lines)
+    )
+    return (
+        f'<rect x="{x - BOX / 2}" y="{y}" width="{BOX}" height="{HIGH}" rx="7"/>'
+        f'<text class="name" x="{x}" y="{y + 23}">{html.escape(name)}'
+        f'<tspan class="about"> · {package.modules} modules</tspan></text>{texts}'
+    )
 
 
 if __name__ == "__main__":
