@@ -91,8 +91,8 @@ def command_line_page() -> str:
             words = [*prefix.split()[1:], name]
             sections.append(f"## `{prefix} {name}`\n\n```text\n{_help(words)}\n```\n")
     return (
-        "# Command line\n\n`fmseg COMMAND --help` prints the text of this page. Exit codes: 0 success, 1 a problem with "
-        "the input, 2 wrong arguments, 3 a problem with the machine (device, memory, disk), 70 a defect of the "
+        "# Command line\n\n`fmseg COMMAND --help` prints the text of this page. Exit codes: 0 success, 1 a problem "
+        "with the input, 2 wrong arguments, 3 a problem with the machine (device, memory, disk), 70 a defect of the "
         "program, 130 stopped.\n\n"
         "| Command | Purpose |\n| --- | --- |\n" + "\n".join(rows) + "\n\n" + "\n".join(sections)
     )
@@ -217,7 +217,7 @@ def packages_table(layers: list[list[str]], packages: Mapping[str, Package]) -> 
     return "| Package | Content | Modules | Imports from |\n| --- | --- | ---: | --- |\n" + "\n".join(rows) + "\n"
 
 
-WIDTH, BOX, HIGH, GAP, COLUMN = 760, 290, 74, 46, 185
+WIDTH, BOX, HIGH, GAP, COLUMN = 760, 300, 88, 42, 190
 
 
 def architecture_picture(layers: list[list[str]], packages: Mapping[str, Package]) -> str:
@@ -272,7 +272,7 @@ def _route(start: tuple[float, int], end: tuple[float, int], layers: list[list[s
 def _box(x: float, row: int, name: str, package: Package) -> str:
     y = 10 + row * (HIGH + GAP)
     about = textwrap.wrap(package.about, 46)
-    lines = about if len(about) <= 2 else [about[0], textwrap.shorten(" ".join(about[1:]), 46, placeholder=" …")]
+    lines = about if len(about) <= 3 else [*about[:2], textwrap.shorten(" ".join(about[2:]), 46, placeholder=" …")]
     texts = "".join(
         f'<text class="about" x="{x}" y="{y + 42 + 16 * i}">{html.escape(line)}</text>' for i, line in enumerate(lines)
     )
