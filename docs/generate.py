@@ -109,8 +109,9 @@ def _help(words: list[str]) -> str:
     finally:
         os.environ.pop("COLUMNS") if columns is None else os.environ.update(COLUMNS=columns)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue())
-    lines = (line.rstrip() for line in plain.splitlines() if not re.fullmatch(r"\s*-{20,}\s*", line))
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+    lines = (line.rstrip() for line in plain.replace("``", "").splitlines() if not re.fullmatch(r"\s*-{20,}\s*", line))
+    wrapped = "\n".join(line if line.startswith(" ") else textwrap.fill(line, 84) for line in lines)
+    return re.sub(r"\n{3,}", "\n\n", wrapped).strip()
 
 
 # ---- API
@@ -123,7 +124,8 @@ def _api_pages() -> Iterator[tuple[str, str]]:
         name = re.sub(r"\W+", "_", title.lower())
         pages.append(name)
         blocks = "\n\n".join(
-            f"```{{eval-rst}}\n.. automodule:: napari_fmseg.{module}\n   :members:\n```" for module in modules
+            f"## `napari_fmseg.{module}`\n\n```{{eval-rst}}\n.. automodule:: napari_fmseg.{module}\n   :members:\n```"
+            for module in modules
         )
         yield f"api/{name}.md", f"# {title}\n\n{blocks}\n"
     listed = "\n".join(pages)

@@ -23,10 +23,11 @@ def shipped_cards() -> list[ModelCard]:
 
 
 def dice(card: ModelCard) -> str:
-    """Return the mean Dice of the last stage, and on which cases it was measured."""
-    if not card.scores:
+    """Return the mean Dice of the final labels, and on which cases it was measured."""
+    if card.mean_dice is None:
         return "not measured on cases outside its training data"
-    return f"**{card.mean_dice:.3f}** on {card.scored_on}"
+    cases, _, _ = card.scored_on.partition(",")
+    return f"**{card.mean_dice:.3f}** on {cases}"
 
 
 def table(cards: Iterable[ModelCard], pages: str = "") -> str:
@@ -97,7 +98,8 @@ def page(cards: Iterable[ModelCard]) -> str:
         "(`scripts/models_table.py`).\n\n"
         f"{table(cards, folder)}\n\n"
         "- **Dice** is the mean over the classes and over cases that were not used for training. The page of each "
-        "model has it by class and stage; each stage was resampled to the volume's own grid for measuring.\n"
+        "model has it by class and stage, and states whether these cases also chose the best epoch, which makes the "
+        "figure slightly optimistic. Each stage was resampled to the volume's own grid for measuring.\n"
         "- **Surfaces within 2 mm** (on the pages of the models) is the share of both surfaces, predicted and true, "
         "that is within this distance of the other one (normalised surface Dice, NSD).\n"
         "- The recipe of a model is in `resources/recipes` under its name; `fmseg train` repeats the training.\n\n"
