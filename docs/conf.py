@@ -35,6 +35,7 @@ napoleon_use_rtype = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "napari-fmseg"
 html_static_path = ["static"]
 html_css_files = ["fmseg.css"]

@@ -267,8 +267,8 @@ def _route(start: tuple[float, int], end: tuple[float, int], layers: list[list[s
         side, x2 = x1 + math.copysign(BOX / 2, x2 - x1), x2 + math.copysign(60, x2 - x1)
         return f"M {side} {top + HIGH / 2} C {x2} {top + HIGH / 2}, {x2} {top + HIGH}, {x2} {bottom}"
     x2 += max(-60.0, min(60.0, (x1 - x2) / 3))
-    y1, half = top + HIGH, (bottom - top - HIGH) / 2
-    return f"M {x1} {y1} C {x1} {y1 + half}, {x2} {bottom - half}, {x2} {bottom}"
+    turn, half = bottom - GAP, GAP / 2  # straight down between the columns, and across just above the lower box
+    return f"M {x1} {top + HIGH} L {x1} {turn} C {x1} {turn + half}, {x2} {bottom - half}, {x2} {bottom}"
 
 
 def _box(x: float, row: int, name: str, package: Package) -> str:
