@@ -25,6 +25,7 @@ nitpicky = False
 
 myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
+smartquotes = False  # options such as --image stay as they are typed
 suppress_warnings = ["myst.header"]
 
 autodoc_typehints = "description"
