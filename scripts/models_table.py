@@ -74,6 +74,7 @@ def card_page(card: ModelCard) -> str:
         "Pipeline": f"`{card.pipeline}`: " + ", ".join(f"{name} (`{net.network}`)" for name, net in card.nets.items()),
         "Training data": card.trained_on,
         "Scored on": card.scored_on,
+        "Half precision": str(card.half_precision or ""),
         "Limits": card.limits,
         "Licence": card.licence,
         "Restriction": card.restriction,
