@@ -6,6 +6,7 @@ python scripts/models_table.py --write    writes README.md and docs/models/index
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ def dice(card: ModelCard) -> str:
     """Return the mean Dice of the final labels, and on which cases it was measured."""
     if card.mean_dice is None:
         return "not measured on cases outside its training data"
-    cases, _, _ = card.scored_on.partition(",")
+    cases = re.split(r",| \(", card.scored_on)[0]  # the page of the model has all of it
     return f"**{card.mean_dice:.3f}** on {cases}"
 
 
