@@ -203,7 +203,7 @@ def compare(options: argparse.Namespace, results: Results) -> None:
 
 
 def show(options: argparse.Namespace, results: Results) -> None:
-    """Print the comparison as the table of docs/pretraining.md."""
+    """Print the comparison as the table of docs/tutorials/pretrain.md."""
     told = results.table["compare"]
     print(f"| labelled volumes | start | Dice, mean of seeds | spread | seeds | ({told['steps']} steps each)")
     print("| ---: | --- | ---: | ---: | ---: |")

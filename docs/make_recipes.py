@@ -1,4 +1,4 @@
-"""Write the tables of docs/recipes.md from the dataclasses, so that the page cannot go stale.
+"""Write the tables of docs/reference/recipes.md from the dataclasses, so that the page cannot go stale.
 
 Run ``python docs/make_recipes.py`` after a field has changed; tests/training/test_recipe.py checks that it was.
 """
@@ -16,7 +16,7 @@ from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.settings import CoarseFineSettings, PhasedSettings
 from napari_fmseg.training.recipe import Augment, Recipe, Replay, StageRecipe
 
-PAGE = Path(__file__).parent / "recipes.md"
+PAGE = Path(__file__).parent / "reference" / "recipes.md"
 CLASSES = {
     c.__name__: c for c in (Recipe, StageRecipe, Augment, Intensity, PhasedSettings, CoarseFineSettings, Case, Replay)
 }

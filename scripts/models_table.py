@@ -1,11 +1,12 @@
-"""Write the table of shipped models into README.md, between its two marks, and docs/models.md, from the model cards.
+"""Write the table of shipped models into README.md, between its two marks, and into docs/models/index.md.
 
 python scripts/models_table.py            prints the table
-python scripts/models_table.py --write    writes README.md and docs/models.md
+python scripts/models_table.py --write    writes README.md and docs/models/index.md
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,96 +18,112 @@ START, END = "<!-- models: start -->", "<!-- models: end -->"
 
 
 def shipped_cards() -> list[ModelCard]:
-    """Cards of this repository, not those of the user: first what is in the wheel, then the restricted ones."""
+    """Return the cards of this repository: first those in the wheel, then the restricted ones."""
     folders = (ROOT / "resources" / "models", ROOT / "weights" / "research")
     return [read_card(path) for folder in folders for path in sorted(folder.rglob("*.toml"))]
 
 
 def dice(card: ModelCard) -> str:
-    """Tell the Dice of the last stage: the mean, then each class."""
-    last = dict(card.scores)["labels"] if "labels" in card.scores else list(card.scores.values())[-1]
-    each = ", ".join(f"{name} {value:.2f}" for name, value in last.items() if name != "mean")
-    return f"**{sum(last.values()) / len(last):.3f}** ({each})"
+    """Return the mean Dice of the final labels, and on which cases it was measured."""
+    if card.mean_dice is None:
+        return "not measured on cases outside its training data"
+    cases = re.split(r",| \(", card.scored_on)[0]  # the page of the model has all of it
+    return f"**{card.mean_dice:.3f}** on {cases}"
 
 
-def table(cards: Iterable[ModelCard]) -> str:
-    """Give the Markdown table."""
-    rows = [
-        "| Model | Modality | Segments | Dice on cases it has not seen | Licence |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+def table(cards: Iterable[ModelCard], pages: str = "") -> str:
+    """Return the Markdown table; with `pages`, a folder with a page per model, each name is a link."""
+    rows = ["| Model | Modality | Classes | Mean Dice | Licence |", "| --- | --- | --- | --- | --- |"]
     for card in cards:
-        segments = ", ".join(card.labels.values())
-        terms = f"{card.licence}; {card.restriction}" if card.restriction else card.licence
         cells = (
-            f"`{card.name}`",
-            card.modality,
-            segments,
-            f"{dice(card)}; {card.scored_on}" if card.scores else "never measured on a case it did not learn from",
-            terms,
+            f"[`{card.name}`]({pages}/{card.name}.md)" if pages else f"`{card.name}`",
+            f"{card.modality}, {card.body_part}",
+            ", ".join(name.replace("_", " ") for name in card.labels.values()),
+            dice(card),
+            f"{card.licence}; restricted, see its card" if card.restriction else card.licence,
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(rows)
 
 
-def told(column: Mapping[str, float], name: str) -> str:
-    """Write one value, or that there is none."""
+def number(column: Mapping[str, float], name: str) -> str:
+    """Return one value as text, or a dash if there is none."""
     return f"{column[name]:.3f}" if name in column else "-"
 
 
-def measured(card: ModelCard) -> str:
-    """Give the table of a card's scores, or tell that there are none."""
+def scores_table(card: ModelCard) -> str:
+    """Return the table of a card's scores, or a sentence if there are none."""
     columns = {f"Dice, {stage}": scores for stage, scores in card.scores.items() if stage != "labels"}
     if not columns:
-        return f"Segments {', '.join(card.labels.values())}. Never measured on a case that it did not learn from."
+        classes = ", ".join(name.replace("_", " ") for name in card.labels.values())
+        return f"Classes: {classes}. Not measured on cases outside its training data."
     if card.surface:
         columns[f"Surfaces within {card.surface_mm:g} mm"] = card.surface
-    rows = [f"| Class | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
+    rows = [f"| Class | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     for name in card.labels.values():
-        rows.append(f"| {name} | " + " | ".join(told(column, name) for column in columns.values()) + " |")
+        values = " | ".join(number(column, name) for column in columns.values())
+        rows.append(f"| {name.replace('_', ' ')} | {values} |")
     means = (sum(column.values()) / len(column) for column in columns.values())
     return "\n".join([*rows, "| **mean** | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |"])
 
 
+def card_page(card: ModelCard) -> str:
+    """Return the page of a model: scores, facts, and the command that runs it."""
+    facts = {
+        "Modality and region": f"{card.modality}, {card.body_part}",
+        "Input channels": ", ".join(card.channels),
+        "Pipeline": f"`{card.pipeline}`: " + ", ".join(f"{name} (`{net.network}`)" for name, net in card.nets.items()),
+        "Training data": card.trained_on,
+        "Scored on": card.scored_on,
+        "Half precision": str(card.half_precision or ""),
+        "Limits": card.limits,
+        "Licence": card.licence,
+        "Restriction": card.restriction,
+        "Citation": card.citation,
+    }
+    list_of = "\n".join(f"- **{name}.** {' '.join(text.split())}" for name, text in facts.items() if text)
+    inputs = " ".join(f"{name.lower()}.nii.gz" for name in card.channels) if len(card.channels) > 1 else "scan.nii.gz"
+    return (
+        f"# `{card.name}`\n\n**{card.title}.** Research use only, not a medical device.\n\n"
+        f"```bash\nfmseg segment {inputs} --model {card.name} --output mask.nii.gz\n```\n\n"
+        f"## Scores\n\n{scores_table(card)}\n\n## Card\n\n{list_of}\n"
+    )
+
+
 def page(cards: Iterable[ModelCard]) -> str:
-    """Give docs/models.md: every card, with Dice by class and stage."""
-    parts = [
-        "# Models\n\nMade from the model cards by `scripts/models_table.py --write`. Research use only. Not a medical "
-        "device.\n\nDice is the mean over cases that were not trained on; each stage was run to the volume's own grid. "
-        "The last column is the part of both surfaces (found and true) that lies near the other one. "
-        "A model's recipe lies in `resources/recipes` under its name.\n"
-    ]
-    for card in cards:
-        facts = {
-            "Modality and region": f"{card.modality}, {card.body_part}",
-            "Trained on": card.trained_on,
-            "Scored on": card.scored_on,
-            "Half precision": str(card.half_precision or ""),
-            "What it cannot do": card.limits,
-            "Licence": card.licence,
-            "Restriction": card.restriction,
-            "Cite": card.citation,
-        }
-        list_of = "\n".join(f"- **{name}.** {' '.join(text.split())}" for name, text in facts.items() if text)
-        parts.append(f"## {card.title} (`{card.name}`)\n\n" + f"{measured(card)}\n\n{list_of}\n")
-    return "\n".join(parts)
+    """Return docs/models/index.md: the table of all models, with a link to the page of each."""
+    cards, folder = list(cards), "../generated/models"
+    names = "\n".join(f"{card.name} <{folder}/{card.name}>" for card in cards)
+    return (
+        "# Models\n\n**Research use only, not a medical device.** The models are small and were trained on few cases: "
+        "inspect every result.\n\nThis page and the pages of the models are generated from the model cards "
+        "(`scripts/models_table.py`).\n\n"
+        f"{table(cards, folder)}\n\n"
+        "- **Dice** is the mean over the classes and over cases that were not used for training. The page of each "
+        "model has it by class and stage, and states whether these cases also chose the best epoch, which makes the "
+        "figure slightly optimistic. Each stage was resampled to the volume's own grid for measuring.\n"
+        "- **Surfaces within 2 mm** (on the pages of the models) is the share of both surfaces, predicted and true, "
+        "that is within this distance of the other one (normalised surface Dice, NSD).\n"
+        "- The recipe of a model is in `resources/recipes` under its name; `fmseg train` repeats the training.\n\n"
+        f"```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{names}\n```\n"
+    )
 
 
-def written(readme: str) -> str:
-    """Give `readme` with the table of today."""
+def update_readme(readme: str) -> str:
+    """Return `readme` with the current table."""
     before, rest = readme.split(START)
     _, after = rest.split(END)
     return f"{before}{START}\n{table(shipped_cards())}\n{END}{after}"
 
 
-def main(words: list[str]) -> None:
-    """Read the command line."""
-    if "--write" not in words:
+def main(arguments: list[str]) -> None:
+    """Print or write the table."""
+    if "--write" not in arguments:
         print(table(shipped_cards()))
         return
     path = ROOT / "README.md"
-    path.write_text(written(path.read_text(encoding="utf-8")), encoding="utf-8")
-    (ROOT / "docs" / "models.md").write_text(page(shipped_cards()), encoding="utf-8")
+    path.write_text(update_readme(path.read_text(encoding="utf-8")), encoding="utf-8")
+    (ROOT / "docs" / "models" / "index.md").write_text(page(shipped_cards()), encoding="utf-8")
 
 
 if __name__ == "__main__":

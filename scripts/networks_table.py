@@ -1,7 +1,7 @@
 """Write the table of all networks of the registry: parameters, multiply-adds and milliseconds for one volume.
 
 python scripts/networks_table.py                  prints parameters and multiply-adds
-python scripts/networks_table.py --write          measures the milliseconds too and writes docs/networks.md
+python scripts/networks_table.py --write          measures the milliseconds too and writes docs/reference/networks.md
 python scripts/networks_table.py --write --device cuda
 python scripts/networks_table.py --write --only fcn unet2d    measures these, and keeps the other milliseconds
 """
@@ -28,7 +28,7 @@ from napari_fmseg.nets import NETWORKS, build
 from napari_fmseg.nets.unet3d import ATTENTIONS
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "networks.md"
+PAGE = ROOT / "docs" / "reference" / "networks.md"
 SIZE = 96
 LARGE = 128  # what a pooled strip of the context block needs
 RUNS = 3
@@ -175,7 +175,7 @@ def processor() -> str:
 
 
 def page(device: torch.device, only: Sequence[str] = ()) -> str:
-    """Give docs/networks.md; see `table`."""
+    """Give docs/reference/networks.md; see `table`."""
     kinds = "\n".join(f"- `{name}`: {what}" for name, what in ATTENTIONS.items() if name != "none")
     light, heavy = cost(Entry("ma3dseg")), cost(Entry("uxnet3d"))
     fewer, cheaper = (b / a for a, b in zip(light, heavy, strict=True))

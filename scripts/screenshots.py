@@ -308,7 +308,7 @@ def made_up_pet() -> tuple[Any, Any, Any]:
 
 
 def pet(folder: Path) -> None:
-    """Take the pictures of docs/pet.md: a PET alone, over its CT, and the list of lesions."""
+    """Take the pictures of docs/tutorials/pet.md: a PET alone, over its CT, and the list of lesions."""
     import napari
 
     from napari_fmseg._napari.layers import image_layers, labels_layer

@@ -23,7 +23,7 @@ def script(monkeypatch):
 
 @pytest.fixture
 def documented() -> dict[str, list[str]]:
-    lines = (ROOT / "docs" / "networks.md").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "docs" / "reference" / "networks.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
     return {row[0]: row for row in rows}
 

@@ -82,8 +82,8 @@ def pretrain(
     output
         Folder of the run: checkpoint, decoded volumes, then card and weights. Needed with a folder.
     network
-        Any name of docs/networks.md but snet, attnnet and edgenet; published for fmunet and pctnet. A recipe names its
-        own.
+        Any name of docs/reference/networks.md but snet, attnnet and edgenet; published for fmunet and pctnet. A recipe
+        names its own.
     steps
         Optimiser steps instead of the recipe's.
     minutes

@@ -103,7 +103,8 @@ def wait_asleep() -> None:
     """Allow the threads of OpenMP sleep while they wait for each other, unless the user has chosen how they wait.
 
     Where other programs run too, waiting awake takes the processor from the very thread that is waited for: the same
-    run took several times longer (docs/speed.md). It has an effect only before torch, and with it OpenMP, is loaded.
+    run took several times longer (docs/developers/speed.md). It has an effect only before torch, and with it OpenMP,
+    is loaded.
     """
     if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

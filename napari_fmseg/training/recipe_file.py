@@ -41,7 +41,9 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
     except InvalidRecipe as error:
         raise InvalidRecipe(f"{path.name}: {error}") from error
     except (OSError, ValueError, UnknownModel) as error:
-        raise InvalidRecipe(f"{path.name} is no recipe: {error}. See docs/recipes.md for its fields.") from error
+        raise InvalidRecipe(
+            f"{path.name} is no recipe: {error}. docs/reference/recipes.md lists its fields."
+        ) from error
 
 
 def _from_table(table: dict[str, Any], folder: Path) -> Recipe:

@@ -432,7 +432,7 @@ def test_the_guide_tells_every_field_with_its_default() -> None:
 
 
 def test_the_recipe_in_the_guide_is_a_recipe(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
     text, *_ = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "my.toml").write_text(text)
     assert load_recipe(tmp_path / "my.toml").dataset == tmp_path / "my-data"

@@ -1,6 +1,6 @@
 """Which device, which precision, and the fastest right way to call a network there.
 
-What was measured, and what was not taken up, stands in docs/speed.md.
+What was measured, and what was not taken up, stands in docs/developers/speed.md.
 """
 
 from __future__ import annotations
