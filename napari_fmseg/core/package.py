@@ -6,7 +6,7 @@ from pathlib import Path
 
 __all__ = ["__version__", "import_root", "shipped"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _PACKAGE = Path(__file__).parents[1]
 
 
