@@ -10,7 +10,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import generate  # noqa: E402
 
-from napari_fmseg import __version__  # noqa: E402
+from napari_fmseg.core.package import __version__  # noqa: E402
 
 project = "napari-fmseg"
 author = "The napari-fmseg developers"
@@ -19,7 +19,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "generated/packages.md"]
+exclude_patterns = ["_build", "generated/packages.md", "generated/errors_table.md"]
 default_role = "literal"
 nitpicky = False
 

@@ -42,7 +42,7 @@ API = {
     "Segmentation": ("pipelines",),
     "Networks": ("nets",),
     "Training": ("training.loop", "training.recipe"),
-    "Projects": ("datasets.project", "datasets.case"),
+    "Projects": ("datasets.projects.project", "datasets.case"),
     "Evaluation": ("evaluation.metrics", "evaluation.lesion_metrics", "evaluation.lesions", "evaluation.evaluate"),
     "Explanations": ("explain.gradcam", "explain.uncertainty"),
     "Errors": ("core.errors",),
@@ -160,6 +160,8 @@ def _error_pages() -> Iterator[tuple[str, str]]:
     missing, surplus = set(names) - set(explanations), set(explanations) - set(names)
     if missing or surplus:
         raise SystemExit(f"docs/errors.toml: missing {sorted(missing)}, unknown {sorted(surplus)}")
+    rows = "\n".join(f"| [{name}](../generated/errors/{name}.md) | {explanations[name]['meaning']} |" for name in names)
+    yield "errors_table.md", f"| Error | Meaning |\n| --- | --- |\n{rows}\n"  # included in docs/reference/errors.md
     for name in names:
         text = explanations[name]
         code = getattr(errors, name).exit_code
