@@ -13,6 +13,7 @@ from napari_fmseg.core.hardware import apply_cpu_capability
 if TYPE_CHECKING:
     from napari_fmseg.core import errors as errors
     from napari_fmseg.core.events import drain as drain
+    from napari_fmseg.core.package import __version__ as __version__
     from napari_fmseg.core.resampling import stack_channels as stack_channels
     from napari_fmseg.core.volume import Geometry as Geometry
     from napari_fmseg.core.volume import LabelMap as LabelMap
@@ -43,6 +44,7 @@ _MODULES = {
     "Recipe": "napari_fmseg.training",
     "SegmentOptions": "napari_fmseg.pipelines",
     "Volume": "napari_fmseg.core.volume",
+    "__version__": "napari_fmseg.core.package",
     "drain": "napari_fmseg.core.events",
     "errors": "napari_fmseg.core.errors",
     "list_models": "napari_fmseg.models.registry",
@@ -60,7 +62,7 @@ _MODULES = {
 }
 
 
-__all__ = ["__version__", *_MODULES]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -221,3 +221,23 @@ def test_links_of_the_documentation_lead_somewhere(page: str):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text(encoding="utf-8")):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), target
+
+
+def test_no_module_hides_what_its_package_gives_under_the_same_name() -> None:
+    code = """
+import importlib, pkgutil, types
+import napari_fmseg
+packages = [napari_fmseg.__name__]
+for found in pkgutil.walk_packages(napari_fmseg.__path__, "napari_fmseg."):
+    if found.ispkg and "._napari" not in found.name:
+        packages.append(found.name)
+for package in packages:
+    names = getattr(importlib.import_module(package), "__all__", ())
+    for name in names:
+        given = {}
+        exec(f"from {package} import {name}", given)  # as a user writes it: the lazy ones, too
+        if isinstance(given[name], types.ModuleType) and (package, name) != ("napari_fmseg", "errors"):
+            print(package, name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr[-2000:]

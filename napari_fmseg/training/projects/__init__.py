@@ -51,8 +51,8 @@ from napari_fmseg.training.projects.versions import (
 )
 
 if TYPE_CHECKING:
-    from napari_fmseg.training.projects.finish_run import finish_run as finish_run
-    from napari_fmseg.training.projects.predict import predict as predict
+    from napari_fmseg.training.projects.predictions import predict as predict
+    from napari_fmseg.training.projects.run_results import finish_run as finish_run
     from napari_fmseg.training.projects.score import measure as measure
     from napari_fmseg.training.projects.score import unmeasured as unmeasured
 
@@ -118,7 +118,7 @@ __all__ = [
 ]
 
 
-_WITH_MODELS = {"finish_run": "finish_run", "measure": "score", "unmeasured": "score", "predict": "predict"}
+_WITH_MODELS = {"finish_run": "run_results", "measure": "score", "unmeasured": "score", "predict": "predictions"}
 
 
 def __getattr__(name: str) -> Any:
