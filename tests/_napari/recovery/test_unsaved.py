@@ -245,8 +245,8 @@ def test_saving_by_naparis_own_menu_counts(viewer: Any, home: Path) -> None:
 def test_without_autosaving_nothing_is_kept_and_the_question_says_so(
     viewer: Any, qtbot: Any, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("recovery", "unsaved"):
-        monkeypatch.setattr(f"napari_fmseg._napari.{module}.load", lambda: Preferences(autosave=False))
+    for module in ("autosave", "unsaved"):
+        monkeypatch.setattr(f"napari_fmseg._napari.recovery.{module}.load", lambda: Preferences(autosave=False))
     painted(viewer)
     dialog = UnsavedDialog(list(viewer.layers), tuple(viewer.layers))
     assert "cannot be put back" in dialog.discard_button.toolTip()
