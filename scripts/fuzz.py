@@ -207,11 +207,14 @@ def _tried(reader: str, path: Path, what: str) -> tuple[str, str]:
 
 def _reader(name: str) -> Any:
     from napari_fmseg import io
+    from napari_fmseg.datasets import nnunet_raw
+    from napari_fmseg.datasets.projects import project
     from napari_fmseg.io import series_previews
     from napari_fmseg.models import card
-    from napari_fmseg.training import projects, recipe
+    from napari_fmseg.training import recipe_file
 
-    return next(getattr(room, name) for room in (io, series_previews, card, recipe, projects) if hasattr(room, name))
+    rooms = (io, series_previews, card, recipe_file, nnunet_raw, project)
+    return next(getattr(room, name) for room in rooms if hasattr(room, name))
 
 
 def _listing(home: Path, folder: Path, what: str) -> dict[str, tuple[int, int]]:

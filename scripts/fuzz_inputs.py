@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import json
+import locale
 import random
 import re
 import shutil
@@ -206,6 +207,7 @@ def _write_by_gdcm(folder: Path, image: object) -> None:
     import SimpleITK as sitk
 
     folder.mkdir(parents=True, exist_ok=True)
+    before = locale.setlocale(locale.LC_ALL)
     tags = {
         "0008|0060": "CT",
         "0020|000e": "1.2.9",
@@ -223,6 +225,7 @@ def _write_by_gdcm(folder: Path, image: object) -> None:
         writer.SetCompressor("JPEG2000")
         writer.SetFileName(str(folder / f"{z}.dcm"))
         writer.Execute(one)
+    locale.setlocale(locale.LC_ALL, before)  # which the library changes when it writes
 
 
 def _write_zips(folder: Path) -> None:

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from napari_fmseg.core import atomic_write
 from napari_fmseg.core.errors import UnreadableVolume, UnwritableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import (
@@ -299,16 +299,14 @@ def test_a_place_can_be_tried_before_the_work(tmp_path: Path) -> None:
 @contextmanager
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernel's own full device takes what is written to the temporary file."""
-    plain = Path.open
 
-    def opened(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        if path.name.endswith(".part"):
-            plain(path, mode).close()
-            return plain(Path("/dev/full"), "wb")
-        return plain(path, mode, *args, **kwargs)
+    class Full(atomic_write._Raw):
+        def __init__(self, path: Path, mode: str) -> None:
+            path.touch()
+            super().__init__("/dev/full", "wb")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", opened)
+        patch.setattr(atomic_write, "_Raw", Full)
         yield
 
 

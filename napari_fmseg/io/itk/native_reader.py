@@ -114,10 +114,12 @@ def isolate(wanted: bool = True) -> None:
 
 
 @atexit.register
-def _kill() -> None:
-    """End the process with ours, whoever waits for it."""
-    if _child is not None and _child.asker == os.getpid():
-        _child.popen.kill()
+def _end_with_us() -> None:
+    """End the process with ours, whoever still waits for it."""
+    global _child
+    child, _child = _child, None
+    if child is not None:
+        child.end()
 
 
 def is_isolated() -> bool:

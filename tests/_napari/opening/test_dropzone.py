@@ -440,9 +440,9 @@ def test_a_file_that_makes_a_parser_crash_leaves_the_window_and_its_layers(
     native_reader.isolate(False)
     native_reader.isolate()
     code = (
-        "import os, signal, sys\nfrom napari_fmseg.io.itk import native_reader as native\n"
+        "import os, signal, sys\nfrom napari_fmseg.io.itk import native_reader\n"
         "crash = lambda *_: os.kill(os.getpid(), signal.SIGSEGV)\n"
-        "native._PARSERS = dict.fromkeys(native_reader._PARSERS, crash)\nnative.main(int(sys.argv[1]))"
+        "native_reader._PARSERS = dict.fromkeys(native_reader._PARSERS, crash)\nnative_reader.main(int(sys.argv[1]))"
     )
     with monkeypatch.context() as patch:
         patch.setattr(native_reader, "_COMMAND", [sys.executable, "-c", code])
