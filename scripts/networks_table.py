@@ -78,7 +78,8 @@ ENTRIES = [
 
 _PAM = (
     "The attention weights are initialised nearly open (0.95), so that a network begins as it would without attention; "
-    "initialised half open, a U-Net with PAM needed twice the steps on cine MR. With three minutes of one CPU thread for each training (88 "
+    "initialised half open, a U-Net with PAM needed twice the steps on cine MR. With three minutes of one CPU "
+    "thread for each training (88 "
     "steps plain, 75 with PAM), 40 left atria for training and 10 others for measuring, U-Nets with PAM had a Dice "
     "of .264, .472 and .445 (three seeds), plain ones .239, .255 and .050: PAM helps there, and both had only begun "
     "to learn (`benchmarks/pam_atrium.py`)."
