@@ -17,7 +17,7 @@ from napari_fmseg.models.provenance import precision_of
 from napari_fmseg.models.settings import SETTINGS
 from napari_fmseg.models.weights import Model, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.nets.runtime import prepare as net_prepare
+from napari_fmseg.nets.runtime import device as runtime_device
 
 SHA = "ab" * 32
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def card_with(dice: float = 0.9995, sha256: str = SHA, **fields: Any) -> ModelCa
 @pytest.fixture(autouse=True)
 def a_processor_that_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FMSEG_CPU_CAPABILITY", raising=False)
-    monkeypatch.setattr(net_prepare, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(runtime_device, "_cpu_has_bfloat16", lambda: True)
 
 
 @pytest.mark.parametrize(

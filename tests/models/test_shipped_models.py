@@ -17,7 +17,7 @@ from napari_fmseg.evaluation.metrics import dice_per_label
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.registry import list_models
 from napari_fmseg.models.weights import load_model
-from napari_fmseg.nets.runtime import prepare as net_prepare
+from napari_fmseg.nets.runtime import device as runtime_device
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 from napari_fmseg.training import cases_of
 
@@ -82,7 +82,7 @@ def test_a_mask_does_not_depend_on_whether_the_processor_has_half_precision(
     card: ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if card.half_precision is None:  # whatever the processor is; where the card proves it, it must be what it says
-        monkeypatch.setattr(net_prepare, "_cpu_has_bfloat16", lambda: True)
+        monkeypatch.setattr(runtime_device, "_cpu_has_bfloat16", lambda: True)
     one, _ = phantom_ct(20261, spacing=(8.0, 6.0, 6.0), difficulty="easy")
     data = one.data if len(card.channels) == 1 else np.stack([one.data] * len(card.channels))
     volume = Volume(data, one.geometry)
