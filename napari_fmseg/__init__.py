@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from napari_fmseg.core.hardware import apply_cpu_capability
+from napari_fmseg.core.package import accept_previous_names
 
 if TYPE_CHECKING:
     from napari_fmseg.core import errors as errors
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 
 apply_cpu_capability()
+accept_previous_names()
 
 
 _MODULES = {
