@@ -28,6 +28,9 @@ HALO = 2
 
 Maps: TypeAlias = Tensor | tuple[Tensor, ...]
 
+_SNET_CPU = "napari_fmseg.nets.runtime.snet_cpu:SNetCpu"
+_EDGENET_CPU = "napari_fmseg.nets.runtime.edgenet_cpu:EdgeNetCpu"
+
 
 def kaiming_init(net: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """Draw all convolutions anew: Kaiming normal with slope 0.25, bias 0. Give `net` back."""
@@ -73,6 +76,7 @@ class _Pyramid(nn.Module):
         ``"v1"`` (2022) or ``"v2"`` (2023).
     """
 
+    activation = "none"
     encoders: nn.ModuleList
     con: nn.Conv3d
     decoders: nn.ModuleList
@@ -86,6 +90,10 @@ class _Pyramid(nn.Module):
         self.in_channels = in_channels
         self.n_classes = n_classes
         self._normalised = False
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights anew: see `kaiming_init`."""
+        kaiming_init(self, generator)
 
     def _add_layers(self, width: int) -> None:
         """Register the layers under their published names."""
@@ -159,7 +167,12 @@ class SNet(_Pyramid):
     def __init__(self, in_channels: int = 1, n_classes: int = 2, variant: str = "v1", width: int = 32) -> None:
         super().__init__(variant, in_channels, n_classes)
         self._normalised = variant == "v2"
+        self.cpu_form = _SNET_CPU if variant == "v1" else ""
         self._add_layers(width)
+
+    def init_on_sample(self, x: Tensor) -> None:
+        """Scale new weights on one image: see `lsuv_init`."""
+        lsuv_init(self, x)
 
     def forward(self, x: Tensor) -> Maps:
         """Segment a batch of images.
@@ -201,9 +214,16 @@ class AttnNet(_Pyramid):
         ``"v1"`` and ``"v2"`` are the same.
     """
 
+    cpu_form = _SNET_CPU
+    map_channels = (1,)
+
     def __init__(self, in_channels: int = 1, n_classes: int = 2, variant: str = "v1", width: int = 32) -> None:
         super().__init__(variant, in_channels, n_classes)
         self._add_layers(width)
+
+    def init_on_sample(self, x: Tensor, attention: Tensor) -> None:
+        """Scale new weights on one image and its attention map: see `lsuv_init`."""
+        lsuv_init(self, x, attention)
 
     def forward(self, x: Tensor, attention: Tensor) -> Maps:
         """Segment a batch of images.
@@ -269,10 +289,17 @@ class EdgeNet(_Pyramid):
         Channels of the pyramid of v2. Published: 32.
     """
 
+    trains_channels_last = False
+    cpu_memory_format = "channels_last"  # the channels are few
+
     def __init__(
         self, in_channels: int = 1, n_classes: int = 2, variant: str = "v1", hidden: int = 8, width: int = 32
     ) -> None:
         super().__init__(variant, in_channels, n_classes)
+        self.map_channels = (n_classes,)
+        self.useful_untrained = variant == "v1"
+        # With more classes the folded filter grows and loses.
+        self.cpu_form = _EDGENET_CPU if variant == "v1" and n_classes == 2 else ""
         if variant == "v1":
             both = in_channels + n_classes
             first, second = nn.Conv3d(both, hidden, 3, padding=1), nn.Conv3d(hidden, n_classes, 3, padding=1)
@@ -311,6 +338,11 @@ class EdgeNet(_Pyramid):
         return (
             self.heads(x, segmentation)[0] if self.variant == "v1" else self._merged(x, segmentation, border=False)[0]
         )
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights anew, those of v1 so that the segmentation passes through."""
+        super().init_weights(generator)
+        self.init_as_identity()
 
     def init_as_identity(self, gain: float = 8.0) -> None:
         """Set the weights of v1 so that it gives its segmentation back, more decided by `gain`: a start for training.

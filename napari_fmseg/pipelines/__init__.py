@@ -6,29 +6,23 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe
 from napari_fmseg.core.events import Event, StageResult, Warned
 from napari_fmseg.core.structuring import Range, wrong_number
-from napari_fmseg.models.settings import STAGES
+from napari_fmseg.models.settings import PIPELINES, Pipeline
 
 if TYPE_CHECKING:
-    from napari_fmseg.core.volume import Geometry, Volume
+    from napari_fmseg.core.volume import Box, Geometry, Volume
     from napari_fmseg.models.card import ModelCard
     from napari_fmseg.models.weights import Model
+    from napari_fmseg.pipelines.network_inputs import NetworkInputs
 
-__all__ = ["PIPELINES", "SegmentOptions", "check_channels", "compatibility_warnings", "segment", "stages_of"]
-
-PIPELINES: dict[str, str] = {
-    "coarse_fine": "napari_fmseg.pipelines.coarse_fine",
-    "phased": "napari_fmseg.pipelines.phased",
-    "single": "napari_fmseg.pipelines.single",
-}
-"""Name of a pipeline to the module with its generator ``run(volume, model, options)``."""
-
+__all__ = ["PipelineModule", "SegmentOptions", "check_channels", "compatibility_warnings", "pipeline_module", "segment",
+           "stages_of"]  # fmt: skip
 
 _RANGES = {
     "min_component_ml": Range(),
@@ -89,8 +83,7 @@ class SegmentOptions:
 
 def stages_of(card: ModelCard) -> tuple[str, ...]:
     """Name the stages that a model can stop after, in their order; loads no torch."""
-    _module_of(card)  # tells an unknown pipeline in plain words
-    return tuple(stage for stage in STAGES[card.pipeline] if stage in card.nets)
+    return tuple(stage for stage in _pipeline_of(card).stages if stage in card.nets)
 
 
 def compatibility_warnings(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
@@ -168,7 +161,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
 
     size = " x ".join(str(n) for n in volume.geometry.shape)
     with MemoryLimit(model.device, options.max_memory_gb) as limit, out_of_memory_as_error(size, model.device):
-        yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
+        yield from _clean_labels(pipeline_module(card).run(volume, model, options), options)
         yield from (Warned(text) for text in limit.exceeded())
 
 
@@ -187,13 +180,34 @@ def check_channels(volume: Volume, card: ModelCard) -> None:
         )
 
 
-def _module_of(card: ModelCard) -> str:
+class PipelineModule(Protocol):
+    """What the module of a pipeline has; see `napari_fmseg.models.settings.PIPELINES`."""
+
+    def run(self, volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
+        """Yield the result of every stage, and at last ``"labels"`` on the volume's grid."""
+
+    def explain_inputs(self, volume: Volume, model: Model, place: Box | None) -> NetworkInputs:
+        """Return the last network that receives a place of the volume (the whole, if None), and its inputs."""
+
+
+def pipeline_module(card: ModelCard) -> PipelineModule:
+    """Import the module that runs a model.
+
+    Raises
+    ------
+    InvalidRecipe
+        If there is no pipeline of that name.
+    """
+    return cast(PipelineModule, import_module(_pipeline_of(card).module))
+
+
+def _pipeline_of(card: ModelCard) -> Pipeline:
     if card.pipeline not in PIPELINES:
-        raise InvalidRecipe(f"{card.name} wants the pipeline {card.pipeline!r}. Known: {', '.join(PIPELINES)}.")
+        raise InvalidRecipe(f"{card.name} needs the pipeline {card.pipeline!r}. Known: {', '.join(PIPELINES)}.")
     return PIPELINES[card.pipeline]
 
 
-def _finished(events: Iterator[Event], options: SegmentOptions) -> Iterator[Event]:
+def _clean_labels(events: Iterator[Event], options: SegmentOptions) -> Iterator[Event]:
     """Clean the last stage's labels as the options ask."""
     from napari_fmseg.core.volume import LabelMap
     from napari_fmseg.pipelines.postprocess import clean

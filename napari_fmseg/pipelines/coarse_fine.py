@@ -25,24 +25,26 @@ from napari_fmseg.core.events import Event, Progress, StageResult, Warned
 from napari_fmseg.core.resampling_torch import bounding_box, canonical_view, to_canonical
 from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity
-from napari_fmseg.models.settings import STAGES, CoarseFineSettings
+from napari_fmseg.models.settings import PIPELINES, CoarseFineSettings
 from napari_fmseg.models.weights import Model
+from napari_fmseg.nets.traits import activation_of
 from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import LabelRule, label_rule_for, label_slabs
+from napari_fmseg.pipelines.network_inputs import NetworkInputs
 from napari_fmseg.pipelines.postprocess import keep_largest_components
-from napari_fmseg.pipelines.preprocessing import normalise
+from napari_fmseg.pipelines.preprocessing import normalise, whole_box
 from napari_fmseg.pipelines.slab_reader import SlabReader
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["box_around", "network_input", "run"]
+__all__ = ["box_around", "explain_inputs", "network_input", "run"]
 
 
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the stages; see `napari_fmseg.pipelines.segment`."""
     stages = _Stages(volume, model, options)
-    for stage in STAGES["coarse_fine"]:
+    for stage in PIPELINES["coarse_fine"].stages:
         if stage not in model.nets:
             break
         yield Progress(stage, 0, 1)
@@ -65,7 +67,7 @@ class _Stages:
         self.source = SlabReader(data, model.device)
         if not self.source.to_device():
             self.engine.notes.append(f"The volume does not fit into the memory of {model.device}: read in slabs.")
-        self.box = _whole(self.geometry)  # what the last stage's scores cover, in canonical voxels
+        self.box = whole_box(self.geometry.shape)  # what the last stage's scores cover, in canonical voxels
         if self.settings.crop_above is not None:
             self.box = self.source.above(self.settings.crop_above) or self.box
         self.scores = torch.zeros(())  # (classes, z, y, x) of the last stage
@@ -119,7 +121,7 @@ class _Stages:
             trim_heap()
         out = ensemble_mean(self._called, nets, x[None])
         assert out is not None  # only an attempt gives none
-        self.activation = getattr(nets[0], "activation", "softmax")
+        self.activation = activation_of(nets[0])
         several = len(nets) > 1 and self.activation == "sigmoid"  # probabilities, where logits are looked at below
         self.scores = torch.logit(out[0], 1e-6) if several else out[0].float()
         self.choose = label_rule_for(self.activation, self.settings)
@@ -173,6 +175,32 @@ class _Stages:
         return LabelMap(labels, geometry, {}, self.card.labels, self.card.colors)
 
 
+@torch.no_grad()
+def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkInputs:
+    """Return the fine network's input, or the coarse network's where there is no other or it does not reach.
+
+    See `napari_fmseg.pipelines.PipelineModule`.
+    """
+    settings, intensity, nets = CoarseFineSettings.of(model.card.settings), model.card.intensity, model.nets
+    data, native = to_canonical(volume)
+    source = SlabReader(data, model.device)
+    box = whole_box(native.shape)
+    if settings.crop_above is not None:
+        box = source.above(settings.crop_above) or box
+    x = network_input(source.read(box, settings.coarse_size), intensity)[None]
+    grid = native.crop(box).resized(settings.coarse_size)
+    coarse = NetworkInputs(nets["coarse"], (x,), grid)
+    if "fine" not in nets:
+        return coarse
+    choose = label_rule_for(activation_of(nets["coarse"]), settings)
+    found = LabelMap(choose(nets["coarse"](x)[0]).cpu().numpy(), grid)
+    found = keep_largest_components(found, settings.coarse_max_components, settings.coarse_min_ml)
+    box = box_around(found.data, native, settings.margin_mm, box)
+    x = network_input(source.read(box, settings.fine_size), intensity)[None]
+    fine = NetworkInputs(nets["fine"], (x,), native.crop(box).resized(settings.fine_size))
+    return fine if fine.covers(volume.geometry, place) else coarse
+
+
 def network_input(resized: Tensor, intensity: Intensity) -> Tensor:
     """Map what was resized to a network's grid, (c, z, y, x), to what the network sees; training does the same.
 
@@ -200,7 +228,7 @@ def box_around(labels: np.ndarray | Tensor, geometry: Geometry, margin_mm: float
     tuple of slice
         `within` if the labels are empty.
     """
-    within = within or _whole(geometry)
+    within = within or whole_box(geometry.shape)
     found = bounding_box(labels)
     if found is None:
         return within
@@ -211,8 +239,3 @@ def box_around(labels: np.ndarray | Tensor, geometry: Geometry, margin_mm: float
         # A box that ends on a voxel's edge must not take in the next one because of rounding.
         bounds.append(slice(max(0, math.floor(first + 1e-6)), min(size, math.ceil(last - 1e-6))))
     return bounds[0], bounds[1], bounds[2]
-
-
-def _whole(geometry: Geometry) -> Box:
-    z, y, x = (slice(0, n) for n in geometry.shape)
-    return z, y, x

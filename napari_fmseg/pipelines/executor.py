@@ -14,6 +14,7 @@ from napari_fmseg.core.errors import DeviceMemory
 from napari_fmseg.core.processes import peak_bytes
 from napari_fmseg.nets.runtime.device import pick_precision
 from napari_fmseg.nets.runtime.prepare import has_low_memory_form, prepare
+from napari_fmseg.nets.traits import probabilities
 
 __all__ = ["InferenceRunner", "MemoryLimit", "ensemble_mean", "ensemble_members", "out_of_memory_as_error"]
 
@@ -142,16 +143,8 @@ def ensemble_mean(call: Callable[..., Tensor | None], nets: Sequence[nn.Module],
         if out is None:
             return None
         p = probabilities(net, out)
-        total = p if total is None else total.add_(p)
+        total = p.float().clone() if total is None else total.add_(p)
     return None if total is None else total.div_(len(nets))
-
-
-def probabilities(net: nn.Module, out: Tensor) -> Tensor:
-    """Turn the output of a network into probabilities, new and float32; the phased ones give them already."""
-    activation = getattr(net, "activation", "")
-    if activation == "sigmoid":
-        return out.float().sigmoid()
-    return out.float().softmax(1) if activation else out.float().clone()
 
 
 @contextmanager

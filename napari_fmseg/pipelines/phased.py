@@ -32,30 +32,28 @@ from napari_fmseg.core.resampling_torch import (
 )
 from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity, ModelCard
-from napari_fmseg.models.settings import STAGES, PhasedSettings
+from napari_fmseg.models.settings import PIPELINES, PhasedSettings
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets.fmsf import HALO
 from napari_fmseg.pipelines.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
-from napari_fmseg.pipelines.preprocessing import _whole, body_box, crop_array, minmax_normalise, normalise
+from napari_fmseg.pipelines.network_inputs import NetworkInputs
+from napari_fmseg.pipelines.preprocessing import body_box, crop_array, minmax_normalise, normalise, whole_box
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["PhasedSettings", "run"]
+__all__ = ["attention_input", "attention_roi", "consensus_input", "explain_inputs", "run"]
 
 
 _LEAST_PLANES = 4  # with fewer at once most of the work would go into the halo
 
 
-_FEWER = "the edge was computed in smaller parts"
-
-
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the stages; see `napari_fmseg.pipelines.segment`."""
     stages = _Stages(volume, model, options)
-    for stage in STAGES["phased"]:
+    for stage in PIPELINES["phased"].stages:
         if stage not in model.nets:
             break
         yield Progress(stage, 0, 1)
@@ -64,6 +62,28 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
         if stage == options.until:
             break
     yield stages.labels()
+
+
+@torch.no_grad()
+def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkInputs:
+    """Return the attention network's inputs, or the consensus network's where there is no other or none reaches.
+
+    See `napari_fmseg.pipelines.PipelineModule`.
+    """
+    settings, intensity, nets = PhasedSettings.of(model.card.settings), model.card.intensity, model.nets
+    data, native = to_canonical(volume)
+    image = normalise(to_tensor(data, model.device), intensity)
+    body = body_box(image, settings.crop_above)
+    image, geometry = crop_array(image, body), native.crop(body)
+    x = consensus_input(image, settings, intensity)[None]
+    coarse = NetworkInputs(nets["consensus"], (x,), geometry.resized(settings.consensus_grid))
+    if "attention" not in nets:
+        return coarse
+    _, attention, box = attention_roi(nets["consensus"](x)[0], geometry.shape, settings)
+    x, a = attention_input(image, attention, [(s.start, s.stop) for s in box], settings, intensity)
+    grid = geometry.crop(box).resized(settings.attention_grid)
+    close = NetworkInputs(nets["attention"], (x[None], a[None]), grid)
+    return close if close.covers(volume.geometry, place) else coarse
 
 
 def consensus_input(image: Tensor, settings: PhasedSettings, intensity: Intensity) -> Tensor:
@@ -89,10 +109,10 @@ class _Stages:
         data, self.geometry = to_canonical(volume)
         self.full = self.geometry
         image = self._load_normalised(data)
-        self.body = body_box(image, self.settings)
+        self.body = body_box(image, self.settings.crop_above)
         self.image = crop_array(image, self.body)  # (c, z, y, x)
         self.geometry = self.full.crop(self.body)
-        self.box: Box = _whole(self.geometry.shape)  # native, canonical voxels of the body
+        self.box: Box = whole_box(self.geometry.shape)  # native, canonical voxels of the body
         self.probabilities: Tensor | None = None  # (classes, z, y, x) of the last stage, over self.box
         self.crop_labels: Tensor | None = None  # of the edge stage, over self.box
         self.attention_map: Tensor | None = None
@@ -167,7 +187,8 @@ class _Stages:
 
     def _edge_parts(self, crop: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield the labels of the window, some planes at a time; fewer at once where the memory does not suffice."""
-        depth, first = next(slabs(crop.shape[1:], self.card.n_classes)).stop, 0
+        depth = all_at_once = next(slabs(crop.shape[1:], self.card.n_classes)).stop
+        first = 0
         while first < crop.shape[1]:
             planes = slice(first, min(crop.shape[1], first + depth))
             labels = self._edge_planes(crop, planes, or_fewer=depth > _LEAST_PLANES)
@@ -175,8 +196,10 @@ class _Stages:
                 yield planes, labels
                 first = planes.stop
                 continue
-            if not any(_FEWER in note for note in self.engine.notes):
-                self.engine.notes.append(f"The memory of {self.engine.device} did not suffice: {_FEWER}.")
+            if depth == all_at_once:
+                self.engine.notes.append(
+                    f"Out of memory on {self.engine.device}: the edge was computed in smaller parts."
+                )
             depth = max(_LEAST_PLANES, depth // 2)
 
     def _edge_planes(self, crop: Tensor, planes: slice, *, or_fewer: bool) -> Tensor | None:

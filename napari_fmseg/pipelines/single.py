@@ -21,19 +21,21 @@ from torch import Tensor, nn
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.events import Event, Progress, StageResult, Warned
 from napari_fmseg.core.resampling_torch import from_canonical, resize, to_canonical, to_tensor
-from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.models.settings import SingleSettings
 from napari_fmseg.models.weights import Model
+from napari_fmseg.nets.traits import activation_of
 from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
+from napari_fmseg.pipelines.network_inputs import NetworkInputs, box_on
 from napari_fmseg.pipelines.postprocess import clean
-from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise
+from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise, whole_box
 from napari_fmseg.pipelines.sliding_window import mirror_axes, windowed
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["pad_to_window", "run", "working_grid"]
+__all__ = ["explain_inputs", "pad_to_window", "run", "working_grid"]
 
 
 @torch.inference_mode()
@@ -44,7 +46,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
     start = time.perf_counter()
     data, whole = to_canonical(volume)
     image = normalise(to_tensor(data, engine.device), model.card.intensity)
-    box = body_box(image, settings)
+    box = body_box(image, settings.crop_above)
     image, native = crop_array(image, box), whole.crop(box)
     grid = working_grid(native, settings)
     image = resize(image, grid.shape) if grid.shape != native.shape else image
@@ -57,7 +59,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
         flips=mirror_axes(settings.flips), blend=options.blend, stage="net",
     )  # fmt: skip
     scores = scores[:, : grid.shape[0], : grid.shape[1], : grid.shape[2]]
-    if getattr(nets[0], "activation", "") == "sigmoid":
+    if activation_of(nets[0]) == "sigmoid":
         even = 0.0 if len(nets) == 1 else 0.5  # logit or probability of what is as likely as not
         scores = torch.cat([torch.full_like(scores[:1], even), scores])
     seen = _label_map(ARGMAX(scores), grid, model)
@@ -73,6 +75,27 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
     array = from_canonical(everywhere, volume.geometry)
     labels = LabelMap(array, volume.geometry, {}, model.card.labels, model.card.colors)
     yield StageResult("labels", labels, time.perf_counter() - start)
+
+
+@torch.no_grad()
+def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkInputs:
+    """Return the network's input in a window around a place; see `napari_fmseg.pipelines.PipelineModule`."""
+    settings = SingleSettings.of(model.card.settings)
+    data, native = to_canonical(volume)
+    image = normalise(to_tensor(data, model.device), model.card.intensity)
+    body = body_box(image, settings.crop_above)
+    image, native = crop_array(image, body), native.crop(body)
+    grid = working_grid(native, settings)
+    image = resize(image, grid.shape) if grid.shape != native.shape else image
+    around = whole_box(grid.shape) if place is None else box_on(grid, volume.geometry, place)
+    window = []
+    for n, w, at in zip(grid.shape, settings.window, around, strict=True):
+        size = min(n, w)
+        first = min(max(0, (at.start + at.stop - size) // 2), n - size)
+        window.append(slice(first, first + size))
+    box: Box = (window[0], window[1], window[2])
+    net = model.nets["net"]
+    return NetworkInputs(net, (pad_to_window(crop_array(image, box), net, settings.window)[None],), grid.crop(box))
 
 
 def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:

@@ -12,7 +12,7 @@ from torch import nn
 from napari_fmseg import nets
 from napari_fmseg.core.errors import DeviceMemory, DeviceUnavailable
 from napari_fmseg.core.processes import peak_bytes
-from napari_fmseg.nets.runtime import prepare as nets_engine
+from napari_fmseg.nets.runtime import device as nets_engine
 from napari_fmseg.pipelines import executor
 from napari_fmseg.pipelines.executor import InferenceRunner, MemoryLimit
 

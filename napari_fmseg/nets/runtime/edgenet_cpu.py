@@ -8,11 +8,14 @@ filter with a single output would use an eighth of the processor.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_fmseg.nets.fmsf import EdgeNet
+if TYPE_CHECKING:
+    from napari_fmseg.nets.fmsf import EdgeNet
 
 __all__ = ["EdgeNetCpu"]
 

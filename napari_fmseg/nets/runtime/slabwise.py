@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.allocator import trim_heap
-from napari_fmseg.nets.efficientseg import BaseUNet, ContextUNet, EfficientSegNet, decoder_name, standardise
+from napari_fmseg.nets.efficientseg import decoder_name, standardise
 from napari_fmseg.nets.layers.blocks import ConvNorm, resize
 
 __all__ = ["SlabwiseUNet"]
@@ -104,13 +104,12 @@ class SlabwiseUNet:
 
     def __init__(
         self,
-        net: BaseUNet | ContextUNet | EfficientSegNet,
+        net: nn.Module,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         self._net: Any = net.to(device, dtype)
         self._dtype, self._device = dtype, torch.device(device)
-        self._strides = isinstance(net, EfficientSegNet)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
@@ -137,27 +136,22 @@ class SlabwiseUNet:
     def _down(self, level: int, x: Tensor) -> Tensor:
         net = self._net
         stage = getattr(net, f"conv{level}_0")
-        if level and isinstance(net, BaseUNet):
-            x = F.max_pool3d(x, 3, stride=2, padding=1)
-        elif level and not self._strides:
-            x = F.max_pool3d(x, 2)
-        x = _stage(stage, _Map.of(x))
-        context = getattr(net, "context_block", None)
-        return x if context is None or level < len(net.channels) - 1 else context(x)
+        x = _stage(stage, _Map.of(net.pool(x) if level else x))
+        return x if net.context_block is None or level < len(net.channels) - 1 else net.context_block(x)
 
     def _up(self, level: int, skips: list[Tensor]) -> Tensor:
-        x, skip = skips.pop(), skips.pop()
-        if self._strides:
-            x = getattr(self._net, f"trans_{level + 1}")(x)
+        net, x, skip = self._net, skips.pop(), skips.pop()
+        if net.has_strides:
+            x = getattr(net, f"trans_{level + 1}")(x)
         up = _enlarged(x, skip)
 
         def read(a: int, b: int) -> Tensor:
             enlarged = up(a, b)
-            return enlarged.add_(skip[:, :, a:b]) if self._strides else torch.cat([skip[:, :, a:b], enlarged], 1)
+            return enlarged.add_(skip[:, :, a:b]) if net.has_strides else torch.cat([skip[:, :, a:b], enlarged], 1)
 
         z, y, x_ = skip.shape[2:]
-        channels = skip.shape[1] + (0 if self._strides else x.shape[1])
-        return _stage(getattr(self._net, decoder_name(level)), _Map(read, channels, (z, y, x_)))
+        channels = skip.shape[1] + (0 if net.has_strides else x.shape[1])
+        return _stage(getattr(net, decoder_name(level)), _Map(read, channels, (z, y, x_)))
 
 
 def _pointwise(last: nn.Module, x: Tensor) -> Tensor:

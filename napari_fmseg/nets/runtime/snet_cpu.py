@@ -15,11 +15,14 @@ Nothing here keeps gradients.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.nets.fmsf import AttnNet, SNet
+if TYPE_CHECKING:
+    from napari_fmseg.nets.fmsf import AttnNet, SNet
 
 __all__ = ["SNetCpu"]
 
