@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe
-from napari_fmseg.core.events import Event, StageResult, Warned
+from napari_fmseg.core.events import FROM_THE_FILE, Event, StageResult, Warned
 from napari_fmseg.core.structuring import Range, wrong_number
 from napari_fmseg.models.settings import PIPELINES, Pipeline
 
@@ -96,13 +96,12 @@ def compatibility_warnings(geometry: Geometry, meta: Mapping[str, Any], card: Mo
     card
         Of the model.
     """
-    for text in (*meta.get("repaired", ()), *meta.get("warnings", ())):
-        yield str(text)
+    yield from _warnings_of_file(meta)
     modality = str(meta.get("modality", ""))
     modality = {"PT": "PET"}.get(modality, modality)  # DICOM's word for it
     if modality and card.modality and modality != card.modality:
         yield f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result."
-    yield from _unit_doubts(meta, card)
+    yield from _unit_warnings(meta, card)
     if card.spacing_mm:
         spacing = np.sort(geometry.spacing)
         ratio = spacing / np.sort(card.spacing_mm)
@@ -111,7 +110,11 @@ def compatibility_warnings(geometry: Geometry, meta: Mapping[str, Any], card: Mo
             yield f"The voxels are {have} mm; {card.name} was trained with about {want} mm. Look at the result closely."
 
 
-def _unit_doubts(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
+def _warnings_of_file(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(text) for name in ("repaired", "warnings") for text in meta.get(name, ()))
+
+
+def _unit_warnings(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
     """Yield where intensities are counted in another unit than the model's windows."""
     units = meta.get("channel_units") or [meta.get("units", "")] * len(card.channels)
     for number, (have, name) in enumerate(zip(units, card.channels, strict=False)):
@@ -156,7 +159,9 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     check_channels(volume, card)
     if not options.max_memory_gb >= 0:
         raise InvalidRecipe(f"max_memory_gb is a number of GB, or 0 for no limit, not {options.max_memory_gb}.")
-    yield from (Warned(text) for text in compatibility_warnings(volume.geometry, volume.meta, card))
+    from_file = _warnings_of_file(volume.meta)
+    for text in compatibility_warnings(volume.geometry, volume.meta, card):
+        yield Warned(text, FROM_THE_FILE if text in from_file else "")
     from napari_fmseg.pipelines.executor import MemoryLimit, out_of_memory_as_error
 
     size = " x ".join(str(n) for n in volume.geometry.shape)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from napari_fmseg.core.atomic_write import check_name
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume
-from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import FROM_THE_FILE, Event, Progress, StageResult, Warned
 from napari_fmseg.core.hardware import device_name
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.io import check_destination, find_volumes, read_volume, suffix_of, write_labels, write_volume
@@ -162,10 +162,8 @@ def segment_file(
     yield Progress("reading", 1, 1)
     stages: list[StageResult] = []
     notes: list[str] = []
-    # What the reader remarked may name the file, which may name the patient: shown, and not kept.
-    private = {*volume.meta.get("repaired", ()), *volume.meta.get("warnings", ())}
     for event in segment(volume, model, dataclasses.replace(options, show_stages=True)):
-        if isinstance(event, Warned) and event.text not in private:
+        if isinstance(event, Warned) and event.code != FROM_THE_FILE:  # such a one may name the patient: not kept
             notes.append(event.text)
         if isinstance(event, StageResult):
             stages.append(event)

@@ -20,7 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import InvalidRecipe
-from napari_fmseg.core.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
+from napari_fmseg.core.events import (
+    STARTING_WEIGHTS,
+    EpochDone,
+    Pictures,
+    Progress,
+    Saved,
+    StepDone,
+    TrainEvent,
+    Warned,
+)
 from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.datasets.case import Case, read_case
@@ -147,8 +156,8 @@ class _Run:
         """Read the cases, and the model to start from."""
         recipe = self.recipe
         if recipe.pipeline not in TASKS:
-            known = ", ".join(TASKS)
-            raise InvalidRecipe(f"Models of the pipeline {recipe.pipeline!r} cannot be trained. Choose of: {known}.")
+            names = ", ".join(TASKS)
+            raise InvalidRecipe(f"Models of the pipeline {recipe.pipeline!r} cannot be trained. Choose of: {names}.")
         self._claim()
         if recipe.start_from:
             self.parent = load_model(recipe.start_from, device=recipe.device)
@@ -241,7 +250,7 @@ class _Run:
             state = grown.state_dict()
             self.anchors[stage] = {key: state[key] for key in how.taken}
             if how.grown or how.fresh or how.dropped:
-                yield Warned(how.said(stage, start.card.name))
+                yield Warned(how.said(stage, start.card.name), STARTING_WEIGHTS)
 
     def _claim(self) -> None:
         """Make the run's folder ours, or continue what lies there if it is the same recipe."""
@@ -260,7 +269,8 @@ class _Run:
         if unfit:
             yield Warned(
                 f"{stage.stage}: {len(net.state_dict()) - len(unfit)} tensors were taken from {self._source(stage)}; "
-                f"{len(unfit)} do not fit and were drawn anew ({', '.join(unfit[:3])}...)."
+                f"{len(unfit)} do not fit and were drawn anew ({', '.join(unfit[:3])}...).",
+                STARTING_WEIGHTS,
             )
         saved = load_checkpoint(path, _PARTS)
         if saved is None or not saved["state"].get("done"):
