@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from napari_fmseg.models.weights import Model
 
-__all__ = ["Benchmark", "Comparison", "StepTiming", "benchmark", "compare_with_plain", "environment", "published_snet"]
+__all__ = ["Benchmark", "Comparison", "StepTiming", "benchmark", "compare_with_plain", "environment", "snet_example"]
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _inflate(path: Path) -> dict[str, float]:
 # --- the engine against the plain form --------------------------------------------------------------------------
 
 
-def published_snet(size: int = 128, seed: int = 0) -> tuple[str, dict[str, Any], nn.Module, torch.Tensor]:
+def snet_example(size: int = 128, seed: int = 0) -> tuple[str, dict[str, Any], nn.Module, torch.Tensor]:
     """Make the published SNet (32 channels, two classes) with drawn weights, and a smooth image for it.
 
     Returns
@@ -329,7 +329,7 @@ def compare_with_plain(
     plain_runs: list[_Times] = []
     with _PlainForm(network, kwargs, net, image, place) as plain:
         for n in range(1 + repeats):
-            ours, labels = _timed(lambda: engine(x), place)
+            ours, labels = _time_call(lambda: engine(x), place)
             theirs = plain.run()
             if n:
                 runs.append(ours)
@@ -356,7 +356,7 @@ class _Times(NamedTuple):
     processor: float
 
 
-def _timed(call: Any, device: torch.device) -> tuple[_Times, Any]:
+def _time_call(call: Any, device: torch.device) -> tuple[_Times, Any]:
     """Return times of a call to the end of the device's work, and its labels (z, y, x)."""
     import torch
 
@@ -436,7 +436,7 @@ def _serve(folder: Path) -> None:
     labels = np.zeros((1, 1, 1), np.uint8)
     for line in sys.stdin:
         if line.strip() == "run":
-            times, labels = _timed(lambda: net(image), device)
+            times, labels = _time_call(lambda: net(image), device)
             answer = f"{times.wall!r} {times.processor!r}"
         else:
             np.save(folder / "labels.npy", labels)

@@ -170,13 +170,13 @@ def write_cases(cases: Sequence[CaseScores], path: Path, tolerance_mm: float) ->
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _written(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: _format(value) for name, value in row.items()} for row in rows)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
     return path
 
 
-def _written(value: str | float) -> str:
+def _format(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return "" if math.isnan(value) else f"{value:.4f}"

@@ -93,9 +93,11 @@ class Evaluation:
         done = [case for case in self.cases if not case.problem]
         for case in done:
             for label, scores in case.scores.items():
-                yield Row(case.case, label, 1, {**_taken(scores), **_costs(case)})
+                yield Row(case.case, label, 1, {**_with_all_metrics(scores), **_costs(case)})
         for label in self.labels:
-            yield from summary(label, [{**_taken(c.scores[label]), **_costs(c)} for c in done if label in c.scores])
+            yield from summary(
+                label, [{**_with_all_metrics(c.scores[label]), **_costs(c)} for c in done if label in c.scores]
+            )
         yield from summary("all", [{**_means(list(c.scores.values())), **_costs(c)} for c in done])
 
     def mean(self, metric: str = "dice", label: str = "all") -> float:
@@ -160,7 +162,7 @@ def evaluate(
         scores = known.get(case.name)
         if scores is None or scores.problem or scores.stamp != _stamp(case):
             try:
-                for event in _evaluated(
+                for event in _evaluate_case(
                     case, names, model, options, shared, tolerance_mm, output if keep_labels else None
                 ):
                     if isinstance(event, CaseScores):
@@ -177,7 +179,7 @@ def evaluate(
     yield whole
 
 
-def _evaluated(
+def _evaluate_case(
     case: Case,
     names: Mapping[int, str],
     model: Model,
@@ -358,7 +360,7 @@ def _cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
 
 
-def _taken(scores: Mapping[str, float]) -> dict[str, float]:
+def _with_all_metrics(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: scores.get(name, math.nan) for name in METRICS}
 
 

@@ -161,7 +161,7 @@ def lesions(
     kept = sizes * labels.geometry.voxel_ml >= min_ml * (1 - 1e-9)
     sphere = _sphere(labels.geometry.affine[:3, :3]) if labels.has_spacing else None
     found = [
-        _measured(labels, image, parts, number, box, sphere)
+        _measure(labels, image, parts, number, box, sphere)
         for number, box in _boxes(parts)
         if kept[number - 1]
     ]  # fmt: skip
@@ -201,7 +201,7 @@ def _boxes(parts: npt.NDArray[Any]) -> list[tuple[int, Box]]:
     return [(number, box) for number, box in enumerate(ndimage.find_objects(parts), 1) if box is not None]
 
 
-def _measured(
+def _measure(
     labels: LabelMap,
     image: npt.NDArray[Any],
     parts: npt.NDArray[Any],

@@ -80,7 +80,7 @@ def seg_grad_cam(
     with torch.no_grad():
         shares = gradient.mean((2, 3, 4), keepdim=True)
         places = (shares * caught[-1]).sum(1, keepdim=True).clamp_min(0)  # (b, 1, z', y', x')
-        places = places * _heard(gradient)
+        places = places * _mark_reach(gradient)
         places = resize(places.float(), inputs[0].shape[2:], align_corners=False)[:, 0]
         most = places.amax((1, 2, 3), keepdim=True)
         return torch.where(most > 0, places / most.clamp_min(torch.finfo(places.dtype).tiny), places)
@@ -112,7 +112,7 @@ def deepest_layer(net: nn.Module, *inputs: Tensor) -> str:
     return [name for voxels, name in large if voxels == smallest][-1]
 
 
-def _heard(gradient: Tensor) -> Tensor:
+def _mark_reach(gradient: Tensor) -> Tensor:
     """Mark the box of the places (b, 1, z, y, x) that a gradient (b, c, z, y, x) comes from."""
     any_there = (gradient != 0).any(1, keepdim=True)
     box = torch.ones_like(any_there)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from napari_fmseg.models.weights import Model
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["STAGE", "case_uncertainty", "mirrored_names", "rank_by_uncertainty", "uncertainty"]
+__all__ = ["STAGE", "case_uncertainty", "mirror_label_pairs", "rank_by_uncertainty", "uncertainty"]
 
 STAGE = "uncertainty"
 """What the result with the map is called."""
@@ -88,7 +88,7 @@ def uncertainty(
     for view, axis in enumerate(flips, 1):
         yield Progress(STAGE, view, views)
         index = order["zyx".index(axis)]
-        maps.append(_mirrored(volume, model, options, index, swap=axis == "x"))
+        maps.append(_segment_mirrored(volume, model, options, index, swap=axis == "x"))
     share = _disagreement(maps)
     doubt = case_uncertainty(share, maps)
     seconds += time.perf_counter() - start
@@ -97,7 +97,7 @@ def uncertainty(
     yield StageResult(STAGE, Volume(share, volume.geometry, {"doubt": doubt}), seconds, note)
 
 
-def _mirrored(
+def _segment_mirrored(
     volume: Volume, model: Model, options: SegmentOptions, index: int, *, swap: bool
 ) -> npt.NDArray[np.integer]:
     """Return labels of the mirror image, mirrored back."""
@@ -108,7 +108,7 @@ def _mirrored(
     found = np.flip(drain(segment(turned, model, replace(options, show_stages=False))).data, index)
     if not swap:
         return found
-    names = mirrored_names(model.card.labels)
+    names = mirror_label_pairs(model.card.labels)
     table = np.arange(1 + max(model.card.labels, default=0), dtype=found.dtype)
     for label, partner in names.items():
         table[label] = partner
@@ -116,7 +116,7 @@ def _mirrored(
     return renamed
 
 
-def mirrored_names(labels: Mapping[int, str]) -> dict[int, int]:
+def mirror_label_pairs(labels: Mapping[int, str]) -> dict[int, int]:
     """Return for every label that has a partner on the other side that partner's label."""
     of_name = {name.casefold(): label for label, name in labels.items()}
     found = {}

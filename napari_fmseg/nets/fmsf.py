@@ -185,18 +185,18 @@ class SNet(_Pyramid):
         Returns
         -------
         Tensor or tuple of Tensor
-            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `supervised`.
+            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
 
         Raises
         ------
         GeometryMismatch
             If the image is too small or has another number of channels.
         """
-        return self.supervised(x) if self.training else _head(self.maps[0], self._pyramid(x)[0], x)
+        return self.training_heads(x) if self.training else _head(self.maps[0], self._pyramid(x)[0], x)
 
-    def supervised(self, x: Tensor) -> tuple[Tensor, ...]:
+    def training_heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return what training compares: the finest level at the size of `x`, the others at their own size."""
-        return _supervised(self.maps, self._pyramid(x), x)
+        return _training_heads(self.maps, self._pyramid(x), x)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
@@ -238,7 +238,7 @@ class AttnNet(_Pyramid):
         Returns
         -------
         Tensor or tuple of Tensor
-            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `supervised`.
+            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
 
         Raises
         ------
@@ -246,23 +246,23 @@ class AttnNet(_Pyramid):
             If the image is too small, or the attention has not one channel on the image's grid.
         """
         if self.training:
-            return self.supervised(x, attention)
-        return _head(self.maps[0], self._gated(x, attention)[0], x)
+            return self.training_heads(x, attention)
+        return _head(self.maps[0], self._attention_pyramid(x, attention)[0], x)
 
-    def supervised(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
+    def training_heads(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
         """Return what training compares: the finest level at the size of `x`, the others at their own size."""
-        return _supervised(self.maps, self._gated(x, attention), x)
+        return _training_heads(self.maps, self._attention_pyramid(x, attention), x)
 
     def heads(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
         """Return the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
-        return tuple(_head(m, f, x) for m, f in zip(self.maps, self._gated(x, attention), strict=True))
+        return tuple(_head(m, f, x) for m, f in zip(self.maps, self._attention_pyramid(x, attention), strict=True))
 
     def check(self, x: Tensor, attention: Tensor) -> None:  # type: ignore[override]
         """Refuse an image or an attention map that the network cannot take, as `SNet.check` does."""
         super().check(x)
         _check_beside(self, x, attention, 1, "attention")
 
-    def _gated(self, x: Tensor, attention: Tensor) -> list[Tensor]:
+    def _attention_pyramid(self, x: Tensor, attention: Tensor) -> list[Tensor]:
         _check_beside(self, x, attention, 1, "attention")
         return self._pyramid(x, attention)
 
@@ -335,9 +335,7 @@ class EdgeNet(_Pyramid):
         """
         if self.training and self.variant == "v2":
             return self.heads(x, segmentation)
-        return (
-            self.heads(x, segmentation)[0] if self.variant == "v1" else self._merged(x, segmentation, border=False)[0]
-        )
+        return self.heads(x, segmentation)[0] if self.variant == "v1" else self._merge(x, segmentation, border=False)[0]
 
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights anew, those of v1 so that the segmentation passes through."""
@@ -370,12 +368,12 @@ class EdgeNet(_Pyramid):
     def heads(self, x: Tensor, segmentation: Tensor) -> tuple[Tensor, ...]:
         """Return (segmentation,) in v1 and (segmentation, border) in v2."""
         if self.variant == "v2":
-            return self._merged(x, segmentation, border=True)
+            return self._merge(x, segmentation, border=True)
         self.check(x, segmentation)
         logits = self.fc[1](self.fc[0](torch.cat([x, segmentation], 1)))
         return (_softmax(logits),)
 
-    def _merged(self, x: Tensor, segmentation: Tensor, border: bool) -> tuple[Tensor, ...]:
+    def _merge(self, x: Tensor, segmentation: Tensor, border: bool) -> tuple[Tensor, ...]:
         self.check(x, segmentation)
         flat = _flatten_interior(x, segmentation)  # (b, in_channels, z, y, x)
         features = self._pyramid(flat)
@@ -408,7 +406,7 @@ def _head(head: nn.Module, features: Tensor, like: Tensor) -> Tensor:
     return _resize(_softmax(head[0](features)), like)  # type: ignore[index]
 
 
-def _supervised(heads: nn.ModuleList, features: list[Tensor], like: Tensor) -> tuple[Tensor, ...]:
+def _training_heads(heads: nn.ModuleList, features: list[Tensor], like: Tensor) -> tuple[Tensor, ...]:
     finest, *others = (_softmax(head[0](f)) for head, f in zip(heads, features, strict=True))  # type: ignore[index]
     return (_resize(finest, like), *others)
 

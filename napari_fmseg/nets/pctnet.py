@@ -104,7 +104,7 @@ class PCTNet(nn.Module):
         Returns
         -------
         Tensor or tuple of Tensor
-            Logits (b, n_classes, z, y, x) float32; in training mode the four of `supervised`.
+            Logits (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
 
         Raises
         ------
@@ -112,12 +112,12 @@ class PCTNet(nn.Module):
             If the image has another number of channels.
         """
         if self.training:
-            return self.supervised(x)
+            return self.training_heads(x)
         fine, _, _, _ = self._features(x)
         out: Tensor = self.pred_heads[self.mode].out_conv0(fine).float()  # type: ignore[operator]
         return out
 
-    def supervised(self, x: Tensor) -> tuple[Tensor, ...]:
+    def training_heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return what training compares: logits at full size and at the three levels below."""
         head, pyramid = self.pred_heads[self.mode], self.pyramid_ct
         layers = (head.out_conv0, head.out_conv1, pyramid.out_conv2, pyramid.out_conv3)

@@ -167,7 +167,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     size = " x ".join(str(n) for n in volume.geometry.shape)
     with MemoryLimit(model.device, options.max_memory_gb) as limit, out_of_memory_as_error(size, model.device):
         yield from _clean_labels(pipeline_module(card).run(volume, model, options), options)
-        yield from (Warned(text) for text in limit.exceeded())
+        yield from (Warned(text) for text in limit.warnings())
 
 
 def check_channels(volume: Volume, card: ModelCard) -> None:

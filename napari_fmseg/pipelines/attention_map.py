@@ -95,7 +95,7 @@ def window_v2(
     """
     _check_volume(p_fg)
     mask = (p_fg > threshold).cpu().numpy()
-    pieces = _connected(mask)
+    pieces = _components_26(mask)
     sizes = np.bincount(pieces.ravel())[1:]
     if sizes.size == 0:
         return _bounds(mask, margin)
@@ -114,7 +114,7 @@ def _check_volume(p: Tensor) -> None:
         raise GeometryMismatch(f"The window is found in one volume (z, y, x), not in {tuple(p.shape)}.")
 
 
-def _connected(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+def _components_26(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     """Number the 26-connected pieces of `mask` from 1."""
     try:
         import cc3d

@@ -93,7 +93,7 @@ def plan_jobs(
     found = [volume for image in images for volume in _volumes(image, series, alone=len(images) == 1)]
     if not found:
         raise FmsegError("There is nothing to segment. Name at least one file or folder.")
-    groups = _grouped(found, channels, together=len(images) == len(found))
+    groups = _group_channels(found, channels, together=len(images) == len(found))
     found = [group[0] for group in groups]
     if suffix_of(output) or (output.suffix and len(found) == 1 and not output.is_dir()):
         if len(found) != 1:
@@ -225,7 +225,7 @@ def _manifest(
     )
 
 
-def _grouped(found: list[Path], channels: int, *, together: bool) -> list[tuple[Path, ...]]:
+def _group_channels(found: list[Path], channels: int, *, together: bool) -> list[tuple[Path, ...]]:
     """Put the files that are channels of one volume together."""
     if channels == 1:
         return [(path,) for path in found]

@@ -119,7 +119,7 @@ class _Stages:
         x = network_input(self.source.read(self.box, size), self.card.intensity)
         if self.source.device.type == "cpu":
             trim_heap()
-        out = ensemble_mean(self._called, nets, x[None])
+        out = ensemble_mean(self._call, nets, x[None])
         assert out is not None  # only an attempt gives none
         self.activation = activation_of(nets[0])
         several = len(nets) > 1 and self.activation == "sigmoid"  # probabilities, where logits are looked at below
@@ -128,7 +128,7 @@ class _Stages:
         grid = self.geometry.crop(self.box).resized(size)
         return self._label_map(self.choose(self.scores).cpu().numpy(), grid)
 
-    def _called(self, net: nn.Module, x: Tensor) -> Tensor:
+    def _call(self, net: nn.Module, x: Tensor) -> Tensor:
         """Call a network; where the memory does not suffice, the volume leaves the device before anything else."""
         if self.source.on_device:
             out = self.engine.attempt(net, x)

@@ -190,7 +190,7 @@ class MemoryLimit:
         if self._gb:
             self._share(0)
 
-    def exceeded(self) -> Iterator[str]:
+    def warnings(self) -> Iterator[str]:
         """Yield if the program has held more than the limit since it was entered."""
         peak = peak_bytes()
         if self._gb and peak > max(self._before, self._gb * 1e9):

@@ -119,13 +119,13 @@ def label_slabs(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iter
     if tuple(shape) == tuple(scores.shape[1:]):
         yield slice(0, shape[0]), choose(scores)
     elif scores.device.type == "cpu":
-        yield from _tiled(scores, shape, choose)
+        yield from _label_tiles(scores, shape, choose)
     else:
         for planes in slabs(shape, len(scores)):
             yield planes, choose(_slab_scores(scores, shape, planes))
 
 
-def _tiled(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iterator[tuple[slice, Tensor]]:
+def _label_tiles(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iterator[tuple[slice, Tensor]]:
     """Fill tiles of one label; compute the others from the classes that can win there."""
     axes = [_Axis.of(n_in, n_out) for n_in, n_out in zip(scores.shape[1:], shape, strict=True)]
     least = most = choose(scores).numpy()

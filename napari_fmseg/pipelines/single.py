@@ -30,7 +30,7 @@ from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
 from napari_fmseg.pipelines.network_inputs import NetworkInputs, box_on
 from napari_fmseg.pipelines.postprocess import clean
 from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise, whole_box
-from napari_fmseg.pipelines.sliding_window import mirror_axes, windowed
+from napari_fmseg.pipelines.sliding_window import mirror_axes, predict_windows
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
@@ -52,7 +52,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
     image = resize(image, grid.shape) if grid.shape != native.shape else image
     yield Progress("net", 0, 1)
     nets = ensemble_members(model.nets, "net")
-    scores = yield from windowed(
+    scores = yield from predict_windows(
         lambda x: _predict(engine, nets, x), pad_to_window(image, nets[0], settings.window), settings.window,
         overlap=settings.overlap if options.overlap is None else options.overlap,
         batch=settings.batch if options.window_batch is None else options.window_batch,

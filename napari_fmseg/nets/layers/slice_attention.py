@@ -117,9 +117,9 @@ class ProgressiveAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` (b, c, z, y, x), weighted."""
-        return self.selected(x)[0]
+        return self.select(x)[0]
 
-    def selected(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def select(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `x`, weighted, and the mask (b, c, z) of the key slices."""
         weights = self.sSE.weights(x)
         x = x * weights[..., None, None]

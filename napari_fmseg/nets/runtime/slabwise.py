@@ -51,7 +51,7 @@ class _Map:
         z, y, x_ = x.shape[2:]
         return cls(lambda a, b: x[:, :, a:b], x.shape[1], (z, y, x_))
 
-    def padded(self, first: int, last: int) -> Tensor:
+    def pad(self, first: int, last: int) -> Tensor:
         """Return planes; those beyond the border are 0."""
         a, b = max(first, 0), min(last, self.size[0])
         x = self.read(a, b)
@@ -143,7 +143,7 @@ class SlabwiseUNet:
         net, x, skip = self._net, skips.pop(), skips.pop()
         if net.has_strides:
             x = getattr(net, f"trans_{level + 1}")(x)
-        up = _enlarged(x, skip)
+        up = _enlarge(x, skip)
 
         def read(a: int, b: int) -> Tensor:
             enlarged = up(a, b)
@@ -196,19 +196,19 @@ def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _
     _tidy(first.conv.weight)
     for a in range(0, size[0], depth):
         b = min(a + depth, size[0])
-        part = _convolved(first.conv, x, a, b)
+        part = _convolve(first.conv, x, a, b)
         norm.see(part)
         if h.ndim == 0:
             h = part.new_empty((1, part.shape[1], *size))
         h[:, :, a:b] = part
         if shortcut is not None:
-            norm_beside.see(_convolved(shortcut.conv, x, a, b))
+            norm_beside.see(_convolve(shortcut.conv, x, a, b))
     _tidy(h)
     norm = _convolve_over(second.conv, h, norm)
     _tidy(h)
     for a in range(0, size[0], depth):
         b = min(a + depth, size[0])
-        beside = x.read(a, b) if shortcut is None else norm_beside(_convolved(shortcut.conv, x, a, b))
+        beside = x.read(a, b) if shortcut is None else norm_beside(_convolve(shortcut.conv, x, a, b))
         h[:, :, a:b] = norm(h[:, :, a:b]).add_(beside).relu_()
     return h
 
@@ -237,10 +237,10 @@ def _convolve_over(conv: nn.Conv3d, h: Tensor, norm: _Norm) -> _Norm:
     return after
 
 
-def _convolved(conv: nn.Conv3d, x: _Map, a: int, b: int) -> Tensor:
+def _convolve(conv: nn.Conv3d, x: _Map, a: int, b: int) -> Tensor:
     """Return output planes a to b of a convolution with its padding and stride."""
     kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
-    planes = x.padded(a * stride - padding, (b - 1) * stride - padding + kernel)
+    planes = x.pad(a * stride - padding, (b - 1) * stride - padding + kernel)
     return F.conv3d(planes, conv.weight, stride=conv.stride, padding=(0, *conv.padding[1:]))
 
 
@@ -251,7 +251,7 @@ def _size_after(conv: nn.Conv3d, size: tuple[int, int, int]) -> tuple[int, int, 
     return z, y, x
 
 
-def _enlarged(x: Tensor, like: Tensor) -> Read:
+def _enlarge(x: Tensor, like: Tensor) -> Read:
     """Return a function that reads planes of `x`, enlarged to the size of `like` with aligned corners."""
     z, size = like.shape[2], like.shape[3:]
     place = torch.arange(z, dtype=torch.float64) * ((x.shape[2] - 1) / max(z - 1, 1))
