@@ -1,7 +1,7 @@
 """One row per case: how right, and how fast and with how much memory every part was, for a spreadsheet.
 
-What the evaluation of FLARE 21 tells of each case (Ma et al., Fast and low-GPU-memory abdomen CT organ segmentation,
-Med. Image Anal. 82, 2022), in columns that say their units.
+What the evaluation of FLARE 21 reports of each case (Ma et al., Fast and low-GPU-memory abdomen CT organ segmentation,
+Med. Image Anal. 82, 2022), in columns that name their units.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CaseScores:
     seconds
         For segmenting, without reading and comparing.
     peak_mb, gpu_mb
-        Most memory of the process and of the graphics card meanwhile.
+        Most memory of the process and of the GPU meanwhile.
     problem
         Why it could not be evaluated, or "".
     stamp

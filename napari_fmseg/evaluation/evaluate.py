@@ -1,6 +1,6 @@
 """Cases by metrics: a model on all labelled cases of a folder, with seconds and memory; what is done is kept.
 
-After every case the tables are written anew, so that a run that was stopped or killed goes on where it was.
+After every case the tables are written anew, so that a run that was stopped or killed resumes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["METRICS", "Evaluation", "Row", "evaluate", "read_evaluation", "summa
 METRICS = (
     "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "truth_ml", "false_positive_ml", "false_negative_ml",
 )  # fmt: skip
-"""The columns of a table that say how well labels agree; see `napari_fmseg.evaluation.metrics.score`."""
+"""The columns of a table on how well labels agree; see `napari_fmseg.evaluation.metrics.score`."""
 
 COSTS = ("seconds", "peak_mb", "gpu_mb")
 
@@ -152,7 +152,7 @@ def evaluate(
             f"{model.card.name} knows {', '.join(model.card.labels.values())}, and the labels tell of "
             f"{', '.join(names.values()) or 'no class'}. They share no class; choose another model or folder."
         )
-    # The device is no part of the answer; what it takes is told per case.
+    # The device does not change the result; its cost is recorded per case.
     setup = plain({**dataclasses.asdict(options), "tolerance_mm": tolerance_mm, "classes": shared})
     setup.pop("device")
     whole = Evaluation(model.card.name, model.card.sha256, setup)
@@ -305,7 +305,7 @@ def _number(value: Any) -> float:
 
 
 def _write(whole: Evaluation, known: Any, output: Path) -> None:
-    """Write the tables; the JSON keeps cases of before that are still to come."""
+    """Write the tables; the JSON keeps previous cases that are still to come."""
     names = {case.case for case in whole.cases}
     kept = [*whole.cases, *(case for case in known if case.case not in names)]
     table = {

@@ -1,4 +1,4 @@
-"""How well lesions are found, lesion by lesion: what a Dice over all voxels does not tell."""
+"""How well lesions are found, lesion by lesion: what a Dice over all voxels does not show."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Lesions in a segmented image: for each its volume, its uptake and where it is; as a table and for a file.
 
 A lesion is a connected part of a label (26 neighbours). Only an image in SUV gives SUV; of any other image the same
-figures are told in its own unit, and never called SUV.
+figures are given in its own unit, and never called SUV.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class LesionTable:
     Parameters
     ----------
     unit
-        Of the intensities, as the image says: ``"SUV"``, ``"Bq/ml"``...; "" where it does not say.
+        Of the intensities, as the image states: ``"SUV"``, ``"Bq/ml"``...; "" where it does not.
     lesions
         The largest first.
     left_out
-        How many parts were smaller than what was asked for.
+        How many parts were smaller than requested.
     has_spacing
         Whether the size of a voxel is known; else there is no ml, and nothing that needs one.
     """

@@ -1,6 +1,6 @@
 """Networks that made the field and that no kept library has: DeepMedic, VoxResNet, AnatomyNet.
 
-Written after their papers. No published weights fit; where a paper leaves something open, the docstring says what we
+Written after their papers. No published weights fit; where a paper leaves something open, the docstring states what we
 chose. All give LOGITS on the grid of the image, whatever its size.
 """
 
@@ -34,7 +34,7 @@ class DeepMedic(_CheckedNet):
     """Two pathways of small kernels, one of them on the image at a third of the resolution (Kamnitsas 2017).
 
     The borders are filled up with zeros, so that the whole volume is answered; the paper cuts them off. The coarse
-    pathway sees means of 3 x 3 x 3 voxels.
+    pathway takes means of 3 x 3 x 3 voxels.
 
     Parameters
     ----------

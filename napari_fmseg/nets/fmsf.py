@@ -150,7 +150,7 @@ class _Pyramid(nn.Module):
 
 
 class SNet(_Pyramid):
-    """Consensus network: a coarse-to-fine look at the whole volume.
+    """Consensus network: coarse to fine on the whole volume.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ class SNet(_Pyramid):
 
 
 class AttnNet(_Pyramid):
-    """Attention network: SNet whose decoder is weighted by a map of where to look. Its weights fit SNet too.
+    """Attention network: SNet whose decoder is weighted by an attention map. Its weights fit SNet too.
 
     Parameters
     ----------
@@ -270,10 +270,10 @@ class AttnNet(_Pyramid):
 class EdgeNet(_Pyramid):
     """Edge network: sharpens a segmentation with the image beside it.
 
-    Version 1 is two convolutions without anything between them and looks 2 voxels far. It is exact on tiles: give it
+    Version 1 is two convolutions without anything between them and reaches 2 voxels far. It is exact on tiles: give it
     the tile with `HALO` more voxels on each side that is not a border of the volume, and cut them off the
     result. Only the volume's true borders may be padded, which the network does itself (also on its hidden map).
-    Version 2 looks at the whole volume.
+    Version 2 takes the whole volume.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ class FMUNet(nn.Module):
     depth
         Convolutions per block.
     flat_levels
-        How many of the finest levels (0, 1 or 2) look within slices only and keep their number: for thick slices.
+        How many of the finest levels (0, 1 or 2) convolve within slices only and keep their number: for thick slices.
     """
 
     activation = "softmax"

@@ -20,7 +20,7 @@ from napari_fmseg.nets.layers.swin import WindowedTransformer
 __all__ = ["PCTNet"]
 
 _FLAT = ((False, False), (True, False), (True, True))
-"""By number of flat levels: whether the first and the second level look within slices only."""
+"""By number of flat levels: whether the first and the second level act within slices only."""
 
 
 Attention = Callable[[], WindowedTransformer]
@@ -46,7 +46,7 @@ class PCTNet(nn.Module):
     depths, heads, windows
         Transformer blocks, their heads and the tokens along a window, for the levels 2, 3 and 4.
     flat_levels
-        How many of the two finest levels look within slices only and keep their number: for thick slices.
+        How many of the two finest levels act within slices only and keep their number: for thick slices.
     legacy
         Compute what the published weights were trained with. Leave it off for new training.
     """
@@ -136,7 +136,7 @@ class PCTNet(nn.Module):
         return d0, d1, d2, d3
 
     def _still_what_is_unused(self) -> None:
-        """Request no gradient of the parts that only the published files have; several GPUs would wait for it."""
+        """Freeze the parts that only the published files have; several GPUs would wait for it."""
         for parts in (self.embeddings, self.pred_heads):
             for mode, part in enumerate(parts):
                 part.requires_grad_(mode == self.mode)
@@ -207,7 +207,7 @@ class _Head(nn.Module):
 
 
 class _ConvTrans(nn.Module):
-    """Convolution and transformer side by side; their sum goes on."""
+    """Convolution and transformer side by side; their sum is passed on."""
 
     def __init__(self, width: int, dropout: float, trans: WindowedTransformer) -> None:
         super().__init__()

@@ -45,24 +45,24 @@ class SegmentOptions:
     precision
         ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``: 16 bit where the device is faster with it and the
         model's card proves that the masks are the same; else float32 on the CPU, so that every processor gives the
-        same mask, and on a graphics card 16 bit unless the card refutes it.
+        same mask, and on a GPU 16 bit unless the card refutes it.
     keep_largest
-        Keep only the largest connected part of every class.
+        Keep only the largest connected component of every class.
     min_component_ml
-        Remove connected parts smaller than this, in ml.
+        Remove connected components smaller than this, in ml.
     show_stages
         Whether the stages before the last one are shown, too; the run is a little faster if not.
     overlap
-        For models that look through windows: the share of a window that the next one sees again, 0 to below 1. None:
-        as the model's card says.
+        For models that take windows: the share of a window that overlaps the next, 0 to below 1. None: as in the
+        model's card.
     window_batch
-        Windows at once (others call it sw_batch_size): more are faster on a graphics card and need more memory. None:
-        as the model's card says.
+        Windows at once (others call it sw_batch_size): more are faster on a GPU and need more memory. None: as in the
+        model's card.
     blend
         How overlapping windows are averaged: ``"gaussian"``, their middle counts most, or ``"constant"``.
     max_memory_gb
-        Most memory in GB that the run may take, of a graphics card or else of the whole program; 0 for no limit. A
-        card's limit is kept, in smaller parts or on the processor; on the processor the run tells if it needed more.
+        Most memory in GB that the run may take, of a GPU or else of the whole program; 0 for no limit. A GPU's limit
+        is kept, by smaller parts or on the CPU; on the CPU the run warns if it needed more.
     """
 
     until: str = ""
@@ -87,7 +87,7 @@ def stages_of(card: ModelCard) -> tuple[str, ...]:
 
 
 def compatibility_warnings(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
-    """Yield what does not look like the volumes that the model has learned from, one sentence each.
+    """Yield how a volume differs from those that the model was trained on, one sentence each.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     InvalidRecipe
         If `options.until` is no stage of the model, or a limit is negative.
     DeviceMemory
-        If the memory does not suffice, after all fallbacks.
+        If memory runs out, after all fallbacks.
     """
     options = options or SegmentOptions()
     card = model.card

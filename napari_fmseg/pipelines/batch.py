@@ -48,7 +48,7 @@ class Done:
     labels
         The result as written.
     manifest
-        The file that says how it was made.
+        The file that records how it was made.
     seconds
         Time for reading, every stage, and writing.
     notes
@@ -196,7 +196,7 @@ def _read(job: SegmentationJob, model: Model, series: str | None, suv: str) -> V
 
 
 class _Watch:
-    """Seconds since the last look, kept by name."""
+    """Seconds since the last lap, kept by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -245,7 +245,7 @@ def _group_channels(found: list[Path], channels: int, *, together: bool) -> list
 def _is_one_channel(path: Path) -> bool:
     try:
         return read_volume(path, suv="never").n_channels == 1
-    except FmsegError:  # when its turn comes, it is said
+    except FmsegError:  # reported when its turn comes
         return False
 
 

@@ -1,11 +1,11 @@
 """The pipeline of EfficientSegmentation: the whole volume on a coarse grid, then what was found on a fine one.
 
-The coarse network sees everything and says where to look; the fine network sees the box around what it found, with a
+The coarse network takes the whole volume as input, the fine network the box around what the coarse one found, with a
 margin in millimetres. Both take any registered network, with classes that exclude each other or that overlap. The
 volume is resized as it is stored, slab by slab; only the scores on the two small grids ever exist for all classes, and
 the labels go plane by plane into one array on the volume's own grid.
 
-What the published code gets wrong is mended here: any orientation, an empty coarse mask (look at everything), the last
+What the published code gets wrong is mended here: any orientation, an empty coarse mask (take everything), the last
 voxel of the box, parts measured on the grid on which they lie, and the file's position kept.
 """
 
@@ -49,11 +49,11 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
             break
         yield Progress(stage, 0, 1)
         yield getattr(stages, stage)()
-        yield from stages.remarks()
+        yield from stages.warnings()
         if stage == options.until:
             break
     yield from stages.labels()
-    yield from stages.remarks()
+    yield from stages.warnings()
 
 
 class _Stages:
@@ -75,7 +75,7 @@ class _Stages:
 
     @torch.inference_mode()
     def coarse(self) -> StageResult:
-        """Inspect the whole volume, and where to look closer."""
+        """Segment the whole volume coarsely."""
         start = time.perf_counter()
         seen = self._run_stage("coarse", self.settings.coarse_size)
         kept = keep_largest_components(seen, self.settings.coarse_max_components, self.settings.coarse_min_ml)
@@ -86,7 +86,7 @@ class _Stages:
 
     @torch.inference_mode()
     def fine(self) -> StageResult:
-        """Inspect the box around what was found."""
+        """Segment the box around what was found."""
         start = time.perf_counter()
         self.box = box_around(self.found.data, self.geometry, self.settings.margin_mm, self.box)
         seen = self._run_stage("fine", self.settings.fine_size)
@@ -107,8 +107,8 @@ class _Stages:
             start = time.perf_counter()  # the consumer's time is not ours
         yield StageResult("labels", self._label_map(array, self.volume.geometry), spent)
 
-    def remarks(self) -> Iterator[Warned]:
-        """Yield what the engine had to do, once."""
+    def warnings(self) -> Iterator[Warned]:
+        """Yield the fallbacks that were taken since the last call."""
         yield from (Warned(text) for text in self.engine.notes)
         self.engine.notes.clear()
 
@@ -122,14 +122,16 @@ class _Stages:
         out = ensemble_mean(self._call, nets, x[None])
         assert out is not None  # only an attempt gives none
         self.activation = activation_of(nets[0])
-        several = len(nets) > 1 and self.activation == "sigmoid"  # probabilities, where logits are looked at below
+        several = (
+            len(nets) > 1 and self.activation == "sigmoid"
+        )  # of several: probabilities, where logits are needed below
         self.scores = torch.logit(out[0], 1e-6) if several else out[0].float()
         self.choose = label_rule_for(self.activation, self.settings)
         grid = self.geometry.crop(self.box).resized(size)
         return self._label_map(self.choose(self.scores).cpu().numpy(), grid)
 
     def _call(self, net: nn.Module, x: Tensor) -> Tensor:
-        """Call a network; where the memory does not suffice, the volume leaves the device before anything else."""
+        """Call a network; where it runs out of memory, the volume leaves the device before anything else."""
         if self.source.on_device:
             out = self.engine.attempt(net, x)
             if out is not None:
@@ -142,7 +144,7 @@ class _Stages:
         return self.engine(net, x)
 
     def _suppress_removed(self, seen: LabelMap, kept: LabelMap) -> None:
-        """Make the scores say background where a part was removed, so that it does not come back on a finer grid."""
+        """Set the scores to background where a component was removed, so that it does not return on a finer grid."""
         if kept is seen:
             return
         gone = torch.from_numpy((seen.data != 0) & (kept.data == 0)).to(self.scores.device)
@@ -202,7 +204,7 @@ def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkIn
 
 
 def network_input(resized: Tensor, intensity: Intensity) -> Tensor:
-    """Map what was resized to a network's grid, (c, z, y, x), to what the network sees; training does the same.
+    """Map what was resized to a network's grid, (c, z, y, x), to the network's input; training does the same.
 
     Every input is mapped by itself: a percentile or a z-score is that of the box, not that of the whole volume.
     """

@@ -1,7 +1,7 @@
 """Labels on a fine grid from scores of classes on a coarse one, which never exist for all classes at the full size.
 
 On the processor nothing is computed where the answer is plain. Zooming is a mean with weights that add up to one; so
-where all voxels that a mean can see have one label, every mean has it, too, and a class that nowhere comes near the
+where all voxels of a mean have one label, every mean has it, too, and a class that nowhere comes near the
 winner cannot win. What is left lies along the borders of the structures.
 """
 

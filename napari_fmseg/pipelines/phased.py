@@ -1,12 +1,12 @@
-"""The phased pipeline of FMSF-PT: a coarse look at everything, a closer look where something is, then the edge.
+"""The phased pipeline of FMSF-PT: the whole volume coarsely, then a window around what was found, then its edge.
 
-Consensus (SNet) sees the whole volume on a small grid. Its foreground gives an attention map and a window; the
-attention network (AttnNet) sees the window on a grid of its own, taken from the native voxels. The edge network
+Consensus (SNet) takes the whole volume on a small grid. Its foreground gives an attention map and a window; the
+attention network (AttnNet) takes the window on a grid of its own, taken from the native voxels. The edge network
 (EdgeNet) sharpens on the native voxels, plane by plane with a halo, so that the mask is as sharp as the image.
 
 What the published code gets wrong is mended here: the window comes from likely foreground rather than from a
-background of exactly 1; an empty consensus looks at the whole volume; orientation is put right and back; with
-several classes the foreground is 1 - background; nothing is resampled to be shown.
+background of exactly 1; after an empty consensus the window is the whole volume; orientation is put right and back;
+with several classes the foreground is 1 - background; nothing is resampled to be shown.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
             break
         yield Progress(stage, 0, 1)
         yield from getattr(stages, stage)()
-        yield from stages.remarks()
+        yield from stages.warnings()
         if stage == options.until:
             break
     yield stages.labels()
@@ -92,7 +92,7 @@ def consensus_input(image: Tensor, settings: PhasedSettings, intensity: Intensit
 
 
 def window_of(p_background: Tensor, settings: PhasedSettings) -> Box:
-    """Return where to look closer: a box in consensus voxels, the whole grid where nothing is likely."""
+    """Return the window of the attention network in consensus voxels; the whole grid where nothing is likely."""
     if settings.window == "certain":
         return window_v1(p_background)
     share = settings.window_share if settings.window == "all" else None
@@ -118,7 +118,7 @@ class _Stages:
         self.attention_map: Tensor | None = None
 
     def _predict(self, stage: str, *inputs: Tensor) -> Tensor:
-        """Return what the network of a stage says; of an ensemble the mean of its members."""
+        """Return the output of a stage's network; of an ensemble the mean of its members."""
         out = ensemble_mean(self.engine, ensemble_members(self.nets, stage), *inputs)
         assert out is not None  # only an attempt gives none
         return out
@@ -186,7 +186,7 @@ class _Stages:
         yield StageResult("edge", self._label_map(labels, self.geometry.crop(self.box)), seconds)
 
     def _edge_parts(self, crop: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the labels of the window, some planes at a time; fewer at once where the memory does not suffice."""
+        """Yield the labels of the window, some planes at a time; fewer at once where memory runs out."""
         depth = all_at_once = next(slabs(crop.shape[1:], self.card.n_classes)).stop
         first = 0
         while first < crop.shape[1]:
@@ -205,7 +205,7 @@ class _Stages:
     def _edge_planes(self, crop: Tensor, planes: slice, *, or_fewer: bool) -> Tensor | None:
         """Return labels of some planes of the window; the halo makes them equal to those of the whole window.
 
-        None if the memory does not suffice and it may be tried with fewer planes; else the network steps down itself.
+        None if memory runs out and fewer planes may be tried; else the runner takes its own fallbacks.
         """
         assert self.probabilities is not None
         first, last = max(0, planes.start - HALO), min(crop.shape[1], planes.stop + HALO)
@@ -233,8 +233,8 @@ class _Stages:
         array = from_canonical(full.cpu().numpy(), self.volume.geometry)
         return StageResult("labels", self._label_map(array, self.volume.geometry), time.perf_counter() - start)
 
-    def remarks(self) -> Iterator[Warned]:
-        """Yield what the engine had to do, once."""
+    def warnings(self) -> Iterator[Warned]:
+        """Yield the fallbacks that were taken since the last call."""
         yield from (Warned(text) for text in self.engine.notes)
         self.engine.notes.clear()
 
@@ -248,7 +248,7 @@ class _Stages:
 def attention_roi(
     probabilities: Tensor, shape: tuple[int, int, int], settings: PhasedSettings
 ) -> tuple[bool, Tensor, Box]:
-    """Turn consensus probabilities (classes, z, y, x) into where to look.
+    """Turn consensus probabilities (classes, z, y, x) into the attention map and its window.
 
     Returns
     -------

@@ -40,14 +40,14 @@ def clean(
     fill_holes
         Fill background that one label encloses on all sides. Another label inside is no hole and stays.
     together
-        Parts are those of all labels together: with `keep_largest` only the largest piece of any foreground stays.
+        Parts are those of all labels together: with `keep_largest` only the largest component of any foreground stays.
     neighbours
         26: voxels are connected through faces, edges and corners. 6: through faces, as MIS-FM does it.
 
     Returns
     -------
     LabelMap
-        On the same grid, same type and names; the input itself where nothing is asked for. Parts are removed first,
+        On the same grid, same type and names; the input itself where nothing is requested. Parts are removed first,
         then holes are filled. An empty map stays empty.
 
     Raises
@@ -83,7 +83,7 @@ def clean(
 
 
 def keep_largest_components(labels: LabelMap, counts: Sequence[int], least_ml: float = 0.0) -> LabelMap:
-    """Keep the largest connected parts (26 neighbours) of every class, as many as a model's card says.
+    """Keep the largest connected parts (26 neighbours) of every class, as many as a model's card states.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def _remove_parts(
     min_voxels: float,
     neighbours: int,
 ) -> None:
-    """Set to 0, in place, what is too small or not among the largest of its kind; `keeps` says how many, 0 for all."""
+    """Set to 0, in place, what is too small or not among the largest of its kind; `keeps` is how many, 0 for all."""
     parts = components(kinds, neighbours)
     where = parts != 0
     flat = parts[where]  # the foreground alone: a label map is mostly background

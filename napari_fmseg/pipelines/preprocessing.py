@@ -15,7 +15,7 @@ __all__ = ["body_box", "crop_array", "minmax_normalise", "normalise", "whole_box
 
 
 def normalise(data: Tensor, intensity: Intensity) -> Tensor:
-    """Map intensities (c, z, y, x) as the card says: to 0..1 by a window or by percentiles, or to z-scores."""
+    """Map intensities (c, z, y, x) as the card states: to 0..1 by a window or by percentiles, or to z-scores."""
     out = data.float() if data.dtype != torch.float32 else data.clone()
     for number, channel in enumerate(out):
         own = intensity.of_channel(number)
@@ -56,7 +56,7 @@ def whole_box(shape: Sequence[int]) -> Box:
 
 
 def minmax_normalise(image: Tensor, intensity: Intensity) -> Tensor:
-    """Stretch each channel of (c, z, y, x) to 0..1 once more, where the card says so."""
+    """Stretch each channel of (c, z, y, x) to 0..1 once more, where the card states so."""
     if not intensity.minmax:
         return image
     low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)

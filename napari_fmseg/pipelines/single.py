@@ -3,7 +3,7 @@
 The network is called ``"net"`` in the card; with ``"net-2"``, ``"net-3"`` and so on beside it, it is an ensemble whose
 probabilities are averaged. It may give logits or probabilities; what it gives is blended and averaged
 over the mirrored volume before the class is chosen. Where structures may overlap (a sigmoid), a voxel gets the most
-probable one, and none if none is more likely than not. A volume smaller than the window is looked at as it is; if the
+probable one, and none if none is more likely than not. A volume smaller than the window is taken as it is; if the
 network refuses its size, it is filled up to the window first.
 """
 
@@ -99,7 +99,7 @@ def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkIn
 
 
 def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:
-    """Return the grid that the network sees: the volume's own, or the same field of view at the card's spacing."""
+    """Return the grid of the network's input: the volume's own, or the same field of view at the card's spacing."""
     if not settings.spacing_mm:
         return geometry
     sizes = zip(geometry.shape, geometry.spacing, settings.spacing_mm, strict=True)
@@ -115,9 +115,7 @@ def _predict(engine: InferenceRunner, nets: Sequence[nn.Module], x: Tensor) -> T
 
 
 def pad_to_window(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:
-    """Return the repeat the last voxels of an image (c, z, y, x) up to the window's size, if the network takes no
-    less.
-    """
+    """Repeat the last voxels of an image (c, z, y, x) up to the window's size, if the network takes no less."""
     missing = [max(0, w - n) for w, n in zip(window, image.shape[1:], strict=True)]
     check = getattr(net, "check", None)
     if check is None or not any(missing):

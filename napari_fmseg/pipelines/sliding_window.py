@@ -55,7 +55,7 @@ def predict_windows(
     window
         Size (z, y, x) of a window; cut to the image where it is longer.
     overlap
-        Share of a window that the next one sees again, from 0 to below 1.
+        Share of a window that overlaps the next one, from 0 to below 1.
     batch
         Windows per call.
     flips
@@ -134,7 +134,7 @@ def _gathering(device: torch.device, size: Size, classes: int, passes: int) -> t
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that can still be had on a graphics card, within the limit of the run; None on other devices."""
+    """Return the bytes that can still be had on a GPU, within the limit of the run; None on other devices."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)

@@ -39,7 +39,7 @@ Read: TypeAlias = Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class _Map:
-    """A map (c, z, y, x) whose planes come when they are asked for: `read(first, last)` gives (1, c, planes, y, x)."""
+    """A map (c, z, y, x) whose planes are computed on request: `read(first, last)` gives (1, c, planes, y, x)."""
 
     read: Read
     channels: int
@@ -47,7 +47,7 @@ class _Map:
 
     @classmethod
     def of(cls, x: Tensor) -> _Map:
-        """Inspect a tensor (1, c, z, y, x) as a map."""
+        """Return a tensor (1, c, z, y, x) as a map."""
         z, y, x_ = x.shape[2:]
         return cls(lambda a, b: x[:, :, a:b], x.shape[1], (z, y, x_))
 
@@ -65,8 +65,8 @@ class _Norm:
         self._n = 0
         self._mean = self._squares = torch.zeros(())
 
-    def see(self, x: Tensor) -> None:
-        """Accept in planes (1, c, z, y, x)."""
+    def update(self, x: Tensor) -> None:
+        """Take planes (1, c, z, y, x) into account."""
         flat = x[0].flatten(1).float()
         n, mean = flat.shape[1], flat.mean(1)
         # Ten times faster than torch.var_mean.
@@ -155,7 +155,7 @@ class SlabwiseUNet:
 
 
 def _pointwise(last: nn.Module, x: Tensor) -> Tensor:
-    """Run a layer that looks at every voxel by itself."""
+    """Run a layer that acts on every voxel by itself."""
     out = torch.zeros(())
     depth = _depth(_Map.of(x).size, x.shape[1])
     for a in range(0, x.shape[2], depth):
@@ -197,12 +197,12 @@ def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _
     for a in range(0, size[0], depth):
         b = min(a + depth, size[0])
         part = _convolve(first.conv, x, a, b)
-        norm.see(part)
+        norm.update(part)
         if h.ndim == 0:
             h = part.new_empty((1, part.shape[1], *size))
         h[:, :, a:b] = part
         if shortcut is not None:
-            norm_beside.see(_convolve(shortcut.conv, x, a, b))
+            norm_beside.update(_convolve(shortcut.conv, x, a, b))
     _tidy(h)
     norm = _convolve_over(second.conv, h, norm)
     _tidy(h)
@@ -232,7 +232,7 @@ def _convolve_over(conv: nn.Conv3d, h: Tensor, norm: _Norm) -> _Norm:
         norm(h[:, :, first:last], out=ready[:, :, first - a + reach : last - a + reach]).relu_()
         ready[:, :, last - a + reach :] = 0
         part = F.conv3d(ready[:, :, : b - a + 2 * reach], conv.weight, padding=(0, *conv.padding[1:]))
-        after.see(part)
+        after.update(part)
         h[:, :, a:b] = part
     return after
 
