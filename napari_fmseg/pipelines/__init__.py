@@ -157,8 +157,6 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     if options.until and options.until not in stages:
         raise InvalidRecipe(f"{card.name} has no stage {options.until!r}. Choose one of: {', '.join(stages)}.")
     check_channels(volume, card)
-    if not options.max_memory_gb >= 0:
-        raise InvalidRecipe(f"max_memory_gb is a number of GB, or 0 for no limit, not {options.max_memory_gb}.")
     from_file = _warnings_of_file(volume.meta)
     for text in compatibility_warnings(volume.geometry, volume.meta, card):
         yield Warned(text, FROM_THE_FILE if text in from_file else "")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.allocator import trim_heap
-from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.resampling_torch import bounding_box, canonical_view, to_canonical
 from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity
@@ -49,11 +49,11 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
             break
         yield Progress(stage, 0, 1)
         yield getattr(stages, stage)()
-        yield from stages.warnings()
+        yield from stages.engine.warnings()
         if stage == options.until:
             break
     yield from stages.labels()
-    yield from stages.warnings()
+    yield from stages.engine.warnings()
 
 
 class _Stages:
@@ -106,11 +106,6 @@ class _Stages:
             yield Progress("labels", planes.stop, inside.shape[0])
             start = time.perf_counter()  # the consumer's time is not ours
         yield StageResult("labels", self._label_map(array, self.volume.geometry), spent)
-
-    def warnings(self) -> Iterator[Warned]:
-        """Yield the fallbacks that were taken since the last call."""
-        yield from (Warned(text) for text in self.engine.notes)
-        self.engine.notes.clear()
 
     def _run_stage(self, stage: str, size: tuple[int, int, int]) -> LabelMap:
         """Run a network on the box of the volume; its scores stay on the device."""

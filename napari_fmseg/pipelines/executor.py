@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import DeviceMemory
+from napari_fmseg.core.events import Warned
 from napari_fmseg.core.processes import peak_bytes
 from napari_fmseg.nets.runtime.device import pick_precision
 from napari_fmseg.nets.runtime.prepare import has_low_memory_form, prepare
@@ -77,6 +78,11 @@ class InferenceRunner:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def warnings(self) -> Iterator[Warned]:
+        """Yield the fallbacks that were taken since the last call."""
+        yield from (Warned(text) for text in self.notes)
+        self.notes.clear()
 
     def _run(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         try:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.resampling_torch import (
     box_in,
     from_canonical,
@@ -58,7 +58,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
             break
         yield Progress(stage, 0, 1)
         yield from getattr(stages, stage)()
-        yield from stages.warnings()
+        yield from stages.engine.warnings()
         if stage == options.until:
             break
     yield stages.labels()
@@ -232,11 +232,6 @@ class _Stages:
         full[self.body][self.box] = crop
         array = from_canonical(full.cpu().numpy(), self.volume.geometry)
         return StageResult("labels", self._label_map(array, self.volume.geometry), time.perf_counter() - start)
-
-    def warnings(self) -> Iterator[Warned]:
-        """Yield the fallbacks that were taken since the last call."""
-        yield from (Warned(text) for text in self.engine.notes)
-        self.engine.notes.clear()
 
     def _array(self, labels: Tensor) -> np.ndarray:
         return labels.to(_label_dtype(self.card)).cpu().numpy()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import GeometryMismatch
-from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.resampling_torch import from_canonical, resize, to_canonical, to_tensor
 from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.models.settings import SingleSettings
@@ -64,7 +64,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
         scores = torch.cat([torch.full_like(scores[:1], even), scores])
     seen = _label_map(ARGMAX(scores), grid, model)
     yield StageResult("net", seen, time.perf_counter() - start, "" if seen.data.any() else "Nothing was found.")
-    yield from (Warned(text) for text in engine.notes)
+    yield from engine.warnings()
 
     start = time.perf_counter()
     found = _label_map(labels_on(scores, native.shape), native, model)
