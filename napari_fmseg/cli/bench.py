@@ -50,7 +50,7 @@ def bench(
             if isinstance(event, benchmark.Benchmark):
                 results["benchmark"] = event
         if compare:
-            snet = benchmark.published_snet()
+            snet = benchmark.snet_example()
             pairs = benchmark.compare_with_plain(
                 *snet, device=str(loaded.device), precision=run.precision, repeats=repeats
             )

@@ -125,7 +125,7 @@ def why(
         Accept the terms of a model whose data restrict its use, without being asked.
     """
     from napari_fmseg.core.events import StageResult
-    from napari_fmseg.explain.gradcam import WHY, grad_cam
+    from napari_fmseg.explain.gradcam import STAGE, grad_cam
     from napari_fmseg.io import read_volume, write_volume
     from napari_fmseg.models.registry import find_card
     from napari_fmseg.models.weights import load_model
@@ -137,7 +137,7 @@ def why(
     with Bars(quiet=as_json) as bars:
         for event in grad_cam(read_volume(image), loaded, asked, point=voxel, layer=layer):
             show_event(event, bars)
-            if isinstance(event, StageResult) and event.stage == WHY:
+            if isinstance(event, StageResult) and event.stage == STAGE:
                 write_volume(event.output, output)
                 told = {"output": output, **event.output.meta, "seconds": event.seconds, "note": event.note}
     if as_json:

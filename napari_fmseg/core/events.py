@@ -1,4 +1,4 @@
-"""What long work says while it runs: small frozen dataclasses, in process or as JSON lines."""
+"""What long work reports while it runs: small frozen dataclasses, in process or as JSON lines."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import LabelMap, Volume
 
 __all__ = [
+    "FILE_LEFT_OUT",
+    "FROM_THE_FILE",
+    "STARTING_WEIGHTS",
     "EpochDone",
     "Event",
     "Pictures",
@@ -29,6 +32,15 @@ __all__ = [
     "to_json",
 ]
 
+FILE_LEFT_OUT = "file-left-out"
+"""Code of a warning: a file could not be read, and the work continues without it."""
+
+FROM_THE_FILE = "from-the-file"
+"""Code of a warning of the reader, which may name the file and so the patient."""
+
+STARTING_WEIGHTS = "starting-weights"
+"""Code of a warning on what was taken from the weights that training starts from."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -41,9 +53,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Warned:
-    """Something that the user should know and that does not stop the work."""
+    """Something that the user should know and that does not stop the work.
+
+    Attributes
+    ----------
+    text
+        For people; nothing parses it.
+    code
+        For programs: what it is about, such as `FILE_LEFT_OUT`, or ""; a newer warning of the same code replaces it.
+    """
 
     text: str
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,7 +102,7 @@ class StepDone:
 
 @dataclass(frozen=True)
 class EpochDone:
-    """One round of training and its validation; `metrics` such as ``{"dice/liver": 0.93}``."""
+    """One epoch of training and its validation; `metrics` such as ``{"dice/liver": 0.93}``."""
 
     stage: str
     epoch: int
@@ -101,7 +122,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a network makes of one example, for a window to show.
+    """The input and output of a network for one example, to be shown.
 
     Attributes
     ----------
@@ -124,7 +145,7 @@ _LINES = {c.__name__: c for c in (Progress, Warned, StepDone, EpochDone, Saved, 
 
 
 def drain(events: Iterable[Any]) -> LabelMap:
-    """Run `events` to the end and give the last label map.
+    """Return the last label map of `events`, which are run to the end.
 
     Raises
     ------

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from napari_fmseg.models.weights import Model
 
-__all__ = ["Benchmark", "Comparison", "StepTiming", "benchmark", "compare_with_plain", "environment", "published_snet"]
+__all__ = ["Benchmark", "Comparison", "StepTiming", "benchmark", "compare_with_plain", "environment", "snet_example"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class StepTiming:
     peak_mb
         Most memory that the process held while it ran, in MB; the largest of the repeats.
     gpu_mb
-        Most memory that torch held on the graphics card; 0 without one.
+        Most memory that torch held on the GPU; 0 without one.
     """
 
     seconds: float
@@ -159,7 +159,9 @@ def benchmark(
         If `repeats` is less than 1, or anything that reading, segmenting and writing raise.
     """
     if repeats < 1 or warmups < 0:
-        raise FmsegError(f"A benchmark of {repeats} runs after {warmups} others says nothing. Use at least one run.")
+        raise FmsegError(
+            f"A benchmark of {repeats} runs after {warmups} others measures nothing. Use at least one run."
+        )
     options = options or SegmentOptions()
     with tempfile.TemporaryDirectory(prefix="fmseg-bench-") as folder:
         path = image if isinstance(image, Path) else write_volume(image, Path(folder) / "volume.nii.gz")
@@ -259,7 +261,7 @@ def _inflate(path: Path) -> dict[str, float]:
 # --- the engine against the plain form --------------------------------------------------------------------------
 
 
-def published_snet(size: int = 128, seed: int = 0) -> tuple[str, dict[str, Any], nn.Module, torch.Tensor]:
+def snet_example(size: int = 128, seed: int = 0) -> tuple[str, dict[str, Any], nn.Module, torch.Tensor]:
     """Make the published SNet (32 channels, two classes) with drawn weights, and a smooth image for it.
 
     Returns
@@ -322,14 +324,14 @@ def compare_with_plain(
     from napari_fmseg.nets.runtime.prepare import prepare
 
     if repeats < 1:
-        raise FmsegError(f"{repeats} pairs say nothing. Use at least one.")
+        raise FmsegError(f"{repeats} pairs measure nothing. Use at least one.")
     place = torch.device(device)
     engine, x = prepare(net, device=place, precision=precision), image.to(place)
     runs: list[_Times] = []
     plain_runs: list[_Times] = []
     with _PlainForm(network, kwargs, net, image, place) as plain:
         for n in range(1 + repeats):
-            ours, labels = _timed(lambda: engine(x), place)
+            ours, labels = _time_call(lambda: engine(x), place)
             theirs = plain.run()
             if n:
                 runs.append(ours)
@@ -356,7 +358,7 @@ class _Times(NamedTuple):
     processor: float
 
 
-def _timed(call: Any, device: torch.device) -> tuple[_Times, Any]:
+def _time_call(call: Any, device: torch.device) -> tuple[_Times, Any]:
     """Return times of a call to the end of the device's work, and its labels (z, y, x)."""
     import torch
 
@@ -370,7 +372,7 @@ def _timed(call: Any, device: torch.device) -> tuple[_Times, Any]:
 
 
 class _PlainForm:
-    """A process that runs the network as the specification writes it, whenever it is asked."""
+    """A process that runs the network as the specification writes it, on request."""
 
     def __init__(
         self, network: str, kwargs: Mapping[str, Any], net: nn.Module, image: torch.Tensor, device: torch.device
@@ -411,12 +413,12 @@ class _PlainForm:
     def _ask(self, word: str) -> str:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended; the empty answer says so
+        with contextlib.suppress(BrokenPipeError):  # it has ended; the empty answer shows it
             self._process.stdin.write(word + "\n")
             self._process.stdin.flush()
         answer = self._process.stdout.readline().strip()
         if not answer:
-            raise FmsegError("The plain form of the network ended early. What it said stands above; is there memory?")
+            raise FmsegError("The plain form of the network ended early. Its messages stand above; is there memory?")
         return answer
 
 
@@ -436,7 +438,7 @@ def _serve(folder: Path) -> None:
     labels = np.zeros((1, 1, 1), np.uint8)
     for line in sys.stdin:
         if line.strip() == "run":
-            times, labels = _timed(lambda: net(image), device)
+            times, labels = _time_call(lambda: net(image), device)
             answer = f"{times.wall!r} {times.processor!r}"
         else:
             np.save(folder / "labels.npy", labels)

@@ -1,7 +1,7 @@
 """One row per case: how right, and how fast and with how much memory every part was, for a spreadsheet.
 
-What the evaluation of FLARE 21 tells of each case (Ma et al., Fast and low-GPU-memory abdomen CT organ segmentation,
-Med. Image Anal. 82, 2022), in columns that say their units.
+What the evaluation of FLARE 21 reports of each case (Ma et al., Fast and low-GPU-memory abdomen CT organ segmentation,
+Med. Image Anal. 82, 2022), in columns that name their units.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CaseScores:
     seconds
         For segmenting, without reading and comparing.
     peak_mb, gpu_mb
-        Most memory of the process and of the graphics card meanwhile.
+        Most memory of the process and of the GPU meanwhile.
     problem
         Why it could not be evaluated, or "".
     stamp
@@ -170,13 +170,13 @@ def write_cases(cases: Sequence[CaseScores], path: Path, tolerance_mm: float) ->
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _written(value) for name, value in row.items()} for row in rows)
+    writer.writerows({name: _format(value) for name, value in row.items()} for row in rows)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
     return path
 
 
-def _written(value: str | float) -> str:
+def _format(value: str | float) -> str:
     if isinstance(value, str):
         return value
     return "" if math.isnan(value) else f"{value:.4f}"

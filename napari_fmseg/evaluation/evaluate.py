@@ -1,6 +1,6 @@
 """Cases by metrics: a model on all labelled cases of a folder, with seconds and memory; what is done is kept.
 
-After every case the tables are written anew, so that a run that was stopped or killed goes on where it was.
+After every case the tables are written anew, so that a run that was stopped or killed resumes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["METRICS", "Evaluation", "Row", "evaluate", "read_evaluation", "summa
 METRICS = (
     "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "truth_ml", "false_positive_ml", "false_negative_ml",
 )  # fmt: skip
-"""The columns of a table that say how well labels agree; see `napari_fmseg.evaluation.metrics.score`."""
+"""The columns of a table on how well labels agree; see `napari_fmseg.evaluation.metrics.score`."""
 
 COSTS = ("seconds", "peak_mb", "gpu_mb")
 
@@ -93,9 +93,11 @@ class Evaluation:
         done = [case for case in self.cases if not case.problem]
         for case in done:
             for label, scores in case.scores.items():
-                yield Row(case.case, label, 1, {**_taken(scores), **_costs(case)})
+                yield Row(case.case, label, 1, {**_with_all_metrics(scores), **_costs(case)})
         for label in self.labels:
-            yield from summary(label, [{**_taken(c.scores[label]), **_costs(c)} for c in done if label in c.scores])
+            yield from summary(
+                label, [{**_with_all_metrics(c.scores[label]), **_costs(c)} for c in done if label in c.scores]
+            )
         yield from summary("all", [{**_means(list(c.scores.values())), **_costs(c)} for c in done])
 
     def mean(self, metric: str = "dice", label: str = "all") -> float:
@@ -150,7 +152,7 @@ def evaluate(
             f"{model.card.name} knows {', '.join(model.card.labels.values())}, and the labels tell of "
             f"{', '.join(names.values()) or 'no class'}. They share no class; choose another model or folder."
         )
-    # The device is no part of the answer; what it takes is told per case.
+    # The device does not change the result; its cost is recorded per case.
     setup = plain({**dataclasses.asdict(options), "tolerance_mm": tolerance_mm, "classes": shared})
     setup.pop("device")
     whole = Evaluation(model.card.name, model.card.sha256, setup)
@@ -160,7 +162,7 @@ def evaluate(
         scores = known.get(case.name)
         if scores is None or scores.problem or scores.stamp != _stamp(case):
             try:
-                for event in _evaluated(
+                for event in _evaluate_case(
                     case, names, model, options, shared, tolerance_mm, output if keep_labels else None
                 ):
                     if isinstance(event, CaseScores):
@@ -177,7 +179,7 @@ def evaluate(
     yield whole
 
 
-def _evaluated(
+def _evaluate_case(
     case: Case,
     names: Mapping[int, str],
     model: Model,
@@ -303,7 +305,7 @@ def _number(value: Any) -> float:
 
 
 def _write(whole: Evaluation, known: Any, output: Path) -> None:
-    """Write the tables; the JSON keeps cases of before that are still to come."""
+    """Write the tables; the JSON keeps previous cases that are still to come."""
     names = {case.case for case in whole.cases}
     kept = [*whole.cases, *(case for case in known if case.case not in names)]
     table = {
@@ -358,7 +360,7 @@ def _cell(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.6g}"
 
 
-def _taken(scores: Mapping[str, float]) -> dict[str, float]:
+def _with_all_metrics(scores: Mapping[str, float]) -> dict[str, float]:
     return {name: scores.get(name, math.nan) for name in METRICS}
 
 

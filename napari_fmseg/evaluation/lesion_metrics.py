@@ -1,4 +1,4 @@
-"""How well lesions are found, lesion by lesion: what a Dice over all voxels does not tell."""
+"""How well lesions are found, lesion by lesion: what a Dice over all voxels does not show."""
 
 from __future__ import annotations
 
@@ -66,16 +66,16 @@ def score_lesions(
     found = {}
     for name, value in labels_by_name(prediction, truth).items():
         mask, true = (np.asarray(labels.data == value) for labels in (prediction, truth))
-        found[name] = _compared(mask, true, truth.geometry.voxel_ml, min_ml, overlap)
+        found[name] = _compare(mask, true, truth.geometry.voxel_ml, min_ml, overlap)
     return found
 
 
-def _compared(
+def _compare(
     mask: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_], voxel_ml: float, min_ml: float, overlap: float
 ) -> dict[str, float]:  # fmt: skip
     """Return counts and volumes for one label."""
-    size, touched = _touched(mask, true)
-    true_size, covered = _touched(true, mask)
+    size, touched = _count_overlap(mask, true)
+    true_size, covered = _count_overlap(true, mask)
     counts, true_counts = (n * voxel_ml >= min_ml * (1 - 1e-9) for n in (size, true_size))
     false = counts & (touched == 0)
     hit = covered > overlap * true_size
@@ -97,7 +97,7 @@ def _compared(
     }
 
 
-def _touched(
+def _count_overlap(
     mask: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:  # fmt: skip
     """Return voxels of every part of `mask`, and how many of them lie in `other`."""

@@ -1,7 +1,7 @@
 """Lesions in a segmented image: for each its volume, its uptake and where it is; as a table and for a file.
 
 A lesion is a connected part of a label (26 neighbours). Only an image in SUV gives SUV; of any other image the same
-figures are told in its own unit, and never called SUV.
+figures are given in its own unit, and never called SUV.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class LesionTable:
     Parameters
     ----------
     unit
-        Of the intensities, as the image says: ``"SUV"``, ``"Bq/ml"``...; "" where it does not say.
+        Of the intensities, as the image states: ``"SUV"``, ``"Bq/ml"``...; "" where it does not.
     lesions
         The largest first.
     left_out
-        How many parts were smaller than what was asked for.
+        How many parts were smaller than requested.
     has_spacing
         Whether the size of a voxel is known; else there is no ml, and nothing that needs one.
     """
@@ -161,7 +161,7 @@ def lesions(
     kept = sizes * labels.geometry.voxel_ml >= min_ml * (1 - 1e-9)
     sphere = _sphere(labels.geometry.affine[:3, :3]) if labels.has_spacing else None
     found = [
-        _measured(labels, image, parts, number, box, sphere)
+        _measure(labels, image, parts, number, box, sphere)
         for number, box in _boxes(parts)
         if kept[number - 1]
     ]  # fmt: skip
@@ -201,7 +201,7 @@ def _boxes(parts: npt.NDArray[Any]) -> list[tuple[int, Box]]:
     return [(number, box) for number, box in enumerate(ndimage.find_objects(parts), 1) if box is not None]
 
 
-def _measured(
+def _measure(
     labels: LabelMap,
     image: npt.NDArray[Any],
     parts: npt.NDArray[Any],

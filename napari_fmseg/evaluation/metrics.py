@@ -22,7 +22,7 @@ Sizes = npt.NDArray[np.int64]  # voxels of a label in the prediction, in the tru
 def score(prediction: LabelMap, truth: LabelMap, *, tolerance_mm: float = 2.0) -> dict[str, dict[str, float]]:
     """Compare a segmentation with the truth, label by label.
 
-    Every label is told that has a name or occurs in either map; 0 is background. Ids need not be consecutive.
+    Every label is reported that has a name or occurs in either map; 0 is background. Ids need not be consecutive.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def score(prediction: LabelMap, truth: LabelMap, *, tolerance_mm: float = 2.0) -
 
 
 def labels_by_name(prediction: LabelMap, truth: LabelMap) -> dict[str, int]:
-    """Return the number of every label that `score` tells, by the name under which it does.
+    """Return the number of every label that `score` reports, by the name under which it does.
 
     Raises
     ------

@@ -32,7 +32,7 @@ class Measure:
     voxels, ml
         Its size in voxels and in millilitres; nan ml where the size of a voxel is not known.
     centre
-        Index (z, y, x) of a voxel of the class in the middle of its largest piece, or None if the class is empty.
+        Index (z, y, x) of a voxel of the class in the middle of its largest component, or None if the class is empty.
     centre_mm
         Where that voxel lies, in LPS mm listed z, y, x; None, too, where the size of a voxel is not known.
     """
@@ -48,15 +48,15 @@ class Measure:
 def measure(labels: LabelMap) -> tuple[Measure, ...]:
     """Measure every class that has a name or occurs, in the order of the labels; the background is left out.
 
-    The centre is always a voxel of the class: the plane that halves its volume is taken, there its largest piece, and
-    of that the voxel nearest to its middle. So a jump to "kidneys" shows a kidney and not the spine between them.
+    The centre is always a voxel of the class: in the plane that halves its volume the largest component, and of
+    that the voxel nearest to its middle. So a jump to "kidneys" shows a kidney and not the spine between them.
     """
-    per_plane = [_counted(plane) for plane in labels.data]
+    per_plane = [_count_voxels(plane) for plane in labels.data]
     found = sorted({label for counts in per_plane for label in counts} | set(labels.names))
-    return tuple(_measured(labels, label, per_plane) for label in found if label != 0)
+    return tuple(_measure(labels, label, per_plane) for label in found if label != 0)
 
 
-def _counted(plane: npt.NDArray[Any]) -> dict[int, int]:
+def _count_voxels(plane: npt.NDArray[Any]) -> dict[int, int]:
     """Return voxels of every label in one plane (y, x)."""
     if plane.dtype == np.uint8 or plane.dtype == np.bool_:
         counts = np.bincount(plane.reshape(-1).view(np.uint8), minlength=256)
@@ -65,7 +65,7 @@ def _counted(plane: npt.NDArray[Any]) -> dict[int, int]:
     return {int(v): int(n) for v, n in zip(values, sizes, strict=True)}
 
 
-def _measured(labels: LabelMap, label: int, per_plane: Sequence[dict[int, int]]) -> Measure:
+def _measure(labels: LabelMap, label: int, per_plane: Sequence[dict[int, int]]) -> Measure:
     areas = np.array([counts.get(label, 0) for counts in per_plane])
     voxels = int(areas.sum())
     voxel_ml = labels.geometry.voxel_ml if labels.has_spacing else math.nan
@@ -81,7 +81,7 @@ def _measured(labels: LabelMap, label: int, per_plane: Sequence[dict[int, int]])
 
 
 def _middle(mask: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """Return the voxel (y, x) of a mask's largest piece that is nearest to the piece's middle."""
+    """Return the voxel (y, x) of a mask's largest component that is nearest to its middle."""
     from scipy import ndimage
 
     pieces, _ = ndimage.label(mask, np.ones((3, 3)))

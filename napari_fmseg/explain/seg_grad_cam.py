@@ -1,4 +1,4 @@
-"""Why here? Seg-Grad-CAM: which places of the image spoke for a class, in any network."""
+"""Seg-Grad-CAM: which places of the image led to a class, in any network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def seg_grad_cam(
     layer: str | None = None,
     probabilities: bool = False,
 ) -> Tensor:
-    """Map how strongly each place spoke for a class (Vinogradova 2020).
+    """Compute how strongly each place led to a class (Vinogradova 2020).
 
     The channels of a layer are weighted by the mean gradient of the summed output in a region, added, and cut off at 0.
     The paper keeps what the channels show anywhere; ours is 0 outside the box of places with any gradient at all, since
@@ -34,9 +34,9 @@ def seg_grad_cam(
     *inputs
         What it takes; the image (b, c, z, y, x) first.
     channel
-        Of the output: the class that is asked about.
+        Of the output: the class that is explained.
     region
-        (z, y, x), True where the question is asked; by default everywhere.
+        (z, y, x), True where the class is explained; by default everywhere.
     layer
         Name of the layer as in `named_modules`; by default the deepest, see `deepest_layer`.
     probabilities
@@ -46,7 +46,7 @@ def seg_grad_cam(
     Returns
     -------
     Tensor
-        (b, z, y, x) on the grid of the image, from 0 to 1; all 0 if nothing spoke for the class.
+        (b, z, y, x) on the grid of the image, from 0 to 1; all 0 if there is no evidence for the class.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def seg_grad_cam(
     with torch.no_grad():
         shares = gradient.mean((2, 3, 4), keepdim=True)
         places = (shares * caught[-1]).sum(1, keepdim=True).clamp_min(0)  # (b, 1, z', y', x')
-        places = places * _heard(gradient)
+        places = places * _mark_reach(gradient)
         places = resize(places.float(), inputs[0].shape[2:], align_corners=False)[:, 0]
         most = places.amax((1, 2, 3), keepdim=True)
         return torch.where(most > 0, places / most.clamp_min(torch.finfo(places.dtype).tiny), places)
@@ -88,7 +88,7 @@ def seg_grad_cam(
 
 @torch.no_grad()
 def deepest_layer(net: nn.Module, *inputs: Tensor) -> str:
-    """Name the last layer whose map is smallest, with two voxels or more: what Grad-CAM asks by default."""
+    """Name the last layer whose map is smallest, with two voxels or more: what Grad-CAM takes by default."""
     seen: list[tuple[int, str]] = []
 
     def note(name: str) -> Any:
@@ -112,7 +112,7 @@ def deepest_layer(net: nn.Module, *inputs: Tensor) -> str:
     return [name for voxels, name in large if voxels == smallest][-1]
 
 
-def _heard(gradient: Tensor) -> Tensor:
+def _mark_reach(gradient: Tensor) -> Tensor:
     """Mark the box of the places (b, 1, z, y, x) that a gradient (b, c, z, y, x) comes from."""
     any_there = (gradient != 0).any(1, keepdim=True)
     box = torch.ones_like(any_there)
@@ -126,12 +126,12 @@ def _heard(gradient: Tensor) -> Tensor:
 def _score(output: Tensor, channel: int, region: Tensor | None) -> Tensor:
     if not 0 <= channel < output.shape[1]:
         raise UnknownModel(f"The output has channels 0 to {output.shape[1] - 1}, not {channel}.")
-    asked = output[:, channel]
+    target = output[:, channel]
     if region is None:
-        return asked.sum()
-    if region.shape != asked.shape[1:]:
+        return target.sum()
+    if region.shape != target.shape[1:]:
         raise GeometryMismatch(
-            f"The region has {tuple(region.shape)} voxels and the output {tuple(asked.shape[1:])}. "
+            f"The region has {tuple(region.shape)} voxels and the output {tuple(target.shape[1:])}. "
             "Resample the region to the output's grid."
         )
-    return (asked * region.to(asked)).sum()
+    return (target * region.to(target)).sum()

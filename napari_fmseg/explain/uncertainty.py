@@ -1,4 +1,4 @@
-"""Where a model contradicts itself: in the mirror, and from stage to stage. What it doubts is what to label next.
+"""Where a model disagrees with itself: mirrored, and from stage to stage. The most uncertain cases are labelled next.
 
 No network and no pipeline need know of it: the volume is segmented as it is and mirrored, and the label maps of the
 results and of the coarse stages are compared voxel by voxel.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from napari_fmseg.models.weights import Model
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["STAGE", "case_uncertainty", "mirrored_names", "rank_by_uncertainty", "uncertainty"]
+__all__ = ["STAGE", "case_uncertainty", "mirror_label_pairs", "rank_by_uncertainty", "uncertainty"]
 
 STAGE = "uncertainty"
 """What the result with the map is called."""
@@ -42,7 +42,7 @@ def uncertainty(
     flips
         Patient axes out of ``"zyx"`` to mirror, one at a time; x is left-right. Each costs one more segmentation.
         Classes of a left and a right organ change their names in a mirror along x. ``""`` compares the stages only: a
-        body whose sides differ (the liver) looks strange in a mirror to a model that never saw one, which raises all
+        body whose sides differ (the liver) looks unlike anything in training when it is mirrored, which raises all
         numbers alike (on the phantom 0.17 became 0.66 by noise without mirrors, and 0.41 became 0.51 with one). None
         compares the stages, and mirrors along x where a model has one stage only.
 
@@ -88,7 +88,7 @@ def uncertainty(
     for view, axis in enumerate(flips, 1):
         yield Progress(STAGE, view, views)
         index = order["zyx".index(axis)]
-        maps.append(_mirrored(volume, model, options, index, swap=axis == "x"))
+        maps.append(_segment_mirrored(volume, model, options, index, swap=axis == "x"))
     share = _disagreement(maps)
     doubt = case_uncertainty(share, maps)
     seconds += time.perf_counter() - start
@@ -97,7 +97,7 @@ def uncertainty(
     yield StageResult(STAGE, Volume(share, volume.geometry, {"doubt": doubt}), seconds, note)
 
 
-def _mirrored(
+def _segment_mirrored(
     volume: Volume, model: Model, options: SegmentOptions, index: int, *, swap: bool
 ) -> npt.NDArray[np.integer]:
     """Return labels of the mirror image, mirrored back."""
@@ -108,7 +108,7 @@ def _mirrored(
     found = np.flip(drain(segment(turned, model, replace(options, show_stages=False))).data, index)
     if not swap:
         return found
-    names = mirrored_names(model.card.labels)
+    names = mirror_label_pairs(model.card.labels)
     table = np.arange(1 + max(model.card.labels, default=0), dtype=found.dtype)
     for label, partner in names.items():
         table[label] = partner
@@ -116,7 +116,7 @@ def _mirrored(
     return renamed
 
 
-def mirrored_names(labels: Mapping[int, str]) -> dict[int, int]:
+def mirror_label_pairs(labels: Mapping[int, str]) -> dict[int, int]:
     """Return for every label that has a partner on the other side that partner's label."""
     of_name = {name.casefold(): label for label, name in labels.items()}
     found = {}
@@ -138,12 +138,12 @@ def _disagreement(maps: Sequence[npt.NDArray[np.integer]]) -> npt.NDArray[np.flo
 
 
 def case_uncertainty(share: npt.NDArray[np.float32], maps: Sequence[npt.NDArray[np.integer]]) -> float:
-    """Return one number per case, 0..1: the mean uncertainty where any result sees anything; 1 where none does."""
+    """Return one number per case, 0..1: the mean uncertainty where any result has a label; 1 where none does."""
     anything = np.logical_or.reduce([m > 0 for m in maps])
     count = int(anything.sum())
     return float(share[anything].sum() / count) if count else 1.0
 
 
-def rank_by_uncertainty(doubts: Mapping[str, float]) -> tuple[str, ...]:
+def rank_by_uncertainty(uncertainties: Mapping[str, float]) -> tuple[str, ...]:
     """Name the cases, the most doubtful first: the order in which to label them."""
-    return tuple(sorted(doubts, key=lambda name: (-doubts[name], name)))
+    return tuple(sorted(uncertainties, key=lambda name: (-uncertainties[name], name)))

@@ -18,6 +18,7 @@ from napari_fmseg.core.errors import UnknownModel, WeightsMismatch
 from napari_fmseg.core.structuring import Range, is_file_name, read_table, structure, wrong_number
 from napari_fmseg.models.folders import _weights_folders
 from napari_fmseg.models.half_precision import HalfPrecision
+from napari_fmseg.models.settings import PIPELINES
 
 __all__ = ["Intensity", "ModelCard", "NetSpec"]
 
@@ -184,11 +185,13 @@ class ModelCard:
     def half_precision_ok(self) -> bool | None:
         """Whether half precision gives the same masks: proven by figures or refuted; None where nobody has measured it.
 
-        Models of one network, which were never measured, and older cards that say `half_is_right = false` are refuted.
+        Models that were never measured are taken as their pipeline is; older cards may say `half_is_right = false`.
         """
         if self.half_precision is not None and self.half_precision.sha256 == self.sha256:
             return self.half_precision.is_right
-        return False if self.pipeline == "single" or self.settings.get("half_is_right") is False else None
+        if self.settings.get("half_is_right") is False:
+            return False
+        return PIPELINES[self.pipeline].half_precision_ok if self.pipeline in PIPELINES else None
 
     @property
     def weights_path(self) -> Path:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import WeightsMismatch
+from napari_fmseg.models.settings import PIPELINES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +27,6 @@ _PARTS = {
     **{"snet": "consensus", "attnnet": "attention", "edgenet": "edge"},
     **{"baseunet": "coarse", "efficientsegnet": "fine"},
 }
-_PIPELINES = {"consensus": "phased", "attention": "phased", "edge": "phased",
-              "coarse": "coarse_fine", "fine": "coarse_fine"}  # fmt: skip
 _PUBLISHED_INTENSITY = ["[intensity]", 'kind = "window_zscore"', "low = -325.0", "high = 325.0", ""]
 _LADDERS = ("baseunet", "contextunet", "efficientsegnet")
 
@@ -312,7 +311,7 @@ def _card(
         "# a coarse-to-fine one coarse and fine.",
         f"name = {text(name)}",
         f"title = {text(name)}",
-        f"pipeline = {text(_PIPELINES.get(part, 'single'))}",
+        f"pipeline = {text(next((p.name for p in PIPELINES.values() if part in p.stages), 'single'))}",
         f"weights = {text(weights.name)}",
         f"sha256 = {text(hashlib.sha256(content).hexdigest())}",
         'licence = "unknown: ask the authors before you pass it on"',

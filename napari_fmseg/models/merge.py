@@ -9,7 +9,7 @@ from typing import Any
 
 from napari_fmseg.core.errors import WeightsMismatch
 from napari_fmseg.models.card import ModelCard
-from napari_fmseg.models.settings import STAGES
+from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.models.weights import Model, load_model, save_model
 
 __all__ = ["join_models"]
@@ -59,7 +59,7 @@ def join_models(cards: Sequence[str | Path], out: Path | str) -> ModelCard:
         raise WeightsMismatch(
             f"Two of them bring a network of the same name ({', '.join(specs)}). Convert one of them with --part."
         )
-    stages = STAGES[first.pipeline]
+    stages = PIPELINES[first.pipeline].stages
     had = [stage in specs for stage in stages]
     if had != sorted(had, reverse=True):
         raise WeightsMismatch(

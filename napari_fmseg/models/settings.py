@@ -1,38 +1,65 @@
-"""What a model's card and recipe set beside the networks; without torch, so that recipes can be checked."""
+"""The pipelines by name, and the settings of each; without torch, so that cards and recipes can be checked."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from napari_fmseg.core.errors import UnknownModel
 from napari_fmseg.core.structuring import Range, structure, wrong_number
 
-__all__ = ["SETTINGS", "STAGES", "CoarseFineSettings", "PhasedSettings", "SingleSettings"]
-
-T = TypeVar("T")
-
-STAGES: dict[str, tuple[str, ...]] = {
-    "coarse_fine": ("coarse", "fine"),
-    "phased": ("consensus", "attention", "edge"),
-    "single": ("net",),
-}
-"""The stages of every pipeline in their order; kept apart from the pipelines, so that a panel can ask without torch."""
-
+__all__ = ["PIPELINES", "CoarseFineSettings", "PhasedSettings", "Pipeline", "PipelineSettings", "SingleSettings"]
 
 _SIZE = Range(1, 4096)
-_PHASED_RANGES = {
-    "consensus_grid": _SIZE,
-    "attention_grid": _SIZE,
-    "window_threshold": Range(0, 1),
-    "window_share": Range(0, 1),
-    "window_margin": Range(0, 4096),
-}
+
+
+class PipelineSettings(ABC):
+    """What the settings of every pipeline share; each is a frozen dataclass whose defaults are those published."""
+
+    MODEL: ClassVar[str] = "a model"
+    """What a model with these settings is called in messages."""
+
+    @classmethod
+    def of(cls, card_settings: Mapping[str, Any]) -> Self:
+        """Read the settings of a card.
+
+        Raises
+        ------
+        UnknownModel
+            If one of them is unknown or out of range.
+        """
+        # Older cards have `half_is_right` here; see `ModelCard.half_precision_ok`.
+        given = {name: value for name, value in card_settings.items() if name != "half_is_right"}
+        try:
+            settings = structure(cls, given)
+        except ValueError as error:
+            raise UnknownModel(f"The settings are not those of {cls.MODEL}: {error}. Correct them.") from error
+        wrong = [f"{name} = {getattr(settings, name)!r}" for name, right in settings.checks().items() if not right]
+        if wrong:
+            raise UnknownModel(f"The settings of {cls.MODEL} are out of range: {', '.join(wrong)}. Correct them.")
+        return settings
+
+    def checks(self) -> dict[str, bool]:
+        """Return for each setting that has a range or a list of values whether it is within."""
+        return {}
+
+    @abstractmethod
+    def input_size(self, stage: str) -> tuple[int, int, int]:
+        """Return the voxels (z, y, x) that the network of a stage takes as input."""
+
+    def with_new_classes(self) -> Self:
+        """Return the settings for a model that is to learn further classes."""
+        return self
+
+    def summary(self) -> str:
+        """Return a sentence on the grids, or ""."""
+        return ""
 
 
 @dataclass(frozen=True)
-class PhasedSettings:
+class PhasedSettings(PipelineSettings):
     """What a phased model's card stores beside its networks.
 
     Parameters
@@ -67,31 +94,36 @@ class PhasedSettings:
     edge_grid: str = "native"
     crop_above: float | None = None
 
-    @classmethod
-    def of(cls, card_settings: Mapping[str, Any]) -> PhasedSettings:
-        """Read the settings of a card.
+    MODEL: ClassVar[str] = "a phased model"
 
-        Raises
-        ------
-        UnknownModel
-            If one of them is unknown or makes no sense.
-        """
-        try:
-            settings = _settings_from(cls, card_settings)
-        except ValueError as error:
-            raise UnknownModel(f"The settings are not those of a phased model: {error}. Correct them.") from error
-        if settings.window not in ("largest", "all", "certain") or settings.edge_grid not in ("native", "attention"):
-            raise UnknownModel(
-                f"window is 'largest', 'all' or 'certain' and edge_grid 'native' or 'attention', "
-                f"not {settings.window!r} and {settings.edge_grid!r}. Correct the settings."
-            )
-        if wrong := wrong_number(settings, _PHASED_RANGES):
-            raise UnknownModel(f"{wrong}. Correct the settings of the phased model.")
-        return settings
+    def checks(self) -> dict[str, bool]:
+        """Return for each setting that has a range or a list of values whether it is within."""
+        ranges = {
+            **{"consensus_grid": _SIZE, "attention_grid": _SIZE, "window_margin": Range(0, 4096)},
+            **{"window_threshold": Range(0, 1), "window_share": Range(0, 1)},
+        }
+        return {
+            "window": self.window in ("largest", "all", "certain"),
+            "edge_grid": self.edge_grid in ("native", "attention"),
+            **{name: not wrong_number(self, {name: one}) for name, one in ranges.items()},
+        }
+
+    def input_size(self, stage: str) -> tuple[int, int, int]:
+        """Return the voxels (z, y, x) that the network of a stage takes as input."""
+        return self.consensus_grid if stage == "consensus" else self.attention_grid
+
+    def with_new_classes(self) -> Self:
+        """Return the settings with a window around all components: the largest alone would cut off the others."""
+        return replace(self, window="all") if self.window == "largest" else self
+
+    def summary(self) -> str:
+        """Return a sentence on the two grids."""
+        coarse, fine = (" x ".join(map(str, grid)) for grid in (self.consensus_grid, self.attention_grid))
+        return f"First the whole volume on {coarse} voxels, then what was found on {fine}, then its edge."
 
 
 @dataclass(frozen=True)
-class SingleSettings:
+class SingleSettings(PipelineSettings):
     """What the card of a model with one network stores beside it.
 
     Parameters
@@ -124,36 +156,26 @@ class SingleSettings:
     keep_largest: str = ""
     crop_above: float | None = None
 
-    @classmethod
-    def of(cls, card_settings: Mapping[str, Any]) -> SingleSettings:
-        """Read the settings of a card.
+    MODEL: ClassVar[str] = "a single network"
 
-        Raises
-        ------
-        UnknownModel
-            If one of them is unknown or makes no sense.
-        """
-        try:
-            settings = _settings_from(cls, card_settings)
-        except ValueError as error:
-            raise UnknownModel(f"The settings are not those of a single network: {error}. Correct them.") from error
-        spacing = settings.spacing_mm
-        right = {
-            "window": not wrong_number(settings, {"window": _SIZE}),
-            "overlap": 0 <= settings.overlap < 1,
-            "batch": 1 <= settings.batch <= 4096,
-            "spacing_mm": not spacing or (len(spacing) == 3 and min(spacing) > 0),
-            "flips": set(settings.flips) <= set("zyx") and len(set(settings.flips)) == len(settings.flips),
-            "keep_largest": settings.keep_largest in ("", "each", "together"),
+    def checks(self) -> dict[str, bool]:
+        """Return for each setting that has a range or a list of values whether it is within."""
+        return {
+            "window": not wrong_number(self, {"window": _SIZE}),
+            "overlap": 0 <= self.overlap < 1,
+            "batch": 1 <= self.batch <= 4096,
+            "spacing_mm": not self.spacing_mm or (len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0),
+            "flips": set(self.flips) <= set("zyx") and len(set(self.flips)) == len(self.flips),
+            "keep_largest": self.keep_largest in ("", "each", "together"),
         }
-        wrong = [f"{name} = {getattr(settings, name)!r}" for name, fine in right.items() if not fine]
-        if wrong:
-            raise UnknownModel(f"The settings of a single network make no sense: {', '.join(wrong)}. Correct them.")
-        return settings
+
+    def input_size(self, stage: str) -> tuple[int, int, int]:
+        """Return the voxels (z, y, x) of a window."""
+        return self.window
 
 
 @dataclass(frozen=True)
-class CoarseFineSettings:
+class CoarseFineSettings(PipelineSettings):
     """What the card of a coarse-to-fine model stores beside its networks.
 
     Parameters
@@ -190,48 +212,61 @@ class CoarseFineSettings:
     fine_min_ml: float = 0.0
     crop_above: float | None = None
 
-    @classmethod
-    def of(cls, card_settings: Mapping[str, Any]) -> CoarseFineSettings:
-        """Read the settings of a card.
+    MODEL: ClassVar[str] = "a coarse-to-fine model"
 
-        Raises
-        ------
-        UnknownModel
-            If one of them is unknown or makes no sense.
-        """
-        try:
-            settings = _settings_from(cls, card_settings)
-        except ValueError as error:
-            raise UnknownModel(
-                f"The settings are not those of a coarse-to-fine model: {error}. Correct them."
-            ) from error
-        right = {
-            "coarse_size": not wrong_number(settings, {"coarse_size": _SIZE}),
-            "fine_size": not wrong_number(settings, {"fine_size": _SIZE}),
-            "margin_mm": settings.margin_mm >= 0,
-            "threshold": 0 < settings.threshold < 1,
-            "overlap": settings.overlap in ("probable", "last"),
-            "coarse_max_components": min(settings.coarse_max_components, default=0) >= 0,
-            "fine_max_components": min(settings.fine_max_components, default=0) >= 0,
-            "coarse_min_ml": settings.coarse_min_ml >= 0,
-            "fine_min_ml": settings.fine_min_ml >= 0,
+    def checks(self) -> dict[str, bool]:
+        """Return for each setting that has a range or a list of values whether it is within."""
+        return {
+            "coarse_size": not wrong_number(self, {"coarse_size": _SIZE}),
+            "fine_size": not wrong_number(self, {"fine_size": _SIZE}),
+            "margin_mm": self.margin_mm >= 0,
+            "threshold": 0 < self.threshold < 1,
+            "overlap": self.overlap in ("probable", "last"),
+            "coarse_max_components": min(self.coarse_max_components, default=0) >= 0,
+            "fine_max_components": min(self.fine_max_components, default=0) >= 0,
+            "coarse_min_ml": self.coarse_min_ml >= 0,
+            "fine_min_ml": self.fine_min_ml >= 0,
         }
-        wrong = [f"{name} = {getattr(settings, name)!r}" for name, fine in right.items() if not fine]
-        if wrong:
-            raise UnknownModel(
-                f"The settings of a coarse-to-fine model make no sense: {', '.join(wrong)}. Correct them."
-            )
-        return settings
+
+    def input_size(self, stage: str) -> tuple[int, int, int]:
+        """Return the voxels (z, y, x) that the network of a stage takes as input."""
+        return self.coarse_size if stage == "coarse" else self.fine_size
 
 
-def _settings_from(kind: type[T], card_settings: Mapping[str, Any]) -> T:
-    """Make settings; `half_is_right` of older cards is no longer one (see `ModelCard.half_precision_ok`)."""
-    return structure(kind, {name: value for name, value in card_settings.items() if name != "half_is_right"})
+@dataclass(frozen=True)
+class Pipeline:
+    """A way to use the networks of a model, as far as it is known without torch.
+
+    Parameters
+    ----------
+    name
+        The key in `PIPELINES`; cards and recipes name it.
+    stages
+        The networks' names in a card, in the order in which they run.
+    settings
+        What a card sets beside the networks.
+    module
+        Where ``run`` and ``explain_inputs`` are; see `napari_fmseg.pipelines.PipelineModule`.
+    windowed
+        Whether the network takes windows of the volume, so that an explanation needs a place first.
+    half_precision_ok
+        Whether half precision gives the same masks where a card has no measurement; None where nobody knows.
+    """
+
+    name: str
+    stages: tuple[str, ...]
+    settings: type[PipelineSettings]
+    module: str
+    windowed: bool = False
+    half_precision_ok: bool | None = None
 
 
-SETTINGS: dict[str, type[PhasedSettings] | type[SingleSettings] | type[CoarseFineSettings]] = {
-    "coarse_fine": CoarseFineSettings,
-    "phased": PhasedSettings,
-    "single": SingleSettings,
+PIPELINES: dict[str, Pipeline] = {
+    pipeline.name: pipeline
+    for pipeline in (
+        Pipeline("coarse_fine", ("coarse", "fine"), CoarseFineSettings, "napari_fmseg.pipelines.coarse_fine"),
+        Pipeline("phased", ("consensus", "attention", "edge"), PhasedSettings, "napari_fmseg.pipelines.phased"),
+        Pipeline("single", ("net",), SingleSettings, "napari_fmseg.pipelines.single", True, half_precision_ok=False),
+    )
 }
-"""What the card of a model of each pipeline stores; read them with ``SETTINGS[pipeline].of(card.settings)``."""
+"""Every pipeline by its name."""

@@ -1,8 +1,8 @@
 """Networks by name: tensors in, tensors out; they know nothing of volumes, files or stages.
 
-Every network takes ``in_channels`` and ``n_classes``, which counts the background. The phased ones give probabilities.
-All others have an attribute ``activation`` and give logits: ``"softmax"``, one channel per class; or
-``"sigmoid"``, one channel per structure (``n_classes - 1``), which may overlap.
+Every network takes ``in_channels`` and ``n_classes``, which counts the background. Its attribute ``activation`` states
+how the output is read: ``"softmax"``, logits, one channel per class; ``"sigmoid"``, logits, one channel per structure
+(``n_classes - 1``), which may overlap; ``"none"``, probabilities. See `napari_fmseg.nets.traits` for more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from napari_fmseg.core.errors import UnknownModel
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["NETWORKS", "build"]
+__all__ = ["NETWORKS", "build", "load"]
 
 NETWORKS: dict[str, str] = {
     "snet": "napari_fmseg.nets.fmsf:SNet",
@@ -65,8 +65,7 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     """
     if name not in NETWORKS:
         raise UnknownModel(f"There is no network {name!r}. Known: {', '.join(sorted(NETWORKS))}.")
-    module, _, class_name = NETWORKS[name].partition(":")
-    network = getattr(import_module(module), class_name)
+    network = load(NETWORKS[name])
     try:
         inspect.signature(network).bind(**kwargs)
     except TypeError as error:
@@ -81,6 +80,12 @@ def build(name: str, **kwargs: Any) -> nn.Module:
         given = ", ".join(f"{key}={reprlib.repr(value)}" for key, value in kwargs.items())
         raise UnknownModel(f"The network {name!r} cannot be built with {given}: {reason[:200]}") from error
     return net
+
+
+def load(path: str) -> Any:
+    """Import what ``"module:name"`` stands for."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
 
 
 _SENSELESS = (

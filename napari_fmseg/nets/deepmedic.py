@@ -1,6 +1,6 @@
 """Networks that made the field and that no kept library has: DeepMedic, VoxResNet, AnatomyNet.
 
-Written after their papers. No published weights fit; where a paper leaves something open, the docstring says what we
+Written after their papers. No published weights fit; where a paper leaves something open, the docstring states what we
 chose. All give LOGITS on the grid of the image, whatever its size.
 """
 
@@ -34,7 +34,7 @@ class DeepMedic(_CheckedNet):
     """Two pathways of small kernels, one of them on the image at a third of the resolution (Kamnitsas 2017).
 
     The borders are filled up with zeros, so that the whole volume is answered; the paper cuts them off. The coarse
-    pathway sees means of 3 x 3 x 3 voxels.
+    pathway takes means of 3 x 3 x 3 voxels.
 
     Parameters
     ----------
@@ -66,8 +66,8 @@ class DeepMedic(_CheckedNet):
         self.coarse = _Pathway(in_channels, widths, residual)
         joined = 2 * widths[-1]
         self.join = nn.Sequential(
-            *_activated(joined, hidden, 1, 0.0), *_activated(hidden, hidden, 1, dropout),
-            *_activated(hidden, n_classes, 1, dropout),
+            *_unit(joined, hidden, 1, 0.0), *_unit(hidden, hidden, 1, dropout),
+            *_unit(hidden, n_classes, 1, dropout),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class _Pathway(nn.Module):
     def __init__(self, ins: int, widths: Sequence[int], residual: bool) -> None:
         super().__init__()
         first = nn.Sequential(nn.Conv3d(ins, widths[0], 3, bias=False))
-        others = [nn.Sequential(*_activated(a, b, 3, 0.0)) for a, b in pairwise(widths)]
+        others = [nn.Sequential(*_unit(a, b, 3, 0.0)) for a, b in pairwise(widths)]
         self.layers = nn.ModuleList([first, *others])
         self._added = (4, 6, 8) if residual else ()
 
@@ -105,5 +105,5 @@ class _Pathway(nn.Module):
         return x
 
 
-def _activated(ins: int, outs: int, kernel: int, dropout: float) -> list[nn.Module]:
+def _unit(ins: int, outs: int, kernel: int, dropout: float) -> list[nn.Module]:
     return [nn.BatchNorm3d(ins), nn.PReLU(ins), nn.Dropout(dropout), nn.Conv3d(ins, outs, kernel)]

@@ -113,6 +113,10 @@ def _layers(ins: int, outs: int, n_layers: int, dropout: float) -> nn.Module:
 class _ResidualUNet(nn.Module):
     """Down and up again with a skip at every level; what the three networks share."""
 
+    low_memory_form = "napari_fmseg.nets.runtime.slabwise:SlabwiseUNet"
+    has_strides = False
+    """Whether convolutions with a stride lead down, and skips are added instead of joined."""
+
     def __init__(
         self,
         in_channels: int,
@@ -128,6 +132,7 @@ class _ResidualUNet(nn.Module):
         name = type(self).__name__
         check_channels(name, in_channels, n_classes)
         check_choice(name, "activation", activation, ACTIVATIONS)
+        self.context_block: StripPooling | None = None  # on the deepest map
         if len(channels) not in (5, 6) or min(channels) < 1:
             raise UnknownModel(f"{name} has five levels or six: give five or six channels, not {tuple(channels)}.")
         self.in_channels = in_channels
@@ -241,8 +246,13 @@ class _ResidualUNet(nn.Module):
                 quarter = x
         return x, quarter
 
+    def pool(self, x: Tensor) -> Tensor:
+        """Return a map at half the size, or as it is where the next level has strides."""
+        return x if self.has_strides else F.max_pool3d(x, 2)
+
     def _down(self, level: int, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        x = getattr(self, f"conv{level}_0")(self.pool(x) if level else x)
+        return x if self.context_block is None or level < self._depth else self.context_block(x)
 
     def _up(self, level: int, skip: Tensor, x: Tensor) -> Tensor:
         out: Tensor = getattr(self, decoder_name(level))(torch.cat([skip, resize(x, skip.shape[2:])], 1))
@@ -301,17 +311,13 @@ class BaseUNet(_ResidualUNet):
             self.add_module(decoder_name(level), _layers(here + below, here, decoder, dropout))
         self._add_heads(dropout)
 
-    def _down(self, level: int, x: Tensor) -> Tensor:
-        if level:
-            x = F.max_pool3d(x, 3, stride=2, padding=1)
-        out: Tensor = getattr(self, f"conv{level}_0")(x)
-        return out
+    def pool(self, x: Tensor) -> Tensor:
+        """Return a map at half the size."""
+        return F.max_pool3d(x, 3, stride=2, padding=1)
 
 
 class _Staged(_ResidualUNet):
     """What ContextUNet and EfficientSegNet share: stages of blocks, and a context block on the deepest map."""
-
-    _strides = False
 
     def __init__(
         self,
@@ -342,21 +348,20 @@ class _Staged(_ResidualUNet):
                 f"not {tuple(encoder_blocks)} (decoder blocks: {decoder_blocks})."
             )
         for level, (ins, outs) in enumerate(zip([in_channels, *channels], channels, strict=False)):
-            stride = 2 if self._strides and level else 1
+            stride = 2 if self.has_strides and level else 1
             stage = _stage(ins, outs, encoder_blocks[level], encoder, dropout, stride)
             self.add_module(f"conv{level}_0", stage)
-        self.context_block: StripPooling | None = None
         if context != "none":
             strips = None if nominal is None else _three([n // 2**self._depth for n in nominal])
             self.context_block = StripPooling(channels[-1], strips, maximum=context == "maximum", dropout=dropout)
             self._least = 4
-        if self._strides:
+        if self.has_strides:
             for level in reversed(range(self._depth)):
                 narrowing = ConvNorm(channels[level + 1], channels[level], 1, dropout=dropout)
                 self.add_module(f"trans_{level + 1}", narrowing)
         for level in reversed(range(self._depth)):
             here, below = channels[level : level + 2]
-            stage = _stage(here + (0 if self._strides else below), here, decoder_blocks, decoder, dropout)
+            stage = _stage(here + (0 if self.has_strides else below), here, decoder_blocks, decoder, dropout)
             self.add_module(decoder_name(level), stage)
         self._add_heads(dropout)
 
@@ -379,12 +384,6 @@ class _Staged(_ResidualUNet):
                 f"{type(self).__name__} pools strips of a nominal size of {nominal} voxels, and the volume has "
                 f"{tuple(size)}. Resample or pad the volume, or build the network without `nominal`."
             )
-
-    def _down(self, level: int, x: Tensor) -> Tensor:
-        if level and not self._strides:
-            x = F.max_pool3d(x, 2)
-        x = getattr(self, f"conv{level}_0")(x)
-        return x if self.context_block is None or level < self._depth else self.context_block(x)
 
 
 class ContextUNet(_Staged):
@@ -426,7 +425,7 @@ class EfficientSegNet(_Staged):
         As in `ContextUNet`.
     """
 
-    _strides = True
+    has_strides = True
 
     def _up(self, level: int, skip: Tensor, x: Tensor) -> Tensor:
         x = resize(getattr(self, f"trans_{level + 1}")(x), skip.shape[2:])  # fewer channels first, then more voxels

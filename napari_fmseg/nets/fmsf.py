@@ -28,6 +28,9 @@ HALO = 2
 
 Maps: TypeAlias = Tensor | tuple[Tensor, ...]
 
+_SNET_CPU = "napari_fmseg.nets.runtime.snet_cpu:SNetCpu"
+_EDGENET_CPU = "napari_fmseg.nets.runtime.edgenet_cpu:EdgeNetCpu"
+
 
 def kaiming_init(net: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """Draw all convolutions anew: Kaiming normal with slope 0.25, bias 0. Give `net` back."""
@@ -73,6 +76,7 @@ class _Pyramid(nn.Module):
         ``"v1"`` (2022) or ``"v2"`` (2023).
     """
 
+    activation = "none"
     encoders: nn.ModuleList
     con: nn.Conv3d
     decoders: nn.ModuleList
@@ -86,6 +90,10 @@ class _Pyramid(nn.Module):
         self.in_channels = in_channels
         self.n_classes = n_classes
         self._normalised = False
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights anew: see `kaiming_init`."""
+        kaiming_init(self, generator)
 
     def _add_layers(self, width: int) -> None:
         """Register the layers under their published names."""
@@ -142,7 +150,7 @@ class _Pyramid(nn.Module):
 
 
 class SNet(_Pyramid):
-    """Consensus network: a coarse-to-fine look at the whole volume.
+    """Consensus network: coarse to fine on the whole volume.
 
     Parameters
     ----------
@@ -159,7 +167,12 @@ class SNet(_Pyramid):
     def __init__(self, in_channels: int = 1, n_classes: int = 2, variant: str = "v1", width: int = 32) -> None:
         super().__init__(variant, in_channels, n_classes)
         self._normalised = variant == "v2"
+        self.cpu_form = _SNET_CPU if variant == "v1" else ""
         self._add_layers(width)
+
+    def init_on_sample(self, x: Tensor) -> None:
+        """Scale new weights on one image: see `lsuv_init`."""
+        lsuv_init(self, x)
 
     def forward(self, x: Tensor) -> Maps:
         """Segment a batch of images.
@@ -172,18 +185,18 @@ class SNet(_Pyramid):
         Returns
         -------
         Tensor or tuple of Tensor
-            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `supervised`.
+            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
 
         Raises
         ------
         GeometryMismatch
             If the image is too small or has another number of channels.
         """
-        return self.supervised(x) if self.training else _head(self.maps[0], self._pyramid(x)[0], x)
+        return self.training_heads(x) if self.training else _head(self.maps[0], self._pyramid(x)[0], x)
 
-    def supervised(self, x: Tensor) -> tuple[Tensor, ...]:
+    def training_heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return what training compares: the finest level at the size of `x`, the others at their own size."""
-        return _supervised(self.maps, self._pyramid(x), x)
+        return _training_heads(self.maps, self._pyramid(x), x)
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
@@ -191,7 +204,7 @@ class SNet(_Pyramid):
 
 
 class AttnNet(_Pyramid):
-    """Attention network: SNet whose decoder is weighted by a map of where to look. Its weights fit SNet too.
+    """Attention network: SNet whose decoder is weighted by an attention map. Its weights fit SNet too.
 
     Parameters
     ----------
@@ -201,9 +214,16 @@ class AttnNet(_Pyramid):
         ``"v1"`` and ``"v2"`` are the same.
     """
 
+    cpu_form = _SNET_CPU
+    map_channels = (1,)
+
     def __init__(self, in_channels: int = 1, n_classes: int = 2, variant: str = "v1", width: int = 32) -> None:
         super().__init__(variant, in_channels, n_classes)
         self._add_layers(width)
+
+    def init_on_sample(self, x: Tensor, attention: Tensor) -> None:
+        """Scale new weights on one image and its attention map: see `lsuv_init`."""
+        lsuv_init(self, x, attention)
 
     def forward(self, x: Tensor, attention: Tensor) -> Maps:
         """Segment a batch of images.
@@ -218,7 +238,7 @@ class AttnNet(_Pyramid):
         Returns
         -------
         Tensor or tuple of Tensor
-            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `supervised`.
+            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
 
         Raises
         ------
@@ -226,23 +246,23 @@ class AttnNet(_Pyramid):
             If the image is too small, or the attention has not one channel on the image's grid.
         """
         if self.training:
-            return self.supervised(x, attention)
-        return _head(self.maps[0], self._gated(x, attention)[0], x)
+            return self.training_heads(x, attention)
+        return _head(self.maps[0], self._attention_pyramid(x, attention)[0], x)
 
-    def supervised(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
+    def training_heads(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
         """Return what training compares: the finest level at the size of `x`, the others at their own size."""
-        return _supervised(self.maps, self._gated(x, attention), x)
+        return _training_heads(self.maps, self._attention_pyramid(x, attention), x)
 
     def heads(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
         """Return the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
-        return tuple(_head(m, f, x) for m, f in zip(self.maps, self._gated(x, attention), strict=True))
+        return tuple(_head(m, f, x) for m, f in zip(self.maps, self._attention_pyramid(x, attention), strict=True))
 
     def check(self, x: Tensor, attention: Tensor) -> None:  # type: ignore[override]
         """Refuse an image or an attention map that the network cannot take, as `SNet.check` does."""
         super().check(x)
         _check_beside(self, x, attention, 1, "attention")
 
-    def _gated(self, x: Tensor, attention: Tensor) -> list[Tensor]:
+    def _attention_pyramid(self, x: Tensor, attention: Tensor) -> list[Tensor]:
         _check_beside(self, x, attention, 1, "attention")
         return self._pyramid(x, attention)
 
@@ -250,10 +270,10 @@ class AttnNet(_Pyramid):
 class EdgeNet(_Pyramid):
     """Edge network: sharpens a segmentation with the image beside it.
 
-    Version 1 is two convolutions without anything between them and looks 2 voxels far. It is exact on tiles: give it
+    Version 1 is two convolutions without anything between them and reaches 2 voxels far. It is exact on tiles: give it
     the tile with `HALO` more voxels on each side that is not a border of the volume, and cut them off the
     result. Only the volume's true borders may be padded, which the network does itself (also on its hidden map).
-    Version 2 looks at the whole volume.
+    Version 2 takes the whole volume.
 
     Parameters
     ----------
@@ -269,10 +289,17 @@ class EdgeNet(_Pyramid):
         Channels of the pyramid of v2. Published: 32.
     """
 
+    trains_channels_last = False
+    cpu_memory_format = "channels_last"  # the channels are few
+
     def __init__(
         self, in_channels: int = 1, n_classes: int = 2, variant: str = "v1", hidden: int = 8, width: int = 32
     ) -> None:
         super().__init__(variant, in_channels, n_classes)
+        self.map_channels = (n_classes,)
+        self.useful_untrained = variant == "v1"
+        # With more classes the folded filter grows and loses.
+        self.cpu_form = _EDGENET_CPU if variant == "v1" and n_classes == 2 else ""
         if variant == "v1":
             both = in_channels + n_classes
             first, second = nn.Conv3d(both, hidden, 3, padding=1), nn.Conv3d(hidden, n_classes, 3, padding=1)
@@ -308,9 +335,12 @@ class EdgeNet(_Pyramid):
         """
         if self.training and self.variant == "v2":
             return self.heads(x, segmentation)
-        return (
-            self.heads(x, segmentation)[0] if self.variant == "v1" else self._merged(x, segmentation, border=False)[0]
-        )
+        return self.heads(x, segmentation)[0] if self.variant == "v1" else self._merge(x, segmentation, border=False)[0]
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Draw the weights anew, those of v1 so that the segmentation passes through."""
+        super().init_weights(generator)
+        self.init_as_identity()
 
     def init_as_identity(self, gain: float = 8.0) -> None:
         """Set the weights of v1 so that it gives its segmentation back, more decided by `gain`: a start for training.
@@ -338,12 +368,12 @@ class EdgeNet(_Pyramid):
     def heads(self, x: Tensor, segmentation: Tensor) -> tuple[Tensor, ...]:
         """Return (segmentation,) in v1 and (segmentation, border) in v2."""
         if self.variant == "v2":
-            return self._merged(x, segmentation, border=True)
+            return self._merge(x, segmentation, border=True)
         self.check(x, segmentation)
         logits = self.fc[1](self.fc[0](torch.cat([x, segmentation], 1)))
         return (_softmax(logits),)
 
-    def _merged(self, x: Tensor, segmentation: Tensor, border: bool) -> tuple[Tensor, ...]:
+    def _merge(self, x: Tensor, segmentation: Tensor, border: bool) -> tuple[Tensor, ...]:
         self.check(x, segmentation)
         flat = _flatten_interior(x, segmentation)  # (b, in_channels, z, y, x)
         features = self._pyramid(flat)
@@ -376,7 +406,7 @@ def _head(head: nn.Module, features: Tensor, like: Tensor) -> Tensor:
     return _resize(_softmax(head[0](features)), like)  # type: ignore[index]
 
 
-def _supervised(heads: nn.ModuleList, features: list[Tensor], like: Tensor) -> tuple[Tensor, ...]:
+def _training_heads(heads: nn.ModuleList, features: list[Tensor], like: Tensor) -> tuple[Tensor, ...]:
     finest, *others = (_softmax(head[0](f)) for head, f in zip(heads, features, strict=True))  # type: ignore[index]
     return (_resize(finest, like), *others)
 

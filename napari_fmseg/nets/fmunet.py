@@ -34,7 +34,7 @@ class FMUNet(nn.Module):
     depth
         Convolutions per block.
     flat_levels
-        How many of the finest levels (0, 1 or 2) look within slices only and keep their number: for thick slices.
+        How many of the finest levels (0, 1 or 2) convolve within slices only and keep their number: for thick slices.
     """
 
     activation = "softmax"
@@ -78,7 +78,7 @@ class FMUNet(nn.Module):
         Returns
         -------
         Tensor or tuple of Tensor
-            Logits (b, n_classes, z, y, x) float32; in training mode the four of `supervised`.
+            Logits (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
 
         Raises
         ------
@@ -86,11 +86,11 @@ class FMUNet(nn.Module):
             If the image is too small or has another number of channels.
         """
         if self.training:
-            return self.supervised(x)
+            return self.training_heads(x)
         out: Tensor = self.out_layers[0](self._features(x)[0]).float()
         return out
 
-    def supervised(self, x: Tensor) -> tuple[Tensor, ...]:
+    def training_heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return what training compares: logits at full size, 1/2, 1/4 and 1/8."""
         return tuple(head(f).float() for head, f in zip(self.out_layers, self._features(x), strict=True))
 

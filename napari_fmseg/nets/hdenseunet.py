@@ -1,7 +1,7 @@
-"""H-DenseUNet: a deep densely connected network on slices tells one in 3-D what it saw, and both decide (Li 2018).
+"""H-DenseUNet: a densely connected network on slices passes its features to one in 3-D; both decide (Li 2018).
 
 Written after the paper and a description of the authors' code; no published weights fit. Ours is trained from one
-image for both parts, in one go: in training mode it also gives what the slices alone would say.
+image for both parts, in one go: in training mode it also gives the prediction of the slices alone.
 """
 
 from __future__ import annotations

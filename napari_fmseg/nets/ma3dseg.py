@@ -331,7 +331,7 @@ class MA3DSeg(nn.Module):
         self.check(x)
         maps = self.encoder(x)  # at 1/2, 1/4, 1/8, 1/16
         if self.gates is not None:
-            maps = self._guided(maps)
+            maps = self._guide(maps)
         skips = [F.leaky_relu(F.instance_norm(self.stem(x)), 0.01), *maps[:3]]
         if self.guide is not None and self.boundaries is not None:
             logits = self.guide(maps[3])
@@ -347,7 +347,7 @@ class MA3DSeg(nn.Module):
         logits = self.head(x)
         return (logits, *sides) if sides else logits
 
-    def _guided(self, maps: list[Tensor]) -> list[Tensor]:
+    def _guide(self, maps: list[Tensor]) -> list[Tensor]:
         gate: Tensor | None = None
         guided: list[Tensor] = []
         for part, x in zip(reversed(list(self.gates or [])), reversed(maps), strict=True):

@@ -43,7 +43,7 @@ def unet(in_channels: int = 1, n_classes: int = 2, channels: Sequence[int] = FIV
     halved = {"strides": (2,) * (len(channels) - 1), "num_res_units": 2}
     step = 2 ** (len(channels) - 1)
     own = {"spatial_dims": 3, "channels": tuple(channels), **halved}
-    return _made("UNet", in_channels, n_classes, step, own | kwargs)
+    return _make("UNet", in_channels, n_classes, step, own | kwargs)
 
 
 def attention_unet(
@@ -51,7 +51,7 @@ def attention_unet(
 ) -> nn.Module:
     """Make MONAI's U-Net with attention gates. Arguments and errors as in `unet`."""
     own = {"spatial_dims": 3, "channels": tuple(channels), "strides": (2,) * (len(channels) - 1)}
-    return _made("AttentionUnet", in_channels, n_classes, 2 ** (len(channels) - 1), own | kwargs)
+    return _make("AttentionUnet", in_channels, n_classes, 2 ** (len(channels) - 1), own | kwargs)
 
 
 def dynunet(in_channels: int = 1, n_classes: int = 2, channels: Sequence[int] = FIVE, **kwargs: Any) -> nn.Module:
@@ -59,13 +59,13 @@ def dynunet(in_channels: int = 1, n_classes: int = 2, channels: Sequence[int] = 
     levels = len(channels)
     own = {"spatial_dims": 3, "kernel_size": (3,) * levels, "filters": tuple(channels)}
     own |= {"strides": (1, *(2,) * (levels - 1)), "upsample_kernel_size": (2,) * (levels - 1)}
-    return _made("DynUNet", in_channels, n_classes, 2 ** (levels - 1), own | kwargs)
+    return _make("DynUNet", in_channels, n_classes, 2 ** (levels - 1), own | kwargs)
 
 
 def segresnet(in_channels: int = 1, n_classes: int = 2, width: int = 16, **kwargs: Any) -> nn.Module:
     """Make MONAI's SegResNet; `width` is the number of channels at full size. Errors as in `unet`."""
     step = 2 ** (len(kwargs.get("blocks_down", (1, 2, 2, 4))) - 1)
-    return _made("SegResNet", in_channels, n_classes, step, {"spatial_dims": 3, "init_filters": width} | kwargs)
+    return _make("SegResNet", in_channels, n_classes, step, {"spatial_dims": 3, "init_filters": width} | kwargs)
 
 
 def unetr(
@@ -74,15 +74,15 @@ def unetr(
     """Make MONAI's UNETR for images of one `size` (z, y, x), multiples of 16. Errors as in `unet`."""
     z, y, x = (int(n) for n in size)
     own = {"img_size": (z, y, x), "feature_size": width}
-    return _made("UNETR", in_channels, n_classes, 16, own | kwargs, fixed=(z, y, x), needs=("einops",))
+    return _make("UNETR", in_channels, n_classes, 16, own | kwargs, fixed=(z, y, x), needs=("einops",))
 
 
 def swin_unetr(in_channels: int = 1, n_classes: int = 2, width: int = 24, **kwargs: Any) -> nn.Module:
     """Make MONAI's Swin UNETR; `width` is a multiple of 12. Errors as in `unet`."""
-    return _made("SwinUNETR", in_channels, n_classes, 32, {"feature_size": width} | kwargs, needs=("einops",))
+    return _make("SwinUNETR", in_channels, n_classes, 32, {"feature_size": width} | kwargs, needs=("einops",))
 
 
-def _made(
+def _make(
     name: str,
     in_channels: int,
     n_classes: int,

@@ -20,7 +20,7 @@ from napari_fmseg.nets.layers.swin import WindowedTransformer
 __all__ = ["PCTNet"]
 
 _FLAT = ((False, False), (True, False), (True, True))
-"""By number of flat levels: whether the first and the second level look within slices only."""
+"""By number of flat levels: whether the first and the second level act within slices only."""
 
 
 Attention = Callable[[], WindowedTransformer]
@@ -46,7 +46,7 @@ class PCTNet(nn.Module):
     depths, heads, windows
         Transformer blocks, their heads and the tokens along a window, for the levels 2, 3 and 4.
     flat_levels
-        How many of the two finest levels look within slices only and keep their number: for thick slices.
+        How many of the two finest levels act within slices only and keep their number: for thick slices.
     legacy
         Compute what the published weights were trained with. Leave it off for new training.
     """
@@ -104,7 +104,7 @@ class PCTNet(nn.Module):
         Returns
         -------
         Tensor or tuple of Tensor
-            Logits (b, n_classes, z, y, x) float32; in training mode the four of `supervised`.
+            Logits (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
 
         Raises
         ------
@@ -112,12 +112,12 @@ class PCTNet(nn.Module):
             If the image has another number of channels.
         """
         if self.training:
-            return self.supervised(x)
+            return self.training_heads(x)
         fine, _, _, _ = self._features(x)
         out: Tensor = self.pred_heads[self.mode].out_conv0(fine).float()  # type: ignore[operator]
         return out
 
-    def supervised(self, x: Tensor) -> tuple[Tensor, ...]:
+    def training_heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return what training compares: logits at full size and at the three levels below."""
         head, pyramid = self.pred_heads[self.mode], self.pyramid_ct
         layers = (head.out_conv0, head.out_conv1, pyramid.out_conv2, pyramid.out_conv3)
@@ -136,7 +136,7 @@ class PCTNet(nn.Module):
         return d0, d1, d2, d3
 
     def _still_what_is_unused(self) -> None:
-        """Request no gradient of the parts that only the published files have; several GPUs would wait for it."""
+        """Freeze the parts that only the published files have; several GPUs would wait for it."""
         for parts in (self.embeddings, self.pred_heads):
             for mode, part in enumerate(parts):
                 part.requires_grad_(mode == self.mode)
@@ -207,7 +207,7 @@ class _Head(nn.Module):
 
 
 class _ConvTrans(nn.Module):
-    """Convolution and transformer side by side; their sum goes on."""
+    """Convolution and transformer side by side; their sum is passed on."""
 
     def __init__(self, width: int, dropout: float, trans: WindowedTransformer) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks that look at slices: U-Net, FCN and DeepLabV3+ as they were published, for images; and the same in 3-D.
+"""Networks on slices: U-Net, FCN and DeepLabV3+ as they were published, for images; and the same in 3-D.
 
 They are 3-D modules whose kernels are one slice thick (``dims=2``), which is the 2-D network on every slice: so they
 take and give volumes as all others do. With ``dims=3`` the same definition has cubes for kernels. A volume of any size
@@ -33,7 +33,7 @@ _ENCODERS = {
 
 
 def kernel_size(n: int, dims: int, through: int = 1) -> tuple[int, int, int]:
-    """Return a size for (z, y, x): `n` along all axes in 3-D, `through` along z where slices are looked at."""
+    """Return a size for (z, y, x): `n` along all axes in 3-D, `through` along z for networks on slices."""
     return (n if dims == 3 else through, n, n)
 
 

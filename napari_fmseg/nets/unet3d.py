@@ -66,7 +66,7 @@ ATTENTIONS = {
 }
 
 
-"""The kinds of attention by name, and what each looks at."""
+"""The kinds of attention by name, and what each takes as input."""
 
 
 # Below these names the published files keep the module itself; below "sSE" and "cSE" the parts of csa, sca and pam.
@@ -188,7 +188,7 @@ class UNet3D(_AttentionNet):
     pooling
         How a map or a slice becomes one number: ``"avg"``, ``"max"``, ``"avg_and_max"``.
     compat
-        Average where the public code does so although a maximum is asked for.
+        Average where the public code does so although a maximum is requested.
     activation
         How the logits are to be read: ``"softmax"``, or ``"sigmoid"`` with a channel less and no background.
     """

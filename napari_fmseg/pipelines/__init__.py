@@ -6,29 +6,23 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe
-from napari_fmseg.core.events import Event, StageResult, Warned
+from napari_fmseg.core.events import FROM_THE_FILE, Event, StageResult, Warned
 from napari_fmseg.core.structuring import Range, wrong_number
-from napari_fmseg.models.settings import STAGES
+from napari_fmseg.models.settings import PIPELINES, Pipeline
 
 if TYPE_CHECKING:
-    from napari_fmseg.core.volume import Geometry, Volume
+    from napari_fmseg.core.volume import Box, Geometry, Volume
     from napari_fmseg.models.card import ModelCard
     from napari_fmseg.models.weights import Model
+    from napari_fmseg.pipelines.network_inputs import NetworkInputs
 
-__all__ = ["PIPELINES", "SegmentOptions", "check_channels", "compatibility_warnings", "segment", "stages_of"]
-
-PIPELINES: dict[str, str] = {
-    "coarse_fine": "napari_fmseg.pipelines.coarse_fine",
-    "phased": "napari_fmseg.pipelines.phased",
-    "single": "napari_fmseg.pipelines.single",
-}
-"""Name of a pipeline to the module with its generator ``run(volume, model, options)``."""
-
+__all__ = ["PipelineModule", "SegmentOptions", "check_channels", "compatibility_warnings", "pipeline_module", "segment",
+           "stages_of"]  # fmt: skip
 
 _RANGES = {
     "min_component_ml": Range(),
@@ -51,24 +45,24 @@ class SegmentOptions:
     precision
         ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"auto"``: 16 bit where the device is faster with it and the
         model's card proves that the masks are the same; else float32 on the CPU, so that every processor gives the
-        same mask, and on a graphics card 16 bit unless the card refutes it.
+        same mask, and on a GPU 16 bit unless the card refutes it.
     keep_largest
-        Keep only the largest connected part of every class.
+        Keep only the largest connected component of every class.
     min_component_ml
-        Remove connected parts smaller than this, in ml.
+        Remove connected components smaller than this, in ml.
     show_stages
         Whether the stages before the last one are shown, too; the run is a little faster if not.
     overlap
-        For models that look through windows: the share of a window that the next one sees again, 0 to below 1. None:
-        as the model's card says.
+        For models that take windows: the share of a window that overlaps the next, 0 to below 1. None: as in the
+        model's card.
     window_batch
-        Windows at once (others call it sw_batch_size): more are faster on a graphics card and need more memory. None:
-        as the model's card says.
+        Windows at once (others call it sw_batch_size): more are faster on a GPU and need more memory. None: as in the
+        model's card.
     blend
         How overlapping windows are averaged: ``"gaussian"``, their middle counts most, or ``"constant"``.
     max_memory_gb
-        Most memory in GB that the run may take, of a graphics card or else of the whole program; 0 for no limit. A
-        card's limit is kept, in smaller parts or on the processor; on the processor the run tells if it needed more.
+        Most memory in GB that the run may take, of a GPU or else of the whole program; 0 for no limit. A GPU's limit
+        is kept, by smaller parts or on the CPU; on the CPU the run warns if it needed more.
     """
 
     until: str = ""
@@ -89,12 +83,11 @@ class SegmentOptions:
 
 def stages_of(card: ModelCard) -> tuple[str, ...]:
     """Name the stages that a model can stop after, in their order; loads no torch."""
-    _module_of(card)  # tells an unknown pipeline in plain words
-    return tuple(stage for stage in STAGES[card.pipeline] if stage in card.nets)
+    return tuple(stage for stage in _pipeline_of(card).stages if stage in card.nets)
 
 
 def compatibility_warnings(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
-    """Yield what does not look like the volumes that the model has learned from, one sentence each.
+    """Yield how a volume differs from those that the model was trained on, one sentence each.
 
     Parameters
     ----------
@@ -103,13 +96,12 @@ def compatibility_warnings(geometry: Geometry, meta: Mapping[str, Any], card: Mo
     card
         Of the model.
     """
-    for text in (*meta.get("repaired", ()), *meta.get("warnings", ())):
-        yield str(text)
+    yield from _warnings_of_file(meta)
     modality = str(meta.get("modality", ""))
     modality = {"PT": "PET"}.get(modality, modality)  # DICOM's word for it
     if modality and card.modality and modality != card.modality:
         yield f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result."
-    yield from _unit_doubts(meta, card)
+    yield from _unit_warnings(meta, card)
     if card.spacing_mm:
         spacing = np.sort(geometry.spacing)
         ratio = spacing / np.sort(card.spacing_mm)
@@ -118,7 +110,11 @@ def compatibility_warnings(geometry: Geometry, meta: Mapping[str, Any], card: Mo
             yield f"The voxels are {have} mm; {card.name} was trained with about {want} mm. Look at the result closely."
 
 
-def _unit_doubts(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
+def _warnings_of_file(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(text) for name in ("repaired", "warnings") for text in meta.get(name, ()))
+
+
+def _unit_warnings(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
     """Yield where intensities are counted in another unit than the model's windows."""
     units = meta.get("channel_units") or [meta.get("units", "")] * len(card.channels)
     for number, (have, name) in enumerate(zip(units, card.channels, strict=False)):
@@ -153,7 +149,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     InvalidRecipe
         If `options.until` is no stage of the model, or a limit is negative.
     DeviceMemory
-        If the memory does not suffice, after all fallbacks.
+        If memory runs out, after all fallbacks.
     """
     options = options or SegmentOptions()
     card = model.card
@@ -161,15 +157,15 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     if options.until and options.until not in stages:
         raise InvalidRecipe(f"{card.name} has no stage {options.until!r}. Choose one of: {', '.join(stages)}.")
     check_channels(volume, card)
-    if not options.max_memory_gb >= 0:
-        raise InvalidRecipe(f"max_memory_gb is a number of GB, or 0 for no limit, not {options.max_memory_gb}.")
-    yield from (Warned(text) for text in compatibility_warnings(volume.geometry, volume.meta, card))
+    from_file = _warnings_of_file(volume.meta)
+    for text in compatibility_warnings(volume.geometry, volume.meta, card):
+        yield Warned(text, FROM_THE_FILE if text in from_file else "")
     from napari_fmseg.pipelines.executor import MemoryLimit, out_of_memory_as_error
 
     size = " x ".join(str(n) for n in volume.geometry.shape)
     with MemoryLimit(model.device, options.max_memory_gb) as limit, out_of_memory_as_error(size, model.device):
-        yield from _finished(import_module(_module_of(card)).run(volume, model, options), options)
-        yield from (Warned(text) for text in limit.exceeded())
+        yield from _clean_labels(pipeline_module(card).run(volume, model, options), options)
+        yield from (Warned(text) for text in limit.warnings())
 
 
 def check_channels(volume: Volume, card: ModelCard) -> None:
@@ -187,13 +183,34 @@ def check_channels(volume: Volume, card: ModelCard) -> None:
         )
 
 
-def _module_of(card: ModelCard) -> str:
+class PipelineModule(Protocol):
+    """What the module of a pipeline has; see `napari_fmseg.models.settings.PIPELINES`."""
+
+    def run(self, volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
+        """Yield the result of every stage, and at last ``"labels"`` on the volume's grid."""
+
+    def explain_inputs(self, volume: Volume, model: Model, place: Box | None) -> NetworkInputs:
+        """Return the last network that receives a place of the volume (the whole, if None), and its inputs."""
+
+
+def pipeline_module(card: ModelCard) -> PipelineModule:
+    """Import the module that runs a model.
+
+    Raises
+    ------
+    InvalidRecipe
+        If there is no pipeline of that name.
+    """
+    return cast(PipelineModule, import_module(_pipeline_of(card).module))
+
+
+def _pipeline_of(card: ModelCard) -> Pipeline:
     if card.pipeline not in PIPELINES:
-        raise InvalidRecipe(f"{card.name} wants the pipeline {card.pipeline!r}. Known: {', '.join(PIPELINES)}.")
+        raise InvalidRecipe(f"{card.name} needs the pipeline {card.pipeline!r}. Known: {', '.join(PIPELINES)}.")
     return PIPELINES[card.pipeline]
 
 
-def _finished(events: Iterator[Event], options: SegmentOptions) -> Iterator[Event]:
+def _clean_labels(events: Iterator[Event], options: SegmentOptions) -> Iterator[Event]:
     """Clean the last stage's labels as the options ask."""
     from napari_fmseg.core.volume import LabelMap
     from napari_fmseg.pipelines.postprocess import clean

@@ -1,4 +1,4 @@
-"""From the consensus network's probabilities to where the next stage looks: attention map and window.
+"""From the consensus network's probabilities to the inputs of the next stage: attention map and window.
 
 Tensors in, tensors and boxes out. With more than two classes the foreground is 1 - background. Rules after the
 public code of FMSF-PT (github.com/Human9000/FMST-PT), which knows a grid of 128³ only and works on a quarter of it;
@@ -25,7 +25,7 @@ _COARSER = 4
 
 
 def attention_map(p_fg: Tensor) -> Tensor:
-    """Return how closely to look at every voxel: near the foreground fully, far from it a little.
+    """Return the weight of every voxel: 1 near the foreground, little far from it.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def window_v1(p_bg: Tensor) -> _Box:
 def window_v2(
     p_fg: Tensor, threshold: float = 0.1, margin: tuple[int, int] = (2, 3), keep_share: float | None = None
 ) -> _Box:
-    """Box around the largest connected piece of likely foreground: the rule of 2023.
+    """Return the box around the largest connected component of likely foreground: the rule of 2023.
 
     Parameters
     ----------
@@ -83,10 +83,10 @@ def window_v2(
     threshold
         Voxels above it count.
     margin
-        Voxels to add before the first and after the last voxel of the piece, within the volume.
+        Voxels to add before the first and after the last voxel of the component, within the volume.
     keep_share
-        Keep every piece with at least this share of the largest one's voxels, for organs that lie apart; None: only the
-        largest.
+        Keep every component with at least this share of the largest one's voxels, for organs that lie apart; None: only
+        the largest.
 
     Returns
     -------
@@ -95,14 +95,14 @@ def window_v2(
     """
     _check_volume(p_fg)
     mask = (p_fg > threshold).cpu().numpy()
-    pieces = _connected(mask)
-    sizes = np.bincount(pieces.ravel())[1:]
+    parts = _components_26(mask)
+    sizes = np.bincount(parts.ravel())[1:]
     if sizes.size == 0:
         return _bounds(mask, margin)
     if keep_share is None:
-        return _bounds(pieces == sizes.argmax() + 1, margin)
+        return _bounds(parts == sizes.argmax() + 1, margin)
     kept = np.concatenate([[False], sizes >= keep_share * sizes.max()])
-    return _bounds(kept[pieces], margin)
+    return _bounds(kept[parts], margin)
 
 
 def _quarter(x: Tensor) -> list[int]:
@@ -114,8 +114,8 @@ def _check_volume(p: Tensor) -> None:
         raise GeometryMismatch(f"The window is found in one volume (z, y, x), not in {tuple(p.shape)}.")
 
 
-def _connected(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Number the 26-connected pieces of `mask` from 1."""
+def _components_26(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+    """Number the 26-connected components of `mask` from 1."""
     try:
         import cc3d
     except ImportError:

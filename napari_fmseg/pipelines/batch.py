@@ -11,7 +11,7 @@ from pathlib import Path
 
 from napari_fmseg.core.atomic_write import check_name
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume
-from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import FROM_THE_FILE, Event, Progress, StageResult, Warned
 from napari_fmseg.core.hardware import device_name
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.io import check_destination, find_volumes, read_volume, suffix_of, write_labels, write_volume
@@ -48,7 +48,7 @@ class Done:
     labels
         The result as written.
     manifest
-        The file that says how it was made.
+        The file that records how it was made.
     seconds
         Time for reading, every stage, and writing.
     notes
@@ -93,7 +93,7 @@ def plan_jobs(
     found = [volume for image in images for volume in _volumes(image, series, alone=len(images) == 1)]
     if not found:
         raise FmsegError("There is nothing to segment. Name at least one file or folder.")
-    groups = _grouped(found, channels, together=len(images) == len(found))
+    groups = _group_channels(found, channels, together=len(images) == len(found))
     found = [group[0] for group in groups]
     if suffix_of(output) or (output.suffix and len(found) == 1 and not output.is_dir()):
         if len(found) != 1:
@@ -162,10 +162,8 @@ def segment_file(
     yield Progress("reading", 1, 1)
     stages: list[StageResult] = []
     notes: list[str] = []
-    # What the reader remarked may name the file, which may name the patient: shown, and not kept.
-    private = {*volume.meta.get("repaired", ()), *volume.meta.get("warnings", ())}
     for event in segment(volume, model, dataclasses.replace(options, show_stages=True)):
-        if isinstance(event, Warned) and event.text not in private:
+        if isinstance(event, Warned) and event.code != FROM_THE_FILE:  # such a one may name the patient: not kept
             notes.append(event.text)
         if isinstance(event, StageResult):
             stages.append(event)
@@ -198,7 +196,7 @@ def _read(job: SegmentationJob, model: Model, series: str | None, suv: str) -> V
 
 
 class _Watch:
-    """Seconds since the last look, kept by name."""
+    """Seconds since the last lap, kept by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -227,7 +225,7 @@ def _manifest(
     )
 
 
-def _grouped(found: list[Path], channels: int, *, together: bool) -> list[tuple[Path, ...]]:
+def _group_channels(found: list[Path], channels: int, *, together: bool) -> list[tuple[Path, ...]]:
     """Put the files that are channels of one volume together."""
     if channels == 1:
         return [(path,) for path in found]
@@ -247,7 +245,7 @@ def _grouped(found: list[Path], channels: int, *, together: bool) -> list[tuple[
 def _is_one_channel(path: Path) -> bool:
     try:
         return read_volume(path, suv="never").n_channels == 1
-    except FmsegError:  # when its turn comes, it is said
+    except FmsegError:  # reported when its turn comes
         return False
 
 

@@ -1,11 +1,11 @@
 """The pipeline of EfficientSegmentation: the whole volume on a coarse grid, then what was found on a fine one.
 
-The coarse network sees everything and says where to look; the fine network sees the box around what it found, with a
+The coarse network takes the whole volume as input, the fine network the box around what the coarse one found, with a
 margin in millimetres. Both take any registered network, with classes that exclude each other or that overlap. The
 volume is resized as it is stored, slab by slab; only the scores on the two small grids ever exist for all classes, and
 the labels go plane by plane into one array on the volume's own grid.
 
-What the published code gets wrong is mended here: any orientation, an empty coarse mask (look at everything), the last
+What the published code gets wrong is mended here: any orientation, an empty coarse mask (take everything), the last
 voxel of the box, parts measured on the grid on which they lie, and the file's position kept.
 """
 
@@ -21,37 +21,39 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.allocator import trim_heap
-from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.resampling_torch import bounding_box, canonical_view, to_canonical
 from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity
-from napari_fmseg.models.settings import STAGES, CoarseFineSettings
+from napari_fmseg.models.settings import PIPELINES, CoarseFineSettings
 from napari_fmseg.models.weights import Model
+from napari_fmseg.nets.traits import activation_of
 from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import LabelRule, label_rule_for, label_slabs
+from napari_fmseg.pipelines.network_inputs import NetworkInputs
 from napari_fmseg.pipelines.postprocess import keep_largest_components
-from napari_fmseg.pipelines.preprocessing import normalise
+from napari_fmseg.pipelines.preprocessing import normalise, whole_box
 from napari_fmseg.pipelines.slab_reader import SlabReader
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["box_around", "network_input", "run"]
+__all__ = ["box_around", "explain_inputs", "network_input", "run"]
 
 
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the stages; see `napari_fmseg.pipelines.segment`."""
     stages = _Stages(volume, model, options)
-    for stage in STAGES["coarse_fine"]:
+    for stage in PIPELINES["coarse_fine"].stages:
         if stage not in model.nets:
             break
         yield Progress(stage, 0, 1)
         yield getattr(stages, stage)()
-        yield from stages.remarks()
+        yield from stages.engine.warnings()
         if stage == options.until:
             break
     yield from stages.labels()
-    yield from stages.remarks()
+    yield from stages.engine.warnings()
 
 
 class _Stages:
@@ -65,7 +67,7 @@ class _Stages:
         self.source = SlabReader(data, model.device)
         if not self.source.to_device():
             self.engine.notes.append(f"The volume does not fit into the memory of {model.device}: read in slabs.")
-        self.box = _whole(self.geometry)  # what the last stage's scores cover, in canonical voxels
+        self.box = whole_box(self.geometry.shape)  # what the last stage's scores cover, in canonical voxels
         if self.settings.crop_above is not None:
             self.box = self.source.above(self.settings.crop_above) or self.box
         self.scores = torch.zeros(())  # (classes, z, y, x) of the last stage
@@ -73,7 +75,7 @@ class _Stages:
 
     @torch.inference_mode()
     def coarse(self) -> StageResult:
-        """Inspect the whole volume, and where to look closer."""
+        """Segment the whole volume coarsely."""
         start = time.perf_counter()
         seen = self._run_stage("coarse", self.settings.coarse_size)
         kept = keep_largest_components(seen, self.settings.coarse_max_components, self.settings.coarse_min_ml)
@@ -84,7 +86,7 @@ class _Stages:
 
     @torch.inference_mode()
     def fine(self) -> StageResult:
-        """Inspect the box around what was found."""
+        """Segment the box around what was found."""
         start = time.perf_counter()
         self.box = box_around(self.found.data, self.geometry, self.settings.margin_mm, self.box)
         seen = self._run_stage("fine", self.settings.fine_size)
@@ -105,11 +107,6 @@ class _Stages:
             start = time.perf_counter()  # the consumer's time is not ours
         yield StageResult("labels", self._label_map(array, self.volume.geometry), spent)
 
-    def remarks(self) -> Iterator[Warned]:
-        """Yield what the engine had to do, once."""
-        yield from (Warned(text) for text in self.engine.notes)
-        self.engine.notes.clear()
-
     def _run_stage(self, stage: str, size: tuple[int, int, int]) -> LabelMap:
         """Run a network on the box of the volume; its scores stay on the device."""
         nets = ensemble_members(self.nets, stage)
@@ -117,17 +114,19 @@ class _Stages:
         x = network_input(self.source.read(self.box, size), self.card.intensity)
         if self.source.device.type == "cpu":
             trim_heap()
-        out = ensemble_mean(self._called, nets, x[None])
+        out = ensemble_mean(self._call, nets, x[None])
         assert out is not None  # only an attempt gives none
-        self.activation = getattr(nets[0], "activation", "softmax")
-        several = len(nets) > 1 and self.activation == "sigmoid"  # probabilities, where logits are looked at below
+        self.activation = activation_of(nets[0])
+        several = (
+            len(nets) > 1 and self.activation == "sigmoid"
+        )  # of several: probabilities, where logits are needed below
         self.scores = torch.logit(out[0], 1e-6) if several else out[0].float()
         self.choose = label_rule_for(self.activation, self.settings)
         grid = self.geometry.crop(self.box).resized(size)
         return self._label_map(self.choose(self.scores).cpu().numpy(), grid)
 
-    def _called(self, net: nn.Module, x: Tensor) -> Tensor:
-        """Call a network; where the memory does not suffice, the volume leaves the device before anything else."""
+    def _call(self, net: nn.Module, x: Tensor) -> Tensor:
+        """Call a network; where it runs out of memory, the volume leaves the device before anything else."""
         if self.source.on_device:
             out = self.engine.attempt(net, x)
             if out is not None:
@@ -140,7 +139,7 @@ class _Stages:
         return self.engine(net, x)
 
     def _suppress_removed(self, seen: LabelMap, kept: LabelMap) -> None:
-        """Make the scores say background where a part was removed, so that it does not come back on a finer grid."""
+        """Set the scores to background where a component was removed, so that it does not return on a finer grid."""
         if kept is seen:
             return
         gone = torch.from_numpy((seen.data != 0) & (kept.data == 0)).to(self.scores.device)
@@ -173,8 +172,34 @@ class _Stages:
         return LabelMap(labels, geometry, {}, self.card.labels, self.card.colors)
 
 
+@torch.no_grad()
+def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkInputs:
+    """Return the fine network's input, or the coarse network's where there is no other or it does not reach.
+
+    See `napari_fmseg.pipelines.PipelineModule`.
+    """
+    settings, intensity, nets = CoarseFineSettings.of(model.card.settings), model.card.intensity, model.nets
+    data, native = to_canonical(volume)
+    source = SlabReader(data, model.device)
+    box = whole_box(native.shape)
+    if settings.crop_above is not None:
+        box = source.above(settings.crop_above) or box
+    x = network_input(source.read(box, settings.coarse_size), intensity)[None]
+    grid = native.crop(box).resized(settings.coarse_size)
+    coarse = NetworkInputs(nets["coarse"], (x,), grid)
+    if "fine" not in nets:
+        return coarse
+    choose = label_rule_for(activation_of(nets["coarse"]), settings)
+    found = LabelMap(choose(nets["coarse"](x)[0]).cpu().numpy(), grid)
+    found = keep_largest_components(found, settings.coarse_max_components, settings.coarse_min_ml)
+    box = box_around(found.data, native, settings.margin_mm, box)
+    x = network_input(source.read(box, settings.fine_size), intensity)[None]
+    fine = NetworkInputs(nets["fine"], (x,), native.crop(box).resized(settings.fine_size))
+    return fine if fine.covers(volume.geometry, place) else coarse
+
+
 def network_input(resized: Tensor, intensity: Intensity) -> Tensor:
-    """Map what was resized to a network's grid, (c, z, y, x), to what the network sees; training does the same.
+    """Map what was resized to a network's grid, (c, z, y, x), to the network's input; training does the same.
 
     Every input is mapped by itself: a percentile or a z-score is that of the box, not that of the whole volume.
     """
@@ -200,7 +225,7 @@ def box_around(labels: np.ndarray | Tensor, geometry: Geometry, margin_mm: float
     tuple of slice
         `within` if the labels are empty.
     """
-    within = within or _whole(geometry)
+    within = within or whole_box(geometry.shape)
     found = bounding_box(labels)
     if found is None:
         return within
@@ -211,8 +236,3 @@ def box_around(labels: np.ndarray | Tensor, geometry: Geometry, margin_mm: float
         # A box that ends on a voxel's edge must not take in the next one because of rounding.
         bounds.append(slice(max(0, math.floor(first + 1e-6)), min(size, math.ceil(last - 1e-6))))
     return bounds[0], bounds[1], bounds[2]
-
-
-def _whole(geometry: Geometry) -> Box:
-    z, y, x = (slice(0, n) for n in geometry.shape)
-    return z, y, x

@@ -1,4 +1,4 @@
-"""Calling a network the fast way, and what to do when the device's memory does not suffice."""
+"""Running networks on a device, with fallbacks for when its memory runs out."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import DeviceMemory
+from napari_fmseg.core.events import Warned
 from napari_fmseg.core.processes import peak_bytes
 from napari_fmseg.nets.runtime.device import pick_precision
 from napari_fmseg.nets.runtime.prepare import has_low_memory_form, prepare
+from napari_fmseg.nets.traits import probabilities
 
 __all__ = ["InferenceRunner", "MemoryLimit", "ensemble_mean", "ensemble_members", "out_of_memory_as_error"]
 
 
 class InferenceRunner:
-    """Runs networks on one device in one precision; steps down when the device's memory is full.
+    """Runs networks on one device in one precision; falls back when the device's memory is full.
 
-    The steps, each of them told: a network that can runs in slabs, with the same result; float32 that nobody asked for
-    becomes 16 bit, with nearly the same result; at last the CPU.
+    The fallbacks, each of them reported: a network that can runs in slabs, with the same result; float32 that nobody
+    requested becomes 16 bit, with nearly the same result; at last the CPU.
 
     Parameters
     ----------
@@ -31,12 +33,12 @@ class InferenceRunner:
     precision
         ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``.
     half_precision_ok
-        What the model's card says of half precision; see `pick_precision`.
+        What the model's card states on half precision; see `pick_precision`.
 
     Attributes
     ----------
     notes
-        What the user should know: every step down that was taken.
+        Every fallback that was taken, in a sentence for the user.
     """
 
     def __init__(self, device: torch.device, precision: str = "auto", *, half_precision_ok: bool | None = None) -> None:
@@ -44,7 +46,7 @@ class InferenceRunner:
         self._asked, self._half_precision_ok = precision, half_precision_ok
         self.precision = pick_precision(device, precision, half_precision_ok=half_precision_ok)
         self.notes: list[str] = []
-        self._sparing = False
+        self._low_memory = False
 
     def __call__(self, net: nn.Module, *inputs: Tensor) -> Tensor:
         """Return the network's output on the device of the first input.
@@ -52,17 +54,17 @@ class InferenceRunner:
         Raises
         ------
         DeviceMemory
-            If the memory does not suffice on the CPU either.
+            If the memory of the CPU runs out, too.
         """
         out = self.attempt(net, *inputs)
-        if out is None and self._save(net):
+        if out is None and self._use_slabs(net):
             out = self.attempt(net, *inputs)
-        if out is None and self._halve():
+        if out is None and self._use_half_precision():
             out = self.attempt(net, *inputs)
-        return self._step_down(net, inputs).to(inputs[0].device) if out is None else out
+        return self._fall_back_to_cpu(net, inputs).to(inputs[0].device) if out is None else out
 
     def attempt(self, net: nn.Module, *inputs: Tensor) -> Tensor | None:
-        """Return the network's output on the device of the first input, or None if the memory does not suffice."""
+        """Return the network's output on the device of the first input, or None if memory runs out."""
         try:
             return self._run(net, inputs).to(inputs[0].device)
         except torch.OutOfMemoryError:
@@ -77,28 +79,35 @@ class InferenceRunner:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def warnings(self) -> Iterator[Warned]:
+        """Yield the fallbacks that were taken since the last call."""
+        yield from (Warned(text) for text in self.notes)
+        self.notes.clear()
+
     def _run(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         try:
-            out: Tensor = prepare(net, device=self.device, precision=self.precision, low_memory=self._sparing)(*inputs)
+            out: Tensor = prepare(net, device=self.device, precision=self.precision, low_memory=self._low_memory)(
+                *inputs
+            )
         except RuntimeError as error:
             if "not enough memory" in str(error) or "can't allocate memory" in str(error):
                 raise torch.OutOfMemoryError(str(error)) from error
             raise
         return out
 
-    def _save(self, net: nn.Module) -> bool:
+    def _use_slabs(self, net: nn.Module) -> bool:
         """Run networks in slabs from now on, where this one can and does not yet."""
-        if self.device.type == "cpu" or self._sparing or not has_low_memory_form(net):
+        if self.device.type == "cpu" or self._low_memory or not has_low_memory_form(net):
             return False
-        self._sparing = True
+        self._low_memory = True
         self.notes.append(f"The memory of {self.device} did not suffice: the network runs in slabs, a little slower.")
         return True
 
-    def _halve(self) -> bool:
-        """Go on in 16 bit, unless it is so already, 32 bit was asked for, or the device cannot."""
+    def _use_half_precision(self) -> bool:
+        """Continue in 16 bit, unless it is so already, 32 bit was requested, or the device cannot."""
         if self.device.type == "cpu" or self.precision != "float32" or self._asked == "float32":
             return False
-        self.precision = pick_precision(self.device, half_precision_ok=True)  # told below
+        self.precision = pick_precision(self.device, half_precision_ok=True)
         if self.precision == "float32":
             return False
         self.notes.append(
@@ -107,7 +116,7 @@ class InferenceRunner:
         )
         return True
 
-    def _step_down(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    def _fall_back_to_cpu(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         size = " x ".join(str(n) for n in inputs[0].shape[2:])
         if self.device.type == "cpu":
             raise DeviceMemory(
@@ -133,7 +142,7 @@ def ensemble_members(nets: Mapping[str, nn.Module], stage: str) -> list[nn.Modul
 
 
 def ensemble_mean(call: Callable[..., Tensor | None], nets: Sequence[nn.Module], *inputs: Tensor) -> Tensor | None:
-    """Return what one network says; of several the mean of their probabilities, None if `call` gives None."""
+    """Return the output of one network, or the mean probabilities of several; None if `call` gives None."""
     if len(nets) == 1:
         return call(nets[0], *inputs)
     total: Tensor | None = None
@@ -142,23 +151,13 @@ def ensemble_mean(call: Callable[..., Tensor | None], nets: Sequence[nn.Module],
         if out is None:
             return None
         p = probabilities(net, out)
-        total = p if total is None else total.add_(p)
+        total = p.float().clone() if total is None else total.add_(p)
     return None if total is None else total.div_(len(nets))
-
-
-def probabilities(net: nn.Module, out: Tensor) -> Tensor:
-    """Turn the output of a network into probabilities, new and float32; the phased ones give them already."""
-    activation = getattr(net, "activation", "")
-    if activation == "sigmoid":
-        return out.float().sigmoid()
-    return out.float().softmax(1) if activation else out.float().clone()
 
 
 @contextmanager
 def out_of_memory_as_error(size: str, device: torch.device) -> Iterator[None]:
-    """Return the user what to do when the memory does not suffice around the networks, which step down by
-    themselves.
-    """
+    """Raise `DeviceMemory`, with what to do, when memory runs out beside the networks, which have fallbacks."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -169,10 +168,10 @@ def out_of_memory_as_error(size: str, device: torch.device) -> Iterator[None]:
 
 
 class MemoryLimit:
-    """Holds a run to a number of GB while it is entered.
+    """Limits a run to a number of GB while it is entered.
 
-    On a CUDA device torch refuses what goes beyond, as if the card were smaller, so that the steps down follow. On the
-    CPU nothing can be refused; what was exceeded is told.
+    On a CUDA device torch refuses what goes beyond, as if the GPU were smaller, so that the fallbacks follow. On the
+    CPU nothing can be refused; `warnings` reports what was exceeded.
 
     Parameters
     ----------
@@ -197,8 +196,8 @@ class MemoryLimit:
         if self._gb:
             self._share(0)
 
-    def exceeded(self) -> Iterator[str]:
-        """Yield if the program has held more than the limit since it was entered."""
+    def warnings(self) -> Iterator[str]:
+        """Yield a sentence if the program has held more than the limit since it was entered."""
         peak = peak_bytes()
         if self._gb and peak > max(self._before, self._gb * 1e9):
             yield (

@@ -1,7 +1,7 @@
 """Labels on a fine grid from scores of classes on a coarse one, which never exist for all classes at the full size.
 
 On the processor nothing is computed where the answer is plain. Zooming is a mean with weights that add up to one; so
-where all voxels that a mean can see have one label, every mean has it, too, and a class that nowhere comes near the
+where all voxels of a mean have one label, every mean has it, too, and a class that nowhere comes near the
 winner cannot win. What is left lies along the borders of the structures.
 """
 
@@ -119,13 +119,13 @@ def label_slabs(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iter
     if tuple(shape) == tuple(scores.shape[1:]):
         yield slice(0, shape[0]), choose(scores)
     elif scores.device.type == "cpu":
-        yield from _tiled(scores, shape, choose)
+        yield from _label_tiles(scores, shape, choose)
     else:
         for planes in slabs(shape, len(scores)):
             yield planes, choose(_slab_scores(scores, shape, planes))
 
 
-def _tiled(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iterator[tuple[slice, Tensor]]:
+def _label_tiles(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iterator[tuple[slice, Tensor]]:
     """Fill tiles of one label; compute the others from the classes that can win there."""
     axes = [_Axis.of(n_in, n_out) for n_in, n_out in zip(scores.shape[1:], shape, strict=True)]
     least = most = choose(scores).numpy()

@@ -1,12 +1,12 @@
-"""The phased pipeline of FMSF-PT: a coarse look at everything, a closer look where something is, then the edge.
+"""The phased pipeline of FMSF-PT: the whole volume coarsely, then a window around what was found, then its edge.
 
-Consensus (SNet) sees the whole volume on a small grid. Its foreground gives an attention map and a window; the
-attention network (AttnNet) sees the window on a grid of its own, taken from the native voxels. The edge network
+Consensus (SNet) takes the whole volume on a small grid. Its foreground gives an attention map and a window; the
+attention network (AttnNet) takes the window on a grid of its own, taken from the native voxels. The edge network
 (EdgeNet) sharpens on the native voxels, plane by plane with a halo, so that the mask is as sharp as the image.
 
 What the published code gets wrong is mended here: the window comes from likely foreground rather than from a
-background of exactly 1; an empty consensus looks at the whole volume; orientation is put right and back; with
-several classes the foreground is 1 - background; nothing is resampled to be shown.
+background of exactly 1; after an empty consensus the window is the whole volume; orientation is put right and back;
+with several classes the foreground is 1 - background; nothing is resampled to be shown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.resampling_torch import (
     box_in,
     from_canonical,
@@ -32,38 +32,58 @@ from napari_fmseg.core.resampling_torch import (
 )
 from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity, ModelCard
-from napari_fmseg.models.settings import STAGES, PhasedSettings
+from napari_fmseg.models.settings import PIPELINES, PhasedSettings
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets.fmsf import HALO
 from napari_fmseg.pipelines.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
-from napari_fmseg.pipelines.preprocessing import _whole, body_box, crop_array, minmax_normalise, normalise
+from napari_fmseg.pipelines.network_inputs import NetworkInputs
+from napari_fmseg.pipelines.preprocessing import body_box, crop_array, minmax_normalise, normalise, whole_box
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["PhasedSettings", "run"]
+__all__ = ["attention_input", "attention_roi", "consensus_input", "explain_inputs", "run"]
 
 
 _LEAST_PLANES = 4  # with fewer at once most of the work would go into the halo
 
 
-_FEWER = "the edge was computed in smaller parts"
-
-
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the stages; see `napari_fmseg.pipelines.segment`."""
     stages = _Stages(volume, model, options)
-    for stage in STAGES["phased"]:
+    for stage in PIPELINES["phased"].stages:
         if stage not in model.nets:
             break
         yield Progress(stage, 0, 1)
         yield from getattr(stages, stage)()
-        yield from stages.remarks()
+        yield from stages.engine.warnings()
         if stage == options.until:
             break
     yield stages.labels()
+
+
+@torch.no_grad()
+def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkInputs:
+    """Return the attention network's inputs, or the consensus network's where there is no other or none reaches.
+
+    See `napari_fmseg.pipelines.PipelineModule`.
+    """
+    settings, intensity, nets = PhasedSettings.of(model.card.settings), model.card.intensity, model.nets
+    data, native = to_canonical(volume)
+    image = normalise(to_tensor(data, model.device), intensity)
+    body = body_box(image, settings.crop_above)
+    image, geometry = crop_array(image, body), native.crop(body)
+    x = consensus_input(image, settings, intensity)[None]
+    coarse = NetworkInputs(nets["consensus"], (x,), geometry.resized(settings.consensus_grid))
+    if "attention" not in nets:
+        return coarse
+    _, attention, box = attention_roi(nets["consensus"](x)[0], geometry.shape, settings)
+    x, a = attention_input(image, attention, [(s.start, s.stop) for s in box], settings, intensity)
+    grid = geometry.crop(box).resized(settings.attention_grid)
+    close = NetworkInputs(nets["attention"], (x[None], a[None]), grid)
+    return close if close.covers(volume.geometry, place) else coarse
 
 
 def consensus_input(image: Tensor, settings: PhasedSettings, intensity: Intensity) -> Tensor:
@@ -72,7 +92,7 @@ def consensus_input(image: Tensor, settings: PhasedSettings, intensity: Intensit
 
 
 def window_of(p_background: Tensor, settings: PhasedSettings) -> Box:
-    """Return where to look closer: a box in consensus voxels, the whole grid where nothing is likely."""
+    """Return the window of the attention network in consensus voxels; the whole grid where nothing is likely."""
     if settings.window == "certain":
         return window_v1(p_background)
     share = settings.window_share if settings.window == "all" else None
@@ -89,16 +109,16 @@ class _Stages:
         data, self.geometry = to_canonical(volume)
         self.full = self.geometry
         image = self._load_normalised(data)
-        self.body = body_box(image, self.settings)
+        self.body = body_box(image, self.settings.crop_above)
         self.image = crop_array(image, self.body)  # (c, z, y, x)
         self.geometry = self.full.crop(self.body)
-        self.box: Box = _whole(self.geometry.shape)  # native, canonical voxels of the body
+        self.box: Box = whole_box(self.geometry.shape)  # native, canonical voxels of the body
         self.probabilities: Tensor | None = None  # (classes, z, y, x) of the last stage, over self.box
         self.crop_labels: Tensor | None = None  # of the edge stage, over self.box
         self.attention_map: Tensor | None = None
 
     def _predict(self, stage: str, *inputs: Tensor) -> Tensor:
-        """Return what the network of a stage says; of an ensemble the mean of its members."""
+        """Return the output of a stage's network; of an ensemble the mean of its members."""
         out = ensemble_mean(self.engine, ensemble_members(self.nets, stage), *inputs)
         assert out is not None  # only an attempt gives none
         return out
@@ -166,8 +186,9 @@ class _Stages:
         yield StageResult("edge", self._label_map(labels, self.geometry.crop(self.box)), seconds)
 
     def _edge_parts(self, crop: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the labels of the window, some planes at a time; fewer at once where the memory does not suffice."""
-        depth, first = next(slabs(crop.shape[1:], self.card.n_classes)).stop, 0
+        """Yield the labels of the window, some planes at a time; fewer at once where memory runs out."""
+        depth = all_at_once = next(slabs(crop.shape[1:], self.card.n_classes)).stop
+        first = 0
         while first < crop.shape[1]:
             planes = slice(first, min(crop.shape[1], first + depth))
             labels = self._edge_planes(crop, planes, or_fewer=depth > _LEAST_PLANES)
@@ -175,14 +196,16 @@ class _Stages:
                 yield planes, labels
                 first = planes.stop
                 continue
-            if not any(_FEWER in note for note in self.engine.notes):
-                self.engine.notes.append(f"The memory of {self.engine.device} did not suffice: {_FEWER}.")
+            if depth == all_at_once:
+                self.engine.notes.append(
+                    f"Out of memory on {self.engine.device}: the edge was computed in smaller parts."
+                )
             depth = max(_LEAST_PLANES, depth // 2)
 
     def _edge_planes(self, crop: Tensor, planes: slice, *, or_fewer: bool) -> Tensor | None:
         """Return labels of some planes of the window; the halo makes them equal to those of the whole window.
 
-        None if the memory does not suffice and it may be tried with fewer planes; else the network steps down itself.
+        None if memory runs out and fewer planes may be tried; else the runner takes its own fallbacks.
         """
         assert self.probabilities is not None
         first, last = max(0, planes.start - HALO), min(crop.shape[1], planes.stop + HALO)
@@ -210,11 +233,6 @@ class _Stages:
         array = from_canonical(full.cpu().numpy(), self.volume.geometry)
         return StageResult("labels", self._label_map(array, self.volume.geometry), time.perf_counter() - start)
 
-    def remarks(self) -> Iterator[Warned]:
-        """Yield what the engine had to do, once."""
-        yield from (Warned(text) for text in self.engine.notes)
-        self.engine.notes.clear()
-
     def _array(self, labels: Tensor) -> np.ndarray:
         return labels.to(_label_dtype(self.card)).cpu().numpy()
 
@@ -225,7 +243,7 @@ class _Stages:
 def attention_roi(
     probabilities: Tensor, shape: tuple[int, int, int], settings: PhasedSettings
 ) -> tuple[bool, Tensor, Box]:
-    """Turn consensus probabilities (classes, z, y, x) into where to look.
+    """Turn consensus probabilities (classes, z, y, x) into the attention map and its window.
 
     Returns
     -------

@@ -40,14 +40,14 @@ def clean(
     fill_holes
         Fill background that one label encloses on all sides. Another label inside is no hole and stays.
     together
-        Parts are those of all labels together: with `keep_largest` only the largest piece of any foreground stays.
+        Parts are those of all labels together: with `keep_largest` only the largest component of any foreground stays.
     neighbours
         26: voxels are connected through faces, edges and corners. 6: through faces, as MIS-FM does it.
 
     Returns
     -------
     LabelMap
-        On the same grid, same type and names; the input itself where nothing is asked for. Parts are removed first,
+        On the same grid, same type and names; the input itself where nothing is requested. Parts are removed first,
         then holes are filled. An empty map stays empty.
 
     Raises
@@ -60,7 +60,7 @@ def clean(
         raise FmsegError(f"min_component_ml is {min_component_ml}. Expected a volume of 0 ml or more.")
     if neighbours not in (6, 26):
         raise FmsegError(f"A voxel has 6 neighbours through faces or 26 in all, not {neighbours}.")
-    chosen = _chosen(labels, keep_largest)
+    chosen = _ids_to_keep(labels, keep_largest)
     if not (keep_largest or min_component_ml or fill_holes):
         return labels
     box = _foreground(labels.data)
@@ -83,7 +83,7 @@ def clean(
 
 
 def keep_largest_components(labels: LabelMap, counts: Sequence[int], least_ml: float = 0.0) -> LabelMap:
-    """Keep the largest connected parts (26 neighbours) of every class, as many as a model's card says.
+    """Keep the largest connected parts (26 neighbours) of every class, as many as a model's card states.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def keep_largest_components(labels: LabelMap, counts: Sequence[int], least_ml: f
     return dataclasses.replace(labels, data=data)
 
 
-def _chosen(labels: LabelMap, keep_largest: bool | Collection[int | str]) -> set[int] | None:
+def _ids_to_keep(labels: LabelMap, keep_largest: bool | Collection[int | str]) -> set[int] | None:
     """Return the ids whose largest part is kept; None for all."""
     if isinstance(keep_largest, bool):
         return None if keep_largest else set()
@@ -144,7 +144,7 @@ def _remove_parts(
     min_voxels: float,
     neighbours: int,
 ) -> None:
-    """Set to 0, in place, what is too small or not among the largest of its kind; `keeps` says how many, 0 for all."""
+    """Set to 0, in place, what is too small or not among the largest of its kind; `keeps` is how many, 0 for all."""
     parts = components(kinds, neighbours)
     where = parts != 0
     flat = parts[where]  # the foreground alone: a label map is mostly background
@@ -178,7 +178,7 @@ def _fill(data: npt.NDArray[Any]) -> None:
     for value, box in _boxes(data):
         part = data[box]
         mask = part == value
-        part[_filled(mask) & ~mask & (part == 0)] = value
+        part[_fill_holes(mask) & ~mask & (part == 0)] = value
 
 
 def _boxes(data: npt.NDArray[Any]) -> list[tuple[int, Box]]:
@@ -193,7 +193,7 @@ def _boxes(data: npt.NDArray[Any]) -> list[tuple[int, Box]]:
     return [(int(value), box) for value, box in zip(values, boxes, strict=True) if value != 0]
 
 
-def _filled(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _fill_holes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return `mask` with the background that cannot leave the array through faces."""
     try:
         import fill_voids

@@ -10,13 +10,12 @@ from torch import Tensor
 from napari_fmseg.core.resampling_torch import bounding_box
 from napari_fmseg.core.volume import Box
 from napari_fmseg.models.card import Intensity
-from napari_fmseg.models.settings import PhasedSettings, SingleSettings
 
-__all__ = ["body_box", "normalise"]
+__all__ = ["body_box", "crop_array", "minmax_normalise", "normalise", "whole_box"]
 
 
 def normalise(data: Tensor, intensity: Intensity) -> Tensor:
-    """Map intensities (c, z, y, x) as the card says: to 0..1 by a window or by percentiles, or to z-scores."""
+    """Map intensities (c, z, y, x) as the card states: to 0..1 by a window or by percentiles, or to z-scores."""
     out = data.float() if data.dtype != torch.float32 else data.clone()
     for number, channel in enumerate(out):
         own = intensity.of_channel(number)
@@ -43,20 +42,21 @@ def _percentiles(channel: Tensor, low: float, high: float, most: int = 2_000_000
     return float(found[0]), float(found[1])
 
 
-def body_box(image: Tensor, settings: PhasedSettings | SingleSettings) -> Box:
-    """Return the box of a normalised volume (c, z, y, x) that the model looks at."""
-    if settings.crop_above is None:
-        return _whole(image.shape[1:])
-    return bounding_box(image.amax(0) > settings.crop_above) or _whole(image.shape[1:])
+def body_box(image: Tensor, crop_above: float | None) -> Box:
+    """Return the box around all voxels of a normalised volume (c, z, y, x) above a value, or all of it if None."""
+    if crop_above is None:
+        return whole_box(image.shape[1:])
+    return bounding_box(image.amax(0) > crop_above) or whole_box(image.shape[1:])
 
 
-def _whole(shape: Sequence[int]) -> Box:
+def whole_box(shape: Sequence[int]) -> Box:
+    """Return the box of a whole grid (z, y, x)."""
     z, y, x = (slice(0, n) for n in shape)
     return z, y, x
 
 
 def minmax_normalise(image: Tensor, intensity: Intensity) -> Tensor:
-    """Stretch each channel of (c, z, y, x) to 0..1 once more, where the card says so."""
+    """Stretch each channel of (c, z, y, x) to 0..1 once more, where the card states so."""
     if not intensity.minmax:
         return image
     low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)

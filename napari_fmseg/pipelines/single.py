@@ -3,7 +3,7 @@
 The network is called ``"net"`` in the card; with ``"net-2"``, ``"net-3"`` and so on beside it, it is an ensemble whose
 probabilities are averaged. It may give logits or probabilities; what it gives is blended and averaged
 over the mirrored volume before the class is chosen. Where structures may overlap (a sigmoid), a voxel gets the most
-probable one, and none if none is more likely than not. A volume smaller than the window is looked at as it is; if the
+probable one, and none if none is more likely than not. A volume smaller than the window is taken as it is; if the
 network refuses its size, it is filled up to the window first.
 """
 
@@ -19,21 +19,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import GeometryMismatch
-from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.resampling_torch import from_canonical, resize, to_canonical, to_tensor
-from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.models.settings import SingleSettings
 from napari_fmseg.models.weights import Model
+from napari_fmseg.nets.traits import activation_of
 from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
+from napari_fmseg.pipelines.network_inputs import NetworkInputs, box_on
 from napari_fmseg.pipelines.postprocess import clean
-from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise
-from napari_fmseg.pipelines.sliding_window import mirror_axes, windowed
+from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise, whole_box
+from napari_fmseg.pipelines.sliding_window import mirror_axes, predict_windows
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["pad_to_window", "run", "working_grid"]
+__all__ = ["explain_inputs", "pad_to_window", "run", "working_grid"]
 
 
 @torch.inference_mode()
@@ -44,25 +46,25 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
     start = time.perf_counter()
     data, whole = to_canonical(volume)
     image = normalise(to_tensor(data, engine.device), model.card.intensity)
-    box = body_box(image, settings)
+    box = body_box(image, settings.crop_above)
     image, native = crop_array(image, box), whole.crop(box)
     grid = working_grid(native, settings)
     image = resize(image, grid.shape) if grid.shape != native.shape else image
     yield Progress("net", 0, 1)
     nets = ensemble_members(model.nets, "net")
-    scores = yield from windowed(
+    scores = yield from predict_windows(
         lambda x: _predict(engine, nets, x), pad_to_window(image, nets[0], settings.window), settings.window,
         overlap=settings.overlap if options.overlap is None else options.overlap,
         batch=settings.batch if options.window_batch is None else options.window_batch,
         flips=mirror_axes(settings.flips), blend=options.blend, stage="net",
     )  # fmt: skip
     scores = scores[:, : grid.shape[0], : grid.shape[1], : grid.shape[2]]
-    if getattr(nets[0], "activation", "") == "sigmoid":
+    if activation_of(nets[0]) == "sigmoid":
         even = 0.0 if len(nets) == 1 else 0.5  # logit or probability of what is as likely as not
         scores = torch.cat([torch.full_like(scores[:1], even), scores])
     seen = _label_map(ARGMAX(scores), grid, model)
     yield StageResult("net", seen, time.perf_counter() - start, "" if seen.data.any() else "Nothing was found.")
-    yield from (Warned(text) for text in engine.notes)
+    yield from engine.warnings()
 
     start = time.perf_counter()
     found = _label_map(labels_on(scores, native.shape), native, model)
@@ -75,8 +77,29 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
     yield StageResult("labels", labels, time.perf_counter() - start)
 
 
+@torch.no_grad()
+def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkInputs:
+    """Return the network's input in a window around a place; see `napari_fmseg.pipelines.PipelineModule`."""
+    settings = SingleSettings.of(model.card.settings)
+    data, native = to_canonical(volume)
+    image = normalise(to_tensor(data, model.device), model.card.intensity)
+    body = body_box(image, settings.crop_above)
+    image, native = crop_array(image, body), native.crop(body)
+    grid = working_grid(native, settings)
+    image = resize(image, grid.shape) if grid.shape != native.shape else image
+    around = whole_box(grid.shape) if place is None else box_on(grid, volume.geometry, place)
+    window = []
+    for n, w, at in zip(grid.shape, settings.window, around, strict=True):
+        size = min(n, w)
+        first = min(max(0, (at.start + at.stop - size) // 2), n - size)
+        window.append(slice(first, first + size))
+    box: Box = (window[0], window[1], window[2])
+    net = model.nets["net"]
+    return NetworkInputs(net, (pad_to_window(crop_array(image, box), net, settings.window)[None],), grid.crop(box))
+
+
 def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:
-    """Return the grid that the network sees: the volume's own, or the same field of view at the card's spacing."""
+    """Return the grid of the network's input: the volume's own, or the same field of view at the card's spacing."""
     if not settings.spacing_mm:
         return geometry
     sizes = zip(geometry.shape, geometry.spacing, settings.spacing_mm, strict=True)
@@ -92,9 +115,7 @@ def _predict(engine: InferenceRunner, nets: Sequence[nn.Module], x: Tensor) -> T
 
 
 def pad_to_window(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:
-    """Return the repeat the last voxels of an image (c, z, y, x) up to the window's size, if the network takes no
-    less.
-    """
+    """Repeat the last voxels of an image (c, z, y, x) up to the window's size, if the network takes no less."""
     missing = [max(0, w - n) for w, n in zip(window, image.shape[1:], strict=True)]
     check = getattr(net, "check", None)
     if check is None or not any(missing):

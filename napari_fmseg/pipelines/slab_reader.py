@@ -1,4 +1,4 @@
-"""A volume on the grid that a network sees: read slab by slab, whether it lies on the device or in the computer."""
+"""A volume on the grid of a network's input: read slab by slab, whether it lies on the device or in the computer."""
 
 from __future__ import annotations
 

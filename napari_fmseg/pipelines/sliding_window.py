@@ -20,9 +20,8 @@ __all__ = [
     "free_memory",
     "gaussian_importance",
     "mirror_axes",
-    "published_weights",
+    "predict_windows",
     "window_starts",
-    "windowed",
 ]
 
 _SHARE = 0.8  # of the free memory of a device may be taken by the sum over the windows
@@ -30,7 +29,7 @@ _SHARE = 0.8  # of the free memory of a device may be taken by the sum over the 
 Size = tuple[int, int, int]
 
 
-def windowed(
+def predict_windows(
     call: Callable[[Tensor], Tensor],
     image: Tensor,
     window: Sequence[int],
@@ -45,7 +44,7 @@ def windowed(
 ) -> Generator[Progress, None, Tensor]:
     """Run a network over all windows of a volume.
 
-    Use it as ``logits = yield from windowed(...)``.
+    Use it as ``logits = yield from predict_windows(...)``.
 
     Parameters
     ----------
@@ -56,7 +55,7 @@ def windowed(
     window
         Size (z, y, x) of a window; cut to the image where it is longer.
     overlap
-        Share of a window that the next one sees again, from 0 to below 1.
+        Share of a window that overlaps the next one, from 0 to below 1.
     batch
         Windows per call.
     flips
@@ -107,7 +106,7 @@ def windowed(
             if covered.ndim == 0:
                 # Only now: what the network itself needs is held already, and the classes are known.
                 weights = weights.to(_gathering(image.device, size, out.shape[1], len(flips)), torch.float32)
-                covered = _covered(size, places, weights)
+                covered = _sum_weights(size, places, weights)
             if blended.ndim == 0:
                 blended = torch.zeros(out.shape[1], *size, device=weights.device)
             for place, one in zip(group, out.to(weights.device), strict=True):
@@ -118,7 +117,7 @@ def windowed(
     return total.div_(len(flips))
 
 
-def _covered(size: Size, places: Sequence[Size], weights: Tensor) -> Tensor:
+def _sum_weights(size: Size, places: Sequence[Size], weights: Tensor) -> Tensor:
     """Add up the weights of all windows."""
     seen, covered = _cut(weights.shape, size), torch.zeros(size, device=weights.device)
     for place in places:
@@ -135,7 +134,7 @@ def _gathering(device: torch.device, size: Size, classes: int, passes: int) -> t
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that can still be had on a graphics card, within the limit of the run; None on other devices."""
+    """Return the bytes that can still be had on a GPU, within the limit of the run; None on other devices."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -182,16 +181,6 @@ def _constant(window: Sequence[int]) -> Tensor:
 
 BLENDS: dict[str, Callable[[Sequence[int]], Tensor]] = {"gaussian": gaussian_importance, "constant": _constant}
 """How much the voxels of a window count, by name."""
-
-
-def published_weights(window: Sequence[int]) -> Tensor:
-    """Return the weights of the published code: they peak at the voxel n // 2, half a voxel beside an even middle."""
-    along = []
-    for n in window:
-        reach = int(n / 2 + 0.5)  # the published filter ends at four standard deviations
-        whole = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / (n / 8)) ** 2)
-        along.append(_bell(n, n // 2) / whole.sum())
-    return _product(along)
 
 
 def _bell(n: int, middle: float) -> Tensor:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.training.tasks.base import make_loss, make_structure_loss, probabilities
+from napari_fmseg.nets.traits import probabilities
+from napari_fmseg.training.tasks.base import make_loss, make_structure_loss
 
 __all__ = ["Teacher", "joined", "l2sp_penalty"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,17 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import InvalidRecipe
-from napari_fmseg.core.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
+from napari_fmseg.core.events import (
+    STARTING_WEIGHTS,
+    EpochDone,
+    Pictures,
+    Progress,
+    Saved,
+    StepDone,
+    TrainEvent,
+    Warned,
+)
 from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.datasets.case import Case, read_case
 from napari_fmseg.datasets.projects.training_plan import note_learned
 from napari_fmseg.models.card import ModelCard, NetSpec
-from napari_fmseg.models.settings import STAGES, PhasedSettings
+from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.models.weights import Model, load_model, save_model
-from napari_fmseg.nets import build
-from napari_fmseg.nets.fmsf import AttnNet, EdgeNet, SNet, kaiming_init, lsuv_init
-from napari_fmseg.nets.layers.blocks import default_init
+from napari_fmseg.nets import build, load
+from napari_fmseg.nets.traits import init_weights
 from napari_fmseg.training.class_growth import extend_classes
 from napari_fmseg.training.data.case_cache import prepare
 from napari_fmseg.training.data.hard_mining import HardExampleMiner
@@ -54,10 +62,8 @@ from napari_fmseg.training.run_folder import (
 )
 from napari_fmseg.training.schedules import rate_of
 from napari_fmseg.training.snapshots import write_plane
+from napari_fmseg.training.tasks import TASKS
 from napari_fmseg.training.tasks.base import Task
-from napari_fmseg.training.tasks.coarse_fine import CoarseFineTask
-from napari_fmseg.training.tasks.phased import phased_task
-from napari_fmseg.training.tasks.single import PatchTask
 from napari_fmseg.training.validation import validated
 
 __all__ = ["train"]
@@ -149,6 +155,9 @@ class _Run:
     def prepare(self) -> Iterator[TrainEvent]:
         """Read the cases, and the model to start from."""
         recipe = self.recipe
+        if recipe.pipeline not in TASKS:
+            names = ", ".join(TASKS)
+            raise InvalidRecipe(f"Models of the pipeline {recipe.pipeline!r} cannot be trained. Choose of: {names}.")
         self._claim()
         if recipe.start_from:
             self.parent = load_model(recipe.start_from, device=recipe.device)
@@ -162,7 +171,8 @@ class _Run:
             if source.folder is not None and is_rank_zero():
                 note_learned(source.folder, source.training)
         learned = [(case, source) for source in sources for case in source.training]
-        samples = yield from self._prepared(learned) if recipe.pipeline == "coarse_fine" else self._read(learned)
+        caches = TASKS[recipe.pipeline].caches_cases
+        samples = yield from self._prepared(learned) if caches else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
         self.drawing = CaseSampler(recipe, self.samples, [source is not sources[0] for _, source in learned])
@@ -198,12 +208,12 @@ class _Run:
     def _read(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
         """Read the cases to learn from into memory."""
         recipe, found = self.recipe, []
-        settings = PhasedSettings.of(recipe.settings) if recipe.pipeline == "phased" else PhasedSettings()
+        crop_above = recipe.settings.get("crop_above") if TASKS[recipe.pipeline].crops_cases else None
         for done, (case, source) in enumerate(learned):
             yield Progress("reading", done, len(learned))
             device = self.fabric.device
             found.append(
-                load_sample(case, source.names, recipe.labels, recipe.intensity, settings, device, recipe.ignore)
+                load_sample(case, source.names, recipe.labels, recipe.intensity, crop_above, device, recipe.ignore)
             )
         return found
 
@@ -227,7 +237,7 @@ class _Run:
                 f"{start.card.name} is a {start.card.pipeline} model of {len(start.card.channels)} channel(s), and the "
                 f"recipe is for {recipe.pipeline} and {len(recipe.channels)}. Start from another model, or anew."
             )
-        if any(name not in STAGES[recipe.pipeline] for name in start.nets):
+        if any(name not in PIPELINES[recipe.pipeline].stages for name in start.nets):
             raise InvalidRecipe(
                 f"{start.card.name} is an ensemble and cannot be trained further. Start from one of the models that it "
                 "was made of, in the folders of its folds."
@@ -240,7 +250,7 @@ class _Run:
             state = grown.state_dict()
             self.anchors[stage] = {key: state[key] for key in how.taken}
             if how.grown or how.fresh or how.dropped:
-                yield Warned(how.said(stage, start.card.name))
+                yield Warned(how.said(stage, start.card.name), STARTING_WEIGHTS)
 
     def _claim(self) -> None:
         """Make the run's folder ours, or continue what lies there if it is the same recipe."""
@@ -259,16 +269,18 @@ class _Run:
         if unfit:
             yield Warned(
                 f"{stage.stage}: {len(net.state_dict()) - len(unfit)} tensors were taken from {self._source(stage)}; "
-                f"{len(unfit)} do not fit and were drawn anew ({', '.join(unfit[:3])}...)."
+                f"{len(unfit)} do not fit and were drawn anew ({', '.join(unfit[:3])}...).",
+                STARTING_WEIGHTS,
             )
         saved = load_checkpoint(path, _PARTS)
         if saved is None or not saved["state"].get("done"):
             yield Progress(stage.stage, 0, stage.steps)
-            task: Task = _TASKS[self.recipe.pipeline](stage, self.recipe, self.samples, self.nets)
+            task: Task = load(TASKS[self.recipe.pipeline].make)(stage, self.recipe, self.samples, self.nets)
             yield from (Warned(remark) for remark in task.remarks)
-            if not self._source(stage) and isinstance(net, SNet | AttnNet):
+            init_on_sample: Any = getattr(net, "init_on_sample", None)
+            if init_on_sample is not None and not self._source(stage):
                 inputs, _ = task.sample(0, np.random.default_rng(self.recipe.seed), torch.Generator())
-                lsuv_init(net, *(x.cpu()[None] for x in inputs))
+                init_on_sample(*(x.cpu()[None] for x in inputs))
             yield from self._fit(number, stage, net, task, saved, path)
             saved = load_checkpoint(path, _PARTS)
         with restoring(path):
@@ -284,9 +296,7 @@ class _Run:
         spec = NetSpec(stage.network, kwargs)
         net = build(stage.network, **kwargs)
         generator = torch.Generator().manual_seed(recipe.seed * 1000 + number)
-        (kaiming_init if isinstance(net, SNet | AttnNet | EdgeNet) else default_init)(net, generator)
-        if isinstance(net, EdgeNet):
-            net.init_as_identity()
+        init_weights(net, generator)
         if not source:
             return net, spec, ()
         own, other = net.state_dict(), self.nets[source].state_dict()
@@ -296,8 +306,7 @@ class _Run:
 
     def _starts_well(self, stage: StageRecipe, net: nn.Module) -> bool:
         """Return whether the network gives something sensible before the first step."""
-        same = self._source(stage) == stage.stage
-        return same or (isinstance(net, EdgeNet) and net.variant == "v1")
+        return self._source(stage) == stage.stage or getattr(net, "useful_untrained", False)
 
     def _source(self, stage: StageRecipe) -> str:
         """Name the network whose weights a stage starts from, or "" for new ones."""
@@ -310,7 +319,7 @@ class _Run:
         fabric = self.fabric
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[stage.optimiser]
         optimiser = kind(net.parameters(), stage.lr, weight_decay=stage.weight_decay)
-        if fabric.device.type == "cpu" and stage.network != "edgenet":
+        if fabric.device.type == "cpu" and getattr(net, "trains_channels_last", True):
             net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         model, optimiser = fabric.setup(net, optimiser)
         scheduler = _scheduler(optimiser, stage)
@@ -442,8 +451,9 @@ class _Run:
                 scores = {k.removeprefix("dice/"): round(v, 4) for k, v in told.items() if k.startswith("dice/")}
             elif now.stage not in nets:
                 specs.pop(now.stage, None)
-        kept = {name: specs[name] for name in STAGES[self.recipe.pipeline] if name in nets and name in specs}
-        if STAGES[self.recipe.pipeline][0] not in kept:
+        stages = PIPELINES[self.recipe.pipeline].stages
+        kept = {name: specs[name] for name in stages if name in nets and name in specs}
+        if stages[0] not in kept:
             return None
         card = dataclasses.replace(
             self.card,
@@ -501,9 +511,6 @@ class _Run:
             save_model(card, self.nets, self.folder, half=self.recipe.half)
         yield Saved(self.folder / f"{card.name}.toml", True)
 
-
-_TASKS: Mapping[str, Callable[..., Task]] = {"phased": phased_task, "coarse_fine": CoarseFineTask, "single": PatchTask}
-"""What the stages of each pipeline learn from."""
 
 _WORDS = (
     "out",

@@ -41,7 +41,8 @@ class TrainingMonitor:
             self.told = True
             yield Warned(
                 f"{stage}: the classes of before are being forgotten: their mean Dice fell from {before:.2f} to "
-                f"{before - lost:.2f}. Replay cases of before, or raise distillation_weight."
+                f"{before - lost:.2f}. Replay cases of before, or raise distillation_weight.",
+                "forgetting",
             )
         if epoch != self.after or self.seen is None:
             return
@@ -50,10 +51,12 @@ class TrainingMonitor:
             if name not in self.there:
                 continue
             if voxels == 0:
-                yield Warned(f"{stage}: {name!r} was in no sample so far. Set balance, or add cases that have it.")
+                text = f"{stage}: {name!r} was in no sample so far. Set balance, or add cases that have it."
+                yield Warned(text, f"not-sampled: {name}")
             elif dice < _UNLEARNED:
                 yield Warned(
                     f"{stage}: {name!r} is not being learned: its Dice is {dice:.2f} after {epoch} of "
                     f"{self.epochs} epochs. Are its labels right? A finer grid, balance or the loss dice_ce_by_class "
-                    "may help."
+                    "may help.",
+                    f"not-learned: {name}",
                 )

@@ -18,11 +18,11 @@ from napari_fmseg.datasets.case import Case, read_case
 from napari_fmseg.datasets.nnunet_raw import cases_of
 from napari_fmseg.models.card import Intensity, ModelCard
 from napari_fmseg.models.registry import find_card
-from napari_fmseg.models.settings import SETTINGS, STAGES, PhasedSettings, SingleSettings
+from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.nets import build
 from napari_fmseg.nets.runtime.device import pick_device
+from napari_fmseg.nets.traits import probabilities
 from napari_fmseg.training.recipe import Recipe, StageRecipe
-from napari_fmseg.training.tasks.base import probabilities
 
 __all__ = ["DatasetStatistics", "Suggestion", "facts_of", "suggest_recipe"]
 
@@ -212,14 +212,14 @@ def _plan(
         return recipe
     kept = tuple(
         StageRecipe(s, parent.nets[s].network, loss=loss, clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2)
-        for s in STAGES[parent.pipeline]
+        for s in PIPELINES[parent.pipeline].stages
         if s in parent.nets
     )
     settings, new = parent.settings, set(labels) - {*parent.labels.values()}
-    if parent.pipeline == "phased" and new:
-        # The window around the largest piece alone, right for one structure, would cut off the others.
-        window = PhasedSettings.of(settings).window
-        settings = {**settings, "window": "all" if window == "largest" else window}
+    if new:
+        own = PIPELINES[parent.pipeline].settings.of(settings)
+        changed = {k: v for k, v in vars(own.with_new_classes()).items() if v != getattr(own, k)}
+        settings = {**settings, **changed}
     return replace(
         recipe, stages=kept, pipeline=parent.pipeline, settings=settings, intensity=parent.intensity,
         balance=recipe.balance or bool(new),  # few cases tell of a new structure: they must come as often as the others
@@ -261,16 +261,6 @@ def _timed(
     return tuple(stages), told
 
 
-def _size_of(recipe: Recipe, stage: str) -> tuple[int, int, int]:
-    """Return voxels that the network of a stage sees at once."""
-    settings = SETTINGS[recipe.pipeline].of(recipe.settings)
-    if isinstance(settings, SingleSettings):
-        return settings.window
-    if isinstance(settings, PhasedSettings):
-        return settings.consensus_grid if stage == "consensus" else settings.attention_grid
-    return settings.coarse_size if stage == "coarse" else settings.fine_size
-
-
 def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: DatasetStatistics, device: torch.device) -> float:
     """Make two steps of a stage on noise and time the second one."""
     n_classes = len(recipe.labels) + 1
@@ -279,12 +269,9 @@ def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: DatasetStatisti
     given = {"in_channels": len(recipe.channels), "n_classes": n_classes, **stage.kwargs}
     net = build(stage.network, **{**kwargs, **given}).to(device).train()
     optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-6)
-    size = _size_of(recipe, stage.stage)
-    inputs = [torch.rand(stage.batch, len(recipe.channels), *size, device=device)]
-    if stage.stage == "attention":
-        inputs.append(torch.rand(stage.batch, 1, *size, device=device))
-    elif stage.stage == "edge":
-        inputs.append(torch.rand(stage.batch, n_classes, *size, device=device))
+    size = PIPELINES[recipe.pipeline].settings.of(recipe.settings).input_size(stage.stage)
+    channels = (len(recipe.channels), *getattr(net, "map_channels", ()))
+    inputs = [torch.rand(stage.batch, n, *size, device=device) for n in channels]
     start = 0.0
     for _ in range(2):
         start = time.perf_counter()
@@ -321,9 +308,8 @@ def _plan_in_words(
             + (f"; new: {', '.join(new)}" + (", with a window around every piece." if apart else ".") if new else ".")
             + (" Its answers about its own classes are kept." if recipe.distillation_weight else "")
         )
-    elif recipe.pipeline == "phased":
-        grids = [" x ".join(map(str, recipe.settings[f"{g}_grid"])) for g in ("consensus", "attention")]
-        told.append(f"First the whole volume on {grids[0]} voxels, then what was found on {grids[1]}, then its edge.")
+    elif summary := PIPELINES[recipe.pipeline].settings.of(recipe.settings).summary():
+        told.append(summary)
     low, high = recipe.intensity.low, recipe.intensity.high
     kind = {
         "window": f"the window {low:.0f} to {high:.0f}",

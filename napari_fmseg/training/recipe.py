@@ -11,8 +11,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.structuring import Range, is_file_name, wrong_number
 from napari_fmseg.datasets.case import IGNORE_NAME, Case
 from napari_fmseg.models.card import Intensity
-from napari_fmseg.models.settings import SETTINGS
-from napari_fmseg.pipelines import PIPELINES
+from napari_fmseg.models.settings import PIPELINES
 
 __all__ = ["Augment", "Recipe", "Replay", "StageRecipe"]
 
@@ -435,7 +434,7 @@ class Recipe:
             raise InvalidRecipe("hard_cases needs hard_case_weight of at least 1.")
         self._check_memory()
         self._check_order()
-        SETTINGS[self.pipeline].of(self.settings)
+        PIPELINES[self.pipeline].settings.of(self.settings)
 
     def _check_memory(self) -> None:
         """What keeps the classes of before must make sense."""

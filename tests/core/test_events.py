@@ -10,6 +10,7 @@ import pytest
 
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import (
+    FILE_LEFT_OUT,
     EpochDone,
     Progress,
     Saved,
@@ -26,6 +27,7 @@ GRID = Geometry.from_spacing((2, 3, 4))
 EVENTS = [
     Progress("consensus", 1, 3),
     Warned("Two lines\nand a “quote”: µ"),
+    Warned("a.nii is left out: it is damaged.", FILE_LEFT_OUT),
     StepDone("edge", 7, 200, 0.1234567890123, 1e-3),
     EpochDone("attention", 2, 8, 0.5, 12.25, {"dice": 0.9, "dice/left atrium": 0.93}),
     Saved(Path("runs/model.toml"), True),

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from napari_fmseg.core.errors import FmsegError  # noqa: E402
 from napari_fmseg.core.events import Progress  # noqa: E402
 from napari_fmseg.core.volume import Geometry, Volume  # noqa: E402
-from napari_fmseg.evaluation.benchmark import Benchmark, Comparison, benchmark, compare_with_plain, published_snet  # noqa: E402
+from napari_fmseg.evaluation.benchmark import Benchmark, Comparison, benchmark, compare_with_plain, snet_example  # noqa: E402
 from napari_fmseg.io import write_volume  # noqa: E402
 from napari_fmseg.models.card import ModelCard, NetSpec  # noqa: E402
 from napari_fmseg.models.weights import Model  # noqa: E402
@@ -63,7 +63,7 @@ def test_a_benchmark_of_no_runs_is_refused(model, volume, counts):
 
 
 def test_the_engine_and_the_plain_form_run_in_turns_and_agree():
-    network, kwargs, net, image = published_snet(size=32)
+    network, kwargs, net, image = snet_example(size=32)
     *steps, found = compare_with_plain(network, kwargs, net, image, precision="float32", repeats=2)
     assert len(steps) == 3
     assert isinstance(found, Comparison)
@@ -73,13 +73,13 @@ def test_the_engine_and_the_plain_form_run_in_turns_and_agree():
 
 
 def test_a_plain_form_that_cannot_start_is_told(capfd):
-    network, kwargs, net, image = published_snet(size=32)
+    network, kwargs, net, image = snet_example(size=32)
     with pytest.raises(FmsegError, match="ended early"):
         list(compare_with_plain(network, {**kwargs, "n_classes": 3}, net, image, repeats=1))
     assert "size mismatch" in capfd.readouterr().err
 
 
 def test_the_same_seed_gives_the_same_network_and_image():
-    (_, _, net, image), (_, _, again, same) = published_snet(32), published_snet(32)
+    (_, _, net, image), (_, _, again, same) = snet_example(32), snet_example(32)
     assert torch.equal(image, same)
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))

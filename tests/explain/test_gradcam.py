@@ -11,7 +11,7 @@ from napari_fmseg.cli.main import main
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe, UnknownModel
 from napari_fmseg.core.events import Progress, StageResult
 from napari_fmseg.core.volume import Geometry, Volume
-from napari_fmseg.explain.gradcam import WHY, grad_cam
+from napari_fmseg.explain.gradcam import STAGE, grad_cam
 from napari_fmseg.io import read_volume, write_volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.weights import Model, save_model
@@ -39,7 +39,7 @@ class TwoLayers(nn.Module):
 class Certain(TwoLayers):
     """The same as probabilities, as phased networks give them."""
 
-    activation = ""
+    activation = "none"
 
     def forward(self, x, *beside):
         return (super().forward(x) - 9).softmax(1)
@@ -60,8 +60,8 @@ def single(window=(32, 32, 32), **settings):
 def why(volume, model, label=1, **kwargs):
     *events, last = grad_cam(volume, model, label, **kwargs)
     assert isinstance(last, StageResult)
-    assert last.stage == WHY
-    assert Progress(WHY, 1, 1) in events
+    assert last.stage == STAGE
+    assert Progress(STAGE, 1, 1) in events
     return last
 
 
@@ -174,7 +174,7 @@ def test_impossible_questions_are_refused(image):
         why(volume, single(), point=(4, 4, 11))
     with pytest.raises(GeometryMismatch, match="takes 1 channel"):
         why(Volume(np.stack([image, image]), volume.geometry), single(), point=(4, 4, 4))
-    with pytest.raises(InvalidRecipe, match="cannot be asked why"):
+    with pytest.raises(InvalidRecipe, match="needs the pipeline 'other'"):
         why(volume, model_of({"net": TwoLayers()}, "other"), point=(4, 4, 4))
 
 

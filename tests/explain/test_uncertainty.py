@@ -12,7 +12,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import Progress, StageResult
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.phantom import phantom_ct
-from napari_fmseg.explain.uncertainty import case_uncertainty, mirrored_names, rank_by_uncertainty, uncertainty
+from napari_fmseg.explain.uncertainty import case_uncertainty, mirror_label_pairs, rank_by_uncertainty, uncertainty
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.weights import Model, load_model
 
@@ -68,7 +68,7 @@ def test_what_is_seen_from_one_side_only_is_uncertain_in_every_orientation(turn:
 
 
 def test_sides_change_their_names_in_a_mirror() -> None:
-    assert mirrored_names({1: "lung_left", 2: "Lung_Right", 3: "liver", 4: "left atrium"}) == {1: 2, 2: 1}
+    assert mirror_label_pairs({1: "lung_left", 2: "Lung_Right", 3: "liver", 4: "left atrium"}) == {1: 2, 2: 1}
 
 
 def test_nothing_found_is_the_greatest_doubt() -> None:

@@ -14,10 +14,10 @@ from napari_fmseg.core.errors import UnknownModel
 from napari_fmseg.models.card import ModelCard, NetSpec, read_card, write_card
 from napari_fmseg.models.half_precision import HalfPrecision
 from napari_fmseg.models.provenance import precision_of
-from napari_fmseg.models.settings import SETTINGS
+from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.models.weights import Model, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.nets.runtime import device as runtime_device
+from napari_fmseg.nets.runtime import device as net_device
 
 SHA = "ab" * 32
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def card_with(dice: float = 0.9995, sha256: str = SHA, **fields: Any) -> ModelCa
 @pytest.fixture(autouse=True)
 def a_processor_that_has_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FMSEG_CPU_CAPABILITY", raising=False)
-    monkeypatch.setattr(runtime_device, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(net_device, "_cpu_has_bfloat16", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,11 @@ def test_other_weights_lose_the_proof(tmp_path: Path) -> None:
     assert load_model(tmp_path / "m.toml", device="cpu").card.half_precision_ok is None
 
 
-@pytest.mark.parametrize("pipeline", SETTINGS)
+@pytest.mark.parametrize("pipeline", PIPELINES)
 def test_an_older_card_that_forbids_half_precision_is_read_and_obeyed(pipeline: str) -> None:
     card = card_with(half_precision=None, pipeline=pipeline, settings={"half_is_right": False})
-    assert SETTINGS[pipeline].of(card.settings) == SETTINGS[pipeline]()
+    settings = PIPELINES[pipeline].settings
+    assert settings.of(card.settings) == settings()
     assert card.half_precision_ok is False
 
 

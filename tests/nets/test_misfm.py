@@ -35,7 +35,7 @@ def check(vector, name):
     assert [key for key, *_ in vector.spec["state"]] == list(net.state_dict())
     net.load_state_dict(vector.state(), strict=True)
     with torch.inference_mode():
-        heads = net.supervised(*vector.inputs())
+        heads = net.training_heads(*vector.inputs())
         vector.check(heads)
         torch.testing.assert_close(net(*vector.inputs()), heads[0], rtol=0, atol=0)
 
@@ -162,4 +162,4 @@ def test_gpu_gives_the_published_output(name, read_vector, golden_here):
     net.load_state_dict(vector.state(), strict=True)
     with torch.inference_mode():
         vector.spec["tolerance"]["atol"] *= 10
-        vector.check([head.cpu() for head in net.cuda().supervised(*(x.cuda() for x in vector.inputs()))])
+        vector.check([head.cpu() for head in net.cuda().training_heads(*(x.cuda() for x in vector.inputs()))])

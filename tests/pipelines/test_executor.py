@@ -12,7 +12,7 @@ from torch import nn
 from napari_fmseg import nets
 from napari_fmseg.core.errors import DeviceMemory, DeviceUnavailable
 from napari_fmseg.core.processes import peak_bytes
-from napari_fmseg.nets.runtime import prepare as nets_engine
+from napari_fmseg.nets.runtime import device as nets_engine
 from napari_fmseg.pipelines import executor
 from napari_fmseg.pipelines.executor import InferenceRunner, MemoryLimit
 
@@ -148,7 +148,7 @@ def test_a_limit_that_was_exceeded_is_told_with_both_figures(monkeypatch: pytest
     peaks = iter((1_000_000_000, 3_200_000_000))
     monkeypatch.setattr(executor, "peak_bytes", lambda: next(peaks))
     with MemoryLimit(torch.device("cpu"), 2.5) as limit:
-        (said,) = limit.exceeded()
+        (said,) = limit.warnings()
     assert "3.2 GB" in said
     assert "2.5 GB" in said
 
@@ -156,7 +156,7 @@ def test_a_limit_that_was_exceeded_is_told_with_both_figures(monkeypatch: pytest
 def test_what_was_held_before_the_run_is_not_its_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "peak_bytes", lambda: 5_000_000_000)
     with MemoryLimit(torch.device("cpu"), 2.5) as limit:
-        assert list(limit.exceeded()) == []
+        assert list(limit.warnings()) == []
 
 
 def test_peak_is_not_that_of_the_process_that_started_this_one() -> None:

@@ -62,7 +62,7 @@ def logits_of(net: nn.Module, name: str, n_classes: int) -> list[torch.Tensor]:
         if isinstance(part, nn.Conv3d) and part.out_channels == n_classes and part.out_channels != part.in_channels
     ]
     with torch.no_grad():
-        (net.supervised if hasattr(net, "supervised") else net)(*inputs_of(name, n_classes))  # type: ignore[operator]
+        (net.training_heads if hasattr(net, "training_heads") else net)(*inputs_of(name, n_classes))  # type: ignore[operator]
     for hook in hooks:
         hook.remove()
     return seen

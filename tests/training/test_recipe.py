@@ -20,7 +20,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.datasets.case import Case
 from napari_fmseg.datasets.nnunet_raw import cases_of
 from napari_fmseg.models.card import Intensity
-from napari_fmseg.models.settings import SETTINGS, STAGES, CoarseFineSettings, PhasedSettings
+from napari_fmseg.models.settings import PIPELINES, CoarseFineSettings, PhasedSettings
 from napari_fmseg.training.recipe import LOSSES, Augment, Recipe, StageRecipe
 from napari_fmseg.training.recipe_file import as_table as plain
 from napari_fmseg.training.recipe_file import load_recipe
@@ -95,9 +95,9 @@ def test_a_shipped_recipe_says_what_its_file_says(path: Path) -> None:
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     assert without_defaults(recipe, path.parent) == significant(table)
     assert recipe.name == path.stem
-    SETTINGS[recipe.pipeline].of(recipe.settings)
+    PIPELINES[recipe.pipeline].settings.of(recipe.settings)
     trained = tuple(dict.fromkeys(stage.stage for stage in recipe.stages))
-    assert trained == STAGES[recipe.pipeline][: len(trained)]  # one look may be enough
+    assert trained == PIPELINES[recipe.pipeline].stages[: len(trained)]  # one look may be enough
 
 
 def test_there_is_a_recipe_for_every_shipped_model() -> None:

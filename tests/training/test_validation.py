@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +16,9 @@ pytest.importorskip("torch")
 from napari_fmseg.core.events import Event, StageResult, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
+from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.models.weights import Model
-from napari_fmseg.pipelines import PIPELINES, segment
+from napari_fmseg.pipelines import segment
 from napari_fmseg.training.data.samples import ValidationCase
 from napari_fmseg.training.projects import add_case, init_project
 from napari_fmseg.training.projects.score import measure
@@ -39,7 +41,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Model:
     pipeline = ModuleType("pipeline_with_a_remark")
     pipeline.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, pipeline.__name__, pipeline)
-    monkeypatch.setitem(PIPELINES, "single", pipeline.__name__)
+    monkeypatch.setitem(PIPELINES, "single", replace(PIPELINES["single"], module=pipeline.__name__))
     card = ModelCard(
         name="one", title="One", pipeline="single", nets={"net": NetSpec("conv")}, labels={1: "organ"},
         intensity=Intensity("window", 0.0, 1.0), settings={"window": (8, 8, 8)},

@@ -202,7 +202,7 @@ class PretrainDock(Dock):
             self._said = f"step {event.step} of {event.total or '…'}"
         elif isinstance(event, Progress) and event.stage == "reading":
             self._said = f"reading scan {event.done + 1} of {event.total}"
-        elif isinstance(event, Warned) and not self.left_out.take(event.text):
+        elif isinstance(event, Warned) and not self.left_out.take(event):
             self.remarks.tell([*self.remarks.text().splitlines(), event.text])
         elif isinstance(event, Pictures) and self.samples.isChecked():
             path, known = event.path, self._layers.names

@@ -14,12 +14,11 @@ from napari_fmseg._napari.common.curves import Curves
 from napari_fmseg._napari.common.tooltips import PRETRAIN
 from napari_fmseg._napari.common.widgets import More
 from napari_fmseg._napari.pretrain.plan import Shown
-from napari_fmseg.core.events import EpochDone, Progress, StepDone, TrainEvent, Warned
+from napari_fmseg.core.events import FILE_LEFT_OUT, EpochDone, Progress, StepDone, TrainEvent, Warned
 
 __all__ = ["FolderRow", "LeftOut", "Outcome", "Plots", "SampleLayers", "folder_in"]
 
 _DONE = "QFrame#outcome { border: 1px solid #2f9e57; border-radius: 3px; }"
-_IS_LEFT_OUT = " is left out: "
 
 
 class FolderRow(QWidget):
@@ -128,9 +127,9 @@ class Plots(QWidget):
             self.loss.add(event.step, {"learning": event.loss})
         elif isinstance(event, Progress) and event.stage == "reading":
             self._n_scans = event.total - self._n_bad
-        elif isinstance(event, Warned):
-            self._n_bad += _IS_LEFT_OUT in event.text
-            self._n_scans -= _IS_LEFT_OUT in event.text
+        elif isinstance(event, Warned) and event.code == FILE_LEFT_OUT:
+            self._n_bad += 1
+            self._n_scans -= 1
         elif isinstance(event, EpochDone):
             told = event.metrics
             if "loss" in told:
@@ -167,15 +166,15 @@ class LeftOut(QWidget):
         self.texts = []
         self.hide()
 
-    def take(self, text: str) -> bool:
-        """Accept in a warning; says whether it is of a file that was left out."""
-        if _IS_LEFT_OUT not in text:
+    def take(self, warning: Warned) -> bool:
+        """Show a warning of a file that was left out; return whether it is one."""
+        if warning.code != FILE_LEFT_OUT:
             return False
-        if text not in self.texts:  # a run that is resumed tells it again
+        if (text := warning.text) not in self.texts:  # a run that is resumed tells it again
             self.texts.append(text)
         n = len(self.texts)
         self.more.set_title(f"{n} file{'s' if n > 1 else ''} could not be read")
-        self.details.setText("\n".join(t.replace(_IS_LEFT_OUT, ": ", 1) for t in self.texts))
+        self.details.setText("\n".join(self.texts))
         self.show()
         return True
 

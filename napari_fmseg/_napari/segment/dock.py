@@ -188,7 +188,7 @@ class SegmentDock(Dock):
         except FmsegError as error:
             self.error.tell(error)
             return
-        self._begin(request, ("why here",))
+        self._begin(request, ("grad-cam",))
 
     def _begin(self, request: Request, stages: tuple[str, ...]) -> None:
         self._case = next((case for case in self.image.cases if case.id == request.run.image), None)

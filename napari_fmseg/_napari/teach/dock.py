@@ -52,7 +52,7 @@ from napari_fmseg._napari.teach.train_panel import TrainPanel
 from napari_fmseg._napari.teach.training_round import Round, steps_of
 from napari_fmseg._napari.teach.version_list import VersionList
 from napari_fmseg.core.errors import FmsegError, LabelsChanged
-from napari_fmseg.core.events import EpochDone, Progress, Warned
+from napari_fmseg.core.events import STARTING_WEIGHTS, EpochDone, Progress, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.training import Recipe
 from napari_fmseg.training.projects import Project, case_table, labels_revision, ranked
@@ -353,19 +353,19 @@ class TeachDock(Dock):
 
     def _on_event(self, event: Any) -> None:
         if isinstance(event, Warned):
-            if " tensors " in event.text:  # what became of the weights to start from: for those who ask
+            if event.code == STARTING_WEIGHTS:  # for those who open the details
                 self.train.add_choice(event.text)
             else:
-                self._warn(event.text)
+                self._warn(event)
         self.train.take(event)
         if isinstance(event, EpochDone):
             self._allow()
 
-    def _warn(self, text: str) -> None:
-        """Show a remark of the training; every stage makes the same ones, so the newest takes the place of the last."""
-        about = text.split(": ", 1)[-1].split(":")[0]
+    def _warn(self, warning: Warned) -> None:
+        """Show a warning of the training; every stage gives the same ones, so the newest replaces the one before."""
+        about = warning.code or warning.text
         self._remarks.pop(about, None)
-        self._remarks[about] = text
+        self._remarks[about] = warning.text
         self.note.tell(list(self._remarks.values())[-_REMARKS:])
 
     def _on_state(self, state: str, text: str) -> None:

@@ -39,7 +39,7 @@ _OPEN = 3.0
 
 
 class ChannelAttention(nn.Module):
-    """Channel squeeze and excitation (cSE): each channel is weighted by what all channels say on average.
+    """Channel squeeze and excitation (cSE): each channel is weighted by the mean of all channels.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Spatial squeeze and excitation (sSE): each voxel is weighted by what its channels say.
+    """Spatial squeeze and excitation (sSE): each voxel is weighted by its channels.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ class ProjectExcite(nn.Module):
 
 
 class AttentionGate(nn.Module):
-    """Gate on a skip (Oktay): a deeper map says which of its voxels matter.
+    """Gate on a skip (Oktay): a deeper map weights its voxels.
 
     Parameters
     ----------
@@ -271,7 +271,7 @@ class DualAttention(nn.Module):
 
 
 class _PositionAttention(nn.Module):
-    """The positions (y, x) of a volume look at each other; all slices count as channels."""
+    """The positions (y, x) of a volume attend to each other; all slices count as channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class _PositionAttention(nn.Module):
 
 
 class _ChannelMixing(nn.Module):
-    """The channels look at each other."""
+    """The channels attend to each other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -302,7 +302,7 @@ class _ChannelMixing(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Turn, shift, scale and shear a map as a small network sees fit; it starts with no change at all.
+    """Turn, shift, scale and shear a map as a small network predicts; it starts with no change at all.
 
     Parameters
     ----------
@@ -338,7 +338,7 @@ class SpatialTransformer(nn.Module):
 
 
 def warp(x: Tensor, matrix: Tensor, *, outside: str = "zeros") -> Tensor:
-    """Resample `x` (b, c, z, y, x) where affine matrices (b, 3, 4) in torch's order say.
+    """Resample `x` (b, c, z, y, x) where affine matrices (b, 3, 4) in torch's order point.
 
     Computed in float32: half precision cannot tell neighbouring voxels apart.
     """

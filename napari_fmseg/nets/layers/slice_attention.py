@@ -18,7 +18,7 @@ __all__ = ["ChannelThenSlice", "ProgressiveAttention", "SliceAttention", "SliceT
 
 
 class SliceAttention(nn.Module):
-    """Each slice of each channel is weighted by what all slices of the channel say.
+    """Each slice of each channel is weighted by all slices of the channel.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def key_slices(weights: Tensor) -> Tensor:
 
 
 class ProgressiveAttention(nn.Module):
-    """PAM: slice attention, then channel attention by what the key slices say.
+    """PAM: slice attention, then channel attention by the key slices.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class ProgressiveAttention(nn.Module):
     pooling
         One of `POOLINGS`.
     compat
-        The public code averages in the channel attention even where a maximum is asked for; True does so too.
+        The public code averages in the channel attention even where a maximum is requested; True does so too.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class ProgressiveAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` (b, c, z, y, x), weighted."""
-        return self.selected(x)[0]
+        return self.select(x)[0]
 
-    def selected(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def select(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `x`, weighted, and the mask (b, c, z) of the key slices."""
         weights = self.sSE.weights(x)
         x = x * weights[..., None, None]

@@ -14,7 +14,7 @@ __all__ = ["StripPooling"]
 
 
 class StripPooling(nn.Module):
-    """Context block: sees the deepest map whole, in pooled cubes and in pooled strips.
+    """Context block: takes the deepest map whole, in pooled cubes and in pooled strips.
 
     Parameters
     ----------

@@ -177,7 +177,7 @@ class _WindowAttention(nn.Module):
         pieces = []
         for (z, zs), (y, ys), (xs, row) in itertools.product(*runs):
             q, k, v = qkv[:, :, z, y, xs].flatten(6, 8).flatten(1, 4)  # (windows, heads, tokens, channels) each
-            piece = F.scaled_dot_product_attention(q, k, v, attn_mask=self._masked(bias, zs, ys, row))
+            piece = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask(bias, zs, ys, row))
             pieces.append(((slice(None), z, y, xs), piece))
         if len(pieces) == 1:
             out = pieces[0][1].reshape(out.shape)
@@ -195,7 +195,7 @@ class _WindowAttention(nn.Module):
         table = self.relative_position_bias_table[index.reshape(-1)]
         return table.reshape(z * y * x, z * y * x, self.heads).permute(2, 0, 1)[None]
 
-    def _masked(self, bias: Tensor, *parts: Sequence[int]) -> Tensor:
+    def _mask(self, bias: Tensor, *parts: Sequence[int]) -> Tensor:
         """Keep tokens apart that became neighbours by the shift only, or that only fill a window up."""
         if not any(any(row) for row in parts):
             return bias

@@ -61,7 +61,7 @@ def pick_precision(device: torch.device, name: str = "auto", *, half_precision_o
     half_precision_ok
         Whether the model's card proves that its masks are the same in half precision (see `ModelCard`): ``"auto"``
         takes it where the device computes in it. False: ``"auto"`` is float32. None, nobody has measured it: half
-        precision on a graphics card, float32 on the CPU, where a mask is not to depend on the kind of processor.
+        precision on a GPU, float32 on the CPU, where a mask is not to depend on the kind of processor.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def _cuda(index: int) -> torch.device:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         why = "The driver does not answer" if built else "The installed torch is a CPU build"
-        raise DeviceUnavailable(f"No CUDA device was found. {why}; `fmseg doctor` tells the fix. Or use --device cpu.")
+        raise DeviceUnavailable(f"No CUDA device was found. {why}; `fmseg doctor` names the fix. Or use --device cpu.")
     count = torch.cuda.device_count()
     if index >= count:
         raise DeviceUnavailable(f"There is no cuda:{index}: this machine has {count}, from cuda:0 to cuda:{count - 1}.")

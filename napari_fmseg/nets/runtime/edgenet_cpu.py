@@ -8,11 +8,14 @@ filter with a single output would use an eighth of the processor.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_fmseg.nets.fmsf import EdgeNet
+if TYPE_CHECKING:
+    from napari_fmseg.nets.fmsf import EdgeNet
 
 __all__ = ["EdgeNetCpu"]
 
@@ -56,14 +59,14 @@ class EdgeNetCpu:
         return torch.stack([self._one(volume) for volume in both])
 
     def _one(self, volume: Tensor) -> Tensor:
-        logits = self._filtered(volume).float()
+        logits = self._filter(volume).float()
         for axis in range(3):
             logits.select(axis, 0).sub_(self._beyond(volume, axis, first=True))
             logits.select(axis, -1).sub_(self._beyond(volume, axis, first=False))
         foreground = logits.sigmoid_()
         return torch.stack([1 - foreground, foreground])
 
-    def _filtered(self, volume: Tensor) -> Tensor:
+    def _filter(self, volume: Tensor) -> Tensor:
         """Run the 5x5x5 filter over (c, z, y, x), zeros outside; gives logits (z, y, x)."""
         _, d, h, w = volume.shape
         blocks = -(-d // _BLOCK)

@@ -16,20 +16,13 @@ from torch import Tensor, nn
 
 from napari_fmseg.core.allocator import keep_freed_memory
 from napari_fmseg.core.errors import DeviceUnavailable
-from napari_fmseg.nets.efficientseg import BaseUNet, ContextUNet, EfficientSegNet
-from napari_fmseg.nets.fmsf import AttnNet, EdgeNet, SNet
+from napari_fmseg.nets import load
 from napari_fmseg.nets.runtime.device import PRECISIONS, pick_precision
-from napari_fmseg.nets.runtime.edgenet_cpu import EdgeNetCpu
-from napari_fmseg.nets.runtime.slabwise import SlabwiseUNet
-from napari_fmseg.nets.runtime.snet_cpu import SNetCpu
 
 __all__ = ["Prepared", "has_low_memory_form", "prepare"]
 
 
 Prepared: TypeAlias = Callable[..., Any]
-
-
-"""The precisions by name; `"auto"` chooses among them."""
 
 
 _prepared: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], tuple[Any, Prepared]]] = WeakKeyDictionary()
@@ -128,39 +121,29 @@ class _Layerwise:
         return self._nets[layout](*brought)
 
 
-class _Fast:
-    """A network that has a fast form of its own on the CPU."""
-
-    def __init__(self, run: SNetCpu | EdgeNetCpu) -> None:
-        self._run = run
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        return self._run(*(x.cpu() for x in inputs))
-
-
 def has_low_memory_form(net: nn.Module) -> bool:
     """Return whether a network has a form that needs a fraction of the memory, with the same result."""
-    return isinstance(net, BaseUNet | ContextUNet | EfficientSegNet)
+    return bool(getattr(net, "low_memory_form", ""))
 
 
 def _make(
     net: nn.Module, device: torch.device, dtype: torch.dtype, memory_format: str, low_memory: bool = False
 ) -> Prepared:
+    own: Any
     if has_low_memory_form(net) and memory_format == "auto" and (low_memory or device.type == "cpu"):
         values = [*net.parameters(), *net.buffers()]
         as_wanted = all(v.dtype == dtype and v.device == device for v in values)
         # The copy has the same weights, not the same again: they count where memory is short.
         own = copy.deepcopy(net, {id(v): v for v in values} if as_wanted else None)
-        return SlabwiseUNet(own.eval(), dtype, device)  # type: ignore[arg-type]
+        low: Prepared = load(own.low_memory_form)(own.eval(), dtype, device)
+        return low
     if device.type == "cpu" and dtype != torch.float16:
-        own = copy.deepcopy(net).requires_grad_(False)  # so that the one in the cache does not keep `net` alive
-        if isinstance(own, AttnNet) or (isinstance(own, SNet) and own.variant == "v1"):
-            return _Fast(SNetCpu(own.cpu(), dtype))
-        if isinstance(own, EdgeNet) and own.variant == "v1" and own.n_classes == 2:
-            return _Fast(EdgeNetCpu(own.cpu(), dtype))
-        # The folded filter grows with the classes and loses from three on; tiny channel counts want channels last.
-        if isinstance(own, EdgeNet) and memory_format == "auto":
-            memory_format = "channels_last"
+        if getattr(net, "cpu_form", ""):
+            own = copy.deepcopy(net).requires_grad_(False)  # so that the one in the cache does not keep `net` alive
+            fast = load(own.cpu_form)(own.cpu(), dtype)
+            return lambda *inputs: fast(*(x.cpu() for x in inputs))
+        if memory_format == "auto":
+            memory_format = getattr(net, "cpu_memory_format", "auto")
     return _Layerwise(net, device, dtype, memory_format)
 
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.allocator import trim_heap
-from napari_fmseg.nets.efficientseg import BaseUNet, ContextUNet, EfficientSegNet, decoder_name, standardise
+from napari_fmseg.nets.efficientseg import decoder_name, standardise
 from napari_fmseg.nets.layers.blocks import ConvNorm, resize
 
 __all__ = ["SlabwiseUNet"]
@@ -39,7 +39,7 @@ Read: TypeAlias = Callable[[int, int], Tensor]
 
 @dataclass(frozen=True)
 class _Map:
-    """A map (c, z, y, x) whose planes come when they are asked for: `read(first, last)` gives (1, c, planes, y, x)."""
+    """A map (c, z, y, x) whose planes are computed on request: `read(first, last)` gives (1, c, planes, y, x)."""
 
     read: Read
     channels: int
@@ -47,11 +47,11 @@ class _Map:
 
     @classmethod
     def of(cls, x: Tensor) -> _Map:
-        """Inspect a tensor (1, c, z, y, x) as a map."""
+        """Return a tensor (1, c, z, y, x) as a map."""
         z, y, x_ = x.shape[2:]
         return cls(lambda a, b: x[:, :, a:b], x.shape[1], (z, y, x_))
 
-    def padded(self, first: int, last: int) -> Tensor:
+    def pad(self, first: int, last: int) -> Tensor:
         """Return planes; those beyond the border are 0."""
         a, b = max(first, 0), min(last, self.size[0])
         x = self.read(a, b)
@@ -65,8 +65,8 @@ class _Norm:
         self._n = 0
         self._mean = self._squares = torch.zeros(())
 
-    def see(self, x: Tensor) -> None:
-        """Accept in planes (1, c, z, y, x)."""
+    def update(self, x: Tensor) -> None:
+        """Take planes (1, c, z, y, x) into account."""
         flat = x[0].flatten(1).float()
         n, mean = flat.shape[1], flat.mean(1)
         # Ten times faster than torch.var_mean.
@@ -104,13 +104,12 @@ class SlabwiseUNet:
 
     def __init__(
         self,
-        net: BaseUNet | ContextUNet | EfficientSegNet,
+        net: nn.Module,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         self._net: Any = net.to(device, dtype)
         self._dtype, self._device = dtype, torch.device(device)
-        self._strides = isinstance(net, EfficientSegNet)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
@@ -137,31 +136,26 @@ class SlabwiseUNet:
     def _down(self, level: int, x: Tensor) -> Tensor:
         net = self._net
         stage = getattr(net, f"conv{level}_0")
-        if level and isinstance(net, BaseUNet):
-            x = F.max_pool3d(x, 3, stride=2, padding=1)
-        elif level and not self._strides:
-            x = F.max_pool3d(x, 2)
-        x = _stage(stage, _Map.of(x))
-        context = getattr(net, "context_block", None)
-        return x if context is None or level < len(net.channels) - 1 else context(x)
+        x = _stage(stage, _Map.of(net.pool(x) if level else x))
+        return x if net.context_block is None or level < len(net.channels) - 1 else net.context_block(x)
 
     def _up(self, level: int, skips: list[Tensor]) -> Tensor:
-        x, skip = skips.pop(), skips.pop()
-        if self._strides:
-            x = getattr(self._net, f"trans_{level + 1}")(x)
-        up = _enlarged(x, skip)
+        net, x, skip = self._net, skips.pop(), skips.pop()
+        if net.has_strides:
+            x = getattr(net, f"trans_{level + 1}")(x)
+        up = _enlarge(x, skip)
 
         def read(a: int, b: int) -> Tensor:
             enlarged = up(a, b)
-            return enlarged.add_(skip[:, :, a:b]) if self._strides else torch.cat([skip[:, :, a:b], enlarged], 1)
+            return enlarged.add_(skip[:, :, a:b]) if net.has_strides else torch.cat([skip[:, :, a:b], enlarged], 1)
 
         z, y, x_ = skip.shape[2:]
-        channels = skip.shape[1] + (0 if self._strides else x.shape[1])
-        return _stage(getattr(self._net, decoder_name(level)), _Map(read, channels, (z, y, x_)))
+        channels = skip.shape[1] + (0 if net.has_strides else x.shape[1])
+        return _stage(getattr(net, decoder_name(level)), _Map(read, channels, (z, y, x_)))
 
 
 def _pointwise(last: nn.Module, x: Tensor) -> Tensor:
-    """Run a layer that looks at every voxel by itself."""
+    """Run a layer that acts on every voxel by itself."""
     out = torch.zeros(())
     depth = _depth(_Map.of(x).size, x.shape[1])
     for a in range(0, x.shape[2], depth):
@@ -202,19 +196,19 @@ def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _
     _tidy(first.conv.weight)
     for a in range(0, size[0], depth):
         b = min(a + depth, size[0])
-        part = _convolved(first.conv, x, a, b)
-        norm.see(part)
+        part = _convolve(first.conv, x, a, b)
+        norm.update(part)
         if h.ndim == 0:
             h = part.new_empty((1, part.shape[1], *size))
         h[:, :, a:b] = part
         if shortcut is not None:
-            norm_beside.see(_convolved(shortcut.conv, x, a, b))
+            norm_beside.update(_convolve(shortcut.conv, x, a, b))
     _tidy(h)
     norm = _convolve_over(second.conv, h, norm)
     _tidy(h)
     for a in range(0, size[0], depth):
         b = min(a + depth, size[0])
-        beside = x.read(a, b) if shortcut is None else norm_beside(_convolved(shortcut.conv, x, a, b))
+        beside = x.read(a, b) if shortcut is None else norm_beside(_convolve(shortcut.conv, x, a, b))
         h[:, :, a:b] = norm(h[:, :, a:b]).add_(beside).relu_()
     return h
 
@@ -238,15 +232,15 @@ def _convolve_over(conv: nn.Conv3d, h: Tensor, norm: _Norm) -> _Norm:
         norm(h[:, :, first:last], out=ready[:, :, first - a + reach : last - a + reach]).relu_()
         ready[:, :, last - a + reach :] = 0
         part = F.conv3d(ready[:, :, : b - a + 2 * reach], conv.weight, padding=(0, *conv.padding[1:]))
-        after.see(part)
+        after.update(part)
         h[:, :, a:b] = part
     return after
 
 
-def _convolved(conv: nn.Conv3d, x: _Map, a: int, b: int) -> Tensor:
+def _convolve(conv: nn.Conv3d, x: _Map, a: int, b: int) -> Tensor:
     """Return output planes a to b of a convolution with its padding and stride."""
     kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
-    planes = x.padded(a * stride - padding, (b - 1) * stride - padding + kernel)
+    planes = x.pad(a * stride - padding, (b - 1) * stride - padding + kernel)
     return F.conv3d(planes, conv.weight, stride=conv.stride, padding=(0, *conv.padding[1:]))
 
 
@@ -257,7 +251,7 @@ def _size_after(conv: nn.Conv3d, size: tuple[int, int, int]) -> tuple[int, int, 
     return z, y, x
 
 
-def _enlarged(x: Tensor, like: Tensor) -> Read:
+def _enlarge(x: Tensor, like: Tensor) -> Read:
     """Return a function that reads planes of `x`, enlarged to the size of `like` with aligned corners."""
     z, size = like.shape[2], like.shape[3:]
     place = torch.arange(z, dtype=torch.float64) * ((x.shape[2] - 1) / max(z - 1, 1))

@@ -15,11 +15,14 @@ Nothing here keeps gradients.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.nets.fmsf import AttnNet, SNet
+if TYPE_CHECKING:
+    from napari_fmseg.nets.fmsf import AttnNet, SNet
 
 __all__ = ["SNetCpu"]
 
@@ -69,11 +72,11 @@ class SNetCpu:
         x = self._first_level(image.to(self._dtype))
         skips = [x]
         for conv in self._encoders:
-            x = conv.pooled(x)
+            x = conv.convolve_and_pool(x)
             skips.append(x)
         x = self._con(x)
         for conv, skip in zip(self._decoders, reversed(skips), strict=True):
-            x = conv(_gated(gate, x, skip), relu=True)
+            x = conv(_gate(gate, x, skip), relu=True)
         return self._probabilities(x, image.shape[1:])
 
     def _first_level(self, image: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ class SNetCpu:
         """Turn features (z/2, y/2, x/2, width) into probabilities (n_classes, z, y, x)."""
         logits = F.linear(x, self._head).float().flatten(0, 2).T + self._head_bias[:, None]  # (n_logits, voxels)
         coarse = logits.sigmoid() if len(logits) == 1 else logits.softmax(0)[1:]
-        foreground = _enlarged(coarse.reshape(-1, *x.shape[:3]), size)  # (n_classes - 1, z, y, x)
+        foreground = _enlarge(coarse.reshape(-1, *x.shape[:3]), size)  # (n_classes - 1, z, y, x)
         return torch.cat([1 - foreground.sum(0, keepdim=True), foreground])
 
 
@@ -111,7 +114,7 @@ class _Conv:
             return y.clamp_(min=0) if relu else y
         return self._winograd(x, relu)
 
-    def pooled(self, x: Tensor) -> Tensor:
+    def convolve_and_pool(self, x: Tensor) -> Tensor:
         """Convolve, pool by 2 and clip at 0."""
         d, h, w = (n // 2 for n in x.shape[:3])
         out = x.new_empty(d, h, w, len(self._weight))
@@ -190,7 +193,7 @@ def _pool(y: Tensor, out: Tensor) -> None:
     torch.maximum(y[:, :, 0::2], y[:, :, 1::2], out=out).clamp_(min=0)
 
 
-def _gated(gate: Tensor | None, x: Tensor, skip: Tensor) -> Tensor:
+def _gate(gate: Tensor | None, x: Tensor, skip: Tensor) -> Tensor:
     """Return `skip` plus `x` upsampled to it, times the gate; all (z, y, x, c), the gate (1, z, y, x)."""
     if x.shape[:3] != skip.shape[:3]:
         x = _volume(F.interpolate(_batch(x), size=skip.shape[:3], mode="trilinear", align_corners=True))
@@ -211,7 +214,7 @@ def _volume(x: Tensor) -> Tensor:
     return x[0].permute(1, 2, 3, 0)
 
 
-def _enlarged(x: Tensor, size: torch.Size) -> Tensor:
+def _enlarge(x: Tensor, size: torch.Size) -> Tensor:
     """Enlarge `x` (c, z, y, x) linearly to `size` with aligned corners, one axis after the other."""
     for axis in (3, 2, 1):
         matrix = _interpolation(x.shape[axis], size[axis - 1]).to(x)  # (new, old)

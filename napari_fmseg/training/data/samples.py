@@ -13,7 +13,6 @@ from napari_fmseg.core.resampling_torch import to_canonical, to_tensor, zoom
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
 from napari_fmseg.models.card import Intensity
-from napari_fmseg.pipelines.phased import PhasedSettings
 from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise
 
 __all__ = ["Sample", "Spans", "ValidationCase", "load_sample", "one_hot", "target_in"]
@@ -75,7 +74,7 @@ def load_sample(
     names: Mapping[int, str],
     labels: Sequence[str],
     intensity: Intensity,
-    settings: PhasedSettings,
+    crop_above: float | None,
     device: torch.device,
     ignore: int = 0,
 ) -> Sample:
@@ -84,7 +83,7 @@ def load_sample(
     data, geometry = to_canonical(volume)
     marks, _ = to_canonical(truth)
     image = normalise(to_tensor(data, device), intensity)
-    box = body_box(image, settings)
+    box = body_box(image, crop_above)
     within = to_tensor(marks, device)[0][box].contiguous()
     return Sample(
         case.name, crop_array(image, box).contiguous(), within, missing_in(case, names, labels), geometry.spacing

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import InvalidRecipe
-from napari_fmseg.core.events import EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
+from napari_fmseg.core.events import FILE_LEFT_OUT, EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
 from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.io import find_volumes
 from napari_fmseg.models.card import Intensity, ModelCard
@@ -133,7 +133,7 @@ class _Run:
             if wrong is None:
                 fine.append(i)
             else:
-                yield Warned(f"{path.name} is left out: {wrong}")
+                yield Warned(f"{path.name} is left out: {wrong}", FILE_LEFT_OUT)
         if not fine:
             raise InvalidRecipe(f"There is no volume in {recipe.volumes} that can be read. Choose another folder.")
         n_held = min(len(fine) - 1, max(1, round(recipe.holdout * len(fine)))) if recipe.holdout else 0

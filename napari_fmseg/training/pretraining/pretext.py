@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.models.card import NetSpec
 from napari_fmseg.nets import build
+from napari_fmseg.nets.traits import activation_of
 from napari_fmseg.training.pretraining.recipe import PretrainRecipe
 from napari_fmseg.training.pretraining.volume_fusion import fusion_sample
 from napari_fmseg.training.pretraining.volume_store import VolumeStore
@@ -102,7 +103,7 @@ def pretext_network(recipe: PretrainRecipe) -> tuple[nn.Module, NetSpec]:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(recipe.seed)
         net = build(recipe.network, **kwargs)
-        activation: Any = getattr(net, "activation", "")
+        activation = activation_of(net)
         if activation == "sigmoid" and "activation" not in recipe.kwargs:
             kwargs["activation"] = activation = "softmax"
             torch.manual_seed(recipe.seed)

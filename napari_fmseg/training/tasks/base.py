@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.models.card import Intensity
-from napari_fmseg.nets.fmsf import AttnNet, EdgeNet, SNet
+from napari_fmseg.nets.traits import probabilities
 from napari_fmseg.training.data.samples import Sample
 from napari_fmseg.training.losses import fmsf
 from napari_fmseg.training.losses.partial_labels import partial_loss, partial_structures
 from napari_fmseg.training.losses.structures import STRUCTURE_LOSSES, StructureLoss
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 
-__all__ = ["Labelled", "Task", "make_loss", "make_structure_loss", "probabilities"]
+__all__ = ["Labelled", "Task", "make_loss", "make_structure_loss"]
 
 
 Missing: TypeAlias = Sequence[Sequence[int]]
@@ -51,7 +51,7 @@ class Task(Protocol):
         """
 
     def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the probabilities of every head of the network, finest first: see `probabilities`."""
+        """Return the probabilities of every head of the network, finest first."""
 
     def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
         """Return the loss of a batch; `missing` tells for each sample the classes that it was never labelled with."""
@@ -105,20 +105,6 @@ class _ByStructure(nn.Module):
             p, t = prediction[:, i : i + 1], target[:, i : i + 1]
             parts.append(self.criterion(torch.cat([1 - p, p], 1), torch.cat([1 - t, t], 1), weight))
         return torch.stack(parts).mean()
-
-
-def probabilities(net: nn.Module, out: Tensor) -> Tensor:
-    """Return probabilities, whether the network gives them or logits.
-
-    Returns
-    -------
-    Tensor
-        (b, classes, z, y, x); without the background where structures may overlap (a sigmoid).
-    """
-    own: Any = getattr(net, "module", net)
-    if getattr(own, "activation", "softmax") == "sigmoid":
-        return out.float().sigmoid()
-    return out if isinstance(own, SNet | AttnNet | EdgeNet) else out.float().softmax(1)
 
 
 class Labelled:

@@ -18,8 +18,9 @@ from napari_fmseg.core.resampling_torch import resize, resize_slab, zoom
 from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.models.card import Intensity
+from napari_fmseg.models.settings import PhasedSettings
 from napari_fmseg.nets.fmsf import HALO
-from napari_fmseg.pipelines.phased import PhasedSettings, attention_input, attention_roi, consensus_input
+from napari_fmseg.pipelines.phased import attention_input, attention_roi, consensus_input
 from napari_fmseg.pipelines.preprocessing import crop_array, minmax_normalise
 from napari_fmseg.training.data.augmentation import augment_intensity, augment_spatial, jitter_window
 from napari_fmseg.training.data.samples import Sample, target_in

@@ -141,7 +141,7 @@ SLOW = """
     def stop(*_):
         sys.exit(130)
     signal.signal(signal.SIGTERM, stop)
-    tell("Warned", text="b.nii.gz is left out: it is damaged.")
+    tell("Warned", text="b.nii.gz is left out: it is damaged.", code="file-left-out")
     step(7 if (out / "mark").exists() else 1)
     epoch(1, 0.25)
     pictures(1)

@@ -56,7 +56,7 @@ def check(name, vector):
     x = vector.inputs()
     with torch.inference_mode():
         if kind == "pam_full":
-            outputs = part.selected(*x)
+            outputs = part.select(*x)
         elif kind == "pam_gate":
             outputs = [part(*x), part.gate(*x)]
         else:
@@ -157,7 +157,7 @@ def test_there_is_always_a_key_slice(value):
 def test_channel_attention_of_the_key_slices_averages_over_these_only(draw):
     part, x = ProgressiveAttention(8, 6, 2, 2).eval(), draw(1, "standard_normal", SHAPE, 1, 0)
     with torch.inference_mode():
-        y, mask = part.selected(x)
+        y, mask = part.select(x)
         attended = part.sSE(x)
         chosen = [[attended[b, c, mask[b, c] > 0].mean() for c in range(8)] for b in range(2)]
         expected = attended * torch.sigmoid(part.cSE.fc(torch.tensor(chosen)))[..., None, None, None]
@@ -167,7 +167,7 @@ def test_channel_attention_of_the_key_slices_averages_over_these_only(draw):
 
 def test_descriptor_of_the_key_slices_carries_no_gradient(draw):
     part, x = ProgressiveAttention(8, 6, 2, 2), draw(1, "standard_normal", SHAPE, 1, 0).requires_grad_()
-    attended, (y, _) = part.sSE(x), part.selected(x)
+    attended, (y, _) = part.sSE(x), part.select(x)
     scale = (y / attended).detach()
     (found,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
     (expected,) = torch.autograd.grad((attended * scale).sum(), x)

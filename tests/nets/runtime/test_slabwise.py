@@ -71,7 +71,7 @@ def test_wide_offset_does_not_spoil_the_deviation():
     x = torch.randn(1, 3, 4, 30, 30, generator=torch.Generator().manual_seed(1)) + 1000
     norm = slabwise._Norm()
     for planes in x.split(1, 2):
-        norm.see(planes)
+        norm.update(planes)
     expected = (x.double() - x.double().mean((2, 3, 4), keepdim=True)) / x.double().std(
         (2, 3, 4), correction=0, keepdim=True
     )

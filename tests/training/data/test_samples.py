@@ -278,8 +278,7 @@ def test_a_case_without_labels_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("crop_above", [None, 0.5])
 def test_a_sample_is_canonical_normalised_and_its_labels_lie_on_it(tmp_path: Path, crop_above: float | None) -> None:
     case = written(tmp_path, numbered())
-    settings = PhasedSettings(crop_above=crop_above)
-    found = load_sample(case, NAMES, ("middle",), Intensity("window", 0, 100), settings, torch.device("cpu"))
+    found = load_sample(case, NAMES, ("middle",), Intensity("window", 0, 100), crop_above, torch.device("cpu"))
     whole = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(case.images[0])), "LPS")) / 100
     expected = whole if crop_above is None else np.ones((found.labels.shape), np.float32)
     np.testing.assert_array_equal(found.image[0].numpy(), expected)

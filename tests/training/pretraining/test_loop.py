@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe
-from napari_fmseg.core.events import EpochDone, Pictures, Progress, Saved, StepDone, Warned
+from napari_fmseg.core.events import FILE_LEFT_OUT, EpochDone, Pictures, Progress, Saved, StepDone, Warned
 from napari_fmseg.core.volume import Geometry, Volume
 from napari_fmseg.io import write_volume
 from napari_fmseg.models.registry import find_card
@@ -54,7 +54,9 @@ def test_run_tells_what_happens_and_leaves_a_model_to_start_from(folder, tmp_pat
     assert [type(e) for e in events if not isinstance(e, Progress | StepDone)] == [
         Warned, Pictures, EpochDone, Saved, Pictures, EpochDone, Saved, Saved,
     ]  # fmt: skip
-    assert "broken.nii.gz is left out" in next(e.text for e in events if isinstance(e, Warned))
+    warning = next(e for e in events if isinstance(e, Warned))
+    assert "broken.nii.gz is left out" in warning.text
+    assert warning.code == FILE_LEFT_OUT
     assert [e.step for e in events if isinstance(e, StepDone)] == list(range(1, 9))
     epoch = [e for e in events if isinstance(e, EpochDone)][-1]
     assert set(epoch.metrics) == {"loss", "dice", "waiting", "samples_per_s"}

@@ -24,6 +24,7 @@ from napari_fmseg.io import read_labels, read_volume, write_labels, write_volume
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.nets import build
+from napari_fmseg.nets.traits import probabilities
 from napari_fmseg.pipelines import segment
 from napari_fmseg.pipelines.coarse_fine import box_around, network_input
 from napari_fmseg.pipelines.slab_reader import SlabReader
@@ -36,7 +37,7 @@ from napari_fmseg.training.losses.partial_labels import partial_structures
 from napari_fmseg.training.losses.structures import STRUCTURE_LOSSES
 from napari_fmseg.training.recipe import LOSSES, Augment, Recipe, StageRecipe
 from napari_fmseg.training.recipe_file import load_recipe
-from napari_fmseg.training.tasks.base import make_structure_loss, probabilities
+from napari_fmseg.training.tasks.base import make_structure_loss
 from napari_fmseg.training.tasks.coarse_fine import CoarseFineTask, brightened, fine_window
 
 STILL = Augment(shift=0, zoom=0, rotate_p=0, contrast=0, brightness=0, gamma=0, noise=0, jitter_mm=0)
