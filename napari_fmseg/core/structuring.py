@@ -11,18 +11,49 @@ import json
 import math
 import reprlib
 import tomllib
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Container, Iterator, Mapping
 from functools import cache
 from pathlib import Path, PureWindowsPath
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["Range", "is_file_name", "read_table", "structure", "wrong_number"]
+__all__ = [
+    "OLD_SPELLINGS",
+    "OldSpelling",
+    "Range",
+    "is_file_name",
+    "notify_old_spelling",
+    "read_table",
+    "structure",
+    "with_new_spellings",
+    "with_old_spellings",
+    "wrong_number",
+]
 
 T = TypeVar("T")
 
+OLD_SPELLINGS: Mapping[str, str] = {
+    "min_part_ml": "min_component_ml",
+    "coarse_parts": "coarse_max_components",
+    "coarse_least_ml": "coarse_min_ml",
+    "fine_parts": "fine_max_components",
+    "fine_least_ml": "fine_min_ml",
+    "hard_times": "hard_case_weight",
+    "keep_weights": "l2sp_weight",
+    "keep_answers": "distillation_weight",
+}
+"""Fields of files and options of the command line that were renamed; the old names are read until `OLD_NAMES_END`."""
+
+OLD_NAMES_END = "0.3.0"
+
 _LARGEST_FILE = 256 << 20
 _LARGEST_INTEGER = 2**63 - 1
+
+
+class OldSpelling(FutureWarning):
+    """A file or a command uses a name that was replaced and will end."""
+
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 120
@@ -149,6 +180,7 @@ def structure(
     if not isinstance(table, Mapping):
         raise ValueError(f"{where.rstrip('.') or 'it'} cannot be {_shown.repr(table)}; expected a table")
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    table = with_new_spellings(table, known, where)
     if known_only:
         table = {name: value for name, value in table.items() if name in known}
     surplus = sorted(table.keys() - known.keys())
@@ -162,6 +194,38 @@ def structure(
     hints = _hints(kind)  # type: ignore[arg-type]
     how = _How(finite, known_only)
     return kind(**{name: _fitted(value, hints[name], where + name, how) for name, value in table.items()})
+
+
+def notify_old_spelling(old: str, new: str) -> None:
+    """Warn that a name was replaced, which one replaces it, and in which version the old one ends."""
+    text = f"{old} is now called {new}; the old name is read until version {OLD_NAMES_END}. Please use the new one."
+    warnings.warn(text, OldSpelling, stacklevel=3)
+
+
+def with_new_spellings(table: Mapping[str, Any], known: Container[str], where: str = "") -> Mapping[str, Any]:
+    """Return a table in which replaced names of `known` fields are the new ones, with a warning for each.
+
+    Raises
+    ------
+    ValueError
+        If a field is there by both names.
+    """
+    old_names = [old for old in table if OLD_SPELLINGS.get(old) in known and old not in known]
+    for old in old_names:
+        new = OLD_SPELLINGS[old]
+        if new in table:
+            raise ValueError(f"{where}{old} and {where}{new} are one field; keep {new}")
+        notify_old_spelling(where + old, where + new)
+    return {OLD_SPELLINGS[name] if name in old_names else name: value for name, value in table.items()}
+
+
+def with_old_spellings(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table, and the tables in it, with the names that earlier versions gave to their fields."""
+    old_names = {new: old for old, new in OLD_SPELLINGS.items()}
+    return {
+        old_names.get(name, name): with_old_spellings(value) if isinstance(value, Mapping) else value
+        for name, value in table.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
