@@ -27,6 +27,7 @@ from napari_fmseg.cli.projects import PROJECT_COMMANDS
 from napari_fmseg.cli.score import score
 from napari_fmseg.cli.segment import segment
 from napari_fmseg.cli.train import crossval, pretrain, train
+from napari_fmseg.core.allocator import own_process
 from napari_fmseg.core.hardware import wait_asleep
 from napari_fmseg.core.processes import ending_tidily
 from napari_fmseg.core.temporary_files import sweep
@@ -47,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    if argv is None:  # this process is the command's own; the environment of a program that calls us is not ours
+    if argv is None:  # this process is the command's own; a program that calls us keeps its environment and settings
         wait_asleep()
+        own_process()
     words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     sweep(Path(tempfile.gettempdir()))
     try:

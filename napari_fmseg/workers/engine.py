@@ -23,7 +23,7 @@ from napari_fmseg.core.volume import Volume
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.workers.engine_process import Process
+from napari_fmseg.workers.engine_process import EngineProcess
 from napari_fmseg.workers.protocol import ChannelClosed
 
 __all__ = ["RemoteEngine"]
@@ -58,7 +58,7 @@ class RemoteEngine:
         self._command, self._idle_minutes, self._environment = command, idle_minutes, dict(environment or {})
         self._turn = threading.Lock()  # one run at a time
         self._starting = threading.Lock()
-        self._process: Process | None = None
+        self._process: EngineProcess | None = None
         self._run: _Run | None = None
         self._numbers = itertools.count(1)
         self._finalizer: weakref.finalize[..., RemoteEngine]
@@ -173,7 +173,7 @@ class RemoteEngine:
     ) -> None:
         self.close()
 
-    def _started(self) -> Process:
+    def _started(self) -> EngineProcess:
         with self._starting:
             process = self._process
             if process is not None and process.alive:
@@ -181,8 +181,8 @@ class RemoteEngine:
             if process is not None:
                 process.end()
                 self._finalizer.detach()
-            self._process = process = Process(self._command, self._idle_minutes, self._environment)
-            self._finalizer = weakref.finalize(self, Process.end, process)
+            self._process = process = EngineProcess(self._command, self._idle_minutes, self._environment)
+            self._finalizer = weakref.finalize(self, EngineProcess.end, process)
             return process
 
     # --- one run ------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class _Run:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.process: Process | None = None
+        self.process: EngineProcess | None = None
         self.cancelled = False
         self.over = False  # the process has nothing more to say about it
         self.ended = threading.Event()  # the iterator has ended

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from napari_fmseg.core import errors
+from napari_fmseg.core.allocator import own_process, trim_heap
 from napari_fmseg.core.errors import DeviceMemory, FmsegError
 from napari_fmseg.core.events import Event, Progress
-from napari_fmseg.core.processes import call_when_parent_exits, lower_priority
+from napari_fmseg.core.processes import lower_priority, when_parent_exits
 from napari_fmseg.workers.protocol import ChannelClosed, MessageChannel
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ _TIDY_AFTER_S = 1.0
 
 
 def main(idle_minutes: float = 10.0) -> int:
-    """Return the serve until the other end closes, or nobody has asked for anything for `idle_minutes`."""
+    """Serve until the other end closes, or nobody has asked for anything for `idle_minutes`; return the exit code."""
     wire = _take_over()
     lower_priority()
+    own_process()
     inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     cancelled: set[int] = set()
     threading.Thread(target=_listen, args=(wire, inbox, cancelled), daemon=True).start()
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    when_parent_exits(os.getppid(), lambda: os._exit(0))  # even if a process that it forked holds the pipes open
     models: list[Model] = []
     try:
         _warm_up(wire)
@@ -95,11 +97,6 @@ def _listen(wire: MessageChannel, inbox: queue.SimpleQueue[dict[str, Any]], canc
     except BaseException:  # noqa: BLE001 - whatever it is, the parent must hear of it
         traceback.print_exc()  # to the error stream, whose last lines the parent shows
         os._exit(_NO_LISTENER)  # without a listener the parent would wait for ever
-
-
-def _leave_with_parent(parent: int) -> None:
-    """End with the parent even if a process that it forked still holds the pipes open."""
-    call_when_parent_exits(parent, lambda: os._exit(0))
 
 
 def _warm_up(wire: MessageChannel) -> None:
@@ -194,8 +191,6 @@ def _tell(wire: MessageChannel, run: int, error: Exception) -> None:
 def _give_back() -> None:
     """Return memory between runs: the models stay, what the last run needed goes."""
     import torch
-
-    from napari_fmseg.core.allocator import trim_heap
 
     gc.collect()
     trim_heap()

@@ -11,12 +11,13 @@ JSON, and tells of each finished case in a line.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import queue
-import subprocess
 import sys
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -27,11 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from napari_fmseg.core.allocator import own_process
 from napari_fmseg.core.atomic_write import atomic_write
-from napari_fmseg.core.errors import FmsegError, InvalidRecipe
+from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress
 from napari_fmseg.core.hardware import n_cores
-from napari_fmseg.core.processes import environment
+from napari_fmseg.core.processes import ChildProcess, End, python_module, when_parent_exits
 from napari_fmseg.core.resampling_torch import bounding_box, resize, to_canonical, to_tensor
 from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE, Case, read_case
@@ -45,6 +47,12 @@ _FINER = 1.25  # than the networks' grids: room for windows that are smaller tha
 _PER_FILE = 16
 _WORTH_A_PROCESS = 8  # cases; below, starting it takes longer than it saves
 _FORM = 1
+_END = End(
+    name="A process that prepared cases for training",
+    expected="read them all",
+    memory="for several cases at once: set processes = 1 in the recipe to prepare one after the other",
+    advice="Run it again; finished cases stay.",
+)
 
 
 @dataclass(frozen=True)
@@ -245,67 +253,55 @@ def _by_processes(orders: Sequence[Order], wish: _Wish, folder: Path, processes:
     per_file = max(1, min(_PER_FILE, math.ceil(len(orders) / processes)))
     parts = [orders[i : i + per_file] for i in range(0, len(orders), per_file)]
     shares = [[order for part in parts[i::processes] for order in part] for i in range(min(processes, len(parts)))]
-    told: queue.Queue[str | int] = queue.Queue()
-    workers = [_start(share, wish, folder) for share in shares]
-    threads = [threading.Thread(target=_listen, args=(w, told), daemon=True) for w in workers]
-    for thread in threads:
-        thread.start()
-    running = len(workers)
-    try:
-        while running:
-            said = told.get()
-            if isinstance(said, int):
-                running -= 1
-                if said:
-                    raise InvalidRecipe(
-                        f"A process that made cases ready ended with {said}. Is there enough memory? Set processes = 1 "
-                        "in the recipe to do it in one."
-                    )
-            elif said.startswith("!"):
-                code, _, text = said[1:].partition(" ")
-                trouble = FmsegError(text)
-                trouble.exit_code = int(code)  # a full disk is a fault of the machine here, too
-                raise trouble
-            else:
-                yield said
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+    lines: queue.Queue[str | ChildProcess] = queue.Queue()
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(_start(share, wish, folder)) for share in shares]
+        threads = [threading.Thread(target=_listen, args=(child, lines), daemon=True) for child in children]
         for thread in threads:
-            thread.join()
-        for worker in workers:
-            if worker.stdout is not None:
-                worker.stdout.close()
+            thread.start()
+            stack.callback(thread.join)
+        for child in children:
+            stack.callback(child.kill)  # before the thread is joined
+        running = len(children)
+        while running:
+            line = lines.get()
+            if isinstance(line, ChildProcess):
+                running -= 1
+                if line.wait():
+                    raise line.why_it_ended(_END)
+            elif line.startswith("!"):
+                code, _, text = line[1:].partition(" ")
+                error = FmsegError(text)
+                error.exit_code = int(code)  # a full disk is a fault of the machine here, too
+                raise error
+            else:
+                yield line
 
 
-def _start(share: Sequence[Order], wish: _Wish, folder: Path) -> subprocess.Popen[str]:
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "napari_fmseg.training.data.case_cache"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**environment(), "OMP_NUM_THREADS": "1"},
-    )
+def _start(share: Sequence[Order], wish: _Wish, folder: Path) -> ChildProcess:
+    command = python_module("napari_fmseg.training.data.case_cache")
+    child = ChildProcess(command, "preparation of the cases", variables={"OMP_NUM_THREADS": "1"})
     orders: list[Any] = [[key, dataclasses.asdict(case), {**names}] for key, case, names in share]
     task = {"orders": orders, "wish": dataclasses.asdict(wish), "folder": str(folder.absolute())}
-    assert worker.stdin is not None
-    with worker.stdin as pipe:
-        pipe.write(json.dumps(task, default=str))
-    return worker
+    with contextlib.suppress(BrokenPipeError):  # its end is reported where it is listened to
+        child.stdin.write(json.dumps(task, default=str).encode())
+        child.stdin.close()
+    return child
 
 
-def _listen(worker: subprocess.Popen[str], told: queue.Queue[str | int]) -> None:
-    assert worker.stdout is not None
-    for line in worker.stdout:
-        told.put(line.strip())
-    told.put(worker.wait())
+def _listen(child: ChildProcess, lines: queue.Queue[str | ChildProcess]) -> None:
+    for line in child.stdout:
+        lines.put(line.decode().strip())
+    child.wait()
+    lines.put(child)
 
 
 def _serve() -> None:
     """Be one of the processes."""
+    when_parent_exits(os.getppid(), lambda: os._exit(1))
+    own_process()
     torch.set_num_threads(1)
-    task: dict[str, Any] = json.loads(sys.stdin.read())
+    task: dict[str, Any] = json.loads(sys.stdin.buffer.read())
     wish = task["wish"]
     for name in ("labels", "coarse_size", "fine_size"):
         wish[name] = tuple(wish[name])
@@ -316,10 +312,14 @@ def _serve() -> None:
         orders.append((key, own, {int(value): name for value, name in names.items()}))
     try:
         for key in _here(orders, _Wish(**wish), Path(task["folder"])):
-            sys.stdout.write(f"{key}\n")
-            sys.stdout.flush()
+            _write_line(key)
     except FmsegError as error:
-        sys.stdout.write(f"!{error.exit_code} {error}".replace("\n", " ") + "\n")
+        _write_line(f"!{error.exit_code} {error}".replace("\n", " "))
+
+
+def _write_line(text: str) -> None:
+    sys.stdout.buffer.write(f"{text}\n".encode())
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

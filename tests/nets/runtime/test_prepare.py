@@ -1,14 +1,10 @@
 import gc
-import subprocess
-import sys
 import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from napari_fmseg.core import allocator
-from napari_fmseg.core.allocator import keep_freed_memory, trim_heap
 from napari_fmseg.core.errors import DeviceUnavailable
 from napari_fmseg.nets import build
 from napari_fmseg.nets.runtime import device as runtime_device
@@ -170,23 +166,6 @@ def test_unknown_precision_and_memory_format_are_refused():
         pick_precision(CPU, "int8")
     with pytest.raises(DeviceUnavailable, match="channels_last"):
         prepare(nn.Identity(), device="cpu", memory_format="blocked")
-
-
-def test_pages_can_be_kept_and_released_on_glibc():
-    code = (
-        "import platform; from napari_fmseg.core.allocator import keep_freed_memory, trim_heap; "
-        "kept, released = keep_freed_memory(), trim_heap(); "
-        "assert kept == (platform.libc_ver()[0] == 'glibc'), kept; assert isinstance(released, bool)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_pages_are_left_alone_elsewhere(monkeypatch):
-    keep_freed_memory.cache_clear()
-    monkeypatch.setattr(allocator.platform, "libc_ver", lambda: ("", ""))
-    assert not keep_freed_memory()
-    assert not trim_heap()
-    keep_freed_memory.cache_clear()
 
 
 @pytest.mark.gpu
