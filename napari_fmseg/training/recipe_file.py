@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from napari_fmseg.core.errors import InvalidRecipe, UnknownModel
-from napari_fmseg.core.structuring import read_table, structure, with_old_spellings
+from napari_fmseg.core.structuring import read_table, structure, with_new_spellings, with_old_spellings
 from napari_fmseg.datasets.case import Case, case_from
+from napari_fmseg.models.settings import SETTINGS
 from napari_fmseg.training.recipe import Recipe
 
 __all__ = ["as_table", "load_recipe", "recipe_tables", "resolved"]
@@ -55,6 +56,10 @@ def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
             table[name] = [case_from(entry, folder) for entry in table[name]]
     if isinstance(table.get("replay"), list):
         table["replay"] = [_replay(entry, folder) for entry in table["replay"]]
+    settings = SETTINGS.get(str(table.get("pipeline", "phased")))
+    if settings is not None and isinstance(table.get("settings"), Mapping):
+        known = {field.name for field in dataclasses.fields(settings)}
+        table["settings"] = with_new_spellings(table["settings"], known, "settings.")
     start = table.get("start_from")
     if isinstance(start, str) and start.endswith(".toml"):
         table["start_from"] = str(folder / os.path.expanduser(start))
