@@ -29,7 +29,7 @@ from napari_fmseg.training.projects import (
     list_versions,
     open_project,
     prepare_run,
-    ranked,
+    rank_cases,
     recipe_file,
     scan_cases,
     training_plan,
@@ -58,7 +58,7 @@ def init(
     name
         Of the data set; by default the folder's.
     """
-    project = _settled(init_project(folder, labels, channels=channels, name=name))
+    project = _scan(init_project(folder, labels, channels=channels, name=name))
     say(f"{project.folder}: {len(project.files)} case(s), {', '.join(project.facts.numbers)}")
     return 0
 
@@ -129,7 +129,7 @@ def list_cases(folder: Folder, /, *, as_json: Json = False) -> int:
     folder
         The project.
     """
-    project = _looked_at(folder, quiet=as_json)
+    project = _open_unchanged(folder, quiet=as_json)
     rows = case_table(project)
     if as_json:
         write_json({"cases": [dataclasses.asdict(row) for row in rows], "in_use": project.index.used[-1:]})
@@ -152,7 +152,7 @@ def split(folder: Folder, /, *, as_json: Json = False) -> int:
     folder
         The project.
     """
-    project = _settled(open_project(folder), quiet=as_json)
+    project = _scan(open_project(folder), quiet=as_json)
     plan = training_plan(project)
     training, held = [case.name for case in plan.training], [case.name for case in plan.validation]
     if as_json:
@@ -173,8 +173,8 @@ def rank(folder: Folder, /, *, as_json: Json = False) -> int:
     folder
         The project.
     """
-    project = _looked_at(folder, quiet=as_json)
-    rows = ranked(project)
+    project = _open_unchanged(folder, quiet=as_json)
+    rows = rank_cases(project)
     if as_json:
         write_json([dataclasses.asdict(row) for row in rows])
         return 0
@@ -211,7 +211,7 @@ def prepare(
     events
         Print every event as one JSON line to stdout, for another program to follow.
     """
-    run = _followed(prepare_run(open_project(folder), start_from, lesson, augment), events=events)
+    run = _follow(prepare_run(open_project(folder), start_from, lesson, augment), events=events)
     if not events:
         say(f"{run.plan.note}\nfmseg train {recipe_file(run)}\nfmseg project keep {folder} --run {run.folder.name}")
     return 0
@@ -233,7 +233,7 @@ def keep(folder: Folder, /, *, run: int, force: bool = False, events: bool = Fal
     """
     from napari_fmseg.training.projects import finish_run
 
-    kept = _followed(finish_run(open_project(folder), run, force=force), events=events, remarks=False)
+    kept = _follow(finish_run(open_project(folder), run, force=force), events=events, remarks=False)
     if not events:
         say(f"version {kept.version.number} {'is' if kept.in_use else 'is not'} in use. {kept.why}")
     return 0
@@ -255,13 +255,13 @@ def predict(folder: Folder, /, *, cases: tuple[str, ...] = (), device: str = "au
     """
     from napari_fmseg.training.projects import predict as find
 
-    project = _followed(find(open_project(folder), cases, device=device), events=events)
+    project = _follow(find(open_project(folder), cases, device=device), events=events)
     if not events:
-        _show(ranked(project))
+        _show(rank_cases(project))
     return 0
 
 
-def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: bool = False, remarks: bool = True) -> T:
+def _follow(work: Generator[Any, None, T], *, events: bool = False, quiet: bool = False, remarks: bool = True) -> T:
     """Run work to its end, with a bar and remarks or with events for another program; gives what it returns."""
     with Bars(quiet=events or quiet) as bars:
         while True:
@@ -276,14 +276,14 @@ def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: boo
                 show_event(event, bars)
 
 
-def _looked_at(folder: Path, *, quiet: bool = False) -> Project:
+def _open_unchanged(folder: Path, *, quiet: bool = False) -> Project:
     """Open a project to tell of it: nothing of it is written."""
-    return _settled(open_project(folder, tidy=False), quiet=quiet, write=False)
+    return _scan(open_project(folder, tidy=False), quiet=quiet, write=False)
 
 
-def _settled(project: Project, *, quiet: bool = False, write: bool = True) -> Project:
+def _scan(project: Project, *, quiet: bool = False, write: bool = True) -> Project:
     """Examine what is new, with a bar; remark what cannot be used."""
-    project = _followed(scan_cases(project, write=write), quiet=quiet)
+    project = _follow(scan_cases(project, write=write), quiet=quiet)
     for row in case_table(project):
         if row.problem:
             note(f"{row.name} cannot be used: {row.problem}")

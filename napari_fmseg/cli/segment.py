@@ -75,9 +75,9 @@ def segment(
                 ):
                     show_event(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
                     if isinstance(event, Done):
-                        rows.append(_done(event))
+                        rows.append(_result_table(event))
                         if not as_json:
-                            say(_told(event))
+                            say(_result_line(event))
             except (FmsegError, MemoryError, OSError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
                     raise
@@ -107,14 +107,14 @@ def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
     return preview
 
 
-def _done(done: Any) -> dict[str, Any]:
+def _result_table(done: Any) -> dict[str, Any]:
     names = done.labels.names
     volumes = {names.get(value, str(value)): ml for value, ml in done.labels.volumes_ml().items()}
     return {"image": done.job.image, "output": done.job.result, "manifest": done.manifest,
             "seconds": done.seconds, "volumes_ml": volumes, "notes": done.notes}  # fmt: skip
 
 
-def _told(done: Any) -> str:
+def _result_line(done: Any) -> str:
     names = done.labels.names
     volumes = [f"{names.get(value, value)} {ml:.1f} ml" for value, ml in done.labels.volumes_ml().items()]
     return f"{done.job.result}  {sum(done.seconds.values()):.1f} s  {', '.join(volumes) or 'nothing was found'}"

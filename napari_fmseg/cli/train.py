@@ -154,7 +154,7 @@ def crossval(
     changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
     last: list[Crossval] = []
 
-    def told() -> Generator[object, None, None]:
+    def show_folds() -> Generator[object, None, None]:
         with contextlib.closing(validate(load_recipe(recipe, **changes), folds)) as work:
             for event in work:
                 if isinstance(event, Crossval):
@@ -164,7 +164,7 @@ def crossval(
                     note(f"Fold {event.fold} of {event.total}: mean Dice {number(event.dice)} over {event.n} cases")
                 yield event
 
-    _tell(told(), events, quiet=as_json)
+    _tell(show_folds(), events, quiet=as_json)
     found = last[0]
     if as_json:
         write_json({"rows": [dataclasses.asdict(row) for row in found.rows], "table": found.table})

@@ -193,7 +193,7 @@ def structure(
         raise ValueError(f"the field {where}{missing[0]} is missing")
     hints = _hints(kind)  # type: ignore[arg-type]
     how = _How(finite, known_only)
-    return kind(**{name: _fitted(value, hints[name], where + name, how) for name, value in table.items()})
+    return kind(**{name: _fit_value(value, hints[name], where + name, how) for name, value in table.items()})
 
 
 def notify_old_spelling(old: str, new: str) -> None:
@@ -242,7 +242,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _fitted(value: Any, hint: Any, name: str, how: _How) -> Any:
+def _fit_value(value: Any, hint: Any, name: str, how: _How) -> Any:
     """Return `value` as `hint` wants it."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -259,14 +259,14 @@ def _fitted(value: Any, hint: Any, name: str, how: _How) -> Any:
         kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
         if len(kinds) == len(value):
             pairs = enumerate(zip(value, kinds, strict=True))
-            return tuple(_fitted(v, k, f"{name}[{i}]", how) for i, (v, k) in pairs)
+            return tuple(_fit_value(v, k, f"{name}[{i}]", how) for i, (v, k) in pairs)
     if origin is Mapping and isinstance(value, Mapping):
-        return {_key(k, inner[0], name): _fitted(v, inner[1], f"{name}.{k}", how) for k, v in value.items()}
+        return {_key(k, inner[0], name): _fit_value(v, inner[1], f"{name}.{k}", how) for k, v in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return structure(hint, value, f"{name}.", finite=how.finite, known_only=how.known_only)
     if hint is Path and isinstance(value, str | Path) and "\0" not in str(value):
         return Path(value)
-    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_said(hint)}")
+    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_expected(hint)}")
 
 
 def _number(value: int | float, name: str, how: _How) -> int | float:
@@ -286,13 +286,13 @@ def _one_of(value: Any, kinds: tuple[Any, ...], hint: Any, name: str, how: _How)
     alike = [kind for kind in kinds if _is_table(kind) == isinstance(value, Mapping)]
     alike = [kind for kind in alike if (get_origin(kind) is tuple) == isinstance(value, list | tuple)]
     if len(kinds) == 1 or (len(alike) == 1 and isinstance(value, Mapping | list | tuple)):  # its own message says more
-        return _fitted(value, (alike or kinds)[0], name, how)
+        return _fit_value(value, (alike or kinds)[0], name, how)
     for kind in kinds:
         try:
-            return _fitted(value, kind, name, how)
+            return _fit_value(value, kind, name, how)
         except ValueError:
             continue
-    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_said(hint)}")
+    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_expected(hint)}")
 
 
 def _is_table(kind: Any) -> bool:
@@ -302,7 +302,7 @@ def _is_table(kind: Any) -> bool:
 def _key(key: Any, hint: Any, name: str) -> Any:
     """Return TOML knows keys of text only."""
     if hint is not int:
-        return _fitted(key, hint, f"a key of {name}", _How(True, False))
+        return _fit_value(key, hint, f"a key of {name}", _How(True, False))
     try:
         number = int(key)
     except ValueError as error:
@@ -312,11 +312,11 @@ def _key(key: Any, hint: Any, name: str) -> Any:
     return number
 
 
-def _said(hint: Any) -> str:
+def _expected(hint: Any) -> str:
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple:
-        return f"a list of {_said(inner[0])}" if inner[1:] == (...,) else f"{len(inner)} of {_said(inner[0])}"
+        return f"a list of {_expected(inner[0])}" if inner[1:] == (...,) else f"{len(inner)} of {_expected(inner[0])}"
     if origin is UnionType:
-        return " or ".join(_said(kind) for kind in inner if kind is not type(None))
+        return " or ".join(_expected(kind) for kind in inner if kind is not type(None))
     return words.get(hint, "a table")

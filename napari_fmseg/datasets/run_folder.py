@@ -98,11 +98,11 @@ def _check_mark(mark: Path, fingerprints: Sequence[str], content: dict[str, Any]
                 file.write(json.dumps({_HASH: fingerprints[0], **content}, indent=1).encode())
         return
     except (OSError, ValueError) as error:
-        raise _damaged(mark, str(error)) from error
+        raise _mark_error(mark, str(error)) from error
     # An earlier version wrote the content alone.
     found = table.get(_HASH, fingerprint(table) if content and table.keys() == content.keys() else None)
     if not isinstance(found, str):
-        raise _damaged(mark, f"it has no text {_HASH!r}")
+        raise _mark_error(mark, f"it has no text {_HASH!r}")
     if found not in fingerprints:
         raise InvalidRecipe(
             f"{mark.parent} holds another {run}: the run of another recipe or of other options. Choose another folder "
@@ -110,7 +110,7 @@ def _check_mark(mark: Path, fingerprints: Sequence[str], content: dict[str, Any]
         )
 
 
-def _damaged(mark: Path, reason: str) -> InvalidRecipe:
+def _mark_error(mark: Path, reason: str) -> InvalidRecipe:
     return InvalidRecipe(
         f"{mark} cannot be read: {reason}. Choose another folder for the results (`out`), or remove this one to begin "
         "anew."

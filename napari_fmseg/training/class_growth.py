@@ -54,8 +54,8 @@ class ExtendedClasses:
     added: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
 
-    def said(self, stage: str, parent: str) -> str:
-        """Report it in a sentence."""
+    def summary(self, stage: str, parent: str) -> str:
+        """Return a sentence that says which weights were taken and which are new."""
         parts = [f"{stage}: {len(self.taken)} tensors were taken from {parent} as they are"]
         if self.grown:
             new = f" for {', '.join(self.added)}" if self.added else ""

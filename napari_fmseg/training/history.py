@@ -20,10 +20,10 @@ from napari_fmseg.core.errors import MissingExtra
 from napari_fmseg.core.events import EpochDone, Pictures, StepDone, TrainEvent
 from napari_fmseg.core.processes import is_rank_zero
 
-__all__ = ["recorded"]
+__all__ = ["record_history"]
 
 
-def recorded(
+def record_history(
     events: Generator[TrainEvent, None, None], folder: Path, tensorboard: bool = False
 ) -> Generator[TrainEvent, None, None]:
     """Pass the events of a training on, and write its history beside; in a process that does not lead, neither.

@@ -45,7 +45,7 @@ from napari_fmseg.training.tasks.base import Task
 from napari_fmseg.training.tasks.coarse_fine import CoarseFineTask
 from napari_fmseg.training.tasks.phased import phased_task
 from napari_fmseg.training.tasks.single import PatchTask
-from napari_fmseg.training.validation import validated, write_plane
+from napari_fmseg.training.validation import validate_model, write_plane
 
 __all__ = ["train"]
 
@@ -108,7 +108,7 @@ class _Run:
             if source.folder is not None and is_rank_zero():
                 note_learned(source.folder, source.training)
         learned = [(case, source) for source in sources for case in source.training]
-        samples = yield from self._prepared(learned) if recipe.pipeline == "coarse_fine" else self._read(learned)
+        samples = yield from self._prepare_cases(learned) if recipe.pipeline == "coarse_fine" else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
         self.drawing = CaseSampler(recipe, self.samples, [source is not sources[0] for _, source in learned])
@@ -153,7 +153,7 @@ class _Run:
             )
         return found
 
-    def _prepared(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
+    def _prepare_cases(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
         """Make the cases to learn from ready on disk: the first process does, the others wait for it."""
         folder = self.recipe.prepared or self.folder / "prepared"
         cases = [(case, source.names) for case, source in learned]
@@ -186,7 +186,7 @@ class _Run:
             state = grown.state_dict()
             self.anchors[stage] = {key: state[key] for key in how.taken}
             if how.grown or how.fresh or how.dropped:
-                yield Warned(how.said(stage, start.card.name))
+                yield Warned(how.summary(stage, start.card.name))
 
     def claim(self) -> AbstractContextManager[None]:
         """Hold the run's folder."""
@@ -327,7 +327,7 @@ class _Run:
     ) -> Generator[TrainEvent, None, dict[str, float]]:
         specs = {name: self.specs[name] for name in self.specs if name in nets}
         model = Model(dataclasses.replace(self.card, nets=specs), nets, self.fabric.device)
-        metrics, self.found = yield from validated(model, until, cases, self.recipe.labels, self.old)
+        metrics, self.found = yield from validate_model(model, until, cases, self.recipe.labels, self.old)
         return metrics
 
     def finish(self) -> Iterator[TrainEvent]:

@@ -140,7 +140,7 @@ def suggest_recipe(
         if dataset is not None
         else replace(recipe, training=tuple(training), validation=tuple(held), phantom=())
     )
-    stages, told = _timed(where, facts, place, minutes * 60, len(held), seconds_per_step)
+    stages, told = _set_duration(where, facts, place, minutes * 60, len(held), seconds_per_step)
     words += _plan_in_words(where, parent, known, facts)
     return Suggestion(replace(where, stages=stages, device=place.type), (*words, *told))
 
@@ -237,7 +237,7 @@ def _grid_of(facts: DatasetStatistics, voxels: int) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _timed(
+def _set_duration(
     recipe: Recipe,
     facts: DatasetStatistics,
     device: torch.device,

@@ -15,7 +15,7 @@ from napari_fmseg.datasets.case import Case, case_from
 from napari_fmseg.models.settings import SETTINGS
 from napari_fmseg.training.recipe import Recipe
 
-__all__ = ["as_table", "load_recipe", "recipe_tables", "resolved"]
+__all__ = ["as_table", "load_recipe", "recipe_tables", "resolve_paths"]
 
 
 def load_recipe(path: Path | str, **changes: Any) -> Recipe:
@@ -94,19 +94,19 @@ def recipe_tables(recipe: Recipe, without: Collection[str]) -> list[dict[str, An
     """
     tables = [
         {name: value for name, value in as_table(one).items() if name not in without}
-        for one in (resolved(recipe), recipe)
+        for one in (resolve_paths(recipe), recipe)
     ]
     return [*tables, *map(with_old_spellings, tables)]
 
 
-def resolved(recipe: Recipe) -> Recipe:
+def resolve_paths(recipe: Recipe) -> Recipe:
     """Return a recipe whose paths do not depend on the working folder, nor on links on the way."""
     replay = tuple(
         dataclasses.replace(
             one,
             dataset=None if one.dataset is None else one.dataset.resolve(),
-            training=tuple(map(_resolved, one.training)),
-            validation=tuple(map(_resolved, one.validation)),
+            training=tuple(map(_resolve_case, one.training)),
+            validation=tuple(map(_resolve_case, one.validation)),
         )
         for one in recipe.replay
     )
@@ -114,14 +114,14 @@ def resolved(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe,
         dataset=None if recipe.dataset is None else recipe.dataset.resolve(),
-        training=tuple(map(_resolved, recipe.training)),
-        validation=tuple(map(_resolved, recipe.validation)),
+        training=tuple(map(_resolve_case, recipe.training)),
+        validation=tuple(map(_resolve_case, recipe.validation)),
         replay=replay,
         start_from=str(Path(start).resolve()) if start.endswith(".toml") else start,
     )
 
 
-def _resolved(case: Case) -> Case:
+def _resolve_case(case: Case) -> Case:
     """Resolve the folders of a case's files; a file may itself be a link, whose target may change its place."""
     images = tuple(path.parent.resolve() / path.name for path in case.images)
     return dataclasses.replace(

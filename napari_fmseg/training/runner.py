@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from napari_fmseg.core.events import Saved, TrainEvent
-from napari_fmseg.training.history import recorded
+from napari_fmseg.training.history import record_history
 
 __all__ = ["Run", "run_events"]
 
@@ -39,7 +39,7 @@ class Run(Protocol):
 
 def run_events(run: Run, tensorboard: bool) -> Generator[TrainEvent, None, None]:
     """Yield the events of a run and write its history; closing the iterator, or Ctrl-C, keeps what it has."""
-    yield from recorded(_events(run), run.folder, tensorboard)
+    yield from record_history(_events(run), run.folder, tensorboard)
 
 
 def _events(run: Run) -> Generator[TrainEvent, None, None]:

@@ -153,7 +153,7 @@ class StageTrainer:
                 losses.append(event.loss)
                 yield event
             state.epoch += 1
-            state.seen = miner.ended(self.fabric)
+            state.seen = miner.end_epoch(self.fabric)
             mean = float(np.mean(losses))
             if stage.schedule == "plateau":
                 self.scheduler.step(mean)
@@ -218,7 +218,7 @@ class StageTrainer:
         parts, first = [], 0
         for x, target, missing in batches_of(samples, [self.samples[i].missing for i in cases]):
             heads = self.task.heads(self.model, x)[: stage.heads or None]
-            part = self.task.summed(heads, target, missing)
+            part = self.task.loss_of_heads(heads, target, missing)
             miner.saw(cases[first : first + len(target)], heads[0], target, missing)
             first += len(target)
             if teacher is not None:

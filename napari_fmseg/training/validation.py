@@ -17,10 +17,10 @@ from napari_fmseg.models.weights import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training.data.samples import ValidationCase
 
-__all__ = ["dice_on_labelled_voxels", "validated", "write_plane"]
+__all__ = ["dice_on_labelled_voxels", "validate_model", "write_plane"]
 
 
-def validated(
+def validate_model(
     model: Model, until: str, cases: Sequence[ValidationCase], labels: Sequence[str], old: Sequence[str] = ()
 ) -> Generator[TrainEvent, None, tuple[dict[str, float], LabelMap | None]]:
     """Run a model as far as a stage on held-out cases.

@@ -77,7 +77,7 @@ class RemoteEngine:
         FmsegError
             If the system starts no process.
         """
-        self._started()
+        self._ensure_process()
 
     def segment(
         self, volume: Volume, model: str | Path | ModelCard, options: SegmentOptions | None = None
@@ -106,7 +106,7 @@ class RemoteEngine:
         FmsegError
             Whatever `napari_fmseg.segment` and `load_model` raise; and if the process has ended, what is known of it.
         """
-        yield from self._asked(volume, model, options or SegmentOptions())
+        yield from self._request_events(volume, model, options or SegmentOptions())
 
     def grad_cam(
         self,
@@ -129,9 +129,9 @@ class RemoteEngine:
             As in `SegmentOptions`.
         """
         question = {"label": int(label), "point": None if point is None else tuple(int(p) for p in point)}
-        yield from self._asked(volume, model, SegmentOptions(device=device), why=question)
+        yield from self._request_events(volume, model, SegmentOptions(device=device), why=question)
 
-    def _asked(
+    def _request_events(
         self, volume: Volume, model: str | Path | ModelCard, options: SegmentOptions, **more: Any
     ) -> Iterator[Event]:
         card = model if isinstance(model, ModelCard) else find_card(model)
@@ -173,7 +173,7 @@ class RemoteEngine:
     ) -> None:
         self.close()
 
-    def _started(self) -> EngineProcess:
+    def _ensure_process(self) -> EngineProcess:
         with self._starting:
             process = self._process
             if process is not None and process.alive:
@@ -205,7 +205,7 @@ class RemoteEngine:
     def _first(self, run: _Run, request: dict[str, Any]) -> Event | None:
         """Send the request and give the first event; the process is started if need be."""
         for last_try in (False, True):
-            run.process = self._started()
+            run.process = self._ensure_process()
             if run.cancelled:
                 run.over = True
                 return None
@@ -213,7 +213,7 @@ class RemoteEngine:
                 run.process.wire.send("segment", run=run.number, **request)
                 return _next(run)
             except ChannelClosed:  # having been idle for long, it may just have left
-                if last_try or run.cancelled or not run.process.left_idle():
+                if last_try or run.cancelled or not run.process.is_idle_exit():
                     raise
             except FmsegError:  # a request that cannot be sent, or that was refused: the link is whole
                 run.over = True
@@ -261,7 +261,7 @@ def _next(run: _Run) -> Event | None:
             return event
         run.over = True
         if kind == "failed":
-            raise _told(fields)
+            raise _rebuild_error(fields)
         return None
 
 
@@ -280,7 +280,7 @@ class _Trace(Exception):
     """Where in the other process an error was raised."""
 
 
-def _told(fields: Mapping[str, Any]) -> FmsegError:
+def _rebuild_error(fields: Mapping[str, Any]) -> FmsegError:
     """Rebuild an error of the other process; its traceback there is the cause."""
     kind = getattr(errors, fields["error"], FmsegError)
     error: FmsegError = kind(fields["text"])

@@ -65,7 +65,7 @@ class EngineProcess:
         self._child.close(_END_S)
         self._closed = True
 
-    def left_idle(self) -> bool:
+    def is_idle_exit(self) -> bool:
         """Return whether it ended by itself because nobody needed it."""
         return self._child.wait(_END_S) == 0
 

@@ -107,10 +107,10 @@ class MessageChannel:
             If the other end has gone, also in the middle of a message.
         """
         with self._reading_lock:
-            head, arrays = self._received()
+            head, arrays = self._receive()
         return head["kind"], {name: _unpack(value, arrays) for name, value in head["fields"].items()}
 
-    def _received(self) -> tuple[dict[str, Any], list[npt.NDArray[Any]]]:
+    def _receive(self) -> tuple[dict[str, Any], list[npt.NDArray[Any]]]:
         try:
             magic, length = _HEAD.unpack(self._read(bytearray(_HEAD.size)))
             if magic != _MAGIC or length > _LONGEST_HEAD:

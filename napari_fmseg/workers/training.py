@@ -124,7 +124,7 @@ def _event_in(line: bytes) -> TrainEvent | None:
 
 def _error_of(child: ChildProcess) -> FmsegError:
     """Return the error that the command reported, or what is known of its end."""
-    code, text = child.wait(), _reported(child.last_words(lines=40))
+    code, text = child.wait(), _last_error_message(child.last_words(lines=40))
     if code and code > 0 and text:
         error = FmsegError(text)
         error.exit_code = code
@@ -132,7 +132,7 @@ def _error_of(child: ChildProcess) -> FmsegError:
     return child.why_it_ended(_END, hide_paths=True)
 
 
-def _reported(words: str) -> str:
+def _last_error_message(words: str) -> str:
     """Return the last error that the command line reported in its error stream, or nothing."""
     start = words.rfind("\n" + _OURS)
     if start < 0 and not words.startswith(_OURS):

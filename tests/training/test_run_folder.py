@@ -291,9 +291,9 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_a_recipe_stays_the_same_when_its_paths_are_resolved(data: Path, tmp_path: Path, monkeypatch) -> None:
-    from napari_fmseg.training.recipe_file import resolved
+    from napari_fmseg.training.recipe_file import resolve_paths
 
     monkeypatch.chdir(tmp_path)
     whole = lesson(data, tmp_path / "out", start_from=str(tmp_path / "m.toml"))
     relative = dataclasses.replace(lesson(Path("data"), tmp_path / "out"), start_from="m.toml")
-    assert resolved(relative) == resolved(whole) == whole
+    assert resolve_paths(relative) == resolve_paths(whole) == whole

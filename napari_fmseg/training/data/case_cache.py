@@ -131,14 +131,14 @@ def prepare(
     wish = _wish(recipe)
     folder.mkdir(parents=True, exist_ok=True)
     keys = [_key(case, names, wish) for case, names in cases]
-    known = _kept(folder)
+    known = _find_kept(folder)
     todo = {key: (key, case, names) for key, (case, names) in zip(keys, cases, strict=True) if key not in known}
     orders = list(todo.values())
     processes = recipe.processes or min(n_cores(), len(orders) // _WORTH_A_PROCESS)
     work = _by_processes(orders, wish, folder, processes) if processes > 1 else _here(orders, wish, folder)
     for done, _ in enumerate(work, 1):
         yield Progress("preparing", done, len(orders))
-    known = _kept(folder)
+    known = _find_kept(folder)
     return [_open(known[key], key, case.name, place) for key, (case, _) in zip(keys, cases, strict=True)]
 
 
@@ -163,7 +163,7 @@ def _key(case: Case, names: Mapping[int, str], wish: _Wish) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 
-def _kept(folder: Path) -> dict[str, Path]:
+def _find_kept(folder: Path) -> dict[str, Path]:
     """Find the files in which cases are kept, by their keys."""
     from safetensors import SafetensorError, safe_open
 
@@ -199,7 +199,7 @@ def _here(orders: Sequence[Order], wish: _Wish, folder: Path) -> Iterator[str]:
         tensors: dict[str, Tensor] = {}
         facts: dict[str, str] = {}
         for key, case, names in orders[first : first + _PER_FILE]:
-            parts, facts[key] = _made(case, names, wish)
+            parts, facts[key] = _prepare_case(case, names, wish)
             tensors |= {f"{key}/{part}": tensor for part, tensor in parts.items()}
             yield key
         path = folder / f"{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:24]}.safetensors"
@@ -207,14 +207,14 @@ def _here(orders: Sequence[Order], wish: _Wish, folder: Path) -> Iterator[str]:
             file.write(save(tensors, metadata=facts))
 
 
-def _made(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[dict[str, Tensor], str]:
+def _prepare_case(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[dict[str, Tensor], str]:
     """Read a case and look at it twice; tell in JSON what else is known of it."""
     volume, truth = read_case(case, names, wish.labels, wish.ignore)
     data, geometry = to_canonical(volume)
     image, labels = to_tensor(data), to_tensor(to_canonical(truth)[0])[0]
     shape = geometry.shape
     body = None if wish.crop_above is None else bounding_box(image.amax(0) > wish.crop_above)
-    whole, whole_labels = _looked(image, labels, body or _all(shape), [_FINER * n for n in wish.coarse_size])
+    whole, whole_labels = _crop_and_shrink(image, labels, body or _all(shape), [_FINER * n for n in wish.coarse_size])
     known = bounding_box((labels > 0) & (labels != IGNORE)) or _all(shape)
     reach = [math.ceil(wish.reach_mm / s) for s in geometry.spacing]
     z, y, x = (slice(max(0, k.start - r), min(n, k.stop + r)) for k, r, n in zip(known, reach, shape, strict=True))
@@ -223,14 +223,14 @@ def _made(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[dict[str, 
         _FINER * fine * (c.stop - c.start) / (k.stop - k.start)
         for fine, c, k in zip(wish.fine_size, crop, known, strict=True)
     ]
-    near, near_labels = _looked(image, labels, crop, most)
+    near, near_labels = _crop_and_shrink(image, labels, crop, most)
     scale = [n / (c.stop - c.start) for n, c in zip(near_labels.shape, crop, strict=True)]
     edges = [((k.start - c.start) * f, (k.stop - c.start) * f) for k, c, f in zip(known, crop, scale, strict=True)]
     facts = {"edges": edges, "spacing": [s / f for s, f in zip(geometry.spacing, scale, strict=True)]}
     return {"image": near, "labels": near_labels, "whole": whole, "whole_labels": whole_labels}, json.dumps(facts)
 
 
-def _looked(image: Tensor, labels: Tensor, box: Box, most: Sequence[float]) -> tuple[Tensor, Tensor]:
+def _crop_and_shrink(image: Tensor, labels: Tensor, box: Box, most: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Cut image and labels, and make them smaller where they have more voxels than `most`."""
     image, labels = image[(slice(None), *box)], labels[box]
     size = [min(n, math.ceil(m)) for n, m in zip(labels.shape, most, strict=True)]

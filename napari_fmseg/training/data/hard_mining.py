@@ -64,7 +64,7 @@ class HardExampleMiner:
                 self._sums[case] += dice
                 self._counts[case] += 1
 
-    def ended(self, fabric: Fabric) -> list[float]:
+    def end_epoch(self, fabric: Fabric) -> list[float]:
         """End an epoch: give the Dice of every case as last seen, by whichever process; nan for those never seen."""
         if not self._measures:
             return []

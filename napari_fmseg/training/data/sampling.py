@@ -49,9 +49,9 @@ class CaseSampler:
             drawn = [next(orders[int(turn)]) for turn in turns]
         if not self._recipe.balance:
             return [(i, 0) for i in drawn]
-        return [self._balanced(groups[self.replayed[i]], i, rng) for i in drawn]
+        return [self._draw_balanced(groups[self.replayed[i]], i, rng) for i in drawn]
 
-    def _balanced(self, group: Sequence[int], index: int, rng: np.random.Generator) -> tuple[int, int]:
+    def _draw_balanced(self, group: Sequence[int], index: int, rng: np.random.Generator) -> tuple[int, int]:
         """Draw a class of a group of cases, then a case that has it."""
         if not self._having:
             maps = (sample.labels.cpu().numpy() for sample in self._samples)

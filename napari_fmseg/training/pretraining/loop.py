@@ -247,7 +247,7 @@ class _Run:
         n = self.recipe.validate_samples
         for i in range(n):
             yield Progress("validating", i, n)
-            x, labels = (part.to(self.fabric.device) for part in self.pretext.shown(i))
+            x, labels = (part.to(self.fabric.device) for part in self.pretext.held_out_sample(i))
             with torch.no_grad(), self.fabric.autocast():
                 logits, target = net(x).float(), _one_hot(labels, n_classes)
                 losses.append(float(dice_ce_of_logits(logits, target)))
@@ -255,12 +255,12 @@ class _Run:
                 overlap = _one_hot(found, n_classes)
                 counts += torch.stack([t.sum((0, 2, 3, 4)) for t in (overlap * target, overlap, target)]).cpu()
             if i == 0:
-                yield self._shown(x[0, 0], labels[0], found[0])
+                yield self._write_picture(x[0, 0], labels[0], found[0])
         both, found_voxels, true_voxels = counts[:, 1:]
         dice = (2 * both / (found_voxels + true_voxels).clamp_min(1)).mean()
         return {"loss": float(np.mean(losses)), "dice": float(dice)}
 
-    def _shown(self, fused: Tensor, target: Tensor, prediction: Tensor) -> Pictures:
+    def _write_picture(self, fused: Tensor, target: Tensor, prediction: Tensor) -> Pictures:
         """Write a sample, (z, y, x) each, for a window to show; it was resampled, so its voxels have no size."""
         tensors = {"fused volume": fused.float(), "target": target.byte(), "prediction": prediction.byte()}
         arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}

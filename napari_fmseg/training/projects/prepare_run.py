@@ -215,19 +215,19 @@ def _name(card: ModelCard | None) -> str:
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe as TOML, for `load_recipe`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = tomli_w.dumps(_filled(as_table(recipe)))
+    text = tomli_w.dumps(_without_empty(as_table(recipe)))
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
+def _without_empty(table: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what is empty: TOML has no word for None."""
     filled = {}
     for name, value in table.items():
         if isinstance(value, Mapping):
-            value = _filled(value)
+            value = _without_empty(value)
         elif isinstance(value, list):
-            value = [_filled(v) if isinstance(v, Mapping) else v for v in value]
+            value = [_without_empty(v) if isinstance(v, Mapping) else v for v in value]
         if value is not None and value != {} and value != []:
             filled[name] = value
     return filled

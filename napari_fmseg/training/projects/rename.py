@@ -99,24 +99,24 @@ def _rewrite_records(change: Transaction, project: Project, old: str, new: str) 
     """Call the case otherwise in the records of runs and versions: its old name may have told who the patient is."""
     parts = ("learned", "held_out", "scores", "training", "validation", "missing_classes")
 
-    def renamed(table: dict[str, Any]) -> dict[str, Any]:
-        return {key: _renamed(value, old, new) if key in parts else value for key, value in table.items()}
+    def rename_scores(table: dict[str, Any]) -> dict[str, Any]:
+        return {key: _rename_key(value, old, new) if key in parts else value for key, value in table.items()}
 
     for pattern in (f"{MODELS}/*/lineage.json", f"{STATE_DIR}/runs/*/plan.json"):
-        _rewrite(change, project, pattern, renamed)
+        _rewrite(change, project, pattern, rename_scores)
 
 
-def _renamed(table: Any, old: str, new: str) -> Any:
+def _rename_key(table: Any, old: str, new: str) -> Any:
     return {new if key == old else key: value for key, value in table.items()} if isinstance(table, Mapping) else table
 
 
-def _rewrite(change: Transaction, project: Project, pattern: str, renamed: Callable[[dict[str, Any]], Any]) -> None:
+def _rewrite(change: Transaction, project: Project, pattern: str, rename: Callable[[dict[str, Any]], Any]) -> None:
     for path in sorted(project.folder.glob(pattern)):
         try:
             before = read_table(path)
         except (OSError, ValueError):  # damaged: it is told where it is needed
             continue
-        after = renamed(before)
+        after = rename(before)
         if after != before:
             change.table(relative(path, project.folder), after)
 
@@ -155,14 +155,14 @@ def rename_class(project: Project, old: str, new: str) -> Project:
 
 
 def _with_class(record: CaseRecord, old: str, new: str) -> CaseRecord:
-    def named(classes: tuple[str, ...]) -> tuple[str, ...]:
+    def rename_in(classes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(new if name == old else name for name in classes)
 
     return dataclasses.replace(
         record,
-        classes=named(record.classes),
-        earlier=tuple(dataclasses.replace(past, classes=named(past.classes)) for past in record.earlier),
-        dice={version: _renamed(scores, old, new) for version, scores in record.dice.items()},
+        classes=rename_in(record.classes),
+        earlier=tuple(dataclasses.replace(past, classes=rename_in(past.classes)) for past in record.earlier),
+        dice={version: _rename_key(scores, old, new) for version, scores in record.dice.items()},
     )
 
 
@@ -172,15 +172,15 @@ def _rewrite_version(change: Transaction, project: Project, card: ModelCard, old
     own = dataclasses.replace(
         card,
         labels={value: new if name == old else name for value, name in card.labels.items()},
-        scores={stage: _renamed(scores, old, new) for stage, scores in card.scores.items()},
-        surface=_renamed(card.surface, old, new),
+        scores={stage: _rename_key(scores, old, new) for stage, scores in card.scores.items()},
+        surface=_rename_key(card.surface, old, new),
     )
     write_card(own, change.place(f"{place}/{card.name}.toml"))
 
-    def renamed(table: dict[str, Any]) -> dict[str, Any]:
+    def rename_scores(table: dict[str, Any]) -> dict[str, Any]:
         scores = table.get("scores")
         if not isinstance(scores, Mapping):
             return table
-        return {**table, "scores": {case: _renamed(own, old, new) for case, own in scores.items()}}
+        return {**table, "scores": {case: _rename_key(own, old, new) for case, own in scores.items()}}
 
-    _rewrite(change, project, f"{place}/lineage.json", renamed)
+    _rewrite(change, project, f"{place}/lineage.json", rename_scores)

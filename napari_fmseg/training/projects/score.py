@@ -16,10 +16,10 @@ from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.weights import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
 
-__all__ = ["measure", "unmeasured"]
+__all__ = ["cases_to_score", "measure"]
 
 
-def unmeasured(project: Project, version: int) -> tuple[str, ...]:
+def cases_to_score(project: Project, version: int) -> tuple[str, ...]:
     """Name the held-out cases on which a version was not measured yet, because they are new or were relabelled."""
     return tuple(
         name

@@ -53,8 +53,8 @@ class Task(Protocol):
     def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the probabilities of every head of the network, finest first: see `probabilities`."""
 
-    def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
-        """Return the loss of a batch; `missing` tells for each sample the classes that it was never labelled with."""
+    def loss_of_heads(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
+        """Return the loss of a batch; `missing` holds for each sample the classes that it was never labelled with."""
 
 
 def make_loss(name: str) -> nn.Module:
@@ -156,9 +156,9 @@ class Labelled:
 
     def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Missing = ()) -> Tensor:
         """Return the loss of a batch."""
-        return self.summed(self.heads(net, inputs), target, missing)
+        return self.loss_of_heads(self.heads(net, inputs), target, missing)
 
-    def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
+    def loss_of_heads(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
         """Sum the loss of probabilities over the heads: the finest on the target's grid, the others on their own.
 
         The published code zooms all heads to the full size first; comparing where they live costs a fraction of it.

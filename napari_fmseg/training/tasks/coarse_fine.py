@@ -24,7 +24,7 @@ from napari_fmseg.training.data.samples import Sample, Spans, target_in
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Labelled
 
-__all__ = ["CoarseFineTask", "brightened", "fine_window"]
+__all__ = ["CoarseFineTask", "brighten_structures", "fine_window"]
 
 
 class CoarseFineTask(Labelled):
@@ -55,7 +55,7 @@ class CoarseFineTask(Labelled):
         x = zoom(image.to(case.place).float(), spans, size)
         target = target_in(labels.to(case.place), spans, size, self.n_classes)
         if self.fine and augment.label_brightness:
-            x = brightened(x, target, augment.label_brightness, rng)
+            x = brighten_structures(x, target, augment.label_brightness, rng)
         x = normalise(x, _unit(self.intensity))
         (x,), target = augment_spatial([x], target, augment, self.swap, rng)
         x = augment_intensity(x, augment, rng, noise)
@@ -79,7 +79,7 @@ def fine_window(case: Prepared, margin_mm: float, jitter_mm: float, rng: np.rand
     return spans
 
 
-def brightened(image: Tensor, target: Tensor, most: float, rng: np.random.Generator) -> Tensor:
+def brighten_structures(image: Tensor, target: Tensor, most: float, rng: np.random.Generator) -> Tensor:
     """Add one number to the voxels of each structure, of every structure in half of the cases.
 
     Parameters
