@@ -234,7 +234,10 @@ class RemoteEngine:
             finally:
                 process.wire.writing_lock.release()
         if not run.ended.wait(max(0.0, until - time.monotonic())):
-            process.kill()
+            with run.ending:
+                if not run.ended.is_set():  # or the process would be killed in the next run
+                    run.killed = True
+                    process.kill()
 
     def _leave(self, run: _Run) -> None:
         """Come to the end of a run, however it came: the link is left between two messages, or is ended."""
@@ -246,7 +249,10 @@ class RemoteEngine:
             except (ChannelClosed, FmsegError):
                 if not run.over:
                     run.process.end()
-        run.ended.set()
+        with run.ending:
+            run.ended.set()
+        if run.killed and run.process is not None:
+            run.process.end()
 
 
 def _next(run: _Run) -> Event | None:
@@ -274,6 +280,8 @@ class _Run:
         self.cancelled = False
         self.over = False  # the process has nothing more to say about it
         self.ended = threading.Event()  # the iterator has ended
+        self.ending = threading.Lock()
+        self.killed = False
 
 
 class _Trace(Exception):

@@ -72,8 +72,8 @@ def _with_new(
     unlearned = [name for name in measured if found[name] < _LEARNED]
     figures = [f"{name} (Dice {found[name]:.4f})" if name in found else f"{name} (not measured)" for name in added]
     told = (
-        f"On {_shorten_list(shared)}, which both know, it has Dice {ours:.4f} on {cases} case(s) that it did not learn from, "
-        f"version {old_number} has {theirs:.4f}"
+        f"On {_shorten_list(shared)}, which both know, it has Dice {ours:.4f} on {cases} case(s) that it did not "
+        f"learn from, version {old_number} has {theirs:.4f}"
     )
     if measured and len(unlearned) == len(measured):
         missed = _shorten_list(unlearned)
