@@ -208,7 +208,7 @@ class ChildProcess:
                 self._errors.close()
             raise FmsegError(
                 f"The {name} could not be started: {error}. Expected that {command[0]} can be run; is the installation "
-                "complete, and is there memory left?"
+                "complete, and is there memory left? `fmseg doctor` in a terminal looks for the cause."
             ) from error
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
