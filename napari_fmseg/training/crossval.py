@@ -1,4 +1,4 @@
-"""Cross-validation: every case is once segmented by a model that never saw it; the models together are an ensemble.
+"""Cross-validation: every case is segmented by a model that was not trained on it; all models form an ensemble.
 
 Each fold is a training run in a folder of its own. A run that was stopped or killed goes on in the fold where it was;
 finished folds are read, not touched.
@@ -48,7 +48,7 @@ class FoldDone:
 
 @dataclass(frozen=True)
 class Crossval:
-    """What came of a cross-validation.
+    """The result of a cross-validation.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Crossval:
 
 
 def crossval(recipe: Recipe, n: int = 5) -> Generator[TrainEvent | CaseScores | FoldDone | Crossval, None, None]:
-    """Train and measure `n` models, each without a fold of the cases, and join them to an ensemble.
+    """Train and evaluate `n` models, each without one fold of the cases, and merge them into an ensemble.
 
     The fold of a case follows from its image's content, not from its name; held-out cases of a project stay out
     altogether. The fold that measures a model also chose its best epoch.
@@ -139,7 +139,7 @@ def _with_phantom_dataset(recipe: Recipe) -> Recipe:
 
 
 def _tables(recipe: Recipe, found: Sequence[Evaluation]) -> Crossval:
-    """Write what the folds say, and all cases."""
+    """Write the tables of the folds and of all cases."""
     rows = [
         Row(str(k), row.label, row.n, row.values)
         for k, one in enumerate(found, 1) for row in one.rows() if row.case == "mean"

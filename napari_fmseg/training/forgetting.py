@@ -31,7 +31,7 @@ def class_merging_matrix(labels: Sequence[str], onto: Sequence[str]) -> Tensor:
 
 
 class Teacher:
-    """The network of before, which is asked about the classes that both know.
+    """The previous network, whose predictions of the shared classes are to be kept (distillation).
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Teacher:
         self._criterion, self._of_structures = make_loss("dice_ce"), make_structure_loss("dice_ce")
 
     def loss(self, found: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """Compare probabilities (b, classes, z, y, x) with what the network of before says of the same inputs.
+        """Compare probabilities (b, classes, z, y, x) with those of the previous network for the same inputs.
 
         Where structures may overlap for one of the two networks (no background), they are compared one by one.
         """
@@ -75,6 +75,6 @@ class Teacher:
 
 
 def l2sp_penalty(net: nn.Module, anchors: Mapping[str, Tensor]) -> Tensor:
-    """Return half the squared distance of the weights from those of before."""
+    """Return half the squared distance of the weights from the previous ones (L2-SP)."""
     parts = [(p - anchors[name]).square().sum() for name, p in net.named_parameters() if name in anchors]
     return 0.5 * torch.stack(parts).sum() if parts else torch.zeros(())

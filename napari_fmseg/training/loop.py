@@ -142,7 +142,7 @@ class _Run:
         )
 
     def _read(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
-        """Read the cases to learn from into memory."""
+        """Read the training cases into memory."""
         recipe, found = self.recipe, []
         settings = PhasedSettings.of(recipe.settings) if recipe.pipeline == "phased" else PhasedSettings()
         for done, (case, source) in enumerate(learned):
@@ -154,7 +154,7 @@ class _Run:
         return found
 
     def _prepare_cases(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
-        """Make the cases to learn from ready on disk: the first process does, the others wait for it."""
+        """Downsample and cache the training cases: the process of rank 0 does, the others wait for it."""
         folder = self.recipe.prepared or self.folder / "prepared"
         cases = [(case, source.names) for case, source in learned]
         if not self.fabric.is_global_zero:
@@ -165,7 +165,7 @@ class _Run:
         return list(found)
 
     def _start(self) -> Iterator[TrainEvent]:
-        """Accept the networks of the model to start from, with the recipe's classes."""
+        """Take the networks of the model to start from, extended to the recipe's classes."""
         recipe, start = self.recipe, self.parent
         assert start is not None
         if start.card.pipeline != recipe.pipeline or len(start.card.channels) != len(recipe.channels):
@@ -256,7 +256,7 @@ class _Run:
         return net, spec, tuple(k for k in own if k not in fitting)
 
     def _starts_well(self, stage: StageRecipe, net: nn.Module) -> bool:
-        """Return whether the network gives something sensible before the first step."""
+        """Return whether the network gives useful predictions before the first step."""
         same = self._source(stage) == stage.stage
         return same or (isinstance(net, EdgeNet) and net.variant == "v1")
 

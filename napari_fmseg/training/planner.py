@@ -1,4 +1,4 @@
-"""A recipe from the data: what a user would have to think about, measured instead, and told in plain words."""
+"""A recipe from the data: grids, networks and steps are measured, and the choice is explained in plain words."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _GRID = {"cpu": 400_000, "other": 2_000_000}
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """What was found in the data.
+    """Statistics of a dataset.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ def suggest_recipe(
     validation: Sequence[Case] = (),
     seconds_per_step: Mapping[str, float] | None = None,
 ) -> Suggestion:
-    """Inspect at the data, measure this machine, and suggest a recipe for a time budget.
+    """Read some of the data, measure this machine, and suggest a recipe for a time budget.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def suggest_recipe(
 
 
 def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[str]) -> DatasetStatistics:
-    """Read some of the cases and tell what they are like."""
+    """Read some of the cases and return their statistics."""
     picked = [cases[i] for i in np.linspace(0, len(cases) - 1, min(len(cases), _LOOK_AT)).round().astype(int)]
     shapes, spacings, inside, lows, sparse = [], [], [], [], False
     shares: dict[str, list[float]] = {label: [] for label in labels}
@@ -262,7 +262,7 @@ def _set_duration(
 
 
 def _size_of(recipe: Recipe, stage: str) -> tuple[int, int, int]:
-    """Return voxels that the network of a stage sees at once."""
+    """Return the number of voxels in one input of a stage's network."""
     settings = SETTINGS[recipe.pipeline].of(recipe.settings)
     if isinstance(settings, SingleSettings):
         return settings.window
@@ -272,7 +272,7 @@ def _size_of(recipe: Recipe, stage: str) -> tuple[int, int, int]:
 
 
 def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: DatasetStatistics, device: torch.device) -> float:
-    """Make two steps of a stage on noise and time the second one."""
+    """Run two steps of a stage on noise and time the second one."""
     n_classes = len(recipe.labels) + 1
     parent = find_card(recipe.start_from) if recipe.start_from else None
     kwargs = dict(parent.nets[stage.stage].kwargs) if parent else {}

@@ -24,7 +24,7 @@ _SHARE = Range(0, 1)
 
 @dataclass(frozen=True)
 class Replay:
-    """Cases of before, with labels of their own, that keep what a model knew.
+    """Previously learned cases, with labels of their own, so that a model does not forget.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ _AUGMENT_RANGES = {
 
 @dataclass(frozen=True)
 class Augment:
-    """How training volumes are varied.
+    """How training volumes are augmented.
 
     Parameters
     ----------

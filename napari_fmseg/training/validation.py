@@ -1,4 +1,4 @@
-"""How well networks do on held-out cases while they are being trained, by the pipeline that users run."""
+"""Validation during training, on held-out cases, by the pipeline that users run."""
 
 from __future__ import annotations
 

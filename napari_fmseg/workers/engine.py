@@ -1,8 +1,8 @@
-"""Segmenting in a process of its own, so that the program that asks for it stays quick, and survives.
+"""Segmentation in a separate process, so that the calling program stays responsive and survives a crash.
 
 Loading torch and running networks would hold Python's lock for long, and a window would stall. In another process they
-cannot; it stays warm between runs, can be stopped at any moment, gives all memory of the graphics card back when it
-ends, and takes nobody along when it crashes.
+cannot; it stays warm between runs, can be stopped at any moment, frees all GPU memory when it
+ends, and does not crash the parent.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class RemoteEngine:
     Parameters
     ----------
     command
-        The words that start the process; None takes this Python and this package.
+        The program and its arguments; None takes this Python and this package.
     idle_minutes
         After which the process ends and gives its memory back; the next run starts another.
     environment
@@ -117,14 +117,14 @@ class RemoteEngine:
         point: Sequence[int] | None = None,
         device: str = "auto",
     ) -> Iterator[Event]:
-        """Map what spoke for a class, as `napari_fmseg.explain.gradcam.grad_cam` does; else as `segment`.
+        """Compute the saliency map of a class, as `napari_fmseg.explain.gradcam.grad_cam` does; else as `segment`.
 
         Parameters
         ----------
         volume, model
             As for `segment`.
         label, point
-            The class, and the voxel (z, y, x) that the question is about.
+            The class, and the voxel (z, y, x) to explain.
         device
             As in `SegmentOptions`.
         """
@@ -149,7 +149,7 @@ class RemoteEngine:
     def cancel(self) -> None:
         """Stop the run that is going on, if there is one; from any thread, returns at once.
 
-        The process is asked to stop, and killed if it has not after 0.3 s. The run's iterator then raises `Cancelled`.
+        The process is asked to stop, and killed after 0.3 s. The run's iterator then raises `Cancelled`.
         """
         run = self._run
         if run is None or run.cancelled:
@@ -203,7 +203,7 @@ class RemoteEngine:
             raise Cancelled("The segmentation was cancelled.")
 
     def _first(self, run: _Run, request: dict[str, Any]) -> Event | None:
-        """Send the request and give the first event; the process is started if need be."""
+        """Send the request and return the first event; the process is started if need be."""
         for last_try in (False, True):
             run.process = self._ensure_process()
             if run.cancelled:
@@ -221,7 +221,7 @@ class RemoteEngine:
         return None
 
     def _stop(self, run: _Run) -> None:
-        """Request the process to stop this run, and make it stop if it does not."""
+        """Ask the process to stop this run, and kill it if it does not."""
         until = time.monotonic() + PATIENCE_S
         process = run.process
         if process is None:  # it will see that it is cancelled before it asks for anything
@@ -240,7 +240,7 @@ class RemoteEngine:
                     process.kill()
 
     def _leave(self, run: _Run) -> None:
-        """Come to the end of a run, however it came: the link is left between two messages, or is ended."""
+        """End a run: the channel is left between two messages, or the process is ended."""
         if not run.over and run.process is not None:
             self.cancel()
             try:

@@ -72,7 +72,7 @@ def _take_over() -> MessageChannel:
 
 
 def _leave_one_processor() -> None:
-    """Allow torch have one thread less than there are processors: the window is never short of one.
+    """Let torch use one thread less than there are cores, so that one is left for the window.
 
     On a processor with two threads per core torch takes one per core anyway.
     """
@@ -84,7 +84,7 @@ def _leave_one_processor() -> None:
 
 
 def _listen(wire: MessageChannel, inbox: queue.SimpleQueue[dict[str, Any]], cancelled: set[int]) -> None:
-    """Accept what is asked while the main thread computes; when the other end closes, end at once."""
+    """Receive requests while the main thread computes; when the other end closes, end at once."""
     try:
         while True:
             kind, fields = wire.receive()
@@ -119,7 +119,7 @@ def _broken(error: Exception) -> str:
 
 
 def _next_request(inbox: queue.SimpleQueue[dict[str, Any]], idle_s: float) -> dict[str, Any] | None:
-    """Wait for what is asked next, None if nothing comes; when it does not come at once, tidy up first."""
+    """Wait for the next request, None if none comes; when it does not come at once, free memory first."""
     try:
         return inbox.get(timeout=min(_TIDY_AFTER_S, idle_s))
     except queue.Empty:
@@ -158,7 +158,7 @@ def _events(
 
 
 def _model(models: list[Model], card: ModelCard, device: str) -> Model:
-    """Return a model, loaded now or before; only the last ones stay."""
+    """Return a model from those kept loaded, or load it; only the last ones are kept."""
     from napari_fmseg.models.weights import load_model
     from napari_fmseg.nets.runtime.device import pick_device
 
@@ -174,7 +174,7 @@ def _model(models: list[Model], card: ModelCard, device: str) -> Model:
 
 
 def _tell(wire: MessageChannel, run: int, error: Exception) -> None:
-    """Send what went wrong, as the kind of error that the other side knows."""
+    """Send an error as one of the classes that the other side knows."""
     known = next((kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__), FmsegError)
     text, name = str(error), known.__name__
     if not isinstance(error, FmsegError):
@@ -189,7 +189,7 @@ def _tell(wire: MessageChannel, run: int, error: Exception) -> None:
 
 
 def _give_back() -> None:
-    """Return memory between runs: the models stay, what the last run needed goes."""
+    """Free memory between runs; the models stay loaded."""
     import torch
 
     gc.collect()

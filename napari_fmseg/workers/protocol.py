@@ -1,4 +1,4 @@
-"""How the engine's process and ours speak: a head in JSON, then the arrays as they lie in memory.
+"""Messages between the engine's process and ours: a head in JSON, then the arrays as they are in memory.
 
 A message is a magic number, the length of its head and the head; behind it come the bytes of the arrays that the head
 describes. Nothing is pickled, so that a message can hold data only, never code. Reading and writing go through calls
@@ -50,7 +50,7 @@ _KINDS: dict[str, type] = {
 
 
 class ChannelClosed(Exception):
-    """The other end has gone, or said something that is no message."""
+    """The other end has gone, or sent something that is not a message."""
 
 
 class MessageChannel:

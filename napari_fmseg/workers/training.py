@@ -107,13 +107,13 @@ class RemoteTraining:
 
 
 def _end_descendants(child: ChildProcess) -> None:
-    """Let nothing that the process has started outlive it: it would hold the pipe open, and memory."""
+    """Kill what the process has started when it ends: it would hold the pipe open, and memory."""
     child.wait()
     child.kill()
 
 
 def _event_in(line: bytes) -> TrainEvent | None:
-    """Read a line; what libraries print among the events is passed over."""
+    """Return the event in a line, or None: what libraries print among the events is skipped."""
     if not line.startswith(b'{"event"'):
         return None
     try:

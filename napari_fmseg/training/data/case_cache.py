@@ -1,4 +1,4 @@
-"""Cases made ready once for coarse-to-fine training, by several processes, and kept on disk.
+"""Cases downsampled once for coarse-to-fine training, by several processes, and cached on disk.
 
 Each case is kept twice, as it was measured: the whole volume and the surroundings of its labels, both no finer than
 the networks will ever look at. Many cases share one safetensors file, whose tensors are mapped from disk: only what
@@ -57,7 +57,7 @@ _END = End(
 
 @dataclass(frozen=True)
 class Prepared(Sample):
-    """A case with two looks at it; intensities are as measured.
+    """A case at two resolutions; intensities are as measured.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Prepared(Sample):
 
 @dataclass(frozen=True)
 class _Wish:
-    """What is kept of a case."""
+    """How a case is downsampled."""
 
     labels: tuple[str, ...]
     ignore: int
@@ -100,7 +100,7 @@ Order = tuple[str, Case, Mapping[int, str]]
 def prepare(
     cases: Sequence[tuple[Case, Mapping[int, str]]], recipe: Recipe, folder: Path, place: torch.device
 ) -> Generator[Progress, None, list[Prepared]]:
-    """Make cases ready, or take them from `folder` where they lie already.
+    """Downsample cases, or take them from `folder` where they are cached already.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def _wish(recipe: Recipe) -> _Wish:
 
 
 def _key(case: Case, names: Mapping[int, str], wish: _Wish) -> str:
-    """Name what is kept after what it is made from: another content, another name."""
+    """Return the cache key of a case: a hash of its files and of how it is downsampled."""
     files = [*case.images, *([case.labels] if case.labels else [])]
     facts = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.exists()]
     told = json.dumps([facts, sorted(names.items()), dataclasses.asdict(wish)])
@@ -164,7 +164,7 @@ def _key(case: Case, names: Mapping[int, str], wish: _Wish) -> str:
 
 
 def _find_kept(folder: Path) -> dict[str, Path]:
-    """Find the files in which cases are kept, by their keys."""
+    """Return the cache files by the keys of the cases in them."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, Path] = {}
@@ -192,7 +192,7 @@ _PARTS = ("image", "labels", "whole", "whole_labels")
 
 
 def _here(orders: Sequence[Order], wish: _Wish, folder: Path) -> Iterator[str]:
-    """Make cases ready in this process; give the key of each."""
+    """Downsample cases in this process; yield the key of each."""
     from safetensors.torch import save
 
     for first in range(0, len(orders), _PER_FILE):
@@ -208,7 +208,7 @@ def _here(orders: Sequence[Order], wish: _Wish, folder: Path) -> Iterator[str]:
 
 
 def _prepare_case(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[dict[str, Tensor], str]:
-    """Read a case and look at it twice; tell in JSON what else is known of it."""
+    """Read a case and downsample it twice; return the tensors and, in JSON, its edges and spacing."""
     volume, truth = read_case(case, names, wish.labels, wish.ignore)
     data, geometry = to_canonical(volume)
     image, labels = to_tensor(data), to_tensor(to_canonical(truth)[0])[0]
@@ -231,7 +231,7 @@ def _prepare_case(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[di
 
 
 def _crop_and_shrink(image: Tensor, labels: Tensor, box: Box, most: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Cut image and labels, and make them smaller where they have more voxels than `most`."""
+    """Crop image and labels, and downsample them where they have more voxels than `most`."""
     image, labels = image[(slice(None), *box)], labels[box]
     size = [min(n, math.ceil(m)) for n, m in zip(labels.shape, most, strict=True)]
     for axis, (n, m) in enumerate(zip(labels.shape, size, strict=True)):
@@ -249,7 +249,7 @@ def _all(shape: Sequence[int]) -> Box:
 
 
 def _by_processes(orders: Sequence[Order], wish: _Wish, folder: Path, processes: int) -> Iterator[str]:
-    """Make cases ready in several processes; give the key of each."""
+    """Downsample cases in several processes; yield the key of each."""
     per_file = max(1, min(_PER_FILE, math.ceil(len(orders) / processes)))
     parts = [orders[i : i + per_file] for i in range(0, len(orders), per_file)]
     shares = [[order for part in parts[i::processes] for order in part] for i in range(min(processes, len(parts)))]
@@ -297,7 +297,7 @@ def _listen(child: ChildProcess, lines: queue.Queue[str | ChildProcess]) -> None
 
 
 def _serve() -> None:
-    """Be one of the processes."""
+    """Run as one of the processes."""
     when_parent_exits(os.getppid(), lambda: os._exit(1))
     own_process()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Where the cases of a training come from: a folder, a list, phantoms, folds of them, and cases of before."""
+"""Where the training cases come from: a folder, a list, phantoms, folds of them, and replayed cases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Source:
 
 
 def sources_of(recipe: Recipe) -> Iterator[Source]:
-    """Yield the cases of the recipe, then those of before."""
+    """Yield the cases of the recipe, then the replayed ones."""
     names, training, validation = cases_for(recipe)
     yield Source(names, training, validation, folder=recipe.dataset)
     for replay in recipe.replay:

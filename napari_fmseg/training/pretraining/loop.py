@@ -168,7 +168,7 @@ class _Run:
                     epoch = _Epoch(state["step"])
 
     def _check_others(self) -> None:
-        """All processes must learn from the same volumes, or they would not learn the same."""
+        """Raise InvalidRecipe unless all processes found the same volumes."""
         mine = seed_of(len(self.training), *self.training, *self.held)
         if broadcast_ints(self.fabric, mine) != [mine]:
             raise InvalidRecipe(
@@ -182,7 +182,7 @@ class _Run:
             )
 
     def _goes_on(self, stopped: bool = False) -> bool:
-        """Return whether there is another step: the process that leads tells the others, and how many there are."""
+        """Return whether there is another step; the process of rank 0 broadcasts that and the number of steps."""
         state = self.state
         more = not stopped and (not state["steps"] or state["step"] < state["steps"])
         going, state["steps"], state["per_epoch"] = broadcast_ints(

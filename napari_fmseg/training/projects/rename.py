@@ -1,4 +1,4 @@
-"""Other names: of a case, with all its files, and of a class, which keeps its number and what models know of it."""
+"""Renaming of a case with all its files, and of a class, which keeps its number."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CHANNEL = re.compile(r"(_\d{4})?$")
 
 
 def rename_case(project: Project, old: str, new: str) -> Project:
-    """Call a case otherwise, in its files, its history and the records of the versions; its role stays.
+    """Rename a case in its files, its history and the records of the versions; its role stays.
 
     A run that was interrupted looks for its files under their old names: start it anew.
 
@@ -78,7 +78,7 @@ def _paths(files: CaseFiles) -> tuple[Path, ...]:
 
 
 def _target(place: str, old: str, new: str) -> str:
-    """Return where a file of a case goes, or "" where its name is not the case's."""
+    """Return the new path of a file of a case, or "" where its name is not that of the case."""
     part, _, file = place.rpartition("/")
     ending = suffix_of(Path(file))
     stem = file.removesuffix(ending)
@@ -96,7 +96,7 @@ def _with_name(project: Project, old: str, new: str, record: CaseRecord) -> Proj
 
 
 def _rewrite_records(change: Transaction, project: Project, old: str, new: str) -> None:
-    """Call the case otherwise in the records of runs and versions: its old name may have told who the patient is."""
+    """Rename the case in the records of runs and versions: its old name may identify the patient."""
     parts = ("learned", "held_out", "scores", "training", "validation", "missing_classes")
 
     def rename_scores(table: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _rewrite(change: Transaction, project: Project, pattern: str, rename: Callab
 
 
 def rename_class(project: Project, old: str, new: str) -> Project:
-    """Call a class otherwise; it keeps its number, its labels, and what the versions know of it.
+    """Rename a class; it keeps its number and its labels, and the versions follow.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def _with_class(record: CaseRecord, old: str, new: str) -> CaseRecord:
 
 
 def _rewrite_version(change: Transaction, project: Project, card: ModelCard, old: str, new: str) -> None:
-    """Call the class otherwise in the card of a version and in its scores; the weights know numbers only."""
+    """Rename the class in the card of a version and in its scores; the weights hold numbers only."""
     place = relative(card.folder, project.folder)
     own = dataclasses.replace(
         card,

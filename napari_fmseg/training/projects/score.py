@@ -1,4 +1,4 @@
-"""How good a model is on cases of a project: by the pipeline that users run, on what is labelled."""
+"""Scores of a model on cases of a project, by the pipeline that users run, on the labelled voxels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["cases_to_score", "measure"]
 
 
 def cases_to_score(project: Project, version: int) -> tuple[str, ...]:
-    """Name the held-out cases on which a version was not measured yet, because they are new or were relabelled."""
+    """Return the held-out cases on which a version is not scored yet, because they are new or were relabelled."""
     return tuple(
         name
         for name in project.labelled

@@ -1,4 +1,4 @@
-"""The models of a project: every version is kept with what it learned from, and a better one comes into use."""
+"""The models of a project: every version is kept with its training cases, and a better one comes into use."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Version:
 
 @dataclass(frozen=True)
 class VersionResult:
-    """What became of a new version: whether it is in use now, and why."""
+    """A new version, whether it is in use now, and why."""
 
     project: Project
     version: Version
@@ -263,7 +263,7 @@ def leaked_cases(project: Project, card: ModelCard) -> tuple[str, ...]:
 
 
 def newest_version_without(project: Project, images: Iterable[str]) -> Version | None:
-    """Return the newest version that has learned from none of these images, or None.
+    """Return the newest version that was trained on none of these images, or None.
 
     From it a model may start that is to be measured on them, such as in a `Fold`.
     """
@@ -273,7 +273,7 @@ def newest_version_without(project: Project, images: Iterable[str]) -> Version |
 
 
 def activate_version(project: Project, number: int) -> Project:
-    """Use a version because the user says so.
+    """Use a version that the user has chosen.
 
     Raises
     ------
@@ -290,7 +290,7 @@ def activate_version(project: Project, number: int) -> Project:
 
 
 def roll_back(project: Project) -> Project:
-    """Use the version that was in use before; the present one stays in the list.
+    """Return to the previously used version; the present one stays in the list.
 
     Raises
     ------

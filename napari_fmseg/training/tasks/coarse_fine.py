@@ -28,7 +28,7 @@ __all__ = ["CoarseFineTask", "brighten_structures", "fine_window"]
 
 
 class CoarseFineTask(Labelled):
-    """Gives the whole volume on the coarse grid, or the box around the labels on the fine one."""
+    """Samples the whole volume on the coarse grid, or the box around the labels on the fine one."""
 
     def __init__(
         self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
@@ -63,7 +63,7 @@ class CoarseFineTask(Labelled):
 
 
 def fine_window(case: Prepared, margin_mm: float, jitter_mm: float, rng: np.random.Generator) -> Spans:
-    """Draw the box that the fine network sees, as edges along z, y, x in the voxels of ``case.image``.
+    """Sample the box that the fine network receives, as edges along z, y, x in the voxels of ``case.image``.
 
     Every other one is the labels' box with the pipeline's margin. Of the others each face moves on its own from the
     labels' box, uniformly from a third of `jitter_mm` inwards to `jitter_mm` outwards. No box leaves the volume, and
@@ -100,7 +100,7 @@ def brighten_structures(image: Tensor, target: Tensor, most: float, rng: np.rand
 
 
 def _unit(intensity: Intensity) -> Intensity:
-    """Return how intensities become 0..1 before they are varied: z-scores are taken last."""
+    """Return how intensities become 0..1 before they are augmented: z-scores are taken last."""
     if intensity.kind == "window_zscore":
         return Intensity("window", intensity.low, intensity.high)
     return Intensity("percentile", 0, 100) if intensity.kind == "zscore" else intensity
