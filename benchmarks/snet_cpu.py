@@ -70,7 +70,7 @@ def plain(state: dict[str, torch.Tensor], x: torch.Tensor, n_heads: int) -> list
 
 def serve(form: str, size: int, folder: str) -> None:
     """Be one form: run once per line of stdin, answer with seconds, processor seconds and peak memory."""
-    from napari_fmseg.core.allocator import keep_freed_memory
+    from napari_fmseg.core.allocator import keep_freed_memory, own_process
     from napari_fmseg.nets import build
     from napari_fmseg.nets.runtime.device import pick_precision
     from napari_fmseg.nets.runtime.prepare import prepare
@@ -87,6 +87,7 @@ def serve(form: str, size: int, folder: str) -> None:
     else:
         print(json.dumps("float32"), flush=True)
         if form == "plain, pages kept":
+            own_process()
             keep_freed_memory()
 
         def run() -> torch.Tensor:

@@ -31,7 +31,7 @@ from napari_fmseg.io import read_labels, read_volume, write_labels
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.training import Case, Recipe, Replay, StageRecipe, cases_of, load_recipe, train
-from napari_fmseg.training.planner import _timed, facts_of
+from napari_fmseg.training.planner import _set_duration, facts_of
 
 ROOT, SHARED = budgeted.ROOT, budgeted.SHARED
 HIPPOCAMPUS = "fmsf-hippocampus-mr"
@@ -54,7 +54,7 @@ class Results(budgeted.Results):
         elif key not in self.table["plans"]:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             facts = facts_of(cases[:2], names, [n for n in recipe.labels if n in names.values()])
-            stages, told = _timed(recipe, facts, device, minutes * 60, 10)
+            stages, told = _set_duration(recipe, facts, device, minutes * 60, 10)
             self.table["plans"][key] = {s.stage: [s.steps, s.steps_per_epoch] for s in stages}
             print("\n".join(told), flush=True)
             self.save()

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from napari_fmseg.core.allocator import keep_freed_memory
+from napari_fmseg.core.allocator import keep_freed_memory, own_process
 from napari_fmseg.core.errors import MissingExtra
 from napari_fmseg.nets import NETWORKS, build
 from napari_fmseg.nets.unet3d import ATTENTIONS
@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], metavar="NETWORK")
     said = parser.parse_args()
     if said.write:
+        own_process()
         keep_freed_memory()
         PAGE.write_text(page(torch.device(said.device), said.only), encoding="utf-8")
     else:

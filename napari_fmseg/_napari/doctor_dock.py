@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
-from qtpy.QtCore import QProcess, QProcessEnvironment
 from qtpy.QtGui import QTextOption
 from qtpy.QtWidgets import (
     QApplication,
@@ -23,20 +20,21 @@ from qtpy.QtWidgets import (
 
 from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error, text_label, versions
 from napari_fmseg._napari.common.dock import Dock
+from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.tooltips import DOCTOR
 from napari_fmseg.core.errors import FmsegError
-from napari_fmseg.core.package import import_root
+from napari_fmseg.core.processes import ChildProcess, python_module
 
 __all__ = ["DoctorDock"]
 
 # mark and colour of a state; all three can be read on napari's dark and light grounds
 _MARKS = {"ok": ("✓", "#2f9e57"), "warn": ("!", "#c77f00"), "bad": ("✗", "#dd4b4b")}
 _RANK = {"bad": 0, "warn": 1, "ok": 2}
-COMMAND = (sys.executable, "-m", "napari_fmseg", "doctor", "--json")
+COMMAND = tuple(python_module("napari_fmseg", "doctor", "--json"))
 
 
 class DoctorDock(Dock):
-    """Looks at torch, devices, memory, packages and models in a process of its own and lists the findings.
+    """Checks torch, devices, memory, packages and models in a separate process and lists the findings.
 
     Parameters
     ----------
@@ -79,24 +77,18 @@ class DoctorDock(Dock):
         self.setMinimumWidth(300)
         self.again_button.clicked.connect(self.run)
         self.copy_button.clicked.connect(self._on_copy)
-        self._process: QProcess | None = None
+        self._job: Job | None = None
         self.run()
 
     def run(self) -> None:
         """Inspect; the list is there in a few seconds."""
-        if self._process is not None:
+        if self._job is not None:
             return
-        self._say("Looking at this machine …", busy=True)
-        process = QProcess()
-        environment = QProcessEnvironment.systemEnvironment()
-        paths = [str(import_root()), environment.value("PYTHONPATH")]
-        environment.insert("PYTHONPATH", os.pathsep.join(path for path in paths if path))  # also from a source folder
-        process.setProcessEnvironment(environment)
-        process.finished.connect(self._on_finished)
-        process.errorOccurred.connect(self._on_failed)
-        self.destroyed.connect(lambda: _end(process))
-        self._process = process
-        process.start(self.command[0], list(self.command[1:]))
+        self._say("Checking this machine …", busy=True)
+        examination = _Examination(self.command)
+        self._job = start_job(examination.events, examination.stop, self)
+        self._job.event.connect(self._on_found)
+        self._job.failed.connect(self._on_failed)
 
     def report(self) -> str:
         """Return the findings as text."""
@@ -108,42 +100,25 @@ class DoctorDock(Dock):
 
     def closeEvent(self, event: Any) -> None:
         """End the process with the dock."""
-        if self._process is not None:
-            _end(self._process)
-            self._process = None
+        if self._job is not None:
+            self._job.abandon()
+            self._job = None
         super().closeEvent(event)
 
-    def _on_finished(self) -> None:
-        if self._process is None:
-            return
-        process, self._process = self._process, None
-        try:
-            found = json.loads(bytes(process.readAllStandardOutput().data()).decode())
-            self.findings = sorted(found, key=lambda f: _RANK[f["state"]])
-        except (ValueError, KeyError, TypeError) as error:
-            told = bytes(process.readAllStandardError().data()).decode(errors="replace").strip().splitlines()
-            self._fail(told[-1] if told else "it said nothing", error)
-            return
-        self.list.setHtml(_listed(self.findings))
-        self._say(_summed(self.findings))
+    def _on_found(self, findings: list[dict[str, str]]) -> None:
+        self._job, self.findings = None, findings
+        self.list.setHtml(_listed(findings))
+        self._say(_summed(findings))
 
-    def _on_failed(self, _error: Any = None) -> None:
-        if self._process is not None:
-            process, self._process = self._process, None
-            self._fail(process.errorString(), None)
-
-    def _fail(self, told: str, cause: Exception | None) -> None:
-        self._say("The examination did not finish")
-        error = FmsegError(
-            f"The machine could not be examined: {told}. Run `fmseg doctor` in a terminal, which shows more."
-        )
-        error.__cause__ = cause
+    def _on_failed(self, error: FmsegError) -> None:
+        self._job = None
+        self._say("The check did not finish")
         show_error(self, error, title="Doctor")
 
     def _say(self, text: str, *, busy: bool = False) -> None:
         self.summary.setText(text)
         self.again_button.setEnabled(not busy)
-        self.again_button.setToolTip("It is looking now." if busy else DOCTOR.again)
+        self.again_button.setToolTip("It is checking now." if busy else DOCTOR.again)
         self.copy_button.setEnabled(not busy and bool(self.findings))
         self.copy_button.setText("Copy report")
 
@@ -174,10 +149,33 @@ def _summed(findings: Sequence[dict[str, str]]) -> str:
     return ", ".join(parts) or "Everything is in order"
 
 
-def _end(process: QProcess) -> None:
-    """Stop a process and wait for its end, at most a second; again, or when Qt has deleted it, does no harm."""
-    with suppress(RuntimeError):
-        process.blockSignals(True)
-        if process.state() != QProcess.ProcessState.NotRunning:
-            process.kill()
-            process.waitForFinished(1000)
+class _Examination:
+    """The process that checks the machine, and its findings."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command, self._lock, self._stopped = command, threading.Lock(), False
+        self._child: ChildProcess | None = None
+
+    def events(self) -> Iterator[list[dict[str, str]]]:
+        """Yield the findings, the worst first."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._child = child = ChildProcess(self._command, "check of this machine")
+        with child:
+            text = child.stdout.read()
+            try:
+                findings = sorted(json.loads(text), key=lambda finding: _RANK[finding["state"]])
+            except (ValueError, KeyError, TypeError) as error:
+                reason = child.last_words(lines=1) or "it wrote nothing that can be read"
+                raise FmsegError(
+                    f"This machine could not be checked: {reason}. Run `fmseg doctor` in a terminal, which shows more."
+                ) from error
+        yield findings
+
+    def stop(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._stopped = True
+            if self._child is not None:
+                self._child.kill()

@@ -21,9 +21,9 @@ def bench(
     compare: bool = True,
     as_json: Json = False,
 ) -> int:
-    """Measure time and peak memory of reading, every stage and writing, and the engine against the plain network.
+    """Measure time and peak memory of reading, every stage and writing; compare our network code with plain torch.
 
-    `fmseg evaluate` tells them for each case of a folder, beside Dice.
+    `fmseg evaluate` reports them for each case of a folder, beside Dice.
 
     Parameters
     ----------
@@ -32,9 +32,9 @@ def bench(
     model
         A model's name or the path of a model card.
     repeats
-        Runs after one that warms up; medians are told.
+        Runs after one that warms up; medians are reported.
     compare
-        Whether the published SNet at 128 x 128 x 128 is run, too, by the engine and plain, in turns.
+        Also run the published SNet at 128 x 128 x 128, by our code and plain, in turns.
     """
     from napari_fmseg.evaluation import benchmark
     from napari_fmseg.models.registry import find_card
@@ -61,9 +61,9 @@ def bench(
     if as_json:
         write_json({name: dataclasses.asdict(result) for name, result in results.items()})
         return 0
-    _tell_benchmark(results["benchmark"])
+    _show_benchmark(results["benchmark"])
     if "pairing" in results:
-        _tell_pairing(results["pairing"])
+        _show_comparison(results["pairing"])
     return 0
 
 
@@ -73,7 +73,7 @@ def _phantom_volume() -> Any:
     return phantom_ct(1)[0]
 
 
-def _tell_benchmark(found: Any) -> None:
+def _show_benchmark(found: Any) -> None:
     machine = found.environment
     say(f"{found.model} on {machine['device']}, {machine['processor']}, {machine['threads']} threads, "
         f"{found.precision}; {' x '.join(map(str, found.shape))} voxels, median of {found.repeats}")  # fmt: skip
@@ -88,7 +88,7 @@ def _tell_benchmark(found: Any) -> None:
         say(f"inflating the file: {inflate['ours']:.3f} s, by the standard library {inflate['standard library']:.3f} s")
 
 
-def _tell_pairing(found: Any) -> None:
+def _show_comparison(found: Any) -> None:
     say(f"{found.network} at {' x '.join(map(str, found.shape))}, {found.repeats} pairs: "
         f"engine {found.engine_seconds:.3f} s, plain float32 {found.plain_seconds:.3f} s, "
         f"{found.times_faster:.1f} times faster ({found.times_less_work:.1f} times less processor time), "
@@ -102,16 +102,16 @@ def phantom(
     seed: int = 1,
     spacing: tuple[float, float, float] = (3.0, 3.0, 3.0),
 ) -> int:
-    """Write an abdominal CT that no patient ever had, and what is what in it.
+    """Write a synthetic abdominal CT with its labels.
 
     Parameters
     ----------
     out
         The image (ct.nii.gz; the labels become ct_labels.nii.gz), or a folder.
     seed
-        Draws the patient; the same seed gives the same voxels.
+        Of the random anatomy; the same seed gives the same voxels.
     spacing
-        Distance of the voxels along z, y, x in mm.
+        Voxel spacing along z, y, x in mm.
     """
     from napari_fmseg.datasets.phantom import phantom_ct
     from napari_fmseg.io import suffix_of, write_labels, write_volume

@@ -1,4 +1,4 @@
-"""The commands about one case or one class of a project: its earlier labels, other names, and leaving."""
+"""The commands about one case or one class of a project: label history, renaming, excluding and removing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Case = Positional[Annotated[str, arg(metavar="CASE")]]
 
 
 def history(folder: Folder, case: Case, /, *, as_json: Json = False) -> int:
-    """List the labels that a case had and has, and the revision of those of now.
+    """List the present and earlier labels of a case, and the revision of the present ones.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def history(folder: Folder, case: Case, /, *, as_json: Json = False) -> int:
     if as_json:
         write_json({"labels": [dataclasses.asdict(row) for row in rows], "revision": revision})
         return 0
-    say(table(("NUMBER", "SAVED (UTC)", "TELLS OF", ""), [
+    say(table(("NUMBER", "SAVED (UTC)", "CLASSES", ""), [
         (str(row.number), row.changed[:16] or "-", ", ".join(row.classes) or "-", "now" if row.present else "")
         for row in rows
     ]))  # fmt: skip
@@ -54,7 +54,7 @@ def history(folder: Folder, case: Case, /, *, as_json: Json = False) -> int:
 
 
 def restore(folder: Folder, case: Case, /, *, number: int = 0) -> int:
-    """Accept earlier labels of a case again; those of now stay in its history.
+    """Restore earlier labels of a case; the present ones stay in its history.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def restore(folder: Folder, case: Case, /, *, number: int = 0) -> int:
     case
         Its name.
     number
-        Of the labels, as `fmseg project history` lists them; 0 takes the latest of the earlier ones.
+        Number of the labels, as `fmseg project history` lists them; 0 takes the latest of the earlier ones.
     """
     project = restore_labels(open_project(folder), case, number - 1)
     say(f"{case}: the earlier labels are in use again, as number {label_history(project, case)[-1].number}")
@@ -80,15 +80,15 @@ def remove(folder: Folder, case: Case, /, *, with_labels: bool = False) -> int:
     case
         Its name.
     with_labels
-        Delete it although it has labels.
+        Remove it although it has labels.
     """
     remove_case(open_project(folder), case, with_labels=with_labels)
-    say(f"{case} was removed; if its image comes again, it has the role that it had")
+    say(f"{case} was removed; if its image is added again, it gets the role that it had")
     return 0
 
 
 def exclude(folder: Folder, case: Case, /) -> int:
-    """Leave a case out of training and measuring; its files stay.
+    """Exclude a case from training and scoring; its files stay.
 
     Parameters
     ----------
@@ -98,12 +98,12 @@ def exclude(folder: Folder, case: Case, /) -> int:
         Its name.
     """
     exclude_case(open_project(folder), case)
-    say(f"{case} takes no part until `fmseg project include` brings it back")
+    say(f"{case} is excluded until `fmseg project include` includes it again")
     return 0
 
 
 def include(folder: Folder, case: Case, /) -> int:
-    """Allow a case take part again that was left out.
+    """Include an excluded case again.
 
     Parameters
     ----------

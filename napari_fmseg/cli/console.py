@@ -5,10 +5,12 @@ Results go to stdout, everything else to stderr; bars only move where a person l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +19,7 @@ from tyro.conf import arg
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress, StageResult, StepDone, Warned
 from napari_fmseg.core.json_values import plain
+from napari_fmseg.core.structuring import OldSpelling
 from napari_fmseg.core.volume import Volume
 from napari_fmseg.models.licences import remember_terms, unread_terms
 
@@ -27,6 +30,7 @@ __all__ = [
     "metrics_table",
     "note",
     "note_warnings",
+    "notices",
     "number",
     "say",
     "show_event",
@@ -53,9 +57,27 @@ def note(text: str) -> None:
 
 
 def note_warnings(volume: Volume, path: Path) -> None:
-    """Write to stderr what was repaired while reading a file, and what looks odd in it."""
+    """Write to stderr what was repaired while reading a file, and what is unusual in it."""
     for text in volume.warnings:
         note(f"Warning: {path.name}: {text}")
+
+
+@contextlib.contextmanager
+def notices() -> Iterator[None]:
+    """Write each notice of a replaced name to stderr once, without the line of code that Python would add."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", OldSpelling)
+        show, shown = warnings.showwarning, set[str]()
+
+        def write(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if not issubclass(category, OldSpelling):
+                show(message, category, *where, **more)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                note(f"Notice: {message}")
+
+        warnings.showwarning = write
+        yield
 
 
 def write_json(document: Any) -> None:
@@ -143,7 +165,7 @@ class Bars:
         self._progress.update(self._tasks[name], completed=done, total=total, text=text)
 
     def clear(self) -> None:
-        """Accept all bars away, for the next volume."""
+        """Remove all bars, for the next volume."""
         for task in self._tasks.values():
             self._progress.remove_task(task)
         self._tasks.clear()
@@ -157,7 +179,7 @@ class Bars:
 
 
 def show_event(event: object, bars: Bars, whose: str = "") -> None:
-    """Show an event of any long work; remarks begin with `whose`."""
+    """Show an event of any long work; warnings begin with `whose`."""
     match event:
         case Progress(stage, done, total):
             bars.move(stage, done, total)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from napari_fmseg.core.errors import DeviceUnavailable, UnknownModel, WeightsMismatch
 from napari_fmseg.core.hardware import CAPABILITY_VARIABLE, _lines, cpu_capability, n_cores, processor_name
@@ -20,9 +20,6 @@ from napari_fmseg.core.package import __version__
 from napari_fmseg.models.card import ModelCard, read_card
 from napari_fmseg.models.folders import user_models_folder
 from napari_fmseg.models.registry import list_models
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Finding", "State", "examine"]
 
@@ -78,7 +75,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Inspect at Python, torch, devices, memory, disk, packages and models; nothing is changed and nothing leaves here.
+    """Check Python, torch, devices, memory, disk, packages and models; nothing is changed and nothing leaves here.
 
     Returns
     -------

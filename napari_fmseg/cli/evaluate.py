@@ -1,4 +1,4 @@
-"""``fmseg evaluate``: a model on all labelled cases of a folder. ``fmseg why``: what spoke for a class."""
+"""``fmseg evaluate``: a model on all labelled cases of a folder. ``fmseg explain``: a saliency map of a class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from napari_fmseg.cli.console import Bars, Json, metrics_table, note, number, say, show_event, show_terms, write_json
 from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["evaluate", "why"]
+__all__ = ["evaluate", "explain"]
 
 
 def evaluate(
@@ -28,7 +28,7 @@ def evaluate(
     accept_licence: bool = False,
     as_json: Json = False,
 ) -> int:
-    """Measure a model on labelled cases: a table of cases x metrics; started again, it goes on where it was.
+    """Evaluate a model on labelled cases: a table of cases x metrics. Started again, it resumes.
 
     Parameters
     ----------
@@ -38,16 +38,16 @@ def evaluate(
         A model's name (`fmseg models` lists them) or the path of a model card.
     output
         Folder for evaluation.csv and .json (a row per case and class) and cases.csv (a row per case, with seconds and
-        memory of every part).
+        memory of every step).
     part
         Which of its cases; "all" is training and validation. "test" is the list of that name in dataset.json, else
         imagesTs with labelsTs.
     labels
-        A folder of labels, where FOLDER holds images only; the files are called as the images.
+        A folder of labels, where FOLDER holds images only; the files have the names of the images.
     tolerance_mm
         How far apart surfaces may lie and still agree, for NSD.
     keep_labels
-        Write what was found to output/labels, too.
+        Write the segmentations to output/labels, too.
     accept_licence
         Accept the terms of a model whose data restrict its use, without being asked.
     """
@@ -90,7 +90,7 @@ def evaluate(
     return 1 if failed else 0
 
 
-def why(
+def explain(
     image: Positional[Annotated[Path, arg(metavar="IMAGE")]],
     /,
     *,
@@ -103,7 +103,7 @@ def why(
     accept_licence: bool = False,
     as_json: Json = False,
 ) -> int:
-    """Map which places of an image spoke for a class (Seg-Grad-CAM): 0 to 1, on the grid that the network looked at.
+    """Write a saliency map of a class (Seg-Grad-CAM): 0 to 1, on the grid that the network received.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ def why(
     output
         The map: NAME.nii.gz, .nrrd or .mha.
     voxel
-        Index z y x of the voxel that is asked about; without it all that is found of the class.
+        Index z y x of the voxel to explain; without it, the whole segmented class.
     layer
         Of the network, as torch names it; "auto" takes the deepest.
     device
@@ -133,15 +133,15 @@ def why(
     card = find_card(model)
     show_terms(card, accept_licence)
     loaded = load_model(card, device=device)
-    asked = int(label) if label.isdigit() else label
+    target = int(label) if label.isdigit() else label
     with Bars(quiet=as_json) as bars:
-        for event in grad_cam(read_volume(image), loaded, asked, point=voxel, layer=layer):
+        for event in grad_cam(read_volume(image), loaded, target, point=voxel, layer=layer):
             show_event(event, bars)
             if isinstance(event, StageResult) and event.stage == STAGE:
                 write_volume(event.output, output)
-                told = {"output": output, **event.output.meta, "seconds": event.seconds, "note": event.note}
+                result = {"output": output, **event.output.meta, "seconds": event.seconds, "note": event.note}
     if as_json:
-        write_json(told)
+        write_json(result)
     else:
-        say(f"{output}  {told['seconds']:.1f} s")
+        say(f"{output}  {result['seconds']:.1f} s")
     return 0

@@ -34,26 +34,26 @@ def export(
     format
         Of the files in a folder: stl, ply, obj, nii.gz, nrrd or mha.
     source
-        The DICOM series that the labels lie on, for a DICOM SEG.
+        The DICOM series that was labelled, for a DICOM SEG.
     series
         Which series of that folder, if it holds several.
     smooth
-        Take the steps between slices off a mesh.
+        Smooth the steps between slices of a mesh.
     """
     from napari_fmseg.core.events import Saved
     from napari_fmseg.io import export as export_files
     from napari_fmseg.io import read_labels
 
     if export_files.kind_of(output, format) == "dicom-seg" and source is None:
-        raise _Usage("A DICOM SEG refers to the series that the labels lie on: name its folder with --source.")
+        raise _Usage("A DICOM SEG refers to the series that was labelled: give its folder with --source.")
     wanted = export_files.Export(
         export_files.kind_of(output, format), output, format, smooth=smooth, source=source, series=series
     )
     written = []
     with Bars(quiet=as_json) as bars:
-        lying = read_labels(labels)
-        note_warnings(lying, labels)
-        for event in export_files.export(lying, wanted):
+        label_map = read_labels(labels)
+        note_warnings(label_map, labels)
+        for event in export_files.export(label_map, wanted):
             show_event(event, bars)
             if isinstance(event, Saved):
                 written.append(event.path)

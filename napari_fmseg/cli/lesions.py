@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from napari_fmseg.cli.console import Json, note, note_warnings, number, say, table, write_json
 
-__all__ = ["lesions", "tell_found"]
+__all__ = ["lesions", "show_lesion_scores"]
 
 
 def lesions(
@@ -27,32 +27,33 @@ def lesions(
     suv: Literal["auto", "never", "required"] = "auto",
     as_json: Json = False,
 ) -> int:
-    """Measure every lesion: volume, largest and mean uptake, total (TLG), place. Research use only.
+    """Measure every lesion: volume, maximum and mean uptake, total (TLG), position. Research use only.
 
-    In SUV where the image is a DICOM PET that says what it takes; else in the unit that the image has.
+    In SUV where the image is a DICOM PET with the tags for it; else in the unit of the image.
 
     Parameters
     ----------
     image
-        The image, as a file or a DICOM folder; of a PET the PET, not the CT beside it.
+        The image, as a file or a DICOM folder; of a PET/CT the PET.
     labels
-        A file with labels. On another grid than the image they are read on the image's.
+        A file with labels. On another grid they are resampled to that of the image (nearest voxel).
     csv
-        Write the table here, too, with a last row for all lesions.
+        Write the table to this file too, with a last row for all lesions.
     min_ml
-        Leave out parts smaller than so many millilitres.
+        Leave out connected components below so many millilitres.
     label
-        Take the lesions of this label only.
+        Measure the lesions of this label only.
     channel
         Which channel of the image to measure, counted from 0.
     series
         Which series of a DICOM folder that holds several.
     suv
-        In standardised uptake values: where the tags allow (auto), never, or not at all if they do not (required).
+        Standardised uptake values: where the tags allow them (auto), never, or refuse the file where they do not
+        (required).
     """
     from napari_fmseg.core.resampling import resample
     from napari_fmseg.core.volume import LabelMap
-    from napari_fmseg.evaluation import lesions as room
+    from napari_fmseg.evaluation import lesions as measures
     from napari_fmseg.io import read_labels, read_volume
 
     volume, found = read_volume(image, series=series, suv=suv), read_labels(labels)
@@ -62,23 +63,23 @@ def lesions(
         moved = resample(found, volume.geometry, order=0)
         assert isinstance(moved, LabelMap)
         found = moved
-        note("The labels lie on another grid; they were read on the grid of the image (nearest voxel).")
-    measured = room.lesions(found, volume, label=label, min_ml=min_ml, channel=channel)
-    written = None if csv is None else room.write_lesions(measured, csv)
+        note("The labels lie on another grid; they were resampled to the grid of the image (nearest voxel).")
+    measured = measures.lesions(found, volume, label=label, min_ml=min_ml, channel=channel)
+    written = None if csv is None else measures.write_lesions(measured, csv)
     if as_json:
         totals = {"ml": measured.ml, "total": measured.total, "max": measured.max, "mean": measured.mean}
         rows = [dataclasses.asdict(lesion) for lesion in measured.lesions]
         write_json({"unit": measured.unit, "lesions": rows, "all": totals, "left_out": measured.left_out})
         return 0
-    _tell(measured, room.columns(measured))
+    _show(measured, measures.columns(measured))
     if measured.left_out:
-        say(f"{measured.left_out} parts below {min_ml:g} ml were left out.")
+        say(f"{measured.left_out} components below {min_ml:g} ml were left out.")
     if written is not None:
         say(str(written))
     return 0
 
 
-def _tell(found: object, columns: tuple[str, ...]) -> None:
+def _show(found: object, columns: tuple[str, ...]) -> None:
     from napari_fmseg.evaluation.lesions import LesionTable
 
     assert isinstance(found, LesionTable)
@@ -100,8 +101,8 @@ def _uptake(*values: float) -> tuple[str, ...]:
     return tuple(f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}" for value in values)
 
 
-def tell_found(scores: Mapping[str, Mapping[str, float]]) -> None:
-    """Show what `napari_fmseg.evaluation.lesion_metrics.score_lesions` gives."""
+def show_lesion_scores(scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Show the result of `napari_fmseg.evaluation.lesion_metrics.score_lesions`."""
     columns = ("true_lesions", "found", "missed", "false_lesions")
     say(table(
         ("LABEL", "LESIONS", "FOUND", "MISSED", "FALSE", "SENSITIVITY", "FALSE ml", "MISSED ml"),

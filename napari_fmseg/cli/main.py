@@ -17,8 +17,8 @@ import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from napari_fmseg.cli.bench import bench, phantom
-from napari_fmseg.cli.console import USE, Json, note, say, table, write_json
-from napari_fmseg.cli.evaluate import evaluate, why
+from napari_fmseg.cli.console import USE, Json, note, notices, say, table, write_json
+from napari_fmseg.cli.evaluate import evaluate, explain
 from napari_fmseg.cli.exit_codes import _STOPPED, _explain
 from napari_fmseg.cli.export import export
 from napari_fmseg.cli.lesions import lesions
@@ -27,8 +27,10 @@ from napari_fmseg.cli.projects import PROJECT_COMMANDS
 from napari_fmseg.cli.score import score
 from napari_fmseg.cli.segment import segment
 from napari_fmseg.cli.train import crossval, pretrain, train
+from napari_fmseg.core.allocator import own_process
 from napari_fmseg.core.hardware import wait_asleep
 from napari_fmseg.core.processes import ending_tidily
+from napari_fmseg.core.structuring import OLD_SPELLINGS, notify_old_spelling
 from napari_fmseg.core.temporary_files import sweep
 
 __all__ = ["main"]
@@ -40,25 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv
-        Its words without the program's name; None takes those of this process.
+        Its arguments without the program's name; None takes those of this process.
 
     Returns
     -------
     int
         The exit code.
     """
-    if argv is None:  # this process is the command's own; the environment of a program that calls us is not ours
+    if argv is None:  # this process is the command's own; a program that calls us keeps its environment and settings
         wait_asleep()
+        own_process()
     words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     sweep(Path(tempfile.gettempdir()))
     try:
-        with ending_tidily():
-            return _run(words)
+        with ending_tidily(), notices():
+            return _run(_with_new_names(words))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         note(
-            "Stopped. What was saved stays; the same command goes on from there."
+            "Stopped. What was saved stays; the same command resumes from there."
             if words[0] in ("train", "pretrain", "crossval", "evaluate")
             else "Stopped."
         )
@@ -83,7 +86,7 @@ def _run(words: list[str]) -> int:
     return int(
         tyro.extras.subcommand_cli_from_dict(
             commands, prog=prog, args=rest or ["--help"], config=(FlagCreatePairsOff,),
-            description=f"Segment 3-D medical images, and learn to. {USE}",
+            description=f"Segment 3-D medical images, and train models for it. {USE}",
         )
     )  # fmt: skip
 
@@ -96,6 +99,25 @@ def _group(words: list[str]) -> tuple[dict[str, Callable[..., int]], str, list[s
     if first == ["models"] and second and second[0] in MODEL_COMMANDS:
         return MODEL_COMMANDS, "fmseg models", words[1:]
     return COMMANDS, "fmseg", words
+
+
+_OLD_COMMANDS = {"why": "explain"}
+
+
+def _with_new_names(words: list[str]) -> list[str]:
+    """Replace commands and options that were renamed, with a notice for each."""
+    renamed = list(words)
+    if words and words[0] in _OLD_COMMANDS:
+        renamed[0] = _OLD_COMMANDS[words[0]]
+        notify_old_spelling(f"fmseg {words[0]}", f"fmseg {renamed[0]}")
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        new = OLD_SPELLINGS.get(option.removeprefix("--").replace("-", "_")) if option.startswith("--") else None
+        if new is not None:
+            new = "--" + new.replace("_", "-")
+            notify_old_spelling(option, new)
+            renamed[place] = new + equals + value
+    return renamed
 
 
 def _at_home(word: str) -> str:
@@ -112,7 +134,7 @@ def _version() -> int:
 
 
 def doctor(*, as_json: Json = False) -> int:
-    """Return what this machine has and lacks, and the exact fix for each."""
+    """Check this machine: Python, torch, devices, memory, packages and models, with the exact fix for each problem."""
     from napari_fmseg.cli.doctor import examine
 
     findings = examine()
@@ -131,9 +153,7 @@ def doctor(*, as_json: Json = False) -> int:
 
 
 def project() -> int:
-    """Return the volumes and labels to learn from, in a folder: init, add, list, split, rank, prepare, keep,
-    predict.
-    """
+    """Manage training cases and model versions in a folder: init, add, list, split, rank, prepare, keep, predict."""
     return main(["project", "--help"])
 
 
@@ -142,7 +162,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "models": models,
     "score": score,
     "evaluate": evaluate,
-    "why": why,
+    "explain": explain,
     "lesions": lesions,
     "project": project,
     "train": train,

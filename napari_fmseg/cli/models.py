@@ -1,4 +1,4 @@
-"""The commands about models: ``fmseg models``, ``fmseg models ...``, which carries them about, ``fmseg convert``."""
+"""The commands about models: ``fmseg models``, its sub-commands, and ``fmseg convert``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MODEL_COMMANDS", "convert", "models"]
 def models(*, as_json: Json = False) -> int:
     """List the models: what each segments, how well, and what its licence allows.
 
-    `fmseg models export`, `import` and `rollback` carry models between machines and between versions.
+    `fmseg models export` and `import` carry models between machines; `rollback` returns to an earlier version.
     """
     from napari_fmseg.models.registry import list_models
 
@@ -27,7 +27,7 @@ def models(*, as_json: Json = False) -> int:
         write_json([{**dataclasses.asdict(c), "mean_dice": c.mean_dice, "where": _where(c)} for c in cards])
         return 0
     if not cards:
-        note("No model is installed. `fmseg doctor` says what to do; `fmseg train` makes one.")
+        note("No model is installed. `fmseg doctor` lists what to do; `fmseg train` makes one.")
         return 0
     say(table(
         ("MODEL", "MODALITY", "DICE", "LICENCE", "WHERE", "SEGMENTS"),
@@ -93,14 +93,14 @@ def import_(
     *,
     replace: bool = False,
 ) -> int:
-    """Accept a model from one file; its hash is checked.
+    """Install a model from one file; its hash is checked.
 
     Parameters
     ----------
     file
-        What `fmseg models export` wrote.
+        A file written by `fmseg models export`.
     replace
-        Take it in place of another model of yours with the same name.
+        Replace another model of yours with the same name.
     """
     from napari_fmseg.models.archive import import_model
 
@@ -115,7 +115,7 @@ def join(
     *,
     output: Path,
 ) -> int:
-    """Put networks that were converted one by one into one model, such as a coarse and a fine one.
+    """Merge separately converted networks into one model, such as a coarse and a fine one.
 
     Parameters
     ----------
@@ -139,14 +139,14 @@ def rollback(
     *,
     to: int = 0,
 ) -> int:
-    """Use the version of a project's model that was in use before; no version is ever deleted.
+    """Return to the previously used version of a project's model; no version is ever deleted.
 
     Parameters
     ----------
     folder
         The project.
     to
-        Which version; 0 takes the one before.
+        Which version; 0 takes the previous one.
     """
     from napari_fmseg.training.projects import activate_version, open_project, publish, roll_back
 
@@ -173,7 +173,7 @@ def convert(
     new_heads: bool = False,
     part: str = "",
 ) -> int:
-    """Turn a published checkpoint (.pt, .pth) into safetensors and a model card; no code in it is ever run.
+    """Convert a published checkpoint (.pt, .pth) to safetensors and a model card; code in it is never run.
 
     Parameters
     ----------
@@ -181,8 +181,8 @@ def convert(
         As FMSF-PT ({net, optimizer, epoch}), MIS-FM ({model_state_dict, iteration}) or EfficientSegmentation
         ({state_dict, epoch}) saves it, or a plain state dict.
     network
-        snet, attnnet, edgenet, fmunet, pctnet, baseunet, contextunet or efficientsegnet; the last three tell their
-        classes, channels and blocks themselves.
+        snet, attnnet, edgenet, fmunet, pctnet, baseunet, contextunet or efficientsegnet; of the last three the
+        classes, channels and blocks are read from the checkpoint.
     output
         Where to write: NAME.safetensors, with NAME.toml beside it.
     n_classes
@@ -196,11 +196,11 @@ def convert(
     widths
         Channels of its five levels (fmunet, pctnet).
     flat_levels
-        Levels that look within slices only, 0 to 2 (fmunet, pctnet).
+        Levels that convolve within slices only, 0 to 2 (fmunet, pctnet).
     input_size
         Patch z y x that it was trained with (pctnet).
     new_heads
-        Where only the number of classes differs, draw the last layers anew and take the rest.
+        Where only the number of classes differs, initialise the last layers anew and load the rest.
     part
         Its name in the model; by default the stage that it serves: consensus, attention, edge; coarse, fine; net.
     """
@@ -215,7 +215,7 @@ def convert(
     say(f"{done.weights}\n{done.card}")
     if done.fresh:
         note(f"{len(done.taken)} tensors were taken. {len(done.fresh)} are new: {', '.join(done.fresh)}.")
-    note("Fill in what the checkpoint does not say: the card's comments tell what is missing.")
+    note("Fill in what the checkpoint does not hold: the card's comments list what is missing.")
     return 0
 
 

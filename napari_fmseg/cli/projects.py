@@ -29,7 +29,7 @@ from napari_fmseg.training.projects import (
     list_versions,
     open_project,
     prepare_run,
-    ranked,
+    rank_cases,
     recipe_file,
     scan_cases,
     training_plan,
@@ -45,20 +45,20 @@ Folder = Positional[Annotated[Path, arg(metavar="PROJECT")]]
 def init(
     folder: Folder, /, *, labels: tuple[str, ...] = (), channels: tuple[str, ...] = ("image",), name: str = ""
 ) -> int:
-    """Make a project, or take up a folder that another tool made in nnU-Net's raw layout.
+    """Create a project, or use a folder in nnU-Net's raw layout that another tool made.
 
     Parameters
     ----------
     folder
-        Where it lies; made if it is not there.
+        Where it is; created if it is missing.
     labels
         Names of the classes, in order; not for a folder that has a dataset.json.
     channels
         Names of the channels of a volume, such as CT, or T1 T2.
     name
-        Of the data set; by default the folder's.
+        Name of the data set; by default that of the folder.
     """
-    project = _settled(init_project(folder, labels, channels=channels, name=name))
+    project = _scan(init_project(folder, labels, channels=channels, name=name))
     say(f"{project.folder}: {len(project.files)} case(s), {', '.join(project.facts.numbers)}")
     return 0
 
@@ -76,7 +76,7 @@ def add(
     replace: bool = False,
     labelling: OmitArgPrefixes[LabelOptions] = LabelOptions(),  # noqa: B008 - frozen
 ) -> int:
-    """Add a volume with or without labels; or, without --image, give a case its corrected labels.
+    """Add a volume with or without labels; without --image, replace the labels of a case by corrected ones.
 
     Parameters
     ----------
@@ -84,23 +84,23 @@ def add(
         The project.
     image
         A file or a DICOM folder; one file per channel where there are several, in the order of the channels (files
-        that end in _0000, _0001 are put in it).
+        that end in _0000, _0001 are sorted by it).
     labels
         A file with labels, on the image's grid.
     case
-        Its name in the project, by default case-001 and on; never a patient's name.
+        Its name in the project, by default case-001 and so on; never a patient's name.
     link
         Link to the image instead of copying it.
     again
-        Add an image that is there already under another name.
+        Add an image although the project has it under another name.
     revision
-        Of the labels that these correct, as `fmseg project history` gives it; refused if there are others by now.
+        Revision of the labels that these correct (see `fmseg project history`); refused if they have changed since.
     replace
         Replace the labels that the case has, whoever made them; they stay in its history.
     """
     project = open_project(folder)
     if not image and (labels is None or not case):
-        raise FmsegError("There is nothing to add. Name --image, or --case and --labels to label a case that is there.")
+        raise FmsegError("There is nothing to add. Give --image, or --case and --labels to label an existing case.")
     name = case
     files = image[0] if len(image) == 1 else image
     if not image:
@@ -122,14 +122,14 @@ def add(
 
 
 def list_cases(folder: Folder, /, *, as_json: Json = False) -> int:
-    """List the cases: what each is for, how the present model does on it, and what is labelled.
+    """List the cases: the role of each, the Dice of the model in use, and what is labelled.
 
     Parameters
     ----------
     folder
         The project.
     """
-    project = _looked_at(folder, quiet=as_json)
+    project = _open_unchanged(folder, quiet=as_json)
     rows = case_table(project)
     if as_json:
         write_json({"cases": [dataclasses.asdict(row) for row in rows], "in_use": project.index.used[-1:]})
@@ -145,14 +145,14 @@ def list_cases(folder: Folder, /, *, as_json: Json = False) -> int:
 
 
 def split(folder: Folder, /, *, as_json: Json = False) -> int:
-    """Return which cases are held out for ever, and which are learned from.
+    """List which cases are held out permanently, and which are used for training.
 
     Parameters
     ----------
     folder
         The project.
     """
-    project = _settled(open_project(folder), quiet=as_json)
+    project = _scan(open_project(folder), quiet=as_json)
     plan = training_plan(project)
     training, held = [case.name for case in plan.training], [case.name for case in plan.validation]
     if as_json:
@@ -161,20 +161,20 @@ def split(folder: Folder, /, *, as_json: Json = False) -> int:
         return 0
     say(f"held out: {', '.join(held) or '-'}\ntraining: {', '.join(training)}\n{plan.note}")
     for name, classes in plan.partial.items():
-        say(f"{name} says nothing of: {', '.join(classes)}")
+        say(f"{name} is not labelled with: {', '.join(classes)}")
     return 0
 
 
 def rank(folder: Folder, /, *, as_json: Json = False) -> int:
-    """List the cases to label, the one first that the present model is least sure of.
+    """List the cases without labels, the one that the model in use is least certain of first.
 
     Parameters
     ----------
     folder
         The project.
     """
-    project = _looked_at(folder, quiet=as_json)
-    rows = ranked(project)
+    project = _open_unchanged(folder, quiet=as_json)
+    rows = rank_cases(project)
     if as_json:
         write_json([dataclasses.asdict(row) for row in rows])
         return 0
@@ -183,7 +183,7 @@ def rank(folder: Folder, /, *, as_json: Json = False) -> int:
         return 0
     _show(rows)
     if not any(row.uncertainty is not None for row in rows):
-        note("How unsure the model is was not computed yet, so they are listed by name.")
+        note("The uncertainty of the model was not computed yet (`fmseg project predict`), so they are listed by name.")
     return 0
 
 
@@ -196,7 +196,7 @@ def prepare(
     augment: Augment = Augment(),  # noqa: B008 - frozen
     events: bool = False,
 ) -> int:
-    """Choose a recipe for the project's cases, this machine and the minutes; `fmseg train` then carries it out.
+    """Write a recipe for the project's cases, this machine and the given minutes; `fmseg train` then runs it.
 
     Parameters
     ----------
@@ -205,64 +205,64 @@ def prepare(
     start_from
         "project" for its model in use, the name of another model or its card's path, or "" for nothing.
     lesson
-        How long, and with what.
+        Duration, device and network.
     augment
-        How volumes are varied.
+        How volumes are augmented.
     events
         Print every event as one JSON line to stdout, for another program to follow.
     """
-    run = _followed(prepare_run(open_project(folder), start_from, lesson, augment), events=events)
+    run = _follow(prepare_run(open_project(folder), start_from, lesson, augment), events=events)
     if not events:
         say(f"{run.plan.note}\nfmseg train {recipe_file(run)}\nfmseg project keep {folder} --run {run.folder.name}")
     return 0
 
 
 def keep(folder: Folder, /, *, run: int, force: bool = False, events: bool = False) -> int:
-    """Measure what a run has learned on the held-out cases, keep it as a version, and use it if it is better.
+    """Score a trained model on the held-out cases, add it as a version, and use it if it is better.
 
     Parameters
     ----------
     folder
         The project.
     run
-        The number of the run, as its folder in fmseg/runs is called.
+        The number of the run, which is the name of its folder in fmseg/runs.
     force
-        Use it whatever its scores.
+        Use it whatever its scores are.
     events
         Print every event as one JSON line to stdout, for another program to follow.
     """
     from napari_fmseg.training.projects import finish_run
 
-    kept = _followed(finish_run(open_project(folder), run, force=force), events=events, remarks=False)
+    kept = _follow(finish_run(open_project(folder), run, force=force), events=events, remarks=False)
     if not events:
         say(f"version {kept.version.number} {'is' if kept.in_use else 'is not'} in use. {kept.why}")
     return 0
 
 
 def predict(folder: Folder, /, *, cases: tuple[str, ...] = (), device: str = "auto", events: bool = False) -> int:
-    """Segment the cases without labels with the model in use, to be corrected, and say how unsure it is of each.
+    """Segment the cases without labels with the model in use, to be corrected, and compute its uncertainty for each.
 
     Parameters
     ----------
     folder
         The project.
     cases
-        Only these.
+        Only these cases.
     device
-        Where it runs.
+        auto, cpu, cuda or mps.
     events
         Print every event as one JSON line to stdout, for another program to follow.
     """
     from napari_fmseg.training.projects import predict as find
 
-    project = _followed(find(open_project(folder), cases, device=device), events=events)
+    project = _follow(find(open_project(folder), cases, device=device), events=events)
     if not events:
-        _show(ranked(project))
+        _show(rank_cases(project))
     return 0
 
 
-def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: bool = False, remarks: bool = True) -> T:
-    """Run work to its end, with a bar and remarks or with events for another program; gives what it returns."""
+def _follow(work: Generator[Any, None, T], *, events: bool = False, quiet: bool = False, remarks: bool = True) -> T:
+    """Run work to its end, with bars and warnings or with events for another program; return its result."""
     with Bars(quiet=events or quiet) as bars:
         while True:
             try:
@@ -276,14 +276,14 @@ def _followed(work: Generator[Any, None, T], *, events: bool = False, quiet: boo
                 show_event(event, bars)
 
 
-def _looked_at(folder: Path, *, quiet: bool = False) -> Project:
-    """Open a project to tell of it: nothing of it is written."""
-    return _settled(open_project(folder, tidy=False), quiet=quiet, write=False)
+def _open_unchanged(folder: Path, *, quiet: bool = False) -> Project:
+    """Open a project without writing to it."""
+    return _scan(open_project(folder, tidy=False), quiet=quiet, write=False)
 
 
-def _settled(project: Project, *, quiet: bool = False, write: bool = True) -> Project:
-    """Examine what is new, with a bar; remark what cannot be used."""
-    project = _followed(scan_cases(project, write=write), quiet=quiet)
+def _scan(project: Project, *, quiet: bool = False, write: bool = True) -> Project:
+    """Scan new and changed cases, with a bar, and warn of those that cannot be used."""
+    project = _follow(scan_cases(project, write=write), quiet=quiet)
     for row in case_table(project):
         if row.problem:
             note(f"{row.name} cannot be used: {row.problem}")
@@ -292,7 +292,7 @@ def _settled(project: Project, *, quiet: bool = False, write: bool = True) -> Pr
 
 def _show(rows: tuple[CaseRow, ...]) -> None:
     say(table(
-        ("CASE", "STATUS", "DICE", "UNSURE", "SLICES %", "CHANGED (UTC)", "TELLS OF"),
+        ("CASE", "STATUS", "DICE", "UNCERTAINTY", "SLICES %", "CHANGED (UTC)", "CLASSES"),
         [(row.name, row.status, number(row.dice), number(row.uncertainty),
           f"{100 * row.labelled:.0f}" if row.classes else "-", row.changed[:16] or "-", ", ".join(row.classes) or "-")
          for row in rows],

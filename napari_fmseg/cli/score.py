@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from napari_fmseg.cli.console import Json, note, note_warnings, number, say, table, write_json
-from napari_fmseg.cli.lesions import tell_found
+from napari_fmseg.cli.lesions import show_lesion_scores
 
 
 def score(
@@ -38,7 +38,7 @@ def score(
     by_number
         Compare labels by their number even where the files name them differently.
     csv
-        Write one row per case to this file: Dice and NSD of every label, and the seconds that the manifests tell.
+        Write one row per case to this file: Dice and NSD of every label, and the seconds recorded in the manifests.
     lesions
         Compare lesion by lesion, too: how many are found, and the volume of those that are false or missed.
     min_ml
@@ -59,9 +59,9 @@ def score(
         if prediction.is_dir():
             left_out = without_partner(prediction, truth)
             if left_out:
-                note(f"{len(left_out)} files have no partner in the other folder and were not compared:\n"
+                note(f"{len(left_out)} files have no counterpart in the other folder and were not compared:\n"
                      + "\n".join(f"  {path}" for path in left_out))  # fmt: skip
-            _tell_cases(cases, csv, tolerance_mm, left_out, as_json=as_json)
+            _show_cases(cases, csv, tolerance_mm, left_out, as_json=as_json)
             return 0
     else:
         found, true = _read_pair(prediction, truth, by_number=by_number)
@@ -83,12 +83,12 @@ def score(
     say(f"mean Dice {number(_mean_dice(scores))}")
     if lesions:
         say("")
-        tell_found(by_lesion)
+        show_lesion_scores(by_lesion)
     return 0
 
 
 def _read_pair(prediction: Path, truth: Path, *, by_number: bool) -> tuple[Any, Any]:
-    """Read two files with labels; what was repaired goes to stderr."""
+    """Read two files with labels; write to stderr what was repaired."""
     from napari_fmseg.io import read_labels
 
     pair = []
@@ -98,10 +98,10 @@ def _read_pair(prediction: Path, truth: Path, *, by_number: bool) -> tuple[Any, 
     return (dataclasses.replace(pair[0], names={}) if by_number else pair[0]), pair[1]
 
 
-def _tell_cases(
+def _show_cases(
     cases: Sequence[Any], csv: Path, tolerance_mm: float, left_out: Sequence[Path], *, as_json: bool
 ) -> None:
-    """Report the means of each case, and where the table lies."""
+    """Show the means of each case and the path of the table."""
     rows = [case.row(tolerance_mm) for case in cases]
     if as_json:
         write_json({"csv": str(csv), "cases": rows, "left_out": left_out})
@@ -116,5 +116,5 @@ def _tell_cases(
 
 def _mean_dice(scores: dict[str, dict[str, float]]) -> float:
     """Return the mean over the labels that are in either file."""
-    told = [row["dice"] for row in scores.values() if row["dice"] == row["dice"]]
-    return sum(told) / len(told) if told else float("nan")
+    known = [row["dice"] for row in scores.values() if row["dice"] == row["dice"]]
+    return sum(known) / len(known) if known else float("nan")

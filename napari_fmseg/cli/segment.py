@@ -29,13 +29,13 @@ def segment(
 ) -> int:
     """Segment volumes. Research use only. Not a medical device.
 
-    Beside each result lies a manifest, RESULT.json: model, hash, device, options and seconds; nothing of the patient.
+    Beside each result a manifest is written, RESULT.json: model, hash, device, options and seconds; no patient data.
 
     Parameters
     ----------
     images
-        Files, DICOM folders, or folders of volumes. For a model of several channels name one image for each, in the
-        order of the model: ct.nii pet.nii. They are put on the grid of the first.
+        Files, DICOM folders, or folders of volumes. For a model of several channels give one image for each, in the
+        order of the model: ct.nii pet.nii. They are resampled to the grid of the first.
     model
         A model's name (`fmseg models` lists them) or the path of a model card.
     output
@@ -43,12 +43,12 @@ def segment(
     series
         Which series of a DICOM folder that holds several.
     suv
-        Read a DICOM PET in standardised uptake values: where its tags allow (auto), never, or not at all if they do
-        not (required).
+        Convert a DICOM PET to standardised uptake values: where its tags allow it (auto), never, or refuse the file
+        where they do not (required).
     stages_dir
-        Write every stage here too, each on its own grid.
+        Write the result of every stage to this folder too, each on its own grid.
     preview
-        Write a picture of the result here (PNG; a folder for several volumes).
+        Write a picture of the result (PNG; a folder for several volumes).
     accept_licence
         Accept the terms of a model whose data restrict its use, without being asked.
     """
@@ -58,7 +58,7 @@ def segment(
     from napari_fmseg.pipelines.batch import Done, plan_jobs, segment_file
 
     if not images:
-        raise _Usage("There is nothing to segment: name at least one file or folder.")
+        raise _Usage("There is nothing to segment: give at least one file or folder.")
     card = find_card(model)
     jobs = plan_jobs(images, output, series=series, channels=len(card.channels))
     native_reader.isolate(len(jobs) > 1)  # a file that makes a parser crash must not end the run for the others
@@ -75,9 +75,9 @@ def segment(
                 ):
                     show_event(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
                     if isinstance(event, Done):
-                        rows.append(_done(event))
+                        rows.append(_result_table(event))
                         if not as_json:
-                            say(_told(event))
+                            say(_result_line(event))
             except (FmsegError, MemoryError, OSError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
                     raise
@@ -97,7 +97,7 @@ def segment(
 
 
 def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
-    """Return where the picture of `result` goes."""
+    """Return the path of the picture of `result`."""
     from napari_fmseg.io import suffix_of
 
     if preview.suffix.lower() != ".png":
@@ -107,14 +107,14 @@ def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
     return preview
 
 
-def _done(done: Any) -> dict[str, Any]:
+def _result_table(done: Any) -> dict[str, Any]:
     names = done.labels.names
     volumes = {names.get(value, str(value)): ml for value, ml in done.labels.volumes_ml().items()}
     return {"image": done.job.image, "output": done.job.result, "manifest": done.manifest,
             "seconds": done.seconds, "volumes_ml": volumes, "notes": done.notes}  # fmt: skip
 
 
-def _told(done: Any) -> str:
+def _result_line(done: Any) -> str:
     names = done.labels.names
     volumes = [f"{names.get(value, value)} {ml:.1f} ml" for value, ml in done.labels.volumes_ml().items()]
     return f"{done.job.result}  {sum(done.seconds.values()):.1f} s  {', '.join(volumes) or 'nothing was found'}"

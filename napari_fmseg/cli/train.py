@@ -1,4 +1,4 @@
-"""``fmseg train``, ``crossval`` and ``pretrain``: what learns, followed by a person or a program, ended when asked."""
+"""``fmseg train``, ``crossval`` and ``pretrain``: they show progress, or events for a program, and stop when asked."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def train(
     tensorboard: bool = False,
     events: bool = False,
 ) -> int:
-    """Learn a model from labelled volumes, from scratch or from another model; started again, it goes on.
+    """Train a model on labelled volumes, from scratch or from another model. Started again, it resumes.
 
     Parameters
     ----------
     recipe
         A TOML file; resources/recipes has those of the shipped models.
     dataset
-        Folder to learn from instead of the recipe's: imagesTr, labelsTr and dataset.json as nnU-Net has them.
+        Training data instead of the recipe's: a folder in nnU-Net's layout (imagesTr, labelsTr, dataset.json).
     out
-        Folder of the run instead of the recipe's.
+        Folder for the run instead of the recipe's.
     start_from
         A model to start from instead of the recipe's: its name, or the path of its card, such as a pretrained one.
     tensorboard
@@ -56,7 +56,7 @@ def train(
         changes["start_from"] = str(Path(start_from).resolve()) if start_from.endswith(".toml") else start_from
     if tensorboard:
         changes["tensorboard"] = True
-    return _tell(learn(load_recipe(recipe, **changes)), events)
+    return _run(learn(load_recipe(recipe, **changes)), events)
 
 
 def pretrain(
@@ -73,27 +73,27 @@ def pretrain(
     tensorboard: bool = False,
     events: bool = False,
 ) -> int:
-    """Pretrain a network on volumes without labels by Volume Fusion; started again, it goes on.
+    """Pretrain a network on unlabelled volumes by Volume Fusion. Started again, it resumes.
 
     Parameters
     ----------
     source
-        A folder with volumes of any readable kind, or a TOML file with the fields of PretrainRecipe.
+        A folder with volumes in any readable format, or a TOML file with the fields of PretrainRecipe.
     output
-        Folder of the run: checkpoint, decoded volumes, then card and weights. Needed with a folder.
+        Folder for the run: checkpoint, decoded volumes, then card and weights. Required with a folder.
     network
         Any name of docs/reference/networks.md but snet, attnnet and edgenet; published for fmunet and pctnet. A recipe
         names its own.
     steps
         Optimiser steps instead of the recipe's.
     minutes
-        About how long to learn; the steps follow from the speed of the first ones.
+        About how long to train; the number of steps follows from the speed of the first ones.
     patch
         Voxels z y x of a sample instead of the recipe's.
     device
         auto, cpu, cuda or mps; a recipe names its own.
     devices
-        Processes that learn together instead of the recipe's, one per graphics card. On several machines: torchrun.
+        Number of processes instead of the recipe's, one per GPU. On several machines use torchrun.
     tensorboard
         Write files for TensorBoard into the folder of the run.
     events
@@ -118,7 +118,7 @@ def pretrain(
         recipe = dataclasses.replace(recipe, tensorboard=True)
     if patch is not None:
         recipe = dataclasses.replace(recipe, fusion=dataclasses.replace(recipe.fusion, patch=patch))
-    return _tell(learn(recipe), events, softly=True)
+    return _run(learn(recipe), events, softly=True)
 
 
 def crossval(
@@ -131,16 +131,16 @@ def crossval(
     events: bool = False,
     as_json: Json = False,
 ) -> int:
-    """Train and measure one model per fold of the cases, and join them; started again, it goes on where it was.
+    """Train and evaluate one model per fold of the cases, and merge them. Started again, it resumes.
 
     Parameters
     ----------
     recipe
         As for `fmseg train`.
     folds
-        Which one a case belongs to follows from its image.
+        Number of folds; the fold of a case follows from the content of its image.
     dataset
-        Folder to learn from instead of the recipe's.
+        Training data instead of the recipe's.
     out
         Folder for fold-1, fold-2, ..., crossval.csv and .json, cases.csv and the ensemble, instead of the recipe's.
     events
@@ -154,7 +154,7 @@ def crossval(
     changes = {name: str(path.resolve()) for name, path in given.items() if path is not None}
     last: list[Crossval] = []
 
-    def told() -> Generator[object, None, None]:
+    def show_folds() -> Generator[object, None, None]:
         with contextlib.closing(validate(load_recipe(recipe, **changes), folds)) as work:
             for event in work:
                 if isinstance(event, Crossval):
@@ -164,7 +164,7 @@ def crossval(
                     note(f"Fold {event.fold} of {event.total}: mean Dice {number(event.dice)} over {event.n} cases")
                 yield event
 
-    _tell(told(), events, quiet=as_json)
+    _run(show_folds(), events, quiet=as_json)
     found = last[0]
     if as_json:
         write_json({"rows": [dataclasses.asdict(row) for row in found.rows], "table": found.table})
@@ -174,8 +174,8 @@ def crossval(
     return 1 if any(case.problem for case in found.cases.cases) else 0
 
 
-def _tell(learning: Generator[object, None, None], as_json: bool, *, softly: bool = False, quiet: bool = False) -> int:
-    """Follow a training: JSON lines for a program, bars and a line per epoch for a person."""
+def _run(learning: Generator[object, None, None], as_json: bool, *, softly: bool = False, quiet: bool = False) -> int:
+    """Show a training: JSON lines for a program, bars and a line per epoch for a person."""
     # Closing keeps what was learned, wherever an interruption falls.
     with _stopping(softly) as asked, Bars(quiet=as_json or quiet) as bars, contextlib.closing(learning):
         for event in learning:
@@ -199,10 +199,10 @@ def _show(event: object, bars: Bars) -> None:
 
 @contextlib.contextmanager
 def _stopping(softly: bool) -> Iterator[threading.Event]:
-    """Allow Ctrl-C or SIGTERM end a training, softly between two steps, so that all is kept, else at once.
+    """Stop a training on Ctrl-C or SIGTERM: with `softly` between two steps, so that all is kept, else at once.
 
-    Asked twice, somebody is in a hurry: it ends at once. After that nothing disturbs the writing. Processes that
-    follow another one are ended by that one.
+    The second signal stops it at once. After that no signal interrupts the writing. Processes that follow another
+    one are stopped by that one.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals come to that one only

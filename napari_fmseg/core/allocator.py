@@ -1,4 +1,8 @@
-"""Memory that was freed: kept by the C library for speed while networks run, or given back where it is short."""
+"""Memory that was freed: kept by the C library for speed while networks run, or given back to the system.
+
+Keeping it changes the whole process. It is done only where the process is our own, the command line's or a child's: a
+program that uses the library, napari for one, is left as it is, unless it calls `own_process` itself.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,19 @@ import ctypes
 import platform
 from functools import cache
 
-__all__ = ["keep_freed_memory", "trim_heap"]
+__all__ = ["keep_freed_memory", "own_process", "trim_heap"]
+
+_is_own = False
 
 
-@cache
+def own_process() -> None:
+    """Allow settings that hold for this whole process, because it does nothing but our work."""
+    global _is_own
+    _is_own = True
+
+
 def keep_freed_memory() -> bool:
-    """Return the C library to keep freed memory, for the whole process; once is enough.
+    """Make the C library keep freed memory, if the process is our own (see `own_process`).
 
     Large tensors are otherwise mapped and unmapped at every layer, and the page faults cost as much as the arithmetic.
     The process holds on to its peak until `trim_heap`.
@@ -21,6 +32,11 @@ def keep_freed_memory() -> bool:
     bool
         Whether it was done: on glibc only.
     """
+    return _is_own and _set_options()
+
+
+@cache
+def _set_options() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     try:
@@ -33,7 +49,7 @@ def keep_freed_memory() -> bool:
 
 
 def trim_heap() -> bool:
-    """Return freed memory back to the system, after a run; says whether it could."""
+    """Give freed memory back to the system, after a run; return whether it could."""
     if platform.libc_ver()[0] != "glibc":
         return False
     try:

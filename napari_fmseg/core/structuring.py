@@ -11,18 +11,49 @@ import json
 import math
 import reprlib
 import tomllib
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Container, Iterator, Mapping
 from functools import cache
 from pathlib import Path, PureWindowsPath
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["Range", "is_file_name", "read_table", "structure", "wrong_number"]
+__all__ = [
+    "OLD_SPELLINGS",
+    "OldSpelling",
+    "Range",
+    "is_file_name",
+    "notify_old_spelling",
+    "read_table",
+    "structure",
+    "with_new_spellings",
+    "with_old_spellings",
+    "wrong_number",
+]
 
 T = TypeVar("T")
 
+OLD_SPELLINGS: Mapping[str, str] = {
+    "min_part_ml": "min_component_ml",
+    "coarse_parts": "coarse_max_components",
+    "coarse_least_ml": "coarse_min_ml",
+    "fine_parts": "fine_max_components",
+    "fine_least_ml": "fine_min_ml",
+    "hard_times": "hard_case_weight",
+    "keep_weights": "l2sp_weight",
+    "keep_answers": "distillation_weight",
+}
+"""Fields of files and options of the command line that were renamed; the old names are read until `OLD_NAMES_END`."""
+
+OLD_NAMES_END = "0.3.0"
+
 _LARGEST_FILE = 256 << 20
 _LARGEST_INTEGER = 2**63 - 1
+
+
+class OldSpelling(FutureWarning):
+    """A file or a command uses a name that was replaced and will end."""
+
 
 _shown = reprlib.Repr()
 _shown.maxstring = _shown.maxother = 120
@@ -149,6 +180,7 @@ def structure(
     if not isinstance(table, Mapping):
         raise ValueError(f"{where.rstrip('.') or 'it'} cannot be {_shown.repr(table)}; expected a table")
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    table = with_new_spellings(table, known, where)
     if known_only:
         table = {name: value for name, value in table.items() if name in known}
     surplus = sorted(table.keys() - known.keys())
@@ -161,7 +193,39 @@ def structure(
         raise ValueError(f"the field {where}{missing[0]} is missing")
     hints = _hints(kind)  # type: ignore[arg-type]
     how = _How(finite, known_only)
-    return kind(**{name: _fitted(value, hints[name], where + name, how) for name, value in table.items()})
+    return kind(**{name: _fit_value(value, hints[name], where + name, how) for name, value in table.items()})
+
+
+def notify_old_spelling(old: str, new: str) -> None:
+    """Warn that a name was replaced, which one replaces it, and in which version the old one ends."""
+    text = f"{old} is now called {new}; the old name is read until version {OLD_NAMES_END}. Please use the new one."
+    warnings.warn(text, OldSpelling, stacklevel=3)
+
+
+def with_new_spellings(table: Mapping[str, Any], known: Container[str], where: str = "") -> Mapping[str, Any]:
+    """Return a table in which replaced names of `known` fields are the new ones, with a warning for each.
+
+    Raises
+    ------
+    ValueError
+        If a field is there by both names.
+    """
+    old_names = [old for old in table if OLD_SPELLINGS.get(old) in known and old not in known]
+    for old in old_names:
+        new = OLD_SPELLINGS[old]
+        if new in table:
+            raise ValueError(f"{where}{old} and {where}{new} are one field; keep {new}")
+        notify_old_spelling(where + old, where + new)
+    return {OLD_SPELLINGS[name] if name in old_names else name: value for name, value in table.items()}
+
+
+def with_old_spellings(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table, and the tables in it, with the names that earlier versions gave to their fields."""
+    old_names = {new: old for old, new in OLD_SPELLINGS.items()}
+    return {
+        old_names.get(name, name): with_old_spellings(value) if isinstance(value, Mapping) else value
+        for name, value in table.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +242,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _fitted(value: Any, hint: Any, name: str, how: _How) -> Any:
+def _fit_value(value: Any, hint: Any, name: str, how: _How) -> Any:
     """Return `value` as `hint` wants it."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -195,14 +259,14 @@ def _fitted(value: Any, hint: Any, name: str, how: _How) -> Any:
         kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
         if len(kinds) == len(value):
             pairs = enumerate(zip(value, kinds, strict=True))
-            return tuple(_fitted(v, k, f"{name}[{i}]", how) for i, (v, k) in pairs)
+            return tuple(_fit_value(v, k, f"{name}[{i}]", how) for i, (v, k) in pairs)
     if origin is Mapping and isinstance(value, Mapping):
-        return {_key(k, inner[0], name): _fitted(v, inner[1], f"{name}.{k}", how) for k, v in value.items()}
+        return {_key(k, inner[0], name): _fit_value(v, inner[1], f"{name}.{k}", how) for k, v in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return structure(hint, value, f"{name}.", finite=how.finite, known_only=how.known_only)
     if hint is Path and isinstance(value, str | Path) and "\0" not in str(value):
         return Path(value)
-    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_said(hint)}")
+    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_expected(hint)}")
 
 
 def _number(value: int | float, name: str, how: _How) -> int | float:
@@ -222,13 +286,13 @@ def _one_of(value: Any, kinds: tuple[Any, ...], hint: Any, name: str, how: _How)
     alike = [kind for kind in kinds if _is_table(kind) == isinstance(value, Mapping)]
     alike = [kind for kind in alike if (get_origin(kind) is tuple) == isinstance(value, list | tuple)]
     if len(kinds) == 1 or (len(alike) == 1 and isinstance(value, Mapping | list | tuple)):  # its own message says more
-        return _fitted(value, (alike or kinds)[0], name, how)
+        return _fit_value(value, (alike or kinds)[0], name, how)
     for kind in kinds:
         try:
-            return _fitted(value, kind, name, how)
+            return _fit_value(value, kind, name, how)
         except ValueError:
             continue
-    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_said(hint)}")
+    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_expected(hint)}")
 
 
 def _is_table(kind: Any) -> bool:
@@ -238,7 +302,7 @@ def _is_table(kind: Any) -> bool:
 def _key(key: Any, hint: Any, name: str) -> Any:
     """Return TOML knows keys of text only."""
     if hint is not int:
-        return _fitted(key, hint, f"a key of {name}", _How(True, False))
+        return _fit_value(key, hint, f"a key of {name}", _How(True, False))
     try:
         number = int(key)
     except ValueError as error:
@@ -248,11 +312,11 @@ def _key(key: Any, hint: Any, name: str) -> Any:
     return number
 
 
-def _said(hint: Any) -> str:
+def _expected(hint: Any) -> str:
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple:
-        return f"a list of {_said(inner[0])}" if inner[1:] == (...,) else f"{len(inner)} of {_said(inner[0])}"
+        return f"a list of {_expected(inner[0])}" if inner[1:] == (...,) else f"{len(inner)} of {_expected(inner[0])}"
     if origin is UnionType:
-        return " or ".join(_said(kind) for kind in inner if kind is not type(None))
+        return " or ".join(_expected(kind) for kind in inner if kind is not type(None))
     return words.get(hint, "a table")

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,11 +21,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from napari_fmseg.core.allocator import own_process
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress, StageResult
 from napari_fmseg.core.hardware import device_name, n_cores, processor_name
 from napari_fmseg.core.memory import MemoryWatch
-from napari_fmseg.core.package import import_root
+from napari_fmseg.core.processes import ChildProcess, python_module
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.io import read_volume, suffix_of, write_labels, write_volume
 from napari_fmseg.io.compression import open_inflated
@@ -387,18 +386,12 @@ class _PlainForm:
         (self._folder / "network.json").write_text(json.dumps(facts), encoding="utf-8")
 
     def __enter__(self) -> _PlainForm:
-        paths = [str(import_root()), os.environ.get("PYTHONPATH", "")]
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "napari_fmseg.evaluation.benchmark", str(self._folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)},
-        )
+        command = python_module("napari_fmseg.evaluation.benchmark", str(self._folder))
+        self._process = ChildProcess(command, "plain form of the network", keep_errors=False)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()  # closes its input, whereupon it ends
+        self._process.close()
         self._place.cleanup()
 
     def run(self) -> _Times:
@@ -411,12 +404,10 @@ class _PlainForm:
         return np.load(self._ask("labels"))
 
     def _ask(self, word: str) -> str:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended; the empty answer shows it
-            self._process.stdin.write(word + "\n")
+            self._process.stdin.write(f"{word}\n".encode())
             self._process.stdin.flush()
-        answer = self._process.stdout.readline().strip()
+        answer: str = self._process.stdout.readline().decode().strip()
         if not answer:
             raise FmsegError("The plain form of the network ended early. Its messages stand above; is there memory?")
         return answer
@@ -429,6 +420,7 @@ def _serve(folder: Path) -> None:
 
     from napari_fmseg.nets import build
 
+    own_process()
     facts = json.loads((folder / "network.json").read_text(encoding="utf-8"))
     device = torch.device(facts["device"])
     tensors = load_file(folder / "input.safetensors")

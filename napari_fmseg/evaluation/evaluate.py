@@ -28,9 +28,10 @@ from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Event, Progress, StageResult, Warned
 from napari_fmseg.core.json_values import plain
 from napari_fmseg.core.memory import MemoryWatch
-from napari_fmseg.core.structuring import structure
+from napari_fmseg.core.structuring import structure, with_new_spellings
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
+from napari_fmseg.datasets.run_folder import claim_run_folder
 from napari_fmseg.evaluation import metrics
 from napari_fmseg.evaluation.case_table import CaseScores, write_cases
 from napari_fmseg.io import write_labels
@@ -141,9 +142,9 @@ def evaluate(
     Raises
     ------
     FmsegError
-        If `output` holds the evaluation of another model, other options or another data set, if two cases have one
-        name, or no class is shared. A case that cannot
-        be read or segmented is listed with its problem and does not stop the others.
+        If `output` holds the evaluation of another model, other options or another data set, or another program writes
+        into it; if two cases have one name, or no class is shared. A case that cannot be read or segmented is listed
+        with its problem and does not stop the others.
     """
     options = dataclasses.replace(options or SegmentOptions(), show_stages=True)  # each is timed
     shared = sorted(set(model.card.labels.values()) & set(names.values()))
@@ -156,25 +157,26 @@ def evaluate(
     setup = plain({**dataclasses.asdict(options), "tolerance_mm": tolerance_mm, "classes": shared})
     setup.pop("device")
     whole = Evaluation(model.card.name, model.card.sha256, setup)
-    known = _same_data(_before(output / "evaluation.json", whole), cases, output)
-    for i, case in enumerate(cases):
-        yield Progress("cases", i, len(cases))
-        scores = known.get(case.name)
-        if scores is None or scores.problem or scores.stamp != _stamp(case):
-            try:
-                for event in _evaluate_case(
-                    case, names, model, options, shared, tolerance_mm, output if keep_labels else None
-                ):
-                    if isinstance(event, CaseScores):
-                        scores = event
-                    else:
-                        yield event
-            except FmsegError as error:
-                scores = CaseScores(case.name, problem=str(error), stamp=_stamp(case), source=_source(case))
-        assert scores is not None
-        whole = dataclasses.replace(whole, cases=(*whole.cases, scores))
-        _write(whole, known.values(), output)
-        yield scores
+    with claim_run_folder(output, run="evaluation"):
+        known = _same_data(_before(output / "evaluation.json", whole), cases, output)
+        for i, case in enumerate(cases):
+            yield Progress("cases", i, len(cases))
+            scores = known.get(case.name)
+            if scores is None or scores.problem or scores.stamp != _stamp(case):
+                try:
+                    for event in _evaluate_case(
+                        case, names, model, options, shared, tolerance_mm, output if keep_labels else None
+                    ):
+                        if isinstance(event, CaseScores):
+                            scores = event
+                        else:
+                            yield event
+                except FmsegError as error:
+                    scores = CaseScores(case.name, problem=str(error), stamp=_stamp(case), source=_source(case))
+            assert scores is not None
+            whole = dataclasses.replace(whole, cases=(*whole.cases, scores))
+            _write(whole, known.values(), output)
+            yield scores
     yield Progress("cases", len(cases), len(cases))
     yield whole
 
@@ -252,7 +254,8 @@ def read_evaluation(path: Path) -> Evaluation:
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         cases = tuple(structure(CaseScores, _numbers(case), finite=False) for case in told["cases"])
-        return Evaluation(told["model"], told["sha256"], told["setup"], cases)
+        known = {field.name for field in dataclasses.fields(SegmentOptions)}
+        return Evaluation(told["model"], told["sha256"], dict(with_new_spellings(told["setup"], known)), cases)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FmsegError(f"{path} is no evaluation: {error}. Choose another output, or remove the file.") from error
 

@@ -1,4 +1,4 @@
-"""Learning from labelled volumes: a recipe goes in, events come out, a model lies in a folder at the end."""
+"""Training on labelled volumes: takes a recipe, yields events, and writes a model into the folder of the run."""
 
 from __future__ import annotations
 

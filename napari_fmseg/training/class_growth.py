@@ -1,4 +1,4 @@
-"""New classes on a trained network: what it knew stays as it was, to the last logit.
+"""New classes on a trained network: the logits of the previous classes stay exactly as they were.
 
 Which axes of which tensors hold classes is found by building the network twice, with one class more the second time,
 so that any network of the registry can grow, whatever its layers are called. The row of a new class is the
@@ -34,7 +34,7 @@ Axis = tuple[int, int]
 
 @dataclass(frozen=True)
 class ExtendedClasses:
-    """What became of a network's tensors.
+    """Which tensors of a network were taken over, extended or initialised anew.
 
     Attributes
     ----------
@@ -54,8 +54,8 @@ class ExtendedClasses:
     added: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
 
-    def said(self, stage: str, parent: str) -> str:
-        """Report it in a sentence."""
+    def summary(self, stage: str, parent: str) -> str:
+        """Return a sentence that says which weights were taken and which are new."""
         parts = [f"{stage}: {len(self.taken)} tensors were taken from {parent} as they are"]
         if self.grown:
             new = f" for {', '.join(self.added)}" if self.added else ""

@@ -1,4 +1,4 @@
-"""Cross-validation: every case is once segmented by a model that never saw it; the models together are an ensemble.
+"""Cross-validation: every case is segmented by a model that was not trained on it; all models form an ensemble.
 
 Each fold is a training run in a folder of its own. A run that was stopped or killed goes on in the fold where it was;
 finished folds are read, not touched.
@@ -17,8 +17,8 @@ from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import Progress, Saved, TrainEvent, Warned
 from napari_fmseg.core.json_values import plain
-from napari_fmseg.core.structuring import read_table
 from napari_fmseg.datasets.phantom.dataset import write_phantom_dataset
+from napari_fmseg.datasets.run_folder import claim_run_folder, fingerprint
 from napari_fmseg.evaluation.case_table import CaseScores, write_cases
 from napari_fmseg.evaluation.evaluate import Evaluation, Row, evaluate, read_evaluation, summary, write_csv
 from napari_fmseg.models.card import ModelCard
@@ -28,8 +28,7 @@ from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.training import Recipe
 from napari_fmseg.training.data.sources import cases_for
 from napari_fmseg.training.loop import train
-from napari_fmseg.training.recipe_file import as_table
-from napari_fmseg.training.run_folder import hold, resolved
+from napari_fmseg.training.recipe_file import recipe_tables
 
 __all__ = ["Crossval", "FoldDone", "crossval"]
 
@@ -49,7 +48,7 @@ class FoldDone:
 
 @dataclass(frozen=True)
 class Crossval:
-    """What came of a cross-validation.
+    """The result of a cross-validation.
 
     Attributes
     ----------
@@ -67,7 +66,7 @@ class Crossval:
 
 
 def crossval(recipe: Recipe, n: int = 5) -> Generator[TrainEvent | CaseScores | FoldDone | Crossval, None, None]:
-    """Train and measure `n` models, each without a fold of the cases, and join them to an ensemble.
+    """Train and evaluate `n` models, each without one fold of the cases, and merge them into an ensemble.
 
     The fold of a case follows from its image's content, not from its name; held-out cases of a project stay out
     altogether. The fold that measures a model also chose its best epoch.
@@ -94,8 +93,13 @@ def crossval(recipe: Recipe, n: int = 5) -> Generator[TrainEvent | CaseScores | 
     InvalidRecipe
         If there are too few cases, or the folder holds another recipe's or number of folds.
     """
-    with hold(recipe.out):
-        yield from _events(_claimed(recipe, n), n)
+    if n < 2 or recipe.fold:
+        raise InvalidRecipe(f"Cross-validation takes 2 folds or more, not {n}, and a recipe without `fold`.")
+    marks = [{"folds": n, "recipe": table} for table in recipe_tables(recipe, without=("out",))]
+    with claim_run_folder(
+        recipe.out, [fingerprint(one) for one in marks], marks[0], mark="folds.json", run="cross-validation"
+    ):
+        yield from _events(_with_phantom_dataset(recipe), n)
 
 
 def _events(recipe: Recipe, n: int) -> Generator[TrainEvent | CaseScores | FoldDone | Crossval, None, None]:
@@ -124,29 +128,8 @@ def _events(recipe: Recipe, n: int) -> Generator[TrainEvent | CaseScores | FoldD
     yield result
 
 
-def _claimed(recipe: Recipe, n: int) -> Recipe:
-    """Make the folder ours, or continue what lies there if it is the same; give the recipe with its phantoms made."""
-    if n < 2 or recipe.fold:
-        raise InvalidRecipe(f"Cross-validation takes 2 folds or more, not {n}, and a recipe without `fold`.")
-    place = recipe.out / "folds.json"
-    known = [
-        {"folds": n, "recipe": {k: v for k, v in as_table(one).items() if k != "out"}}
-        for one in (resolved(recipe), recipe)
-    ]
-    try:
-        told = read_table(place)
-    except FileNotFoundError:
-        told = known[0]
-        _write(place, told)
-    except (OSError, ValueError) as error:
-        raise InvalidRecipe(
-            f"{place} cannot be read: {error}. Choose another `out`, or remove the folder to begin anew."
-        ) from error
-    if told not in known:
-        raise InvalidRecipe(
-            f"{recipe.out} holds the cross-validation of another recipe, or with another number of folds. Choose "
-            "another `out`, or remove the folder."
-        )
+def _with_phantom_dataset(recipe: Recipe) -> Recipe:
+    """Write the phantoms that a recipe asks for; return the recipe with their folder as its dataset."""
     if not recipe.phantom:
         return recipe
     folder = recipe.out / "phantom"
@@ -156,7 +139,7 @@ def _claimed(recipe: Recipe, n: int) -> Recipe:
 
 
 def _tables(recipe: Recipe, found: Sequence[Evaluation]) -> Crossval:
-    """Write what the folds say, and all cases."""
+    """Write the tables of the folds and of all cases."""
     rows = [
         Row(str(k), row.label, row.n, row.values)
         for k, one in enumerate(found, 1) for row in one.rows() if row.case == "mean"

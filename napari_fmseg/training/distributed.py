@@ -1,6 +1,6 @@
-"""Several processes that learn together, one per graphics card or, for a trial, on one processor.
+"""Several processes that train together, one per GPU or, for a trial, on one CPU.
 
-Each takes its part of every batch. The process that leads is the only one that writes, validates and tells anything;
+Each takes its part of every batch. The process of rank 0 is the only one that writes, validates and yields events;
 the others follow it step by step, so that it can stop at any of them.
 """
 
@@ -25,7 +25,7 @@ _PATIENCE = datetime.timedelta(hours=2)  # for a validation, during which the ot
 
 
 def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
-    """Make what moves networks and batches; `launch` starts the other processes.
+    """Make the Fabric of a run; its `launch` starts the other processes.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
 
 
 def broadcast_ints(fabric: Fabric, *numbers: int) -> list[int]:
-    """Return the leading process's numbers, in all of them."""
+    """Return the numbers of the process of rank 0, in all processes."""
     if fabric.world_size == 1:
         return list(numbers)
     told = torch.tensor(numbers, device=fabric.device)

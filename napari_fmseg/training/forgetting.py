@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from napari_fmseg.nets.traits import probabilities
 from napari_fmseg.training.tasks.base import make_loss, make_structure_loss
 
-__all__ = ["Teacher", "joined", "l2sp_penalty"]
+__all__ = ["Teacher", "class_merging_matrix", "l2sp_penalty"]
 
 
-def joined(labels: Sequence[str], onto: Sequence[str]) -> Tensor:
+def class_merging_matrix(labels: Sequence[str], onto: Sequence[str]) -> Tensor:
     """Return the matrix that adds up classes: (1 + len(onto), 1 + len(labels)) float32.
 
     A class that is not in `onto` goes to the background.
@@ -32,7 +32,7 @@ def joined(labels: Sequence[str], onto: Sequence[str]) -> Tensor:
 
 
 class Teacher:
-    """The network of before, which is asked about the classes that both know.
+    """The previous network, whose predictions of the shared classes are to be kept (distillation).
 
     Parameters
     ----------
@@ -50,32 +50,32 @@ class Teacher:
         shared = [name for name in own if name in wanted]
         self.net = net.eval()
         self.n_new = 1 + len(wanted)
-        self._theirs, self._ours = (joined(names, shared).to(device) for names in (own, wanted))
-        self._back = joined(wanted, own).to(device)
+        self._theirs, self._ours = (class_merging_matrix(names, shared).to(device) for names in (own, wanted))
+        self._back = class_merging_matrix(wanted, own).to(device)
         self._criterion, self._of_structures = make_loss("dice_ce"), make_structure_loss("dice_ce")
 
     def loss(self, found: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """Compare probabilities (b, classes, z, y, x) with what the network of before says of the same inputs.
+        """Compare probabilities (b, classes, z, y, x) with those of the previous network for the same inputs.
 
         Where structures may overlap for one of the two networks (no background), they are compared one by one.
         """
-        asked = [self._mixed(self._back, x) if i and x.shape[1] == self.n_new else x for i, x in enumerate(inputs)]
+        asked = [self._mix(self._back, x) if i and x.shape[1] == self.n_new else x for i, x in enumerate(inputs)]
         with torch.no_grad():
-            answer = self._mixed(self._theirs, probabilities(self.net, self.net(*asked)))
-        ours, n = self._mixed(self._ours, found), len(self._ours)
+            answer = self._mix(self._theirs, probabilities(self.net, self.net(*asked)))
+        ours, n = self._mix(self._ours, found), len(self._ours)
         if n == ours.shape[1] == answer.shape[1]:
             loss: Tensor = self._criterion(ours, answer)
             return loss
         return self._of_structures(ours[:, -(n - 1) :], answer[:, -(n - 1) :])
 
     @staticmethod
-    def _mixed(matrix: Tensor, values: Tensor) -> Tensor:
+    def _mix(matrix: Tensor, values: Tensor) -> Tensor:
         if values.shape[1] == matrix.shape[1] - 1:  # no background: structures that may overlap
             matrix = matrix[1:, 1:]
         return torch.einsum("oc,bczyx->bozyx", matrix.to(values.dtype), values)
 
 
 def l2sp_penalty(net: nn.Module, anchors: Mapping[str, Tensor]) -> Tensor:
-    """Return half the squared distance of the weights from those of before."""
+    """Return half the squared distance of the weights from the previous ones (L2-SP)."""
     parts = [(p - anchors[name]).square().sum() for name, p in net.named_parameters() if name in anchors]
     return 0.5 * torch.stack(parts).sum() if parts else torch.zeros(())

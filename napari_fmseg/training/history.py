@@ -20,13 +20,13 @@ from napari_fmseg.core.errors import MissingExtra
 from napari_fmseg.core.events import EpochDone, Pictures, StepDone, TrainEvent
 from napari_fmseg.core.processes import is_rank_zero
 
-__all__ = ["recorded"]
+__all__ = ["record_history"]
 
 
-def recorded(
+def record_history(
     events: Generator[TrainEvent, None, None], folder: Path, tensorboard: bool = False
 ) -> Generator[TrainEvent, None, None]:
-    """Pass the events of a training on, and write its history beside; in a process that does not lead, neither.
+    """Pass the events of a training on and write its history; processes of other ranks do neither.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class _Lines:
             self._write({**facts, "loss": event.loss, "seconds": event.seconds, **event.metrics})
 
     def _go_on(self, stage: str, first: int) -> None:
-        """Leave out what was written of steps that are taken again."""
+        """Remove the lines of steps that are taken again."""
         self.close()
         if not self.path.is_file():
             return

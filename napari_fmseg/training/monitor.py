@@ -1,4 +1,4 @@
-"""Tells while a model is being trained what goes wrong, early enough to stop it."""
+"""Warnings while a model is being trained, early enough to stop it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNLEARNED, _FORGOTTEN = 0.01, 0.05
 
 
 class TrainingMonitor:
-    """Tells early, and once, which class is not being learned or is being forgotten."""
+    """Warns early, and once, of a class that is not being learned or is being forgotten."""
 
     def __init__(self, recipe: Recipe, samples: Sequence[Sample], epochs: int, first: int) -> None:
         counts = range(1, len(recipe.labels) + 1)  # a class that no case has was told before
@@ -30,12 +30,12 @@ class TrainingMonitor:
         self.told = False
 
     def saw(self, drawn: Sequence[tuple[list[Tensor], Tensor]]) -> None:
-        """Count the voxels of each class that samples show."""
+        """Count the voxels of each class in samples."""
         voxels = torch.stack([target.sum((1, 2, 3)) for _, target in drawn]).sum(0)
         self.seen = voxels if self.seen is None else self.seen + voxels
 
     def warnings(self, stage: str, epoch: int, before: float, metrics: Mapping[str, float]) -> Iterator[Warned]:
-        """Yield what is wrong after an epoch; `before` is the mean Dice of the classes of before at the start."""
+        """Yield warnings after an epoch; `before` is the mean Dice of the previous classes at the start."""
         lost = before - metrics.get("old", math.nan)
         if lost > _FORGOTTEN and not self.told:
             self.told = True

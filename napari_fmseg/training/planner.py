@@ -1,4 +1,4 @@
-"""A recipe from the data: what a user would have to think about, measured instead, and told in plain words."""
+"""A recipe from the data: grids, networks and steps are measured, and the choice is explained in plain words."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _GRID = {"cpu": 400_000, "other": 2_000_000}
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """What was found in the data.
+    """Statistics of a dataset.
 
     Attributes
     ----------
@@ -92,7 +92,7 @@ def suggest_recipe(
     validation: Sequence[Case] = (),
     seconds_per_step: Mapping[str, float] | None = None,
 ) -> Suggestion:
-    """Inspect at the data, measure this machine, and suggest a recipe for a time budget.
+    """Read some of the data, measure this machine, and suggest a recipe for a time budget.
 
     Parameters
     ----------
@@ -140,13 +140,13 @@ def suggest_recipe(
         if dataset is not None
         else replace(recipe, training=tuple(training), validation=tuple(held), phantom=())
     )
-    stages, told = _timed(where, facts, place, minutes * 60, len(held), seconds_per_step)
+    stages, told = _set_duration(where, facts, place, minutes * 60, len(held), seconds_per_step)
     words += _plan_in_words(where, parent, known, facts)
     return Suggestion(replace(where, stages=stages, device=place.type), (*words, *told))
 
 
 def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[str]) -> DatasetStatistics:
-    """Read some of the cases and tell what they are like."""
+    """Read some of the cases and return their statistics."""
     picked = [cases[i] for i in np.linspace(0, len(cases) - 1, min(len(cases), _LOOK_AT)).round().astype(int)]
     shapes, spacings, inside, lows, sparse = [], [], [], [], False
     shares: dict[str, list[float]] = {label: [] for label in labels}
@@ -237,7 +237,7 @@ def _grid_of(facts: DatasetStatistics, voxels: int) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _timed(
+def _set_duration(
     recipe: Recipe,
     facts: DatasetStatistics,
     device: torch.device,
@@ -262,7 +262,7 @@ def _timed(
 
 
 def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: DatasetStatistics, device: torch.device) -> float:
-    """Make two steps of a stage on noise and time the second one."""
+    """Run two steps of a stage on noise and time the second one."""
     n_classes = len(recipe.labels) + 1
     parent = find_card(recipe.start_from) if recipe.start_from else None
     kwargs = dict(parent.nets[stage.stage].kwargs) if parent else {}

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from napari_fmseg.core.errors import InvalidRecipe, UnknownModel
-from napari_fmseg.core.structuring import read_table, structure
-from napari_fmseg.datasets.case import case_from
+from napari_fmseg.core.structuring import read_table, structure, with_new_spellings, with_old_spellings
+from napari_fmseg.datasets.case import Case, case_from
+from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.training.recipe import Recipe
 
-__all__ = ["load_recipe"]
+__all__ = ["as_table", "load_recipe", "recipe_tables", "resolve_paths"]
 
 
 def load_recipe(path: Path | str, **changes: Any) -> Recipe:
@@ -55,6 +56,10 @@ def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
             table[name] = [case_from(entry, folder) for entry in table[name]]
     if isinstance(table.get("replay"), list):
         table["replay"] = [_replay(entry, folder) for entry in table["replay"]]
+    pipeline = PIPELINES.get(str(table.get("pipeline", "phased")))
+    if pipeline is not None and isinstance(table.get("settings"), Mapping):
+        known = {field.name for field in dataclasses.fields(pipeline.settings)}
+        table["settings"] = with_new_spellings(table["settings"], known, "settings.")
     start = table.get("start_from")
     if isinstance(start, str) and start.endswith(".toml"):
         table["start_from"] = str(folder / os.path.expanduser(start))
@@ -80,3 +85,45 @@ def as_table(recipe: Recipe) -> dict[str, Any]:
         if not table["intensity"][name]:
             del table["intensity"][name]
     return table
+
+
+def recipe_tables(recipe: Recipe, without: Collection[str]) -> list[dict[str, Any]]:
+    """Return the tables by which a run folder knows its recipe, the present one first.
+
+    Earlier versions recorded paths as they were given, and the fields under their old names.
+    """
+    tables = [
+        {name: value for name, value in as_table(one).items() if name not in without}
+        for one in (resolve_paths(recipe), recipe)
+    ]
+    return [*tables, *map(with_old_spellings, tables)]
+
+
+def resolve_paths(recipe: Recipe) -> Recipe:
+    """Return a recipe whose paths do not depend on the working folder, nor on links on the way."""
+    replay = tuple(
+        dataclasses.replace(
+            one,
+            dataset=None if one.dataset is None else one.dataset.resolve(),
+            training=tuple(map(_resolve_case, one.training)),
+            validation=tuple(map(_resolve_case, one.validation)),
+        )
+        for one in recipe.replay
+    )
+    start = recipe.start_from
+    return dataclasses.replace(
+        recipe,
+        dataset=None if recipe.dataset is None else recipe.dataset.resolve(),
+        training=tuple(map(_resolve_case, recipe.training)),
+        validation=tuple(map(_resolve_case, recipe.validation)),
+        replay=replay,
+        start_from=str(Path(start).resolve()) if start.endswith(".toml") else start,
+    )
+
+
+def _resolve_case(case: Case) -> Case:
+    """Resolve the folders of a case's files; a file may itself be a link, whose target may change its place."""
+    images = tuple(path.parent.resolve() / path.name for path in case.images)
+    return dataclasses.replace(
+        case, images=images, labels=case.labels and case.labels.parent.resolve() / case.labels.name
+    )

@@ -1,23 +1,26 @@
-"""How well networks do on held-out cases while they are being trained, by the pipeline that users run."""
+"""Validation during training, on held-out cases, by the pipeline that users run."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.events import Progress, TrainEvent, drain
-from napari_fmseg.core.volume import LabelMap
+from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.evaluation.metrics import dice_per_label
 from napari_fmseg.models.weights import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training.data.samples import ValidationCase
 
-__all__ = ["dice_on_labelled_voxels", "validated"]
+__all__ = ["dice_on_labelled_voxels", "validate_model", "write_plane"]
 
 
-def validated(
+def validate_model(
     model: Model, until: str, cases: Sequence[ValidationCase], labels: Sequence[str], old: Sequence[str] = ()
 ) -> Generator[TrainEvent, None, tuple[dict[str, float], LabelMap | None]]:
     """Run a model as far as a stage on held-out cases.
@@ -63,6 +66,32 @@ def dice_on_labelled_voxels(found: LabelMap, case: ValidationCase, n_classes: in
     dice = dice_per_label(found.data * told, case.truth.data * told, n_classes)
     dice[[label - 1 for label in case.missing]] = np.nan
     return dice
+
+
+def write_plane(volume: Volume, truth: LabelMap, found: LabelMap, path: Path) -> Path:
+    """Write the axial plane that shows most of the structures: "image", "labels" and "prediction", (1, y, x) each.
+
+    Parameters
+    ----------
+    volume, truth, found
+        On one grid; voxels of `truth` that nobody labelled carry `IGNORE`.
+    path
+        An npz file without pickle, with "spacing", (3,) in mm; it is replaced whole.
+    """
+    grid, order, flips = volume.geometry.canonical()
+    image, mine, its = (
+        np.flip(np.asarray(data).transpose(order), flips) for data in (volume.channels[0], truth.data, found.data)
+    )
+    structure = (mine > 0) & (mine != IGNORE)
+    plane = int((structure if structure.any() else its > 0).sum((1, 2)).argmax())
+    shown: dict[str, Any] = {
+        "image": image[plane, None].astype(np.float32),
+        "labels": np.where(mine == IGNORE, 0, mine)[plane, None].astype(np.uint8),
+        "prediction": its[plane, None].astype(np.uint8),
+    }
+    with atomic_write(path) as file:
+        np.savez_compressed(file, spacing=np.array(grid.spacing), **shown)
+    return path
 
 
 def _means(table: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Segmenting in a process of its own, so that the program that asks for it stays quick, and survives.
+"""Segmentation in a separate process, so that the calling program stays responsive and survives a crash.
 
 Loading torch and running networks would hold Python's lock for long, and a window would stall. In another process they
-cannot; it stays warm between runs, can be stopped at any moment, gives all memory of the graphics card back when it
-ends, and takes nobody along when it crashes.
+cannot; it stays warm between runs, can be stopped at any moment, frees all GPU memory when it
+ends, and does not crash the parent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from napari_fmseg.core.volume import Volume
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.workers.engine_process import Process
+from napari_fmseg.workers.engine_process import EngineProcess
 from napari_fmseg.workers.protocol import ChannelClosed
 
 __all__ = ["RemoteEngine"]
@@ -41,7 +41,7 @@ class RemoteEngine:
     Parameters
     ----------
     command
-        The words that start the process; None takes this Python and this package.
+        The program and its arguments; None takes this Python and this package.
     idle_minutes
         After which the process ends and gives its memory back; the next run starts another.
     environment
@@ -58,7 +58,7 @@ class RemoteEngine:
         self._command, self._idle_minutes, self._environment = command, idle_minutes, dict(environment or {})
         self._turn = threading.Lock()  # one run at a time
         self._starting = threading.Lock()
-        self._process: Process | None = None
+        self._process: EngineProcess | None = None
         self._run: _Run | None = None
         self._numbers = itertools.count(1)
         self._finalizer: weakref.finalize[..., RemoteEngine]
@@ -77,7 +77,7 @@ class RemoteEngine:
         FmsegError
             If the system starts no process.
         """
-        self._started()
+        self._ensure_process()
 
     def segment(
         self, volume: Volume, model: str | Path | ModelCard, options: SegmentOptions | None = None
@@ -106,7 +106,7 @@ class RemoteEngine:
         FmsegError
             Whatever `napari_fmseg.segment` and `load_model` raise; and if the process has ended, what is known of it.
         """
-        yield from self._asked(volume, model, options or SegmentOptions())
+        yield from self._request_events(volume, model, options or SegmentOptions())
 
     def grad_cam(
         self,
@@ -117,21 +117,21 @@ class RemoteEngine:
         point: Sequence[int] | None = None,
         device: str = "auto",
     ) -> Iterator[Event]:
-        """Map what spoke for a class, as `napari_fmseg.explain.gradcam.grad_cam` does; else as `segment`.
+        """Compute the saliency map of a class, as `napari_fmseg.explain.gradcam.grad_cam` does; else as `segment`.
 
         Parameters
         ----------
         volume, model
             As for `segment`.
         label, point
-            The class, and the voxel (z, y, x) that the question is about.
+            The class, and the voxel (z, y, x) to explain.
         device
             As in `SegmentOptions`.
         """
         question = {"label": int(label), "point": None if point is None else tuple(int(p) for p in point)}
-        yield from self._asked(volume, model, SegmentOptions(device=device), why=question)
+        yield from self._request_events(volume, model, SegmentOptions(device=device), why=question)
 
-    def _asked(
+    def _request_events(
         self, volume: Volume, model: str | Path | ModelCard, options: SegmentOptions, **more: Any
     ) -> Iterator[Event]:
         card = model if isinstance(model, ModelCard) else find_card(model)
@@ -149,7 +149,7 @@ class RemoteEngine:
     def cancel(self) -> None:
         """Stop the run that is going on, if there is one; from any thread, returns at once.
 
-        The process is asked to stop, and killed if it has not after 0.3 s. The run's iterator then raises `Cancelled`.
+        The process is asked to stop, and killed after 0.3 s. The run's iterator then raises `Cancelled`.
         """
         run = self._run
         if run is None or run.cancelled:
@@ -173,7 +173,7 @@ class RemoteEngine:
     ) -> None:
         self.close()
 
-    def _started(self) -> Process:
+    def _ensure_process(self) -> EngineProcess:
         with self._starting:
             process = self._process
             if process is not None and process.alive:
@@ -181,8 +181,8 @@ class RemoteEngine:
             if process is not None:
                 process.end()
                 self._finalizer.detach()
-            self._process = process = Process(self._command, self._idle_minutes, self._environment)
-            self._finalizer = weakref.finalize(self, Process.end, process)
+            self._process = process = EngineProcess(self._command, self._idle_minutes, self._environment)
+            self._finalizer = weakref.finalize(self, EngineProcess.end, process)
             return process
 
     # --- one run ------------------------------------------------------------------------------------------------
@@ -203,9 +203,9 @@ class RemoteEngine:
             raise Cancelled("The segmentation was cancelled.")
 
     def _first(self, run: _Run, request: dict[str, Any]) -> Event | None:
-        """Send the request and give the first event; the process is started if need be."""
+        """Send the request and return the first event; the process is started if need be."""
         for last_try in (False, True):
-            run.process = self._started()
+            run.process = self._ensure_process()
             if run.cancelled:
                 run.over = True
                 return None
@@ -213,7 +213,7 @@ class RemoteEngine:
                 run.process.wire.send("segment", run=run.number, **request)
                 return _next(run)
             except ChannelClosed:  # having been idle for long, it may just have left
-                if last_try or run.cancelled or not run.process.left_idle():
+                if last_try or run.cancelled or not run.process.is_idle_exit():
                     raise
             except FmsegError:  # a request that cannot be sent, or that was refused: the link is whole
                 run.over = True
@@ -221,7 +221,7 @@ class RemoteEngine:
         return None
 
     def _stop(self, run: _Run) -> None:
-        """Request the process to stop this run, and make it stop if it does not."""
+        """Ask the process to stop this run, and kill it if it does not."""
         until = time.monotonic() + PATIENCE_S
         process = run.process
         if process is None:  # it will see that it is cancelled before it asks for anything
@@ -234,10 +234,13 @@ class RemoteEngine:
             finally:
                 process.wire.writing_lock.release()
         if not run.ended.wait(max(0.0, until - time.monotonic())):
-            process.kill()
+            with run.ending:
+                if not run.ended.is_set():  # or the process would be killed in the next run
+                    run.killed = True
+                    process.kill()
 
     def _leave(self, run: _Run) -> None:
-        """Come to the end of a run, however it came: the link is left between two messages, or is ended."""
+        """End a run: the channel is left between two messages, or the process is ended."""
         if not run.over and run.process is not None:
             self.cancel()
             try:
@@ -246,7 +249,10 @@ class RemoteEngine:
             except (ChannelClosed, FmsegError):
                 if not run.over:
                     run.process.end()
-        run.ended.set()
+        with run.ending:
+            run.ended.set()
+        if run.killed and run.process is not None:
+            run.process.end()
 
 
 def _next(run: _Run) -> Event | None:
@@ -261,7 +267,7 @@ def _next(run: _Run) -> Event | None:
             return event
         run.over = True
         if kind == "failed":
-            raise _told(fields)
+            raise _rebuild_error(fields)
         return None
 
 
@@ -270,17 +276,19 @@ class _Run:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.process: Process | None = None
+        self.process: EngineProcess | None = None
         self.cancelled = False
         self.over = False  # the process has nothing more to say about it
         self.ended = threading.Event()  # the iterator has ended
+        self.ending = threading.Lock()
+        self.killed = False
 
 
 class _Trace(Exception):
     """Where in the other process an error was raised."""
 
 
-def _told(fields: Mapping[str, Any]) -> FmsegError:
+def _rebuild_error(fields: Mapping[str, Any]) -> FmsegError:
     """Rebuild an error of the other process; its traceback there is the cause."""
     kind = getattr(errors, fields["error"], FmsegError)
     error: FmsegError = kind(fields["text"])

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from napari_fmseg.core import errors
+from napari_fmseg.core.allocator import own_process, trim_heap
 from napari_fmseg.core.errors import DeviceMemory, FmsegError
 from napari_fmseg.core.events import Event, Progress
-from napari_fmseg.core.processes import call_when_parent_exits, lower_priority
+from napari_fmseg.core.processes import lower_priority, when_parent_exits
 from napari_fmseg.workers.protocol import ChannelClosed, MessageChannel
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ _TIDY_AFTER_S = 1.0
 
 
 def main(idle_minutes: float = 10.0) -> int:
-    """Return the serve until the other end closes, or nobody has asked for anything for `idle_minutes`."""
+    """Serve until the other end closes, or nobody has asked for anything for `idle_minutes`; return the exit code."""
     wire = _take_over()
     lower_priority()
+    own_process()
     inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     cancelled: set[int] = set()
     threading.Thread(target=_listen, args=(wire, inbox, cancelled), daemon=True).start()
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    when_parent_exits(os.getppid(), lambda: os._exit(0))  # even if a process that it forked holds the pipes open
     models: list[Model] = []
     try:
         _warm_up(wire)
@@ -70,7 +72,7 @@ def _take_over() -> MessageChannel:
 
 
 def _leave_one_processor() -> None:
-    """Allow torch have one thread less than there are processors: the window is never short of one.
+    """Let torch use one thread less than there are cores, so that one is left for the window.
 
     On a processor with two threads per core torch takes one per core anyway.
     """
@@ -82,7 +84,7 @@ def _leave_one_processor() -> None:
 
 
 def _listen(wire: MessageChannel, inbox: queue.SimpleQueue[dict[str, Any]], cancelled: set[int]) -> None:
-    """Accept what is asked while the main thread computes; when the other end closes, end at once."""
+    """Receive requests while the main thread computes; when the other end closes, end at once."""
     try:
         while True:
             kind, fields = wire.receive()
@@ -95,11 +97,6 @@ def _listen(wire: MessageChannel, inbox: queue.SimpleQueue[dict[str, Any]], canc
     except BaseException:  # noqa: BLE001 - whatever it is, the parent must hear of it
         traceback.print_exc()  # to the error stream, whose last lines the parent shows
         os._exit(_NO_LISTENER)  # without a listener the parent would wait for ever
-
-
-def _leave_with_parent(parent: int) -> None:
-    """End with the parent even if a process that it forked still holds the pipes open."""
-    call_when_parent_exits(parent, lambda: os._exit(0))
 
 
 def _warm_up(wire: MessageChannel) -> None:
@@ -122,7 +119,7 @@ def _broken(error: Exception) -> str:
 
 
 def _next_request(inbox: queue.SimpleQueue[dict[str, Any]], idle_s: float) -> dict[str, Any] | None:
-    """Wait for what is asked next, None if nothing comes; when it does not come at once, tidy up first."""
+    """Wait for the next request, None if none comes; when it does not come at once, free memory first."""
     try:
         return inbox.get(timeout=min(_TIDY_AFTER_S, idle_s))
     except queue.Empty:
@@ -161,7 +158,7 @@ def _events(
 
 
 def _model(models: list[Model], card: ModelCard, device: str) -> Model:
-    """Return a model, loaded now or before; only the last ones stay."""
+    """Return a model from those kept loaded, or load it; only the last ones are kept."""
     from napari_fmseg.models.weights import load_model
     from napari_fmseg.nets.runtime.device import pick_device
 
@@ -177,7 +174,7 @@ def _model(models: list[Model], card: ModelCard, device: str) -> Model:
 
 
 def _tell(wire: MessageChannel, run: int, error: Exception) -> None:
-    """Send what went wrong, as the kind of error that the other side knows."""
+    """Send an error as one of the classes that the other side knows."""
     known = next((kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__), FmsegError)
     text, name = str(error), known.__name__
     if not isinstance(error, FmsegError):
@@ -192,10 +189,8 @@ def _tell(wire: MessageChannel, run: int, error: Exception) -> None:
 
 
 def _give_back() -> None:
-    """Return memory between runs: the models stay, what the last run needed goes."""
+    """Free memory between runs; the models stay loaded."""
     import torch
-
-    from napari_fmseg.core.allocator import trim_heap
 
     gc.collect()
     trim_heap()

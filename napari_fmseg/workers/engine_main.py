@@ -1,4 +1,4 @@
-"""``python -m napari_fmseg.workers.engine`` is the engine's process; it is started by `RemoteEngine`, not by hand."""
+"""``python -m napari_fmseg.workers.engine_main``: the engine's process, started by `RemoteEngine`, not by hand."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""How the engine's process and ours speak: a head in JSON, then the arrays as they lie in memory.
+"""Messages between the engine's process and ours: a head in JSON, then the arrays as they are in memory.
 
 A message is a magic number, the length of its head and the head; behind it come the bytes of the arrays that the head
 describes. Nothing is pickled, so that a message can hold data only, never code. Reading and writing go through calls
@@ -50,7 +50,7 @@ _KINDS: dict[str, type] = {
 
 
 class ChannelClosed(Exception):
-    """The other end has gone, or said something that is no message."""
+    """The other end has gone, or sent something that is not a message."""
 
 
 class MessageChannel:
@@ -107,10 +107,10 @@ class MessageChannel:
             If the other end has gone, also in the middle of a message.
         """
         with self._reading_lock:
-            head, arrays = self._received()
+            head, arrays = self._receive()
         return head["kind"], {name: _unpack(value, arrays) for name, value in head["fields"].items()}
 
-    def _received(self) -> tuple[dict[str, Any], list[npt.NDArray[Any]]]:
+    def _receive(self) -> tuple[dict[str, Any], list[npt.NDArray[Any]]]:
         try:
             magic, length = _HEAD.unpack(self._read(bytearray(_HEAD.size)))
             if magic != _MAGIC or length > _LONGEST_HEAD:

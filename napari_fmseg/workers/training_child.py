@@ -1,9 +1,8 @@
-"""The process that trains for a window: it runs a command of ours, stops softly when asked, and ends with its parent.
+"""The process that trains for a window: it runs a command of ours, stops when asked, and ends with its parent.
 
-``python -m napari_fmseg.workers.training_child MODULE WORDS...`` runs ``python -m MODULE WORDS...``. Its standard
-input is the
-leash: when that closes, or the parent is gone, the command is asked to stop as by SIGTERM; after two seconds it is made
-to.
+``python -m napari_fmseg.workers.training_child MODULE ARGUMENTS`` runs ``python -m MODULE ARGUMENTS``. When its
+standard input closes, or the parent is gone, the command is asked to stop as by SIGTERM; after two seconds it
+is killed.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from napari_fmseg.core.processes import call_when_parent_exits, lower_priority
+from napari_fmseg.core.processes import lower_priority, when_parent_exits
 
 __all__ = ["main"]
 
@@ -26,7 +25,7 @@ _PATIENCE_S = 2.0
 
 
 def main(words: Sequence[str]) -> None:
-    """Run a module as a program under the leash.
+    """Run a module as a program that ends with its parent.
 
     Parameters
     ----------
@@ -36,31 +35,30 @@ def main(words: Sequence[str]) -> None:
     faulthandler.enable()
     lower_priority()
     signal.signal(signal.SIGTERM, _stop)
-    leash = _take_leash()
-    threading.Thread(target=_feel, args=(leash,), daemon=True).start()
-    threading.Thread(target=call_when_parent_exits, args=(os.getppid(), _end), daemon=True).start()
+    threading.Thread(target=_wait_for_close, args=(_take_stdin(),), daemon=True).start()
+    when_parent_exits(os.getppid(), _end)
     sys.argv = list(words)
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:
-    """Stop what a command does that has no way of its own to be stopped; once, so that it can tidy up."""
+    """Interrupt a command that does not handle SIGTERM itself; once, so that it can tidy up."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _take_leash() -> int:
+def _take_stdin() -> int:
     """Keep the standard input for ourselves: the command, and processes that it starts, read nothing."""
-    leash = os.dup(0)
+    pipe = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    return leash
+    return pipe
 
 
-def _feel(leash: int) -> None:
-    """Wait until the other end is closed."""
-    while os.read(leash, 1024):
+def _wait_for_close(pipe: int) -> None:
+    """Wait until the other end of the pipe is closed, then end."""
+    while os.read(pipe, 1024):
         pass
     _end()
 

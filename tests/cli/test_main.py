@@ -482,7 +482,7 @@ def test_asked_to_end_a_pretraining_is_closed_between_two_steps(capsys):
             closed.append(True)
 
     with pytest.raises(KeyboardInterrupt):
-        train_commands._tell(learning(), as_json=True, softly=True)
+        train_commands._run(learning(), as_json=True, softly=True)
     assert closed == [True]
     assert signal.getsignal(signal.SIGTERM) == before
     assert [json.loads(line)["stage"] for line in capsys.readouterr().out.splitlines()] == ["first", "second"]
@@ -502,7 +502,7 @@ def test_asked_to_end_a_training_is_closed_at_once():
             closed.append(True)
 
     with pytest.raises(KeyboardInterrupt):
-        train_commands._tell(learning(), as_json=True)
+        train_commands._run(learning(), as_json=True)
     assert closed == [True]
     assert after == []
     assert signal.getsignal(signal.SIGTERM) == before
@@ -516,7 +516,7 @@ def test_a_process_that_follows_another_one_is_not_ended_by_a_signal(monkeypatch
         signal.raise_signal(signal.SIGINT)
         yield Progress("last", 0, 1)
 
-    assert train_commands._tell(learning(), as_json=True, softly=softly) == 0
+    assert train_commands._run(learning(), as_json=True, softly=softly) == 0
 
 
 def test_a_tilde_is_the_home_folder_in_every_form_of_an_option(image, tmp_path, monkeypatch):
@@ -566,7 +566,7 @@ def test_score_of_folders_names_what_has_no_partner(tmp_path, capsys):
     words = ("score", tmp_path / "mine", tmp_path / "true", "--csv", tmp_path / "cases.csv")
     assert run(*words) == 0
     told = capsys.readouterr()
-    assert "2 files have no partner" in told.err
+    assert "2 files have no counterpart" in told.err
     assert [name for name in ("b_seg.nii.gz", "c.nii.gz", "a.nii.gz\n") if f"/{name}" in told.err] == [
         "b_seg.nii.gz", "c.nii.gz",
     ]  # fmt: skip

@@ -185,7 +185,7 @@ def test_command_writes_the_map(tmp_path: Path, capsys):
     save_model(ModelCard(**{**card.__dict__, "nets": spec}), {"net": build("unet3d", width=2)}, tmp_path)
     image = np.random.default_rng(0).uniform(0, 1, (16, 16, 16)).astype(np.float32)
     write_volume(Volume(image, Geometry.from_spacing(image.shape)), tmp_path / "image.nii.gz")
-    words = ["why", str(tmp_path / "image.nii.gz"), "--model", str(tmp_path / "one.toml"), "--label", "organ"]
+    words = ["explain", str(tmp_path / "image.nii.gz"), "--model", str(tmp_path / "one.toml"), "--label", "organ"]
     assert main([*words, "--output", str(tmp_path / "why.nii.gz"), "--voxel", "8", "8", "8", "--device", "cpu"]) == 0
     heat = read_volume(tmp_path / "why.nii.gz").data
     assert heat.shape == (16, 16, 16)

@@ -629,7 +629,7 @@ def test_what_native_code_parses_comes_the_same_from_a_process_of_its_own(tmp_pa
     write(volume("f4", 2), tmp_path / "a.nrrd")
     folder = jpeg2000(tmp_path / "series")
     there = [read_volume(path) for path in (tmp_path / "a.nrrd", folder)]
-    pid = native_reader._child.popen.pid
+    pid = native_reader._child.pid
     native_reader.isolate(False)
     here = [read_volume(path) for path in (tmp_path / "a.nrrd", folder)]
     for one, other in zip(there, here, strict=True):
@@ -680,11 +680,11 @@ def test_a_file_that_is_refused_keeps_the_process(tmp_path: Path, isolated: None
     text = nrrd(size="20 20 20").replace("encoding: raw", "encoding: gzip")
     (tmp_path / "bad.nrrd").write_bytes(text.encode() + gzip.compress(SECRET))
     read_volume(tmp_path / "a.nrrd")
-    pid = native_reader._child.popen.pid
+    pid = native_reader._child.pid
     with pytest.raises(UnreadableVolume, match="damaged or was cut short"):
         read_volume(tmp_path / "bad.nrrd")
     read_volume(tmp_path / "a.nrrd")
-    assert native_reader._child.popen.pid == pid
+    assert native_reader._child.pid == pid
 
 
 def test_only_the_plugin_asks_for_a_process_of_its_own() -> None:

@@ -124,7 +124,7 @@ def test_without_a_shared_class_the_layers_of_classes_are_drawn_anew_and_all_oth
     new, _, how = extend_classes(spec, old, {1: "mixed 1", 2: "mixed 2"}, ("liver", "spleen"))
     heads = {f"out_layers.{i}.2.{part}" for i in range(4) for part in ("weight", "bias")}
     assert set(how.fresh) == set(class_axes(spec)) == heads
-    assert "drawn anew" in how.said("net", "volf")
+    assert "drawn anew" in how.summary("net", "volf")
     assert all(torch.equal(new.state_dict()[k], old.state_dict()[k]) for k in how.taken)
 
 

@@ -26,7 +26,7 @@ from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.training import Augment, Recipe, Replay, StageRecipe, load_recipe, train
 from napari_fmseg.training.data.samples import Sample
-from napari_fmseg.training.forgetting import Teacher, joined, l2sp_penalty
+from napari_fmseg.training.forgetting import Teacher, class_merging_matrix, l2sp_penalty
 from napari_fmseg.training.loop import _Run
 from napari_fmseg.training.monitor import TrainingMonitor
 
@@ -137,7 +137,7 @@ def test_the_teacher_counts_what_is_new_as_background_and_reads_the_classes_by_n
     assert best.grad is not None
     torch.testing.assert_close(best.grad[:, 0], best.grad[:, 1])  # new or background: the teacher does not mind
     assert teacher.loss(right, [x]) < teacher.loss(wrong, [x])
-    assert joined(("new", "b", "a"), ("a", "b")).tolist() == [[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
+    assert class_merging_matrix(("new", "b", "a"), ("a", "b")).tolist() == [[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
 
 
 def test_answers_of_before_are_kept_without_any_case_of_before(home: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from napari_fmseg.core.errors import MissingExtra
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone
-from napari_fmseg.training.history import recorded
+from napari_fmseg.training.history import record_history
 
 
 def learning(first, last, stage="net"):
@@ -24,7 +24,7 @@ def rows(folder):
 
 
 def test_events_pass_and_leave_a_line_each(tmp_path):
-    assert list(recorded(learning(1, 4), tmp_path)) == list(learning(1, 4))
+    assert list(record_history(learning(1, 4), tmp_path)) == list(learning(1, 4))
     assert rows(tmp_path)[:3] == [
         {"stage": "net", "step": 1, "loss": 1.0, "lr": 0.1},
         {"stage": "net", "step": 2, "loss": 0.5, "lr": 0.1},
@@ -35,14 +35,14 @@ def test_events_pass_and_leave_a_line_each(tmp_path):
 
 
 def test_what_a_resumed_run_does_again_stands_there_once(tmp_path):
-    list(recorded(learning(1, 2, "before"), tmp_path))
-    killed = recorded(learning(1, 4), tmp_path)
+    list(record_history(learning(1, 2, "before"), tmp_path))
+    killed = record_history(learning(1, 4), tmp_path)
     for event in killed:
         if isinstance(event, StepDone) and event.step == 3:
             break
     with (tmp_path / "history.jsonl").open("a") as file:
         file.write('{"stage": "net", "st')  # a kill amid a line
-    list(recorded(learning(3, 4), tmp_path))
+    list(record_history(learning(3, 4), tmp_path))
     assert [(row["stage"], row["step"]) for row in rows(tmp_path)] == [
         *[("before", step) for step in (1, 2, 2)],
         *[("net", step) for step in (1, 2, 2, 3, 4, 4)],
@@ -59,7 +59,7 @@ def test_closing_closes_the_training(tmp_path):
         finally:
             closed.append(True)
 
-    events = recorded(run(), tmp_path)
+    events = record_history(run(), tmp_path)
     next(events)
     events.close()
     assert closed == [True]
@@ -67,7 +67,7 @@ def test_closing_closes_the_training(tmp_path):
 
 def test_a_process_that_follows_gives_and_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert list(recorded(learning(1, 4), tmp_path, tensorboard=True)) == []
+    assert list(record_history(learning(1, 4), tmp_path, tensorboard=True)) == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,7 +76,7 @@ def test_tensorboard_reads_the_numbers_and_the_pictures(tmp_path):
     with (tmp_path / "pictures.npz").open("wb") as file:
         np.savez(file, spacing=np.ones(3), **{"fused volume": np.random.default_rng(0).random((3, 8, 8))})
     events = [*learning(1, 4), Pictures("net", 4, tmp_path / "pictures.npz")]
-    list(recorded((event for event in events), tmp_path, tensorboard=True))
+    list(record_history((event for event in events), tmp_path, tensorboard=True))
     found = reading.EventAccumulator(str(tmp_path / "tensorboard" / "net")).Reload()
     assert [e.step for e in found.Scalars("step/loss")] == [1, 2, 3, 4]
     assert [e.value for e in found.Scalars("step/loss")] == pytest.approx([1 / step for step in range(1, 5)])
@@ -89,5 +89,5 @@ def test_without_tensorboard_the_option_says_what_to_install_before_anything_is_
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     done = []
     with pytest.raises(MissingExtra, match=r"napari-fmseg\[tensorboard\]"):
-        next(recorded((done.append(i) for i in range(2)), tmp_path, tensorboard=True))
+        next(record_history((done.append(i) for i in range(2)), tmp_path, tensorboard=True))
     assert done == []

@@ -11,7 +11,7 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.training import Case, load_pretrain_recipe, load_recipe, pretrain, train
-from napari_fmseg.training.schedules import rate_of
+from napari_fmseg.training.optimisation import rate_of
 
 RECIPES = Path(__file__).parents[2] / "resources" / "recipes"
 NETWORKS = {

@@ -22,9 +22,10 @@ from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import InvalidRecipe, UnwritableVolume, WeightsMismatch
 from napari_fmseg.core.events import Progress, Saved, StepDone
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.datasets.run_folder import claim_run_folder
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.training import Case, Fusion, PretrainRecipe, Recipe, StageRecipe, pretrain, train
-from napari_fmseg.training.run_folder import claim, hold, load_checkpoint, save_checkpoint
+from napari_fmseg.training.checkpoint import load_checkpoint, save_checkpoint
 
 GRID = Geometry.from_spacing((12, 16, 16), (2.0, 1.0, 1.0))
 
@@ -98,26 +99,26 @@ def test_a_second_training_into_a_folder_is_refused_until_the_first_has_ended(
 
 def test_a_killed_training_holds_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom napari_fmseg.training.run_folder import hold\n"
-        "with hold(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+        "import sys\nfrom pathlib import Path\nfrom napari_fmseg.datasets.run_folder import claim_run_folder\n"
+        "with claim_run_folder(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(InvalidRecipe, match="Another training"), hold(tmp_path):
+        with pytest.raises(InvalidRecipe, match="Another training"), claim_run_folder(tmp_path):
             pass
         other.kill()
         other.wait()
-        with hold(tmp_path):
+        with claim_run_folder(tmp_path):
             pass
 
 
 def test_a_process_that_follows_another_one_waits_for_no_lock(tmp_path: Path, monkeypatch) -> None:
-    with hold(tmp_path):
+    with claim_run_folder(tmp_path):
         monkeypatch.setenv("LOCAL_RANK", "1")
-        with hold(tmp_path):
+        with claim_run_folder(tmp_path):
             pass
 
 
@@ -146,16 +147,17 @@ def test_a_training_goes_on_from_wherever_its_cases_are_named(data: Path, tmp_pa
 
 def test_a_run_of_an_earlier_version_goes_on_with_the_mark_that_it_has(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"recipe_sha256": "old", "recipe": {}}))
-    claim(tmp_path, ["new", "old"])
-    with pytest.raises(InvalidRecipe, match="another recipe"):
-        claim(tmp_path, ["new"])
+    with claim_run_folder(tmp_path, ["new", "old"]):
+        pass
+    with pytest.raises(InvalidRecipe, match="another recipe"), claim_run_folder(tmp_path, ["new"]):
+        pass
 
 
 @pytest.mark.parametrize("mark", [b"", b"[]", b"[" * 100_000, b"\xff", b"{}", b'{"recipe_sha256": 5}'])
 def test_a_damaged_mark_is_told_by_its_file(mark: bytes, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(mark)
-    with pytest.raises(InvalidRecipe, match=r"run\.json cannot be read"):
-        claim(tmp_path, ["a"])
+    with pytest.raises(InvalidRecipe, match=r"run\.json cannot be read"), claim_run_folder(tmp_path, ["a"]):
+        pass
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------
@@ -284,14 +286,14 @@ def test_a_full_disk_while_the_history_is_written_is_told_as_one(data: Path, tmp
 
 def test_a_folder_that_may_not_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UnwritableVolume), hold(tmp_path / "file" / "run"):
+    with pytest.raises(UnwritableVolume), claim_run_folder(tmp_path / "file" / "run"):
         pass
 
 
 def test_a_recipe_stays_the_same_when_its_paths_are_resolved(data: Path, tmp_path: Path, monkeypatch) -> None:
-    from napari_fmseg.training.run_folder import resolved
+    from napari_fmseg.training.recipe_file import resolve_paths
 
     monkeypatch.chdir(tmp_path)
     whole = lesson(data, tmp_path / "out", start_from=str(tmp_path / "m.toml"))
     relative = dataclasses.replace(lesson(Path("data"), tmp_path / "out"), start_from="m.toml")
-    assert resolved(relative) == resolved(whole) == whole
+    assert resolve_paths(relative) == resolve_paths(whole) == whole

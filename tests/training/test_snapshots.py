@@ -8,7 +8,7 @@ import numpy as np
 
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE
-from napari_fmseg.training.snapshots import write_plane
+from napari_fmseg.training.validation import write_plane
 
 
 def test_the_axial_plane_with_most_of_the_structure_is_shown_whatever_the_order_in_the_file(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from napari_fmseg.pipelines import segment
 from napari_fmseg.training.data.samples import ValidationCase
 from napari_fmseg.training.projects import add_case, init_project
 from napari_fmseg.training.projects.score import measure
-from napari_fmseg.training.validation import validated
+from napari_fmseg.training.validation import validate_model
 
 GRID = Geometry.from_spacing((6, 8, 8))
 TRUTH = np.zeros(GRID.shape, np.uint8)
@@ -62,7 +62,7 @@ def value_of(work: Any) -> Any:
 def test_validation_takes_the_labels_although_a_warning_follows(model: Model) -> None:
     assert isinstance(list(segment(IMAGE, model))[-1], Warned)
     held = ValidationCase(IMAGE, LabelMap(TRUTH, GRID))
-    scores, first = value_of(validated(model, "net", [held], ("organ",)))
+    scores, first = value_of(validate_model(model, "net", [held], ("organ",)))
     assert scores["dice/organ"] == 1
     np.testing.assert_array_equal(first.data, TRUTH)
 

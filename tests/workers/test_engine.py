@@ -259,7 +259,7 @@ phased.run = loud
 
 FULL_DEVICE = """
 import dataclasses, torch
-import napari_fmseg.models.card as models
+import napari_fmseg.models.weights as models
 import napari_fmseg.pipelines.phased as phased
 import napari_fmseg.pipelines.executor as running
 load, prepare, bring = models.load_model, running.prepare, phased.to_tensor

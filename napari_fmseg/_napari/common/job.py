@@ -5,7 +5,6 @@ No generator worker of napari or superqt: those swallow a RuntimeError, and the 
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 import weakref
@@ -71,7 +70,7 @@ class Job:
         """Begin; a job runs once."""
         if self._thread is not None:
             return
-        _keep(self)
+        _jobs.add(self)
         _close_with_the_application()
         self._thread = threading.Thread(target=self._work, name="fmseg job", daemon=True)
         self._thread.start()
@@ -126,7 +125,7 @@ class Job:
     def _on_end(self) -> None:
         self._over = True
         self.wait(_CLOSING_S)  # a moment: the thread must not be the last to let go of a Qt object
-        _let_go(self)
+        _jobs.discard(self)
 
 
 class _End:
@@ -241,25 +240,8 @@ def close_all_jobs(seconds: float = _CLOSING_S) -> bool:
     for job in jobs:
         if job.wait(max(0.0, until - time.monotonic())):
             job._over = True
-            _let_go(job)
+            _jobs.discard(job)
     return not _jobs
-
-
-def _keep(job: Job) -> None:
-    """Keep a job alive, and the garbage collector off what was there before it.
-
-    A full collection walks through all that napari and pandas have made and stops the window for 0.1 to 0.3 s
-    (measured). While jobs run only what is new is collected; afterwards everything is again.
-    """
-    if not _jobs:
-        gc.freeze()
-    _jobs.add(job)
-
-
-def _let_go(job: Job) -> None:
-    _jobs.discard(job)
-    if not _jobs:
-        gc.unfreeze()
 
 
 def _ignore() -> None:

@@ -55,7 +55,7 @@ from napari_fmseg.core.errors import FmsegError, LabelsChanged
 from napari_fmseg.core.events import STARTING_WEIGHTS, EpochDone, Progress, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.training import Recipe
-from napari_fmseg.training.projects import Project, case_table, labels_revision, ranked
+from napari_fmseg.training.projects import Project, case_table, labels_revision, rank_cases
 
 __all__ = ["TeachDock"]
 
@@ -225,7 +225,7 @@ class TeachDock(Dock):
         else:
             rows = case_table(project)
             self.facts.setText(summary(project, rows, known.versions[-1].number if known.versions else 0))
-            self.cases.show_cases(rows, ranked(project), why)
+            self.cases.show_cases(rows, rank_cases(project), why)
             self.train.note.setText(known.note)
             self.versions.show_versions(known.versions, used)
             self.train.refresh(known.versions, used[-1] if used else 0)

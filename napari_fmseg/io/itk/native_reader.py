@@ -12,7 +12,6 @@ import atexit
 import itertools
 import json
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -25,11 +24,17 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.core.errors import UnreadableVolume
-from napari_fmseg.core.processes import describe_exit_code, environment, lower_priority
+from napari_fmseg.core.processes import (
+    ChildProcess,
+    describe_exit_code,
+    lower_priority,
+    python_module,
+    when_parent_exits,
+)
 
 __all__ = ["Parsed", "call", "each", "is_isolated", "isolate", "main"]
 
-_COMMAND = [sys.executable, "-P", "-m", "napari_fmseg.io.itk.native_reader"]
+_COMMAND = python_module("napari_fmseg.io.itk.native_reader")
 _IDLE_S = 300.0
 _PIPE = 1 << 20
 _AHEAD = 4  # files for each thread: the stack should not lie in memory twice
@@ -99,7 +104,7 @@ _PARSERS: dict[str, Callable[[Path, str], Parsed]] = {
     "dicom_frames": dicom_frames,
 }
 _turn = threading.Lock()
-_child: _Child | None = None
+_child: ChildProcess | None = None
 _isolated = False
 
 
@@ -109,7 +114,7 @@ def isolate(wanted: bool = True) -> None:
     with _turn:
         _isolated = wanted
         if not wanted and _child is not None:
-            _child.end()
+            _child.close()
             _child = None
 
 
@@ -119,7 +124,7 @@ def _end_with_us() -> None:
     global _child
     child, _child = _child, None
     if child is not None:
-        child.end()
+        child.close()
 
 
 def is_isolated() -> bool:
@@ -173,30 +178,14 @@ def _beside_each_other(parser: str, paths: list[Path], detail: str) -> Iterator[
 # --- the side that asks -----------------------------------------------------------------------------------------
 
 
-class _Child:
-    """The process, and the pipes to it."""
-
-    def __init__(self) -> None:
-        self.asker = os.getpid()  # a process that was forked from it must not speak into its pipes
-        self.popen = subprocess.Popen(
-            [*_COMMAND, str(os.getpid())],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, pipesize=_PIPE,
-            env=environment(), creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )  # fmt: skip
-
-    def end(self) -> int:
-        if self.asker == os.getpid():
-            self.popen.kill()
-        for pipe in (self.popen.stdin, self.popen.stdout):
-            if pipe is not None:
-                pipe.close()
-        return self.popen.wait()
+def _start() -> ChildProcess:
+    return ChildProcess([*_COMMAND, str(os.getpid())], "reader of damaged files", keep_errors=None, buffered=False)
 
 
 class _Ended(Exception):
     """The process is no more."""
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int | None) -> None:
         super().__init__(describe_exit_code(code))
         self.code = code
 
@@ -222,29 +211,28 @@ def _answers(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
     """Request the process, and give its answers; should the caller stop early, the process is ended."""
     global _child
     with _turn:
-        if _child is None or _child.asker != os.getpid() or _child.popen.poll() is not None:
-            _child = _Child()
+        if _child is None or not _child.is_ours or not _child.is_running:
+            _child = _start()
         child, whole = _child, False
         try:
-            _send(child.popen.stdin, {"parser": parser, "paths": [os.fspath(path) for path in paths], "detail": detail})
+            _send(child.stdin, {"parser": parser, "paths": [os.fspath(path) for path in paths], "detail": detail})
             for number in range(1, len(paths) + 1):
-                parsed = _received(child.popen.stdout)
+                parsed = _received(child.stdout)
                 whole = number == len(paths)
                 yield parsed
         except (RuntimeError, UnreadableVolume):  # an answer, too; it waits for the next question
             whole = True
             raise
         except (BrokenPipeError, EOFError):
-            child.popen.wait()
-            raise _Ended(child.end()) from None
+            child.wait()
+            raise _Ended(child.close()) from None
         finally:
             if not whole:
-                child.end()
+                child.close()
                 _child = None
 
 
-def _send(pipe: IO[bytes] | None, message: dict[str, Any], voxels: npt.NDArray[Any] | None = None) -> None:
-    assert pipe is not None
+def _send(pipe: IO[bytes], message: dict[str, Any], voxels: npt.NDArray[Any] | None = None) -> None:
     parts = [memoryview(json.dumps(message).encode() + b"\n")]
     if voxels is not None and voxels.nbytes:
         parts.append(np.ascontiguousarray(voxels).reshape(-1).view(np.uint8).data)
@@ -253,7 +241,7 @@ def _send(pipe: IO[bytes] | None, message: dict[str, Any], voxels: npt.NDArray[A
             part = part[pipe.write(part[: 4 * _PIPE]) or 0 :]
 
 
-def _received(pipe: IO[bytes] | None) -> Parsed:
+def _received(pipe: IO[bytes]) -> Parsed:
     """Wait for one answer.
 
     Raises
@@ -263,7 +251,6 @@ def _received(pipe: IO[bytes] | None) -> Parsed:
     EOFError
         If the process has ended.
     """
-    assert pipe is not None
     line = pipe.readline()
     if not line.endswith(b"\n"):
         raise EOFError
@@ -289,12 +276,10 @@ def _received(pipe: IO[bytes] | None) -> Parsed:
 
 def main(parent: int) -> None:
     """Serve until the other end closes, or nobody asks for some minutes."""
-    from napari_fmseg.core.processes import call_when_parent_exits
-
     reading, writing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", 0)
     os.dup2(2, 1)  # what libraries print is no answer
     lower_priority()
-    threading.Thread(target=call_when_parent_exits, args=(parent, lambda: os._exit(0)), daemon=True).start()
+    when_parent_exits(parent, lambda: os._exit(0))
     while True:
         timer = threading.Timer(_IDLE_S, os._exit, (0,))
         timer.daemon = True

@@ -1,4 +1,4 @@
-"""Cases made ready once for coarse-to-fine training, by several processes, and kept on disk.
+"""Cases downsampled once for coarse-to-fine training, by several processes, and cached on disk.
 
 Each case is kept twice, as it was measured: the whole volume and the surroundings of its labels, both no finer than
 the networks will ever look at. Many cases share one safetensors file, whose tensors are mapped from disk: only what
@@ -11,12 +11,13 @@ JSON, and tells of each finished case in a line.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import queue
-import subprocess
 import sys
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -27,11 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from napari_fmseg.core.allocator import own_process
 from napari_fmseg.core.atomic_write import atomic_write
-from napari_fmseg.core.errors import FmsegError, InvalidRecipe
+from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress
 from napari_fmseg.core.hardware import n_cores
-from napari_fmseg.core.processes import environment
+from napari_fmseg.core.processes import ChildProcess, End, python_module, when_parent_exits
 from napari_fmseg.core.resampling_torch import bounding_box, resize, to_canonical, to_tensor
 from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE, Case, read_case
@@ -45,11 +47,17 @@ _FINER = 1.25  # than the networks' grids: room for windows that are smaller tha
 _PER_FILE = 16
 _WORTH_A_PROCESS = 8  # cases; below, starting it takes longer than it saves
 _FORM = 1
+_END = End(
+    name="A process that prepared cases for training",
+    expected="read them all",
+    memory="for several cases at once: set processes = 1 in the recipe to prepare one after the other",
+    advice="Run it again; finished cases stay.",
+)
 
 
 @dataclass(frozen=True)
 class Prepared(Sample):
-    """A case with two looks at it; intensities are as measured.
+    """A case at two resolutions; intensities are as measured.
 
     Attributes
     ----------
@@ -73,7 +81,7 @@ class Prepared(Sample):
 
 @dataclass(frozen=True)
 class _Wish:
-    """What is kept of a case."""
+    """How a case is downsampled."""
 
     labels: tuple[str, ...]
     ignore: int
@@ -92,7 +100,7 @@ Order = tuple[str, Case, Mapping[int, str]]
 def prepare(
     cases: Sequence[tuple[Case, Mapping[int, str]]], recipe: Recipe, folder: Path, place: torch.device
 ) -> Generator[Progress, None, list[Prepared]]:
-    """Make cases ready, or take them from `folder` where they lie already.
+    """Downsample cases, or take them from `folder` where they are cached already.
 
     Parameters
     ----------
@@ -123,14 +131,14 @@ def prepare(
     wish = _wish(recipe)
     folder.mkdir(parents=True, exist_ok=True)
     keys = [_key(case, names, wish) for case, names in cases]
-    known = _kept(folder)
+    known = _find_kept(folder)
     todo = {key: (key, case, names) for key, (case, names) in zip(keys, cases, strict=True) if key not in known}
     orders = list(todo.values())
     processes = recipe.processes or min(n_cores(), len(orders) // _WORTH_A_PROCESS)
     work = _by_processes(orders, wish, folder, processes) if processes > 1 else _here(orders, wish, folder)
     for done, _ in enumerate(work, 1):
         yield Progress("preparing", done, len(orders))
-    known = _kept(folder)
+    known = _find_kept(folder)
     return [_open(known[key], key, case.name, place) for key, (case, _) in zip(keys, cases, strict=True)]
 
 
@@ -148,15 +156,15 @@ def _wish(recipe: Recipe) -> _Wish:
 
 
 def _key(case: Case, names: Mapping[int, str], wish: _Wish) -> str:
-    """Name what is kept after what it is made from: another content, another name."""
+    """Return the cache key of a case: a hash of its files and of how it is downsampled."""
     files = [*case.images, *([case.labels] if case.labels else [])]
     facts = [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files if p.exists()]
     told = json.dumps([facts, sorted(names.items()), dataclasses.asdict(wish)])
     return hashlib.sha256(told.encode()).hexdigest()[:24]
 
 
-def _kept(folder: Path) -> dict[str, Path]:
-    """Find the files in which cases are kept, by their keys."""
+def _find_kept(folder: Path) -> dict[str, Path]:
+    """Return the cache files by the keys of the cases in them."""
     from safetensors import SafetensorError, safe_open
 
     found: dict[str, Path] = {}
@@ -184,14 +192,14 @@ _PARTS = ("image", "labels", "whole", "whole_labels")
 
 
 def _here(orders: Sequence[Order], wish: _Wish, folder: Path) -> Iterator[str]:
-    """Make cases ready in this process; give the key of each."""
+    """Downsample cases in this process; yield the key of each."""
     from safetensors.torch import save
 
     for first in range(0, len(orders), _PER_FILE):
         tensors: dict[str, Tensor] = {}
         facts: dict[str, str] = {}
         for key, case, names in orders[first : first + _PER_FILE]:
-            parts, facts[key] = _made(case, names, wish)
+            parts, facts[key] = _prepare_case(case, names, wish)
             tensors |= {f"{key}/{part}": tensor for part, tensor in parts.items()}
             yield key
         path = folder / f"{hashlib.sha256(' '.join(facts).encode()).hexdigest()[:24]}.safetensors"
@@ -199,14 +207,14 @@ def _here(orders: Sequence[Order], wish: _Wish, folder: Path) -> Iterator[str]:
             file.write(save(tensors, metadata=facts))
 
 
-def _made(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[dict[str, Tensor], str]:
-    """Read a case and look at it twice; tell in JSON what else is known of it."""
+def _prepare_case(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[dict[str, Tensor], str]:
+    """Read a case and downsample it twice; return the tensors and, in JSON, its edges and spacing."""
     volume, truth = read_case(case, names, wish.labels, wish.ignore)
     data, geometry = to_canonical(volume)
     image, labels = to_tensor(data), to_tensor(to_canonical(truth)[0])[0]
     shape = geometry.shape
     body = None if wish.crop_above is None else bounding_box(image.amax(0) > wish.crop_above)
-    whole, whole_labels = _looked(image, labels, body or _all(shape), [_FINER * n for n in wish.coarse_size])
+    whole, whole_labels = _crop_and_shrink(image, labels, body or _all(shape), [_FINER * n for n in wish.coarse_size])
     known = bounding_box((labels > 0) & (labels != IGNORE)) or _all(shape)
     reach = [math.ceil(wish.reach_mm / s) for s in geometry.spacing]
     z, y, x = (slice(max(0, k.start - r), min(n, k.stop + r)) for k, r, n in zip(known, reach, shape, strict=True))
@@ -215,15 +223,15 @@ def _made(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[dict[str, 
         _FINER * fine * (c.stop - c.start) / (k.stop - k.start)
         for fine, c, k in zip(wish.fine_size, crop, known, strict=True)
     ]
-    near, near_labels = _looked(image, labels, crop, most)
+    near, near_labels = _crop_and_shrink(image, labels, crop, most)
     scale = [n / (c.stop - c.start) for n, c in zip(near_labels.shape, crop, strict=True)]
     edges = [((k.start - c.start) * f, (k.stop - c.start) * f) for k, c, f in zip(known, crop, scale, strict=True)]
     facts = {"edges": edges, "spacing": [s / f for s, f in zip(geometry.spacing, scale, strict=True)]}
     return {"image": near, "labels": near_labels, "whole": whole, "whole_labels": whole_labels}, json.dumps(facts)
 
 
-def _looked(image: Tensor, labels: Tensor, box: Box, most: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Cut image and labels, and make them smaller where they have more voxels than `most`."""
+def _crop_and_shrink(image: Tensor, labels: Tensor, box: Box, most: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Crop image and labels, and downsample them where they have more voxels than `most`."""
     image, labels = image[(slice(None), *box)], labels[box]
     size = [min(n, math.ceil(m)) for n, m in zip(labels.shape, most, strict=True)]
     for axis, (n, m) in enumerate(zip(labels.shape, size, strict=True)):
@@ -241,71 +249,59 @@ def _all(shape: Sequence[int]) -> Box:
 
 
 def _by_processes(orders: Sequence[Order], wish: _Wish, folder: Path, processes: int) -> Iterator[str]:
-    """Make cases ready in several processes; give the key of each."""
+    """Downsample cases in several processes; yield the key of each."""
     per_file = max(1, min(_PER_FILE, math.ceil(len(orders) / processes)))
     parts = [orders[i : i + per_file] for i in range(0, len(orders), per_file)]
     shares = [[order for part in parts[i::processes] for order in part] for i in range(min(processes, len(parts)))]
-    told: queue.Queue[str | int] = queue.Queue()
-    workers = [_start(share, wish, folder) for share in shares]
-    threads = [threading.Thread(target=_listen, args=(w, told), daemon=True) for w in workers]
-    for thread in threads:
-        thread.start()
-    running = len(workers)
-    try:
-        while running:
-            said = told.get()
-            if isinstance(said, int):
-                running -= 1
-                if said:
-                    raise InvalidRecipe(
-                        f"A process that made cases ready ended with {said}. Is there enough memory? Set processes = 1 "
-                        "in the recipe to do it in one."
-                    )
-            elif said.startswith("!"):
-                code, _, text = said[1:].partition(" ")
-                trouble = FmsegError(text)
-                trouble.exit_code = int(code)  # a full disk is a fault of the machine here, too
-                raise trouble
-            else:
-                yield said
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+    lines: queue.Queue[str | ChildProcess] = queue.Queue()
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(_start(share, wish, folder)) for share in shares]
+        threads = [threading.Thread(target=_listen, args=(child, lines), daemon=True) for child in children]
         for thread in threads:
-            thread.join()
-        for worker in workers:
-            if worker.stdout is not None:
-                worker.stdout.close()
+            thread.start()
+            stack.callback(thread.join)
+        for child in children:
+            stack.callback(child.kill)  # before the thread is joined
+        running = len(children)
+        while running:
+            line = lines.get()
+            if isinstance(line, ChildProcess):
+                running -= 1
+                if line.wait():
+                    raise line.why_it_ended(_END)
+            elif line.startswith("!"):
+                code, _, text = line[1:].partition(" ")
+                error = FmsegError(text)
+                error.exit_code = int(code)  # a full disk is a fault of the machine here, too
+                raise error
+            else:
+                yield line
 
 
-def _start(share: Sequence[Order], wish: _Wish, folder: Path) -> subprocess.Popen[str]:
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "napari_fmseg.training.data.case_cache"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**environment(), "OMP_NUM_THREADS": "1"},
-    )
+def _start(share: Sequence[Order], wish: _Wish, folder: Path) -> ChildProcess:
+    command = python_module("napari_fmseg.training.data.case_cache")
+    child = ChildProcess(command, "preparation of the cases", variables={"OMP_NUM_THREADS": "1"})
     orders: list[Any] = [[key, dataclasses.asdict(case), {**names}] for key, case, names in share]
     task = {"orders": orders, "wish": dataclasses.asdict(wish), "folder": str(folder.absolute())}
-    assert worker.stdin is not None
-    with worker.stdin as pipe:
-        pipe.write(json.dumps(task, default=str))
-    return worker
+    with contextlib.suppress(BrokenPipeError):  # its end is reported where it is listened to
+        child.stdin.write(json.dumps(task, default=str).encode())
+        child.stdin.close()
+    return child
 
 
-def _listen(worker: subprocess.Popen[str], told: queue.Queue[str | int]) -> None:
-    assert worker.stdout is not None
-    for line in worker.stdout:
-        told.put(line.strip())
-    told.put(worker.wait())
+def _listen(child: ChildProcess, lines: queue.Queue[str | ChildProcess]) -> None:
+    for line in child.stdout:
+        lines.put(line.decode().strip())
+    child.wait()
+    lines.put(child)
 
 
 def _serve() -> None:
-    """Be one of the processes."""
+    """Run as one of the processes."""
+    when_parent_exits(os.getppid(), lambda: os._exit(1))
+    own_process()
     torch.set_num_threads(1)
-    task: dict[str, Any] = json.loads(sys.stdin.read())
+    task: dict[str, Any] = json.loads(sys.stdin.buffer.read())
     wish = task["wish"]
     for name in ("labels", "coarse_size", "fine_size"):
         wish[name] = tuple(wish[name])
@@ -316,10 +312,14 @@ def _serve() -> None:
         orders.append((key, own, {int(value): name for value, name in names.items()}))
     try:
         for key in _here(orders, _Wish(**wish), Path(task["folder"])):
-            sys.stdout.write(f"{key}\n")
-            sys.stdout.flush()
+            _write_line(key)
     except FmsegError as error:
-        sys.stdout.write(f"!{error.exit_code} {error}".replace("\n", " ") + "\n")
+        _write_line(f"!{error.exit_code} {error}".replace("\n", " "))
+
+
+def _write_line(text: str) -> None:
+    sys.stdout.buffer.write(f"{text}\n".encode())
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which cases are hard: those that a network gets least right are drawn more often."""
+"""Hard-example mining: cases with a low Dice are sampled more often."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PART = 0.5  # share of a coarse voxel from which the truth counts as inside
 
 
 class HardExampleMiner:
-    """Keeps for every training case the Dice of its samples in the last epoch that showed it.
+    """Keeps for every training case the Dice of its samples in the last epoch that sampled it.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class HardExampleMiner:
         self._sums, self._counts = np.zeros(len(names)), np.zeros(len(names))
 
     def hard(self) -> list[int]:
-        """Return the places of the hard cases; none before anything was seen."""
+        """Return the indices of the hard cases; none before the first epoch."""
         if not self._measures:
             return self._named
         known = np.flatnonzero(np.isfinite(self._seen))
@@ -56,7 +56,7 @@ class HardExampleMiner:
         return [int(i) for i in order[: math.ceil(_SHARE * len(self._seen))]]
 
     def saw(self, cases: Sequence[int], prediction: Tensor, target: Tensor, missing: Sequence[Sequence[int]]) -> None:
-        """Note how right a batch was: probabilities and target (b, classes, z, y, x)."""
+        """Record the Dice of a batch: probabilities and target (b, classes, z, y, x)."""
         if not self._measures:
             return
         for case, dice in zip(cases, dice_of_samples(prediction.detach(), target, missing), strict=True):
@@ -64,8 +64,8 @@ class HardExampleMiner:
                 self._sums[case] += dice
                 self._counts[case] += 1
 
-    def ended(self, fabric: Fabric) -> list[float]:
-        """End an epoch: give the Dice of every case as last seen, by whichever process; nan for those never seen."""
+    def end_epoch(self, fabric: Fabric) -> list[float]:
+        """End an epoch: return the latest Dice of every case over all processes; nan for those never sampled."""
         if not self._measures:
             return []
         both = torch.tensor(np.stack([self._sums, self._counts]), device=fabric.device, dtype=torch.float32)

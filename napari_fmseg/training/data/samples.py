@@ -1,4 +1,4 @@
-"""Training volumes in memory, and how they are varied: windows, flips, turns, intensities."""
+"""Training volumes in memory, and their targets."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class ValidationCase:
-    """A case that is never learned from.
+    """A validation case.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ def load_sample(
     device: torch.device,
     ignore: int = 0,
 ) -> Sample:
-    """Read a case as the networks see it: canonical, normalised, and cut to what the model looks at."""
+    """Read a case as the networks receive it: canonical, normalised, and cropped as the model crops it."""
     volume, truth = read_case(case, names, labels, ignore)
     data, geometry = to_canonical(volume)
     marks, _ = to_canonical(truth)
@@ -91,7 +91,7 @@ def load_sample(
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:
-    """Return (z, y, x) labels to (n_classes, z, y, x) float32; 0 in every class where nobody labelled."""
+    """Convert (z, y, x) labels to (n_classes, z, y, x) float32; 0 in every class where a voxel is unlabelled."""
     classes = torch.arange(n_classes, device=labels.device, dtype=labels.dtype)
     return (labels[None] == classes[:, None, None, None]).float()
 

@@ -1,4 +1,4 @@
-"""Which cases a step looks at, in which order, and how their samples become batches."""
+"""Which cases a step samples, in which order, and how their samples become batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["CaseSampler", "batches_of"]
 
 
 class CaseSampler:
-    """Draws cases as the recipe asks: in turn, hard ones more often, some of before, every class equally often.
+    """Samples cases as the recipe asks: in turn, hard ones more often, replayed ones, or every class equally often.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class CaseSampler:
         self._having: list[set[int]] = []
 
     def picks(self, n: int, rng: np.random.Generator, hard: Sequence[int] = ()) -> list[tuple[int, int]]:
-        """Draw cases, the hard ones more often, and for each the class that it should show (0 for none)."""
+        """Sample cases, the hard ones more often, and for each the class that it should show (0 for none)."""
         times = self._recipe.hard_case_weight
         groups = [
             [i for i, r in enumerate(self.replayed) if r == replayed for _ in range(1 + times * (i in hard))]
@@ -49,10 +49,10 @@ class CaseSampler:
             drawn = [next(orders[int(turn)]) for turn in turns]
         if not self._recipe.balance:
             return [(i, 0) for i in drawn]
-        return [self._balanced(groups[self.replayed[i]], i, rng) for i in drawn]
+        return [self._draw_balanced(groups[self.replayed[i]], i, rng) for i in drawn]
 
-    def _balanced(self, group: Sequence[int], index: int, rng: np.random.Generator) -> tuple[int, int]:
-        """Draw a class of a group of cases, then a case that has it."""
+    def _draw_balanced(self, group: Sequence[int], index: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Sample a class of a group of cases, then a case that has it."""
         if not self._having:
             maps = (sample.labels.cpu().numpy() for sample in self._samples)
             self._having = [{int(v) for v in np.unique(labels) if 0 < v < IGNORE} for labels in maps]

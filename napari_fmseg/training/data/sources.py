@@ -1,4 +1,4 @@
-"""Where the cases of a training come from: a folder, a list, phantoms, folds of them, and cases of before."""
+"""Where the training cases come from: a folder, a list, phantoms, folds of them, and replayed cases."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Source:
 
 
 def sources_of(recipe: Recipe) -> Iterator[Source]:
-    """Yield the cases of the recipe, then those of before."""
+    """Yield the cases of the recipe, then the replayed ones."""
     names, training, validation = cases_for(recipe)
     yield Source(names, training, validation, folder=recipe.dataset)
     for replay in recipe.replay:
@@ -58,13 +58,13 @@ def cases_for(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:
         folder = recipe.out / "phantom"
         if not (folder / "dataset.json").exists():  # written last, so it stands for a whole dataset
             write_phantom_dataset(folder, recipe.phantom[0], recipe.phantom[1], seed=recipe.seed)
-        return _folded(recipe, *cases_of(folder))
+        return _choose_fold(recipe, *cases_of(folder))
     if recipe.dataset is not None:
-        return _folded(recipe, *cases_of(recipe.dataset, recipe.holdout))
-    return _folded(recipe, dict(enumerate(recipe.labels, 1)), list(recipe.training), list(recipe.validation))
+        return _choose_fold(recipe, *cases_of(recipe.dataset, recipe.holdout))
+    return _choose_fold(recipe, dict(enumerate(recipe.labels, 1)), list(recipe.training), list(recipe.validation))
 
 
-def _folded(
+def _choose_fold(
     recipe: Recipe, names: dict[int, str], training: list[Case], validation: list[Case]
 ) -> tuple[dict[int, str], list[Case], list[Case]]:
     """Split the cases anew for cross-validation, where the recipe asks for it; a project's locked cases stay away."""

@@ -39,8 +39,8 @@ def dice(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Te
     Tensor
         (C,); 1 for a class that is absent in both.
     """
-    p, t, w = _prepared(prediction, target, weight)
-    return (1 + 2 * _pooled(p * t, w)) / (1 + _pooled(p + t, w))
+    p, t, w = _check_shapes(prediction, target, weight)
+    return (1 + 2 * _batch_sums(p * t, w)) / (1 + _batch_sums(p + t, w))
 
 
 def attn_dice(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -53,8 +53,8 @@ def attn_dice(prediction: Tensor, target: Tensor, weight: Tensor | None = None) 
     Tensor
         (C,), pooled over the batch; 1 for a class that is absent in both.
     """
-    p, t, w = _prepared(prediction, target, weight)
-    return (1 + 2 * _pooled(p * t, w)) / (1 + _pooled(p * p + t * t, w))
+    p, t, w = _check_shapes(prediction, target, weight)
+    return (1 + 2 * _batch_sums(p * t, w)) / (1 + _batch_sums(p * p + t * t, w))
 
 
 class AttnLoss(nn.Module):
@@ -76,7 +76,7 @@ class AttnLoss(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
-        p, t, w = _prepared(prediction, target, weight)
+        p, t, w = _check_shapes(prediction, target, weight)
         both = 1 + _sums(p * t, w)
         overlap = both / (1 + _sums(p + t, w)) + both / (1 + _sums(p * p + t * t, w))  # (b, C)
         return 10 * self.share * _mean((p - t).abs(), w) + 10 * (1 - self.share) * (1 - overlap.mean())
@@ -100,7 +100,7 @@ class AttnLossV2(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
-        p, t, w = _prepared(prediction, target, weight)
+        p, t, w = _check_shapes(prediction, target, weight)
         difference = (p - t).abs()
         apart = 0.04 * _mean(difference[:, :1], w) + 0.16 * _mean(difference[:, 1:], w)
         product = p * t
@@ -126,7 +126,7 @@ class TverskyLoss(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
-        p, t, w = _prepared(prediction, target, weight)
+        p, t, w = _check_shapes(prediction, target, weight)
         both, predicted, true = _sums(p * t, w), _sums(p, w), _sums(t, w)
         index = both / (both + self.alpha * (predicted - both) + self.beta * (true - both) + 1)
         return (1 - index.mean(1)).mean().clamp(0, 2)
@@ -137,7 +137,7 @@ class DiceLoss(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
-        p, t, w = _prepared(prediction, target, weight)
+        p, t, w = _check_shapes(prediction, target, weight)
         return (1 - 2 * _sums(p * t, w) / (_sums(p * p + t * t, w) + 1)).mean().clamp(0, 1)
 
 
@@ -146,7 +146,7 @@ class JaccardLoss(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
-        p, t, w = _prepared(prediction, target, weight)
+        p, t, w = _check_shapes(prediction, target, weight)
         both = _sums(p * t, w)
         return (1 - both / (_sums(p * p + t * t, w) - both + 1)).mean().clamp(0, 1)
 
@@ -177,16 +177,16 @@ class DiceCELoss(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar."""
-        p, t, w = _prepared(prediction, target, weight)
+        p, t, w = _check_shapes(prediction, target, weight)
         overlap = (2 * _sums(p * t, w) + self.smooth) / (_sums(p * p + t * t, w) + self.smooth)  # (b, C)
         if self.by_class:
-            voxels = _seen(t, w).sum((0, 2, 3, 4), keepdim=True)  # (1, C, 1, 1, 1)
+            voxels = _weighted_values(t, w).sum((0, 2, 3, 4), keepdim=True)  # (1, C, 1, 1, 1)
             ratio = (voxels[:, :1] / voxels.clamp_min(1)).pow(0.75).clamp(1, 60)
             emphasis = (t * ratio).sum(1, keepdim=True)
             w = emphasis if w is None else w * emphasis
         elif self.balanced:
             background = t[:, :1]
-            voxels = _seen(torch.cat([background, 1 - background], 1), w).sum((0, 2, 3, 4))
+            voxels = _weighted_values(torch.cat([background, 1 - background], 1), w).sum((0, 2, 3, 4))
             ratio = (voxels[0] / voxels[1].clamp_min(1)).pow(0.75).clamp(1, 60)
             emphasis = background + ratio * (1 - background)
             w = emphasis if w is None else w * emphasis
@@ -219,7 +219,7 @@ class DeepSupervision(nn.Module):
         return torch.stack(losses).sum()
 
 
-def _prepared(prediction: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _check_shapes(prediction: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     if prediction.shape != target.shape or prediction.ndim != 5:
         raise GeometryMismatch(
             f"Prediction and target must both be (batch, classes, z, y, x), not {tuple(prediction.shape)} "
@@ -232,7 +232,7 @@ def _prepared(prediction: Tensor, target: Tensor, weight: Tensor | None) -> tupl
     return prediction.to(dtype), target.to(dtype), None if weight is None else weight.to(dtype)
 
 
-def _seen(values: Tensor, weight: Tensor | None) -> Tensor:
+def _weighted_values(values: Tensor, weight: Tensor | None) -> Tensor:
     """Return what counts of `values`: class weights are counted on labelled voxels only."""
     return values if weight is None else values * weight
 
@@ -242,7 +242,7 @@ def _sums(values: Tensor, weight: Tensor | None) -> Tensor:
     return (values if weight is None else values * weight).sum(_SPACE)
 
 
-def _pooled(values: Tensor, weight: Tensor | None) -> Tensor:
+def _batch_sums(values: Tensor, weight: Tensor | None) -> Tensor:
     """Sum over space and batch: (C,)."""
     return _sums(values, weight).sum(0)
 

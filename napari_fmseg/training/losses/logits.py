@@ -77,11 +77,11 @@ def deeply_supervised(
             f"Deep supervision is 'pooled', 'interpolated' or 'upsampled' with one weight for each of {len(heads)} "
             f"heads, not {how!r} with {len(weights)}."
         )
-    parts = [w * loss(*_met(head, target, how)) for w, head in zip(weights, heads, strict=True)]
+    parts = [w * loss(*_to_one_grid(head, target, how)) for w, head in zip(weights, heads, strict=True)]
     return torch.stack(parts).sum() / sum(weights)
 
 
-def _met(head: Tensor, target: Tensor, how: str) -> tuple[Tensor, Tensor]:
+def _to_one_grid(head: Tensor, target: Tensor, how: str) -> tuple[Tensor, Tensor]:
     """Bring a head and the target to one grid."""
     z, y, x = head.shape[2:]
     if head.shape[2:] == target.shape[2:]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from napari_fmseg.core.errors import GeometryMismatch
 
-__all__ = ["merged", "partial_loss", "partial_structures", "shares"]
+__all__ = ["merge_missing", "partial_loss", "partial_structures", "shares"]
 
 
 """What stands for "not labelled" in a training sample's labels, whatever the files call it."""
@@ -47,7 +47,7 @@ def shares(target: Tensor) -> tuple[Tensor, Tensor]:
     return told, torch.where(share > _LEAST_SHARE, share, torch.zeros_like(share))
 
 
-def merged(values: Tensor, missing: Sequence[int]) -> Tensor:
+def merge_missing(values: Tensor, missing: Sequence[int]) -> Tensor:
     """Add missing classes to the background and leave them out.
 
     Parameters
@@ -107,7 +107,7 @@ def partial_loss(
         total = torch.zeros((), device=prediction.device)
         for gone in dict.fromkeys(sets):
             own = [i for i, other in enumerate(sets) if other == gone]
-            parts = [merged(values[own], gone) for values in (prediction, target)]
+            parts = [merge_missing(values[own], gone) for values in (prediction, target)]
             if parts[0].shape[1] > 1:
                 total = total + partial_loss(criterion, parts[0], parts[1], sparse=sparse) * (len(own) / len(sets))
         return total
@@ -147,7 +147,9 @@ def partial_structures(
             own = [i for i, other in enumerate(sets) if other == gone]
             left = [c - 1 for c in range(1, target.shape[1]) if c not in gone]
             if left:
-                rest = partial_structures(criterion, prediction[own][:, left], merged(target[own], gone), sparse=sparse)
+                rest = partial_structures(
+                    criterion, prediction[own][:, left], merge_missing(target[own], gone), sparse=sparse
+                )
                 total = total + rest * (len(own) / len(sets))
         return total
     if not sparse:

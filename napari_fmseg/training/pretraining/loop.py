@@ -24,16 +24,18 @@ from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import FILE_LEFT_OUT, EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
 from napari_fmseg.core.processes import is_rank_zero
+from napari_fmseg.datasets.run_folder import claim_run_folder, fingerprint
 from napari_fmseg.io import find_volumes
 from napari_fmseg.models.card import Intensity, ModelCard
 from napari_fmseg.models.weights import save_model
+from napari_fmseg.training.checkpoint import load_checkpoint, restoring, save_checkpoint
 from napari_fmseg.training.distributed import all_reduce_sum, broadcast_ints, make_fabric
-from napari_fmseg.training.history import recorded
 from napari_fmseg.training.losses.logits import deeply_supervised, dice_ce_of_logits
+from napari_fmseg.training.optimisation import optimiser_step
 from napari_fmseg.training.pretraining.pretext import Batch, Pretext, pretext_network, seed_of
 from napari_fmseg.training.pretraining.recipe import PretrainRecipe
 from napari_fmseg.training.pretraining.volume_store import VolumeStore
-from napari_fmseg.training.run_folder import claim, fingerprint, hold, load_checkpoint, restoring, save_checkpoint
+from napari_fmseg.training.runner import run_events
 
 __all__ = ["pretrain"]
 
@@ -71,21 +73,7 @@ def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
     MissingExtra
         If files for TensorBoard are wanted and it is not installed.
     """
-    yield from recorded(_events(recipe), recipe.out, recipe.tensorboard)
-
-
-def _events(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
-    run = _Run(recipe)  # what cannot be pretrained so is refused before anything is written
-    with hold(run.folder):
-        _claim(recipe, run.folder)
-        yield from run.read()
-        try:
-            yield from run.fit()
-        except GeneratorExit:
-            run.keep()
-            raise
-        if is_rank_zero():
-            yield run.save()
+    yield from run_events(_Run(recipe), recipe.tensorboard)  # what cannot be pretrained is refused first
 
 
 @dataclasses.dataclass
@@ -120,7 +108,16 @@ class _Run:
             "per_epoch": recipe.steps_per_epoch,
         }
 
-    def read(self) -> Iterator[TrainEvent]:
+    def claim(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run's folder."""
+        table = dataclasses.asdict(self.recipe)
+        for name in ("out", "cache", "cache_gb", "devices", "tensorboard"):
+            del table[name]
+        volumes = Path(self.recipe.volumes)
+        tables = [{**table, "volumes": path} for path in (volumes.resolve(), self.recipe.volumes)]
+        return claim_run_folder(self.folder, [fingerprint(one) for one in tables])
+
+    def prepare(self) -> Iterator[TrainEvent]:
         """Decode every volume once, leave out what cannot be read, and hold some out."""
         recipe = self.recipe
         paths = find_volumes(recipe.volumes)
@@ -171,7 +168,7 @@ class _Run:
                     epoch = _Epoch(state["step"])
 
     def _check_others(self) -> None:
-        """All processes must learn from the same volumes, or they would not learn the same."""
+        """Raise InvalidRecipe unless all processes found the same volumes."""
         mine = seed_of(len(self.training), *self.training, *self.held)
         if broadcast_ints(self.fabric, mine) != [mine]:
             raise InvalidRecipe(
@@ -185,7 +182,7 @@ class _Run:
             )
 
     def _goes_on(self, stopped: bool = False) -> bool:
-        """Return whether there is another step: the process that leads tells the others, and how many there are."""
+        """Return whether there is another step; the process of rank 0 broadcasts that and the number of steps."""
         state = self.state
         more = not stopped and (not state["steps"] or state["step"] < state["steps"])
         going, state["steps"], state["per_epoch"] = broadcast_ints(
@@ -232,11 +229,7 @@ class _Run:
         heads = heads if isinstance(heads, tuple) else (heads,)
         criterion = partial(dice_ce_of_logits, summed=partial(all_reduce_sum, fabric))
         loss = deeply_supervised(criterion, heads, _one_hot(labels, self.recipe.fusion.classes + 1))
-        optimiser.zero_grad()
-        fabric.backward(loss)
-        norm = fabric.clip_gradients(model, optimiser, max_norm=self.recipe.clip, error_if_nonfinite=False)
-        if norm is None or bool(torch.isfinite(torch.as_tensor(norm))):
-            optimiser.step()
+        optimiser_step(fabric, model, optimiser, loss, self.recipe.clip)
         mean: Any = fabric.all_reduce(loss.detach(), reduce_op="mean")
         return float(mean)
 
@@ -254,7 +247,7 @@ class _Run:
         n = self.recipe.validate_samples
         for i in range(n):
             yield Progress("validating", i, n)
-            x, labels = (part.to(self.fabric.device) for part in self.pretext.shown(i))
+            x, labels = (part.to(self.fabric.device) for part in self.pretext.held_out_sample(i))
             with torch.no_grad(), self.fabric.autocast():
                 logits, target = net(x).float(), _one_hot(labels, n_classes)
                 losses.append(float(dice_ce_of_logits(logits, target)))
@@ -262,12 +255,12 @@ class _Run:
                 overlap = _one_hot(found, n_classes)
                 counts += torch.stack([t.sum((0, 2, 3, 4)) for t in (overlap * target, overlap, target)]).cpu()
             if i == 0:
-                yield self._shown(x[0, 0], labels[0], found[0])
+                yield self._write_picture(x[0, 0], labels[0], found[0])
         both, found_voxels, true_voxels = counts[:, 1:]
         dice = (2 * both / (found_voxels + true_voxels).clamp_min(1)).mean()
         return {"loss": float(np.mean(losses)), "dice": float(dice)}
 
-    def _shown(self, fused: Tensor, target: Tensor, prediction: Tensor) -> Pictures:
+    def _write_picture(self, fused: Tensor, target: Tensor, prediction: Tensor) -> Pictures:
         """Write a sample, (z, y, x) each, for a window to show; it was resampled, so its voxels have no size."""
         tensors = {"fused volume": fused.float(), "target": target.byte(), "prediction": prediction.byte()}
         arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
@@ -276,20 +269,25 @@ class _Run:
             np.savez_compressed(file, spacing=np.ones(3), **arrays)
         return Pictures(_STAGE, self.state["step"], path)
 
-    def keep(self) -> None:
-        """Write what was learned when the run is stopped, so that it can go on, and be started from as it is."""
-        if self.optimiser is None or not is_rank_zero():
-            return
+    def finish(self) -> Iterator[TrainEvent]:
+        """Write the model."""
+        self.optimiser = None  # nothing is left to keep
+        if is_rank_zero():
+            yield self.save()
+
+    def keep(self, *, between_steps: bool) -> Path | None:
+        """Write checkpoint and model when the run is stopped, so that it can be resumed, or started from as it is."""
+        if self.optimiser is None or not is_rank_zero() or not between_steps:
+            return None
         if not self.ended:
             self._goes_on(stopped=True)
-        if self.state["step"]:
-            self._checkpoint()
+        return self._checkpoint() if self.state["step"] else None
 
-    def _checkpoint(self) -> None:
-        """Write what a later run goes on from, and the model, which so is there even after a kill."""
+    def _checkpoint(self) -> Path:
+        """Write what a later run resumes from, and the model, which so is there even after a kill; return its card."""
         content = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict(), "state": self.state}
         save_checkpoint(self.path, content)
-        self.save()
+        return self.save().path
 
     def save(self) -> Saved:
         """Write the network as a model to start from."""
@@ -308,15 +306,6 @@ class _Run:
         )
         save_model(card, {"net": self.net}, self.folder)
         return Saved(self.folder / f"{recipe.name}.toml", True)
-
-
-def _claim(recipe: PretrainRecipe, folder: Path) -> None:
-    """Make the folder ours, or continue what lies there if it is the same recipe."""
-    table = dataclasses.asdict(recipe)
-    for name in ("out", "cache", "cache_gb", "devices", "tensorboard"):
-        del table[name]
-    tables = [{**table, "volumes": volumes} for volumes in (Path(recipe.volumes).resolve(), recipe.volumes)]
-    claim(folder, [fingerprint(one) for one in tables])
 
 
 def _one_hot(labels: Tensor, n_classes: int) -> Tensor:

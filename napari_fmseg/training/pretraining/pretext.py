@@ -71,7 +71,7 @@ class Pretext:
                 for future in ahead:
                     future.cancel()
 
-    def shown(self, number: int) -> Batch:
+    def held_out_sample(self, number: int) -> Batch:
         """Return a held-out sample, (1, 1, z, y, x) and (1, z, y, x); the same number gives the same one."""
         x, labels = self._sample(self.held, 3, number)
         return x[None], labels[None]

@@ -127,14 +127,14 @@ def draw_pair(
     volume: Tensor, fusion: Fusion, generator: torch.Generator, other: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Draw two patches (z, y, x) float32, the second from `other` if there is one, varied each in its own way."""
-    pair = [_varied_patch(source, fusion, generator) for source in (volume, volume if other is None else other)]
+    pair = [_augment_patch(source, fusion, generator) for source in (volume, volume if other is None else other)]
     if fusion.intensity and _chance(0.25, generator):
         pair = [1 - patch for patch in pair]
     return pair[0], pair[1]
 
 
-def _varied_patch(volume: Tensor, fusion: Fusion, generator: torch.Generator) -> Tensor:
-    patch = _cropped(volume, fusion, generator)
+def _augment_patch(volume: Tensor, fusion: Fusion, generator: torch.Generator) -> Tensor:
+    patch = _sample_crop(volume, fusion, generator)
     if fusion.spatial:
         patch = patch.flip([axis for axis in range(3) if _chance(0.5, generator)])
     if fusion.intensity:
@@ -143,7 +143,7 @@ def _varied_patch(volume: Tensor, fusion: Fusion, generator: torch.Generator) ->
     return patch
 
 
-def _cropped(volume: Tensor, fusion: Fusion, generator: torch.Generator) -> Tensor:
+def _sample_crop(volume: Tensor, fusion: Fusion, generator: torch.Generator) -> Tensor:
     """Draw a crop that is not all of one value, if that can be found in a few tries."""
     if volume.ndim != 3 or volume.numel() == 0:
         raise GeometryMismatch(f"Volume Fusion takes one channel (z, y, x) with voxels, not {tuple(volume.shape)}.")

@@ -25,7 +25,7 @@ from napari_fmseg.datasets.projects.remove_case import exclude_case, include_cas
 from napari_fmseg.datasets.projects.revisions import LabelVersion, earlier_labels, label_history, labels_revision
 from napari_fmseg.datasets.projects.scan import scan_all, scan_cases
 from napari_fmseg.datasets.projects.training_plan import LEAVING, Fold, Plan, Run, open_run, start_run, training_plan
-from napari_fmseg.training.projects.case_table import CaseRow, case_table, ranked, record_scores, record_uncertainty
+from napari_fmseg.training.projects.case_table import CaseRow, case_table, rank_cases, record_scores, record_uncertainty
 from napari_fmseg.training.projects.planning import recipe_for
 from napari_fmseg.training.projects.prepare_run import (
     ACTIVE_VERSION,
@@ -53,8 +53,8 @@ from napari_fmseg.training.projects.versions import (
 if TYPE_CHECKING:
     from napari_fmseg.training.projects.predictions import predict as predict
     from napari_fmseg.training.projects.run_results import finish_run as finish_run
+    from napari_fmseg.training.projects.score import cases_to_score as cases_to_score
     from napari_fmseg.training.projects.score import measure as measure
-    from napari_fmseg.training.projects.score import unmeasured as unmeasured
 
 __all__ = [
     "ACTIVE_VERSION",
@@ -79,6 +79,7 @@ __all__ = [
     "add_nameless",
     "add_version",
     "case_table",
+    "cases_to_score",
     "earlier_labels",
     "exclude_case",
     "finish_run",
@@ -98,7 +99,7 @@ __all__ = [
     "predict",
     "prepare_run",
     "publish",
-    "ranked",
+    "rank_cases",
     "recipe_file",
     "recipe_for",
     "record_scores",
@@ -114,11 +115,10 @@ __all__ = [
     "start_run",
     "training_plan",
     "unfinished_run",
-    "unmeasured",
 ]
 
 
-_WITH_MODELS = {"finish_run": "run_results", "measure": "score", "unmeasured": "score", "predict": "predictions"}
+_WITH_MODELS = {"finish_run": "run_results", "measure": "score", "cases_to_score": "score", "predict": "predictions"}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ from napari_fmseg.datasets.projects.project import Project, open_project, with_r
 from napari_fmseg.datasets.projects.transaction import transaction
 from napari_fmseg.training.projects.versions import active_version
 
-__all__ = ["CaseRow", "case_table", "ranked", "record_scores", "record_uncertainty"]
+__all__ = ["CaseRow", "case_table", "rank_cases", "record_scores", "record_uncertainty"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class CaseRow:
 
 def case_table(project: Project) -> tuple[CaseRow, ...]:
     """List the cases by name."""
-    left_out = _left_out(project)
+    left_out = _cases_of_leave_one_out(project)
     return tuple(_row(project, name, name in left_out) for name in project.files)
 
 
-def _left_out(project: Project) -> set[str]:
+def _cases_of_leave_one_out(project: Project) -> set[str]:
     """Name the cases that the present version's scores are about if nothing was held out: see `leaving`."""
     try:
         present = active_version(project)
@@ -106,7 +106,7 @@ def _row(project: Project, name: str, left_out: bool) -> CaseRow:
     )
 
 
-def ranked(project: Project) -> tuple[CaseRow, ...]:
+def rank_cases(project: Project) -> tuple[CaseRow, ...]:
     """List the cases without labels, the one that the present model is least sure of first.
 
     Cases that no uncertainty is known of come last.

@@ -67,7 +67,7 @@ def leave_one_out(
         done = folder / "dice.json"
         if not done.exists():
             total = steps * len(run.plan.folds)
-            yield from _counted(_recipe_of(run, fold, recipe, folder), i * steps, total)
+            yield from _train_with_progress(_recipe_of(run, fold, recipe, folder), i * steps, total)
             card = read_card(folder / f"{recipe.name}.toml")
             model = load_model(replace(card, labels=todays_labels(run, card.labels)), device=recipe.device)
             scores = yield from measure(run.project, model, [case.name for case in fold.validation], options)
@@ -81,7 +81,7 @@ def leave_one_out(
     return found
 
 
-def _counted(recipe: Recipe, before: int, total: int) -> Iterator[Progress]:
+def _train_with_progress(recipe: Recipe, before: int, total: int) -> Iterator[Progress]:
     """Train, and tell of it only how far it is."""
     step = 0
     yield Progress(LEAVING, before, total)

@@ -14,7 +14,7 @@ from napari_fmseg.explain.uncertainty import STAGE, uncertainty
 from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.training.projects.case_table import ranked
+from napari_fmseg.training.projects.case_table import rank_cases
 from napari_fmseg.training.projects.versions import active_version
 
 __all__ = ["predict"]
@@ -58,13 +58,13 @@ def predict(
         raise FmsegError("This project has no model in use yet. Train one first.")
     model = load_model(version.card, device=device)
     options = SegmentOptions(show_stages=False, device=device)
-    names = tuple(names) or tuple(row.name for row in ranked(project))
+    names = tuple(names) or tuple(row.name for row in rank_cases(project))
     failed: list[FmsegError] = []
     for i, name in enumerate(names):
         yield Progress("predicting", i, len(names))
         try:
             volume = read_channels(project.known(name).images)
-            found, where = _found(uncertainty(volume, model, options))
+            found, where = _labels_and_uncertainty(uncertainty(volume, model, options))
         except (UnreadableVolume, GeometryMismatch) as error:
             failed.append(error)
             yield Warned(f"{name} was left out: {error}")
@@ -77,7 +77,7 @@ def predict(
     return project
 
 
-def _found(events: Iterable[Any]) -> tuple[LabelMap, Volume]:
+def _labels_and_uncertainty(events: Iterable[Any]) -> tuple[LabelMap, Volume]:
     """Return the labels, and the map of the doubt about them."""
     outputs = {event.stage: event.output for event in events if isinstance(event, StageResult)}
     labels, where = outputs["labels"], outputs[STAGE]

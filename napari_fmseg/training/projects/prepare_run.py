@@ -54,7 +54,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What may be set before a training, beside what it starts from; all of it follows from the data if left alone.
+    """Options of a training beside what it starts from; by default all of them follow from the data.
 
     Parameters
     ----------
@@ -171,12 +171,12 @@ def prepare_run(
 
 
 def recipe_file(run: Run) -> Path:
-    """Return where the recipe of a run lies."""
+    """Return the path of a run's recipe."""
     return run.folder / "recipe.toml"
 
 
 def unfinished_run(project: Project) -> int:
-    """Return the number of the last run if it did not come to a version, so that it can be resumed; else 0."""
+    """Return the number of the last run if it has no version yet, so that it can be resumed; else 0."""
     runs = [p for p in (project.folder / STATE_DIR / "runs").glob("[0-9]*") if p.name.isdecimal()]
     last = max(runs, key=lambda p: int(p.name), default=None)
     if last is None or (last / KEPT).exists() or not (last / "recipe.toml").exists():
@@ -215,19 +215,19 @@ def _name(card: ModelCard | None) -> str:
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write a recipe as TOML, for `load_recipe`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = tomli_w.dumps(_filled(as_table(recipe)))
+    text = tomli_w.dumps(_without_empty(as_table(recipe)))
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
+def _without_empty(table: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out what is empty: TOML has no word for None."""
     filled = {}
     for name, value in table.items():
         if isinstance(value, Mapping):
-            value = _filled(value)
+            value = _without_empty(value)
         elif isinstance(value, list):
-            value = [_filled(v) if isinstance(v, Mapping) else v for v in value]
+            value = [_without_empty(v) if isinstance(v, Mapping) else v for v in value]
         if value is not None and value != {} and value != []:
             filled[name] = value
     return filled

@@ -42,7 +42,7 @@ def is_better(
     gone = [name for name in old_labels if name not in labels]
     if gone:
         return False, (
-            f"It does not know {_listed(gone)}, which version {old_number} finds, so that stays in use. "
+            f"It does not know {_shorten_list(gone)}, which version {old_number} finds, so that stays in use. "
             "Start from that version to keep what it knows."
         )
     pairs, cases = _pairs(new, old)
@@ -72,11 +72,11 @@ def _with_new(
     unlearned = [name for name in measured if found[name] < _LEARNED]
     figures = [f"{name} (Dice {found[name]:.4f})" if name in found else f"{name} (not measured)" for name in added]
     told = (
-        f"On {_listed(shared)}, which both know, it has Dice {ours:.4f} on {cases} case(s) that it did not learn from, "
-        f"version {old_number} has {theirs:.4f}"
+        f"On {_shorten_list(shared)}, which both know, it has Dice {ours:.4f} on {cases} case(s) that it did not "
+        f"learn from, version {old_number} has {theirs:.4f}"
     )
     if measured and len(unlearned) == len(measured):
-        missed = _listed(unlearned)
+        missed = _shorten_list(unlearned)
         return False, f"It has not learned {missed} yet (Dice below {_LEARNED:g}). {told}, so that stays in use."
     also = f"It also finds {', '.join(figures)}."
     if ours < theirs - TOLERANCE:
@@ -105,6 +105,6 @@ def _means(scores: Scores) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def _listed(names: Iterable[str]) -> str:
+def _shorten_list(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names) if len(names) < 5 else f"{', '.join(names[:3])} and {len(names) - 3} more"

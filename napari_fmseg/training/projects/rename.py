@@ -1,4 +1,4 @@
-"""Other names: of a case, with all its files, and of a class, which keeps its number and what models know of it."""
+"""Renaming of a case with all its files, and of a class, which keeps its number."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _CHANNEL = re.compile(r"(_\d{4})?$")
 
 
 def rename_case(project: Project, old: str, new: str) -> Project:
-    """Call a case otherwise, in its files, its history and the records of the versions; its role stays.
+    """Rename a case in its files, its history and the records of the versions; its role stays.
 
     A run that was interrupted looks for its files under their old names: start it anew.
 
@@ -78,7 +78,7 @@ def _paths(files: CaseFiles) -> tuple[Path, ...]:
 
 
 def _target(place: str, old: str, new: str) -> str:
-    """Return where a file of a case goes, or "" where its name is not the case's."""
+    """Return the new path of a file of a case, or "" where its name is not that of the case."""
     part, _, file = place.rpartition("/")
     ending = suffix_of(Path(file))
     stem = file.removesuffix(ending)
@@ -96,33 +96,33 @@ def _with_name(project: Project, old: str, new: str, record: CaseRecord) -> Proj
 
 
 def _rewrite_records(change: Transaction, project: Project, old: str, new: str) -> None:
-    """Call the case otherwise in the records of runs and versions: its old name may have told who the patient is."""
+    """Rename the case in the records of runs and versions: its old name may identify the patient."""
     parts = ("learned", "held_out", "scores", "training", "validation", "missing_classes")
 
-    def renamed(table: dict[str, Any]) -> dict[str, Any]:
-        return {key: _renamed(value, old, new) if key in parts else value for key, value in table.items()}
+    def rename_scores(table: dict[str, Any]) -> dict[str, Any]:
+        return {key: _rename_key(value, old, new) if key in parts else value for key, value in table.items()}
 
     for pattern in (f"{MODELS}/*/lineage.json", f"{STATE_DIR}/runs/*/plan.json"):
-        _rewrite(change, project, pattern, renamed)
+        _rewrite(change, project, pattern, rename_scores)
 
 
-def _renamed(table: Any, old: str, new: str) -> Any:
+def _rename_key(table: Any, old: str, new: str) -> Any:
     return {new if key == old else key: value for key, value in table.items()} if isinstance(table, Mapping) else table
 
 
-def _rewrite(change: Transaction, project: Project, pattern: str, renamed: Callable[[dict[str, Any]], Any]) -> None:
+def _rewrite(change: Transaction, project: Project, pattern: str, rename: Callable[[dict[str, Any]], Any]) -> None:
     for path in sorted(project.folder.glob(pattern)):
         try:
             before = read_table(path)
         except (OSError, ValueError):  # damaged: it is told where it is needed
             continue
-        after = renamed(before)
+        after = rename(before)
         if after != before:
             change.table(relative(path, project.folder), after)
 
 
 def rename_class(project: Project, old: str, new: str) -> Project:
-    """Call a class otherwise; it keeps its number, its labels, and what the versions know of it.
+    """Rename a class; it keeps its number and its labels, and the versions follow.
 
     Parameters
     ----------
@@ -155,32 +155,32 @@ def rename_class(project: Project, old: str, new: str) -> Project:
 
 
 def _with_class(record: CaseRecord, old: str, new: str) -> CaseRecord:
-    def named(classes: tuple[str, ...]) -> tuple[str, ...]:
+    def rename_in(classes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(new if name == old else name for name in classes)
 
     return dataclasses.replace(
         record,
-        classes=named(record.classes),
-        earlier=tuple(dataclasses.replace(past, classes=named(past.classes)) for past in record.earlier),
-        dice={version: _renamed(scores, old, new) for version, scores in record.dice.items()},
+        classes=rename_in(record.classes),
+        earlier=tuple(dataclasses.replace(past, classes=rename_in(past.classes)) for past in record.earlier),
+        dice={version: _rename_key(scores, old, new) for version, scores in record.dice.items()},
     )
 
 
 def _rewrite_version(change: Transaction, project: Project, card: ModelCard, old: str, new: str) -> None:
-    """Call the class otherwise in the card of a version and in its scores; the weights know numbers only."""
+    """Rename the class in the card of a version and in its scores; the weights hold numbers only."""
     place = relative(card.folder, project.folder)
     own = dataclasses.replace(
         card,
         labels={value: new if name == old else name for value, name in card.labels.items()},
-        scores={stage: _renamed(scores, old, new) for stage, scores in card.scores.items()},
-        surface=_renamed(card.surface, old, new),
+        scores={stage: _rename_key(scores, old, new) for stage, scores in card.scores.items()},
+        surface=_rename_key(card.surface, old, new),
     )
     write_card(own, change.place(f"{place}/{card.name}.toml"))
 
-    def renamed(table: dict[str, Any]) -> dict[str, Any]:
+    def rename_scores(table: dict[str, Any]) -> dict[str, Any]:
         scores = table.get("scores")
         if not isinstance(scores, Mapping):
             return table
-        return {**table, "scores": {case: _renamed(own, old, new) for case, own in scores.items()}}
+        return {**table, "scores": {case: _rename_key(own, old, new) for case, own in scores.items()}}
 
-    _rewrite(change, project, f"{place}/lineage.json", renamed)
+    _rewrite(change, project, f"{place}/lineage.json", rename_scores)

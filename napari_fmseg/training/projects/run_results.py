@@ -17,7 +17,7 @@ from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.training.projects.case_table import record_scores
 from napari_fmseg.training.projects.leave_one_out import leave_one_out
 from napari_fmseg.training.projects.prepare_run import KEPT, recipe_file
-from napari_fmseg.training.projects.score import measure, unmeasured
+from napari_fmseg.training.projects.score import cases_to_score, measure
 from napari_fmseg.training.projects.versions import VersionResult, active_version, add_version, publish
 from napari_fmseg.training.recipe_file import load_recipe
 
@@ -71,7 +71,7 @@ def finish_run(
     else:
         scores = yield from measure(project, model, held, options)
     old = active_version(project)
-    if old is not None and (waiting := unmeasured(project, old.number)):
+    if old is not None and (waiting := cases_to_score(project, old.number)):
         found = yield from measure(project, load_model(old.card, device=recipe.device), waiting, options)
         project = record_scores(project, old.number, found)
     kept = add_version(run, card, recipe=recipe, scores=scores, force=force)

@@ -1,4 +1,4 @@
-"""How good a model is on cases of a project: by the pipeline that users run, on what is labelled."""
+"""Scores of a model on cases of a project, by the pipeline that users run, on the labelled voxels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.weights import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
 
-__all__ = ["measure", "unmeasured"]
+__all__ = ["cases_to_score", "measure"]
 
 
-def unmeasured(project: Project, version: int) -> tuple[str, ...]:
-    """Name the held-out cases on which a version was not measured yet, because they are new or were relabelled."""
+def cases_to_score(project: Project, version: int) -> tuple[str, ...]:
+    """Return the held-out cases on which a version is not scored yet, because they are new or were relabelled."""
     return tuple(
         name
         for name in project.labelled

@@ -1,4 +1,4 @@
-"""The models of a project: every version is kept with what it learned from, and a better one comes into use."""
+"""The models of a project: every version is kept with its training cases, and a better one comes into use."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Version:
 
 @dataclass(frozen=True)
 class VersionResult:
-    """What became of a new version: whether it is in use now, and why."""
+    """A new version, whether it is in use now, and why."""
 
     project: Project
     version: Version
@@ -167,10 +167,10 @@ def add_version(
         for name, by_class in lineage.scores.items():
             record = fresh.record(name)
             fresh = with_record(fresh, name, dataclasses.replace(record, dice={**record.dice, number: by_class}))
-        in_use, why = (True, "Put in use on request.") if force else _compared(fresh, lineage, card)
+        in_use, why = (True, "Put in use on request.") if force else _compare(fresh, lineage, card)
         _stage(change, card, dataclasses.replace(lineage, verdict=why))
         if in_use:
-            fresh = _used(fresh, (*fresh.index.used, number))
+            fresh = _set_active_versions(fresh, (*fresh.index.used, number))
         write_state(change, fresh, learned=lineage.seen)
     project = open_project(run.project.folder)
     return VersionResult(project, _version(project.folder / MODELS / str(number)), in_use, why)
@@ -228,9 +228,9 @@ def _stage(change: Transaction, card: ModelCard, lineage: Lineage) -> None:
     (folder / "lineage.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _compared(project: Project, new: Lineage, card: ModelCard) -> tuple[bool, str]:
+def _compare(project: Project, new: Lineage, card: ModelCard) -> tuple[bool, str]:
     """Compare with the version in use."""
-    leaked = _held_out_among(project, new.seen)
+    leaked = _held_out_in(project, new.seen)
     if leaked:
         return False, (
             f"The model it started from had learned from {leaked[0]}, which is held out: its Dice there means nothing."
@@ -250,7 +250,7 @@ def _compared(project: Project, new: Lineage, card: ModelCard) -> tuple[bool, st
     )  # fmt: skip
 
 
-def _held_out_among(project: Project, seen: Iterable[str]) -> tuple[str, ...]:
+def _held_out_in(project: Project, seen: Iterable[str]) -> tuple[str, ...]:
     images = set(seen)
     return tuple(
         name for name in project.labelled if project.role(name) == HELD_OUT and project.record(name).image in images
@@ -259,11 +259,11 @@ def _held_out_among(project: Project, seen: Iterable[str]) -> tuple[str, ...]:
 
 def leaked_cases(project: Project, card: ModelCard) -> tuple[str, ...]:
     """Name the held-out cases that a model has learned from, as far as its card tells: do not start from such a one."""
-    return _held_out_among(project, card.cases)
+    return _held_out_in(project, card.cases)
 
 
 def newest_version_without(project: Project, images: Iterable[str]) -> Version | None:
-    """Return the newest version that has learned from none of these images, or None.
+    """Return the newest version that was trained on none of these images, or None.
 
     From it a model may start that is to be measured on them, such as in a `Fold`.
     """
@@ -273,7 +273,7 @@ def newest_version_without(project: Project, images: Iterable[str]) -> Version |
 
 
 def activate_version(project: Project, number: int) -> Project:
-    """Use a version because the user says so.
+    """Use a version that the user has chosen.
 
     Raises
     ------
@@ -285,12 +285,12 @@ def activate_version(project: Project, number: int) -> Project:
         numbers = [version.number for version in list_versions(fresh)]
         if number not in numbers:
             raise FmsegError(f"There is no version {number}. There are: {', '.join(map(str, numbers)) or 'none yet'}.")
-        write_state(change, _used(fresh, (*(n for n in fresh.index.used if n != number), number)))
+        write_state(change, _set_active_versions(fresh, (*(n for n in fresh.index.used if n != number), number)))
     return open_project(project.folder)
 
 
 def roll_back(project: Project) -> Project:
-    """Use the version that was in use before; the present one stays in the list.
+    """Return to the previously used version; the present one stays in the list.
 
     Raises
     ------
@@ -301,11 +301,11 @@ def roll_back(project: Project) -> Project:
         fresh = open_project(project.folder)
         if len(fresh.index.used) < 2:
             raise FmsegError("No version was in use before the present one, so there is nothing to go back to.")
-        write_state(change, _used(fresh, fresh.index.used[:-1]))
+        write_state(change, _set_active_versions(fresh, fresh.index.used[:-1]))
     return open_project(project.folder)
 
 
-def _used(project: Project, used: tuple[int, ...]) -> Project:
+def _set_active_versions(project: Project, used: tuple[int, ...]) -> Project:
     return dataclasses.replace(project, index=dataclasses.replace(project.index, used=used))
 
 

@@ -1,4 +1,4 @@
-"""What every task shares: a loss by name, and comparing a network's output with a target that may leave things open.
+"""What all tasks share: a loss by name, and its value for a target that may be partly unlabelled.
 
 A network with a softmax gives every class a probability, background included; the classes exclude each other. One with
 a sigmoid gives every structure a probability of its own: structures may overlap, and the background has none.
@@ -45,7 +45,7 @@ class Task(Protocol):
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the inputs, each (c, z, y, x), and the target (classes, z, y, x) of one case, varied.
+        """Return the inputs, each (c, z, y, x), and the target (classes, z, y, x) of one case, augmented.
 
         `focus` is a class that the sample should show, 0 for none.
         """
@@ -53,8 +53,8 @@ class Task(Protocol):
     def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the probabilities of every head of the network, finest first."""
 
-    def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
-        """Return the loss of a batch; `missing` tells for each sample the classes that it was never labelled with."""
+    def loss_of_heads(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
+        """Return the loss of a batch; `missing` holds for each sample the classes that it was never labelled with."""
 
 
 def make_loss(name: str) -> nn.Module:
@@ -82,7 +82,7 @@ def make_structure_loss(name: str) -> Callable[..., Tensor]:
 
 
 class _Foreground(nn.Module):
-    """A loss of structures for classes that exclude each other: the background has no part of its own."""
+    """A loss of structures for classes that exclude each other: the background has no term of its own."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _ByStructure(nn.Module):
 
 
 class Labelled:
-    """What the tasks share: the labelled cases, how they are varied, and how a map is compared with their labels."""
+    """What the tasks share: the labelled cases, their augmentation, and the loss of a prediction."""
 
     def __init__(self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample]) -> None:
         self.intensity: Intensity = recipe.intensity
@@ -131,7 +131,7 @@ class Labelled:
             )
 
     def augment_of(self, case: Sample) -> Augment:
-        """Do not mirror a case that was labelled with the left organ and not with the right one: the sides change."""
+        """Return the augmentation of a case: without mirroring where only one of two paired organs is labelled."""
         torn = any((a in case.missing) != (b in case.missing) for a, b in self.swap)
         return dataclasses.replace(self.augment, flip=self.augment.flip.replace("x", "")) if torn else self.augment
 
@@ -142,9 +142,9 @@ class Labelled:
 
     def loss(self, net: nn.Module, inputs: Sequence[Tensor], target: Tensor, missing: Missing = ()) -> Tensor:
         """Return the loss of a batch."""
-        return self.summed(self.heads(net, inputs), target, missing)
+        return self.loss_of_heads(self.heads(net, inputs), target, missing)
 
-    def summed(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
+    def loss_of_heads(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
         """Sum the loss of probabilities over the heads: the finest on the target's grid, the others on their own.
 
         The published code zooms all heads to the full size first; comparing where they live costs a fraction of it.

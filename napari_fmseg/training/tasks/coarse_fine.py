@@ -24,11 +24,11 @@ from napari_fmseg.training.data.samples import Sample, Spans, target_in
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Labelled
 
-__all__ = ["CoarseFineTask", "brightened", "fine_window"]
+__all__ = ["CoarseFineTask", "brighten_structures", "fine_window"]
 
 
 class CoarseFineTask(Labelled):
-    """Gives the whole volume on the coarse grid, or the box around the labels on the fine one."""
+    """Samples the whole volume on the coarse grid, or the box around the labels on the fine one."""
 
     def __init__(
         self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
@@ -55,7 +55,7 @@ class CoarseFineTask(Labelled):
         x = zoom(image.to(case.place).float(), spans, size)
         target = target_in(labels.to(case.place), spans, size, self.n_classes)
         if self.fine and augment.label_brightness:
-            x = brightened(x, target, augment.label_brightness, rng)
+            x = brighten_structures(x, target, augment.label_brightness, rng)
         x = normalise(x, _unit(self.intensity))
         (x,), target = augment_spatial([x], target, augment, self.swap, rng)
         x = augment_intensity(x, augment, rng, noise)
@@ -63,7 +63,7 @@ class CoarseFineTask(Labelled):
 
 
 def fine_window(case: Prepared, margin_mm: float, jitter_mm: float, rng: np.random.Generator) -> Spans:
-    """Draw the box that the fine network sees, as edges along z, y, x in the voxels of ``case.image``.
+    """Sample the box that the fine network receives, as edges along z, y, x in the voxels of ``case.image``.
 
     Every other one is the labels' box with the pipeline's margin. Of the others each face moves on its own from the
     labels' box, uniformly from a third of `jitter_mm` inwards to `jitter_mm` outwards. No box leaves the volume, and
@@ -79,7 +79,7 @@ def fine_window(case: Prepared, margin_mm: float, jitter_mm: float, rng: np.rand
     return spans
 
 
-def brightened(image: Tensor, target: Tensor, most: float, rng: np.random.Generator) -> Tensor:
+def brighten_structures(image: Tensor, target: Tensor, most: float, rng: np.random.Generator) -> Tensor:
     """Add one number to the voxels of each structure, of every structure in half of the cases.
 
     Parameters
@@ -100,7 +100,7 @@ def brightened(image: Tensor, target: Tensor, most: float, rng: np.random.Genera
 
 
 def _unit(intensity: Intensity) -> Intensity:
-    """Return how intensities become 0..1 before they are varied: z-scores are taken last."""
+    """Return how intensities become 0..1 before they are augmented: z-scores are taken last."""
     if intensity.kind == "window_zscore":
         return Intensity("window", intensity.low, intensity.high)
     return Intensity("percentile", 0, 100) if intensity.kind == "zscore" else intensity

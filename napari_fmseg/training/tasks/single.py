@@ -1,4 +1,4 @@
-"""What one network that sees patches learns from: windows of the volume, where labels are."""
+"""The task of a single network on patches: windows of the volume around labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["PatchTask"]
 
 
 class PatchTask(Labelled):
-    """Draws patches of the pipeline's window at the pipeline's spacing.
+    """Samples patches of the pipeline's window at the pipeline's spacing.
 
     A patch lies around a labelled voxel: a share of them, `Augment.focus`, around a voxel of a structure, the others
     anywhere. With a class to look at, around one of that class.
@@ -84,7 +84,7 @@ def _places(labels: Tensor, most: int = 4096) -> dict[int, np.ndarray]:
 
 
 def _read(image: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int]) -> Tensor:
-    """Read the image between edges; only the part that is looked at is touched."""
+    """Read the image between edges; only that region is read."""
     inner = []
     for (a, b), n, m in zip(spans, image.shape[1:], shape, strict=True):
         reach = int((b - a) / m) + 3  # of the kernel

@@ -1,16 +1,13 @@
 import gc
-import subprocess
-import sys
 import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from napari_fmseg.core.allocator import keep_freed_memory, trim_heap
 from napari_fmseg.core.errors import DeviceUnavailable
 from napari_fmseg.nets import build
-from napari_fmseg.nets.runtime import device as net_device
+from napari_fmseg.nets.runtime import device as runtime_device
 from napari_fmseg.nets.runtime.device import pick_device, pick_precision, training_precision
 from napari_fmseg.nets.runtime.edgenet_cpu import EdgeNetCpu
 from napari_fmseg.nets.runtime.prepare import prepare
@@ -131,20 +128,20 @@ def test_automatic_device_exists():
 
 def test_half_precision_on_the_cpu_needs_a_proof_or_a_wish_and_a_processor_that_has_it(monkeypatch):
     monkeypatch.delenv("FMSEG_CPU_CAPABILITY", raising=False)
-    monkeypatch.setattr(net_device, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(runtime_device, "_cpu_has_bfloat16", lambda: True)
     assert pick_precision(CPU) == "float32"
     assert pick_precision(CPU, half_precision_ok=False) == "float32"
     assert pick_precision(CPU, half_precision_ok=True) == "bfloat16"
     assert pick_precision(CPU, "bfloat16") == "bfloat16"
     assert training_precision(CPU) == "float32"
-    monkeypatch.setattr(net_device, "_cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(runtime_device, "_cpu_has_bfloat16", lambda: False)
     assert pick_precision(CPU, half_precision_ok=True) == "float32"
     with pytest.raises(DeviceUnavailable, match="slower than float32"):
         pick_precision(CPU, "bfloat16")
 
 
 def test_half_precision_that_is_hidden_is_not_there(monkeypatch):
-    monkeypatch.setattr(net_device, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(runtime_device, "_cpu_has_bfloat16", lambda: True)
     monkeypatch.setenv("FMSEG_CPU_CAPABILITY", "avx2")
     assert pick_precision(CPU, half_precision_ok=True) == "float32"
     with pytest.raises(DeviceUnavailable, match="FMSEG_CPU_CAPABILITY is avx2"):
@@ -152,14 +149,14 @@ def test_half_precision_that_is_hidden_is_not_there(monkeypatch):
 
 
 def test_a_graphics_card_takes_half_precision_unless_it_was_refuted(monkeypatch):
-    monkeypatch.setattr(net_device, "_best_half", lambda device: "bfloat16")
+    monkeypatch.setattr(runtime_device, "_best_half", lambda device: "bfloat16")
     there = torch.device("cuda")
     found = [pick_precision(there, half_precision_ok=ok) for ok in (None, True, False)]
     assert found == ["bfloat16", "bfloat16", "float32"]
 
 
 def test_a_network_that_is_called_by_itself_computes_in_float32_on_any_processor(monkeypatch):
-    monkeypatch.setattr(net_device, "_cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(runtime_device, "_cpu_has_bfloat16", lambda: True)
     net = nn.Conv3d(1, 2, 3, padding=1).eval()
     assert prepare(net, device="cpu")(torch.zeros(1, 1, 4, 4, 4)).dtype == torch.float32
 
@@ -169,23 +166,6 @@ def test_unknown_precision_and_memory_format_are_refused():
         pick_precision(CPU, "int8")
     with pytest.raises(DeviceUnavailable, match="channels_last"):
         prepare(nn.Identity(), device="cpu", memory_format="blocked")
-
-
-def test_pages_can_be_kept_and_released_on_glibc():
-    code = (
-        "import platform; from napari_fmseg.core.allocator import keep_freed_memory, trim_heap; "
-        "kept, released = keep_freed_memory(), trim_heap(); "
-        "assert kept == (platform.libc_ver()[0] == 'glibc'), kept; assert isinstance(released, bool)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_pages_are_left_alone_elsewhere(monkeypatch):
-    keep_freed_memory.cache_clear()
-    monkeypatch.setattr("napari_fmseg.core.allocator.platform.libc_ver", lambda: ("", ""))
-    assert not keep_freed_memory()
-    assert not trim_heap()
-    keep_freed_memory.cache_clear()
 
 
 @pytest.mark.gpu

@@ -8,8 +8,8 @@ import torch
 
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe
 from napari_fmseg.training.losses.logits import cross_entropy, deeply_supervised, dice_ce_of_logits, dice_of_logits
+from napari_fmseg.training.optimisation import rate_of
 from napari_fmseg.training.recipe import StageRecipe
-from napari_fmseg.training.schedules import rate_of
 
 SHARED = Path(os.environ.get("FMSEG_SHARED", Path(__file__).parents[3].parent / "shared")) / "golden"
 

@@ -21,7 +21,7 @@ from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.training.data.samples import Sample, ValidationCase, target_in
 from napari_fmseg.training.loop import train
 from napari_fmseg.training.losses.logits import cross_entropy, dice_ce_of_logits, dice_of_logits
-from napari_fmseg.training.losses.partial_labels import merged, partial_loss, shares
+from napari_fmseg.training.losses.partial_labels import merge_missing, partial_loss, shares
 from napari_fmseg.training.recipe import LOSSES, Augment, Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import make_loss
 from napari_fmseg.training.tasks.phased import _first_plane, phased_task
@@ -155,7 +155,7 @@ def test_nothing_pulls_between_background_and_a_class_that_was_not_labelled(name
 
 def test_a_missing_background_makes_no_sense() -> None:
     with pytest.raises(GeometryMismatch, match="background"):
-        merged(torch.rand(1, 3, 2, 2, 2), (0, 1))
+        merge_missing(torch.rand(1, 3, 2, 2, 2), (0, 1))
 
 
 def test_one_side_of_a_pair_that_was_labelled_alone_is_never_mirrored() -> None:

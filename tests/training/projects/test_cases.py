@@ -26,7 +26,7 @@ from napari_fmseg.training.projects import (
     init_project,
     label_case,
     open_project,
-    ranked,
+    rank_cases,
     record_scores,
     record_uncertainty,
     restore_labels,
@@ -249,7 +249,7 @@ def test_the_table_tells_predictions_scores_and_what_to_label_next(project, imag
     ]  # fmt: skip
     assert rows["t0"].dice == pytest.approx(0.7)
     assert rows["t1"].dice == pytest.approx(0.8)
-    assert [(row.name, row.uncertainty) for row in ranked(project)] == [("u1", 0.7), ("u0", 0.2), ("u2", None)]
+    assert [(row.name, row.uncertainty) for row in rank_cases(project)] == [("u1", 0.7), ("u0", 0.2), ("u2", None)]
     project = label_case(project, "u0", labels())
     assert case_table(project)[4].status == "corrected"
     assert not (project.folder / "fmseg" / "predictions" / "u0.nii.gz").exists()

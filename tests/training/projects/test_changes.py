@@ -33,7 +33,7 @@ from napari_fmseg.training.projects import (
     list_versions,
     open_project,
     open_run,
-    ranked,
+    rank_cases,
     remove_case,
     rename_case,
     rename_class,
@@ -137,7 +137,7 @@ def test_an_excluded_case_takes_no_part_until_it_is_included_again(filled):
 
 def test_an_excluded_case_without_labels_is_not_offered_to_be_labelled(project, image):
     project = exclude_case(add_case(project, "a", image(1)), "a")
-    assert ranked(project) == ()
+    assert rank_cases(project) == ()
 
 
 def test_a_removed_case_leaves_no_file_and_its_image_keeps_its_role(filled, image, labels, tmp_path):

@@ -34,6 +34,7 @@ from napari_fmseg.training.projects import (
     add_case,
     add_version,
     case_table,
+    cases_to_score,
     init_project,
     label_case,
     leaked_cases,
@@ -48,7 +49,6 @@ from napari_fmseg.training.projects import (
     scan_all,
     start_run,
     training_plan,
-    unmeasured,
 )
 from napari_fmseg.training.projects.names import model_name
 
@@ -117,9 +117,9 @@ def test_versions_that_were_not_measured_on_the_same_cases_are_not_compared(fill
 def test_corrected_truth_makes_a_score_of_before_void(filled, tmp_path, labels):
     project = kept(filled, tmp_path / "1", 0.7).project
     held = training_plan(project).validation[0].name
-    assert unmeasured(project, 1) == ()
+    assert cases_to_score(project, 1) == ()
     project = label_case(project, held, labels(tumour=1))
-    assert unmeasured(project, 1) == (held,)
+    assert cases_to_score(project, 1) == (held,)
 
 
 def test_a_version_knows_parent_cases_recipe_and_hashes(filled, tmp_path):

@@ -38,7 +38,7 @@ from napari_fmseg.training.losses.structures import STRUCTURE_LOSSES
 from napari_fmseg.training.recipe import LOSSES, Augment, Recipe, StageRecipe
 from napari_fmseg.training.recipe_file import load_recipe
 from napari_fmseg.training.tasks.base import make_structure_loss
-from napari_fmseg.training.tasks.coarse_fine import CoarseFineTask, brightened, fine_window
+from napari_fmseg.training.tasks.coarse_fine import CoarseFineTask, brighten_structures, fine_window
 
 STILL = Augment(shift=0, zoom=0, rotate_p=0, contrast=0, brightness=0, gamma=0, noise=0, jitter_mm=0)
 NET: dict[str, Any] = {"channels": [4, 8, 8, 8, 8], "dropout": 0.1}
@@ -244,7 +244,7 @@ def test_brightness_changes_labels_only_and_each_by_one_number() -> None:
         target[0, z], target[c, z] = 0, 1
     rng, changed = np.random.default_rng(1), []
     for _ in range(60):
-        added = brightened(image, target, 200.0, rng) - image
+        added = brighten_structures(image, target, 200.0, rng) - image
         assert torch.equal(added[0, 4:], torch.zeros_like(added[0, 4:]))
         for z in (slice(0, 2), slice(2, 4)):
             assert float(added[0, z].max() - added[0, z].min()) < 1e-4
@@ -372,7 +372,7 @@ def test_the_worst_fifth_is_drawn_more_often_and_alike_each_time(home: Path) -> 
         p = torch.zeros(1, 2, 4, 4, 4)
         p[:, 0, :2] = 1 if i not in (4, 7) else 0.1
         watching.saw([i], p, target, ())
-    seen = watching.ended(fabric)
+    seen = watching.end_epoch(fabric)
     assert watching.hard() == [4, 7]
     assert math.isnan(seen[9])
     assert HardExampleMiner(plan, names, seen).hard() == [4, 7]  # a run that goes on knows it
