@@ -251,7 +251,7 @@ class ExportDock(Dock):
         if done:
             self.outcome.tell(self._written)
             if self._is_whole:
-                self._recovery.settled(*self._exported)
+                self._recovery.mark_saved(*self._exported)
         self.remarks.tell(["Stopped. Nothing was written."] if cancelled else self._remarks if done else [])
         self._look()
 

@@ -19,7 +19,7 @@ from napari_fmseg._napari.layers import KEY, as_filed
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io.export import is_dicom_source
 
-__all__ = ["Origin", "in_file_order", "origin_of", "snapshot"]
+__all__ = ["Origin", "in_file_order", "label_map_to_write", "origin_of", "snapshot"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +109,25 @@ def snapshot(layer: Any, layers: Iterable[Any]) -> LabelMap:
     """
     labels = label_map(layer, layers)
     return replace(labels, data=np.array(labels.data))
+
+
+def label_map_to_write(layer: Any, layers: tuple[Any, ...] = ()) -> LabelMap:
+    """Return the label map to write for a labels layer: in the order and at the place of the file of its image.
+
+    Parameters
+    ----------
+    layer
+        A napari Labels layer with three axes.
+    layers
+        The viewer's layers. Where `layer` was made by hand, the image under it tells the place:
+        napari's scale and translate alone cannot hold an oblique one.
+
+    Raises
+    ------
+    GeometryMismatch
+        If the layer has not three axes, or nobody can tell where it lies.
+    """
+    return in_file_order(label_map(layer, layers), origin_of(layer, layers))
 
 
 def in_file_order(labels: LabelMap, origin: Origin) -> LabelMap:

@@ -14,7 +14,7 @@ from typing import Any
 from weakref import ref
 
 from qtpy.QtCore import QEvent, QObject, QTimer, Signal
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtWidgets import QApplication, QDialog, QWidget
 
 from napari_fmseg._napari.common.preferences import Preferences, load
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
@@ -133,7 +133,7 @@ class Recovery(QObject):
         """Count the changes of a layer, to find out afterwards whether there was another one."""
         return self._edits.get(layer, 0)
 
-    def settled(self, layer: Any, edits: int | None = None) -> None:
+    def mark_saved(self, layer: Any, edits: int | None = None) -> None:
         """Report that what `layer` holds is safe elsewhere (exported, or just computed): its copy is removed.
 
         What is painted on it afterwards is copied again.
@@ -233,9 +233,16 @@ class Recovery(QObject):
         layers = [] if self._closed else self.unsaved
         if not layers or self._window is None or not self._window.isVisible():
             return True
-        from napari_fmseg._napari.recovery.unsaved import may_close
+        from napari_fmseg._napari.recovery.unsaved import UnsavedDialog
 
-        return may_close(self, layers, self._window)
+        dialog = UnsavedDialog(layers, tuple(self.viewer.layers), self._window)
+        try:
+            answer = dialog.exec()
+        finally:
+            dialog.deleteLater()
+        for layer in dialog.saved:  # the discarded ones stay as they are: the window may yet stay open
+            self.mark_saved(layer)
+        return bool(answer == QDialog.DialogCode.Accepted)
 
     def _retire(self, layers: list[Any]) -> None:
         """Move layers that are removed without being saved to where they can be put back from, in a thread."""
@@ -306,7 +313,7 @@ class Recovery(QObject):
         self._unwatch(event.value)
         if event.value in self._keys:
             self._retire([event.value])
-        self.settled(event.value)
+        self.mark_saved(event.value)
         self._edits.pop(event.value, None)
 
     def _watch(self, layer: Any) -> None:
@@ -367,7 +374,7 @@ class Recovery(QObject):
     def _on_written(self, done: list[tuple[Any, str, bool | FmsegError]]) -> None:
         self._busy = False
         for layer, key, outcome in done:
-            if self._keys.get(layer) != key:  # settled or removed meanwhile
+            if self._keys.get(layer) != key:  # saved elsewhere or removed meanwhile
                 if key not in self._retired:
                     self.session.remove(key)
             elif isinstance(outcome, FmsegError):

@@ -211,7 +211,7 @@ class SegmentDock(Dock):
         elif isinstance(event, StageLayer):
             self._times.append(f"{event.stage} {said(event.seconds)}")
             if event.is_labels:
-                self._recovery.settled(self.session.newest)  # computed, not painted: it can be computed again
+                self._recovery.mark_saved(self.session.newest)  # computed, not painted: it can be computed again
                 if not self._is_painting():
                     self._show(self.session.newest)
             if event.note:

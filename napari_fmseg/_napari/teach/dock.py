@@ -274,7 +274,7 @@ class TeachDock(Dock):
             if layer is not None:
                 layer.metadata = {**layer.metadata, KEY: {**(layer.metadata.get(KEY) or {}), **told}}
         if what.labels is not None:
-            self._recovery.settled(*self._stored)
+            self._recovery.mark_saved(*self._stored)
         saved = "has its labels" if what.labels is not None else "was added, to be labelled later"
         self.note.tell([f"{what.name} {saved}."])
         self.add.name.clear()

@@ -26,7 +26,7 @@ from napari_fmseg._napari.choosers.image_volumes import cases_of
 from napari_fmseg._napari.choosers.label_pairing import image_of, is_of, labels_for, note_image
 from napari_fmseg._napari.common.dialogs import Question, on_screen
 from napari_fmseg._napari.export.dock import ExportDock
-from napari_fmseg._napari.export.label_origin import origin_of
+from napari_fmseg._napari.export.label_origin import label_map_to_write, origin_of
 from napari_fmseg._napari.layer_transform import geometry_of
 from napari_fmseg._napari.layers import KEY, image_layers, labels_layer
 from napari_fmseg._napari.recovery.autosave_store import Session, abandoned, read, work_of
@@ -34,7 +34,6 @@ from napari_fmseg._napari.results.class_table import ML, NAME, VOXELS
 from napari_fmseg._napari.results.lesion_table import LesionDialog
 from napari_fmseg._napari.segment.dock import SegmentDock
 from napari_fmseg._napari.teach.dock import TeachDock
-from napari_fmseg._napari.writer import filed_labels
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.events import StageResult
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
@@ -409,9 +408,9 @@ def test_labels_on_two_scans_of_several_directions_are_not_written_by_guess(dock
     image = show(viewer, oblique, "B")  # in the window the two lie on each other
     painted = viewer.add_labels(np.ones(SHAPE, np.uint8), scale=image.scale, translate=image.translate, units="mm")
     with pytest.raises(GeometryMismatch, match="nothing says"):
-        filed_labels(painted, tuple(viewer.layers))
+        label_map_to_write(painted, tuple(viewer.layers))
     note_image(painted, cases_of(viewer.layers)[1])
-    assert filed_labels(painted, tuple(viewer.layers)).geometry.matches(oblique.geometry, atol_mm=0.01)
+    assert label_map_to_write(painted, tuple(viewer.layers)).geometry.matches(oblique.geometry, atol_mm=0.01)
 
 
 def test_labels_that_were_offered_back_after_a_crash_find_their_image_again(

@@ -217,7 +217,7 @@ def test_labels_that_are_safe_elsewhere_or_removed_are_not_kept(watched, qtbot, 
     viewer, layer, recovery = watched
     with qtbot.waitSignal(recovery.saved):
         layer.paint((1, 1, 1), 2)
-    recovery.settled(layer)
+    recovery.mark_saved(layer)
     assert list(root.glob("*/liver*")) == []
     with qtbot.waitSignal(recovery.saved):
         layer.paint((1, 2, 2), 2)

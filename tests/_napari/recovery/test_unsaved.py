@@ -220,7 +220,7 @@ def test_an_untouched_an_emptied_and_an_exported_layer_are_removed_without_a_wor
     emptied = painted(viewer, "emptied")
     emptied.data_setitem(tuple(np.argwhere(emptied.data).T), 0)
     viewer.add_layer(new_layer("untouched"))
-    Recovery.of(viewer).settled(layer)
+    Recovery.of(viewer).mark_saved(layer)
     viewer.layers.clear()
     qtbot.waitUntil(no_thread)
     assert removed([home / "removed"]) == []
@@ -230,9 +230,9 @@ def test_labels_that_are_painted_while_they_are_exported_are_not_safe(viewer: An
     recovery, layer = Recovery.of(viewer), painted(viewer)
     edits = recovery.edits_of(layer)
     layer.paint((1, 1, 1), 1)
-    recovery.settled(layer, edits)
+    recovery.mark_saved(layer, edits)
     assert recovery.unsaved == [layer]
-    recovery.settled(layer, recovery.edits_of(layer))
+    recovery.mark_saved(layer, recovery.edits_of(layer))
     assert recovery.unsaved == []
 
 
