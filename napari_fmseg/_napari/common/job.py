@@ -5,7 +5,6 @@ No generator worker of napari or superqt: those swallow a RuntimeError, and the 
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 import weakref
@@ -39,6 +38,9 @@ class Job:
     on_cancel
         Called by `cancel` in the window's thread, and must return at once; such as `RemoteEngine.cancel`. Without it
         the iterator is closed at its next event.
+    must_finish
+        The work is carried to its end whatever happens to the window: `cancel` does nothing, `abandon` only silences
+        the signals, and the end of the program waits for it. For what saves the user's work.
 
     Attributes
     ----------
@@ -50,8 +52,14 @@ class Job:
         Qt signal, exactly once and last: True if the work came to its end, False if it failed or was cancelled.
     """
 
-    def __init__(self, make_events: Callable[[], Iterator[Any]], on_cancel: Callable[[], None] | None = None) -> None:
-        self._make_events, self._on_cancel = make_events, on_cancel
+    def __init__(
+        self,
+        make_events: Callable[[], Iterator[Any]],
+        on_cancel: Callable[[], None] | None = None,
+        *,
+        must_finish: bool = False,
+    ) -> None:
+        self._make_events, self._on_cancel, self._must_finish = make_events, on_cancel, must_finish
         self._thread: threading.Thread | None = None
         self._over = False
         self._mail = _Mailbox(self._on_end)
@@ -64,33 +72,33 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked for its end."""
+        """Whether `cancel` was called."""
         return self._mail.cancelled
 
     def start(self) -> None:
         """Begin; a job runs once."""
         if self._thread is not None:
             return
-        _keep(self)
+        _jobs.add(self)
         _close_with_the_application()
-        self._thread = threading.Thread(target=self._work, name="fmseg job", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="fmseg job", daemon=not self._must_finish)
         self._thread.start()
 
     def cancel(self) -> None:
-        """Request for the end and return at once; `finished(False)` follows."""
-        if self.cancelled or not self.running:
+        """Request the end and return at once; `finished(False)` follows."""
+        if self.cancelled or self._must_finish or not self.running:
             return
         self._mail.cancelled = True
         if self._on_cancel is not None:
             self._on_cancel()
 
     def abandon(self) -> None:
-        """Cancel, and let no signal out any more: whoever listened is going away."""
+        """Cancel, and emit no signal any more: the listener is going away."""
         self._mail.muted = True
         self.cancel()
 
     def wait(self, seconds: float) -> bool:
-        """Block until the thread has ended; says whether it has. Its last events still need the window's loop."""
+        """Return whether the thread ended, after at most `seconds`. Its last events still need the window's loop."""
         if self._thread is not None:
             self._thread.join(seconds)
         return self._thread is None or not self._thread.is_alive()
@@ -104,8 +112,8 @@ class Job:
             end = False
         except FmsegError as error:
             end = error
-        except Exception as error:  # noqa: BLE001 - the boundary of the thread: what is not told here is lost
-            end = _told(error)
+        except Exception as error:  # noqa: BLE001 - the boundary of the thread: what is not reported here is lost
+            end = _as_fmseg_error(error)
         finally:
             self._make_events = _nothing  # what it holds, such as a volume, goes with the thread
             self._mail.post(_End(end))
@@ -126,7 +134,7 @@ class Job:
     def _on_end(self) -> None:
         self._over = True
         self.wait(_CLOSING_S)  # a moment: the thread must not be the last to let go of a Qt object
-        _let_go(self)
+        _jobs.discard(self)
 
 
 class _End:
@@ -214,17 +222,19 @@ def start_job(
     make_events: Callable[[], Iterator[Any]],
     on_cancel: Callable[[], None] | None = None,
     parent: QObject | None = None,
+    *,
+    must_finish: bool = False,
 ) -> Job:
     """Start a job; its signals may still be connected, since nothing arrives before the window's loop turns.
 
     Parameters
     ----------
-    make_events, on_cancel
+    make_events, on_cancel, must_finish
         See `Job`.
     parent
         Whose end cancels the job; a widget that shows it. The job is not its child: a thread cannot be deleted.
     """
-    job = Job(make_events, on_cancel)
+    job = Job(make_events, on_cancel, must_finish=must_finish)
     if parent is not None:
         known = weakref.WeakMethod(job.abandon)  # the widget must not keep every job that it ever had
         parent.destroyed.connect(lambda *_: (known() or _ignore)())
@@ -233,7 +243,7 @@ def start_job(
 
 
 def close_all_jobs(seconds: float = _CLOSING_S) -> bool:
-    """Cancel whatever runs, let none of its signals out, and wait; says whether everything has ended in time."""
+    """Cancel all jobs, silence their signals, and return whether they have ended within `seconds`."""
     until = time.monotonic() + seconds
     jobs = list(_jobs)
     for job in jobs:
@@ -241,25 +251,8 @@ def close_all_jobs(seconds: float = _CLOSING_S) -> bool:
     for job in jobs:
         if job.wait(max(0.0, until - time.monotonic())):
             job._over = True
-            _let_go(job)
+            _jobs.discard(job)
     return not _jobs
-
-
-def _keep(job: Job) -> None:
-    """Keep a job alive, and the garbage collector off what was there before it.
-
-    A full collection walks through all that napari and pandas have made and stops the window for 0.1 to 0.3 s
-    (measured). While jobs run only what is new is collected; afterwards everything is again.
-    """
-    if not _jobs:
-        gc.freeze()
-    _jobs.add(job)
-
-
-def _let_go(job: Job) -> None:
-    _jobs.discard(job)
-    if not _jobs:
-        gc.unfreeze()
 
 
 def _ignore() -> None:
@@ -270,21 +263,22 @@ def _nothing() -> Iterator[Any]:
     return iter(())
 
 
-def _told(error: Exception) -> FmsegError:
+def _as_fmseg_error(error: Exception) -> FmsegError:
     """Return an unexpected error as one that can be shown; the original is its cause."""
     first = (str(error).strip().splitlines() or [""])[0]
+    shown: FmsegError
     if isinstance(error, MemoryError):
-        told: FmsegError = DeviceMemory(
-            f"This computer's memory did not suffice ({first or 'MemoryError'}). Close other programs, or segment a "
-            "region of interest."
+        shown = DeviceMemory(
+            f"This computer is out of memory ({first or 'MemoryError'}). Close other programs, or segment a region of "
+            "interest."
         )
     else:
-        told = FmsegError(
+        shown = FmsegError(
             f"Something unexpected happened: {type(error).__name__}: {first}. This is a defect of the program, not of "
             "your data; please report it with the text below."
         )
-    told.__cause__ = error
-    return told
+    shown.__cause__ = error
+    return shown
 
 
 def _close_with_the_application() -> None:

@@ -24,7 +24,7 @@ from napari_fmseg.core.events import Progress
 from napari_fmseg.core.package import shipped
 from napari_fmseg.io import suffix_of
 
-__all__ = ["PublicSample", "cached", "fetch", "list_public_samples", "read_registry", "samples_folder"]
+__all__ = ["PublicSample", "downloaded_file", "fetch", "list_public_samples", "read_registry", "samples_folder"]
 
 _CHUNK = 1 << 18
 _TIMEOUT_S = 30
@@ -108,7 +108,7 @@ def read_registry(path: Path) -> tuple[PublicSample, ...]:
         raise FmsegError(f"{path} is no registry of samples: {error}. Correct it, or remove it.") from error
 
 
-def cached(sample: PublicSample) -> Path | None:
+def downloaded_file(sample: PublicSample) -> Path | None:
     """Return the file if it was downloaded before and its hash is still right."""
     path = _place(sample)
     try:
@@ -118,7 +118,7 @@ def cached(sample: PublicSample) -> Path | None:
 
 
 def fetch(sample: PublicSample) -> Iterator[Progress]:
-    """Download a sample, after the user agreed; afterwards `cached` gives its place.
+    """Download a sample, after the user agreed; afterwards `downloaded_file` gives its place.
 
     Ending the iterator early ends the download and leaves nothing behind.
 
