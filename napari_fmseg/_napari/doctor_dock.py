@@ -124,8 +124,8 @@ class DoctorDock(Dock):
             told = bytes(process.readAllStandardError().data()).decode(errors="replace").strip().splitlines()
             self._fail(told[-1] if told else "it said nothing", error)
             return
-        self.list.setHtml(_listed(self.findings))
-        self._say(_summed(self.findings))
+        self.list.setHtml(_report_of(self.findings))
+        self._say(_summary_of(self.findings))
 
     def _on_failed(self, _error: Any = None) -> None:
         if self._process is not None:
@@ -152,7 +152,7 @@ class DoctorDock(Dock):
         self.copy_button.setText("Copied")
 
 
-def _listed(findings: Sequence[dict[str, str]]) -> str:
+def _report_of(findings: Sequence[dict[str, str]]) -> str:
     """Write every finding with its mark, and under it what to do."""
     rows = []
     for finding in findings:
@@ -166,7 +166,7 @@ def _listed(findings: Sequence[dict[str, str]]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def _summed(findings: Sequence[dict[str, str]]) -> str:
+def _summary_of(findings: Sequence[dict[str, str]]) -> str:
     """Return in a line how things stand."""
     bad, warn = (sum(f["state"] == state for f in findings) for state in ("bad", "warn"))
     parts = [f"{bad} to mend"] if bad else []

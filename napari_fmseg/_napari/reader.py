@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from napari_fmseg._napari.layers import KEY, LayerData
+from napari_fmseg._napari.layer_transform import fmseg_metadata
+from napari_fmseg._napari.layers import LayerData
 from napari_fmseg._napari.opening.format_detection import is_ours
 from napari_fmseg._napari.opening.layer_data import (
     _series_of_file,
@@ -45,7 +46,7 @@ def get_reader(path: PathOrPaths) -> Callable[[PathOrPaths], list[Any]] | None:
     callable or None
         `read`, or None if another reader should be asked.
     """
-    paths = _listed(path)
+    paths = _as_list(path)
     return read if paths and all(is_ours(Path(one)) for one in paths) else None
 
 
@@ -66,7 +67,7 @@ def read(path: PathOrPaths) -> list[Any]:
     """
     viewer = watch_current_viewer()
     layers: list[LayerData] = []
-    for one in distinct(_listed(path)):
+    for one in distinct(_as_list(path)):
         if viewer is not None and _is_open_already(one, viewer):
             continue
         layers += _read_one(one, viewer)
@@ -80,7 +81,7 @@ def read(path: PathOrPaths) -> list[Any]:
     return layers or NOTHING
 
 
-def _listed(path: PathOrPaths) -> list[str]:
+def _as_list(path: PathOrPaths) -> list[str]:
     return [os.fspath(path)] if isinstance(path, str | os.PathLike) else [os.fspath(one) for one in path]
 
 
@@ -127,7 +128,7 @@ def _is_open_already(path: str, viewer: Any) -> bool:
     """Return whether another file of the same series was opened: napari hands over dropped slices one by one."""
     uid = _series_of_file(Path(path))
     for layer in viewer.layers if uid else ():
-        told = layer.metadata.get(KEY) or {}
+        told = fmseg_metadata(layer)
         source = str(told.get("source") or "")
         is_same = (told.get("meta") or {}).get("series_uid") == uid
         if is_same and source != path and os.path.dirname(source) == os.path.dirname(path):

@@ -14,7 +14,7 @@ from napari_fmseg._napari.choosers.roi import box_of_shapes, box_of_view
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.tooltips import SEGMENT
 from napari_fmseg._napari.layer_transform import AXES, UNITS, moves_of
-from napari_fmseg._napari.segment.stage_layers import made_of
+from napari_fmseg._napari.segment.stage_layers import provenance_of
 from napari_fmseg.core.volume import Box
 
 __all__ = ["ImageChooser", "RegionChooser"]
@@ -219,4 +219,4 @@ def _has_image(layer: Any) -> bool:
     """Return whether a layer is one that belongs to an image: labels, or a map of ours."""
     from napari.layers import Image, Labels
 
-    return isinstance(layer, Labels) or (isinstance(layer, Image) and bool(made_of(layer)))
+    return isinstance(layer, Labels) or (isinstance(layer, Image) and bool(provenance_of(layer)))

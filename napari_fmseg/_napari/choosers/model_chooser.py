@@ -114,7 +114,7 @@ class ModelChooser(QWidget):
         if self._is_settled or case is None:
             return
         fitting = [card for card in self._cards.values() if is_for(card, case)]
-        fitting.sort(key=lambda card: (len(card.channels) != case.n_channels, _n_doubts(card, case)))
+        fitting.sort(key=lambda card: (len(card.channels) != case.n_channels, _n_warnings(card, case)))
         self.reason = "" if fitting else _why_none(case)
         self._select(fitting[0].name if fitting else "")
 
@@ -140,7 +140,7 @@ class ModelChooser(QWidget):
         words = text.casefold().split()
         for i in range(self.list.count()):
             item = self.list.item(i)
-            told = _searched(self._cards[item.data(Qt.ItemDataRole.UserRole)])
+            told = _search_text(self._cards[item.data(Qt.ItemDataRole.UserRole)])
             item.setHidden(not all(word in told for word in words))
         shown = [i for i in range(self.list.count()) if not self.list.item(i).isHidden()]
         if shown and self.list.currentRow() not in shown:
@@ -178,7 +178,7 @@ def modality_of(case: ImageVolume) -> str:
     return {"PT": "PET", "MRI": "MR"}.get(modality, modality)
 
 
-def _n_doubts(card: ModelCard, case: ImageVolume) -> int:
+def _n_warnings(card: ModelCard, case: ImageVolume) -> int:
     """Count what does not look like the volumes that a model was trained on; 0 where the volume's place is unknown."""
     try:
         return len(list(compatibility_warnings(case.geometry, case.meta, card)))
@@ -193,7 +193,7 @@ def _why_none(case: ImageVolume) -> str:
     return f"No model here was trained on {modality}, which “{case.name}” is. The first of the list is chosen."
 
 
-def _searched(card: ModelCard) -> str:
+def _search_text(card: ModelCard) -> str:
     parts = (card.name, card.title, card.modality, card.body_part, card.licence, *card.labels.values())
     return " ".join(parts).casefold()
 

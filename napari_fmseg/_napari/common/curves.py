@@ -103,7 +103,7 @@ class Curves(QWidget):
             else:
                 points.append((float(x), float(value), 1))
             if len(points) > MOST_POINTS:
-                points[:] = [_joined(*points[i : i + 2]) for i in range(0, len(points), 2)]
+                points[:] = [_merge_points(*points[i : i + 2]) for i in range(0, len(points), 2)]
                 self._grain[name] = 2 * grain
         if not self._timer.isActive():
             self._timer.start()
@@ -166,7 +166,7 @@ class Curves(QWidget):
                 line.setSymbolPen(None)
             line.setData(*self.values(name))
         self._frame()
-        self.legend.setText("&nbsp;&nbsp; ".join(self._said(name) for name in self._points))
+        self.legend.setText("&nbsp;&nbsp; ".join(self._legend_entry(name) for name in self._points))
         self.legend.setVisible(bool(self._points))
         self._fit()
 
@@ -213,14 +213,14 @@ class Curves(QWidget):
         below = self.legend.heightForWidth(self.width()) + _SPACING if self._points else 0
         self.setMinimumHeight(_LEAST_HEIGHT + below)
 
-    def _said(self, name: str) -> str:
+    def _legend_entry(self, name: str) -> str:
         points = self._points[name]
         value = f" {points[-1][1]:.{self._digits}f}" if points else ""
         said = f"{name}{value}".replace("<", "&lt;").replace(" ", "&nbsp;")
         return f'<span style="color: {self.color(name)}">●</span>&nbsp;{said}'
 
 
-def _joined(first: tuple[float, float, int], *second: tuple[float, float, int]) -> tuple[float, float, int]:
+def _merge_points(first: tuple[float, float, int], *second: tuple[float, float, int]) -> tuple[float, float, int]:
     """Return two points of a curve as one, at their mean."""
     points = (first, *second)
     n = sum(count for _, _, count in points)

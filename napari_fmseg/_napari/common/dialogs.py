@@ -17,18 +17,17 @@ from qtpy.QtGui import QFontDatabase, QShowEvent
 from qtpy.QtWidgets import (
     QApplication,
     QDialog,
-    QFrame,
     QHBoxLayout,
     QLabel,
     QPlainTextEdit,
     QPushButton,
-    QScrollArea,
     QSizePolicy,
     QStyle,
     QVBoxLayout,
     QWidget,
 )
 
+from napari_fmseg._napari.common.widgets import ScrollArea
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.package import __version__
 
@@ -191,11 +190,7 @@ class TextDialog(QDialog):
         self.body.setSpacing(8)
         inner = QWidget()
         inner.setLayout(self.body)
-        self.scroll = QScrollArea()
-        self.scroll.setWidget(inner)
-        self.scroll.setWidgetResizable(True)
-        self.scroll.setFrameShape(QFrame.Shape.NoFrame)
-        self.scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.scroll = ScrollArea(inner)
         self.buttons = QHBoxLayout()
         self.column = QVBoxLayout(self)
         self.column.setContentsMargins(16, 16, 16, 12)

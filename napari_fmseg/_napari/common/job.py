@@ -63,7 +63,7 @@ class Job:
         self._thread: threading.Thread | None = None
         self._over = False
         self._mail = _Mailbox(self._on_end)
-        self.event, self.failed, self.finished = self._mail.event_came, self._mail.failed, self._mail.finished
+        self.event, self.failed, self.finished = self._mail.event_received, self._mail.failed, self._mail.finished
 
     @property
     def running(self) -> bool:
@@ -147,7 +147,7 @@ class _End:
 class _Mailbox(QObject):
     """Where the thread leaves its events, and the window's thread finds them."""
 
-    event_came = Signal(object)
+    event_received = Signal(object)
     failed = Signal(object)
     finished = Signal(bool)
     _posted = Signal()
@@ -184,7 +184,7 @@ class _Mailbox(QObject):
             self._end(event.how)
             return
         if not self.muted:
-            self.event_came.emit(event)
+            self.event_received.emit(event)
         now = time.monotonic()
         if isinstance(event, Progress):
             self._last_progress = now

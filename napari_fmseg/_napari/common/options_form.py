@@ -73,11 +73,11 @@ class OptionsForm(QWidget):
             if name in self._widgets:
                 self._widgets[name].value = value
 
-    def allow(self, name: str, why_not: str = "") -> None:
+    def allow(self, name: str, disabled_reason: str = "") -> None:
         """Allow the user change a field; or not, with the reason as its tooltip."""
         widget = self._widgets[name].native
-        widget.setEnabled(not why_not)
-        widget.setToolTip(why_not or self._helps.get(name, ""))
+        widget.setEnabled(not disabled_reason)
+        widget.setToolTip(disabled_reason or self._helps.get(name, ""))
 
     def _on_changed(self) -> None:
         self.changed.emit()

@@ -48,7 +48,11 @@ class TrainingRun:
     def __init__(self, parent: QObject, *, program: Sequence[str] = PROGRAM) -> None:
         self._parent, self._program = parent, tuple(program)
         self._signals = _Signals()
-        self.changed, self.event, self.failed = self._signals.changed, self._signals.came, self._signals.failed
+        self.changed, self.event, self.failed = (
+            self._signals.changed,
+            self._signals.event_received,
+            self._signals.failed,
+        )
         self._command: tuple[str, ...] = ()
         self._steps: dict[str, int] = {}
         self._training: RemoteTraining | None = None
@@ -104,7 +108,7 @@ class TrainingRun:
         self._command, self._steps = tuple(map(str, command)), dict(steps or {})
         self._clock, self.error, self._asked = _Clock(), None, False
         self._training = training = RemoteTraining(self._command, program=self._program)
-        self._job = start_job(lambda: _thinned(training.events()), training.stop, self._parent)
+        self._job = start_job(lambda: _thin_steps(training.events()), training.stop, self._parent)
         self._job.event.connect(self._on_event)
         self._job.failed.connect(self._on_failed)
         self._job.finished.connect(self._on_finished)
@@ -135,7 +139,7 @@ class TrainingRun:
             self._enter("training")
         elif isinstance(event, Progress) and event.stage == "validating":
             self._enter("validating")
-        self._signals.came.emit(event)
+        self._signals.event_received.emit(event)
 
     def _on_failed(self, error: FmsegError) -> None:
         self.error = error
@@ -156,7 +160,7 @@ class TrainingRun:
 
 class _Signals(QObject):
     changed = Signal(str)
-    came = Signal(object)
+    event_received = Signal(object)
     failed = Signal(object)
 
 
@@ -194,7 +198,7 @@ class _Clock:
         return (now - self._first[0]) / seen * (total - done) if seen > 0 and self._total else None
 
 
-def _thinned(events: Generator[TrainEvent, None, None]) -> Iterator[TrainEvent]:
+def _thin_steps(events: Generator[TrainEvent, None, None]) -> Iterator[TrainEvent]:
     """Yield every event, of fast steps one for several; the last one before anything else always."""
     waiting: list[StepDone] = []
     last = 0.0

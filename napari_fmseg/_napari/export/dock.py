@@ -121,7 +121,9 @@ class ExportDock(Dock):
         self.place.changed.connect(self._look)
         self.export_button.clicked.connect(self._on_export)
         self.cancel_button.clicked.connect(self._on_cancel)
-        self.error.asked.connect(lambda error: show_error(self, error, title="The labels were not exported"))
+        self.error.details_requested.connect(
+            lambda error: show_error(self, error, title="The labels were not exported")
+        )
         layers = self.viewer.layers
         layers.events.inserted.connect(note_new_labels)
         self._links = Links(self)
@@ -158,7 +160,7 @@ class ExportDock(Dock):
     def _on_labels(self, _: int = 0) -> None:
         layer = self.layer
         self.origin = Origin() if layer is None else origin_of(layer, self.viewer.layers)
-        self.classes.show_classes(None if layer is None else self._named(layer))
+        self.classes.show_classes(None if layer is None else self._label_map(layer))
         self.labels.setToolTip(EXPORT.labels if layer is None else f"{EXPORT.labels} Now: {layer.name}")
         self.way.allow_dicom(EXPORT.export_no_labels if layer is None else self.origin.why_no_dicom())
         if layer is not None and self.place.stem in ("", self._suggested):
@@ -166,7 +168,7 @@ class ExportDock(Dock):
             self.place.suggest(self._suggested)
         self._look()
 
-    def _named(self, layer: Any) -> LabelMap | None:
+    def _label_map(self, layer: Any) -> LabelMap | None:
         try:
             return label_map(layer, self.viewer.layers)
         except GeometryMismatch as error:
@@ -179,12 +181,12 @@ class ExportDock(Dock):
 
     def _look(self) -> None:
         """Report whether an export is possible, and if not, why."""
-        why = self._why_not()
+        why = self._disabled_reason()
         self.export_button.setEnabled(not why)
         self.export_button.setToolTip(why or EXPORT.export)
         self.cancel_button.setEnabled(self.job is not None)
 
-    def _why_not(self) -> str:
+    def _disabled_reason(self) -> str:
         if self.job is not None:
             return EXPORT.export_busy
         if self.layer is None:

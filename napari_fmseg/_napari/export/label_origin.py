@@ -15,7 +15,8 @@ import numpy as np
 from napari_fmseg._napari.choosers.image_volumes import cases_of
 from napari_fmseg._napari.choosers.label_pairing import image_of, is_of, label_map, lies_on
 from napari_fmseg._napari.common.tooltips import EXPORT
-from napari_fmseg._napari.layers import KEY, as_filed
+from napari_fmseg._napari.layer_transform import fmseg_metadata
+from napari_fmseg._napari.layers import as_filed
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io.export import is_dicom_source
 
@@ -36,7 +37,7 @@ class Origin:
         Its path, or None.
     model
         What made the labels, or "".
-    doubtful
+    ambiguous
         Names of the images on whose voxels the labels lie, if nobody knows to which of them they belong.
     """
 
@@ -44,7 +45,7 @@ class Origin:
     meta: Mapping[str, Any] | None = None
     source: Path | None = None
     model: str = ""
-    doubtful: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()
 
     @property
     def series(self) -> str | None:
@@ -53,8 +54,8 @@ class Origin:
 
     def why_no_dicom(self) -> str:
         """Return why no DICOM SEG can be written, or "" if one can; looks at the disk."""
-        if self.doubtful:
-            names = ", ".join(self.doubtful)
+        if self.ambiguous:
+            names = ", ".join(self.ambiguous)
             return (f"The labels lie on the voxels of {names}, and nothing says on which of them they were made. Close "
                     "the others; a DICOM SEG must not refer to another patient's series.")  # fmt: skip
         if self.source is None:
@@ -83,10 +84,10 @@ def origin_of(layer: Any, layers: Iterable[Any]) -> Origin:
         All layers of the viewer, of which one may be its image.
     """
     layers = list(layers)
-    told = _told(layer)
+    told = fmseg_metadata(layer)
     made, home = told.get("made") or {}, image_of(layer, layers)
     is_its = home is not None and (is_of(layer, home) or lies_on(layer, home))
-    image = _told(home.layers[0]) if home is not None and is_its else {}
+    image = fmseg_metadata(home.layers[0]) if home is not None and is_its else {}
     source = image.get("source") or told.get("source") or ""
     filed = image.get("filed") or told.get("filed")
     below = [case.name for case in cases_of(layers) if is_of(layer, case) is None and lies_on(layer, case)]
@@ -133,8 +134,3 @@ def label_map_to_write(layer: Any, layers: tuple[Any, ...] = ()) -> LabelMap:
 def in_file_order(labels: LabelMap, origin: Origin) -> LabelMap:
     """List labels as the file of their image is listed."""
     return as_filed(labels, origin.filed)
-
-
-def _told(layer: Any) -> Mapping[str, Any]:
-    told = None if layer is None else layer.metadata.get(KEY)
-    return told if isinstance(told, Mapping) else {}

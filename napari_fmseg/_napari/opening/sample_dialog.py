@@ -25,8 +25,8 @@ from napari_fmseg._napari.common.viewer_window import window_of
 from napari_fmseg._napari.opening.open_files import Opening
 from napari_fmseg._napari.opening.public_samples import (
     PublicSample,
-    downloaded_file,
     fetch,
+    find_download,
     list_public_samples,
     samples_folder,
 )
@@ -142,9 +142,9 @@ class PublicSamplesDialog(QDialog):
 
 def _download(sample: PublicSample) -> Iterator[Progress | Path]:
     """Yield the progress of a download, and last the file; one that is there already is not fetched again."""
-    if downloaded_file(sample) is None:
+    if find_download(sample) is None:
         yield from fetch(sample)
-    path = downloaded_file(sample)
+    path = find_download(sample)
     if path is not None:
         yield path
 

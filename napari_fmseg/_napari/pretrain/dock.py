@@ -21,7 +21,7 @@ from qtpy.QtWidgets import (
 from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error, text_label
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
-from napari_fmseg._napari.common.time_estimate import said
+from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import PRETRAIN
 from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
@@ -139,7 +139,7 @@ class PretrainDock(Dock):
         self.stop_button.clicked.connect(self._on_stop)
         self.resume_button.clicked.connect(self._on_resume)
         self.outcome.use.connect(self._on_use)
-        self.error.asked.connect(self._on_details)
+        self.error.details_requested.connect(self._on_details)
         self.training.event.connect(self._on_event)
         self.training.changed.connect(self._on_state)
         self.training.failed.connect(self._on_failed)
@@ -151,15 +151,17 @@ class PretrainDock(Dock):
         """Allow the user start, stop and resume, or say in the tooltips why not."""
         busy, out = self.training.running, self.form.out.path
         there = recipe_in(out) if out is not None else None
-        why_not = PRETRAIN.start_busy if busy else self.form.why_not() or (PRETRAIN.start_there if there else "")
-        self.start_button.setEnabled(not why_not)
-        self.start_button.setToolTip(why_not or PRETRAIN.start)
+        disabled_reason = (
+            PRETRAIN.start_busy if busy else self.form.disabled_reason() or (PRETRAIN.start_there if there else "")
+        )
+        self.start_button.setEnabled(not disabled_reason)
+        self.start_button.setToolTip(disabled_reason or PRETRAIN.start)
         self.stop_button.setEnabled(busy and not self.training.stopping)
         self.stop_button.setToolTip(PRETRAIN.stop if busy else PRETRAIN.stop_idle)
         can_resume = not busy and there is not None and self.training.state != "done"
         self.resume_button.setEnabled(can_resume)
-        why_not = PRETRAIN.start_busy if busy else PRETRAIN.resume_none
-        self.resume_button.setToolTip(PRETRAIN.resume if can_resume else why_not)
+        disabled_reason = PRETRAIN.start_busy if busy else PRETRAIN.resume_none
+        self.resume_button.setToolTip(PRETRAIN.resume if can_resume else disabled_reason)
         self.form.setEnabled(not busy)
 
     def _on_start(self) -> None:
@@ -235,7 +237,7 @@ class PretrainDock(Dock):
         elif training.running:
             left = training.seconds_left
             parts = [f"{_WORDS[training.state]}: {self._said}" if self._said else f"{_WORDS[training.state]} …"]
-            parts += [f"about {said(max(1.0, round(left)))} left"] if left is not None else []
+            parts += [f"about {format_seconds(max(1.0, round(left)))} left"] if left is not None else []
             text = ", ".join(parts)
         else:
             end = training.state.capitalize() if training.state in ("done", "stopped", "failed") else ""

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QFileDialog, QFrame, QHBoxLayout, QLabel, QLineEdit, 
 
 from napari_fmseg._napari.common.curves import Curves
 from napari_fmseg._napari.common.tooltips import PRETRAIN
-from napari_fmseg._napari.common.widgets import More
+from napari_fmseg._napari.common.widgets import Collapsible
 from napari_fmseg._napari.pretrain.plan import Shown
 from napari_fmseg.core.events import FILE_LEFT_OUT, EpochDone, Progress, StepDone, TrainEvent, Warned
 
@@ -155,7 +155,7 @@ class LeftOut(QWidget):
         self.details.setTextFormat(Qt.TextFormat.PlainText)
         self.details.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.details.setContentsMargins(12, 0, 0, 0)
-        self.more = More("", self.details, PRETRAIN.left_out)
+        self.more = Collapsible("", self.details, PRETRAIN.left_out)
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
         rows.addWidget(self.more)

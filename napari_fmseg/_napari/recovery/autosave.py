@@ -23,11 +23,11 @@ from napari_fmseg._napari.recovery.autosave_store import (
     Autosave,
     Session,
     Work,
-    abandoned,
     delete,
+    list_abandoned,
+    list_removed,
     prune,
     read,
-    removed,
     work_of,
 )
 from napari_fmseg._napari.segment.scan_view import attend
@@ -173,14 +173,14 @@ class Recovery(QObject):
 
     def offer(self) -> None:
         """Request what to do with labels that a crash left behind, if there are any."""
-        left = abandoned({_root(load()), _root(Preferences())})
+        left = list_abandoned({_root(load()), _root(Preferences())})
         if left:
             self._open(left, is_crash=True)
 
     def show_removed(self) -> None:
         """List the labels that were removed without being saved, to be put back."""
         prune(self._bins())
-        self._open(removed(self._bins()), is_crash=False)
+        self._open(list_removed(self._bins()), is_crash=False)
 
     def _open(self, saves: list[Autosave], *, is_crash: bool) -> None:
         from napari_fmseg._napari.recovery.dialog import RecoveryDialog

@@ -16,7 +16,7 @@ from napari_fmseg._napari.common.preferences import load
 from napari_fmseg._napari.common.tooltips import RECOVERY
 from napari_fmseg._napari.common.widgets import ErrorBox
 from napari_fmseg._napari.export.label_origin import label_map_to_write
-from napari_fmseg._napari.layers import KEY
+from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.recovery.autosave_store import KEPT_DAYS
 from napari_fmseg.core.errors import UnwritableVolume
 from napari_fmseg.io import write_labels
@@ -127,7 +127,7 @@ def _write(jobs: list[tuple[Any, Path]], others: tuple[Any, ...]) -> Iterator[An
 
 def _folder_of(layer: Any) -> Path:
     """Return the folder of the scan that labels belong to, else the user's own."""
-    source = str((layer.metadata.get(KEY) or {}).get("source") or "")
+    source = str(fmseg_metadata(layer).get("source") or "")
     return Path(source).parent if source and Path(source).parent.is_dir() else Path.home()
 
 

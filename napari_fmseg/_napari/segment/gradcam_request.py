@@ -16,10 +16,10 @@ from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 from napari_fmseg.evaluation.volumes import Measure
 from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["why_not", "why_request"]
+__all__ = ["disabled_reason", "why_request"]
 
 
-def why_not(layer: Any, cases: Sequence[ImageVolume]) -> str:
+def disabled_reason(layer: Any, cases: Sequence[ImageVolume]) -> str:
     """Return why nothing can be asked about a labels layer, or nothing."""
     run = None if layer is None else run_of(layer)
     if run is None:
@@ -56,7 +56,7 @@ def why_request(
     FmsegError
         If nothing can be asked, or the class is empty.
     """
-    refusal, label = why_not(layer, cases), int(layer.selected_label)
+    refusal, label = disabled_reason(layer, cases), int(layer.selected_label)
     if refusal:
         raise FmsegError(refusal)
     made = run_of(layer)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from napari_fmseg._napari.common.time_estimate import Estimate, said
+from napari_fmseg._napari.common.time_estimate import Estimate, format_seconds
 from napari_fmseg._napari.common.tooltips import SEGMENT
 
 __all__ = ["RunBar"]
@@ -71,11 +71,11 @@ class RunBar(QWidget):
         """Whether a run is shown as under way."""
         return self._estimate is not None
 
-    def allow(self, why_not: str) -> None:
+    def allow(self, disabled_reason: str) -> None:
         """Allow the user run, or say in the tooltip why not."""
-        why_not = SEGMENT.run_busy if self.running else why_not
-        self.run_button.setEnabled(not why_not)
-        self.run_button.setToolTip(why_not or SEGMENT.run)
+        disabled_reason = SEGMENT.run_busy if self.running else disabled_reason
+        self.run_button.setEnabled(not disabled_reason)
+        self.run_button.setToolTip(disabled_reason or SEGMENT.run)
         self.cancel_button.setEnabled(self.running)
         self.cancel_button.setToolTip(SEGMENT.cancel if self.running else "Nothing is running.")
 
@@ -119,5 +119,7 @@ class RunBar(QWidget):
             return
         self.bar.setValue(int(self._estimate.fraction * STEPS))
         left = self._estimate.seconds_left(time.monotonic())
-        rest = "" if left is None or self._label == "stopping" else f": about {said(max(1.0, round(left)))} left"
+        rest = (
+            "" if left is None or self._label == "stopping" else f": about {format_seconds(max(1.0, round(left)))} left"
+        )
         self.text.setText(f"{self._label.capitalize()}{rest}")

@@ -26,9 +26,9 @@ from napari_fmseg.training.projects import CaseRow, Project
 
 __all__ = ["CaseTable", "summary"]
 
-NAME, STATUS, DICE, UNSURE, CHANGED = range(5)
+NAME, STATUS, DICE, UNCERTAINTY, CHANGED = range(5)
 TITLES = ("Case", "Status", "Dice", "Unsure", "Edited")
-TIPS = (TEACH.case, TEACH.status, TEACH.dice, TEACH.unsure, TEACH.changed)
+TIPS = (TEACH.case, TEACH.status, TEACH.dice, TEACH.uncertainty, TEACH.changed)
 _ROW = 22
 _WIDTHS = (84, 92, 48, 58, 54)  # pixels at first; together as wide as the narrowest dock
 _SHOWN = 7
@@ -81,7 +81,7 @@ class CaseTable(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.table = self._made_table()
+        self.table = self._build_table()
         self.next = QLabel()
         self.next.setWordWrap(True)
         self.next.setToolTip(TEACH.next)
@@ -141,7 +141,7 @@ class CaseTable(QWidget):
         self._locked = why
         self._on_selected()
 
-    def _made_table(self) -> QTableWidget:
+    def _build_table(self) -> QTableWidget:
         table = plain_table(TITLES, TIPS, row=_ROW)
         header = table.horizontalHeader()
         header.setMinimumSectionSize(30)
@@ -239,7 +239,7 @@ def _items(row: CaseRow) -> list[QTableWidgetItem]:
         _Sorted(*_when(row.changed)),
     ]
     for item in items:
-        item.setToolTip(_told(row))
+        item.setToolTip(_tooltip(row))
     return items
 
 
@@ -256,7 +256,7 @@ def _when(changed: str) -> tuple[str, float]:
     return then.strftime("%H:%M" if today else "%d %b %y"), then.timestamp()
 
 
-def _told(row: CaseRow) -> str:
+def _tooltip(row: CaseRow) -> str:
     """Return all that is known of a case, for the tooltip."""
     lines = [row.problem] if row.problem else []
     if row.classes:

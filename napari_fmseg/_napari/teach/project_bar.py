@@ -1,4 +1,4 @@
-"""Which project is open: those of before, a new one, or a folder that is opened or dropped."""
+"""Which project is open: those of before, a new one, or a folder that is chosen or dropped."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ProjectBar(QWidget):
         paths = recent_projects()
         return paths[0] if paths else None
 
-    def opened(self, folder: Path) -> None:
+    def set_folder(self, folder: Path) -> None:
         """Put the project that is open now first, and remember it."""
         remember(folder)
         self._fill()

@@ -21,12 +21,12 @@ from qtpy.QtWidgets import (
 )
 
 from napari_fmseg._napari.common.curves import Curves
-from napari_fmseg._napari.common.devices import offered_devices
+from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.number_boxes import NumberBox
 from napari_fmseg._napari.common.options_form import OptionsForm
-from napari_fmseg._napari.common.time_estimate import said
+from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import TEACH
-from napari_fmseg._napari.common.widgets import More
+from napari_fmseg._napari.common.widgets import Collapsible
 from napari_fmseg._napari.teach.validation_view import PlaneView
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone, TrainEvent
 from napari_fmseg.models.registry import list_models
@@ -77,7 +77,7 @@ class TrainPanel(QWidget):
         self.options = OptionsForm(
             TrainingOptions,
             skip=("minutes",),
-            choices={"device": offered_devices(), "precision": ("auto", "float32", "bfloat16", "float16")},
+            choices={"device": list_device_names(), "precision": ("auto", "float32", "bfloat16", "float16")},
             labels=_WORDS,
         )
         self.augment = OptionsForm(Augment, skip=("swap",))
@@ -91,7 +91,7 @@ class TrainPanel(QWidget):
         rows.addWidget(self.choices_made)
         for form in (self.options, self.augment):
             rows.addWidget(form)
-        self.more = More("Details", inside, TEACH.details)
+        self.more = Collapsible("Details", inside, TEACH.details)
         self.start_button, self.stop_button = QPushButton("&Start"), QPushButton("S&top")
         self.resume_button = QPushButton("R&esume")
         self.light, self.said = QLabel(), QLabel()
@@ -201,10 +201,10 @@ class TrainPanel(QWidget):
 
     # --- how it goes ---
 
-    def allow(self, why_not: str, *, can_resume: bool) -> None:
+    def allow(self, disabled_reason: str, *, can_resume: bool) -> None:
         """Allow the user start, or say in the tooltip why not."""
         running = self.state in ("preparing", "training", "validating")
-        why = "A training is under way. Stop it, or wait until it is done." if running else why_not
+        why = "A training is under way. Stop it, or wait until it is done." if running else disabled_reason
         self.start_button.setEnabled(not why)
         self.start_button.setToolTip(why or TEACH.start)
         self.stop_button.setEnabled(running)
@@ -272,6 +272,6 @@ class TrainPanel(QWidget):
         if told is not None:
             share, seconds = told
             self.bar.setValue(int(1000 * share))
-            rest = f", about {said(max(1.0, round(seconds)))} left" if seconds is not None else ""
+            rest = f", about {format_seconds(max(1.0, round(seconds)))} left" if seconds is not None else ""
             text = f"{self._doing or text}{rest}"
         self.said.setText(text)

@@ -96,7 +96,7 @@ class VersionList(QWidget):
         self.present = used[-1] if used else 0
         self.table.setRowCount(len(versions))
         for i, version in enumerate(reversed(versions)):
-            for column, text in enumerate(_told(version, in_use=version.number == self.present)):
+            for column, text in enumerate(_cells(version, in_use=version.number == self.present)):
                 item = QTableWidgetItem(text)
                 item.setData(Qt.ItemDataRole.UserRole, version.number)
                 self.table.setItem(i, column, item)
@@ -125,7 +125,7 @@ class VersionList(QWidget):
             self.use.emit(self.chosen)
 
 
-def _told(version: Version, *, in_use: bool) -> tuple[str, ...]:
+def _cells(version: Version, *, in_use: bool) -> tuple[str, ...]:
     lineage = version.lineage
     values = _by_class(version).values()
     dice = f"{sum(values) / len(values):.3f}" if values else "–"

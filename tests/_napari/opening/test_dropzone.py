@@ -396,7 +396,7 @@ def test_precedence_is_taken_only_with_consent_and_asked_for_once() -> None:
 
     assert default_reader.offer_as_default_reader(None, ask=say(False))
     assert settings() == {}
-    assert default_reader.remembered() is False
+    assert default_reader.earlier_answer() is False
     assert not default_reader.offer_as_default_reader(None, ask=say(True))
     default_reader.forget()
     assert default_reader.offer_as_default_reader(None, ask=say(True))
@@ -439,7 +439,7 @@ def test_the_question_is_a_dialog_that_does_not_block(make_napari_viewer: Callab
     with qtbot.waitSignal(box.finished):
         next(button for button in box.buttons() if button.text().startswith("Yes")).click()
     assert settings()["*.mha"] == "napari-fmseg"
-    assert default_reader.remembered() is True
+    assert default_reader.earlier_answer() is True
     qtbot.wait(20)
 
 

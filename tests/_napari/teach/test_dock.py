@@ -478,7 +478,7 @@ def test_what_a_model_doubted_comes_hidden_with_its_labels_as_heat_on_the_same_p
         wait(qtbot, dock)
         assert [layer.name for layer in dock.viewer.layers] == [
             "new",
-            "new · unsure",
+            "new · uncertainty",
             "new · predicted, to be corrected",
         ]
         assert [layer.visible for layer in dock.viewer.layers] == [True, False, True]
