@@ -121,8 +121,8 @@ class DoctorDock(Dock):
             found = json.loads(bytes(process.readAllStandardOutput().data()).decode())
             self.findings = sorted(found, key=lambda f: _RANK[f["state"]])
         except (ValueError, KeyError, TypeError) as error:
-            told = bytes(process.readAllStandardError().data()).decode(errors="replace").strip().splitlines()
-            self._fail(told[-1] if told else "it said nothing", error)
+            lines = bytes(process.readAllStandardError().data()).decode(errors="replace").strip().splitlines()
+            self._fail(lines[-1] if lines else "it gave no reason", error)
             return
         self.list.setHtml(_report_of(self.findings))
         self._say(_summary_of(self.findings))
@@ -132,10 +132,10 @@ class DoctorDock(Dock):
             process, self._process = self._process, None
             self._fail(process.errorString(), None)
 
-    def _fail(self, told: str, cause: Exception | None) -> None:
+    def _fail(self, reason: str, cause: Exception | None) -> None:
         self._say("The examination did not finish")
         error = FmsegError(
-            f"The machine could not be examined: {told}. Run `fmseg doctor` in a terminal, which shows more."
+            f"The machine could not be examined: {reason}. Run `fmseg doctor` in a terminal, which shows more."
         )
         error.__cause__ = cause
         show_error(self, error, title="Doctor")
@@ -158,10 +158,10 @@ def _report_of(findings: Sequence[dict[str, str]]) -> str:
     for finding in findings:
         sign, color = _MARKS[finding["state"]]
         fix = f"<br><b>What to do:</b> {escape(finding['fix'])}" if finding["fix"] else ""
-        told = f"<b>{escape(finding['name'])}</b><br>{escape(finding['text'])}{fix}"
+        cell = f"<b>{escape(finding['name'])}</b><br>{escape(finding['text'])}{fix}"
         rows.append(
             f'<tr><td style="color: {color}; font-size: large; padding-right: 8px"><b>{sign}</b></td>'
-            f'<td style="padding-bottom: 8px">{told}</td></tr>'
+            f'<td style="padding-bottom: 8px">{cell}</td></tr>'
         )
     return f"<table>{''.join(rows)}</table>"
 

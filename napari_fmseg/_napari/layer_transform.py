@@ -82,11 +82,11 @@ class Frame:
         matrix[:3] /= sizes[:, None]
         steps = matrix[:3, :3]
         scale = np.linalg.norm(steps, axis=0)
-        told: dict[str, Any] = {"units": self.units, "axis_labels": self.axis_labels}
+        recorded: dict[str, Any] = {"units": self.units, "axis_labels": self.axis_labels}
         if np.abs(steps - np.diag(scale)).max() <= _ROUNDING * scale.max():
-            return {"scale": tuple(scale.tolist()), "translate": tuple(matrix[:3, 3].tolist()), **told}
+            return {"scale": tuple(scale.tolist()), "translate": tuple(matrix[:3, 3].tolist()), **recorded}
         matrix[:3, :3] = steps / scale  # as an affine: napari's own rotate and shear cannot hold every matrix
-        return {"scale": tuple(scale.tolist()), "affine": matrix, **told}
+        return {"scale": tuple(scale.tolist()), "affine": matrix, **recorded}
 
 
 def place(geometry: Geometry) -> dict[str, Any]:
@@ -221,10 +221,10 @@ def add_metadata(layer: Any, **facts: Any) -> None:
 
 def _world_of(layer: Any) -> npt.NDArray[np.float64]:
     """Return the matrix from LPS mm to the layer's world in mm."""
-    told = fmseg_metadata(layer)
-    if told.get("world") is not None:
-        return np.array(told["world"], np.float64)
-    known = told.get("geometry")
+    recorded = fmseg_metadata(layer)
+    if recorded.get("world") is not None:
+        return np.array(recorded["world"], np.float64)
+    known = recorded.get("geometry")
     world = np.eye(4)
     if isinstance(known, Geometry):
         world[:3, :3] = np.linalg.inv(known.direction)

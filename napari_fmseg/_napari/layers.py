@@ -111,7 +111,7 @@ def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerDa
     layers: list[LayerData] = []
     for i, data in enumerate(volume.channels):
         meta = _of_channel(volume.meta, i)
-        told = {
+        recorded = {
             "geometry": volume.geometry,
             "filed": filed,
             "meta": dict(volume.meta),
@@ -125,7 +125,7 @@ def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerDa
             "colormap": CHANNEL_COLORMAPS[i % len(CHANNEL_COLORMAPS)],
             "rgb": False,  # napari takes a last axis of 3 or 4 voxels for colours unless it is told
             "blending": "translucent_no_depth" if i == 0 else "additive",
-            "metadata": {KEY: told},
+            "metadata": {KEY: recorded},
             **place(volume.geometry),
         }
         if is_pet(meta):
@@ -145,8 +145,8 @@ def _of_channel(meta: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 def meta_of(layer: Any) -> dict[str, Any]:
     """Return what the file of an image layer said of it, or of its channel."""
-    told = fmseg_metadata(layer)
-    return _of_channel(told.get("meta") or {}, int(told.get("channel", 0)))
+    recorded = fmseg_metadata(layer)
+    return _of_channel(recorded.get("meta") or {}, int(recorded.get("channel", 0)))
 
 
 def is_pet(meta: Mapping[str, Any]) -> bool:
@@ -188,7 +188,7 @@ def _along(volume: Volume, frame: Geometry | Frame | None) -> Volume:
 def map_layer(stage: Volume, name: str, *, frame: Geometry | Frame | None = None) -> LayerData:
     """Return a map of real numbers in 0..1, such as attention, as heat over the image whose frame is `frame`."""
     shown = _along(stage, frame)
-    where, told = _placement(shown.geometry, frame)
+    where, recorded = _placement(shown.geometry, frame)
     options = {
         "name": name,
         "colormap": "inferno",
@@ -196,7 +196,7 @@ def map_layer(stage: Volume, name: str, *, frame: Geometry | Frame | None = None
         "blending": "additive",
         "opacity": 0.45,
         "contrast_limits": (0.0, 1.0),
-        "metadata": {KEY: {**told, "filed": stage.geometry}},
+        "metadata": {KEY: {**recorded, "filed": stage.geometry}},
         **where,
     }
     return (shown.data, options, "image")
@@ -219,8 +219,8 @@ def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | Frame | None 
         File they were read from.
     """
     shown = _along(labels, frame)
-    where, told = _placement(shown.geometry, frame)
-    told |= {
+    where, recorded = _placement(shown.geometry, frame)
+    recorded |= {
         "filed": labels.geometry,
         "names": dict(labels.names),
         "colors": dict(labels.colors),
@@ -232,7 +232,7 @@ def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | Frame | None 
         "opacity": 0.5,
         "features": features_of(labels.names),
         "colormap": colormap_of(labels),
-        "metadata": {KEY: told},
+        "metadata": {KEY: recorded},
         **where,
     }
     return (shown.data, options, "labels")
@@ -320,13 +320,13 @@ def labels_of(layer: Any, geometry: Geometry | None = None) -> LabelMap:
     GeometryMismatch
         As `geometry_of`.
     """
-    told = fmseg_metadata(layer)
+    recorded = fmseg_metadata(layer)
     names = names_of(layer)
     colors: dict[int, tuple[float, float, float]] = {}
     for label in names:
         red, green, blue = (float(v) for v in np.asarray(layer.colormap.map(np.array([label]))).reshape(-1)[:3])
         colors[label] = (red, green, blue)
-    meta = _with_spacing(told.get("meta") or {}, layer)
+    meta = _with_spacing(recorded.get("meta") or {}, layer)
     return LabelMap(np.asarray(layer.data), geometry or geometry_of(layer), meta, names, colors)
 
 

@@ -128,9 +128,9 @@ def _is_open_already(path: str, viewer: Any) -> bool:
     """Return whether another file of the same series was opened: napari hands over dropped slices one by one."""
     uid = _series_of_file(Path(path))
     for layer in viewer.layers if uid else ():
-        told = fmseg_metadata(layer)
-        source = str(told.get("source") or "")
-        is_same = (told.get("meta") or {}).get("series_uid") == uid
+        recorded = fmseg_metadata(layer)
+        source = str(recorded.get("source") or "")
+        is_same = (recorded.get("meta") or {}).get("series_uid") == uid
         if is_same and source != path and os.path.dirname(source) == os.path.dirname(path):
             viewer.status = f"{os.path.basename(path)} belongs to {layer.name}, which is open already."
             return True

@@ -202,7 +202,7 @@ def test_lesions_are_listed_gone_to_and_exported_by_clicks(
     assert viewer.dims.point == pytest.approx(4.0 * np.array(expected.lesions[1].hottest))
     dialog.min_ml.setValue(0.1)
     qtbot.waitUntil(lambda: dialog.table.rowCount() == 2, timeout=PATIENCE_MS)
-    assert "1 smaller parts" in dialog.totals.text()
+    assert "1 smaller components" in dialog.totals.text()
     dialog.image.setCurrentIndex(dialog.image.findText("ct"))
     qtbot.waitUntil(lambda: dialog.found.unit == "HU", timeout=PATIENCE_MS)
     assert "SUV" not in dialog.totals.text()

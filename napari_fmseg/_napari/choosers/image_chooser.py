@@ -148,7 +148,7 @@ class RegionChooser(QWidget):
         self._viewer = viewer
         self._shapes: list[Any] = []
         self.combo = QComboBox()
-        self.combo.setToolTip(f"{SEGMENT.region} What is drawn in one plane holds for the whole depth.")
+        self.combo.setToolTip(f"{SEGMENT.region} A rectangle in one plane applies to the whole depth.")
         self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.combo.setMinimumContentsLength(10)
         self.draw = QPushButton("Draw &box")

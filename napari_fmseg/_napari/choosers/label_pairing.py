@@ -69,11 +69,11 @@ def note_new_labels(event: Any) -> None:
 
 def is_of(layer: Any, case: ImageVolume) -> bool | None:
     """Return whether labels belong to an image, by what is noted on them; None if nothing is."""
-    told, image = fmseg_metadata(layer), fmseg_metadata(case.layers[0])
+    recorded, image = fmseg_metadata(layer), fmseg_metadata(case.layers[0])
     record = _record(layer)
     if set(record.get("ids", ())) & {str(part.unique_id) for part in case.layers}:
         return True
-    mine, theirs = ((one.get("project"), one.get("case")) for one in (told, image))
+    mine, theirs = ((one.get("project"), one.get("case")) for one in (recorded, image))
     if all(mine) and mine == theirs:
         return True
     if record.get("source") and record["source"] == _source(case.layers[0]):
@@ -123,8 +123,8 @@ def why_ask(layer: Any, case: ImageVolume, layers: Iterable[Any]) -> str:
     if known:
         return ""
     if known is False:
-        told, record = fmseg_metadata(layer), _record(layer)
-        name = record.get("name") or told.get("case") or "another image"
+        recorded, record = fmseg_metadata(layer), _record(layer)
+        name = record.get("name") or recorded.get("case") or "another image"
         return f"“{layer.name}” was made on “{name}”, not on “{case.name}”."
     below = [other for other in cases_of(layers) if other.id != case.id and lies_on(layer, other)]
     names = ", ".join(f"“{other.name}”" for other in below)
@@ -146,7 +146,7 @@ def label_map(layer: Any, layers: Iterable[Any]) -> LabelMap:
     Raises
     ------
     GeometryMismatch
-        If it cannot be told where the voxels lie.
+        If it cannot be recorded where the voxels lie.
     """
     layers = list(layers)
     if isinstance(fmseg_metadata(layer).get("geometry"), Geometry):
@@ -161,7 +161,7 @@ def label_map(layer: Any, layers: Iterable[Any]) -> LabelMap:
         names = ", ".join(f"“{case.name}”" for case in below)
         raise GeometryMismatch(
             f"“{layer.name}” lies on {names} in this window, which lie in different places of the patient, and nothing "
-            "says to which of them the labels belong. Close the images that they were not made on."
+            "states to which of them the labels belong. Close the images that they were not made on."
         )
     labels = labels_of(layer, grid)
     spaced = any(has_spacing(case.layers[0]) for case in below)
@@ -198,8 +198,8 @@ def _geometry(case: ImageVolume) -> Geometry | None:
 
 
 def _record(layer: Any) -> Mapping[str, Any]:
-    told = fmseg_metadata(layer)
-    record, made = told.get(NOTE), told.get("made")
+    recorded = fmseg_metadata(layer)
+    record, made = recorded.get(NOTE), recorded.get("made")
     if isinstance(record, Mapping):
         return record
     return {"ids": (str(made["image"]),)} if isinstance(made, Mapping) and "image" in made else {}
@@ -207,7 +207,7 @@ def _record(layer: Any) -> Mapping[str, Any]:
 
 def _source(layer: Any) -> str:
     """Return the file of an image layer, and the series where a folder has several; "" if it has none."""
-    told = fmseg_metadata(layer)
-    path = told.get("source") or getattr(getattr(layer, "source", None), "path", None) or ""
-    series = (told.get("meta") or {}).get("series_uid") or ""
+    recorded = fmseg_metadata(layer)
+    path = recorded.get("source") or getattr(getattr(layer, "source", None), "path", None) or ""
+    series = (recorded.get("meta") or {}).get("series_uid") or ""
     return f"{path} {series}".strip() if path else ""

@@ -1,4 +1,4 @@
-"""What the user is told and asked in a window of its own: errors with cause and fix, questions, the disclaimer."""
+"""Dialogs: errors with cause and fix, questions, the disclaimer."""
 
 from __future__ import annotations
 
@@ -373,8 +373,8 @@ def _trace(error: BaseException) -> str:
     for one, after in reversed(chain):
         for frame in traceback.extract_tb(one.__traceback__):
             lines.append(f"  {_short(frame.filename)}:{frame.lineno} in {frame.name}")
-        told = "(see above)" if one is error else _without_paths(str(one))
-        lines.append(f"{type(one).__module__}.{type(one).__qualname__}: {told}{after}")
+        text = "(see above)" if one is error else _without_paths(str(one))
+        lines.append(f"{type(one).__module__}.{type(one).__qualname__}: {text}{after}")
     return "\n".join(lines)
 
 

@@ -28,7 +28,9 @@ class SEGMENT:
     model_card = "What the model was trained on, its licence, its Dice on held-out cases, and its limits."
     stage = "How far to go. Earlier stages are faster and coarser; the last one gives the finished labels."
     device = 'Where the model runs. "auto" uses a GPU where there is one, else the CPU.'
-    precision = 'How exactly the model computes. "auto" uses 16 bit where it is faster and known to give the same labels.'
+    precision = (
+        'How exactly the model computes. "auto" uses 16 bit where it is faster and known to give the same labels.'
+    )
     run = "Segment the image. Every stage is shown as soon as it is done. (Ctrl+Alt+R)"
     run_no_image = "Open an image first: drop a file on the window, or File > Open Sample > fmseg."
     run_no_model = "Choose a model first."
@@ -153,10 +155,10 @@ class TEACH:
     labels = "The labels of that image, from any tool: painted here, opened from a file, or found by a model."
     part = (
         "What you have labelled. Slices without any label, or with scribbles all that is not painted, are then neither "
-        "learned as background nor counted."
+        "used as background nor counted."
     )
-    files = "A copy keeps the project whole when the original moves; a link needs no disk space."
-    name = "How the case is called in tables. Leave it empty for the next number; never a patient's name."
+    files = "A copy keeps the project complete when the original moves; a link needs no disk space."
+    name = "The name of the case in tables. Leave it empty for the next number; never a patient's name."
     new_labels = "Add an empty layer with the project's structures, and paint on the image."
     add = "Add the image and its labels to the project: completely or not at all."
     save_labels = "Give this case these labels. Those before are kept in the project's history."
@@ -178,7 +180,7 @@ class TEACH:
     show_earlier = "Show these labels as a layer beside the current ones."
     restore = "Replace the current labels by these; the current ones stay in the list."
     open_case = "Show the image and its labels, or what the model found, as layers."
-    predict = "Predict labels for the unlabelled cases, to be corrected, with the uncertainty of the active model."
+    predict = "Predict the unlabelled cases with the active model, to be corrected, and measure its uncertainty."
     source = "A model of something similar needs less training. The project's own model continues from its weights."
     minutes = "About how long the training may take on this machine. Five minutes show whether it works."
     details = "Settings that follow from your data and the time, unless you change them."
@@ -203,9 +205,13 @@ class TEACH:
 class PRETRAIN:
     """The Pretrain dock."""
 
-    volumes = "A folder with scans of any modality, also in its subfolders. No labels are needed. Drop it here, or browse."
+    volumes = (
+        "A folder with scans of any modality, also in its subfolders. No labels are needed. Drop it here, or browse."
+    )
     browse = "Choose the folder."
-    network = "What is pretrained. PCT-Net has a larger receptive field than FMUNet, by attention; the others are smaller and faster."
+    network = (
+        "What is pretrained. PCT-Net uses more context than FMUNet, by attention; the others are smaller and faster."
+    )
     budget = "How long to train. The number of steps follows from how fast the first ones are."
     unit = "Minutes on this machine, or a number of steps."
     out = "Where the run is kept: decoded scans, checkpoints, and in the end the model."

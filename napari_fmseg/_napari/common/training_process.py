@@ -19,7 +19,7 @@ __all__ = ["STATES", "TrainingRun"]
 STATES = ("idle", "preparing", "training", "validating", "done", "stopped", "failed")
 _RUNNING = ("preparing", "training", "validating")
 _BETWEEN_STEPS_S = 0.1  # a curve needs no more, and the window has to draw each
-_FIRST_S = 1.0  # of training before a time is told
+_FIRST_S = 1.0  # of training before a time is recorded
 
 
 class TrainingRun:
@@ -38,7 +38,7 @@ class TrainingRun:
         Qt signal with the new state, one of `STATES`. (A QObject may have no signal called `event`, which is why this
         is none and has one inside.)
     event
-        Qt signal with each `TrainEvent`. Of steps that come faster than ten a second one is told with their mean loss.
+        Qt signal with each `TrainEvent`. Of steps that come faster than ten a second one arrives, with their mean loss.
     failed
         Qt signal with the `FmsegError` that ended the training, before ``changed("failed")``.
     error
@@ -128,7 +128,7 @@ class TrainingRun:
             self.start(self._command, steps=self._steps)
 
     def close(self) -> None:
-        """End the training at once; nothing is told any more."""
+        """End the training at once; no signal follows."""
         if self._job is not None:
             self._job.abandon()
         self._job = self._training = None

@@ -56,7 +56,7 @@ class Origin:
         """Return why no DICOM SEG can be written, or "" if one can; looks at the disk."""
         if self.ambiguous:
             names = ", ".join(self.ambiguous)
-            return (f"The labels lie on the voxels of {names}, and nothing says on which of them they were made. Close "
+            return (f"The labels lie on the voxels of {names}, and it is unknown on which they were made. Close "
                     "the others; a DICOM SEG must not refer to another patient's series.")  # fmt: skip
         if self.source is None:
             return EXPORT.dicom_disabled
@@ -84,16 +84,16 @@ def origin_of(layer: Any, layers: Iterable[Any]) -> Origin:
         All layers of the viewer, of which one may be its image.
     """
     layers = list(layers)
-    told = fmseg_metadata(layer)
-    made, home = told.get("made") or {}, image_of(layer, layers)
+    recorded = fmseg_metadata(layer)
+    made, home = recorded.get("made") or {}, image_of(layer, layers)
     is_its = home is not None and (is_of(layer, home) or lies_on(layer, home))
     image = fmseg_metadata(home.layers[0]) if home is not None and is_its else {}
-    source = image.get("source") or told.get("source") or ""
-    filed = image.get("filed") or told.get("filed")
+    source = image.get("source") or recorded.get("source") or ""
+    filed = image.get("filed") or recorded.get("filed")
     below = [case.name for case in cases_of(layers) if is_of(layer, case) is None and lies_on(layer, case)]
     return Origin(
         filed if isinstance(filed, Geometry) else None,
-        dict(image.get("meta") or told.get("meta") or {}),
+        dict(image.get("meta") or recorded.get("meta") or {}),
         Path(source) if source else None,
         str(made.get("model") or ""),
         tuple(below) if home is None and len(below) > 1 else (),
@@ -106,7 +106,7 @@ def snapshot(layer: Any, layers: Iterable[Any]) -> LabelMap:
     Raises
     ------
     GeometryMismatch
-        If it cannot be told where they lie.
+        If it cannot be recorded where they lie.
     """
     labels = label_map(layer, layers)
     return replace(labels, data=np.array(labels.data))

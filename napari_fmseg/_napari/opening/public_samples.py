@@ -160,9 +160,9 @@ def fetch(sample: PublicSample) -> Iterator[Progress]:
 
 def _check(sample: PublicSample, done: int, sha256: str) -> None:
     if done != sample.size:
-        told = f"more than {sample.size:,}" if done > sample.size else f"{done:,} instead of {sample.size:,}"
+        size = f"more than {sample.size:,}" if done > sample.size else f"{done:,} instead of {sample.size:,}"
         raise FmsegError(
-            f"What {sample.host} sent for {sample.title} has {told} bytes. It was not kept. "
+            f"What {sample.host} sent for {sample.title} has {size} bytes. It was not kept. "
             "The file was changed there or the download was cut short; try again later."
         )
     if sha256 != sample.sha256:

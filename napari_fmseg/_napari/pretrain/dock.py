@@ -37,7 +37,7 @@ __all__ = ["PretrainDock"]
 
 _TICK_MS = 500
 _BAR = 1000
-_WORDS = {"preparing": "Starting", "training": "Learning", "validating": "Checking on held-out scans"}
+_WORDS = {"preparing": "Starting", "training": "Training", "validating": "Validating on held-out scans"}
 
 
 class PretrainDock(Dock):
@@ -216,7 +216,7 @@ class PretrainDock(Dock):
             out = self.form.out.path
             model = model_in(out) if out is not None else None
             if state in ("done", "stopped") and model is not None:
-                end = "is ready" if state == "done" else "can be started from as far as it came"
+                end = "is ready" if state == "done" else "can be used as a start as it is"
                 self.outcome.tell(model, f"{model.stem} {end}: {model}")
                 self._column.ensureWidgetVisible(self.outcome)
             if state == "done":

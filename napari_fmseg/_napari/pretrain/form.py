@@ -21,7 +21,7 @@ __all__ = ["PATCHES", "PretrainForm"]
 
 PATCHES: tuple[tuple[str, Size], ...] = (
     ("16 × 32 × 32, a trial", (16, 32, 32)),
-    ("32 × 64 × 64, processor", (32, 64, 64)),
+    ("32 × 64 × 64, CPU", (32, 64, 64)),
     ("48 × 96 × 96", (48, 96, 96)),
     ("64 × 128 × 128, published", (64, 128, 128)),
 )

@@ -107,7 +107,7 @@ class Autosave:
 
 def work_of(layer: Any) -> Work:
     """Accept down a labels layer; fast, for the thread that may touch layers."""
-    told = fmseg_metadata(layer)
+    recorded = fmseg_metadata(layer)
     colors = getattr(layer.colormap, "color_dict", None)
     options = {
         "name": layer.name,
@@ -122,7 +122,7 @@ def work_of(layer: Any) -> Work:
         "blending": str(layer.blending),
         "features": {str(k): v.tolist() for k, v in layer.features.items()},
         "colormap": None if colors is None else {k: np.asarray(v, float).tolist() for k, v in colors.items()},
-        "metadata": {**layer.metadata, KEY: told} if told else dict(layer.metadata),
+        "metadata": {**layer.metadata, KEY: recorded} if recorded else dict(layer.metadata),
     }
     try:
         geometry = geometry_of(layer) if layer.ndim == 3 else None
@@ -258,9 +258,9 @@ def _make_private(folder: Path) -> None:
 
 def _write_voxels(folder: Path, stem: str, data: npt.NDArray[Any], work: Work) -> Path:
     if work.geometry is not None:
-        told = work.options["metadata"].get(KEY) or {}
-        labels = LabelMap(data, work.geometry, {}, told.get("names") or {}, told.get("colors") or {})
-        path = write_labels(as_filed(labels, told.get("filed")), folder / f"{stem}.nii.gz")
+        recorded = work.options["metadata"].get(KEY) or {}
+        labels = LabelMap(data, work.geometry, {}, recorded.get("names") or {}, recorded.get("colors") or {})
+        path = write_labels(as_filed(labels, recorded.get("filed")), folder / f"{stem}.nii.gz")
     else:
         path = folder / f"{stem}.npy.gz"
         with atomic_write(path) as file, gzip.open(file, "wb", compresslevel=1) as packer:
@@ -381,9 +381,9 @@ def read(save: Autosave) -> LayerData:
         ) from error
 
 
-def _options(told: dict[str, Any]) -> dict[str, Any]:
+def _options(recorded: dict[str, Any]) -> dict[str, Any]:
     """Leave out what the layer did not have."""
-    return {key: value for key, value in told.items() if not (key == "colormap" and value is None)}
+    return {key: value for key, value in recorded.items() if not (key == "colormap" and value is None)}
 
 
 def delete(save: Autosave) -> None:

@@ -143,8 +143,8 @@ class LesionDialog(QDialog):
             ))  # fmt: skip
             return
         part = self._images[self.image.currentIndex()]
-        doubt = why_ask(self.layer, self._home, self._viewer.layers)
-        self.pairing_note.tell([f"{doubt} Is it the same patient?"] if doubt else [])
+        question = why_ask(self.layer, self._home, self._viewer.layers)
+        self.pairing_note.tell([f"{question} Is it the same patient?"] if question else [])
         try:
             labels = label_map(self.layer, self._viewer.layers)
             volume = dataclasses.replace(volume_of([part]), meta=meta_of(part))
@@ -237,9 +237,9 @@ def _save_job(found: LesionTable, path: Path) -> Iterator[Path]:
 
 def _totals(found: LesionTable) -> str:
     if not found.lesions:
-        return "There is no lesion." + (f" {found.left_out} parts are smaller." if found.left_out else "")
+        return "There is no lesion." + (f" {found.left_out} components are smaller." if found.left_out else "")
     largest, _, _, total = columns(found)
-    left_out = f" {found.left_out} smaller parts are left out." if found.left_out else ""
+    left_out = f" {found.left_out} smaller components are left out." if found.left_out else ""
     start, size = f"{len(found.lesions)} lesions", sum(lesion.voxels for lesion in found.lesions)
     if not found.has_spacing:
         return f"{start}, {size} voxels; {largest} {_format(found.max)}. There are no ml: the layer has no spacing."

@@ -25,7 +25,7 @@ from napari_fmseg._napari.results.class_table import ClassTable
 from napari_fmseg._napari.results.lesion_table import LesionDialog
 from napari_fmseg._napari.results.navigation import point_in
 from napari_fmseg._napari.results.view_3d import ThreeD
-from napari_fmseg._napari.segment.gradcam_request import disabled_reason, why_request
+from napari_fmseg._napari.segment.gradcam_request import disabled_reason, grad_cam_request
 from napari_fmseg._napari.segment.options import Choices
 from napari_fmseg._napari.segment.run_bar import RunBar
 from napari_fmseg._napari.segment.run_request import Engine, Request, StageLayer
@@ -65,7 +65,7 @@ class SegmentDock(Dock):
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
         self.all_stages, self.three_d = QPushButton("Show stages"), QPushButton("3-D")
-        self.why, self.lesions = QPushButton("Why here?"), QPushButton("Lesions …")
+        self.why, self.lesions = QPushButton("Explain"), QPushButton("Lesions …")
         self._three_d = ThreeD(napari_viewer)
         self._build()
         self._connect()
@@ -180,7 +180,7 @@ class SegmentDock(Dock):
         layer, device = self.classes.layer, self.device.currentText()
         try:
             at = point_in(self.viewer, layer)
-            request = why_request(layer, self.image.cases, self.classes.measures, at, device)
+            request = grad_cam_request(layer, self.image.cases, self.classes.measures, at, device)
         except FmsegError as error:
             self.error.tell(error)
             return

@@ -39,8 +39,8 @@ CHOICES: dict[str, Sequence[Any]] = {
 }
 WORDS = {
     "precision": "Precision",
-    "keep_largest": "Keep the largest part only",
-    "min_component_ml": "Remove parts below (ml)",
+    "keep_largest": "Keep the largest component only",
+    "min_component_ml": "Remove components below (ml)",
     "show_stages": "Show the stages",
     "overlap": "Windows overlap",
     "window_batch": "Windows at once",
@@ -168,7 +168,7 @@ class Choices(QWidget):
         case, card = self.image.case, self.model.card
         if case is None or card is None:
             raise FmsegError(self.disabled_reason())
-        told = fmseg_metadata(case.layers[0])
+        recorded = fmseg_metadata(case.layers[0])
         box = self.region.box(case.layers[0])
         others = tuple(other for other in self.channels.cases if other)
         options = self.options.values()
@@ -180,8 +180,8 @@ class Choices(QWidget):
             tuple(voxels_of(layer) for layer in case.layers),
             case.geometry,
             dict(case.meta),
-            told.get("filed"),
-            str(told.get("source") or ""),
+            recorded.get("filed"),
+            str(recorded.get("source") or ""),
             SegmentOptions(self.until.currentData() or "", self.device.currentText(), **options),
             box,
             channels=card.channels if self.channels.names else (),
@@ -235,7 +235,7 @@ class Choices(QWidget):
             known = [meta, *(other.meta if other is not None else {} for other in self.channels.cases)]
             meta = {"channel_units": tuple(str(one.get("units", "")) for one in known)}
         spaced = case is None or has_spacing(case.layers[0])
-        self.options.allow("min_component_ml", "" if spaced else SEGMENT.min_part_no_spacing)
+        self.options.allow("min_component_ml", "" if spaced else SEGMENT.min_component_no_spacing)
         self.warnings.tell(self._warnings(case, meta, spaced))
         self.changed.emit()
 

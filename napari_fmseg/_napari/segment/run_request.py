@@ -206,14 +206,14 @@ def _stage_layer(result: StageResult, request: Request, whole: Volume) -> StageL
     else:
         data, options, kind = map_layer(output, name, frame=request.frame or whole.geometry)
     data = np.require(data, requirements=["C", "W"])  # painted on, so neither a turned view nor somebody's constant
-    told = options["metadata"][KEY]
+    recorded = options["metadata"][KEY]
     if request.filed is not None and result.stage == "labels":
-        told["filed"] = request.filed
+        recorded["filed"] = request.filed
     if request.note:
-        told["image"] = request.note
+        recorded["image"] = request.note
     run = request.run
-    told[DERIVED] = True
-    told["made"] = {
+    recorded[DERIVED] = True
+    recorded["made"] = {
         "image": run.image,
         "model": run.model,
         "region": run.region,

@@ -79,7 +79,7 @@ class Session(QObject):
             self._job.cancel()
 
     def close(self) -> None:
-        """End the run at once and give the engine back; nothing is told any more."""
+        """End the run at once and give the engine back; no signal follows."""
         self._held.end()
         self._job = self._layers = None
         self._engine = None

@@ -108,8 +108,8 @@ class StageLayers:
 
     def _keep(self, layer: Any) -> None:
         """Allow an edited layer be the user's own from now on."""
-        told = {key: value for key, value in layer.metadata[KEY].items() if key != "made"}
-        layer.metadata = {**layer.metadata, KEY: told}
+        recorded = {key: value for key, value in layer.metadata[KEY].items() if key != "made"}
+        layer.metadata = {**layer.metadata, KEY: recorded}
         self.kept.append(str(layer.name))
 
     def _add(self, staged: StageLayer, over: Any = None) -> Any:

@@ -76,7 +76,7 @@ class AddCase(QWidget):
         rows = (
             ("Image", self.image, TEACH.image),
             ("Labels", self.labels, TEACH.labels),
-            ("Labelled is", self.part, TEACH.part),
+            ("Labelled", self.part, TEACH.part),
             ("Image file", self.files, TEACH.files),
             ("Name", self.name, TEACH.name),
         )
@@ -124,9 +124,9 @@ class AddCase(QWidget):
         """The case of the project that the chosen image is, or "" for one that is not in it."""
         if self._project is None or self.image.case is None:
             return ""
-        told = fmseg_metadata(self.image.case.layers[0])
-        here = told.get("project") == str(self._project.folder)
-        name = str(told.get("case", ""))
+        recorded = fmseg_metadata(self.image.case.layers[0])
+        here = recorded.get("project") == str(self._project.folder)
+        name = str(recorded.get("case", ""))
         return name if here and name in self._project.files else ""
 
     # --- what the viewer has ---
@@ -279,8 +279,8 @@ class AddCase(QWidget):
         Where few slices were painted, it is asked, unless the user has said so of these labels before.
         """
         part = PARTS[self.part.currentText()]
-        told = fmseg_metadata(self.layer)
-        if part != "nothing" or told.get("part") == part or self._has_whole_labels():
+        recorded = fmseg_metadata(self.layer)
+        if part != "nothing" or recorded.get("part") == part or self._has_whole_labels():
             return part
         answer = ask_part(self, labels)
         if answer is not None:
@@ -297,8 +297,8 @@ class AddCase(QWidget):
     def _revision(self, project: Project) -> str:
         """Return which labels of the case these correct: those that its layers were read with."""
         layers = (self.layer, *(self.image.case.layers if self.image.case is not None else ()))
-        told = [fmseg_metadata(layer) for layer in layers if layer is not None]
-        known = [of for of in told if of.get("case") == self.case and of.get("project") == str(project.folder)]
+        recorded = [fmseg_metadata(layer) for layer in layers if layer is not None]
+        known = [of for of in recorded if of.get("case") == self.case and of.get("project") == str(project.folder)]
         return next((str(of["revision"]) for of in known if "revision" in of), labels_revision(project, self.case))
 
     def _copy_of(self, layer: Any, image: ImageVolume) -> LabelMap:
@@ -321,7 +321,7 @@ class AddCase(QWidget):
 
     def _agrees_to_image(self, doubt: str, image: ImageVolume) -> bool:
         title = f"Are these the labels of {self.case or image.name}?"
-        text = f"{doubt} Labels of another image teach the model what is wrong, and nothing would say so."
+        text = f"{doubt} Training on the labels of another image harms the model without any warning."
         return ask(self, title, text, "Use them", "Cancel")
 
     def _agrees_to_pixels(self, image: ImageVolume) -> bool:

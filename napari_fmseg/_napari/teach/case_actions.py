@@ -47,7 +47,7 @@ class CaseActions(QObject):
     do
         Starts work beside the window.
     failed
-        Is told an error.
+        Called with an error.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class CaseActions(QObject):
             self._dock,
             f"Remove {name} from the project?",
             "Its image, its labels and all earlier ones are deleted from the project's folder, and cannot be brought "
-            "back; a linked image stays where it is. If a model has learned from it, that stays recorded. To leave it "
-            "out for now, keep it and let it take no part.",
+            "back; a linked image stays where it is. Whether it was used for training stays recorded. To leave "
+            "it out for now, keep it and exclude it.",
             ("Leave it out", "Remove it for good"),
         )
         if answer == 0:

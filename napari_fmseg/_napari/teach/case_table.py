@@ -48,12 +48,12 @@ def summary(project: Project, rows: Sequence[CaseRow], newest: int) -> str:
     excluded = sum(row.status == "excluded" for row in rows)
     rest = len(rows) - held - learned - excluded
     used = project.index.used
-    model = f"version {used[-1]} in use" if used else "no model yet"
+    model = f"version {used[-1]} active" if used else "no model yet"
     if used and newest > used[-1]:
         model += f", version {newest} is not (why: page Versions)"
     left_out = f", {excluded} left out" if excluded else ""
     return (
-        f"<b>{', '.join(project.facts.numbers)}</b><br>{learned} case(s) to learn from, {held} held out, "
+        f"<b>{', '.join(project.facts.numbers)}</b><br>{learned} case(s) for training, {held} held out, "
         f"{rest} without labels{left_out}; {model}"
     )
 
@@ -113,7 +113,7 @@ class CaseTable(QWidget):
         kinds = (
             ("history", "Earlier labels …", TEACH.history),
             ("exclude", "Leave out", TEACH.exclude),
-            ("include", "Take part again", TEACH.include),
+            ("include", "Include again", TEACH.include),
             ("rename", "Rename …", TEACH.rename_case),
             ("remove", "Remove …", TEACH.remove_case),
         )
@@ -265,7 +265,7 @@ def _tooltip(row: CaseRow) -> str:
     if row.dice_by_class and row.left_out:
         lines.append("This Dice is that of a model that was trained in the same way without this case.")
     elif row.dice_by_class and row.status == "corrected":
-        lines.append("The model has learned from this case, so its Dice says little.")
+        lines.append("This case was used for training, so its Dice is too good.")
     if row.earlier:
         lines.append(f"{row.earlier} earlier version(s) of its labels are kept.")
     lines.append("The image lies outside of the project." if row.linked else "Double-click to open it.")

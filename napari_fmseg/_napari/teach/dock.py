@@ -217,7 +217,7 @@ class TeachDock(Dock):
         why = why or ("A training is under way." if self.round.running else "")
         why = why or ("The cases are being predicted." if self.predicting.running else "")
         if project is None or known is None:
-            self.facts.setText("A project is a folder with volumes, your labels, and the models that learn from them.")
+            self.facts.setText("A project is a folder with volumes, your labels, and the models trained on them.")
             self.cases.show_cases((), (), "Open or make a project first.")
         else:
             rows = case_table(project)

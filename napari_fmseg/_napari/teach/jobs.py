@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 UNCERTAINTY = "uncertainty"
-"""The role, in the metadata, of a layer that shows what the model doubted."""
+"""The role, in the metadata, of a layer that shows the uncertainty of the model."""
 
 EARLIER = "earlier"
 """The role of a layer with labels that a case had before."""
@@ -87,7 +87,7 @@ class ProjectSnapshot:
 
 @dataclass(frozen=True)
 class CaseLayers:
-    """A case to be shown: the layers of its image, one with its labels, and one with what the model doubted."""
+    """A case to be shown: the layers of its image, one with its labels, and one with the uncertainty of the model."""
 
     name: str
     images: tuple[LayerData, ...]
@@ -178,8 +178,8 @@ def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
     project = open_project(folder)
     files = project.known(name)
     volume = read_channels(files.images)
-    told = {"case": name, "project": str(folder), "revision": labels_revision(project, name)}
-    images = tuple(_with_metadata(layer, told) for layer in image_layers(volume, name, source=str(files.images[0])))
+    recorded = {"case": name, "project": str(folder), "revision": labels_revision(project, name)}
+    images = tuple(_with_metadata(layer, recorded) for layer in image_layers(volume, name, source=str(files.images[0])))
     names = dict(project.facts.labels)
     prediction, where = folder / prediction_of(name), folder / uncertainty_of(name)
     if files.labels is not None:
@@ -192,9 +192,9 @@ def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
         found, title = LabelMap(np.zeros(volume.geometry.shape, np.uint8), volume.geometry), f"{name} · new labels"
     labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, names)
     layer = labels_layer(labels, title, frame=volume.geometry.canonical()[0])
-    data, options, kind = _with_metadata(layer, told)
+    data, options, kind = _with_metadata(layer, recorded)
     unsure = (
-        _uncertainty_layer(where, f"{name} · uncertainty", volume, told)
+        _uncertainty_layer(where, f"{name} · uncertainty", volume, recorded)
         if files.labels is None and where.exists()
         else None
     )
@@ -225,18 +225,18 @@ def change_project_job(folder: Path, change: Callable[[Project], Project]) -> It
     yield _snapshot_of(change(open_project(folder)))
 
 
-def _uncertainty_layer(file: Path, title: str, volume: Volume, told: Mapping[str, str]) -> LayerData:
-    """Return the map of the model's doubt, hidden at first: it lies over what is to be corrected."""
+def _uncertainty_layer(file: Path, title: str, volume: Volume, recorded: Mapping[str, str]) -> LayerData:
+    """Return the map of the model's uncertainty, hidden at first: it lies over what is to be corrected."""
     percent = read_volume(file)
-    doubt = Volume((percent.data / 100).astype(np.float32), percent.geometry)
-    layer = map_layer(doubt, title, frame=volume.geometry.canonical()[0])
-    data, options, kind = _with_metadata(layer, {**told, "role": UNCERTAINTY})
+    uncertainty = Volume((percent.data / 100).astype(np.float32), percent.geometry)
+    layer = map_layer(uncertainty, title, frame=volume.geometry.canonical()[0])
+    data, options, kind = _with_metadata(layer, {**recorded, "role": UNCERTAINTY})
     return data, {**options, "visible": False}, kind
 
 
-def _with_metadata(layer: LayerData, told: Mapping[str, str]) -> LayerData:
+def _with_metadata(layer: LayerData, recorded: Mapping[str, str]) -> LayerData:
     data, options, kind = layer
-    metadata = {KEY: {**options["metadata"][KEY], **told}}
+    metadata = {KEY: {**options["metadata"][KEY], **recorded}}
     return data, {**options, "metadata": metadata}, kind
 
 
@@ -252,5 +252,5 @@ def _snapshot_of(project: Project) -> ProjectSnapshot:
     try:
         note, can_train = training_plan(project).note, True
     except FmsegError:
-        note, can_train = "Nothing to learn from yet: add a volume with its labels.", False
+        note, can_train = "Nothing to train on yet: add a volume with its labels.", False
     return ProjectSnapshot(project, list_versions(project), note, can_train, unfinished_run(project))

@@ -39,7 +39,7 @@ def ask_part(parent: QWidget, labels: LabelMap) -> str | None:
         parent,
         "Was the whole volume labelled?",
         f"{found.painted} of {found.total} slices have labels. If the others were looked at and hold no structure, the "
-        "whole volume was labelled. If not, only the painted slices count; the others are neither learned as "
+        "whole volume was labelled. If not, only the painted slices count; the others are neither used as "
         "background nor measured.",
         ("Only the painted slices", "The whole volume"),
     )
@@ -67,7 +67,7 @@ def ask_classes(parent: QWidget, labels: LabelMap, project: Project) -> ClassNam
             parent,
             f"Is {name} the structure {own}?",
             f"The labels call number {value} {name}, and the project calls it {own}. It can be called {name} from now "
-            "on, in every case and model; or it is a new structure, which the model learns from this case on.",
+            "on, in every case and model; or it is a new structure, which the model is trained on from this case on.",
             (f"Call {own} {name} from now on", f"Add {name} as a new structure"),
         )
         if answer is None:

@@ -47,7 +47,7 @@ _COLORS = {
     "stopped": "#e69f00",
     "failed": "#d9534f",
 }
-_DOING = {"reading": "Reading the cases", "validating": "Measuring on the held-out cases"}
+_DOING = {"reading": "Reading the cases", "validating": "Validating on the held-out cases"}
 _WORDS = {"rate": "Learning rate, times"}
 
 
@@ -248,7 +248,7 @@ class TrainPanel(QWidget):
         """Draw an event."""
         if isinstance(event, StepDone):
             self.loss.add(self._at(event.stage, event.step), {event.stage: event.loss})
-            self._doing = f"Learning: {event.stage}, step {event.step} of {event.total}"
+            self._doing = f"Training: {event.stage}, step {event.step} of {event.total}"
         elif isinstance(event, EpochDone):
             values = {name.removeprefix("dice/"): v for name, v in event.metrics.items() if name.startswith("dice/")}
             self.dice.add(self._last, values)
@@ -267,10 +267,10 @@ class TrainPanel(QWidget):
         return self._last
 
     def _on_tick(self) -> None:
-        told = self._left()
+        left = self._left()
         text = self._text
-        if told is not None:
-            share, seconds = told
+        if left is not None:
+            share, seconds = left
             self.bar.setValue(int(1000 * share))
             rest = f", about {format_seconds(max(1.0, round(seconds)))} left" if seconds is not None else ""
             text = f"{self._doing or text}{rest}"

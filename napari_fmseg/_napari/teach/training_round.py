@@ -18,10 +18,10 @@ __all__ = ["Round", "steps_of"]
 
 _SAID = {
     "preparing": "Starting, and reading the cases",
-    "training": "Learning",
-    "validating": "Measuring on the held-out cases",
+    "training": "Training",
+    "validating": "Validating on the held-out cases",
 }
-_KEEPING = {LEAVING: "Learning again without one image at a time, to measure on it; step"}
+_KEEPING = {LEAVING: "Training again without one image at a time, to validate on it; step"}
 
 
 class Round(QObject):
@@ -112,7 +112,7 @@ class Round(QObject):
             run.stop()
 
     def close(self) -> None:
-        """End everything at once; nothing is told any more."""
+        """End everything at once; no signal follows."""
         for run in self._runs:
             run.close()
 
@@ -159,7 +159,7 @@ class Round(QObject):
         """Measure what was learned and keep it; a training that was stopped early may have learned nothing."""
         run = self._file.parent
         if self._recipe is None or not (run / f"{self._recipe.name}.toml").exists():
-            self._enter("stopped", "Stopped before anything was learned. Resume goes on from the last checkpoint.")
+            self._enter("stopped", "Stopped before the first epoch ended. Resume continues from the last checkpoint.")
             self.finished.emit()
             return
         self.keeping.start(("project", "keep", str(self.folder), "--run", run.name))
@@ -184,7 +184,7 @@ class Round(QObject):
             self.finished.emit()
 
     def _on_failed(self, error: FmsegError) -> None:
-        rest = " Resume goes on from what was saved." if self._recipe is not None else ""
+        rest = " Resume continues from the last checkpoint." if self._recipe is not None else ""
         self.failed.emit(error)
         self._enter("failed", f"It did not come to its end; the reason stands below.{rest}")
         self.finished.emit()

@@ -216,7 +216,7 @@ def test_labels_are_painted_added_learned_from_stopped_and_rolled_back(
     wait(qtbot, dock)
     assert dock.error.error is None
     np.testing.assert_array_equal(read_labels(folder / "labelsTr" / "case-005.nii.gz").data, painted)
-    assert "5 case(s)" in dock.facts.text() or "4 case(s) to learn from, 1 held out" in dock.facts.text()
+    assert "5 case(s)" in dock.facts.text() or "4 case(s) for training, 1 held out" in dock.facts.text()
     assert dock.add.add_button.text() == "Save labels of case-005"
 
     dock.pages.setCurrentIndex(1)
@@ -718,7 +718,7 @@ def test_why_a_version_is_not_used_is_said_on_both_pages(make_dock: Any, qtbot: 
     kept = add_version(run, tmp_path / "first" / "balls.toml", scores={held: {"ball": 0.8}})
     assert not kept.in_use
     dock = make_dock(folder)
-    assert "version 1 in use, version 2 is not" in dock.facts.text()
+    assert "version 1 active, version 2 is not" in dock.facts.text()
     dock.pages.setCurrentIndex(2)
     box = dock.versions.table.visualItemRect(dock.versions.table.item(0, 0))
     qtbot.mouseClick(dock.versions.table.viewport(), Qt.MouseButton.LeftButton, pos=box.center())
