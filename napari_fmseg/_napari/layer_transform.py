@@ -65,7 +65,7 @@ class Frame:
 
     @classmethod
     def of(cls, layer: Any) -> Frame:
-        """Accept down the frame of an image layer.
+        """Return the frame of an image layer.
 
         Raises
         ------

@@ -89,7 +89,7 @@ class ImageChooser(QComboBox):
             self.setCurrentIndex(ids.index(case.id))
 
     def close_down(self) -> None:
-        """Allow go of the viewer."""
+        """Disconnect from the viewer."""
         self._links.end()
         self._names.end()
 
@@ -185,7 +185,7 @@ class RegionChooser(QWidget):
         return box_of_view(image, displayed) if at == 1 else box_of_shapes(self._shapes[at - 2], image)
 
     def close_down(self) -> None:
-        """Allow go of the viewer."""
+        """Disconnect from the viewer."""
         self._links.end()
 
     def _on_layers(self) -> None:

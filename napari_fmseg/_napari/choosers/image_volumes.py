@@ -102,7 +102,7 @@ def _refusal(layer: Any) -> str:
 
 
 def channels_by_number(cases: Sequence[ImageVolume], n: int, first: ImageVolume) -> tuple[ImageVolume, ...]:
-    """Find the images that are the `n` channels of one volume by their names: ``scan_0000``, ``scan_0001``...
+    """Return the images that are the `n` channels of one volume by their names: ``scan_0000``, ``scan_0001``...
 
     Parameters
     ----------

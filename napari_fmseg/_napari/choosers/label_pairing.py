@@ -118,7 +118,7 @@ def _is_for(layer: Any, case: ImageVolume, layers: Sequence[Any]) -> bool:
 
 
 def why_ask(layer: Any, case: ImageVolume, layers: Iterable[Any]) -> str:
-    """Report in a sentence why labels may not belong to an image; nothing if they do."""
+    """Return in a sentence why labels may not belong to an image, or ""."""
     known = is_of(layer, case)
     if known:
         return ""

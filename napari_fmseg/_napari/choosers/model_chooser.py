@@ -123,7 +123,7 @@ class ModelChooser(QWidget):
         self.list.setCurrentRow(rows.index(name) if name in rows else 0)
 
     def _settle(self) -> None:
-        """Accept the choice of a model as the user's own."""
+        """Record that the user has chosen a model."""
         self._is_settled, self.reason = True, ""
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:

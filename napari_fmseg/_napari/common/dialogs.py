@@ -99,7 +99,7 @@ def show_error(parent: QWidget | None, error: BaseException, *, title: str = "fm
 def ask(
     parent: QWidget | None, title: str, text: str, yes: str = "Yes", no: str = "No", *, default_no: bool = True
 ) -> bool:
-    """Request a question and wait for the answer.
+    """Ask a question and wait for the answer.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def ask(
 
 
 def choose(parent: QWidget | None, title: str, text: str, answers: Sequence[str]) -> int | None:
-    """Request a question with several answers and wait for one.
+    """Ask a question with several answers and wait for one.
 
     Parameters
     ----------
@@ -340,7 +340,7 @@ def sentences(error: BaseException) -> tuple[str, str]:
 
 
 def details(error: BaseException) -> str:
-    """Report versions and the chain of causes with their places in the code, and nothing that could name a patient.
+    """Return versions and the chain of causes with their places in the code, and nothing that could name a patient.
 
     The error's own message stands above, in the dialog; in those of its causes paths are left out.
     """
@@ -406,5 +406,5 @@ def text_label(text: str, *, bold: bool = False) -> QLabel:
 
 
 def _window(parent: QWidget | None) -> QWidget | None:
-    """Find the window that a dialog belongs to; its style sheet gives the dialog napari's theme."""
+    """Return the window that a dialog belongs to; its style sheet gives the dialog napari's theme."""
     return parent.window() if parent is not None else QApplication.activeWindow()

@@ -176,7 +176,7 @@ class _Mailbox(QObject):
         self._posted.emit()
 
     def _deliver(self) -> None:
-        """Pass one event over, or wait until a bar may move again."""
+        """Emit one event, or wait until a bar may move again."""
         event = self._next()
         if event is None:
             return
@@ -194,7 +194,7 @@ class _Mailbox(QObject):
             self._posted.emit()
 
     def _next(self) -> Any:
-        """Accept what is due; if something is to come later, the timer will call again."""
+        """Return the event that is due, or None; if one is due later, the timer will call again."""
         with self._lock:
             if self.cancelled:  # whoever cancels does not want what was under way
                 self._mail = deque(event for event in self._mail if isinstance(event, _End))

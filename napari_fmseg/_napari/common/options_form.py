@@ -74,7 +74,7 @@ class OptionsForm(QWidget):
                 self._widgets[name].value = value
 
     def allow(self, name: str, disabled_reason: str = "") -> None:
-        """Allow the user change a field; or not, with the reason as its tooltip."""
+        """Enable a field, or disable it with the reason as its tooltip."""
         widget = self._widgets[name].native
         widget.setEnabled(not disabled_reason)
         widget.setToolTip(disabled_reason or self._helps.get(name, ""))

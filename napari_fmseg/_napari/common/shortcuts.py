@@ -30,7 +30,7 @@ KEYS = MappingProxyType(
 
 
 def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) -> QShortcut | None:
-    """Allow the key `name` of `KEYS` call `action` while `dock` exists.
+    """Bind the key `name` of `KEYS` to `action` while `dock` exists.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ class Estimate:
         self.seconds: dict[str, float] = {}  # of this run, by the clock
 
     def enter(self, stage: str, done: int, total: int, now: float) -> None:
-        """Accept in that `done` of `total` parts of a stage are finished."""
+        """Record that `done` of `total` parts of a stage are finished."""
         if stage != self._stage:
             self._leave(now)
             if stage not in self._stages:

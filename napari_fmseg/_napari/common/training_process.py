@@ -115,7 +115,7 @@ class TrainingRun:
         self._enter("preparing")
 
     def stop(self) -> None:
-        """Request the training to stop and keep the best so far; returns at once, "stopped" follows within two
+        """Ask the training to stop and keep the best so far; returns at once, "stopped" follows within two
         seconds.
         """
         if self._training is not None and self.running:
@@ -173,7 +173,7 @@ class _Clock:
         self._stage, self._step, self._total = "", 0, 0
 
     def take(self, event: StepDone, now: float) -> None:
-        """Accept in a step."""
+        """Record a step."""
         self._stage, self._step, self._total = event.stage, event.step, event.total
         self._over[event.stage] = event.step
         if self._first is None:

@@ -180,7 +180,7 @@ class ExportDock(Dock):
         self._look()
 
     def _look(self) -> None:
-        """Report whether an export is possible, and if not, why."""
+        """Enable the export, or state in the tooltip why it is not possible."""
         why = self._disabled_reason()
         self.export_button.setEnabled(not why)
         self.export_button.setToolTip(why or EXPORT.export)

@@ -218,7 +218,7 @@ def _name(path: Path, volume: Volume) -> str:
 
 
 def _description(path: Path, uid: Any) -> str:
-    """Find the SeriesDescription in one of the first files of the series; "" in a zip."""
+    """Return the SeriesDescription of one of the first files of the series; "" in a zip."""
     from napari_fmseg.io.dicom.first_bytes import is_dicom
     from napari_fmseg.io.dicom.slices import headers
     from napari_fmseg.io.paths import files_below

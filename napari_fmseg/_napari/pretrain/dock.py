@@ -148,7 +148,7 @@ class PretrainDock(Dock):
     # --- a run ---
 
     def _allow(self) -> None:
-        """Allow the user start, stop and resume, or say in the tooltips why not."""
+        """Enable start, stop and resume, or state in the tooltips why not."""
         busy, out = self.training.running, self.form.out.path
         there = recipe_in(out) if out is not None else None
         disabled_reason = (
@@ -228,7 +228,7 @@ class PretrainDock(Dock):
         self.error.tell(error)
 
     def _on_tick(self) -> None:
-        """Report how far it is."""
+        """Show the progress."""
         training = self.training
         self.bar.setVisible(training.running)
         self.bar.setValue(int(training.fraction * _BAR))
@@ -249,7 +249,7 @@ class PretrainDock(Dock):
     # --- what comes after it ---
 
     def _on_use(self, path: Path) -> None:
-        """Pass the model on: to whoever listens, to the Teach panel, and to the clipboard."""
+        """Send the model on: as a signal, to the Teach dock, and to the clipboard."""
         QApplication.clipboard().setText(str(path))
         self.ready.emit(path)
         begin_from = self._teaching()

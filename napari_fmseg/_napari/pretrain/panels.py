@@ -266,5 +266,5 @@ class SampleLayers:
             self._viewer.layers.selection.active = active
 
     def forget(self) -> None:
-        """Allow the next sample have layers again where those of this run are gone."""
+        """Make new layers for the next sample where those of this run are gone."""
         self._layers = {name: layer for name, layer in self._layers.items() if layer in self._viewer.layers}

@@ -132,7 +132,7 @@ class Recovery(QObject):
         return self._edits.get(layer, 0)
 
     def mark_saved(self, layer: Any, edits: int | None = None) -> None:
-        """Report that what `layer` holds is safe elsewhere (exported, or just computed): its copy is removed.
+        """Record that what `layer` holds is safe elsewhere (exported, or just computed): its copy is removed.
 
         What is painted on it afterwards is copied again.
 
@@ -172,7 +172,7 @@ class Recovery(QObject):
         job.finished.connect(self._on_writer_ended)
 
     def offer(self) -> None:
-        """Request what to do with labels that a crash left behind, if there are any."""
+        """Ask what to do with labels that a crash left behind, if there are any."""
         left = list_abandoned({_root(load()), _root(Preferences())})
         if left:
             self._open(left, is_crash=True)
@@ -224,7 +224,7 @@ class Recovery(QObject):
     # --- what was painted and not saved
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Request before the window closes with labels that were painted and not saved."""
+        """Ask before the window closes with labels that were painted and not saved."""
         if event is not None and event.type() == QEvent.Type.Close and not self._may_close():
             event.ignore()
             return True
@@ -265,7 +265,7 @@ class Recovery(QObject):
         (self.failed if isinstance(outcome, FmsegError) else self.retired).emit(outcome)
 
     def _on_retired(self, saves: list[Autosave]) -> None:
-        """Report that labels were removed, with a button that puts them back."""
+        """Show a notification that labels were removed, with a button that puts them back."""
         if not saves or (self._window is not None and not self._window.isVisible()):
             return
         from napari.utils.notifications import Notification, notification_manager

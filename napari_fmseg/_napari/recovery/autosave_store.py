@@ -106,7 +106,7 @@ class Autosave:
 
 
 def work_of(layer: Any) -> Work:
-    """Accept down a labels layer; fast, for the thread that may touch layers."""
+    """Return a snapshot of a labels layer; fast, for the thread that may touch layers."""
     recorded = fmseg_metadata(layer)
     colors = getattr(layer.colormap, "color_dict", None)
     options = {
@@ -216,13 +216,13 @@ class Session:
             return _look(folder / f"{key}.json")
 
     def _sign(self) -> None:
-        """Report whose the folder is."""
+        """Write down which process owns the folder."""
         if not (self.folder / "session.json").exists():
             own = {"pid": os.getpid(), "started": psutil.Process().create_time(), "host": platform.node()}
             (self.folder / "session.json").write_text(json.dumps(own))
 
     def beat(self) -> None:
-        """Pass a sign of life, for other machines that share the folder."""
+        """Update the time stamp of the session, for other machines that share the folder."""
         with suppress(OSError):
             os.utime(self.folder / "session.json")
 

@@ -116,7 +116,7 @@ class ClassTable(QWidget):
             self._timer.start(0)
 
     def close_down(self) -> None:
-        """Allow go of the layer and end what runs; the table may be deleted afterwards."""
+        """Disconnect from the layer and end what runs; the table may be deleted afterwards."""
         self._let_go()
         self.layer = None
 
@@ -148,7 +148,7 @@ class ClassTable(QWidget):
         self._job.finished.connect(self._on_done)
 
     def _label_map(self) -> LabelMap:
-        """Accept the labels as they are now; voxels are counted even where nobody can tell how large they are."""
+        """Return the labels as they are now; voxels are counted even where their size is not known."""
         try:
             return label_map(self.layer, self._viewer.layers)
         except GeometryMismatch:

@@ -148,7 +148,7 @@ class SegmentDock(Dock):
         offer_as_default_reader(self)  # who drops scans here will drop them on the canvas too
 
     def _on_changed(self) -> None:
-        """Allow the user run, or say why not; the place for a drop goes when there is a volume."""
+        """Enable what can be run, or state why not; the drop zone is hidden when there is a volume."""
         self.drop.setVisible(self.image.case is None or self.drop.busy)
         self.bar.allow(self.choices.disabled_reason())
         self._allow_why()
@@ -271,9 +271,7 @@ class SegmentDock(Dock):
             self._show_labels_of(case)
 
     def _show_labels_of(self, case: ImageVolume) -> None:
-        """Allow the table follow the image; it stays with labels that lie on this one, too, as a CT's may on the
-        PET.
-        """
+        """Show the labels of the chosen image; those shown stay if they lie on it too, as a CT's may on the PET."""
         mine, shown = labels_for(case, self.viewer.layers), self.classes.layer
         if mine and shown not in mine:
             self._show(mine[-1])

@@ -86,7 +86,7 @@ def grad_cam_request(
 
 
 def _others(note: Mapping[str, Any], first: ImageVolume, cases: Sequence[ImageVolume]) -> list[ImageVolume]:
-    """Find the images that the labels were made on as further channels of the first: these, whatever is chosen now."""
+    """Return the images that the labels were made on as further channels of the first, whatever is chosen now."""
     if not note.get("channels"):
         return []
     mine = {str(layer.unique_id) for layer in first.layers}

@@ -191,7 +191,7 @@ class Choices(QWidget):
         )
 
     def close_down(self) -> None:
-        """Allow go of the viewer."""
+        """Disconnect from the viewer."""
         self._links.end()
         self.image.close_down()
         self.channels.close_down()
@@ -222,7 +222,7 @@ class Choices(QWidget):
         self._look()
 
     def _look(self) -> None:
-        """Report what does not fit."""
+        """Show warnings about what does not fit."""
         case, card = self.image.case, self.model.card
         several = case is not None and card is not None and case.n_channels == 1 < len(card.channels)
         self.channels.ask_for(card.channels[1:] if card is not None and several else (), case)

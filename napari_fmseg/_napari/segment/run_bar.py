@@ -72,7 +72,7 @@ class RunBar(QWidget):
         return self._estimate is not None
 
     def allow(self, disabled_reason: str) -> None:
-        """Allow the user run, or say in the tooltip why not."""
+        """Enable the run button, or state in its tooltip why not."""
         disabled_reason = SEGMENT.run_busy if self.running else disabled_reason
         self.run_button.setEnabled(not disabled_reason)
         self.run_button.setToolTip(disabled_reason or SEGMENT.run)

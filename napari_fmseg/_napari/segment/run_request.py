@@ -55,7 +55,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Pass everything back."""
+        """Return all layers to the window."""
         ...
 
 

@@ -49,7 +49,7 @@ class StageLayers:
         )
 
     def mark_edited(self, ids: Iterable[str]) -> None:
-        """Accept in which layers of earlier runs are not as they were made."""
+        """Record which layers of earlier runs were edited since."""
         self._edited |= set(ids)
 
     def place(self, staged: StageLayer) -> Any:
@@ -107,7 +107,7 @@ class StageLayers:
         self._edited.add(str(event.source.unique_id))
 
     def _keep(self, layer: Any) -> None:
-        """Allow an edited layer be the user's own from now on."""
+        """Leave an edited layer to the user from now on."""
         recorded = {key: value for key, value in layer.metadata[KEY].items() if key != "made"}
         layer.metadata = {**layer.metadata, KEY: recorded}
         self.kept.append(str(layer.name))
@@ -133,7 +133,7 @@ def provenance_of(layer: Any) -> dict[str, Any]:
 
 
 def run_of(layer: Any) -> Run | None:
-    """Report to which run a layer belongs, or None."""
+    """Return the run that a layer belongs to, or None."""
     made = provenance_of(layer)
     return Run(made["image"], made["model"], made["region"]) if made else None
 

@@ -102,13 +102,13 @@ class AddCase(QWidget):
         layout.addLayout(row)
 
     def set_project(self, project: Project | None) -> None:
-        """Report which project is open."""
+        """Set the project that is open."""
         self._project = project
         self.name.setPlaceholderText(free_name(project) if project is not None else "")
         self._on_changed()
 
     def close_down(self) -> None:
-        """Allow go of the viewer."""
+        """Disconnect from the viewer."""
         self._links.end()
         self._layers, self._seen = [], None
         self.image.close_down()
@@ -135,7 +135,7 @@ class AddCase(QWidget):
         self._fill()
 
     def _on_active(self) -> None:
-        """Accept the labels that were made active, unless they are those of another image than the chosen one."""
+        """Choose the labels that were made active, unless they are those of another image than the chosen one."""
         layer = self._viewer.layers.selection.active
         if layer in self._layers:
             self.image.choose_image_of(layer)
@@ -165,14 +165,14 @@ class AddCase(QWidget):
         return labels_for(image, self._viewer.layers) if image is not None else []
 
     def _on_image(self) -> None:
-        """Accept the labels of the image that was chosen; of another image never."""
+        """Choose the labels of the chosen image, never those of another one."""
         fitting = [layer for layer in self._layers if layer in self._fitting()]
         if self.layer not in fitting:
             self.labels.setCurrentIndex(self._layers.index(fitting[-1]) + 1 if fitting else 0)
         self._on_changed()
 
     def _on_labels(self) -> None:
-        """Accept how much of them was labelled when they were added; of others, all."""
+        """Show how much of them was labelled when they were added; of others, all."""
         layer = self.layer
         if layer is not self._seen:
             self._seen = layer

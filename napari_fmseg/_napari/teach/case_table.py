@@ -137,7 +137,7 @@ class CaseTable(QWidget):
             getattr(self, name).emit(self.chosen)
 
     def lock(self, why: str) -> None:
-        """Allow no case be changed, and say why; "" lets them."""
+        """Lock all cases with the reason `why`; "" unlocks them."""
         self._locked = why
         self._on_selected()
 

@@ -214,7 +214,7 @@ def load_earlier_job(folder: Path, name: str, number: int) -> Iterator[CaseLayer
 
 
 def restore_labels_job(folder: Path, name: str, number: int) -> Iterator[ProjectSnapshot | SetAside | CaseLayers]:
-    """Accept earlier labels of a case again, and show them."""
+    """Restore earlier labels of a case, and show them."""
     yield _snapshot_of(restore_labels(open_project(folder), name, number - 1))
     yield SetAside(name)
     yield from load_case_job(folder, name)

@@ -202,7 +202,7 @@ class TrainPanel(QWidget):
     # --- how it goes ---
 
     def allow(self, disabled_reason: str, *, can_resume: bool) -> None:
-        """Allow the user start, or say in the tooltip why not."""
+        """Enable the start button, or state in its tooltip why not."""
         running = self.state in ("preparing", "training", "validating")
         why = "A training is under way. Stop it, or wait until it is done." if running else disabled_reason
         self.start_button.setEnabled(not why)
@@ -236,12 +236,12 @@ class TrainPanel(QWidget):
         self.dice.set_colors(dict(colors))
 
     def tell_choices(self, texts: Sequence[str]) -> None:
-        """Report under the details what was chosen for the last training, and why."""
+        """Show under the details what was chosen for the last training, and why."""
         self.choices_made.setText("\n".join(texts))
         self.choices_made.setVisible(bool(texts))
 
     def add_choice(self, text: str) -> None:
-        """Report one thing more."""
+        """Show one choice more."""
         self.tell_choices([*filter(None, self.choices_made.text().splitlines()), text])
 
     def take(self, event: TrainEvent) -> None:
