@@ -13,6 +13,7 @@ from napari_fmseg._napari.choosers.label_pairing import image_of, note_new_label
 from napari_fmseg._napari.choosers.roi import box_of_shapes, box_of_view
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.tooltips import SEGMENT
+from napari_fmseg._napari.common.widgets import limit_width
 from napari_fmseg._napari.layer_transform import AXES, UNITS, moves_of
 from napari_fmseg._napari.segment.stage_layers import provenance_of
 from napari_fmseg.core.volume import Box
@@ -50,8 +51,7 @@ class ImageChooser(QComboBox):
         self._cases: list[ImageVolume] = []
         self.refusal = self._tip = ""
         self.setToolTip(SEGMENT.image)
-        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.setMinimumContentsLength(12)
+        limit_width(self, 12)
         self._links, self._names = Links(self), Links(self)
         events = viewer.layers.events
         self._links.connect(self._on_inserted, events.inserted)
@@ -149,8 +149,7 @@ class RegionChooser(QWidget):
         self._shapes: list[Any] = []
         self.combo = QComboBox()
         self.combo.setToolTip(f"{SEGMENT.region} A rectangle in one plane applies to the whole depth.")
-        self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.combo.setMinimumContentsLength(10)
+        limit_width(self.combo, 10)
         self.draw = QPushButton("Draw &box")
         self.draw.setToolTip(SEGMENT.region_draw)
         self.draw.clicked.connect(self._on_draw)

@@ -10,9 +10,10 @@ from typing import Any, get_type_hints
 
 from magicgui.widgets import create_widget
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QWidget
+from qtpy.QtWidgets import QFormLayout, QLabel, QWidget
 
 from napari_fmseg._napari.common.number_boxes import CountBox, NumberBox
+from napari_fmseg._napari.common.widgets import limit_width
 
 __all__ = ["OptionsForm", "help_of", "label_of"]
 
@@ -115,8 +116,7 @@ def _widget(field: Any, hint: Any, choices: Sequence[Any] | None) -> Any:
                               options={"choices": list(choices)})  # fmt: skip
         for i, choice in enumerate(choices):  # magicgui has a text of its own for None
             combo.native.setItemText(i, choice if isinstance(choice, str) else choice[0])
-        combo.native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        combo.native.setMinimumContentsLength(8)
+        limit_width(combo.native, 8)
         return combo
     if hint in (float, int):
         return _Number(field.default)

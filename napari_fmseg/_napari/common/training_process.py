@@ -17,7 +17,6 @@ from napari_fmseg.workers.training import PROGRAM, RemoteTraining
 __all__ = ["STATES", "TrainingRun"]
 
 STATES = ("idle", "preparing", "training", "validating", "done", "stopped", "failed")
-_RUNNING = ("preparing", "training", "validating")
 _BETWEEN_STEPS_S = 0.1  # a curve needs no more, and the window has to draw each
 _FIRST_S = 1.0  # of training before a time is recorded
 

@@ -27,7 +27,7 @@ from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.shortcuts import bind
 from napari_fmseg._napari.common.tooltips import EXPORT
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import ErrorBox, Note
+from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON, ErrorBox, Note, limit_width
 from napari_fmseg._napari.export.format_form import Way
 from napari_fmseg._napari.export.label_origin import Origin, in_file_order, origin_of, snapshot
 from napari_fmseg._napari.export.panels import ClassList, Destination, Outcome
@@ -78,14 +78,8 @@ class ExportDock(Dock):
         self.bar.setFixedHeight(8)
         self.cancel_button.setToolTip(EXPORT.cancel)
         for combo in (self.labels, self.way.what, self.way.format):
-            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            combo.setMinimumContentsLength(12)
-        self.export_button.setStyleSheet(
-            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
-            "QPushButton:enabled:hover { background: #2a80d6; }"
-            "QPushButton:enabled:focus { border: 1px solid white; }"
-            "QPushButton:disabled { padding: 5px; }"
-        )
+            limit_width(combo, 12)
+        self.export_button.setStyleSheet(PRIMARY_BUTTON)
         self.cancel_button.setStyleSheet("QPushButton { padding: 5px; }")
         form = QFormLayout()
         form.setSpacing(6)

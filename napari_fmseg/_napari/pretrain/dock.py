@@ -25,7 +25,7 @@ from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import PRETRAIN
 from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import Column, ErrorBox, Note
+from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON, Column, ErrorBox, Note
 from napari_fmseg._napari.pretrain.form import PretrainForm
 from napari_fmseg._napari.pretrain.panels import LeftOut, Outcome, Plots, SampleLayers, folder_in
 from napari_fmseg._napari.pretrain.plan import model_in, recipe_in, sample_layers, write
@@ -103,12 +103,7 @@ class PretrainDock(Dock):
 
     def _foot(self) -> QVBoxLayout:
         """Lay out what is always in sight: the buttons and how far it is."""
-        self.start_button.setStyleSheet(
-            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
-            "QPushButton:enabled:hover { background: #2a80d6; }"
-            "QPushButton:enabled:focus { border: 1px solid white; }"
-            "QPushButton:disabled { padding: 5px; }"
-        )
+        self.start_button.setStyleSheet(PRIMARY_BUTTON)
         buttons = QHBoxLayout()
         for button, share in ((self.start_button, 3), (self.stop_button, 1), (self.resume_button, 2)):
             buttons.addWidget(button, share)

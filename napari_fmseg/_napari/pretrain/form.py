@@ -12,7 +12,7 @@ from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.number_boxes import CountBox
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg._napari.common.tooltips import PRETRAIN
-from napari_fmseg._napari.common.widgets import Collapsible
+from napari_fmseg._napari.common.widgets import Collapsible, limit_width
 from napari_fmseg._napari.pretrain.panels import FolderRow
 from napari_fmseg._napari.pretrain.plan import NETWORKS, Plan, Size, next_folder, recipe_in
 from napari_fmseg.core.errors import FmsegError
@@ -83,8 +83,7 @@ class PretrainForm(QWidget):
             spin.setValue(value)
         self.cache_gb.setSuffix(" GB")
         for combo in (self.network, self.unit, self.patch, self.device):  # a long name must not widen the panel
-            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            combo.setMinimumContentsLength(5)
+            limit_width(combo, 5)
 
     def _lay_out(self) -> None:
         how_long = QWidget()

@@ -18,7 +18,7 @@ from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.options_form import OptionsForm
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg._napari.common.tooltips import SEGMENT
-from napari_fmseg._napari.common.widgets import Collapsible, Note
+from napari_fmseg._napari.common.widgets import Collapsible, Note, limit_width
 from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spacing
 from napari_fmseg._napari.layers import voxels_of
 from napari_fmseg._napari.segment.run_request import Request, Run
@@ -39,8 +39,8 @@ CHOICES: dict[str, Sequence[Any]] = {
 }
 WORDS = {
     "precision": "Precision",
-    "keep_largest": "Keep the largest component only",
-    "min_component_ml": "Remove components below (ml)",
+    "keep_largest": "Largest component only",
+    "min_component_ml": "Remove below (ml)",
     "show_stages": "Show the stages",
     "overlap": "Windows overlap",
     "window_batch": "Windows at once",
@@ -73,8 +73,7 @@ class Choices(QWidget):
         self.region = RegionChooser(viewer)
         self.until, self.device = QComboBox(), QComboBox()
         for combo in (self.until, self.device):  # a long name must not make the panel wider than it is
-            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            combo.setMinimumContentsLength(10)
+            limit_width(combo, 10)
         self.options = OptionsForm(SegmentOptions, skip=("until", "device"), choices=CHOICES, labels=WORDS)
         self.more = Collapsible("Mor&e options", self.options, "Precision, windows, and how the labels are cleaned.")
         self.warnings = Note()

@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBox
 
 from napari_fmseg._napari.common.time_estimate import Estimate, format_seconds
 from napari_fmseg._napari.common.tooltips import SEGMENT
+from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON
 
 __all__ = ["RunBar"]
 
@@ -34,12 +35,7 @@ class RunBar(QWidget):
         self._estimate: Estimate | None = None
         self._label = ""
         self.run_button = QPushButton("&Run")
-        self.run_button.setStyleSheet(
-            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
-            "QPushButton:enabled:hover { background: #2a80d6; }"
-            "QPushButton:enabled:focus { border: 1px solid white; }"
-            "QPushButton:disabled { padding: 5px; }"
-        )
+        self.run_button.setStyleSheet(PRIMARY_BUTTON)
         self.cancel_button = QPushButton("&Cancel")
         self.cancel_button.setStyleSheet("QPushButton { padding: 5px; }")
         self.bar = QProgressBar()

@@ -16,6 +16,7 @@ from napari_fmseg._napari.choosers.label_pairing import label_map, labels_for, r
 from napari_fmseg._napari.common.dialogs import ask
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.tooltips import TEACH
+from napari_fmseg._napari.common.widgets import limit_width
 from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spacing, same_place
 from napari_fmseg._napari.layers import KEY, along, as_filed, geometry_of, labels_layer, labels_of, volume_of
 from napari_fmseg._napari.teach.jobs import NewCase
@@ -87,8 +88,7 @@ class AddCase(QWidget):
                 one.setToolTip(tip)
             form.addRow(label, widget)
             if isinstance(widget, QComboBox):
-                widget.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-                widget.setMinimumContentsLength(12)
+                limit_width(widget, 12)
         self.part.addItems(list(PARTS))
         self.files.addItems(["Copy it into the project", "Link to it where it is"])
         self.new_button.setToolTip(TEACH.new_labels)

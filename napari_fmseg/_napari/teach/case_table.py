@@ -27,7 +27,7 @@ from napari_fmseg.training.projects import CaseRow, Project
 __all__ = ["CaseTable", "summary"]
 
 NAME, STATUS, DICE, UNCERTAINTY, CHANGED = range(5)
-TITLES = ("Case", "Status", "Dice", "Unsure", "Edited")
+TITLES = ("Case", "Status", "Dice", "Uncertainty", "Edited")
 TIPS = (TEACH.case, TEACH.status, TEACH.dice, TEACH.uncertainty, TEACH.changed)
 _ROW = 22
 _WIDTHS = (84, 92, 48, 58, 54)  # pixels at first; together as wide as the narrowest dock
@@ -188,12 +188,10 @@ class CaseTable(QWidget):
         self.table.setSortingEnabled(True)
         self.choose(before)
         first = to_label[0] if to_label else None
-        unsure = (
-            ""
-            if first is None or first.uncertainty is None
-            else f": the model is least sure of it ({first.uncertainty:.2f})"
+        uncertainty = (
+            "" if first is None or first.uncertainty is None else f": most uncertain ({first.uncertainty:.2f})"
         )
-        self.next.setText(f"<b>Label next</b> {first.name}{unsure}" if first else "")
+        self.next.setText(f"<b>Label next</b> {first.name}{uncertainty}" if first else "")
         self.next.setVisible(first is not None)
         why = why_no_prediction or ("" if to_label else "Every case has labels.")
         self.predict_button.setEnabled(not why)

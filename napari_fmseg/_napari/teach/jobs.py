@@ -193,12 +193,12 @@ def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
     labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, names)
     layer = labels_layer(labels, title, frame=volume.geometry.canonical()[0])
     data, options, kind = _with_metadata(layer, recorded)
-    unsure = (
+    uncertainty = (
         _uncertainty_layer(where, f"{name} · uncertainty", volume, recorded)
         if files.labels is None and where.exists()
         else None
     )
-    yield CaseLayers(name, images, (np.ascontiguousarray(data), options, kind), unsure)
+    yield CaseLayers(name, images, (np.ascontiguousarray(data), options, kind), uncertainty)
 
 
 def load_earlier_job(folder: Path, name: str, number: int) -> Iterator[CaseLayers | Earlier]:

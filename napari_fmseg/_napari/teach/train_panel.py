@@ -26,7 +26,7 @@ from napari_fmseg._napari.common.number_boxes import NumberBox
 from napari_fmseg._napari.common.options_form import OptionsForm
 from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import TEACH
-from napari_fmseg._napari.common.widgets import Collapsible
+from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON, Collapsible, limit_width
 from napari_fmseg._napari.teach.validation_view import PlaneView
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone, TrainEvent
 from napari_fmseg.models.registry import list_models
@@ -112,17 +112,13 @@ class TrainPanel(QWidget):
         self.allow("Open or make a project first.", can_resume=False)
 
     def _lay_out(self) -> None:
-        self.source.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.source.setMinimumContentsLength(14)
+        limit_width(self.source, 14)
         self.minutes.setRange(0.1, 10_000)
         self.minutes.setDecimals(1)
         self.minutes.setValue(TrainingOptions().minutes)
         self.minutes.setPrefix("about ")
         self.minutes.setSuffix(" minutes")
-        self.start_button.setStyleSheet(
-            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
-            "QPushButton:enabled:hover { background: #2a80d6; } QPushButton:disabled { padding: 5px; }"
-        )
+        self.start_button.setStyleSheet(PRIMARY_BUTTON)
         form = QFormLayout()
         form.setContentsMargins(0, 0, 0, 0)
         for title, widget, tip in (("Start from", self.source, TEACH.source), ("Time", self.minutes, TEACH.minutes)):
