@@ -23,13 +23,8 @@ from napari_fmseg.core.errors import UnreadableVolume
 
 __all__ = ["NOTHING", "get_reader", "read", "watch_current_viewer"]
 
-
 PathOrPaths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
-
 NOTHING: list[tuple[None]] = [(None,)]
-
-
 """What npe2 takes for "read, but nothing to add"."""
 
 

@@ -82,9 +82,8 @@ def why_no_volume(layers: Iterable[Any]) -> str:
     """
     from napari.layers import Image
 
-    images = [
-        layer for layer in layers if isinstance(layer, Image) and not {"made", "role"} & fmseg_metadata(layer).keys()
-    ]
+    own = {"made", "role"}
+    images = [layer for layer in layers if isinstance(layer, Image) and not own & fmseg_metadata(layer).keys()]
     return " ".join(dict.fromkeys(text for layer in images if (text := _refusal(layer))))
 
 

@@ -28,9 +28,7 @@ class SEGMENT:
     model_card = "What the model was trained on, its licence, its Dice on held-out cases, and its limits."
     stage = "How far to go. Earlier stages are faster and coarser; the last one gives the finished labels."
     device = 'Where the model runs. "auto" uses a GPU where there is one, else the CPU.'
-    precision = (
-        'How exactly the model computes. "auto" uses 16 bit where it is faster and known to give the same labels.'
-    )
+    precision = 'How exactly the model computes. "auto" uses 16 bit where it is faster and gives the same labels.'
     run = "Segment the image. Every stage is shown as soon as it is done. (Ctrl+Alt+R)"
     run_no_image = "Open an image first: drop a file on the window, or File > Open Sample > fmseg."
     run_no_model = "Choose a model first."
@@ -205,13 +203,9 @@ class TEACH:
 class PRETRAIN:
     """The Pretrain dock."""
 
-    volumes = (
-        "A folder with scans of any modality, also in its subfolders. No labels are needed. Drop it here, or browse."
-    )
+    volumes = "A folder with scans of any modality, with its subfolders. No labels are needed. Drop it, or browse."
     browse = "Choose the folder."
-    network = (
-        "What is pretrained. PCT-Net uses more context than FMUNet, by attention; the others are smaller and faster."
-    )
+    network = "What is pretrained. PCT-Net uses more context than FMUNet; the others are smaller and faster."
     budget = "How long to train. The number of steps follows from how fast the first ones are."
     unit = "Minutes on this machine, or a number of steps."
     out = "Where the run is kept: decoded scans, checkpoints, and in the end the model."

@@ -47,11 +47,8 @@ class TrainingRun:
     def __init__(self, parent: QObject, *, program: Sequence[str] = PROGRAM) -> None:
         self._parent, self._program = parent, tuple(program)
         self._signals = _Signals()
-        self.changed, self.event, self.failed = (
-            self._signals.changed,
-            self._signals.event_received,
-            self._signals.failed,
-        )
+        signals = self._signals
+        self.changed, self.event, self.failed = signals.changed, signals.event_received, signals.failed
         self._command: tuple[str, ...] = ()
         self._steps: dict[str, int] = {}
         self._training: RemoteTraining | None = None

@@ -13,15 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-__all__ = [
-    "OURS",
-    "PATTERNS",
-    "earlier_answer",
-    "forget",
-    "offer_as_default_reader",
-    "patterns_of_others",
-    "take_precedence",
-]
+__all__ = ["OURS", "PATTERNS", "earlier_answer", "forget", "offer_as_default_reader", "take_precedence"]
 
 OURS = "napari-fmseg"
 PATTERNS = ("*.nii", "*.nii.gz", "*.hdr", "*.img", "*.hdr.gz", "*.img.gz", "*.nrrd", "*.nhdr", "*.mha", "*.mhd",
@@ -74,10 +66,10 @@ def take_precedence() -> dict[str, str]:
 
     settings = _settings()
     get_settings().plugins.extension2reader = {**settings, **dict.fromkeys(_missing(settings), OURS)}
-    return patterns_of_others(settings)
+    return _patterns_of_others(settings)
 
 
-def patterns_of_others(settings: Mapping[str, str]) -> dict[str, str]:
+def _patterns_of_others(settings: Mapping[str, str]) -> dict[str, str]:
     """Return which of our patterns the settings give to another reader, by the same or a wider pattern."""
     elsewhere = {}
     for pattern in PATTERNS:
@@ -127,12 +119,12 @@ def _settings() -> dict[str, str]:
 
 def _missing(settings: Mapping[str, str]) -> list[str]:
     """List our patterns that no choice of the user's covers yet."""
-    elsewhere = patterns_of_others(settings)
+    elsewhere = _patterns_of_others(settings)
     return [pattern for pattern in PATTERNS if pattern not in elsewhere and settings.get(pattern) != OURS]
 
 
 def _question(settings: Mapping[str, str]) -> str:
-    left = patterns_of_others(settings)
+    left = _patterns_of_others(settings)
     kept = "".join(f"\n{_pattern_name(pattern)} stays with {reader}, as you chose." for pattern, reader in left.items())
     return (
         "Open scans with fmseg from now on?\n\n"

@@ -146,11 +146,9 @@ class PretrainDock(Dock):
         """Enable start, stop and resume, or state in the tooltips why not."""
         busy, out = self.training.running, self.form.out.path
         there = recipe_in(out) if out is not None else None
-        disabled_reason = (
-            PRETRAIN.start_busy if busy else self.form.disabled_reason() or (PRETRAIN.start_there if there else "")
-        )
-        self.start_button.setEnabled(not disabled_reason)
-        self.start_button.setToolTip(disabled_reason or PRETRAIN.start)
+        reason = PRETRAIN.start_busy if busy else self.form.disabled_reason() or (PRETRAIN.start_there if there else "")
+        self.start_button.setEnabled(not reason)
+        self.start_button.setToolTip(reason or PRETRAIN.start)
         self.stop_button.setEnabled(busy and not self.training.stopping)
         self.stop_button.setToolTip(PRETRAIN.stop if busy else PRETRAIN.stop_idle)
         can_resume = not busy and there is not None and self.training.state != "done"

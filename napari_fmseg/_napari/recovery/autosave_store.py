@@ -44,18 +44,7 @@ from napari_fmseg.core.errors import FmsegError, GeometryMismatch, UnreadableVol
 from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.io import read_labels, write_labels
 
-__all__ = [
-    "KEPT_DAYS",
-    "Autosave",
-    "Session",
-    "Work",
-    "delete",
-    "list_abandoned",
-    "list_removed",
-    "prune",
-    "read",
-    "work_of",
-]
+__all__ = ["KEPT_DAYS", "Autosave", "Session", "Work", "delete", "list_abandoned", "list_removed", "read", "work_of"]
 
 KEPT_DAYS = 30  # of labels that were removed without being saved
 ELSEWHERE_S = 120  # a folder of another machine counts as in use this long after its last sign of life

@@ -115,7 +115,6 @@ class RunBar(QWidget):
             return
         self.bar.setValue(int(self._estimate.fraction * STEPS))
         left = self._estimate.seconds_left(time.monotonic())
-        rest = (
-            "" if left is None or self._label == "stopping" else f": about {format_seconds(max(1.0, round(left)))} left"
-        )
+        has_rest = self._label != "stopping"
+        rest = f": about {format_seconds(max(1.0, round(left)))} left" if left is not None and has_rest else ""
         self.text.setText(f"{self._label.capitalize()}{rest}")

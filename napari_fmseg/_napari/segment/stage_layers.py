@@ -44,9 +44,7 @@ class StageLayers:
 
     def before(self) -> tuple[tuple[str, Any, int], ...]:
         """Return id, data and check sum of the labels of earlier runs, to find out which of them were edited."""
-        return tuple(
-            (str(layer.unique_id), layer.data, int(provenance_of(layer)["check_sum"])) for layer in self._watched
-        )
+        return tuple((str(x.unique_id), x.data, int(provenance_of(x)["check_sum"])) for x in self._watched)
 
     def mark_edited(self, ids: Iterable[str]) -> None:
         """Record which layers of earlier runs were edited since."""

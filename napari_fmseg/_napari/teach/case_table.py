@@ -188,9 +188,8 @@ class CaseTable(QWidget):
         self.table.setSortingEnabled(True)
         self.choose(before)
         first = to_label[0] if to_label else None
-        uncertainty = (
-            "" if first is None or first.uncertainty is None else f": most uncertain ({first.uncertainty:.2f})"
-        )
+        value = None if first is None else first.uncertainty
+        uncertainty = "" if value is None else f": most uncertain ({value:.2f})"
         self.next.setText(f"<b>Label next</b> {first.name}{uncertainty}" if first else "")
         self.next.setVisible(first is not None)
         why = why_no_prediction or ("" if to_label else "Every case has labels.")

@@ -193,11 +193,8 @@ def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
     labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, names)
     layer = labels_layer(labels, title, frame=volume.geometry.canonical()[0])
     data, options, kind = _with_metadata(layer, recorded)
-    uncertainty = (
-        _uncertainty_layer(where, f"{name} · uncertainty", volume, recorded)
-        if files.labels is None and where.exists()
-        else None
-    )
+    is_shown = files.labels is None and where.exists()
+    uncertainty = _uncertainty_layer(where, f"{name} · uncertainty", volume, recorded) if is_shown else None
     yield CaseLayers(name, images, (np.ascontiguousarray(data), options, kind), uncertainty)
 
 

@@ -419,7 +419,7 @@ def test_the_table_sorts_opens_a_case_and_takes_its_correction(make_dock: Any, q
     dock = make_dock(project.folder)
     table = dock.cases.table
     assert "case-006" in dock.cases.next.text()
-    assert "least sure" in dock.cases.next.text()
+    assert "most uncertain" in dock.cases.next.text()
     table.sortItems(3, Qt.SortOrder.DescendingOrder)
     assert [table.item(i, 0).text() for i in range(2)] == ["case-006", "case-005"]
     assert [table.item(i, 1).text() for i in range(4)] == ["● unlabelled"] * 2 + ["● corrected"] * 2
