@@ -107,8 +107,8 @@ class DoctorDock(Dock):
 
     def _on_found(self, findings: list[dict[str, str]]) -> None:
         self._job, self.findings = None, findings
-        self.list.setHtml(_listed(findings))
-        self._say(_summed(findings))
+        self.list.setHtml(_report_of(findings))
+        self._say(_summary_of(findings))
 
     def _on_failed(self, error: FmsegError) -> None:
         self._job = None
@@ -127,21 +127,21 @@ class DoctorDock(Dock):
         self.copy_button.setText("Copied")
 
 
-def _listed(findings: Sequence[dict[str, str]]) -> str:
+def _report_of(findings: Sequence[dict[str, str]]) -> str:
     """Write every finding with its mark, and under it what to do."""
     rows = []
     for finding in findings:
         sign, color = _MARKS[finding["state"]]
         fix = f"<br><b>What to do:</b> {escape(finding['fix'])}" if finding["fix"] else ""
-        told = f"<b>{escape(finding['name'])}</b><br>{escape(finding['text'])}{fix}"
+        cell = f"<b>{escape(finding['name'])}</b><br>{escape(finding['text'])}{fix}"
         rows.append(
             f'<tr><td style="color: {color}; font-size: large; padding-right: 8px"><b>{sign}</b></td>'
-            f'<td style="padding-bottom: 8px">{told}</td></tr>'
+            f'<td style="padding-bottom: 8px">{cell}</td></tr>'
         )
     return f"<table>{''.join(rows)}</table>"
 
 
-def _summed(findings: Sequence[dict[str, str]]) -> str:
+def _summary_of(findings: Sequence[dict[str, str]]) -> str:
     """Return in a line how things stand."""
     bad, warn = (sum(f["state"] == state for f in findings) for state in ("bad", "warn"))
     parts = [f"{bad} to mend"] if bad else []

@@ -8,6 +8,7 @@ so that it lies on the image whatever the image's rotation, shear, affine and un
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,6 +24,8 @@ __all__ = [
     "KEY",
     "UNITS",
     "Frame",
+    "add_metadata",
+    "fmseg_metadata",
     "geometry_of",
     "has_spacing",
     "mm_matrix",
@@ -62,7 +65,7 @@ class Frame:
 
     @classmethod
     def of(cls, layer: Any) -> Frame:
-        """Accept down the frame of an image layer.
+        """Return the frame of an image layer.
 
         Raises
         ------
@@ -79,11 +82,11 @@ class Frame:
         matrix[:3] /= sizes[:, None]
         steps = matrix[:3, :3]
         scale = np.linalg.norm(steps, axis=0)
-        told: dict[str, Any] = {"units": self.units, "axis_labels": self.axis_labels}
+        recorded: dict[str, Any] = {"units": self.units, "axis_labels": self.axis_labels}
         if np.abs(steps - np.diag(scale)).max() <= _ROUNDING * scale.max():
-            return {"scale": tuple(scale.tolist()), "translate": tuple(matrix[:3, 3].tolist()), **told}
+            return {"scale": tuple(scale.tolist()), "translate": tuple(matrix[:3, 3].tolist()), **recorded}
         matrix[:3, :3] = steps / scale  # as an affine: napari's own rotate and shear cannot hold every matrix
-        return {"scale": tuple(scale.tolist()), "affine": matrix, **told}
+        return {"scale": tuple(scale.tolist()), "affine": matrix, **recorded}
 
 
 def place(geometry: Geometry) -> dict[str, Any]:
@@ -169,7 +172,7 @@ def geometry_of(layer: Any) -> Geometry:
     matrix = mm_matrix(layer)
     z, y, x = (int(n) for n in layer.data.shape[-3:])
     found = Geometry((z, y, x), np.asarray(np.linalg.solve(_world_of(layer), matrix), np.float64))
-    known = _told(layer).get("geometry")
+    known = fmseg_metadata(layer).get("geometry")
     return known if isinstance(known, Geometry) and known.matches(found, atol_mm=_STILL_MM) else found
 
 
@@ -205,17 +208,23 @@ def same_units(one: Any, other: Any) -> bool:
     return [str(unit) for unit in one.units] == [str(unit) for unit in other.units]
 
 
-def _told(layer: Any) -> dict[str, Any]:
-    told = layer.metadata.get(KEY)
-    return dict(told) if isinstance(told, dict) else {}
+def fmseg_metadata(layer: Any) -> dict[str, Any]:
+    """Return a copy of what this plugin has recorded on a layer; empty for layers of others, and without a layer."""
+    recorded = None if layer is None else layer.metadata.get(KEY)
+    return dict(recorded) if isinstance(recorded, Mapping) else {}
+
+
+def add_metadata(layer: Any, **facts: Any) -> None:
+    """Record facts on a layer, besides those that are there."""
+    layer.metadata = {**layer.metadata, KEY: {**fmseg_metadata(layer), **facts}}
 
 
 def _world_of(layer: Any) -> npt.NDArray[np.float64]:
     """Return the matrix from LPS mm to the layer's world in mm."""
-    told = _told(layer)
-    if told.get("world") is not None:
-        return np.array(told["world"], np.float64)
-    known = told.get("geometry")
+    recorded = fmseg_metadata(layer)
+    if recorded.get("world") is not None:
+        return np.array(recorded["world"], np.float64)
+    known = recorded.get("geometry")
     world = np.eye(4)
     if isinstance(known, Geometry):
         world[:3, :3] = np.linalg.inv(known.direction)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg._napari.layer_transform import KEY, Frame, geometry_of, has_spacing, place
+from napari_fmseg._napari.layer_transform import KEY, Frame, fmseg_metadata, geometry_of, has_spacing, place
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.terminology import label_info
 from napari_fmseg.core.volume import NO_SPACING, Geometry, LabelMap, Volume
@@ -111,7 +111,7 @@ def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerDa
     layers: list[LayerData] = []
     for i, data in enumerate(volume.channels):
         meta = _of_channel(volume.meta, i)
-        told = {
+        recorded = {
             "geometry": volume.geometry,
             "filed": filed,
             "meta": dict(volume.meta),
@@ -125,7 +125,7 @@ def image_layers(volume: Volume, name: str, *, source: str = "") -> list[LayerDa
             "colormap": CHANNEL_COLORMAPS[i % len(CHANNEL_COLORMAPS)],
             "rgb": False,  # napari takes a last axis of 3 or 4 voxels for colours unless it is told
             "blending": "translucent_no_depth" if i == 0 else "additive",
-            "metadata": {KEY: told},
+            "metadata": {KEY: recorded},
             **place(volume.geometry),
         }
         if is_pet(meta):
@@ -145,8 +145,8 @@ def _of_channel(meta: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 def meta_of(layer: Any) -> dict[str, Any]:
     """Return what the file of an image layer said of it, or of its channel."""
-    told = layer.metadata.get(KEY) or {}
-    return _of_channel(told.get("meta") or {}, int(told.get("channel", 0)))
+    recorded = fmseg_metadata(layer)
+    return _of_channel(recorded.get("meta") or {}, int(recorded.get("channel", 0)))
 
 
 def is_pet(meta: Mapping[str, Any]) -> bool:
@@ -173,7 +173,7 @@ def window_of(data: npt.NDArray[Any], meta: Mapping[str, Any]) -> tuple[float, f
     return (low, high if high > low else low + 1.0)
 
 
-def _placed(geometry: Geometry, frame: Geometry | Frame | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _placement(geometry: Geometry, frame: Geometry | Frame | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the arguments that put what is listed along a frame in its place, and what the metadata need for it."""
     if not isinstance(frame, Frame):
         return place(geometry), {"geometry": geometry}
@@ -188,7 +188,7 @@ def _along(volume: Volume, frame: Geometry | Frame | None) -> Volume:
 def map_layer(stage: Volume, name: str, *, frame: Geometry | Frame | None = None) -> LayerData:
     """Return a map of real numbers in 0..1, such as attention, as heat over the image whose frame is `frame`."""
     shown = _along(stage, frame)
-    where, told = _placed(shown.geometry, frame)
+    where, recorded = _placement(shown.geometry, frame)
     options = {
         "name": name,
         "colormap": "inferno",
@@ -196,7 +196,7 @@ def map_layer(stage: Volume, name: str, *, frame: Geometry | Frame | None = None
         "blending": "additive",
         "opacity": 0.45,
         "contrast_limits": (0.0, 1.0),
-        "metadata": {KEY: {**told, "filed": stage.geometry}},
+        "metadata": {KEY: {**recorded, "filed": stage.geometry}},
         **where,
     }
     return (shown.data, options, "image")
@@ -219,8 +219,8 @@ def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | Frame | None 
         File they were read from.
     """
     shown = _along(labels, frame)
-    where, told = _placed(shown.geometry, frame)
-    told |= {
+    where, recorded = _placement(shown.geometry, frame)
+    recorded |= {
         "filed": labels.geometry,
         "names": dict(labels.names),
         "colors": dict(labels.colors),
@@ -232,7 +232,7 @@ def labels_layer(labels: LabelMap, name: str, *, frame: Geometry | Frame | None 
         "opacity": 0.5,
         "features": features_of(labels.names),
         "colormap": colormap_of(labels),
-        "metadata": {KEY: told},
+        "metadata": {KEY: recorded},
         **where,
     }
     return (shown.data, options, "labels")
@@ -283,7 +283,7 @@ def volume_of(layers: Sequence[Any]) -> Volume:
             raise GeometryMismatch(f"{layer.name!r} does not lie on the grid of {layers[0].name!r}: channels of one "
                                    "volume need the same size and place.")  # fmt: skip
     data = [np.asarray(voxels_of(layer)) for layer in layers]
-    meta = dict((layers[0].metadata.get(KEY) or {}).get("meta") or {})
+    meta = dict(fmseg_metadata(layers[0]).get("meta") or {})
     return Volume(data[0] if len(data) == 1 else np.stack(data), first, _with_spacing(meta, layers[0]))
 
 
@@ -302,7 +302,7 @@ def names_of(layer: Any) -> dict[int, str]:
     if "index" in features and "name" in features:
         pairs = zip(features["index"], features["name"], strict=True)
         return {int(label): str(name) for label, name in pairs if int(label) > 0}
-    return {int(k): str(v) for k, v in ((layer.metadata.get(KEY) or {}).get("names") or {}).items()}
+    return {int(k): str(v) for k, v in (fmseg_metadata(layer).get("names") or {}).items()}
 
 
 def labels_of(layer: Any, geometry: Geometry | None = None) -> LabelMap:
@@ -320,13 +320,13 @@ def labels_of(layer: Any, geometry: Geometry | None = None) -> LabelMap:
     GeometryMismatch
         As `geometry_of`.
     """
-    told = layer.metadata.get(KEY) or {}
+    recorded = fmseg_metadata(layer)
     names = names_of(layer)
     colors: dict[int, tuple[float, float, float]] = {}
     for label in names:
         red, green, blue = (float(v) for v in np.asarray(layer.colormap.map(np.array([label]))).reshape(-1)[:3])
         colors[label] = (red, green, blue)
-    meta = _with_spacing(told.get("meta") or {}, layer)
+    meta = _with_spacing(recorded.get("meta") or {}, layer)
     return LabelMap(np.asarray(layer.data), geometry or geometry_of(layer), meta, names, colors)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from napari_fmseg._napari.layers import KEY, LayerData
+from napari_fmseg._napari.layer_transform import fmseg_metadata
+from napari_fmseg._napari.layers import LayerData
 from napari_fmseg._napari.opening.format_detection import is_ours
 from napari_fmseg._napari.opening.layer_data import (
     _series_of_file,
@@ -22,13 +23,8 @@ from napari_fmseg.core.errors import UnreadableVolume
 
 __all__ = ["NOTHING", "get_reader", "read", "watch_current_viewer"]
 
-
 PathOrPaths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
-
 NOTHING: list[tuple[None]] = [(None,)]
-
-
 """What npe2 takes for "read, but nothing to add"."""
 
 
@@ -45,7 +41,7 @@ def get_reader(path: PathOrPaths) -> Callable[[PathOrPaths], list[Any]] | None:
     callable or None
         `read`, or None if another reader should be asked.
     """
-    paths = _listed(path)
+    paths = _as_list(path)
     return read if paths and all(is_ours(Path(one)) for one in paths) else None
 
 
@@ -66,7 +62,7 @@ def read(path: PathOrPaths) -> list[Any]:
     """
     viewer = watch_current_viewer()
     layers: list[LayerData] = []
-    for one in distinct(_listed(path)):
+    for one in distinct(_as_list(path)):
         if viewer is not None and _is_open_already(one, viewer):
             continue
         layers += _read_one(one, viewer)
@@ -80,7 +76,7 @@ def read(path: PathOrPaths) -> list[Any]:
     return layers or NOTHING
 
 
-def _listed(path: PathOrPaths) -> list[str]:
+def _as_list(path: PathOrPaths) -> list[str]:
     return [os.fspath(path)] if isinstance(path, str | os.PathLike) else [os.fspath(one) for one in path]
 
 
@@ -127,9 +123,9 @@ def _is_open_already(path: str, viewer: Any) -> bool:
     """Return whether another file of the same series was opened: napari hands over dropped slices one by one."""
     uid = _series_of_file(Path(path))
     for layer in viewer.layers if uid else ():
-        told = layer.metadata.get(KEY) or {}
-        source = str(told.get("source") or "")
-        is_same = (told.get("meta") or {}).get("series_uid") == uid
+        recorded = fmseg_metadata(layer)
+        source = str(recorded.get("source") or "")
+        is_same = (recorded.get("meta") or {}).get("series_uid") == uid
         if is_same and source != path and os.path.dirname(source) == os.path.dirname(path):
             viewer.status = f"{os.path.basename(path)} belongs to {layer.name}, which is open already."
             return True

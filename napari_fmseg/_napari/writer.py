@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from napari_fmseg._napari.choosers.label_pairing import label_map
-from napari_fmseg._napari.export.label_origin import in_file_order, origin_of
-from napari_fmseg.core.volume import LabelMap
+from napari_fmseg._napari.export.label_origin import label_map_to_write
 from napari_fmseg.io import write_labels
 
-__all__ = ["filed_labels", "write_labels_layer"]
+__all__ = ["write_labels_layer"]
 
 
 def write_labels_layer(path: str, data: Any, options: dict[str, Any]) -> list[str]:
-    """Write one labels layer, whole or not at all; npe2 calls this.
+    """Write one labels layer, atomically; npe2 calls this.
 
     Parameters
     ----------
@@ -45,29 +43,10 @@ def write_labels_layer(path: str, data: Any, options: dict[str, Any]) -> list[st
 
         viewer = napari.current_viewer()
     layers = () if viewer is None else tuple(viewer.layers)
-    written = str(write_labels(filed_labels(Labels(data, **options), layers), path))
+    written = str(write_labels(label_map_to_write(Labels(data, **options), layers), path))
     for layer in layers:
         if layer.data is data:
-            from napari_fmseg._napari.recovery.autosave import Recovery
+            from napari_fmseg._napari.recovery.autosave import Recovery  # without a window there may be no Qt
 
-            Recovery.of(viewer).settled(layer)
+            Recovery.of(viewer).mark_saved(layer)
     return [written]
-
-
-def filed_labels(layer: Any, layers: tuple[Any, ...] = ()) -> LabelMap:
-    """Make the label map to write for a labels layer: in the order and at the place of the file of its image.
-
-    Parameters
-    ----------
-    layer
-        A napari Labels layer with three axes.
-    layers
-        The viewer's layers. Where `layer` was made by hand, the image under it tells the place:
-        napari's scale and translate alone cannot hold an oblique one.
-
-    Raises
-    ------
-    GeometryMismatch
-        If the layer has not three axes, or nobody can tell where it lies.
-    """
-    return in_file_order(label_map(layer, layers), origin_of(layer, layers))

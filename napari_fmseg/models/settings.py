@@ -15,6 +15,7 @@ __all__ = ["PIPELINES", "CoarseFineSettings", "PhasedSettings", "Pipeline", "Pip
 _SIZE = Range(1, 4096)
 
 
+@dataclass(frozen=True)
 class PipelineSettings(ABC):
     """What the settings of every pipeline share; each is a frozen dataclass whose defaults are those published."""
 

@@ -18,11 +18,12 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels, Layer
 
 from napari_fmseg._napari.choosers.roi import box_of_shapes
+from napari_fmseg._napari.export.label_origin import label_map_to_write
 from napari_fmseg._napari.layer_transform import Frame, geometry_of, has_spacing, move_like
 from napari_fmseg._napari.layers import image_layers, labels_layer, labels_of, map_layer, volume_of
 from napari_fmseg._napari.recovery.autosave_store import work_of
 from napari_fmseg._napari.results.navigation import centre_on_voxel, point_in
-from napari_fmseg._napari.writer import filed_labels, write_labels_layer
+from napari_fmseg._napari.writer import write_labels_layer
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.volume import NO_SPACING, Geometry, LabelMap, Volume
 from napari_fmseg.evaluation.lesions import columns, lesions, write_lesions
@@ -226,4 +227,4 @@ def test_labels_made_over_an_image_with_a_spacing_have_it_too() -> None:
     image = Image(data, **options)
     labels = Labels(np.ones(SHAPE, np.uint8), scale=image.scale)  # another tool forgot the units
     assert not labels_of(labels).has_spacing
-    assert filed_labels(labels, (image, labels)).has_spacing
+    assert label_map_to_write(labels, (image, labels)).has_spacing

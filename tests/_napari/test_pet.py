@@ -135,13 +135,13 @@ def test_a_model_of_two_channels_asks_for_a_second_image_and_gets_both_on_one_gr
     add(dock.viewer, image(CT), "ct")
     dock.model.choose("hot")
     assert dock.choices.channels.names == ("PET",)
-    assert "PET" in dock.choices.why_not()  # there is one image only
+    assert "PET" in dock.choices.disabled_reason()  # there is one image only
     coarse = image(SUV, (8, 8, 8), 8.0)
     add(dock.viewer, coarse, "pet")
     chooser = dock.choices.channels.choosers[0]
     assert (dock.image.currentText(), chooser.currentText()) == ("ct", "pet")  # by themselves
-    assert dock.choices.why_not() == ""
-    assert dock.choices.doubts.text() == ""
+    assert dock.choices.disabled_reason() == ""
+    assert dock.choices.warnings.text() == ""
     qtbot.mouseClick(dock.bar.run_button, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: not dock.session.running, timeout=PATIENCE_MS)
     (volume,) = engine.volumes
@@ -154,7 +154,7 @@ def test_a_model_of_two_channels_asks_for_a_second_image_and_gets_both_on_one_gr
     chooser.setCurrentIndex(chooser.findText("ct"))
     assert chooser.currentText() == "pet"  # the other way round makes no sense
     dock.viewer.layers.remove("pet")
-    assert "another image for PET" in dock.choices.why_not()
+    assert "another image for PET" in dock.choices.disabled_reason()
 
 
 def test_a_model_of_one_channel_asks_for_no_second_image(make_dock: Any) -> None:
@@ -166,7 +166,7 @@ def test_a_model_of_one_channel_asks_for_no_second_image(make_dock: Any) -> None
     add(dock.viewer, both, "both")
     dock.model.choose("hot")
     assert dock.choices.channels.isHidden()  # the volume has both
-    assert dock.choices.why_not() == ""
+    assert dock.choices.disabled_reason() == ""
 
 
 def lesion_labels() -> LabelMap:
@@ -202,7 +202,7 @@ def test_lesions_are_listed_gone_to_and_exported_by_clicks(
     assert viewer.dims.point == pytest.approx(4.0 * np.array(expected.lesions[1].hottest))
     dialog.min_ml.setValue(0.1)
     qtbot.waitUntil(lambda: dialog.table.rowCount() == 2, timeout=PATIENCE_MS)
-    assert "1 smaller parts" in dialog.totals.text()
+    assert "1 smaller components" in dialog.totals.text()
     dialog.image.setCurrentIndex(dialog.image.findText("ct"))
     qtbot.waitUntil(lambda: dialog.found.unit == "HU", timeout=PATIENCE_MS)
     assert "SUV" not in dialog.totals.text()

@@ -133,8 +133,8 @@ def pressed(qtbot: Any, dock: SegmentDock) -> tuple[Gap, str]:
         if hasattr(event, "layer"):
             clock.taken(clock.now)
 
-    dock.session.came.connect(on_event)
+    dock.session.event_received.connect(on_event)
     qtbot.waitUntil(lambda: not dock.session.running, timeout=120_000)
     qtbot.wait(300)
-    dock.session.came.disconnect(on_event)
+    dock.session.event_received.disconnect(on_event)
     return clock.stop()

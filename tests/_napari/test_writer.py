@@ -17,7 +17,7 @@ npe2 = pytest.importorskip("npe2")
 from napari.components import ViewerModel  # noqa: E402
 from napari.layers import Labels  # noqa: E402
 
-from napari_fmseg._napari.writer import filed_labels  # noqa: E402
+from napari_fmseg._napari.export.label_origin import label_map_to_write  # noqa: E402
 
 SHAPE = (4, 6, 5)
 TILT = np.deg2rad(12)
@@ -73,7 +73,7 @@ def test_what_was_painted_on_a_new_layer_lies_where_the_scan_below_it_lies(order
     assert new.metadata == {}
     from napari_fmseg.io import write_labels
 
-    assert_same_place(write_labels(filed_labels(new, tuple(viewer.layers)), tmp_path / "new.nii.gz"), image)
+    assert_same_place(write_labels(label_map_to_write(new, tuple(viewer.layers)), tmp_path / "new.nii.gz"), image)
 
 
 def test_the_window_tells_the_writer_which_scan_lies_below(make_napari_viewer: Any, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class ChannelChooser(QWidget):
         return tuple(chooser.case for chooser in self.choosers)
 
     def ask_for(self, names: tuple[str, ...], first: ImageVolume | None) -> None:
-        """Request for these channels, which come after the `first` image; for none, hide."""
+        """Show a chooser for each of these channels, which come after the `first` image; for none, hide."""
         if names != self._names:
             self.close_down()
             while self._form.rowCount():
@@ -65,7 +65,7 @@ class ChannelChooser(QWidget):
             chooser.choose(case)
 
     def close_down(self) -> None:
-        """Allow go of the viewer."""
+        """Disconnect from the viewer."""
         for chooser in self.choosers:
             chooser.close_down()
 

@@ -13,8 +13,9 @@ from napari_fmseg._napari.choosers.label_pairing import image_of, note_new_label
 from napari_fmseg._napari.choosers.roi import box_of_shapes, box_of_view
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.tooltips import SEGMENT
+from napari_fmseg._napari.common.widgets import limit_width
 from napari_fmseg._napari.layer_transform import AXES, UNITS, moves_of
-from napari_fmseg._napari.segment.stage_layers import made_of
+from napari_fmseg._napari.segment.stage_layers import provenance_of
 from napari_fmseg.core.volume import Box
 
 __all__ = ["ImageChooser", "RegionChooser"]
@@ -50,8 +51,7 @@ class ImageChooser(QComboBox):
         self._cases: list[ImageVolume] = []
         self.refusal = self._tip = ""
         self.setToolTip(SEGMENT.image)
-        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.setMinimumContentsLength(12)
+        limit_width(self, 12)
         self._links, self._names = Links(self), Links(self)
         events = viewer.layers.events
         self._links.connect(self._on_inserted, events.inserted)
@@ -89,7 +89,7 @@ class ImageChooser(QComboBox):
             self.setCurrentIndex(ids.index(case.id))
 
     def close_down(self) -> None:
-        """Allow go of the viewer."""
+        """Disconnect from the viewer."""
         self._links.end()
         self._names.end()
 
@@ -148,9 +148,8 @@ class RegionChooser(QWidget):
         self._viewer = viewer
         self._shapes: list[Any] = []
         self.combo = QComboBox()
-        self.combo.setToolTip(f"{SEGMENT.region} What is drawn in one plane holds for the whole depth.")
-        self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.combo.setMinimumContentsLength(10)
+        self.combo.setToolTip(f"{SEGMENT.region} A rectangle in one plane applies to the whole depth.")
+        limit_width(self.combo, 10)
         self.draw = QPushButton("Draw &box")
         self.draw.setToolTip(SEGMENT.region_draw)
         self.draw.clicked.connect(self._on_draw)
@@ -185,7 +184,7 @@ class RegionChooser(QWidget):
         return box_of_view(image, displayed) if at == 1 else box_of_shapes(self._shapes[at - 2], image)
 
     def close_down(self) -> None:
-        """Allow go of the viewer."""
+        """Disconnect from the viewer."""
         self._links.end()
 
     def _on_layers(self) -> None:
@@ -219,4 +218,4 @@ def _has_image(layer: Any) -> bool:
     """Return whether a layer is one that belongs to an image: labels, or a map of ours."""
     from napari.layers import Image, Labels
 
-    return isinstance(layer, Labels) or (isinstance(layer, Image) and bool(made_of(layer)))
+    return isinstance(layer, Labels) or (isinstance(layer, Image) and bool(provenance_of(layer)))

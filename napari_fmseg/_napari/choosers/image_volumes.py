@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_fmseg._napari.layers import KEY, geometry_of
+from napari_fmseg._napari.layer_transform import fmseg_metadata
+from napari_fmseg._napari.layers import geometry_of
 from napari_fmseg.core.volume import Geometry
 from napari_fmseg.io import suffix_of
 
@@ -43,7 +44,7 @@ class ImageVolume:
     @property
     def meta(self) -> Mapping[str, Any]:
         """What its file said, such as the modality."""
-        return dict(_told(self.layers[0]).get("meta") or {})
+        return dict(fmseg_metadata(self.layers[0]).get("meta") or {})
 
     @property
     def n_channels(self) -> int:
@@ -72,7 +73,7 @@ def case_with(cases: Iterable[ImageVolume], layer: Any) -> ImageVolume | None:
 
 def is_preview(layer: Any) -> bool:
     """Return whether we made a layer for looking at only, such as the sample of a pretraining."""
-    return "role" in _told(layer)
+    return "role" in fmseg_metadata(layer)
 
 
 def why_no_volume(layers: Iterable[Any]) -> str:
@@ -81,7 +82,8 @@ def why_no_volume(layers: Iterable[Any]) -> str:
     """
     from napari.layers import Image
 
-    images = [layer for layer in layers if isinstance(layer, Image) and not {"made", "role"} & _told(layer).keys()]
+    own = {"made", "role"}
+    images = [layer for layer in layers if isinstance(layer, Image) and not own & fmseg_metadata(layer).keys()]
     return " ".join(dict.fromkeys(text for layer in images if (text := _refusal(layer))))
 
 
@@ -99,7 +101,7 @@ def _refusal(layer: Any) -> str:
 
 
 def channels_by_number(cases: Sequence[ImageVolume], n: int, first: ImageVolume) -> tuple[ImageVolume, ...]:
-    """Find the images that are the `n` channels of one volume by their names: ``scan_0000``, ``scan_0001``...
+    """Return the images that are the `n` channels of one volume by their names: ``scan_0000``, ``scan_0001``...
 
     Parameters
     ----------
@@ -132,26 +134,21 @@ _NUMBERED = re.compile(r"(.+)_(\d{4})")
 
 def _file_of(case: ImageVolume) -> str:
     """Return the name of a case's file without its ending, or its own name."""
-    path = Path(str(_told(case.layers[0]).get("source") or ""))
+    path = Path(str(fmseg_metadata(case.layers[0]).get("source") or ""))
     stem = path.name.removesuffix(suffix_of(path))
     return str(path.with_name(stem)) if _NUMBERED.fullmatch(stem) else case.name
-
-
-def _told(layer: Any) -> Mapping[str, Any]:
-    told = layer.metadata.get(KEY)
-    return told if isinstance(told, Mapping) else {}
 
 
 def _is_volume(layer: Any) -> bool:
     from napari.layers import Image
 
-    ours = {"made", "role"} & _told(layer).keys()
+    ours = {"made", "role"} & fmseg_metadata(layer).keys()
     return isinstance(layer, Image) and not ours and not _refusal(layer)
 
 
 def _belongs(layer: Any, group: list[Any]) -> bool:
     """Return whether `layer` is another channel of the volume whose channels so far are `group`."""
-    ours, theirs = _told(layer), [_told(other) for other in group]
+    ours, theirs = fmseg_metadata(layer), [fmseg_metadata(other) for other in group]
     n = ours.get("n_channels", 1)
     return bool(
         n > 1
@@ -163,6 +160,6 @@ def _belongs(layer: Any, group: list[Any]) -> bool:
 
 
 def _case(group: list[Any]) -> ImageVolume:
-    group = sorted(group, key=lambda layer: int(_told(layer).get("channel", 0)))
+    group = sorted(group, key=lambda layer: int(fmseg_metadata(layer).get("channel", 0)))
     name = str(group[0].name)
     return ImageVolume(name.removesuffix(" [0]") if len(group) > 1 else name, tuple(group))

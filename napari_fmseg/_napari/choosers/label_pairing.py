@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with, cases_of
-from napari_fmseg._napari.layer_transform import KEY, geometry_of, has_spacing, same_place
+from napari_fmseg._napari.layer_transform import add_metadata, fmseg_metadata, geometry_of, has_spacing, same_place
 from napari_fmseg._napari.layers import labels_of
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.volume import NO_SPACING, Geometry, LabelMap
@@ -48,7 +48,7 @@ def record_of(case: ImageVolume, others: Sequence[ImageVolume] = (), channels: S
 
 def note_image(layer: Any, case: ImageVolume) -> None:
     """Note on labels that they belong to an image."""
-    layer.metadata = {**layer.metadata, KEY: {**_told(layer), NOTE: record_of(case)}}
+    add_metadata(layer, **{NOTE: record_of(case)})
 
 
 def note_new_labels(event: Any) -> None:
@@ -69,11 +69,11 @@ def note_new_labels(event: Any) -> None:
 
 def is_of(layer: Any, case: ImageVolume) -> bool | None:
     """Return whether labels belong to an image, by what is noted on them; None if nothing is."""
-    told, image = _told(layer), _told(case.layers[0])
+    recorded, image = fmseg_metadata(layer), fmseg_metadata(case.layers[0])
     record = _record(layer)
     if set(record.get("ids", ())) & {str(part.unique_id) for part in case.layers}:
         return True
-    mine, theirs = ((one.get("project"), one.get("case")) for one in (told, image))
+    mine, theirs = ((one.get("project"), one.get("case")) for one in (recorded, image))
     if all(mine) and mine == theirs:
         return True
     if record.get("source") and record["source"] == _source(case.layers[0]):
@@ -118,13 +118,13 @@ def _is_for(layer: Any, case: ImageVolume, layers: Sequence[Any]) -> bool:
 
 
 def why_ask(layer: Any, case: ImageVolume, layers: Iterable[Any]) -> str:
-    """Report in a sentence why labels may not belong to an image; nothing if they do."""
+    """Return in a sentence why labels may not belong to an image, or ""."""
     known = is_of(layer, case)
     if known:
         return ""
     if known is False:
-        told, record = _told(layer), _record(layer)
-        name = record.get("name") or told.get("case") or "another image"
+        recorded, record = fmseg_metadata(layer), _record(layer)
+        name = record.get("name") or recorded.get("case") or "another image"
         return f"“{layer.name}” was made on “{name}”, not on “{case.name}”."
     below = [other for other in cases_of(layers) if other.id != case.id and lies_on(layer, other)]
     names = ", ".join(f"“{other.name}”" for other in below)
@@ -146,10 +146,10 @@ def label_map(layer: Any, layers: Iterable[Any]) -> LabelMap:
     Raises
     ------
     GeometryMismatch
-        If it cannot be told where the voxels lie.
+        If it cannot be recorded where the voxels lie.
     """
     layers = list(layers)
-    if isinstance(_told(layer).get("geometry"), Geometry):
+    if isinstance(fmseg_metadata(layer).get("geometry"), Geometry):
         return labels_of(layer)
     home = image_of(layer, layers)
     below = [home] if home is not None else [case for case in cases_of(layers) if is_of(layer, case) is None]
@@ -161,7 +161,7 @@ def label_map(layer: Any, layers: Iterable[Any]) -> LabelMap:
         names = ", ".join(f"“{case.name}”" for case in below)
         raise GeometryMismatch(
             f"“{layer.name}” lies on {names} in this window, which lie in different places of the patient, and nothing "
-            "says to which of them the labels belong. Close the images that they were not made on."
+            "states to which of them the labels belong. Close the images that they were not made on."
         )
     labels = labels_of(layer, grid)
     spaced = any(has_spacing(case.layers[0]) for case in below)
@@ -175,7 +175,7 @@ def lies_on(layer: Any, case: ImageVolume) -> bool:
     """
     if tuple(layer.data.shape[-3:]) != tuple(case.layers[0].data.shape[-3:]):
         return False
-    if not isinstance(_told(layer).get("geometry"), Geometry):
+    if not isinstance(fmseg_metadata(layer).get("geometry"), Geometry):
         return same_place(layer, case.layers[0])
     there = _geometry(case)
     try:
@@ -198,8 +198,8 @@ def _geometry(case: ImageVolume) -> Geometry | None:
 
 
 def _record(layer: Any) -> Mapping[str, Any]:
-    told = _told(layer)
-    record, made = told.get(NOTE), told.get("made")
+    recorded = fmseg_metadata(layer)
+    record, made = recorded.get(NOTE), recorded.get("made")
     if isinstance(record, Mapping):
         return record
     return {"ids": (str(made["image"]),)} if isinstance(made, Mapping) and "image" in made else {}
@@ -207,12 +207,7 @@ def _record(layer: Any) -> Mapping[str, Any]:
 
 def _source(layer: Any) -> str:
     """Return the file of an image layer, and the series where a folder has several; "" if it has none."""
-    told = _told(layer)
-    path = told.get("source") or getattr(getattr(layer, "source", None), "path", None) or ""
-    series = (told.get("meta") or {}).get("series_uid") or ""
+    recorded = fmseg_metadata(layer)
+    path = recorded.get("source") or getattr(getattr(layer, "source", None), "path", None) or ""
+    series = (recorded.get("meta") or {}).get("series_uid") or ""
     return f"{path} {series}".strip() if path else ""
-
-
-def _told(layer: Any) -> dict[str, Any]:
-    told = layer.metadata.get(KEY)
-    return dict(told) if isinstance(told, Mapping) else {}

@@ -59,7 +59,7 @@ class ModelChooser(QWidget):
         self.rest.setWordWrap(True)
         self.rest.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.accept = QCheckBox("I &accept the terms of this model")
-        self.accept.setToolTip("The data this model learned from restrict its use. You are asked once.")
+        self.accept.setToolTip("The training data of this model restrict its use. You are asked once.")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(3)
@@ -114,7 +114,7 @@ class ModelChooser(QWidget):
         if self._is_settled or case is None:
             return
         fitting = [card for card in self._cards.values() if is_for(card, case)]
-        fitting.sort(key=lambda card: (len(card.channels) != case.n_channels, _n_doubts(card, case)))
+        fitting.sort(key=lambda card: (len(card.channels) != case.n_channels, _n_warnings(card, case)))
         self.reason = "" if fitting else _why_none(case)
         self._select(fitting[0].name if fitting else "")
 
@@ -123,7 +123,7 @@ class ModelChooser(QWidget):
         self.list.setCurrentRow(rows.index(name) if name in rows else 0)
 
     def _settle(self) -> None:
-        """Accept the choice of a model as the user's own."""
+        """Record that the user has chosen a model."""
         self._is_settled, self.reason = True, ""
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
@@ -140,8 +140,8 @@ class ModelChooser(QWidget):
         words = text.casefold().split()
         for i in range(self.list.count()):
             item = self.list.item(i)
-            told = _searched(self._cards[item.data(Qt.ItemDataRole.UserRole)])
-            item.setHidden(not all(word in told for word in words))
+            text = _search_text(self._cards[item.data(Qt.ItemDataRole.UserRole)])
+            item.setHidden(not all(word in text for word in words))
         shown = [i for i in range(self.list.count()) if not self.list.item(i).isHidden()]
         if shown and self.list.currentRow() not in shown:
             self.list.setCurrentRow(shown[0])
@@ -178,7 +178,7 @@ def modality_of(case: ImageVolume) -> str:
     return {"PT": "PET", "MRI": "MR"}.get(modality, modality)
 
 
-def _n_doubts(card: ModelCard, case: ImageVolume) -> int:
+def _n_warnings(card: ModelCard, case: ImageVolume) -> int:
     """Count what does not look like the volumes that a model was trained on; 0 where the volume's place is unknown."""
     try:
         return len(list(compatibility_warnings(case.geometry, case.meta, card)))
@@ -193,7 +193,7 @@ def _why_none(case: ImageVolume) -> str:
     return f"No model here was trained on {modality}, which “{case.name}” is. The first of the list is chosen."
 
 
-def _searched(card: ModelCard) -> str:
+def _search_text(card: ModelCard) -> str:
     parts = (card.name, card.title, card.modality, card.body_part, card.licence, *card.labels.values())
     return " ".join(parts).casefold()
 
@@ -201,13 +201,13 @@ def _searched(card: ModelCard) -> str:
 def facts_of(card: ModelCard) -> str:
     """Return what a card says and everybody must know, as rich text of a few lines."""
     dice = card.scores.get("labels", {})
-    told = ", ".join(
+    classes = ", ".join(
         f"{_words(name)} {dice[name]:.2f}" if name in dice else _words(name) for name in card.labels.values()
     )
-    measured = f"on {card.scored_on}" if card.scored_on else "never measured on cases that it did not learn from"
+    measured = f"on {card.scored_on}" if card.scored_on else "never measured on held-out cases"
     about = " · ".join(part for part in (card.modality, card.body_part, _spacing(card)) if part)
     lines = [
-        f"<b>Segments</b> {escape(told)}",
+        f"<b>Segments</b> {escape(classes)}",
         f"<b>Dice</b> {'above, ' if dice else ''}{escape(measured)}",
         f"<b>For</b> {escape(about)} &nbsp; <b>Licence</b> {escape(card.licence or 'not stated')}",
     ]
@@ -221,14 +221,14 @@ def facts_of(card: ModelCard) -> str:
 
 def all_of(card: ModelCard) -> str:
     """Return the rest of a card, as rich text."""
-    told = {
+    facts = {
         "Limits": card.limits,
         "Trained on": card.trained_on,
         "Half precision": str(card.half_precision or ""),
         "Citation": card.citation,
         "Name": f"{card.name}, version {card.version}" + (f", from {card.parent}" if card.parent else ""),
     }
-    return "<br>".join(f"<b>{title}</b> {escape(text)}" for title, text in told.items() if text)
+    return "<br>".join(f"<b>{title}</b> {escape(text)}" for title, text in facts.items() if text)
 
 
 def _words(name: str) -> str:

@@ -12,7 +12,7 @@ from napari_fmseg._napari.layer_transform import mm_matrix, unit_mm
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.volume import Box, LabelMap, Volume
 
-__all__ = ["box_of_shapes", "box_of_view", "cropped", "pasted"]
+__all__ = ["box_of_shapes", "box_of_view", "crop_to", "paste_into"]
 
 _FLAT_MM = 1e-3  # what is thinner than this was drawn in one plane
 
@@ -72,7 +72,7 @@ def box_of_view(image: Any, displayed: Sequence[int]) -> Box:
     shown = {axis - first for axis in displayed} if len(displayed) == 2 else set()
     low = [int(corners[0, axis]) if axis in shown else 0 for axis in range(3)]
     high = [int(corners[1, axis]) + 1 if axis in shown else shape[axis] for axis in range(3)]
-    return _checked(np.array(low), np.array(high), shape, "The view")
+    return _box_between(np.array(low), np.array(high), shape, "The view")
 
 
 def _box(low: npt.NDArray[Any], high: npt.NDArray[Any], image: Any, what: str) -> Box:
@@ -84,7 +84,7 @@ def _box(low: npt.NDArray[Any], high: npt.NDArray[Any], image: Any, what: str) -
     ends = np.linalg.solve(matrix[:3, :3], (_corners(low, high) - matrix[:3, 3]).T).T + 0.5
     first = np.clip(np.floor(ends.min(0) + 1e-6), 0, shape).astype(int)
     last = np.clip(np.ceil(ends.max(0) - 1e-6), 0, shape).astype(int)
-    return _checked(first, last, shape, what)
+    return _box_between(first, last, shape, what)
 
 
 def _corners(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -93,7 +93,7 @@ def _corners(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> npt.NDArray[np.fl
     return np.array([[pairs[i, 0], pairs[j, 1], pairs[k, 2]] for i in (0, 1) for j in (0, 1) for k in (0, 1)], float)
 
 
-def _checked(first: npt.NDArray[Any], last: npt.NDArray[Any], shape: Sequence[int], what: str) -> Box:
+def _box_between(first: npt.NDArray[Any], last: npt.NDArray[Any], shape: Sequence[int], what: str) -> Box:
     first, last = np.clip(first, 0, shape), np.clip(last, 0, shape)
     if (last <= first).any():
         raise GeometryMismatch(f"{what} lies beside the image: no voxel of it is inside. Move it over the image.")
@@ -101,12 +101,12 @@ def _checked(first: npt.NDArray[Any], last: npt.NDArray[Any], shape: Sequence[in
     return z, y, x
 
 
-def cropped(volume: Volume, box: Box) -> Volume:
+def crop_to(volume: Volume, box: Box) -> Volume:
     """Return the part of `volume` inside `box`, in its true place; a view."""
     return Volume(volume.data[(..., *box)], volume.geometry.crop(box), volume.meta)
 
 
-def pasted(labels: LabelMap, box: Box, whole: Volume) -> LabelMap:
+def paste_into(labels: LabelMap, box: Box, whole: Volume) -> LabelMap:
     """Put labels of the part inside `box` on the grid of the whole image; background outside."""
     data = np.zeros(whole.geometry.shape, labels.data.dtype)
     data[box] = labels.data

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QPalette, QResizeEvent
 from qtpy.QtWidgets import QLabel, QSizePolicy, QVBoxLayout, QWidget
+from superqt.utils import QSignalThrottler
 
 __all__ = ["COLORS", "Curves"]
 
@@ -84,10 +85,9 @@ class Curves(QWidget):
         rows.setSpacing(_SPACING)
         rows.addWidget(self.plot, 1)
         rows.addWidget(self.legend)
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(_REDRAW_MS)
-        self._timer.timeout.connect(self._redraw)
+        self._redraws = QSignalThrottler(QSignalThrottler.EmissionPolicy.Trailing, self)
+        self._redraws.setTimeout(_REDRAW_MS)
+        self._redraws.triggered.connect(self._redraw)
         self._redraw()
 
     def add(self, x: float, values: Mapping[str, float]) -> None:
@@ -103,13 +103,12 @@ class Curves(QWidget):
             else:
                 points.append((float(x), float(value), 1))
             if len(points) > MOST_POINTS:
-                points[:] = [_joined(*points[i : i + 2]) for i in range(0, len(points), 2)]
+                points[:] = [_merge_points(*points[i : i + 2]) for i in range(0, len(points), 2)]
                 self._grain[name] = 2 * grain
-        if not self._timer.isActive():
-            self._timer.start()
+        self._redraws.throttle()
 
     def clear(self) -> None:
-        """Accept all curves away; their colours stay."""
+        """Remove all curves; their colours stay."""
         for line in self._lines.values():
             self.plot.removeItem(line)
         for kept in (self._points, self._grain, self._lines, self._looks):
@@ -117,7 +116,7 @@ class Curves(QWidget):
         self._redraw()
 
     def set_colors(self, colors: Mapping[str, Color]) -> None:
-        """Pass curves their colours, those that are drawn already too."""
+        """Set the colours of curves, also of those that are drawn already."""
         self._colors.update(colors)
         self._redraw()
 
@@ -144,8 +143,8 @@ class Curves(QWidget):
     def changeEvent(self, event: QEvent) -> None:
         """Follow the theme."""
         super().changeEvent(event)
-        if event.type() in (QEvent.Type.StyleChange, QEvent.Type.PaletteChange) and hasattr(self, "_timer"):
-            self._timer.start()
+        if event.type() in (QEvent.Type.StyleChange, QEvent.Type.PaletteChange) and hasattr(self, "_redraws"):
+            self._redraws.throttle()
 
     def resizeEvent(self, event: QResizeEvent | None) -> None:
         super().resizeEvent(event)
@@ -166,12 +165,12 @@ class Curves(QWidget):
                 line.setSymbolPen(None)
             line.setData(*self.values(name))
         self._frame()
-        self.legend.setText("&nbsp;&nbsp; ".join(self._said(name) for name in self._points))
+        self.legend.setText("&nbsp;&nbsp; ".join(self._legend_entry(name) for name in self._points))
         self.legend.setVisible(bool(self._points))
         self._fit()
 
     def _dress(self) -> None:
-        """Pass the axes the colour of the theme."""
+        """Give the axes the colour of the theme."""
         self.legend.ensurePolished()  # a style sheet, as napari's, tells its colours only to those that it has dressed
         text = self.legend.palette().color(QPalette.ColorRole.WindowText)
         if self._is_new("axes", text.name()):
@@ -182,7 +181,7 @@ class Curves(QWidget):
                 axis.label.setDefaultTextColor(text)
 
     def _frame(self) -> None:
-        """Allow the axes reach as far as the values, and somewhat farther: their numbers take longest to draw."""
+        """Extend the axes to the values, and somewhat farther: their numbers take longest to draw."""
         points = [point for points in self._points.values() for point in points]
         if not points:
             return
@@ -207,20 +206,20 @@ class Curves(QWidget):
         return changed
 
     def _fit(self) -> None:
-        """Request for the height that plot and legend need: a layout does not, where the one has a policy to be
+        """Set the height that plot and legend need: a layout does not, where the one has a policy to be
         ignored.
         """
         below = self.legend.heightForWidth(self.width()) + _SPACING if self._points else 0
         self.setMinimumHeight(_LEAST_HEIGHT + below)
 
-    def _said(self, name: str) -> str:
+    def _legend_entry(self, name: str) -> str:
         points = self._points[name]
         value = f" {points[-1][1]:.{self._digits}f}" if points else ""
         said = f"{name}{value}".replace("<", "&lt;").replace(" ", "&nbsp;")
         return f'<span style="color: {self.color(name)}">●</span>&nbsp;{said}'
 
 
-def _joined(first: tuple[float, float, int], *second: tuple[float, float, int]) -> tuple[float, float, int]:
+def _merge_points(first: tuple[float, float, int], *second: tuple[float, float, int]) -> tuple[float, float, int]:
     """Return two points of a curve as one, at their mean."""
     points = (first, *second)
     n = sum(count for _, _, count in points)

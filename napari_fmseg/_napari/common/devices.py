@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-__all__ = ["offered_devices"]
+__all__ = ["list_device_names"]
 
 
-def offered_devices() -> tuple[str, ...]:
+def list_device_names() -> tuple[str, ...]:
     """Return the names for a list of devices, ``"auto"`` first."""
     cards = sorted(Path("/dev").glob("nvidia[0-9]*")) if sys.platform.startswith("linux") else []
     if sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""What the user is told and asked in a window of its own: errors with cause and fix, questions, the disclaimer."""
+"""Dialogs: errors with cause and fix, questions, the disclaimer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from qtpy.QtGui import QFontDatabase, QShowEvent
 from qtpy.QtWidgets import (
     QApplication,
     QDialog,
-    QFrame,
     QHBoxLayout,
     QLabel,
     QPlainTextEdit,
     QPushButton,
-    QScrollArea,
     QSizePolicy,
     QStyle,
     QVBoxLayout,
     QWidget,
 )
 
+from napari_fmseg._napari.common.widgets import ScrollArea
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.package import __version__
 
@@ -100,7 +99,7 @@ def show_error(parent: QWidget | None, error: BaseException, *, title: str = "fm
 def ask(
     parent: QWidget | None, title: str, text: str, yes: str = "Yes", no: str = "No", *, default_no: bool = True
 ) -> bool:
-    """Request a question and wait for the answer.
+    """Ask a question and wait for the answer.
 
     Parameters
     ----------
@@ -123,7 +122,7 @@ def ask(
 
 
 def choose(parent: QWidget | None, title: str, text: str, answers: Sequence[str]) -> int | None:
-    """Request a question with several answers and wait for one.
+    """Ask a question with several answers and wait for one.
 
     Parameters
     ----------
@@ -191,11 +190,7 @@ class TextDialog(QDialog):
         self.body.setSpacing(8)
         inner = QWidget()
         inner.setLayout(self.body)
-        self.scroll = QScrollArea()
-        self.scroll.setWidget(inner)
-        self.scroll.setWidgetResizable(True)
-        self.scroll.setFrameShape(QFrame.Shape.NoFrame)
-        self.scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.scroll = ScrollArea(inner)
         self.buttons = QHBoxLayout()
         self.column = QVBoxLayout(self)
         self.column.setContentsMargins(16, 16, 16, 12)
@@ -345,7 +340,7 @@ def sentences(error: BaseException) -> tuple[str, str]:
 
 
 def details(error: BaseException) -> str:
-    """Report versions and the chain of causes with their places in the code, and nothing that could name a patient.
+    """Return versions and the chain of causes with their places in the code, and nothing that could name a patient.
 
     The error's own message stands above, in the dialog; in those of its causes paths are left out.
     """
@@ -378,8 +373,8 @@ def _trace(error: BaseException) -> str:
     for one, after in reversed(chain):
         for frame in traceback.extract_tb(one.__traceback__):
             lines.append(f"  {_short(frame.filename)}:{frame.lineno} in {frame.name}")
-        told = "(see above)" if one is error else _without_paths(str(one))
-        lines.append(f"{type(one).__module__}.{type(one).__qualname__}: {told}{after}")
+        text = "(see above)" if one is error else _without_paths(str(one))
+        lines.append(f"{type(one).__module__}.{type(one).__qualname__}: {text}{after}")
     return "\n".join(lines)
 
 
@@ -411,5 +406,5 @@ def text_label(text: str, *, bold: bool = False) -> QLabel:
 
 
 def _window(parent: QWidget | None) -> QWidget | None:
-    """Find the window that a dialog belongs to; its style sheet gives the dialog napari's theme."""
+    """Return the window that a dialog belongs to; its style sheet gives the dialog napari's theme."""
     return parent.window() if parent is not None else QApplication.activeWindow()

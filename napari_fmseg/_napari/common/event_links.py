@@ -35,7 +35,7 @@ class Links:
             self._links.append((emitter, WeakMethod(method)))
 
     def end(self) -> None:
-        """Allow go of everything; again does no harm."""
+        """Disconnect everything; a second call does no harm."""
         _end(self._links)
 
 

@@ -38,6 +38,9 @@ class Job:
     on_cancel
         Called by `cancel` in the window's thread, and must return at once; such as `RemoteEngine.cancel`. Without it
         the iterator is closed at its next event.
+    must_finish
+        The work is carried to its end whatever happens to the window: `cancel` does nothing, `abandon` only silences
+        the signals, and the end of the program waits for it. For what saves the user's work.
 
     Attributes
     ----------
@@ -49,12 +52,18 @@ class Job:
         Qt signal, exactly once and last: True if the work came to its end, False if it failed or was cancelled.
     """
 
-    def __init__(self, make_events: Callable[[], Iterator[Any]], on_cancel: Callable[[], None] | None = None) -> None:
-        self._make_events, self._on_cancel = make_events, on_cancel
+    def __init__(
+        self,
+        make_events: Callable[[], Iterator[Any]],
+        on_cancel: Callable[[], None] | None = None,
+        *,
+        must_finish: bool = False,
+    ) -> None:
+        self._make_events, self._on_cancel, self._must_finish = make_events, on_cancel, must_finish
         self._thread: threading.Thread | None = None
         self._over = False
         self._mail = _Mailbox(self._on_end)
-        self.event, self.failed, self.finished = self._mail.event_came, self._mail.failed, self._mail.finished
+        self.event, self.failed, self.finished = self._mail.event_received, self._mail.failed, self._mail.finished
 
     @property
     def running(self) -> bool:
@@ -63,7 +72,7 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """Whether somebody asked for its end."""
+        """Whether `cancel` was called."""
         return self._mail.cancelled
 
     def start(self) -> None:
@@ -72,24 +81,24 @@ class Job:
             return
         _jobs.add(self)
         _close_with_the_application()
-        self._thread = threading.Thread(target=self._work, name="fmseg job", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="fmseg job", daemon=not self._must_finish)
         self._thread.start()
 
     def cancel(self) -> None:
-        """Request for the end and return at once; `finished(False)` follows."""
-        if self.cancelled or not self.running:
+        """Request the end and return at once; `finished(False)` follows."""
+        if self.cancelled or self._must_finish or not self.running:
             return
         self._mail.cancelled = True
         if self._on_cancel is not None:
             self._on_cancel()
 
     def abandon(self) -> None:
-        """Cancel, and let no signal out any more: whoever listened is going away."""
+        """Cancel, and emit no signal any more: the listener is going away."""
         self._mail.muted = True
         self.cancel()
 
     def wait(self, seconds: float) -> bool:
-        """Block until the thread has ended; says whether it has. Its last events still need the window's loop."""
+        """Return whether the thread ended, after at most `seconds`. Its last events still need the window's loop."""
         if self._thread is not None:
             self._thread.join(seconds)
         return self._thread is None or not self._thread.is_alive()
@@ -103,8 +112,8 @@ class Job:
             end = False
         except FmsegError as error:
             end = error
-        except Exception as error:  # noqa: BLE001 - the boundary of the thread: what is not told here is lost
-            end = _told(error)
+        except Exception as error:  # noqa: BLE001 - the boundary of the thread: what is not reported here is lost
+            end = _as_fmseg_error(error)
         finally:
             self._make_events = _nothing  # what it holds, such as a volume, goes with the thread
             self._mail.post(_End(end))
@@ -138,7 +147,7 @@ class _End:
 class _Mailbox(QObject):
     """Where the thread leaves its events, and the window's thread finds them."""
 
-    event_came = Signal(object)
+    event_received = Signal(object)
     failed = Signal(object)
     finished = Signal(bool)
     _posted = Signal()
@@ -167,7 +176,7 @@ class _Mailbox(QObject):
         self._posted.emit()
 
     def _deliver(self) -> None:
-        """Pass one event over, or wait until a bar may move again."""
+        """Emit one event, or wait until a bar may move again."""
         event = self._next()
         if event is None:
             return
@@ -175,7 +184,7 @@ class _Mailbox(QObject):
             self._end(event.how)
             return
         if not self.muted:
-            self.event_came.emit(event)
+            self.event_received.emit(event)
         now = time.monotonic()
         if isinstance(event, Progress):
             self._last_progress = now
@@ -185,7 +194,7 @@ class _Mailbox(QObject):
             self._posted.emit()
 
     def _next(self) -> Any:
-        """Accept what is due; if something is to come later, the timer will call again."""
+        """Return the event that is due, or None; if one is due later, the timer will call again."""
         with self._lock:
             if self.cancelled:  # whoever cancels does not want what was under way
                 self._mail = deque(event for event in self._mail if isinstance(event, _End))
@@ -213,17 +222,19 @@ def start_job(
     make_events: Callable[[], Iterator[Any]],
     on_cancel: Callable[[], None] | None = None,
     parent: QObject | None = None,
+    *,
+    must_finish: bool = False,
 ) -> Job:
     """Start a job; its signals may still be connected, since nothing arrives before the window's loop turns.
 
     Parameters
     ----------
-    make_events, on_cancel
+    make_events, on_cancel, must_finish
         See `Job`.
     parent
         Whose end cancels the job; a widget that shows it. The job is not its child: a thread cannot be deleted.
     """
-    job = Job(make_events, on_cancel)
+    job = Job(make_events, on_cancel, must_finish=must_finish)
     if parent is not None:
         known = weakref.WeakMethod(job.abandon)  # the widget must not keep every job that it ever had
         parent.destroyed.connect(lambda *_: (known() or _ignore)())
@@ -232,7 +243,7 @@ def start_job(
 
 
 def close_all_jobs(seconds: float = _CLOSING_S) -> bool:
-    """Cancel whatever runs, let none of its signals out, and wait; says whether everything has ended in time."""
+    """Cancel all jobs, silence their signals, and return whether they have ended within `seconds`."""
     until = time.monotonic() + seconds
     jobs = list(_jobs)
     for job in jobs:
@@ -252,21 +263,22 @@ def _nothing() -> Iterator[Any]:
     return iter(())
 
 
-def _told(error: Exception) -> FmsegError:
+def _as_fmseg_error(error: Exception) -> FmsegError:
     """Return an unexpected error as one that can be shown; the original is its cause."""
     first = (str(error).strip().splitlines() or [""])[0]
+    shown: FmsegError
     if isinstance(error, MemoryError):
-        told: FmsegError = DeviceMemory(
-            f"This computer's memory did not suffice ({first or 'MemoryError'}). Close other programs, or segment a "
-            "region of interest."
+        shown = DeviceMemory(
+            f"This computer is out of memory ({first or 'MemoryError'}). Close other programs, or segment a region of "
+            "interest."
         )
     else:
-        told = FmsegError(
+        shown = FmsegError(
             f"Something unexpected happened: {type(error).__name__}: {first}. This is a defect of the program, not of "
             "your data; please report it with the text below."
         )
-    told.__cause__ = error
-    return told
+    shown.__cause__ = error
+    return shown
 
 
 def _close_with_the_application() -> None:

@@ -45,20 +45,20 @@ class CountBox(QSpinBox):
     def validate(self, text: str, pos: int) -> tuple[QValidator.State, str, int]:
         """Judge what is typed; a number with decimals is not refused, but becomes whole when it is done."""
         if _has_point(self._bare(text)):
-            is_number = self._rounded(text) is not None
+            is_number = self._round(text) is not None
             return (QValidator.State.Intermediate if is_number else QValidator.State.Invalid), text, pos
         state, text, pos = super().validate(text, pos)
         return state, text, pos
 
     def fixup(self, text: str) -> str:
         """Round what has decimals."""
-        number = self._rounded(text) if _has_point(self._bare(text)) else None
+        number = self._round(text) if _has_point(self._bare(text)) else None
         return super().fixup(text) or text if number is None else f"{self.prefix()}{number}{self.suffix()}"
 
     def _bare(self, text: str) -> str:
         return text.removeprefix(self.prefix()).removesuffix(self.suffix()).strip()
 
-    def _rounded(self, text: str) -> int | None:
+    def _round(self, text: str) -> int | None:
         try:
             number = float(self._bare(text).replace(",", ".").rstrip(".") or "0")
         except ValueError:

@@ -10,9 +10,10 @@ from typing import Any, get_type_hints
 
 from magicgui.widgets import create_widget
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QWidget
+from qtpy.QtWidgets import QFormLayout, QLabel, QWidget
 
 from napari_fmseg._napari.common.number_boxes import CountBox, NumberBox
+from napari_fmseg._napari.common.widgets import limit_width
 
 __all__ = ["OptionsForm", "help_of", "label_of"]
 
@@ -73,11 +74,11 @@ class OptionsForm(QWidget):
             if name in self._widgets:
                 self._widgets[name].value = value
 
-    def allow(self, name: str, why_not: str = "") -> None:
-        """Allow the user change a field; or not, with the reason as its tooltip."""
+    def allow(self, name: str, disabled_reason: str = "") -> None:
+        """Enable a field, or disable it with the reason as its tooltip."""
         widget = self._widgets[name].native
-        widget.setEnabled(not why_not)
-        widget.setToolTip(why_not or self._helps.get(name, ""))
+        widget.setEnabled(not disabled_reason)
+        widget.setToolTip(disabled_reason or self._helps.get(name, ""))
 
     def _on_changed(self) -> None:
         self.changed.emit()
@@ -115,8 +116,7 @@ def _widget(field: Any, hint: Any, choices: Sequence[Any] | None) -> Any:
                               options={"choices": list(choices)})  # fmt: skip
         for i, choice in enumerate(choices):  # magicgui has a text of its own for None
             combo.native.setItemText(i, choice if isinstance(choice, str) else choice[0])
-        combo.native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        combo.native.setMinimumContentsLength(8)
+        limit_width(combo.native, 8)
         return combo
     if hint in (float, int):
         return _Number(field.default)

@@ -16,7 +16,7 @@ from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.common.viewer_window import window_of
 
-__all__ = ["KEYS", "bind", "taken"]
+__all__ = ["KEYS", "bind", "is_key_in_use"]
 
 KEYS = MappingProxyType(
     {
@@ -30,7 +30,7 @@ KEYS = MappingProxyType(
 
 
 def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) -> QShortcut | None:
-    """Allow the key `name` of `KEYS` call `action` while `dock` exists.
+    """Bind the key `name` of `KEYS` to `action` while `dock` exists.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) ->
     QShortcut or None
         None if the key is something else's already.
     """
-    if taken(viewer, KEYS[name]):
+    if is_key_in_use(viewer, KEYS[name]):
         return None
     shortcut = QShortcut(QKeySequence(KEYS[name]), dock)
     shortcut.setObjectName(f"fmseg_{name}")
@@ -57,7 +57,7 @@ def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) ->
     return shortcut
 
 
-def taken(viewer: Any, key: str) -> bool:
+def is_key_in_use(viewer: Any, key: str) -> bool:
     """Return whether a key such as "Ctrl+Alt+R" does something in `viewer` already."""
     wanted = QKeySequence(key)
     window = window_of(viewer)

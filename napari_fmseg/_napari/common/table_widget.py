@@ -48,7 +48,7 @@ def plain_table(
 
 
 def set_columns(table: QTableWidget, titles: Sequence[str], *, stretch: int | None = None) -> None:
-    """Pass a table its columns."""
+    """Set up the columns of a table."""
     table.setColumnCount(len(titles))
     table.setHorizontalHeaderLabels(list(titles))
     if stretch is not None and titles:

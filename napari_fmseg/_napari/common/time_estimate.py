@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Estimate", "said"]
+__all__ = ["Estimate", "format_seconds"]
 
 _UNKNOWN_S = 1.0  # weight of a stage that was never timed
 
@@ -32,7 +32,7 @@ class Estimate:
         self.seconds: dict[str, float] = {}  # of this run, by the clock
 
     def enter(self, stage: str, done: int, total: int, now: float) -> None:
-        """Accept in that `done` of `total` parts of a stage are finished."""
+        """Record that `done` of `total` parts of a stage are finished."""
         if stage != self._stage:
             self._leave(now)
             if stage not in self._stages:
@@ -77,7 +77,7 @@ class Estimate:
         return (now - self._start) * (1 - done) / done if done > 0.2 else None
 
 
-def said(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Return a time as people say it: ``0.42 s``, ``12 s``, ``3 min 20 s``."""
     if seconds < 10:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"

@@ -17,9 +17,8 @@ from napari_fmseg.workers.training import PROGRAM, RemoteTraining
 __all__ = ["STATES", "TrainingRun"]
 
 STATES = ("idle", "preparing", "training", "validating", "done", "stopped", "failed")
-_RUNNING = ("preparing", "training", "validating")
 _BETWEEN_STEPS_S = 0.1  # a curve needs no more, and the window has to draw each
-_FIRST_S = 1.0  # of training before a time is told
+_FIRST_S = 1.0  # of training before a time is recorded
 
 
 class TrainingRun:
@@ -38,7 +37,7 @@ class TrainingRun:
         Qt signal with the new state, one of `STATES`. (A QObject may have no signal called `event`, which is why this
         is none and has one inside.)
     event
-        Qt signal with each `TrainEvent`. Of steps that come faster than ten a second one is told with their mean loss.
+        Qt signal with each `TrainEvent`. Of steps that come faster than ten a second one arrives, with their mean loss.
     failed
         Qt signal with the `FmsegError` that ended the training, before ``changed("failed")``.
     error
@@ -48,7 +47,8 @@ class TrainingRun:
     def __init__(self, parent: QObject, *, program: Sequence[str] = PROGRAM) -> None:
         self._parent, self._program = parent, tuple(program)
         self._signals = _Signals()
-        self.changed, self.event, self.failed = self._signals.changed, self._signals.came, self._signals.failed
+        signals = self._signals
+        self.changed, self.event, self.failed = signals.changed, signals.event_received, signals.failed
         self._command: tuple[str, ...] = ()
         self._steps: dict[str, int] = {}
         self._training: RemoteTraining | None = None
@@ -104,14 +104,14 @@ class TrainingRun:
         self._command, self._steps = tuple(map(str, command)), dict(steps or {})
         self._clock, self.error, self._asked = _Clock(), None, False
         self._training = training = RemoteTraining(self._command, program=self._program)
-        self._job = start_job(lambda: _thinned(training.events()), training.stop, self._parent)
+        self._job = start_job(lambda: _thin_steps(training.events()), training.stop, self._parent)
         self._job.event.connect(self._on_event)
         self._job.failed.connect(self._on_failed)
         self._job.finished.connect(self._on_finished)
         self._enter("preparing")
 
     def stop(self) -> None:
-        """Request the training to stop and keep the best so far; returns at once, "stopped" follows within two
+        """Ask the training to stop and keep the best so far; returns at once, "stopped" follows within two
         seconds.
         """
         if self._training is not None and self.running:
@@ -124,7 +124,7 @@ class TrainingRun:
             self.start(self._command, steps=self._steps)
 
     def close(self) -> None:
-        """End the training at once; nothing is told any more."""
+        """End the training at once; no signal follows."""
         if self._job is not None:
             self._job.abandon()
         self._job = self._training = None
@@ -135,7 +135,7 @@ class TrainingRun:
             self._enter("training")
         elif isinstance(event, Progress) and event.stage == "validating":
             self._enter("validating")
-        self._signals.came.emit(event)
+        self._signals.event_received.emit(event)
 
     def _on_failed(self, error: FmsegError) -> None:
         self.error = error
@@ -156,7 +156,7 @@ class TrainingRun:
 
 class _Signals(QObject):
     changed = Signal(str)
-    came = Signal(object)
+    event_received = Signal(object)
     failed = Signal(object)
 
 
@@ -169,7 +169,7 @@ class _Clock:
         self._stage, self._step, self._total = "", 0, 0
 
     def take(self, event: StepDone, now: float) -> None:
-        """Accept in a step."""
+        """Record a step."""
         self._stage, self._step, self._total = event.stage, event.step, event.total
         self._over[event.stage] = event.step
         if self._first is None:
@@ -194,7 +194,7 @@ class _Clock:
         return (now - self._first[0]) / seen * (total - done) if seen > 0 and self._total else None
 
 
-def _thinned(events: Generator[TrainEvent, None, None]) -> Iterator[TrainEvent]:
+def _thin_steps(events: Generator[TrainEvent, None, None]) -> Iterator[TrainEvent]:
     """Yield every event, of fast steps one for several; the last one before anything else always."""
     waiting: list[StepDone] = []
     last = 0.0

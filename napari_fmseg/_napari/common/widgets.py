@@ -1,16 +1,41 @@
-"""Small parts of the docks: a note, an error that can be copied, a part that opens and closes."""
+"""Small widgets of the docks: a note, an error that can be copied, a section that opens and closes."""
 
 from __future__ import annotations
 
-from qtpy.QtCore import QEvent, QObject, Qt, Signal
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, Signal
 from qtpy.QtGui import QResizeEvent
-from qtpy.QtWidgets import QApplication, QFrame, QHBoxLayout, QLabel, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QApplication,
+    QComboBox,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
 
-__all__ = ["Column", "ErrorBox", "More", "Note"]
+__all__ = ["Collapsible", "Column", "ErrorBox", "Note", "ScrollArea"]
 
 # Its own ground and its own text, so that both of napari's themes can be read.
 _NOTE = "QLabel { background: #ffe08a; color: #2b2300; border-radius: 3px; padding: 4px 6px; }"
 _ERROR = "QFrame#error { background: #8c1d18; border-radius: 3px; } QFrame#error QLabel { color: white; background: transparent; }"  # noqa: E501
+
+
+PRIMARY_BUTTON = (
+    "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
+    "QPushButton:enabled:hover { background: #2a80d6; }"
+    "QPushButton:enabled:focus { border: 1px solid white; }"
+    "QPushButton:disabled { padding: 5px; }"
+)
+"""The style of the one button of a dock that starts its work."""
+
+
+def limit_width(combo: QComboBox, n_characters: int) -> None:
+    """Let a combo box be as narrow as `n_characters`: a long entry must not widen the dock."""
+    combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    combo.setMinimumContentsLength(n_characters)
 
 
 class Note(QLabel):
@@ -34,11 +59,11 @@ class ErrorBox(QFrame):
 
     Attributes
     ----------
-    asked
-        Signal: the user wants to see all of it.
+    details_requested
+        Signal with the error: the user wants to see all of it.
     """
 
-    asked = Signal(object)
+    details_requested = Signal(object)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -75,11 +100,15 @@ class ErrorBox(QFrame):
 
     def _on_more(self) -> None:
         if self.error is not None:
-            self.asked.emit(self.error)
+            self.details_requested.emit(self.error)
 
 
-class More(QWidget):
-    """A part that is closed at first."""
+class Collapsible(QWidget):
+    """A section that is closed at first.
+
+    Not superqt's QCollapsible: it fixes the height of what is inside, which cuts text that wraps, and leaves closed
+    widgets in the order of the Tab key.
+    """
 
     def __init__(self, title: str, inside: QWidget, tip: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -100,7 +129,7 @@ class More(QWidget):
         self._on_toggled(False)
 
     def set_title(self, title: str) -> None:
-        """Call it otherwise."""
+        """Change the title."""
         self._title = title
         self._on_toggled(self.button.isChecked())
 
@@ -109,7 +138,32 @@ class More(QWidget):
         self._inside.setVisible(is_open)
 
 
-class Column(QScrollArea):
+class ScrollArea(QScrollArea):
+    """Shows one widget at the full width, without a frame; only its height scrolls, and its width is never cut."""
+
+    def __init__(self, inside: QWidget, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.setWidget(inside)
+        inside.installEventFilter(self)
+
+    def minimumSizeHint(self) -> QSize:
+        """Return the width that the widget and a scroll bar need, and little height."""
+        smallest, inside, bar = super().minimumSizeHint(), self.widget(), self.verticalScrollBar()
+        if inside is not None and bar is not None:
+            smallest.setWidth(inside.minimumSizeHint().width() + bar.sizeHint().width())
+        return smallest
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Ask for another width when something in it has changed."""
+        if event is not None and event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return bool(super().eventFilter(watched, event))
+
+
+class Column(ScrollArea):
     """Widgets below one another that scroll where they do not fit; text that wraps gets the height that it needs.
 
     Attributes
@@ -119,16 +173,11 @@ class Column(QScrollArea):
     """
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
         self._inside = QWidget()
+        super().__init__(self._inside, parent)
         self.rows = QVBoxLayout(self._inside)
         self.rows.setContentsMargins(8, 8, 8, 4)
         self.rows.setSpacing(6)
-        self.setWidgetResizable(True)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setWidget(self._inside)
-        self._inside.installEventFilter(self)
 
     def resizeEvent(self, event: QResizeEvent | None) -> None:
         super().resizeEvent(event)

@@ -27,7 +27,7 @@ from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.shortcuts import bind
 from napari_fmseg._napari.common.tooltips import EXPORT
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import ErrorBox, Note
+from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON, ErrorBox, Note, limit_width
 from napari_fmseg._napari.export.format_form import Way
 from napari_fmseg._napari.export.label_origin import Origin, in_file_order, origin_of, snapshot
 from napari_fmseg._napari.export.panels import ClassList, Destination, Outcome
@@ -78,14 +78,8 @@ class ExportDock(Dock):
         self.bar.setFixedHeight(8)
         self.cancel_button.setToolTip(EXPORT.cancel)
         for combo in (self.labels, self.way.what, self.way.format):
-            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            combo.setMinimumContentsLength(12)
-        self.export_button.setStyleSheet(
-            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
-            "QPushButton:enabled:hover { background: #2a80d6; }"
-            "QPushButton:enabled:focus { border: 1px solid white; }"
-            "QPushButton:disabled { padding: 5px; }"
-        )
+            limit_width(combo, 12)
+        self.export_button.setStyleSheet(PRIMARY_BUTTON)
         self.cancel_button.setStyleSheet("QPushButton { padding: 5px; }")
         form = QFormLayout()
         form.setSpacing(6)
@@ -121,7 +115,9 @@ class ExportDock(Dock):
         self.place.changed.connect(self._look)
         self.export_button.clicked.connect(self._on_export)
         self.cancel_button.clicked.connect(self._on_cancel)
-        self.error.asked.connect(lambda error: show_error(self, error, title="The labels were not exported"))
+        self.error.details_requested.connect(
+            lambda error: show_error(self, error, title="The labels were not exported")
+        )
         layers = self.viewer.layers
         layers.events.inserted.connect(note_new_labels)
         self._links = Links(self)
@@ -158,7 +154,7 @@ class ExportDock(Dock):
     def _on_labels(self, _: int = 0) -> None:
         layer = self.layer
         self.origin = Origin() if layer is None else origin_of(layer, self.viewer.layers)
-        self.classes.show_classes(None if layer is None else self._named(layer))
+        self.classes.show_classes(None if layer is None else self._label_map(layer))
         self.labels.setToolTip(EXPORT.labels if layer is None else f"{EXPORT.labels} Now: {layer.name}")
         self.way.allow_dicom(EXPORT.export_no_labels if layer is None else self.origin.why_no_dicom())
         if layer is not None and self.place.stem in ("", self._suggested):
@@ -166,7 +162,7 @@ class ExportDock(Dock):
             self.place.suggest(self._suggested)
         self._look()
 
-    def _named(self, layer: Any) -> LabelMap | None:
+    def _label_map(self, layer: Any) -> LabelMap | None:
         try:
             return label_map(layer, self.viewer.layers)
         except GeometryMismatch as error:
@@ -178,13 +174,13 @@ class ExportDock(Dock):
         self._look()
 
     def _look(self) -> None:
-        """Report whether an export is possible, and if not, why."""
-        why = self._why_not()
+        """Enable the export, or state in the tooltip why it is not possible."""
+        why = self._disabled_reason()
         self.export_button.setEnabled(not why)
         self.export_button.setToolTip(why or EXPORT.export)
         self.cancel_button.setEnabled(self.job is not None)
 
-    def _why_not(self) -> str:
+    def _disabled_reason(self) -> str:
         if self.job is not None:
             return EXPORT.export_busy
         if self.layer is None:
@@ -251,7 +247,7 @@ class ExportDock(Dock):
         if done:
             self.outcome.tell(self._written)
             if self._is_whole:
-                self._recovery.settled(*self._exported)
+                self._recovery.mark_saved(*self._exported)
         self.remarks.tell(["Stopped. Nothing was written."] if cancelled else self._remarks if done else [])
         self._look()
 

@@ -75,14 +75,14 @@ class Way(QObject):
         """Of every file."""
         return str(self.format.currentData())
 
-    def allow_dicom(self, why_not: str) -> None:
+    def allow_dicom(self, disabled_reason: str) -> None:
         """Offer DICOM SEG, or say why not."""
         model = self.what.model()
         item = model.item(_SEG) if isinstance(model, QStandardItemModel) else None
         if item is not None:
-            item.setEnabled(not why_not)
-            item.setToolTip(why_not or EXPORT.dicom)
-        if why_not and self.what.currentIndex() == _SEG:
+            item.setEnabled(not disabled_reason)
+            item.setToolTip(disabled_reason or EXPORT.dicom)
+        if disabled_reason and self.what.currentIndex() == _SEG:
             self.what.setCurrentIndex(0)
 
     def _on_what(self) -> None:

@@ -15,11 +15,12 @@ import numpy as np
 from napari_fmseg._napari.choosers.image_volumes import cases_of
 from napari_fmseg._napari.choosers.label_pairing import image_of, is_of, label_map, lies_on
 from napari_fmseg._napari.common.tooltips import EXPORT
-from napari_fmseg._napari.layers import KEY, as_filed
+from napari_fmseg._napari.layer_transform import fmseg_metadata
+from napari_fmseg._napari.layers import as_filed
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io.export import is_dicom_source
 
-__all__ = ["Origin", "in_file_order", "origin_of", "snapshot"]
+__all__ = ["Origin", "in_file_order", "label_map_to_write", "origin_of", "snapshot"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class Origin:
         Its path, or None.
     model
         What made the labels, or "".
-    doubtful
+    ambiguous
         Names of the images on whose voxels the labels lie, if nobody knows to which of them they belong.
     """
 
@@ -44,7 +45,7 @@ class Origin:
     meta: Mapping[str, Any] | None = None
     source: Path | None = None
     model: str = ""
-    doubtful: tuple[str, ...] = ()
+    ambiguous: tuple[str, ...] = ()
 
     @property
     def series(self) -> str | None:
@@ -53,9 +54,9 @@ class Origin:
 
     def why_no_dicom(self) -> str:
         """Return why no DICOM SEG can be written, or "" if one can; looks at the disk."""
-        if self.doubtful:
-            names = ", ".join(self.doubtful)
-            return (f"The labels lie on the voxels of {names}, and nothing says on which of them they were made. Close "
+        if self.ambiguous:
+            names = ", ".join(self.ambiguous)
+            return (f"The labels lie on the voxels of {names}, and it is unknown on which they were made. Close "
                     "the others; a DICOM SEG must not refer to another patient's series.")  # fmt: skip
         if self.source is None:
             return EXPORT.dicom_disabled
@@ -83,16 +84,16 @@ def origin_of(layer: Any, layers: Iterable[Any]) -> Origin:
         All layers of the viewer, of which one may be its image.
     """
     layers = list(layers)
-    told = _told(layer)
-    made, home = told.get("made") or {}, image_of(layer, layers)
+    recorded = fmseg_metadata(layer)
+    made, home = recorded.get("made") or {}, image_of(layer, layers)
     is_its = home is not None and (is_of(layer, home) or lies_on(layer, home))
-    image = _told(home.layers[0]) if home is not None and is_its else {}
-    source = image.get("source") or told.get("source") or ""
-    filed = image.get("filed") or told.get("filed")
+    image = fmseg_metadata(home.layers[0]) if home is not None and is_its else {}
+    source = image.get("source") or recorded.get("source") or ""
+    filed = image.get("filed") or recorded.get("filed")
     below = [case.name for case in cases_of(layers) if is_of(layer, case) is None and lies_on(layer, case)]
     return Origin(
         filed if isinstance(filed, Geometry) else None,
-        dict(image.get("meta") or told.get("meta") or {}),
+        dict(image.get("meta") or recorded.get("meta") or {}),
         Path(source) if source else None,
         str(made.get("model") or ""),
         tuple(below) if home is None and len(below) > 1 else (),
@@ -105,17 +106,31 @@ def snapshot(layer: Any, layers: Iterable[Any]) -> LabelMap:
     Raises
     ------
     GeometryMismatch
-        If it cannot be told where they lie.
+        If it cannot be recorded where they lie.
     """
     labels = label_map(layer, layers)
     return replace(labels, data=np.array(labels.data))
 
 
+def label_map_to_write(layer: Any, layers: tuple[Any, ...] = ()) -> LabelMap:
+    """Return the label map to write for a labels layer: in the order and at the place of the file of its image.
+
+    Parameters
+    ----------
+    layer
+        A napari Labels layer with three axes.
+    layers
+        The viewer's layers. Where `layer` was made by hand, the image under it tells the place:
+        napari's scale and translate alone cannot hold an oblique one.
+
+    Raises
+    ------
+    GeometryMismatch
+        If the layer has not three axes, or nobody can tell where it lies.
+    """
+    return in_file_order(label_map(layer, layers), origin_of(layer, layers))
+
+
 def in_file_order(labels: LabelMap, origin: Origin) -> LabelMap:
     """List labels as the file of their image is listed."""
     return as_filed(labels, origin.filed)
-
-
-def _told(layer: Any) -> Mapping[str, Any]:
-    told = None if layer is None else layer.metadata.get(KEY)
-    return told if isinstance(told, Mapping) else {}

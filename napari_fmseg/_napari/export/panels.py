@@ -172,7 +172,7 @@ class Destination(QWidget):
         return next((path.name[: -len(end)] for end in SUFFIXES if path.name.lower().endswith(end)), path.name)
 
     def set_suffix(self, suffix: str) -> None:
-        """Request for a file with `suffix`, or for a folder with ""."""
+        """Return the file with `suffix`, or with "" the folder, that the user chooses in a dialog."""
         path, stem = self.path, self.stem
         self._suffix = suffix
         if path is not None and stem:
@@ -238,5 +238,5 @@ class Outcome(QFrame):
 
 
 def _breakable(path: Path) -> str:
-    """Allow a long path be broken into lines behind its separators."""
+    """Return a path that may break into lines behind its separators."""
     return str(path).replace("/", "/\u200b").replace("\\", "\\\u200b")

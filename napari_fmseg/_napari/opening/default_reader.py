@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OURS", "PATTERNS", "chosen_elsewhere", "forget", "offer_as_default_reader", "remembered", "take_precedence"]
+__all__ = ["OURS", "PATTERNS", "earlier_answer", "forget", "offer_as_default_reader", "take_precedence"]
 
 OURS = "napari-fmseg"
 PATTERNS = ("*.nii", "*.nii.gz", "*.hdr", "*.img", "*.hdr.gz", "*.img.gz", "*.nrrd", "*.nhdr", "*.mha", "*.mhd",
@@ -40,7 +40,7 @@ def offer_as_default_reader(parent: Any, *, ask: Callable[[str, Callable[[bool],
     bool
         Whether the question was put.
     """
-    if remembered() is not None or not _missing(_settings()):
+    if earlier_answer() is not None or not _missing(_settings()):
         return False
     if ask is None:
         window = _visible_window(parent)
@@ -66,10 +66,10 @@ def take_precedence() -> dict[str, str]:
 
     settings = _settings()
     get_settings().plugins.extension2reader = {**settings, **dict.fromkeys(_missing(settings), OURS)}
-    return chosen_elsewhere(settings)
+    return _patterns_of_others(settings)
 
 
-def chosen_elsewhere(settings: Mapping[str, str]) -> dict[str, str]:
+def _patterns_of_others(settings: Mapping[str, str]) -> dict[str, str]:
     """Return which of our patterns the settings give to another reader, by the same or a wider pattern."""
     elsewhere = {}
     for pattern in PATTERNS:
@@ -80,7 +80,7 @@ def chosen_elsewhere(settings: Mapping[str, str]) -> dict[str, str]:
     return elsewhere
 
 
-def remembered() -> bool | None:
+def earlier_answer() -> bool | None:
     """Return the answer that was given before; None if the question was never answered."""
     with suppress(OSError, ValueError, AttributeError):
         answer = json.loads(_file().read_text(encoding="utf-8")).get("open_scans_with_fmseg")
@@ -119,13 +119,13 @@ def _settings() -> dict[str, str]:
 
 def _missing(settings: Mapping[str, str]) -> list[str]:
     """List our patterns that no choice of the user's covers yet."""
-    elsewhere = chosen_elsewhere(settings)
+    elsewhere = _patterns_of_others(settings)
     return [pattern for pattern in PATTERNS if pattern not in elsewhere and settings.get(pattern) != OURS]
 
 
 def _question(settings: Mapping[str, str]) -> str:
-    left = chosen_elsewhere(settings)
-    kept = "".join(f"\n{_shown(pattern)} stays with {reader}, as you chose." for pattern, reader in left.items())
+    left = _patterns_of_others(settings)
+    kept = "".join(f"\n{_pattern_name(pattern)} stays with {reader}, as you chose." for pattern, reader in left.items())
     return (
         "Open scans with fmseg from now on?\n\n"
         "napari can open these files too, but without the place in the patient, so it would ask each time which "
@@ -136,7 +136,7 @@ def _question(settings: Mapping[str, str]) -> str:
     )
 
 
-def _shown(pattern: str) -> str:
+def _pattern_name(pattern: str) -> str:
     return "Folders" if pattern == _FOLDERS else pattern
 
 

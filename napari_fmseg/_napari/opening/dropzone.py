@@ -130,7 +130,7 @@ class DropZone(QWidget):
         self._frame.setStyleSheet(_FRAME)
 
     def dropEvent(self, event: QDropEvent | None) -> None:
-        """Pass on the files and folders that were dropped."""
+        """Emit the files and folders that were dropped."""
         self._frame.setStyleSheet(_FRAME)
         paths = _paths_in(event.mimeData()) if event is not None else []
         if event is None or self.busy or not paths:

@@ -108,8 +108,8 @@ def overlay_on(viewer: Any, metadata: Mapping[str, Any]) -> dict[str, Any]:
     metadata
         Of the layer that is to be added.
     """
-    told = metadata.get(KEY, {})
-    if told.get("n_channels", 1) > 1 or not is_pet(told.get("meta", {})):
+    recorded = metadata.get(KEY, {})
+    if recorded.get("n_channels", 1) > 1 or not is_pet(recorded.get("meta", {})):
         return {}
     shown = [layer for layer in viewer.layers if layer.visible and "n_channels" in layer.metadata.get(KEY, {})]
     return {} if all(is_pet(meta_of(layer)) for layer in shown) else dict(PET_OVERLAY)
@@ -119,10 +119,10 @@ def remarks_on(layers: Iterable[LayerData]) -> list[str]:
     """List what the user should know about what was read: what was repaired, what looks odd."""
     remarks: dict[str, None] = {}
     for _, options, _ in layers:
-        told = options.get("metadata", {}).get(KEY, {})
-        meta = told.get("meta", {})
+        recorded = options.get("metadata", {}).get(KEY, {})
+        meta = recorded.get("meta", {})
         for sentence in (*meta.get("repaired", ()), *meta.get("warnings", ())):
-            remarks[f"{Path(told.get('source') or options['name']).name}: {sentence}"] = None
+            remarks[f"{Path(recorded.get('source') or options['name']).name}: {sentence}"] = None
     return list(remarks)
 
 
@@ -218,7 +218,7 @@ def _name(path: Path, volume: Volume) -> str:
 
 
 def _description(path: Path, uid: Any) -> str:
-    """Find the SeriesDescription in one of the first files of the series; "" in a zip."""
+    """Return the SeriesDescription of one of the first files of the series; "" in a zip."""
     from napari_fmseg.io.dicom.first_bytes import is_dicom
     from napari_fmseg.io.dicom.slices import headers
     from napari_fmseg.io.paths import files_below

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +12,8 @@ from typing import Any
 from qtpy.QtCore import QEventLoop, QObject, Signal
 from qtpy.QtWidgets import QWidget
 
+from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.viewer_window import window_of
-from napari_fmseg._napari.layers import LayerData
 from napari_fmseg._napari.opening.layer_data import distinct, layers_of, offers_instead, overlay_on, remarks_on
 from napari_fmseg._napari.recovery.autosave import Recovery
 from napari_fmseg._napari.segment.scan_view import attend
@@ -77,7 +75,6 @@ class Opening(QObject):
     opened = Signal(list)
     failed = Signal(object)
     finished = Signal()
-    _done = Signal(object)
 
     def __init__(self, viewer: Any, paths: Iterable[str], parent: QObject | None = None) -> None:
         self._window = window_of(viewer)
@@ -87,7 +84,8 @@ class Opening(QObject):
         self._wanted: deque[_Wanted] = deque()
         self.layers: list[Any] = []
         self.running = False
-        self._done.connect(self._on_done)
+        self._job: Job | None = None
+        self._name = ""  # of the file that is being read
         self.destroyed.connect(lambda me=self: _alive.discard(me))
 
     def start(self) -> None:
@@ -100,6 +98,8 @@ class Opening(QObject):
     def stop(self) -> None:
         """Leave out what is not read yet; what is being read now is not added any more."""
         self._wanted.clear()
+        if self._job is not None:
+            self._job.abandon()
         self._finish()
 
     def _next(self) -> None:
@@ -107,18 +107,15 @@ class Opening(QObject):
             self._finish()
             return
         wanted = self._wanted.popleft()
-        name = Path(wanted.path).name
-        self.reading.emit(wanted.name or name)
-        self._viewer.status = f"Reading {name} …"
+        self._name = Path(wanted.path).name
+        self.reading.emit(wanted.name or self._name)
+        self._viewer.status = f"Reading {self._name} …"
         rest = [other.path for other in self._wanted if other.series is None]
-        threading.Thread(target=self._work, args=(wanted, rest), name="fmseg-reading", daemon=True).start()
+        self._job = start_job(lambda: _read_one(wanted, rest), parent=self)
+        self._job.event.connect(self._on_read)
+        self._job.failed.connect(self._on_broken)
 
-    def _work(self, wanted: _Wanted, rest: list[str]) -> None:
-        outcome = _read(wanted)
-        with suppress(RuntimeError):  # the window was closed meanwhile, and this object with it
-            self._done.emit((outcome, distinct([wanted.path, *rest])[1:] if rest else []))
-
-    def _on_done(self, result: tuple[_Outcome, list[str]]) -> None:
+    def _on_read(self, result: tuple[_Outcome, list[str]]) -> None:
         outcome, rest = result
         if not self.running or window_of(self._viewer) is not self._window:  # stopped, or the viewer was closed
             self._finish()
@@ -132,6 +129,11 @@ class Opening(QObject):
             self._add(outcome)
         if self.running:
             self._next()
+
+    def _on_broken(self, error: FmsegError) -> None:
+        """Report an error that nobody foresaw, with the name of the file, and go on with the next."""
+        self.failed.emit(UnreadableVolume(f"{self._name} could not be read. {error}"))
+        self._next()
 
     def _ask(self, outcome: _Outcome) -> None:
         from napari_fmseg._napari.opening.series_dialog import choose
@@ -181,34 +183,24 @@ def look_at(viewer: Any, layer: Any) -> None:
         viewer.reset_view()
 
 
+def _read_one(wanted: _Wanted, rest: list[str]) -> Iterator[tuple[_Outcome, list[str]]]:
+    """Yield what became of a path, and those of the rest that do not belong to the same series."""
+    yield _read(wanted), distinct([wanted.path, *rest])[1:] if rest else []
+
+
 def _read(wanted: _Wanted) -> _Outcome:
+    from napari.layers import Layer  # the first of a type costs a second of imports; only adding needs the window
+
     try:
         try:
-            return _made(wanted, layers_of(wanted.path, series=wanted.series, name=wanted.name))
+            data = layers_of(wanted.path, series=wanted.series, name=wanted.name)
+            return _Outcome(wanted, [Layer.create(*one) for one in data], remarks_on(data))
         except UnreadableVolume as error:
             if wanted.series is not None:
                 raise
             return _Outcome(wanted, offers=offers_instead(wanted.path, error))
     except FmsegError as error:
         return _Outcome(wanted, error=_without_frames(error))
-    except MemoryError as error:
-        return _Outcome(wanted, error=_unexpected(wanted, error, "There is too little memory free for it."))
-    except Exception as error:  # noqa: BLE001 - the thread's boundary: whatever it is, the user must be told
-        return _Outcome(wanted, error=_unexpected(wanted, error, "Please report this, with the file if you may."))
-
-
-def _made(wanted: _Wanted, read: list[LayerData]) -> _Outcome:
-    """Make the layers here: the first of a kind takes napari a second of imports, and only adding needs the window."""
-    from napari.layers import Layer
-
-    layers = [Layer.create(data, options, kind) for data, options, kind in read]
-    return _Outcome(wanted, layers, remarks_on(read))
-
-
-def _unexpected(wanted: _Wanted, error: BaseException, advice: str) -> FmsegError:
-    told = UnreadableVolume(f"{Path(wanted.path).name} could not be read: {type(error).__name__}: {error}. {advice}")
-    told.add_note("".join(traceback.format_exception(error)))
-    return told
 
 
 def _without_frames(error: FmsegError) -> FmsegError:

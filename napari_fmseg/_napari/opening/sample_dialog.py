@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import QObject, Qt, Signal
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QDialog,
     QHBoxLayout,
@@ -19,13 +19,21 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.tooltips import OPEN
 from napari_fmseg._napari.common.viewer_window import window_of
 from napari_fmseg._napari.opening.open_files import Opening
-from napari_fmseg._napari.opening.public_samples import PublicSample, cached, fetch, list_public_samples, samples_folder
+from napari_fmseg._napari.opening.public_samples import (
+    PublicSample,
+    fetch,
+    find_download,
+    list_public_samples,
+    samples_folder,
+)
 from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.events import Progress
 
-__all__ = ["Download", "PublicSamplesDialog", "show_public_samples"]
+__all__ = ["PublicSamplesDialog", "show_public_samples"]
 
 
 def show_public_samples() -> None:
@@ -45,56 +53,6 @@ def show_public_samples() -> None:
     dialog.open()
 
 
-class Download(QObject):
-    """Fetches one sample in a thread.
-
-    Attributes
-    ----------
-    progressed : Signal(int)
-        Per cent.
-    done : Signal(object)
-        The path, or an `FmsegError`, or None if it was stopped.
-    """
-
-    progressed = Signal(int)
-    done = Signal(object)
-
-    def __init__(self, sample: PublicSample, parent: QObject | None = None) -> None:
-        super().__init__(parent)
-        self._sample = sample
-        self._stop = threading.Event()
-
-    def start(self) -> None:
-        """Begin; returns at once."""
-        threading.Thread(target=self._work, name="fmseg-download", daemon=True).start()
-
-    def stop(self) -> None:
-        """End at the next piece; nothing is kept."""
-        self._stop.set()
-
-    def _work(self) -> None:
-        result = self._fetched()
-        with suppress(RuntimeError):  # the dialog was closed meanwhile, and this object with it
-            self.done.emit(result)
-
-    def _fetched(self) -> Any:
-        try:
-            path = cached(self._sample)
-            if path is not None:
-                return path
-            pieces = fetch(self._sample)
-            for piece in pieces:
-                if self._stop.is_set():
-                    pieces.close()  # type: ignore[attr-defined]
-                    return None
-                with suppress(RuntimeError):
-                    self.progressed.emit(round(100 * piece.done / piece.total))
-            return cached(self._sample)
-        except FmsegError as error:
-            error.__traceback__ = None  # its frames would keep the dialog alive
-            return error
-
-
 class PublicSamplesDialog(QDialog):
     """Lists public volumes and opens the one that the user agrees to download.
 
@@ -111,7 +69,7 @@ class PublicSamplesDialog(QDialog):
     def __init__(self, viewer: Any, samples: tuple[PublicSample, ...], parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._viewer, self._samples = viewer, samples
-        self._download: Download | None = None
+        self._download: Job | None = None
         self.setWindowTitle("Public sample volumes")
         self.list = QListWidget()
         for sample in samples:
@@ -127,6 +85,7 @@ class PublicSamplesDialog(QDialog):
         self.list.currentRowChanged.connect(self._on_row)
         self.agree.clicked.connect(self._on_agree)
         self.close_button.clicked.connect(self.reject)
+        self.finished.connect(self._stop)
         self.list.setCurrentRow(0)
         self._on_row(self.list.currentRow())
 
@@ -147,7 +106,7 @@ class PublicSamplesDialog(QDialog):
     def _on_row(self, row: int) -> None:
         self.agree.setEnabled(row >= 0)
         self.agree.setToolTip(OPEN.download if row >= 0 else OPEN.no_download)
-        self.says.setText(_told(self._samples[row]) if row >= 0 else _nothing())
+        self.says.setText(_describe(self._samples[row]) if row >= 0 else _no_samples_text())
 
     def _on_agree(self) -> None:
         sample = self._samples[self.list.currentRow()]
@@ -156,32 +115,42 @@ class PublicSamplesDialog(QDialog):
         self.close_button.setText("Cancel")
         self.bar.setValue(0)
         self.bar.setVisible(True)
-        self._download = Download(sample, self)
-        self._download.progressed.connect(self.bar.setValue)
-        self._download.done.connect(self._on_done)
-        self._download.start()
+        self._download = start_job(lambda: _download(sample), parent=self)
+        self._download.event.connect(self._on_event)
+        self._download.failed.connect(lambda error: self.says.setText(str(error)))
+        self._download.finished.connect(self._on_downloaded)
 
-    def _on_done(self, result: Any) -> None:
+    def _on_event(self, event: Progress | Path) -> None:
+        if isinstance(event, Progress):
+            self.bar.setValue(round(100 * event.done / event.total))
+        else:
+            Opening(self._viewer, [str(event)]).start()
+            self.accept()
+
+    def _on_downloaded(self) -> None:
         self._download = None
         self.bar.setVisible(False)
         self.list.setEnabled(True)
         self.agree.setEnabled(True)
         self.close_button.setText("Close")
-        if isinstance(result, FmsegError):
-            self.says.setText(str(result))
-        elif result is not None:
-            opening = Opening(self._viewer, [str(result)])
-            opening.start()
-            self.accept()
 
-    def done(self, result: int) -> None:
-        """End the download when the dialog ends."""
+    def _stop(self) -> None:
+        """Stop the download when the dialog ends."""
         if self._download is not None:
-            self._download.stop()
-        super().done(result)
+            self._download.abandon()
 
 
-def _told(sample: PublicSample) -> str:
+def _download(sample: PublicSample) -> Iterator[Progress | Path]:
+    """Yield the progress of a download, and last the file; one that is there already is not fetched again."""
+    if find_download(sample) is None:
+        yield from fetch(sample)
+    path = find_download(sample)
+    if path is not None:
+        yield path
+
+
+def _describe(sample: PublicSample) -> str:
+    """Return what a user should know before a download, as HTML."""
     size = f"{sample.size / 1e6:.1f} MB"
     use = f" A fair trial for {', '.join(sample.models)}." if sample.models else ""
     return (
@@ -192,7 +161,7 @@ def _told(sample: PublicSample) -> str:
     )
 
 
-def _nothing() -> str:
+def _no_samples_text() -> str:
     return (
         "<p>This version offers no public volume to download: none has been checked yet.</p>"
         "<p>The phantoms under File &gt; Open Sample &gt; fmseg need no download. Your laboratory can offer volumes of "

@@ -21,11 +21,11 @@ from qtpy.QtWidgets import (
 from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error, text_label
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
-from napari_fmseg._napari.common.time_estimate import said
+from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import PRETRAIN
 from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import Column, ErrorBox, Note
+from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON, Column, ErrorBox, Note
 from napari_fmseg._napari.pretrain.form import PretrainForm
 from napari_fmseg._napari.pretrain.panels import LeftOut, Outcome, Plots, SampleLayers, folder_in
 from napari_fmseg._napari.pretrain.plan import model_in, recipe_in, sample_layers, write
@@ -37,7 +37,7 @@ __all__ = ["PretrainDock"]
 
 _TICK_MS = 500
 _BAR = 1000
-_WORDS = {"preparing": "Starting", "training": "Learning", "validating": "Checking on held-out scans"}
+_WORDS = {"preparing": "Starting", "training": "Training", "validating": "Validating on held-out scans"}
 
 
 class PretrainDock(Dock):
@@ -103,12 +103,7 @@ class PretrainDock(Dock):
 
     def _foot(self) -> QVBoxLayout:
         """Lay out what is always in sight: the buttons and how far it is."""
-        self.start_button.setStyleSheet(
-            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
-            "QPushButton:enabled:hover { background: #2a80d6; }"
-            "QPushButton:enabled:focus { border: 1px solid white; }"
-            "QPushButton:disabled { padding: 5px; }"
-        )
+        self.start_button.setStyleSheet(PRIMARY_BUTTON)
         buttons = QHBoxLayout()
         for button, share in ((self.start_button, 3), (self.stop_button, 1), (self.resume_button, 2)):
             buttons.addWidget(button, share)
@@ -139,7 +134,7 @@ class PretrainDock(Dock):
         self.stop_button.clicked.connect(self._on_stop)
         self.resume_button.clicked.connect(self._on_resume)
         self.outcome.use.connect(self._on_use)
-        self.error.asked.connect(self._on_details)
+        self.error.details_requested.connect(self._on_details)
         self.training.event.connect(self._on_event)
         self.training.changed.connect(self._on_state)
         self.training.failed.connect(self._on_failed)
@@ -148,18 +143,18 @@ class PretrainDock(Dock):
     # --- a run ---
 
     def _allow(self) -> None:
-        """Allow the user start, stop and resume, or say in the tooltips why not."""
+        """Enable start, stop and resume, or state in the tooltips why not."""
         busy, out = self.training.running, self.form.out.path
         there = recipe_in(out) if out is not None else None
-        why_not = PRETRAIN.start_busy if busy else self.form.why_not() or (PRETRAIN.start_there if there else "")
-        self.start_button.setEnabled(not why_not)
-        self.start_button.setToolTip(why_not or PRETRAIN.start)
+        reason = PRETRAIN.start_busy if busy else self.form.disabled_reason() or (PRETRAIN.start_there if there else "")
+        self.start_button.setEnabled(not reason)
+        self.start_button.setToolTip(reason or PRETRAIN.start)
         self.stop_button.setEnabled(busy and not self.training.stopping)
         self.stop_button.setToolTip(PRETRAIN.stop if busy else PRETRAIN.stop_idle)
         can_resume = not busy and there is not None and self.training.state != "done"
         self.resume_button.setEnabled(can_resume)
-        why_not = PRETRAIN.start_busy if busy else PRETRAIN.resume_none
-        self.resume_button.setToolTip(PRETRAIN.resume if can_resume else why_not)
+        disabled_reason = PRETRAIN.start_busy if busy else PRETRAIN.resume_none
+        self.resume_button.setToolTip(PRETRAIN.resume if can_resume else disabled_reason)
         self.form.setEnabled(not busy)
 
     def _on_start(self) -> None:
@@ -214,7 +209,7 @@ class PretrainDock(Dock):
             out = self.form.out.path
             model = model_in(out) if out is not None else None
             if state in ("done", "stopped") and model is not None:
-                end = "is ready" if state == "done" else "can be started from as far as it came"
+                end = "is ready" if state == "done" else "can be used as a start as it is"
                 self.outcome.tell(model, f"{model.stem} {end}: {model}")
                 self._column.ensureWidgetVisible(self.outcome)
             if state == "done":
@@ -226,7 +221,7 @@ class PretrainDock(Dock):
         self.error.tell(error)
 
     def _on_tick(self) -> None:
-        """Report how far it is."""
+        """Show the progress."""
         training = self.training
         self.bar.setVisible(training.running)
         self.bar.setValue(int(training.fraction * _BAR))
@@ -235,7 +230,7 @@ class PretrainDock(Dock):
         elif training.running:
             left = training.seconds_left
             parts = [f"{_WORDS[training.state]}: {self._said}" if self._said else f"{_WORDS[training.state]} …"]
-            parts += [f"about {said(max(1.0, round(left)))} left"] if left is not None else []
+            parts += [f"about {format_seconds(max(1.0, round(left)))} left"] if left is not None else []
             text = ", ".join(parts)
         else:
             end = training.state.capitalize() if training.state in ("done", "stopped", "failed") else ""
@@ -247,7 +242,7 @@ class PretrainDock(Dock):
     # --- what comes after it ---
 
     def _on_use(self, path: Path) -> None:
-        """Pass the model on: to whoever listens, to the Teach panel, and to the clipboard."""
+        """Send the model on: as a signal, to the Teach dock, and to the clipboard."""
         QApplication.clipboard().setText(str(path))
         self.ready.emit(path)
         begin_from = self._teaching()

@@ -8,11 +8,11 @@ from typing import Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QVBoxLayout, QWidget
 
-from napari_fmseg._napari.common.devices import offered_devices
+from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.number_boxes import CountBox
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg._napari.common.tooltips import PRETRAIN
-from napari_fmseg._napari.common.widgets import More
+from napari_fmseg._napari.common.widgets import Collapsible, limit_width
 from napari_fmseg._napari.pretrain.panels import FolderRow
 from napari_fmseg._napari.pretrain.plan import NETWORKS, Plan, Size, next_folder, recipe_in
 from napari_fmseg.core.errors import FmsegError
@@ -21,7 +21,7 @@ __all__ = ["PATCHES", "PretrainForm"]
 
 PATCHES: tuple[tuple[str, Size], ...] = (
     ("16 × 32 × 32, a trial", (16, 32, 32)),
-    ("32 × 64 × 64, processor", (32, 64, 64)),
+    ("32 × 64 × 64, CPU", (32, 64, 64)),
     ("48 × 96 × 96", (48, 96, 96)),
     ("64 × 128 × 128, published", (64, 128, 128)),
 )
@@ -72,7 +72,7 @@ class PretrainForm(QWidget):
         for title, size in PATCHES:
             self.patch.addItem(title, size)
         self.patch.setCurrentIndex(1)
-        self.device.addItems(offered_devices())
+        self.device.addItems(list_device_names())
         self.device.setCurrentText(load().device)
         for spin, value, most in (
             (self.budget, _MINUTES, 1_000_000),
@@ -83,8 +83,7 @@ class PretrainForm(QWidget):
             spin.setValue(value)
         self.cache_gb.setSuffix(" GB")
         for combo in (self.network, self.unit, self.patch, self.device):  # a long name must not widen the panel
-            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            combo.setMinimumContentsLength(5)
+            limit_width(combo, 5)
 
     def _lay_out(self) -> None:
         how_long = QWidget()
@@ -118,10 +117,10 @@ class PretrainForm(QWidget):
         rows.setContentsMargins(0, 0, 0, 0)
         rows.setSpacing(6)
         rows.addLayout(above)
-        self.more = More("Mor&e options", details, "The size of the samples, the device, and the room on the disk.")
+        self.more = Collapsible("Mor&e options", details, "Sample size, device and disk space.")
         rows.addWidget(self.more)
 
-    def why_not(self) -> str:
+    def disabled_reason(self) -> str:
         """Return why nothing can be started, or nothing."""
         folder = self.volumes.path
         if folder is None:
@@ -131,10 +130,10 @@ class PretrainForm(QWidget):
         return "" if self.out.path is not None else PRETRAIN.start_no_place
 
     def plan(self) -> Plan:
-        """Return what is chosen; only while `why_not` is empty."""
+        """Return what is chosen; only while `disabled_reason` is empty."""
         folder, out = self.volumes.path, self.out.path
         if folder is None or out is None:
-            raise FmsegError(self.why_not())
+            raise FmsegError(self.disabled_reason())
         amount = self.budget.value()
         minutes = self.unit.currentText() == "minutes"
         return Plan(

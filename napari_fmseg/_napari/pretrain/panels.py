@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QFileDialog, QFrame, QHBoxLayout, QLabel, QLineEdit, 
 
 from napari_fmseg._napari.common.curves import Curves
 from napari_fmseg._napari.common.tooltips import PRETRAIN
-from napari_fmseg._napari.common.widgets import More
+from napari_fmseg._napari.common.widgets import Collapsible
 from napari_fmseg._napari.pretrain.plan import Shown
 from napari_fmseg.core.events import FILE_LEFT_OUT, EpochDone, Progress, StepDone, TrainEvent, Warned
 
@@ -92,7 +92,7 @@ class Plots(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        colors = {"learning": "#56b4e9", "held out": "#e69f00"}
+        colors = {"training": "#56b4e9", "held out": "#e69f00"}
         self.loss = Curves("", "loss", colors=colors)
         self.dice = Curves("step", "Dice", y_range=(0, 1), colors={"held-out Dice": "#009e73"}, digits=2)
         self.facts = QLabel()
@@ -124,22 +124,22 @@ class Plots(QWidget):
         """Draw what an event tells."""
         if isinstance(event, StepDone):
             self._step = event.step
-            self.loss.add(event.step, {"learning": event.loss})
+            self.loss.add(event.step, {"training": event.loss})
         elif isinstance(event, Progress) and event.stage == "reading":
             self._n_scans = event.total - self._n_bad
         elif isinstance(event, Warned) and event.code == FILE_LEFT_OUT:
             self._n_bad += 1
             self._n_scans -= 1
         elif isinstance(event, EpochDone):
-            told = event.metrics
-            if "loss" in told:
-                self.loss.add(self._step, {"held out": told["loss"]})
-                self.dice.add(self._step, {"held-out Dice": told["dice"]})
+            metrics = event.metrics
+            if "loss" in metrics:
+                self.loss.add(self._step, {"held out": metrics["loss"]})
+                self.dice.add(self._step, {"held-out Dice": metrics["dice"]})
             parts = [f"{self._n_scans} scans"] if self._n_scans else []
-            if "samples_per_s" in told:
-                parts.append(f"{told['samples_per_s']:.2g} samples per second")
-            if "waiting" in told:
-                parts.append(f"waiting for data {100 * told['waiting']:.0f} % of the time")
+            if "samples_per_s" in metrics:
+                parts.append(f"{metrics['samples_per_s']:.2g} samples per second")
+            if "waiting" in metrics:
+                parts.append(f"waiting for data {100 * metrics['waiting']:.0f} % of the time")
             self.facts.setText(" · ".join(parts))
             self.facts.show()
 
@@ -155,7 +155,7 @@ class LeftOut(QWidget):
         self.details.setTextFormat(Qt.TextFormat.PlainText)
         self.details.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.details.setContentsMargins(12, 0, 0, 0)
-        self.more = More("", self.details, PRETRAIN.left_out)
+        self.more = Collapsible("", self.details, PRETRAIN.left_out)
         rows = QVBoxLayout(self)
         rows.setContentsMargins(0, 0, 0, 0)
         rows.addWidget(self.more)
@@ -266,5 +266,5 @@ class SampleLayers:
             self._viewer.layers.selection.active = active
 
     def forget(self) -> None:
-        """Allow the next sample have layers again where those of this run are gone."""
+        """Make new layers for the next sample where those of this run are gone."""
         self._layers = {name: layer for name, layer in self._layers.items() if layer in self._viewer.layers}

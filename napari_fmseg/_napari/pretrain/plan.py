@@ -170,12 +170,12 @@ def sample_layers(path: Path, known: Collection[str] = ()) -> Iterator[Shown]:
             arrays = {name: file[name] for name in (*_PARTS, "spacing")}
     except (OSError, ValueError, KeyError):
         return
-    for data, options, kind in _placed(arrays):
+    for data, options, kind in _side_by_side(arrays):
         name = options["name"]
         yield Shown(name, data, None if name in known else Layer.create(data, options, kind))
 
 
-def _placed(arrays: Mapping[str, Any]) -> list[LayerData]:
+def _side_by_side(arrays: Mapping[str, Any]) -> list[LayerData]:
     """Return the parts of a sample as layers, from left to right."""
     fused = arrays["fused volume"]
     z, y, x = (float(s) for s in arrays["spacing"])

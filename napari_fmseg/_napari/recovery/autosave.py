@@ -6,16 +6,16 @@ be put back for a while. Docks and the reader call `Recovery.start(viewer)`; it 
 
 from __future__ import annotations
 
-import threading
-from contextlib import suppress
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import ref
 
 from qtpy.QtCore import QEvent, QObject, QTimer, Signal
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtWidgets import QApplication, QDialog, QWidget
 
+from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.preferences import Preferences, load
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
 from napari_fmseg._napari.recovery.autosave_store import (
@@ -23,11 +23,11 @@ from napari_fmseg._napari.recovery.autosave_store import (
     Autosave,
     Session,
     Work,
-    abandoned,
     delete,
+    list_abandoned,
+    list_removed,
     prune,
     read,
-    removed,
     work_of,
 )
 from napari_fmseg._napari.segment.scan_view import attend
@@ -65,7 +65,6 @@ class Recovery(QObject):
     saved = Signal(str)
     failed = Signal(object)
     retired = Signal(object)
-    _written = Signal(object)  # from the thread that writes
 
     @classmethod
     def of(cls, viewer: Any) -> Recovery:
@@ -103,7 +102,6 @@ class Recovery(QObject):
         self._timer.timeout.connect(self.save_now)
         self._beats = QTimer(self, interval=BEAT_MS)
         self._beats.timeout.connect(self.session.beat)
-        self._written.connect(self._on_written)
         viewer.layers.events.inserted.connect(self._on_inserted)
         viewer.layers.events.removed.connect(self._on_removed)
         for layer in viewer.layers:
@@ -133,8 +131,8 @@ class Recovery(QObject):
         """Count the changes of a layer, to find out afterwards whether there was another one."""
         return self._edits.get(layer, 0)
 
-    def settled(self, layer: Any, edits: int | None = None) -> None:
-        """Report that what `layer` holds is safe elsewhere (exported, or just computed): its copy is removed.
+    def mark_saved(self, layer: Any, edits: int | None = None) -> None:
+        """Record that what `layer` holds is safe elsewhere (exported, or just computed): its copy is removed.
 
         What is painted on it afterwards is copied again.
 
@@ -164,22 +162,25 @@ class Recovery(QObject):
             layers = [x for x in layers if x in self._replaces]
         if not layers:
             return
-        jobs = [(layer, self._keys[layer], work_of(layer)) for layer in layers]
+        jobs, session = [(layer, self._keys[layer], work_of(layer)) for layer in layers], self.session
         self._dirty.difference_update(layers)
         self._maybe.difference_update(layers)
         self._busy = True
-        threading.Thread(target=self._write, args=(jobs, self.session), name="fmseg-autosave").start()
+        job = start_job(lambda: _write(jobs, session), must_finish=True)
+        job.event.connect(self._on_written)
+        job.failed.connect(self.failed)
+        job.finished.connect(self._on_writer_ended)
 
     def offer(self) -> None:
-        """Request what to do with labels that a crash left behind, if there are any."""
-        left = abandoned({_root(load()), _root(Preferences())})
+        """Ask what to do with labels that a crash left behind, if there are any."""
+        left = list_abandoned({_root(load()), _root(Preferences())})
         if left:
             self._open(left, is_crash=True)
 
     def show_removed(self) -> None:
         """List the labels that were removed without being saved, to be put back."""
         prune(self._bins())
-        self._open(removed(self._bins()), is_crash=False)
+        self._open(list_removed(self._bins()), is_crash=False)
 
     def _open(self, saves: list[Autosave], *, is_crash: bool) -> None:
         from napari_fmseg._napari.recovery.dialog import RecoveryDialog
@@ -223,7 +224,7 @@ class Recovery(QObject):
     # --- what was painted and not saved
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Request before the window closes with labels that were painted and not saved."""
+        """Ask before the window closes with labels that were painted and not saved."""
         if event is not None and event.type() == QEvent.Type.Close and not self._may_close():
             event.ignore()
             return True
@@ -233,9 +234,16 @@ class Recovery(QObject):
         layers = [] if self._closed else self.unsaved
         if not layers or self._window is None or not self._window.isVisible():
             return True
-        from napari_fmseg._napari.recovery.unsaved import may_close
+        from napari_fmseg._napari.recovery.unsaved import UnsavedDialog
 
-        return may_close(self, layers, self._window)
+        dialog = UnsavedDialog(layers, tuple(self.viewer.layers), self._window)
+        try:
+            answer = dialog.exec()
+        finally:
+            dialog.deleteLater()
+        for layer in dialog.saved:  # the discarded ones stay as they are: the window may yet stay open
+            self.mark_saved(layer)
+        return bool(answer == QDialog.DialogCode.Accepted)
 
     def _retire(self, layers: list[Any]) -> None:
         """Move layers that are removed without being saved to where they can be put back from, in a thread."""
@@ -248,29 +256,16 @@ class Recovery(QObject):
             else:
                 self.session.remove(key)
         if jobs:
-            args = (jobs, self.session, self._bins()[0])
-            threading.Thread(target=self._write_retired, args=args, name="fmseg-autosave").start()
+            session, folder = self.session, self._bins()[0]
+            job = start_job(lambda: _write_retired(jobs, session, folder), must_finish=True)
+            job.event.connect(self._on_retired_or_lost)
+            job.failed.connect(self.failed)
 
-    def _write_retired(self, jobs: list[tuple[str, Work, Autosave | None]], session: Session, folder: Path) -> None:
-        """Move one layer after the other; in a thread of its own, which the end of the program waits for."""
-        saves = []
-        for key, work, replaced in jobs:
-            try:
-                save = session.retire(key, work, folder)
-            except (FmsegError, OSError, ValueError, TypeError) as error:  # a layer unlike any that was foreseen
-                text = f"{work.options['name']!r} was removed and could not be kept: {error}."
-                with suppress(RuntimeError):  # the viewer was closed meanwhile, and this object with it
-                    self.failed.emit(FmsegError(text))
-                continue
-            if save is not None:
-                saves.append(save)
-                if replaced is not None:
-                    delete(replaced)
-        with suppress(RuntimeError):
-            self.retired.emit(saves)
+    def _on_retired_or_lost(self, outcome: list[Autosave] | FmsegError) -> None:
+        (self.failed if isinstance(outcome, FmsegError) else self.retired).emit(outcome)
 
     def _on_retired(self, saves: list[Autosave]) -> None:
-        """Report that labels were removed, with a button that puts them back."""
+        """Show a notification that labels were removed, with a button that puts them back."""
         if not saves or (self._window is not None and not self._window.isVisible()):
             return
         from napari.utils.notifications import Notification, notification_manager
@@ -306,7 +301,7 @@ class Recovery(QObject):
         self._unwatch(event.value)
         if event.value in self._keys:
             self._retire([event.value])
-        self.settled(event.value)
+        self.mark_saved(event.value)
         self._edits.pop(event.value, None)
 
     def _watch(self, layer: Any) -> None:
@@ -349,25 +344,13 @@ class Recovery(QObject):
 
     # --- writing
 
-    def _write(self, jobs: list[tuple[Any, str, Work]], session: Session) -> None:
-        """Copy one layer after the other; in a thread of its own."""
-        done: list[tuple[Any, str, bool | FmsegError]] = []
-        for layer, key, work in jobs:
-            try:
-                done.append((layer, key, session.write(key, work)))
-            except FmsegError as error:
-                done.append((layer, key, error))
-            except (OSError, ValueError, TypeError) as error:  # a layer unlike any that was foreseen
-                done.append((layer, key, FmsegError(f"{work.options['name']!r} cannot be autosaved: {error}.")))
-        try:
-            self._written.emit(done)
-        except RuntimeError:  # the viewer was closed meanwhile, and this object with it
-            session.close()
+    def _on_writer_ended(self) -> None:
+        self._busy = False
 
-    def _on_written(self, done: list[tuple[Any, str, bool | FmsegError]]) -> None:
+    def _on_written(self, done: _Outcomes) -> None:
         self._busy = False
         for layer, key, outcome in done:
-            if self._keys.get(layer) != key:  # settled or removed meanwhile
+            if self._keys.get(layer) != key:  # saved elsewhere or removed meanwhile
                 if key not in self._retired:
                     self.session.remove(key)
             elif isinstance(outcome, FmsegError):
@@ -401,6 +384,40 @@ def show_removed_labels() -> None:
     viewer = napari.current_viewer()
     if viewer is not None:
         Recovery.start(viewer).show_removed()
+
+
+_Outcomes = list[tuple[Any, str, bool | FmsegError]]
+
+
+def _write(jobs: list[tuple[Any, str, Work]], session: Session) -> Iterator[_Outcomes]:
+    """Copy one layer after the other, and yield once what became of all: whether it was written, or the error."""
+    outcomes: _Outcomes = []
+    for layer, key, work in jobs:
+        try:
+            outcomes.append((layer, key, session.write(key, work)))
+        except FmsegError as error:
+            outcomes.append((layer, key, error))
+        except (OSError, ValueError, TypeError) as error:  # a layer unlike any that was foreseen
+            outcomes.append((layer, key, FmsegError(f"{work.options['name']!r} cannot be autosaved: {error}.")))
+    yield outcomes
+
+
+def _write_retired(
+    jobs: list[tuple[str, Work, Autosave | None]], session: Session, folder: Path
+) -> Iterator[list[Autosave] | FmsegError]:
+    """Move one layer after the other to `folder`; yield an error for each that cannot be, and last those that were."""
+    saves = []
+    for key, work, replaced in jobs:
+        try:
+            save = session.retire(key, work, folder)
+        except (FmsegError, OSError, ValueError, TypeError) as error:  # a layer unlike any that was foreseen
+            yield FmsegError(f"{work.options['name']!r} was removed and could not be kept: {error}.")
+            continue
+        if save is not None:
+            saves.append(save)
+            if replaced is not None:
+                delete(replaced)
+    yield saves
 
 
 def _root(preferences: Preferences) -> Path:

@@ -36,14 +36,15 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.layers import KEY, LayerData, along, as_filed, geometry_of
-from napari_fmseg._napari.recovery.metadata_json import packed, unpacked
+from napari_fmseg._napari.recovery.metadata_json import from_json, to_json
 from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch, UnreadableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.io import read_labels, write_labels
 
-__all__ = ["KEPT_DAYS", "Autosave", "Session", "Work", "abandoned", "delete", "prune", "read", "removed", "work_of"]
+__all__ = ["KEPT_DAYS", "Autosave", "Session", "Work", "delete", "list_abandoned", "list_removed", "read", "work_of"]
 
 KEPT_DAYS = 30  # of labels that were removed without being saved
 ELSEWHERE_S = 120  # a folder of another machine counts as in use this long after its last sign of life
@@ -94,8 +95,8 @@ class Autosave:
 
 
 def work_of(layer: Any) -> Work:
-    """Accept down a labels layer; fast, for the thread that may touch layers."""
-    told = dict(layer.metadata.get(KEY) or {})
+    """Return a snapshot of a labels layer; fast, for the thread that may touch layers."""
+    recorded = fmseg_metadata(layer)
     colors = getattr(layer.colormap, "color_dict", None)
     options = {
         "name": layer.name,
@@ -110,7 +111,7 @@ def work_of(layer: Any) -> Work:
         "blending": str(layer.blending),
         "features": {str(k): v.tolist() for k, v in layer.features.items()},
         "colormap": None if colors is None else {k: np.asarray(v, float).tolist() for k, v in colors.items()},
-        "metadata": {**layer.metadata, KEY: told} if told else dict(layer.metadata),
+        "metadata": {**layer.metadata, KEY: recorded} if recorded else dict(layer.metadata),
     }
     try:
         geometry = geometry_of(layer) if layer.ndim == 3 else None
@@ -204,13 +205,13 @@ class Session:
             return _look(folder / f"{key}.json")
 
     def _sign(self) -> None:
-        """Report whose the folder is."""
+        """Write down which process owns the folder."""
         if not (self.folder / "session.json").exists():
             own = {"pid": os.getpid(), "started": psutil.Process().create_time(), "host": platform.node()}
             (self.folder / "session.json").write_text(json.dumps(own))
 
     def beat(self) -> None:
-        """Pass a sign of life, for other machines that share the folder."""
+        """Update the time stamp of the session, for other machines that share the folder."""
         with suppress(OSError):
             os.utime(self.folder / "session.json")
 
@@ -246,9 +247,9 @@ def _make_private(folder: Path) -> None:
 
 def _write_voxels(folder: Path, stem: str, data: npt.NDArray[Any], work: Work) -> Path:
     if work.geometry is not None:
-        told = work.options["metadata"].get(KEY) or {}
-        labels = LabelMap(data, work.geometry, {}, told.get("names") or {}, told.get("colors") or {})
-        path = write_labels(as_filed(labels, told.get("filed")), folder / f"{stem}.nii.gz")
+        recorded = work.options["metadata"].get(KEY) or {}
+        labels = LabelMap(data, work.geometry, {}, recorded.get("names") or {}, recorded.get("colors") or {})
+        path = write_labels(as_filed(labels, recorded.get("filed")), folder / f"{stem}.nii.gz")
     else:
         path = folder / f"{stem}.npy.gz"
         with atomic_write(path) as file, gzip.open(file, "wb", compresslevel=1) as packer:
@@ -262,7 +263,7 @@ def _write_sheet(path: Path, file: Path, data: npt.NDArray[Any], work: Work) -> 
     facts = {"name": work.options["name"], "saved_at": time.time(), "file": file.name, "dtype": data.dtype.str,
              "geometry": work.geometry, "shape": data.shape, "options": work.options}  # fmt: skip
     with atomic_write(path) as sheet:
-        sheet.write(json.dumps({k: packed(v) for k, v in facts.items()}).encode())
+        sheet.write(json.dumps({k: to_json(v) for k, v in facts.items()}).encode())
         sheet.flush()
         os.fsync(sheet.fileno())
 
@@ -280,7 +281,7 @@ def _link(file: Path, folder: Path) -> Path | None:
     return path
 
 
-def removed(roots: Iterable[Path]) -> list[Autosave]:
+def list_removed(roots: Iterable[Path]) -> list[Autosave]:
     """List the labels that were painted, not saved and removed, newest first."""
     sheets = [sheet for root in roots if root.is_dir() for sheet in root.glob("*/*.json")]
     return sorted((save for sheet in sheets if (save := _look(sheet)) is not None), key=lambda save: -save.saved_at)
@@ -300,7 +301,7 @@ def prune(roots: Iterable[Path], now: float | None = None) -> None:
                 folder.rmdir()
 
 
-def abandoned(roots: Iterable[Path]) -> list[Autosave]:
+def list_abandoned(roots: Iterable[Path]) -> list[Autosave]:
     """List the copies of viewers that ended without being closed, newest first."""
     found = []
     for folder in {path for root in roots if root.is_dir() for path in root.iterdir() if path.is_dir()}:
@@ -337,7 +338,7 @@ def _look(sheet: Path) -> Autosave | None:
     try:
         facts = json.loads(sheet.read_text())
         n_bytes = (sheet.parent / facts["file"]).stat().st_size
-        shape = tuple(int(n) for n in unpacked(facts["shape"]))
+        shape = tuple(int(n) for n in from_json(facts["shape"]))
         return Autosave(str(facts["name"]), float(facts["saved_at"]), shape, n_bytes, sheet)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -352,7 +353,7 @@ def read(save: Autosave) -> LayerData:
         If the copy is damaged, or was removed meanwhile.
     """
     try:
-        facts = {k: unpacked(v) for k, v in json.loads(save.path.read_text()).items()}
+        facts = {k: from_json(v) for k, v in json.loads(save.path.read_text()).items()}
         file = save.path.parent / facts["file"]
         if facts["geometry"] is None:
             with gzip.open(file) as packer:
@@ -369,9 +370,9 @@ def read(save: Autosave) -> LayerData:
         ) from error
 
 
-def _options(told: dict[str, Any]) -> dict[str, Any]:
+def _options(recorded: dict[str, Any]) -> dict[str, Any]:
     """Leave out what the layer did not have."""
-    return {key: value for key, value in told.items() if not (key == "colormap" and value is None)}
+    return {key: value for key, value in recorded.items() if not (key == "colormap" and value is None)}
 
 
 def delete(save: Autosave) -> None:

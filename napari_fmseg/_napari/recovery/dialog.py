@@ -127,7 +127,7 @@ def _table(saves: Sequence[Autosave], *, ticked: bool, when: str) -> QTableWidge
 
 
 def _when(saved_at: float) -> str:
-    """Report a time as people do: today's by the clock, others with their date."""
+    """Return a time as people write it: today's by the clock, others with their date."""
     then, now = time.localtime(saved_at), time.localtime()
     return time.strftime("today, %H:%M:%S" if then[:3] == now[:3] else "%d %b %Y, %H:%M", then)
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from napari_fmseg.core.volume import Geometry
 
-__all__ = ["packed", "unpacked"]
+__all__ = ["from_json", "to_json"]
 
 TAG = "__fmseg__"
 MOST_VALUES = 65_536  # larger arrays in metadata are no facts about a layer
 _NOT = object()
 
 
-def packed(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Return `value` in what JSON has; what cannot be given, such as an open file, is left out of its collection."""
     found = _pack(value)
     return None if found is _NOT else found
@@ -55,16 +55,16 @@ def _pack_kind(value: Any) -> Any:
     return _NOT
 
 
-def unpacked(value: Any) -> Any:
-    """Return back what `packed` was given.
+def from_json(value: Any) -> Any:
+    """Return back what `to_json` was given.
 
     Raises
     ------
     ValueError
-        If it holds something that `packed` does not write.
+        If it holds something that `to_json` does not write.
     """
     if isinstance(value, list):
-        return [unpacked(item) for item in value]
+        return [from_json(item) for item in value]
     if not isinstance(value, dict):
         return value
     kind = value.get(TAG)
@@ -73,9 +73,9 @@ def unpacked(value: Any) -> Any:
     if kind == "array":
         return np.array(value["values"], dtype=value["dtype"])
     if kind == "mapping":
-        return {unpacked(k): unpacked(v) for k, v in value["pairs"]}
+        return {from_json(k): from_json(v) for k, v in value["pairs"]}
     if kind == "tuple":
-        return tuple(unpacked(item) for item in value["items"])
+        return tuple(from_json(item) for item in value["items"])
     if kind == "path":
         return Path(value["text"])
     if kind == "bytes":

@@ -6,44 +6,25 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from qtpy.QtWidgets import QDialog, QFileDialog, QPushButton, QStyle, QWidget
+from qtpy.QtWidgets import QFileDialog, QPushButton, QStyle, QWidget
 
 from napari_fmseg._napari.common.dialogs import TextDialog, text_label
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg._napari.common.tooltips import RECOVERY
 from napari_fmseg._napari.common.widgets import ErrorBox
-from napari_fmseg._napari.layers import KEY
+from napari_fmseg._napari.export.label_origin import label_map_to_write
+from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.recovery.autosave_store import KEPT_DAYS
-from napari_fmseg._napari.writer import filed_labels
 from napari_fmseg.core.errors import UnwritableVolume
 from napari_fmseg.io import write_labels
 
-if TYPE_CHECKING:
-    from napari_fmseg._napari.recovery.autosave import Recovery
-
-__all__ = ["UnsavedDialog", "may_close"]
+__all__ = ["UnsavedDialog"]
 
 MOST_NAMES = 12
 _FILTER = "NIfTI (*.nii.gz);;NRRD (*.nrrd);;MetaImage (*.mha)"
-
-
-def may_close(recovery: Recovery, layers: Sequence[Any], window: QWidget) -> bool:
-    """Request what to do with layers that were painted and not saved; says whether the window may close.
-
-    Layers that were saved are settled. Those that are discarded are left to the closing of the window, so that nothing
-    has happened to them if it stays open after all.
-    """
-    dialog = UnsavedDialog(layers, tuple(recovery.viewer.layers), window)
-    try:
-        answer = dialog.exec()
-    finally:
-        dialog.deleteLater()
-    for layer in dialog.saved:
-        recovery.settled(layer)
-    return bool(answer == QDialog.DialogCode.Accepted)
 
 
 class UnsavedDialog(TextDialog):
@@ -122,7 +103,7 @@ class UnsavedDialog(TextDialog):
             button.setEnabled(yes)
 
     def _ask_paths(self) -> list[Path]:
-        """Request for a file for one layer, for a folder for several; none if the user changes his mind."""
+        """Ask for a file for one layer, for a folder for several; none if the user cancels."""
         folder = _folder_of(self._layers[0])
         if len(self._layers) == 1:
             suffix = _suffix(self._layers[0])
@@ -138,7 +119,7 @@ def _write(jobs: list[tuple[Any, Path]], others: tuple[Any, ...]) -> Iterator[An
     """Write layers, each whole or not at all, and give each one that is written."""
     for layer, path in jobs:
         if layer.ndim == 3:
-            write_labels(filed_labels(layer, others), path)
+            write_labels(label_map_to_write(layer, others), path)
         elif not layer.save(str(path)):
             raise UnwritableVolume(f"{layer.name!r} has {layer.ndim} axes and could not be written to {path}.")
         yield layer
@@ -146,7 +127,7 @@ def _write(jobs: list[tuple[Any, Path]], others: tuple[Any, ...]) -> Iterator[An
 
 def _folder_of(layer: Any) -> Path:
     """Return the folder of the scan that labels belong to, else the user's own."""
-    source = str((layer.metadata.get(KEY) or {}).get("source") or "")
+    source = str(fmseg_metadata(layer).get("source") or "")
     return Path(source).parent if source and Path(source).parent.is_dir() else Path.home()
 
 

@@ -28,7 +28,7 @@ def colors_of(layer: Any, labels: Iterable[int]) -> dict[int, Rgba]:
 
 
 def set_colors(layer: Any, colors: Mapping[int, Rgba], present: Iterable[int] = ()) -> None:
-    """Pass labels their colours; the others keep theirs.
+    """Set the colours of labels; the others keep theirs.
 
     Parameters
     ----------

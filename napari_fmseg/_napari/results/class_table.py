@@ -73,7 +73,7 @@ class ClassTable(QWidget):
         self.title = QLabel()
         self.title.setWordWrap(True)
         self.title.setAlignment(Qt.AlignmentFlag.AlignTop)
-        self.table = self._made_table()
+        self.table = self._build_table()
         self.save = QPushButton("Stati&stics …")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -89,7 +89,7 @@ class ClassTable(QWidget):
         self.save.clicked.connect(self._on_save)
         self.set_layer(None)
 
-    def _made_table(self) -> QTableWidget:
+    def _build_table(self) -> QTableWidget:
         table = plain_table(TITLES, TIPS, row=ROW, stretch=NAME, editable=True)
         table.setIconSize(QSize(SWATCH, SWATCH))
         table.horizontalHeader().setMinimumSectionSize(24)
@@ -116,7 +116,7 @@ class ClassTable(QWidget):
             self._timer.start(0)
 
     def close_down(self) -> None:
-        """Allow go of the layer and end what runs; the table may be deleted afterwards."""
+        """Disconnect from the layer and end what runs; the table may be deleted afterwards."""
         self._let_go()
         self.layer = None
 
@@ -142,13 +142,13 @@ class ClassTable(QWidget):
             self._timer.start()  # once more, when it has ended
             return
         labels = self._label_map()
-        self._job = start_job(lambda: _measured(labels), parent=self)
+        self._job = start_job(lambda: _measure_job(labels), parent=self)
         self._job.event.connect(self._on_measured)
         self._job.failed.connect(self.failed)
         self._job.finished.connect(self._on_done)
 
     def _label_map(self) -> LabelMap:
-        """Accept the labels as they are now; voxels are counted even where nobody can tell how large they are."""
+        """Return the labels as they are now; voxels are counted even where their size is not known."""
         try:
             return label_map(self.layer, self._viewer.layers)
         except GeometryMismatch:
@@ -261,15 +261,15 @@ class ClassTable(QWidget):
         labels = self._label_map()
         path, _ = QFileDialog.getSaveFileName(self, "Save statistics", f"{_safe(self.layer.name)}.csv", "CSV (*.csv)")
         if path:
-            job = start_job(lambda: _saved(labels, Path(path)), parent=self)
+            job = start_job(lambda: _save_job(labels, Path(path)), parent=self)
             job.failed.connect(self.failed)
 
 
-def _measured(labels: LabelMap) -> Iterator[tuple[Measure, ...]]:
+def _measure_job(labels: LabelMap) -> Iterator[tuple[Measure, ...]]:
     yield measure(labels)
 
 
-def _saved(labels: LabelMap, path: Path) -> Iterator[Path]:
+def _save_job(labels: LabelMap, path: Path) -> Iterator[Path]:
     yield write_measures(measure(labels), path)
 
 

@@ -63,7 +63,7 @@ class LesionDialog(QDialog):
         self._agreed: set[str] = set()  # images of others that the user wants to measure in
         self.image, self.min_ml = QComboBox(), NumberBox()
         self.table, self.totals, self.error = plain_table((), stretch=1), QLabel(), ErrorBox()
-        self.doubt = Note()
+        self.pairing_note = Note()
         self.save, self.close_button = QPushButton("&Export CSV …"), QPushButton("&Close")
         self._timer = QTimer(self, singleShot=True, interval=WAIT_MS)
         self._timer.timeout.connect(self._on_time)
@@ -99,7 +99,7 @@ class LesionDialog(QDialog):
         layout = QVBoxLayout(self)
         layout.addWidget(QLabel(self.layer.name))
         layout.addLayout(form)
-        for widget in (self.doubt, self.table, self.totals, self.error):
+        for widget in (self.pairing_note, self.table, self.totals, self.error):
             layout.addWidget(widget)
         layout.addLayout(foot)
         self.resize(620, 420)
@@ -107,7 +107,7 @@ class LesionDialog(QDialog):
         self.min_ml.valueChanged.connect(self._on_changed)
         self.table.cellClicked.connect(self._on_cell)
         self.table.cellActivated.connect(self._on_cell)
-        self.error.asked.connect(lambda error: show_error(self, error))
+        self.error.details_requested.connect(lambda error: show_error(self, error))
         self.save.clicked.connect(self._on_save)
         self.close_button.clicked.connect(self.accept)
 
@@ -143,8 +143,8 @@ class LesionDialog(QDialog):
             ))  # fmt: skip
             return
         part = self._images[self.image.currentIndex()]
-        doubt = why_ask(self.layer, self._home, self._viewer.layers)
-        self.doubt.tell([f"{doubt} Is it the same patient?"] if doubt else [])
+        question = why_ask(self.layer, self._home, self._viewer.layers)
+        self.pairing_note.tell([f"{question} Is it the same patient?"] if question else [])
         try:
             labels = label_map(self.layer, self._viewer.layers)
             volume = dataclasses.replace(volume_of([part]), meta=meta_of(part))
@@ -155,7 +155,7 @@ class LesionDialog(QDialog):
             widget.setVisible(labels.has_spacing)
         self.totals.setToolTip("" if labels.has_spacing else LESIONS.no_spacing)
         least = self.min_ml.value() if labels.has_spacing else 0.0
-        self._job = start_job(lambda: _measured(labels, volume, least), parent=self)
+        self._job = start_job(lambda: _measure_job(labels, volume, least), parent=self)
         self._job.event.connect(self._show)
         self._job.failed.connect(self.error.tell)
 
@@ -175,7 +175,7 @@ class LesionDialog(QDialog):
 
     def _fill(self, row: int, lesion: Lesion) -> None:
         name = lesion.name or f"label {lesion.label}"
-        figures = [_said(v) for v in (lesion.ml, lesion.max, lesion.mean, lesion.peak, lesion.total)]
+        figures = [_format(v) for v in (lesion.ml, lesion.max, lesion.mean, lesion.peak, lesion.total)]
         if self.found is not None and not self.found.has_spacing:
             figures = [str(lesion.voxels), *figures[1:3]]
         for column, text in enumerate((str(lesion.number), name, *figures)):
@@ -197,11 +197,11 @@ class LesionDialog(QDialog):
             return
         path, _ = QFileDialog.getSaveFileName(self, "Save lesions", "lesions.csv", "CSV (*.csv)")
         if path:
-            job = start_job(lambda: _saved(found, Path(path)), parent=self)
+            job = start_job(lambda: _save_job(found, Path(path)), parent=self)
             job.failed.connect(self.error.tell)
 
     def _agrees(self) -> bool:
-        """Request before figures are kept that were measured in an image of other labels."""
+        """Ask before figures are saved that were measured in an image of other labels."""
         home = self._home
         if is_of(self.layer, home) is not False or home.id in self._agreed:
             return True
@@ -227,25 +227,25 @@ def _on_grid(case: ImageVolume, layer: Any) -> list[Any]:
     return [part for part in case.layers if part.data.ndim == 3] if lies_on(layer, case) else []
 
 
-def _measured(labels: LabelMap, volume: Volume, min_ml: float) -> Iterator[LesionTable]:
+def _measure_job(labels: LabelMap, volume: Volume, min_ml: float) -> Iterator[LesionTable]:
     yield lesions(labels, volume, min_ml=min_ml)
 
 
-def _saved(found: LesionTable, path: Path) -> Iterator[Path]:
+def _save_job(found: LesionTable, path: Path) -> Iterator[Path]:
     yield write_lesions(found, path)
 
 
 def _totals(found: LesionTable) -> str:
     if not found.lesions:
-        return "There is no lesion." + (f" {found.left_out} parts are smaller." if found.left_out else "")
+        return "There is no lesion." + (f" {found.left_out} components are smaller." if found.left_out else "")
     largest, _, _, total = columns(found)
-    left_out = f" {found.left_out} smaller parts are left out." if found.left_out else ""
+    left_out = f" {found.left_out} smaller components are left out." if found.left_out else ""
     start, size = f"{len(found.lesions)} lesions", sum(lesion.voxels for lesion in found.lesions)
     if not found.has_spacing:
-        return f"{start}, {size} voxels; {largest} {_said(found.max)}. There are no ml: the layer has no spacing."
-    return (f"{start}, {_said(found.ml)} ml; {largest} {_said(found.max)}; "
-            f"{total} {_said(found.total)}.{left_out}")  # fmt: skip
+        return f"{start}, {size} voxels; {largest} {_format(found.max)}. There are no ml: the layer has no spacing."
+    return (f"{start}, {_format(found.ml)} ml; {largest} {_format(found.max)}; "
+            f"{total} {_format(found.total)}.{left_out}")  # fmt: skip
 
 
-def _said(value: float) -> str:
+def _format(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -49,7 +49,7 @@ class ThreeD:
 
 
 def _unmirror(viewer: Any) -> None:
-    """Allow the first axis point away from the eye, as the axes z, y, x of a patient ask; slices look as before."""
+    """Point the first axis away from the eye, as the axes z, y, x of a patient require; slices look as before."""
     camera = camera_of(viewer)
     if hasattr(camera, "orientation"):  # older ones know nothing else
         camera.orientation = ("away", "down", "right")

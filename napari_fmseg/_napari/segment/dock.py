@@ -6,7 +6,7 @@ from typing import Any
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
-from qtpy.QtWidgets import QFrame, QPushButton, QScrollArea, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with
 from napari_fmseg._napari.choosers.label_pairing import labels_for, lies_on
@@ -14,10 +14,10 @@ from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.shortcuts import bind
-from napari_fmseg._napari.common.time_estimate import said
+from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import CLASSES, LESIONS, SEGMENT
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import ErrorBox, Note
+from napari_fmseg._napari.common.widgets import ErrorBox, Note, ScrollArea
 from napari_fmseg._napari.opening.default_reader import offer_as_default_reader
 from napari_fmseg._napari.opening.dropzone import DropZone
 from napari_fmseg._napari.recovery.autosave import Recovery
@@ -25,7 +25,7 @@ from napari_fmseg._napari.results.class_table import ClassTable
 from napari_fmseg._napari.results.lesion_table import LesionDialog
 from napari_fmseg._napari.results.navigation import point_in
 from napari_fmseg._napari.results.view_3d import ThreeD
-from napari_fmseg._napari.segment.gradcam_request import why_not, why_request
+from napari_fmseg._napari.segment.gradcam_request import disabled_reason, grad_cam_request
 from napari_fmseg._napari.segment.options import Choices
 from napari_fmseg._napari.segment.run_bar import RunBar
 from napari_fmseg._napari.segment.run_request import Engine, Request, StageLayer
@@ -61,11 +61,11 @@ class SegmentDock(Dock):
         self.choices = Choices(napari_viewer)
         self.image, self.model, self.region = self.choices.image, self.choices.model, self.choices.region
         self.until, self.device, self.more = self.choices.until, self.choices.device, self.choices.more
-        self.doubts, self.remarks, self.error = self.choices.doubts, Note(), ErrorBox()
+        self.warnings, self.remarks, self.error = self.choices.warnings, Note(), ErrorBox()
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
         self.all_stages, self.three_d = QPushButton("Show stages"), QPushButton("3-D")
-        self.why, self.lesions = QPushButton("Why here?"), QPushButton("Lesions …")
+        self.why, self.lesions = QPushButton("Explain"), QPushButton("Lesions …")
         self._three_d = ThreeD(napari_viewer)
         self._build()
         self._connect()
@@ -99,11 +99,7 @@ class SegmentDock(Dock):
         self.lesions.setToolTip(LESIONS.open)
         for i, button in enumerate((self.why, self.lesions)):
             self.classes.questions.insertWidget(i, button)
-        scroll = QScrollArea()
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setWidget(inside)
+        scroll = ScrollArea(inside)
         use = ResearchOnly()
         use.setAlignment(Qt.AlignmentFlag.AlignCenter)
         use.setToolTip("What the models find may be wrong. Do not base a diagnosis or a treatment on it.")
@@ -129,13 +125,13 @@ class SegmentDock(Dock):
         self.choices.changed.connect(self._on_changed)
         self.bar.run.connect(self._on_run)
         self.bar.cancel.connect(self._on_cancel)
-        self.error.asked.connect(self._on_details)
+        self.error.details_requested.connect(self._on_details)
         self.all_stages.clicked.connect(self._on_all_stages)
         self.three_d.clicked.connect(self._three_d.toggle)
         self.why.clicked.connect(self._on_why)
         self.lesions.clicked.connect(self._on_lesions)
         self.classes.failed.connect(self._on_failed)
-        self.session.came.connect(self._on_event)
+        self.session.event_received.connect(self._on_event)
         self.session.failed.connect(self._on_failed)
         self.session.finished.connect(self._on_finished)
         self._links = Links(self)
@@ -152,20 +148,20 @@ class SegmentDock(Dock):
         offer_as_default_reader(self)  # who drops scans here will drop them on the canvas too
 
     def _on_changed(self) -> None:
-        """Allow the user run, or say why not; the place for a drop goes when there is a volume."""
+        """Enable what can be run, or state why not; the drop zone is hidden when there is a volume."""
         self.drop.setVisible(self.image.case is None or self.drop.busy)
-        self.bar.allow(self.choices.why_not())
+        self.bar.allow(self.choices.disabled_reason())
         self._allow_why()
 
     def _allow_why(self) -> None:
-        refusal = SEGMENT.run_busy if self.session.running else why_not(self.classes.layer, self.image.cases)
+        refusal = SEGMENT.run_busy if self.session.running else disabled_reason(self.classes.layer, self.image.cases)
         self.why.setEnabled(not refusal)
         self.why.setToolTip(refusal or CLASSES.why)
 
     # --- a run ---
 
     def _on_run(self) -> None:
-        if self.session.running or self.choices.why_not():
+        if self.session.running or self.choices.disabled_reason():
             return
         self.error.tell(None)
         self.remarks.tell([])
@@ -184,7 +180,7 @@ class SegmentDock(Dock):
         layer, device = self.classes.layer, self.device.currentText()
         try:
             at = point_in(self.viewer, layer)
-            request = why_request(layer, self.image.cases, self.classes.measures, at, device)
+            request = grad_cam_request(layer, self.image.cases, self.classes.measures, at, device)
         except FmsegError as error:
             self.error.tell(error)
             return
@@ -209,9 +205,9 @@ class SegmentDock(Dock):
         elif isinstance(event, Warned):
             self._remark(event.text)
         elif isinstance(event, StageLayer):
-            self._times.append(f"{event.stage} {said(event.seconds)}")
+            self._times.append(f"{event.stage} {format_seconds(event.seconds)}")
             if event.is_labels:
-                self._recovery.settled(self.session.newest)  # computed, not painted: it can be computed again
+                self._recovery.mark_saved(self.session.newest)  # computed, not painted: it can be computed again
                 if not self._is_painting():
                     self._show(self.session.newest)
             if event.note:
@@ -219,7 +215,7 @@ class SegmentDock(Dock):
 
     def _remark(self, text: str) -> None:
         self._remarks.append(text)
-        self.remarks.tell([t for t in self._remarks if t not in self.doubts.text().splitlines()])
+        self.remarks.tell([t for t in self._remarks if t not in self.warnings.text().splitlines()])
 
     def _on_failed(self, error: Any) -> None:
         self.error.tell(error)
@@ -228,7 +224,7 @@ class SegmentDock(Dock):
         seconds = self.bar.end("")
         if done:
             self._known[self._key] = seconds
-            self.bar.end(f"Done in {said(sum(seconds.values()))}: {', '.join(self._times)}")
+            self.bar.end(f"Done in {format_seconds(sum(seconds.values()))}: {', '.join(self._times)}")
             for name in self.session.kept:
                 self._remark(f"“{name}” was edited and is kept as it is; the new result lies beside it.")
             if self.session.final is not None:
@@ -275,9 +271,7 @@ class SegmentDock(Dock):
             self._show_labels_of(case)
 
     def _show_labels_of(self, case: ImageVolume) -> None:
-        """Allow the table follow the image; it stays with labels that lie on this one, too, as a CT's may on the
-        PET.
-        """
+        """Show the labels of the chosen image; those shown stay if they lie on it too, as a CT's may on the PET."""
         mine, shown = labels_for(case, self.viewer.layers), self.classes.layer
         if mine and shown not in mine:
             self._show(mine[-1])

@@ -1,4 +1,4 @@
-"""Why here? Asks the model that made labels which places spoke for a class; the answer comes as a layer of heat."""
+"""Explain (Grad-CAM): the request for a heat map of the regions that a model relied on for a class of its labels."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 from napari_fmseg.evaluation.volumes import Measure
 from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["why_not", "why_request"]
+__all__ = ["disabled_reason", "grad_cam_request"]
 
 
-def why_not(layer: Any, cases: Sequence[ImageVolume]) -> str:
-    """Return why nothing can be asked about a labels layer, or nothing."""
+def disabled_reason(layer: Any, cases: Sequence[ImageVolume]) -> str:
+    """Return why a labels layer cannot be explained, or ""."""
     run = None if layer is None else run_of(layer)
     if run is None:
-        return "Only labels that a model made can be asked about. Segment an image first."
+        return "Only labels that a model made can be explained. Segment an image first."
     if all(case.id != run.image for case in cases):
         return "The image that these labels were made from is not open any more."
     return ""
 
 
-def why_request(
+def grad_cam_request(
     layer: Any,
     cases: Sequence[ImageVolume],
     measures: Sequence[Measure],
     at: Sequence[float],
     device: str,
 ) -> Request:
-    """Return what to ask: about the voxel where the view is, if it has the chosen class, else about the class's middle.
+    """Return the request: for the voxel where the view is, if it has the chosen class, else for the class's centre.
 
     Parameters
     ----------
     layer
-        Labels, with the class in question chosen for painting.
+        Labels, with the class to explain selected for painting.
     cases
         The volumes of the viewer.
     measures
@@ -54,9 +54,9 @@ def why_request(
     Raises
     ------
     FmsegError
-        If nothing can be asked, or the class is empty.
+        If the layer cannot be explained, or the class is empty.
     """
-    refusal, label = why_not(layer, cases), int(layer.selected_label)
+    refusal, label = disabled_reason(layer, cases), int(layer.selected_label)
     if refusal:
         raise FmsegError(refusal)
     made = run_of(layer)
@@ -86,7 +86,7 @@ def why_request(
 
 
 def _others(note: Mapping[str, Any], first: ImageVolume, cases: Sequence[ImageVolume]) -> list[ImageVolume]:
-    """Find the images that the labels were made on as further channels of the first: these, whatever is chosen now."""
+    """Return the images that the labels were made on as further channels of the first, whatever is chosen now."""
     if not note.get("channels"):
         return []
     mine = {str(layer.unique_id) for layer in first.layers}

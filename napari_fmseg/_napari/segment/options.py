@@ -13,14 +13,14 @@ from napari_fmseg._napari.choosers.image_chooser import ImageChooser, RegionChoo
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with, channels_by_number
 from napari_fmseg._napari.choosers.label_pairing import record_of
 from napari_fmseg._napari.choosers.model_chooser import ModelChooser
-from napari_fmseg._napari.common.devices import offered_devices
+from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.options_form import OptionsForm
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg._napari.common.tooltips import SEGMENT
-from napari_fmseg._napari.common.widgets import More, Note
-from napari_fmseg._napari.layer_transform import Frame, has_spacing
-from napari_fmseg._napari.layers import KEY, voxels_of
+from napari_fmseg._napari.common.widgets import Collapsible, Note, limit_width
+from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spacing
+from napari_fmseg._napari.layers import voxels_of
 from napari_fmseg._napari.segment.run_request import Request, Run
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.pipelines import SegmentOptions, compatibility_warnings, stages_of
@@ -39,8 +39,8 @@ CHOICES: dict[str, Sequence[Any]] = {
 }
 WORDS = {
     "precision": "Precision",
-    "keep_largest": "Keep the largest part only",
-    "min_component_ml": "Remove parts below (ml)",
+    "keep_largest": "Largest component only",
+    "min_component_ml": "Remove below (ml)",
     "show_stages": "Show the stages",
     "overlap": "Windows overlap",
     "window_batch": "Windows at once",
@@ -73,11 +73,10 @@ class Choices(QWidget):
         self.region = RegionChooser(viewer)
         self.until, self.device = QComboBox(), QComboBox()
         for combo in (self.until, self.device):  # a long name must not make the panel wider than it is
-            combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-            combo.setMinimumContentsLength(10)
+            limit_width(combo, 10)
         self.options = OptionsForm(SegmentOptions, skip=("until", "device"), choices=CHOICES, labels=WORDS)
-        self.more = More("Mor&e options", self.options, "Precision, windows, and how the labels are cleaned.")
-        self.doubts = Note()
+        self.more = Collapsible("Mor&e options", self.options, "Precision, windows, and how the labels are cleaned.")
+        self.warnings = Note()
         self._ordered: tuple[str, ...] = ()  # the model, and the volumes that were put in the order of its channels
         self._fill()
         self._lay_out()
@@ -90,7 +89,7 @@ class Choices(QWidget):
 
     def _fill(self) -> None:
         preferred = load()
-        self.device.addItems(offered_devices())
+        self.device.addItems(list_device_names())
         self.device.setCurrentText(preferred.device)
         self.device.setToolTip(SEGMENT.device)
         self.until.setToolTip(SEGMENT.stage)
@@ -107,8 +106,8 @@ class Choices(QWidget):
         rows.setContentsMargins(0, 0, 0, 0)
         rows.setSpacing(6)
         rows.addLayout(above)
-        about = More("About this model", self.model.rest, SEGMENT.model_card)
-        for widget in (self.channels, self.model.facts, about, self.model.accept, self.doubts):
+        about = Collapsible("About this model", self.model.rest, SEGMENT.model_card)
+        for widget in (self.channels, self.model.facts, about, self.model.accept, self.warnings):
             rows.addWidget(widget)
         rows.addLayout(below)
         rows.addWidget(self.more)
@@ -120,7 +119,7 @@ class Choices(QWidget):
         stages = stages_of(card) if card is not None else ()
         return stages[: stages.index(until) + 1] if until else stages
 
-    def why_not(self) -> str:
+    def disabled_reason(self) -> str:
         """Return why nothing can be run, or nothing."""
         case, card = self.image.case, self.model.card
         if case is None:
@@ -158,7 +157,7 @@ class Choices(QWidget):
         return ""
 
     def request(self) -> Request:
-        """Return what to run; only while `why_not` is empty.
+        """Return what to run; only while `disabled_reason` is empty.
 
         Raises
         ------
@@ -167,8 +166,8 @@ class Choices(QWidget):
         """
         case, card = self.image.case, self.model.card
         if case is None or card is None:
-            raise FmsegError(self.why_not())
-        told = case.layers[0].metadata.get(KEY) or {}
+            raise FmsegError(self.disabled_reason())
+        recorded = fmseg_metadata(case.layers[0])
         box = self.region.box(case.layers[0])
         others = tuple(other for other in self.channels.cases if other)
         options = self.options.values()
@@ -180,8 +179,8 @@ class Choices(QWidget):
             tuple(voxels_of(layer) for layer in case.layers),
             case.geometry,
             dict(case.meta),
-            told.get("filed"),
-            str(told.get("source") or ""),
+            recorded.get("filed"),
+            str(recorded.get("source") or ""),
             SegmentOptions(self.until.currentData() or "", self.device.currentText(), **options),
             box,
             channels=card.channels if self.channels.names else (),
@@ -191,7 +190,7 @@ class Choices(QWidget):
         )
 
     def close_down(self) -> None:
-        """Allow go of the viewer."""
+        """Disconnect from the viewer."""
         self._links.end()
         self.image.close_down()
         self.channels.close_down()
@@ -214,7 +213,7 @@ class Choices(QWidget):
         try:
             stages = stages_of(card) if card is not None else ()
         except FmsegError:
-            stages = ()  # a card of a newer version; `why_not` says so
+            stages = ()  # a card of a newer version; `disabled_reason` says so
         self.until.addItem(f"All: {', '.join(stages)}" if stages else "All", "")
         for i, stage in enumerate(stages[:-1]):
             self.until.addItem(f"Up to {stage} ({'coarse, fastest' if i == 0 else 'finer'})", stage)
@@ -222,7 +221,7 @@ class Choices(QWidget):
         self._look()
 
     def _look(self) -> None:
-        """Report what does not fit."""
+        """Show warnings about what does not fit."""
         case, card = self.image.case, self.model.card
         several = case is not None and card is not None and case.n_channels == 1 < len(card.channels)
         self.channels.ask_for(card.channels[1:] if card is not None and several else (), case)
@@ -235,11 +234,11 @@ class Choices(QWidget):
             known = [meta, *(other.meta if other is not None else {} for other in self.channels.cases)]
             meta = {"channel_units": tuple(str(one.get("units", "")) for one in known)}
         spaced = case is None or has_spacing(case.layers[0])
-        self.options.allow("min_component_ml", "" if spaced else SEGMENT.min_part_no_spacing)
-        self.doubts.tell(self._doubts(case, meta, spaced))
+        self.options.allow("min_component_ml", "" if spaced else SEGMENT.min_component_no_spacing)
+        self.warnings.tell(self._warnings(case, meta, spaced))
         self.changed.emit()
 
-    def _doubts(self, case: ImageVolume | None, meta: Mapping[str, Any], spaced: bool) -> list[str]:
+    def _warnings(self, case: ImageVolume | None, meta: Mapping[str, Any], spaced: bool) -> list[str]:
         card = self.model.card
         if case is None:
             return [self.image.refusal] if self.image.refusal else []

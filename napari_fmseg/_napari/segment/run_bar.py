@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from napari_fmseg._napari.common.time_estimate import Estimate, said
+from napari_fmseg._napari.common.time_estimate import Estimate, format_seconds
 from napari_fmseg._napari.common.tooltips import SEGMENT
+from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON
 
 __all__ = ["RunBar"]
 
@@ -34,12 +35,7 @@ class RunBar(QWidget):
         self._estimate: Estimate | None = None
         self._label = ""
         self.run_button = QPushButton("&Run")
-        self.run_button.setStyleSheet(
-            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
-            "QPushButton:enabled:hover { background: #2a80d6; }"
-            "QPushButton:enabled:focus { border: 1px solid white; }"
-            "QPushButton:disabled { padding: 5px; }"
-        )
+        self.run_button.setStyleSheet(PRIMARY_BUTTON)
         self.cancel_button = QPushButton("&Cancel")
         self.cancel_button.setStyleSheet("QPushButton { padding: 5px; }")
         self.bar = QProgressBar()
@@ -71,11 +67,11 @@ class RunBar(QWidget):
         """Whether a run is shown as under way."""
         return self._estimate is not None
 
-    def allow(self, why_not: str) -> None:
-        """Allow the user run, or say in the tooltip why not."""
-        why_not = SEGMENT.run_busy if self.running else why_not
-        self.run_button.setEnabled(not why_not)
-        self.run_button.setToolTip(why_not or SEGMENT.run)
+    def allow(self, disabled_reason: str) -> None:
+        """Enable the run button, or state in its tooltip why not."""
+        disabled_reason = SEGMENT.run_busy if self.running else disabled_reason
+        self.run_button.setEnabled(not disabled_reason)
+        self.run_button.setToolTip(disabled_reason or SEGMENT.run)
         self.cancel_button.setEnabled(self.running)
         self.cancel_button.setToolTip(SEGMENT.cancel if self.running else "Nothing is running.")
 
@@ -119,5 +115,6 @@ class RunBar(QWidget):
             return
         self.bar.setValue(int(self._estimate.fraction * STEPS))
         left = self._estimate.seconds_left(time.monotonic())
-        rest = "" if left is None or self._label == "stopping" else f": about {said(max(1.0, round(left)))} left"
+        has_rest = self._label != "stopping"
+        rest = f": about {format_seconds(max(1.0, round(left)))} left" if left is not None and has_rest else ""
         self.text.setText(f"{self._label.capitalize()}{rest}")

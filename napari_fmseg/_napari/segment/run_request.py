@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg._napari.choosers.roi import cropped, pasted
+from napari_fmseg._napari.choosers.roi import crop_to, paste_into
 from napari_fmseg._napari.layer_transform import Frame
 from napari_fmseg._napari.layers import KEY, labels_layer, map_layer
 from napari_fmseg._napari.segment.scan_view import DERIVED
@@ -55,7 +55,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Pass everything back."""
+        """Return all layers to the window."""
         ...
 
 
@@ -169,12 +169,12 @@ def run_to_layers(request: Request, engine: Engine) -> Iterator[StagedEvent]:
     changed = frozenset(key for key, data, made in request.before if check_sum(data) != made)
     yield EditedLayers(changed)
     whole = _volume(request)
-    volume = whole if request.box is None else cropped(whole, request.box)
-    for event in _asked(request, engine, volume):
-        yield _layered(event, request, whole) if isinstance(event, StageResult) else event
+    volume = whole if request.box is None else crop_to(whole, request.box)
+    for event in _events_of(request, engine, volume):
+        yield _stage_layer(event, request, whole) if isinstance(event, StageResult) else event
 
 
-def _asked(request: Request, engine: Engine, volume: Volume) -> Iterator[Event]:
+def _events_of(request: Request, engine: Engine, volume: Volume) -> Iterator[Event]:
     model, question = request.run.model, request.question
     if question is None:
         return engine.segment(volume, model, request.options)
@@ -193,7 +193,7 @@ def _volume(request: Request) -> Volume:
     return stack_channels([volume, *others], request.channels)
 
 
-def _layered(result: StageResult, request: Request, whole: Volume) -> StageLayer:
+def _stage_layer(result: StageResult, request: Request, whole: Volume) -> StageLayer:
     output, name = result.output, f"{request.name} · {request.run.model}"
     if request.run.region:
         name = f"{name} ({request.run.region})"
@@ -201,29 +201,29 @@ def _layered(result: StageResult, request: Request, whole: Volume) -> StageLayer
         name = f"{name} · {result.stage}"
     if isinstance(output, LabelMap):
         if request.box is not None and result.stage == "labels":
-            output = pasted(output, request.box, whole)
+            output = paste_into(output, request.box, whole)
         data, options, kind = labels_layer(output, name, frame=request.frame or whole.geometry, source=request.source)
     else:
         data, options, kind = map_layer(output, name, frame=request.frame or whole.geometry)
     data = np.require(data, requirements=["C", "W"])  # painted on, so neither a turned view nor somebody's constant
-    told = options["metadata"][KEY]
+    recorded = options["metadata"][KEY]
     if request.filed is not None and result.stage == "labels":
-        told["filed"] = request.filed
+        recorded["filed"] = request.filed
     if request.note:
-        told["image"] = request.note
+        recorded["image"] = request.note
     run = request.run
-    told[DERIVED] = True
-    told["made"] = {
+    recorded[DERIVED] = True
+    recorded["made"] = {
         "image": run.image,
         "model": run.model,
         "region": run.region,
         "stage": result.stage,
         "check_sum": check_sum(data),
     }
-    return StageLayer(result.stage, _made(data, options, kind), result.seconds, result.note, kind == "labels")
+    return StageLayer(result.stage, _create_layer(data, options, kind), result.seconds, result.note, kind == "labels")
 
 
-def _made(data: Any, options: dict[str, Any], kind: str) -> Any:
+def _create_layer(data: Any, options: dict[str, Any], kind: str) -> Any:
     from napari.layers import Layer
 
     return Layer.create(data, options, kind)

@@ -6,7 +6,7 @@ from typing import Any
 from weakref import ref
 
 from napari_fmseg._napari.common.viewer_window import set_view_direction, unwrap_viewer
-from napari_fmseg._napari.layers import KEY
+from napari_fmseg._napari.layer_transform import fmseg_metadata
 
 __all__ = ["DERIVED", "attend"]
 
@@ -44,7 +44,7 @@ def attend(viewer: Any) -> None:
 def _count_slices_of_scans(viewer: Any) -> None:
     """Set the range of the sliders to that of the layers that were not derived from others, where there are any."""
     layers = list(viewer.layers)
-    scans = [layer for layer in layers if not (layer.metadata.get(KEY) or {}).get(DERIVED)]
+    scans = [layer for layer in layers if not fmseg_metadata(layer).get(DERIVED)]
     ndim = max((layer.ndim for layer in layers), default=0)
     if not scans or len(scans) == len(layers) or max(layer.ndim for layer in scans) < ndim:
         return

@@ -28,7 +28,7 @@ class Session(QObject):
 
     Attributes
     ----------
-    came
+    event_received
         Signal: `Progress`, `Warned` or `StageLayer`, after its layer was placed.
     failed, finished
         Signals as those of `Job`.
@@ -38,7 +38,7 @@ class Session(QObject):
         Names of edited layers that were not replaced.
     """
 
-    came = Signal(object)
+    event_received = Signal(object)
     failed = Signal(object)
     finished = Signal(bool)
 
@@ -79,7 +79,7 @@ class Session(QObject):
             self._job.cancel()
 
     def close(self) -> None:
-        """End the run at once and give the engine back; nothing is told any more."""
+        """End the run at once and give the engine back; no signal follows."""
         self._held.end()
         self._job = self._layers = None
         self._engine = None
@@ -103,7 +103,7 @@ class Session(QObject):
                 self.newest = layer
             if event.stage == "labels":
                 self.final = layer
-        self.came.emit(event)
+        self.event_received.emit(event)
 
     def _on_finished(self, done: bool) -> None:
         if self._layers is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from napari_fmseg._napari.layer_transform import move_like
+from napari_fmseg._napari.layer_transform import fmseg_metadata, move_like
 from napari_fmseg._napari.layers import KEY
 from napari_fmseg._napari.segment.run_request import Run, StageLayer
 from napari_fmseg._napari.segment.scan_view import attend
 
-__all__ = ["ORDER", "StageLayers", "made_of", "run_of", "toggle_stages"]
+__all__ = ["ORDER", "StageLayers", "provenance_of", "run_of", "toggle_stages"]
 
 ORDER = ("consensus", "attention map", "attention", "edge", "labels")
 """From the bottom to the top of the layer list; what is not named here stands before the labels."""
@@ -44,10 +44,10 @@ class StageLayers:
 
     def before(self) -> tuple[tuple[str, Any, int], ...]:
         """Return id, data and check sum of the labels of earlier runs, to find out which of them were edited."""
-        return tuple((str(layer.unique_id), layer.data, int(made_of(layer)["check_sum"])) for layer in self._watched)
+        return tuple((str(x.unique_id), x.data, int(provenance_of(x)["check_sum"])) for x in self._watched)
 
     def mark_edited(self, ids: Iterable[str]) -> None:
-        """Accept in which layers of earlier runs are not as they were made."""
+        """Record which layers of earlier runs were edited since."""
         self._edited |= set(ids)
 
     def place(self, staged: StageLayer) -> Any:
@@ -58,14 +58,14 @@ class StageLayers:
         napari.layers.Layer
             The layer that shows it now.
         """
-        old = next((layer for layer in self._mine() if made_of(layer)["stage"] == staged.stage), None)
+        old = next((layer for layer in self._mine() if provenance_of(layer)["stage"] == staged.stage), None)
         if old is None:
-            layer = self._added(staged)
+            layer = self._add(staged)
         elif str(old.unique_id) in self._edited:
             self._keep(old)
-            layer = self._added(staged, over=old)
+            layer = self._add(staged, over=old)
         else:
-            layer = _replaced(old, staged.layer)
+            layer = _replace_data(old, staged.layer)
         self._fresh.append(layer)
         for other in self._mine():
             if other is layer:
@@ -86,7 +86,7 @@ class StageLayers:
 
     def stop(self) -> None:
         """End a run that did not come to its end: the best that there is, perhaps of the run before, is shown."""
-        layers = sorted(self._mine(), key=lambda layer: _rank(made_of(layer)["stage"]))
+        layers = sorted(self._mine(), key=lambda layer: _rank(provenance_of(layer)["stage"]))
         if self._fresh:
             for layer in layers:
                 _show(layer, layer is layers[-1])
@@ -105,18 +105,18 @@ class StageLayers:
         self._edited.add(str(event.source.unique_id))
 
     def _keep(self, layer: Any) -> None:
-        """Allow an edited layer be the user's own from now on."""
-        told = {key: value for key, value in layer.metadata[KEY].items() if key != "made"}
-        layer.metadata = {**layer.metadata, KEY: told}
+        """Leave an edited layer to the user from now on."""
+        recorded = {key: value for key, value in layer.metadata[KEY].items() if key != "made"}
+        layer.metadata = {**layer.metadata, KEY: recorded}
         self.kept.append(str(layer.name))
 
-    def _added(self, staged: StageLayer, over: Any = None) -> Any:
+    def _add(self, staged: StageLayer, over: Any = None) -> Any:
         layer = staged.layer
         layer.name = _free_name(layer.name, self._viewer.layers)
         below = [
             i for i, other in enumerate(self._viewer.layers)
             if other is over
-            or (run_of(other) == self._run and _rank(made_of(other)["stage"]) < _rank(staged.stage))
+            or (run_of(other) == self._run and _rank(provenance_of(other)["stage"]) < _rank(staged.stage))
         ]  # fmt: skip
         active = self._viewer.layers.selection.active
         self._viewer.layers.insert(max(below) + 1 if below else len(self._viewer.layers), layer)
@@ -124,22 +124,21 @@ class StageLayers:
         return layer
 
 
-def made_of(layer: Any) -> dict[str, Any]:
+def provenance_of(layer: Any) -> dict[str, Any]:
     """Return how one of our layers was made: image, model, region, stage, check_sum; empty for any other layer."""
-    told = layer.metadata.get(KEY)
-    made = told.get("made") if isinstance(told, dict) else None
+    made = fmseg_metadata(layer).get("made")
     return made if isinstance(made, dict) else {}
 
 
 def run_of(layer: Any) -> Run | None:
-    """Report to which run a layer belongs, or None."""
-    made = made_of(layer)
+    """Return the run that a layer belongs to, or None."""
+    made = provenance_of(layer)
     return Run(made["image"], made["model"], made["region"]) if made else None
 
 
 def toggle_stages(viewer: Any, run: Run) -> None:
     """Show all layers of a run, or, when all of them are seen, only the last one."""
-    layers = sorted((x for x in viewer.layers if run_of(x) == run), key=lambda x: _rank(made_of(x)["stage"]))
+    layers = sorted((x for x in viewer.layers if run_of(x) == run), key=lambda x: _rank(provenance_of(x)["stage"]))
     show_all = not all(layer.visible for layer in layers)
     for layer in layers:
         layer.visible = show_all or layer is layers[-1]
@@ -161,7 +160,7 @@ def _show(layer: Any, shown: bool) -> None:
         layer.visible = shown
 
 
-def _replaced(layer: Any, by: Any) -> Any:
+def _replace_data(layer: Any, by: Any) -> Any:
     """Put the data of another layer into `layer`; its name, colours and opacity stay as the user set them."""
     layer.data = by.data
     move_like(layer, by)

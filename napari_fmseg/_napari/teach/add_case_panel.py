@@ -16,7 +16,8 @@ from napari_fmseg._napari.choosers.label_pairing import label_map, labels_for, r
 from napari_fmseg._napari.common.dialogs import ask
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.tooltips import TEACH
-from napari_fmseg._napari.layer_transform import Frame, has_spacing, same_place
+from napari_fmseg._napari.common.widgets import limit_width
+from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spacing, same_place
 from napari_fmseg._napari.layers import KEY, along, as_filed, geometry_of, labels_layer, labels_of, volume_of
 from napari_fmseg._napari.teach.jobs import NewCase
 from napari_fmseg._napari.teach.questions import ask_classes, ask_part
@@ -76,7 +77,7 @@ class AddCase(QWidget):
         rows = (
             ("Image", self.image, TEACH.image),
             ("Labels", self.labels, TEACH.labels),
-            ("Labelled is", self.part, TEACH.part),
+            ("Labelled", self.part, TEACH.part),
             ("Image file", self.files, TEACH.files),
             ("Name", self.name, TEACH.name),
         )
@@ -87,8 +88,7 @@ class AddCase(QWidget):
                 one.setToolTip(tip)
             form.addRow(label, widget)
             if isinstance(widget, QComboBox):
-                widget.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-                widget.setMinimumContentsLength(12)
+                limit_width(widget, 12)
         self.part.addItems(list(PARTS))
         self.files.addItems(["Copy it into the project", "Link to it where it is"])
         self.new_button.setToolTip(TEACH.new_labels)
@@ -102,13 +102,13 @@ class AddCase(QWidget):
         layout.addLayout(row)
 
     def set_project(self, project: Project | None) -> None:
-        """Report which project is open."""
+        """Set the project that is open."""
         self._project = project
         self.name.setPlaceholderText(free_name(project) if project is not None else "")
         self._on_changed()
 
     def close_down(self) -> None:
-        """Allow go of the viewer."""
+        """Disconnect from the viewer."""
         self._links.end()
         self._layers, self._seen = [], None
         self.image.close_down()
@@ -124,9 +124,9 @@ class AddCase(QWidget):
         """The case of the project that the chosen image is, or "" for one that is not in it."""
         if self._project is None or self.image.case is None:
             return ""
-        told = _told(self.image.case.layers[0])
-        here = told.get("project") == str(self._project.folder)
-        name = str(told.get("case", ""))
+        recorded = fmseg_metadata(self.image.case.layers[0])
+        here = recorded.get("project") == str(self._project.folder)
+        name = str(recorded.get("case", ""))
         return name if here and name in self._project.files else ""
 
     # --- what the viewer has ---
@@ -135,7 +135,7 @@ class AddCase(QWidget):
         self._fill()
 
     def _on_active(self) -> None:
-        """Accept the labels that were made active, unless they are those of another image than the chosen one."""
+        """Choose the labels that were made active, unless they are those of another image than the chosen one."""
         layer = self._viewer.layers.selection.active
         if layer in self._layers:
             self.image.choose_image_of(layer)
@@ -165,18 +165,18 @@ class AddCase(QWidget):
         return labels_for(image, self._viewer.layers) if image is not None else []
 
     def _on_image(self) -> None:
-        """Accept the labels of the image that was chosen; of another image never."""
+        """Choose the labels of the chosen image, never those of another one."""
         fitting = [layer for layer in self._layers if layer in self._fitting()]
         if self.layer not in fitting:
             self.labels.setCurrentIndex(self._layers.index(fitting[-1]) + 1 if fitting else 0)
         self._on_changed()
 
     def _on_labels(self) -> None:
-        """Accept how much of them was labelled when they were added; of others, all."""
+        """Show how much of them was labelled when they were added; of others, all."""
         layer = self.layer
         if layer is not self._seen:
             self._seen = layer
-            part = str(_told(layer).get("part", "nothing")) if layer is not None else "nothing"
+            part = str(fmseg_metadata(layer).get("part", "nothing")) if layer is not None else "nothing"
             self.part.setCurrentIndex(list(PARTS.values()).index(part) if part in PARTS.values() else 0)
         self._on_changed()
 
@@ -219,20 +219,20 @@ class AddCase(QWidget):
 
     def _on_add(self) -> None:
         try:
-            wanted = self._wanted()
+            wanted = self._new_case()
         except FmsegError as error:
             self.failed.emit(error)
             return
         if wanted is not None:
             self.add.emit(wanted)
 
-    def _wanted(self) -> NewCase | None:
+    def _new_case(self) -> NewCase | None:
         """Put together what is to be added; None if the user does not agree to something."""
         project, image = self._project, self.image.case
         if project is None or image is None:
             return None
         grid = geometry_of(image.layers[0])
-        filed = _told(image.layers[0]).get("filed")
+        filed = fmseg_metadata(image.layers[0]).get("filed")
         filed = filed if isinstance(filed, Geometry) else grid
         labels, options = None, LabelOptions()
         renamed: Mapping[str, str] = {}
@@ -279,15 +279,15 @@ class AddCase(QWidget):
         Where few slices were painted, it is asked, unless the user has said so of these labels before.
         """
         part = PARTS[self.part.currentText()]
-        told = _told(self.layer)
-        if part != "nothing" or told.get("part") == part or self._stored_whole():
+        recorded = fmseg_metadata(self.layer)
+        if part != "nothing" or recorded.get("part") == part or self._has_whole_labels():
             return part
         answer = ask_part(self, labels)
         if answer is not None:
             self.part.setCurrentIndex(list(PARTS.values()).index(answer))
         return answer
 
-    def _stored_whole(self) -> bool:
+    def _has_whole_labels(self) -> bool:
         """Return whether the case has labels of the whole volume already, as somebody has said."""
         if self._project is None or not self.case or self._project.files[self.case].labels is None:
             return False
@@ -297,8 +297,8 @@ class AddCase(QWidget):
     def _revision(self, project: Project) -> str:
         """Return which labels of the case these correct: those that its layers were read with."""
         layers = (self.layer, *(self.image.case.layers if self.image.case is not None else ()))
-        told = [_told(layer) for layer in layers if layer is not None]
-        known = [of for of in told if of.get("case") == self.case and of.get("project") == str(project.folder)]
+        recorded = [fmseg_metadata(layer) for layer in layers if layer is not None]
+        known = [of for of in recorded if of.get("case") == self.case and of.get("project") == str(project.folder)]
         return next((str(of["revision"]) for of in known if "revision" in of), labels_revision(project, self.case))
 
     def _copy_of(self, layer: Any, image: ImageVolume) -> LabelMap:
@@ -309,7 +309,7 @@ class AddCase(QWidget):
         GeometryMismatch
             If they lie beside the image.
         """
-        own = isinstance(_told(layer).get("geometry"), Geometry)
+        own = isinstance(fmseg_metadata(layer).get("geometry"), Geometry)
         known = not own and same_place(layer, image.layers[0])
         labels = labels_of(layer, image.geometry) if known else label_map(layer, self._viewer.layers)
         if not _meet(labels.geometry, image.geometry):
@@ -321,7 +321,7 @@ class AddCase(QWidget):
 
     def _agrees_to_image(self, doubt: str, image: ImageVolume) -> bool:
         title = f"Are these the labels of {self.case or image.name}?"
-        text = f"{doubt} Labels of another image teach the model what is wrong, and nothing would say so."
+        text = f"{doubt} Training on the labels of another image harms the model without any warning."
         return ask(self, title, text, "Use them", "Cancel")
 
     def _agrees_to_pixels(self, image: ImageVolume) -> bool:
@@ -344,15 +344,11 @@ class AddCase(QWidget):
         )
 
 
-def _told(layer: Any) -> dict[str, Any]:
-    return dict(layer.metadata.get(KEY) or {})
-
-
 def _source(case: ImageVolume | None) -> Path | None:
     """Return the one file that an image was read from, if it is there."""
     if case is None or len(case.layers) != 1:
         return None
-    source = str(_told(case.layers[0]).get("source") or "")
+    source = str(fmseg_metadata(case.layers[0]).get("source") or "")
     return Path(source) if source and Path(source).is_file() else None
 
 

@@ -11,9 +11,17 @@ from qtpy.QtCore import QObject
 from qtpy.QtWidgets import QInputDialog, QWidget
 
 from napari_fmseg._napari.common.dialogs import choose
-from napari_fmseg._napari.layers import KEY
+from napari_fmseg._napari.layer_transform import add_metadata, fmseg_metadata
+from napari_fmseg._napari.teach.case_layers import layers_of_case
 from napari_fmseg._napari.teach.case_table import CaseTable
-from napari_fmseg._napari.teach.jobs import EARLIER, Earlier, SetAside, changed, restored, shown_earlier
+from napari_fmseg._napari.teach.jobs import (
+    EARLIER,
+    Earlier,
+    SetAside,
+    change_project_job,
+    load_earlier_job,
+    restore_labels_job,
+)
 from napari_fmseg._napari.teach.label_history import LabelHistory
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.training.projects import Project, exclude_case, include_case, label_history, remove_case, rename_case
@@ -39,7 +47,7 @@ class CaseActions(QObject):
     do
         Starts work beside the window.
     failed
-        Is told an error.
+        Called with an error.
     """
 
     def __init__(
@@ -78,8 +86,8 @@ class CaseActions(QObject):
             self._failed(error)
             return
         dialog = LabelHistory(name, rows, self._dock.window())
-        dialog.show_labels.connect(lambda number: self._run(partial(shown_earlier, name=name, number=number)))
-        dialog.restore.connect(lambda number: self._run(partial(restored, name=name, number=number)))
+        dialog.show_labels.connect(lambda number: self._run(partial(load_earlier_job, name=name, number=number)))
+        dialog.restore.connect(lambda number: self._run(partial(restore_labels_job, name=name, number=number)))
         dialog.open()
 
     def _on_rename(self, name: str) -> None:
@@ -95,8 +103,8 @@ class CaseActions(QObject):
         if not new or new == name or project is None:
             return
         self._change(lambda now, case: rename_case(now, case, new), name)
-        for layer, told in self._layers_of(name, project):
-            layer.metadata = {**layer.metadata, KEY: {**told, "case": new}}
+        for layer in layers_of_case(self._viewer, name, project):
+            add_metadata(layer, case=new)
 
     def _on_remove(self, name: str) -> None:
         project = self._project()
@@ -106,8 +114,8 @@ class CaseActions(QObject):
             self._dock,
             f"Remove {name} from the project?",
             "Its image, its labels and all earlier ones are deleted from the project's folder, and cannot be brought "
-            "back; a linked image stays where it is. If a model has learned from it, that stays recorded. To leave it "
-            "out for now, keep it and let it take no part.",
+            "back; a linked image stays where it is. Whether it was used for training stays recorded. To leave "
+            "it out for now, keep it and exclude it.",
             ("Leave it out", "Remove it for good"),
         )
         if answer == 0:
@@ -116,7 +124,7 @@ class CaseActions(QObject):
             self._change(partial(remove_case, with_labels=True), name)
 
     def _change(self, change: Callable[..., Project], name: str) -> None:
-        self._run(lambda folder: changed(folder, lambda project: change(project, name)))
+        self._run(lambda folder: change_project_job(folder, lambda project: change(project, name)))
 
     def _run(self, work: Callable[[Path], Iterator[Any]]) -> None:
         project = self._project()
@@ -124,16 +132,11 @@ class CaseActions(QObject):
             folder = project.folder
             self._do(lambda: work(folder))
 
-    def _layers_of(self, name: str, project: Project) -> list[tuple[Any, dict[str, Any]]]:
-        mine = {"case": name, "project": str(project.folder)}
-        told = [(layer, dict(layer.metadata.get(KEY) or {})) for layer in self._viewer.layers]
-        return [(layer, of) for layer, of in told if mine.items() <= of.items()]
-
     def _set_aside(self, name: str) -> None:
         """Keep the labels of a case that are in the window, as labels of before."""
         project = self._project()
-        for layer, told in self._layers_of(name, project) if project is not None else ():
-            if layer._type_string == "labels" and "role" not in told:
-                layer.metadata = {**layer.metadata, KEY: {**told, "role": EARLIER}}
+        for layer in layers_of_case(self._viewer, name, project) if project is not None else ():
+            if layer._type_string == "labels" and "role" not in fmseg_metadata(layer):
+                add_metadata(layer, role=EARLIER)
                 layer.name = f"{layer.name} · as it was here"
                 layer.visible = False

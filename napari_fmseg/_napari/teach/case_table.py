@@ -26,11 +26,11 @@ from napari_fmseg.training.projects import CaseRow, Project
 
 __all__ = ["CaseTable", "summary"]
 
-NAME, STATUS, DICE, UNSURE, CHANGED = range(5)
-TITLES = ("Case", "Status", "Dice", "Unsure", "Edited")
-TIPS = (TEACH.case, TEACH.status, TEACH.dice, TEACH.unsure, TEACH.changed)
+NAME, STATUS, DICE, UNCERTAINTY, CHANGED = range(5)
+TITLES = ("Case", "Status", "Dice", "Uncertainty", "Edited")
+TIPS = (TEACH.case, TEACH.status, TEACH.dice, TEACH.uncertainty, TEACH.changed)
 _ROW = 22
-_WIDTHS = (84, 92, 48, 58, 54)  # pixels at first; together as wide as the narrowest dock
+_WIDTHS = (80, 86, 42, 76, 52)  # pixels at first; together as wide as the narrowest dock
 _SHOWN = 7
 _DOTS = {
     "unlabelled": "#8a8a8a",
@@ -48,12 +48,12 @@ def summary(project: Project, rows: Sequence[CaseRow], newest: int) -> str:
     excluded = sum(row.status == "excluded" for row in rows)
     rest = len(rows) - held - learned - excluded
     used = project.index.used
-    model = f"version {used[-1]} in use" if used else "no model yet"
+    model = f"version {used[-1]} active" if used else "no model yet"
     if used and newest > used[-1]:
         model += f", version {newest} is not (why: page Versions)"
     left_out = f", {excluded} left out" if excluded else ""
     return (
-        f"<b>{', '.join(project.facts.numbers)}</b><br>{learned} case(s) to learn from, {held} held out, "
+        f"<b>{', '.join(project.facts.numbers)}</b><br>{learned} case(s) for training, {held} held out, "
         f"{rest} without labels{left_out}; {model}"
     )
 
@@ -81,7 +81,7 @@ class CaseTable(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.table = self._made_table()
+        self.table = self._build_table()
         self.next = QLabel()
         self.next.setWordWrap(True)
         self.next.setToolTip(TEACH.next)
@@ -113,7 +113,7 @@ class CaseTable(QWidget):
         kinds = (
             ("history", "Earlier labels …", TEACH.history),
             ("exclude", "Leave out", TEACH.exclude),
-            ("include", "Take part again", TEACH.include),
+            ("include", "Include again", TEACH.include),
             ("rename", "Rename …", TEACH.rename_case),
             ("remove", "Remove …", TEACH.remove_case),
         )
@@ -137,11 +137,11 @@ class CaseTable(QWidget):
             getattr(self, name).emit(self.chosen)
 
     def lock(self, why: str) -> None:
-        """Allow no case be changed, and say why; "" lets them."""
+        """Lock all cases with the reason `why`; "" unlocks them."""
         self._locked = why
         self._on_selected()
 
-    def _made_table(self) -> QTableWidget:
+    def _build_table(self) -> QTableWidget:
         table = plain_table(TITLES, TIPS, row=_ROW)
         header = table.horizontalHeader()
         header.setMinimumSectionSize(30)
@@ -188,12 +188,9 @@ class CaseTable(QWidget):
         self.table.setSortingEnabled(True)
         self.choose(before)
         first = to_label[0] if to_label else None
-        unsure = (
-            ""
-            if first is None or first.uncertainty is None
-            else f": the model is least sure of it ({first.uncertainty:.2f})"
-        )
-        self.next.setText(f"<b>Label next</b> {first.name}{unsure}" if first else "")
+        value = None if first is None else first.uncertainty
+        uncertainty = "" if value is None else f": most uncertain ({value:.2f})"
+        self.next.setText(f"<b>Label next</b> {first.name}{uncertainty}" if first else "")
         self.next.setVisible(first is not None)
         why = why_no_prediction or ("" if to_label else "Every case has labels.")
         self.predict_button.setEnabled(not why)
@@ -239,7 +236,7 @@ def _items(row: CaseRow) -> list[QTableWidgetItem]:
         _Sorted(*_when(row.changed)),
     ]
     for item in items:
-        item.setToolTip(_told(row))
+        item.setToolTip(_tooltip(row))
     return items
 
 
@@ -256,7 +253,7 @@ def _when(changed: str) -> tuple[str, float]:
     return then.strftime("%H:%M" if today else "%d %b %y"), then.timestamp()
 
 
-def _told(row: CaseRow) -> str:
+def _tooltip(row: CaseRow) -> str:
     """Return all that is known of a case, for the tooltip."""
     lines = [row.problem] if row.problem else []
     if row.classes:
@@ -265,7 +262,7 @@ def _told(row: CaseRow) -> str:
     if row.dice_by_class and row.left_out:
         lines.append("This Dice is that of a model that was trained in the same way without this case.")
     elif row.dice_by_class and row.status == "corrected":
-        lines.append("The model has learned from this case, so its Dice says little.")
+        lines.append("This case was used for training, so its Dice is too good.")
     if row.earlier:
         lines.append(f"{row.earlier} earlier version(s) of its labels are kept.")
     lines.append("The image lies outside of the project." if row.linked else "Double-click to open it.")

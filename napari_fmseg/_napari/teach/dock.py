@@ -11,32 +11,28 @@ import numpy as np
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import (
-    QFrame,
     QLabel,
-    QScrollArea,
     QTabWidget,
     QVBoxLayout,
     QWidget,
 )
 
-from napari_fmseg._napari.choosers.image_volumes import cases_of
-from napari_fmseg._napari.choosers.label_pairing import is_of, note_image
 from napari_fmseg._napari.choosers.model_chooser import ModelChooser
 from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer, window_of
-from napari_fmseg._napari.common.widgets import ErrorBox, Note
-from napari_fmseg._napari.layers import KEY, colormap_of
-from napari_fmseg._napari.opening.open_files import Opening, look_at
+from napari_fmseg._napari.common.widgets import ErrorBox, Note, ScrollArea
+from napari_fmseg._napari.layer_transform import fmseg_metadata
+from napari_fmseg._napari.layers import colormap_of
+from napari_fmseg._napari.opening.open_files import Opening
 from napari_fmseg._napari.recovery.autosave import Recovery
 from napari_fmseg._napari.teach.add_case_panel import AddCase
 from napari_fmseg._napari.teach.case_actions import CaseActions
+from napari_fmseg._napari.teach.case_layers import record_case, show_case
 from napari_fmseg._napari.teach.case_table import CaseTable, summary
 from napari_fmseg._napari.teach.jobs import (
-    EARLIER,
-    UNSURE,
     CaseLayers,
     NewCase,
     ProjectSnapshot,
@@ -109,7 +105,7 @@ class TeachDock(Dock):
         rows.addWidget(self.add)
         rows.addWidget(self.cases, 1)
         for page, title in ((first, "Cases"), (self.train, "Train"), (self.versions, "Versions")):
-            self.pages.addTab(_scrolled(page), title)
+            self.pages.addTab(ScrollArea(page), title)
         use = ResearchOnly()
         use.setAlignment(Qt.AlignmentFlag.AlignCenter)
         layout = QVBoxLayout(self)
@@ -125,7 +121,7 @@ class TeachDock(Dock):
 
     def _connect(self) -> None:
         self.bar.chosen.connect(self.open_folder)
-        self.error.asked.connect(self._on_details)
+        self.error.details_requested.connect(self._on_details)
         self.add.add.connect(self._on_add)
         self.add.failed.connect(self._on_failed)
         self.cases.opened.connect(self._on_case)
@@ -134,11 +130,11 @@ class TeachDock(Dock):
         self.train.stop.connect(self.round.stop)
         self.train.resume.connect(self._on_resume)
         self.round.changed.connect(self._on_state)
-        self.round.chosen.connect(self.train.add_choice)
-        self.round.began.connect(self._on_began)
-        self.round.came.connect(self._on_event)
+        self.round.recipe_explained.connect(self.train.add_choice)
+        self.round.started.connect(self._on_began)
+        self.round.event_received.connect(self._on_event)
         self.round.failed.connect(self._on_failed)
-        self.round.over.connect(self._on_over)
+        self.round.finished.connect(self._on_over)
         self.predicting.failed.connect(self._on_failed)
         self.predicting.changed.connect(self._on_predicting)
         self.predicting.event.connect(self._on_predicted)
@@ -156,7 +152,7 @@ class TeachDock(Dock):
     def _likely(self) -> dict[str, Any]:
         """Return what a new project is likely to be, by what the viewer shows."""
         image, layer = self.add.image.case, self.add.layer
-        names = (layer.metadata.get(KEY) or {}).get("names", {}) if layer is not None else {}
+        names = fmseg_metadata(layer).get("names", {}) if layer is not None else {}
         return {
             "names": tuple(names.values()),
             "n_channels": image.n_channels if image else 1,
@@ -184,7 +180,8 @@ class TeachDock(Dock):
         elif isinstance(event, ProjectSnapshot):
             self._take(event)
         elif isinstance(event, CaseLayers):
-            self._show_case(event)
+            assert self.project is not None
+            show_case(self.viewer, self.project, event)
         else:
             self.actions_of_case.take(event)
 
@@ -200,12 +197,12 @@ class TeachDock(Dock):
         before = self.project.folder if self.project is not None else None
         self._known, self.project = what, what.project
         if what.project.folder != before:
-            self.bar.opened(what.project.folder)
+            self.bar.set_folder(what.project.folder)
             self.note.tell([])
             if not self.round.running:
                 self.train.show_state("idle", "")
         if self._adding is not None:
-            self._mark(self._adding)
+            self._on_added(self._adding)
         self._list_models()
         self._refresh()
 
@@ -220,7 +217,7 @@ class TeachDock(Dock):
         why = why or ("A training is under way." if self.round.running else "")
         why = why or ("The cases are being predicted." if self.predicting.running else "")
         if project is None or known is None:
-            self.facts.setText("A project is a folder with volumes, your labels, and the models that learn from them.")
+            self.facts.setText("A project is a folder with volumes, your labels, and the models trained on them.")
             self.cases.show_cases((), (), "Open or make a project first.")
         else:
             rows = case_table(project)
@@ -245,7 +242,7 @@ class TeachDock(Dock):
             self.error.tell(error)
 
     def _on_conflict(self, what: NewCase, error: LabelsChanged) -> None:
-        """Request what becomes of labels that somebody else saved."""
+        """Ask what becomes of labels that somebody else saved."""
         if ask_to_replace(self, str(error)):
             self._on_add(replace(what, replace=True))
         else:
@@ -262,19 +259,10 @@ class TeachDock(Dock):
             self._stored = (self.add.layer, self._recovery.edits_of(self.add.layer))
             self._do(lambda: add_case_job(what))
 
-    def _mark(self, what: NewCase) -> None:
-        """Note on the layers which case they are, so that later labels go to it."""
-        told = {"case": what.name, "project": str(what.folder), "part": what.options.unlabelled}
-        if self.project is not None:
-            told["revision"] = labels_revision(self.project, what.name)
-        image, labels = what.shown or (None, None)  # not what is chosen now: the user may have gone on
-        if image is not None and labels is not None:
-            note_image(labels, image)
-        for layer in (*(image.layers if image is not None else ()), labels):
-            if layer is not None:
-                layer.metadata = {**layer.metadata, KEY: {**(layer.metadata.get(KEY) or {}), **told}}
+    def _on_added(self, what: NewCase) -> None:
+        record_case(what, labels_revision(self.project, what.name) if self.project is not None else None)
         if what.labels is not None:
-            self._recovery.settled(*self._stored)
+            self._recovery.mark_saved(*self._stored)
         saved = "has its labels" if what.labels is not None else "was added, to be labelled later"
         self.note.tell([f"{what.name} {saved}."])
         self.add.name.clear()
@@ -284,33 +272,6 @@ class TeachDock(Dock):
         if self.project is not None:
             folder = self.project.folder
             self._do(lambda: load_case_job(folder, name))
-
-    def _show_case(self, case: CaseLayers) -> None:
-        """Add the layers of a case, unless they are there already."""
-        from napari.layers import Layer
-
-        assert self.project is not None
-        mine = {"case": case.name, "project": str(self.project.folder)}
-        told = {layer: dict(layer.metadata.get(KEY) or {}) for layer in self.viewer.layers}
-        own = [layer for layer, of in told.items() if mine.items() <= of.items()]
-        there = [layer for layer in own if told[layer].get("role") not in (UNSURE, EARLIER)]
-        for layer, of in told.items():
-            if "case" in of and of != {**of, **mine, "role": UNSURE}:  # that map is as the user left it
-                layer.visible = layer in there
-        new = [] if any(layer._type_string == "image" for layer in there) else [*case.images]
-        if case.unsure is not None and not any(mine.items() <= of.items() and "role" in of for of in told.values()):
-            new.append(case.unsure)
-        for data in new:
-            self.viewer.add_layer(Layer.create(*data))
-        labels = next((layer for layer in there if layer._type_string == "labels"), None)
-        if labels is None:
-            labels = Layer.create(*case.labels)
-            home = next((one for one in cases_of(self.viewer.layers) if is_of(labels, one)), None)
-            if home is not None:
-                note_image(labels, home)
-            self.viewer.add_layer(labels)
-        self.viewer.layers.selection.active = labels
-        look_at(self.viewer, labels)
 
     def _on_predict(self) -> None:
         if self.project is not None and not self.round.running:
@@ -449,12 +410,3 @@ def _colors(names: Sequence[str]) -> dict[str, tuple[float, ...]]:
     grid = Geometry.from_spacing((1, 1, 1), (1, 1, 1))
     of_label = colormap_of(LabelMap(np.zeros((1, 1, 1), np.uint8), grid, {}, dict(enumerate(names, 1))))
     return {name: of_label[value][:3] for value, name in enumerate(names, 1)}
-
-
-def _scrolled(page: QWidget) -> QScrollArea:
-    area = QScrollArea()
-    area.setWidgetResizable(True)
-    area.setFrameShape(QFrame.Shape.NoFrame)
-    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    area.setWidget(page)
-    return area

@@ -40,7 +40,7 @@ from napari_fmseg.training.projects import (
 
 __all__ = [
     "EARLIER",
-    "UNSURE",
+    "UNCERTAINTY",
     "CaseLayers",
     "Earlier",
     "NewCase",
@@ -48,15 +48,15 @@ __all__ = [
     "SetAside",
     "activate_version_job",
     "add_case_job",
-    "changed",
+    "change_project_job",
     "load_case_job",
+    "load_earlier_job",
     "open_project_job",
-    "restored",
-    "shown_earlier",
+    "restore_labels_job",
 ]
 
-UNSURE = "unsure"
-"""The role, in the metadata, of a layer that shows what the model doubted."""
+UNCERTAINTY = "uncertainty"
+"""The role, in the metadata, of a layer that shows the uncertainty of the model."""
 
 EARLIER = "earlier"
 """The role of a layer with labels that a case had before."""
@@ -87,12 +87,12 @@ class ProjectSnapshot:
 
 @dataclass(frozen=True)
 class CaseLayers:
-    """A case to be shown: the layers of its image, one with its labels, and one with what the model doubted."""
+    """A case to be shown: the layers of its image, one with its labels, and one with the uncertainty of the model."""
 
     name: str
     images: tuple[LayerData, ...]
     labels: LayerData
-    unsure: LayerData | None = None
+    uncertainty: LayerData | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def open_project_job(folder: Path, new: Mapping[str, Any] | None = None) -> Iter
     project = init_project(folder, **new) if new is not None else open_project(folder)
     yield Progress("opening", 0, 1)
     project = yield from scan_cases(project)
-    yield _opened(project)
+    yield _snapshot_of(project)
 
 
 def add_case_job(what: NewCase) -> Iterator[ProjectSnapshot]:
@@ -170,7 +170,7 @@ def add_case_job(what: NewCase) -> Iterator[ProjectSnapshot]:
         project = label_case(
             project, what.name, what.labels, what.options, revision=what.revision, replace=what.replace
         )  # fmt: skip
-    yield _opened(project)
+    yield _snapshot_of(project)
 
 
 def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
@@ -178,8 +178,8 @@ def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
     project = open_project(folder)
     files = project.known(name)
     volume = read_channels(files.images)
-    told = {"case": name, "project": str(folder), "revision": labels_revision(project, name)}
-    images = tuple(_marked(layer, told) for layer in image_layers(volume, name, source=str(files.images[0])))
+    recorded = {"case": name, "project": str(folder), "revision": labels_revision(project, name)}
+    images = tuple(_with_metadata(layer, recorded) for layer in image_layers(volume, name, source=str(files.images[0])))
     names = dict(project.facts.labels)
     prediction, where = folder / prediction_of(name), folder / uncertainty_of(name)
     if files.labels is not None:
@@ -192,12 +192,13 @@ def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
         found, title = LabelMap(np.zeros(volume.geometry.shape, np.uint8), volume.geometry), f"{name} · new labels"
     labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, names)
     layer = labels_layer(labels, title, frame=volume.geometry.canonical()[0])
-    data, options, kind = _marked(layer, told)
-    unsure = _unsure(where, f"{name} · unsure", volume, told) if files.labels is None and where.exists() else None
-    yield CaseLayers(name, images, (np.ascontiguousarray(data), options, kind), unsure)
+    data, options, kind = _with_metadata(layer, recorded)
+    is_shown = files.labels is None and where.exists()
+    uncertainty = _uncertainty_layer(where, f"{name} · uncertainty", volume, recorded) if is_shown else None
+    yield CaseLayers(name, images, (np.ascontiguousarray(data), options, kind), uncertainty)
 
 
-def shown_earlier(folder: Path, name: str, number: int) -> Iterator[CaseLayers | Earlier]:
+def load_earlier_job(folder: Path, name: str, number: int) -> Iterator[CaseLayers | Earlier]:
     """Read a case and labels that it had; see `label_history`."""
     yield from load_case_job(folder, name)
     project = open_project(folder)
@@ -205,34 +206,34 @@ def shown_earlier(folder: Path, name: str, number: int) -> Iterator[CaseLayers |
     found, _ = earlier_labels(project, name, number)
     labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, found.names)
     layer = labels_layer(labels, f"{name} · labels {number}", frame=volume.geometry.canonical()[0])
-    data, options, kind = _marked(layer, {"case": name, "project": str(folder), "role": EARLIER})
+    data, options, kind = _with_metadata(layer, {"case": name, "project": str(folder), "role": EARLIER})
     yield Earlier((np.ascontiguousarray(data), options, kind))
 
 
-def restored(folder: Path, name: str, number: int) -> Iterator[ProjectSnapshot | SetAside | CaseLayers]:
-    """Accept earlier labels of a case again, and show them."""
-    yield _opened(restore_labels(open_project(folder), name, number - 1))
+def restore_labels_job(folder: Path, name: str, number: int) -> Iterator[ProjectSnapshot | SetAside | CaseLayers]:
+    """Restore earlier labels of a case, and show them."""
+    yield _snapshot_of(restore_labels(open_project(folder), name, number - 1))
     yield SetAside(name)
     yield from load_case_job(folder, name)
 
 
-def changed(folder: Path, change: Callable[[Project], Project]) -> Iterator[ProjectSnapshot]:
+def change_project_job(folder: Path, change: Callable[[Project], Project]) -> Iterator[ProjectSnapshot]:
     """Carry out a change of a project, such as `exclude_case`."""
-    yield _opened(change(open_project(folder)))
+    yield _snapshot_of(change(open_project(folder)))
 
 
-def _unsure(file: Path, title: str, volume: Volume, told: Mapping[str, str]) -> LayerData:
-    """Return the map of the model's doubt, hidden at first: it lies over what is to be corrected."""
+def _uncertainty_layer(file: Path, title: str, volume: Volume, recorded: Mapping[str, str]) -> LayerData:
+    """Return the map of the model's uncertainty, hidden at first: it lies over what is to be corrected."""
     percent = read_volume(file)
-    doubt = Volume((percent.data / 100).astype(np.float32), percent.geometry)
-    layer = map_layer(doubt, title, frame=volume.geometry.canonical()[0])
-    data, options, kind = _marked(layer, {**told, "role": UNSURE})
+    uncertainty = Volume((percent.data / 100).astype(np.float32), percent.geometry)
+    layer = map_layer(uncertainty, title, frame=volume.geometry.canonical()[0])
+    data, options, kind = _with_metadata(layer, {**recorded, "role": UNCERTAINTY})
     return data, {**options, "visible": False}, kind
 
 
-def _marked(layer: LayerData, told: Mapping[str, str]) -> LayerData:
+def _with_metadata(layer: LayerData, recorded: Mapping[str, str]) -> LayerData:
     data, options, kind = layer
-    metadata = {KEY: {**options["metadata"][KEY], **told}}
+    metadata = {KEY: {**options["metadata"][KEY], **recorded}}
     return data, {**options, "metadata": metadata}, kind
 
 
@@ -241,12 +242,12 @@ def activate_version_job(folder: Path, number: int = 0) -> Iterator[ProjectSnaps
     project = open_project(folder)
     project = activate_version(project, number) if number else roll_back(project)
     publish(project)
-    yield _opened(project)
+    yield _snapshot_of(project)
 
 
-def _opened(project: Project) -> ProjectSnapshot:
+def _snapshot_of(project: Project) -> ProjectSnapshot:
     try:
         note, can_train = training_plan(project).note, True
     except FmsegError:
-        note, can_train = "Nothing to learn from yet: add a volume with its labels.", False
+        note, can_train = "Nothing to train on yet: add a volume with its labels.", False
     return ProjectSnapshot(project, list_versions(project), note, can_train, unfinished_run(project))

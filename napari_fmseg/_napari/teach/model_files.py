@@ -29,7 +29,7 @@ def ask_and_export(parent: QWidget, version: Version) -> str:
 
 
 def ask_and_import(parent: QWidget) -> str:
-    """Accept a model from a file that the user chooses; gives what to say, or "" if nothing was done.
+    """Import a model from a file that the user chooses; return a message, or "" if nothing was done.
 
     Raises
     ------

@@ -117,6 +117,6 @@ class NewProject(QDialog):
         elif len({name.casefold() for name in names}) < len(names):
             why = "Every structure is named once."
         self.names.setEnabled(not known)
-        told = "This folder has a dataset.json: it is taken up as it is, with its structures." if known else why
-        self.why.setText(told)
+        hint = "This folder has a dataset.json: it is taken up as it is, with its structures." if known else why
+        self.why.setText(hint)
         self.buttons.button(QDialogButtonBox.StandardButton.Ok).setEnabled(not why)

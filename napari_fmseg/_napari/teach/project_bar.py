@@ -1,4 +1,4 @@
-"""Which project is open: those of before, a new one, or a folder that is opened or dropped."""
+"""Which project is open: those of before, a new one, or a folder that is chosen or dropped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QComboBox, QDialog, QFileDialog, QHBoxLayout, QPushButton, QWidget
 
 from napari_fmseg._napari.common.tooltips import TEACH
+from napari_fmseg._napari.common.widgets import limit_width
 from napari_fmseg._napari.teach.new_project_dialog import NewProject
 from napari_fmseg._napari.teach.recent_projects import recent_projects, remember
 
@@ -37,8 +38,7 @@ class ProjectBar(QWidget):
         self._suggest = suggest
         self.folders, self.new, self.open = QComboBox(), QPushButton("New …"), QPushButton("Open …")
         self.folders.setToolTip(TEACH.project)
-        self.folders.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.folders.setMinimumContentsLength(12)
+        limit_width(self.folders, 12)
         row = QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
         row.addWidget(self.folders, 1)
@@ -56,7 +56,7 @@ class ProjectBar(QWidget):
         paths = recent_projects()
         return paths[0] if paths else None
 
-    def opened(self, folder: Path) -> None:
+    def set_folder(self, folder: Path) -> None:
         """Put the project that is open now first, and remember it."""
         remember(folder)
         self._fill()

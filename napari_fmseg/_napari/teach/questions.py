@@ -24,7 +24,7 @@ class ClassNames:
 
 
 def ask_part(parent: QWidget, labels: LabelMap) -> str | None:
-    """Request how labels with few painted slices are meant.
+    """Ask how labels with few painted slices are meant.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def ask_part(parent: QWidget, labels: LabelMap) -> str | None:
         parent,
         "Was the whole volume labelled?",
         f"{found.painted} of {found.total} slices have labels. If the others were looked at and hold no structure, the "
-        "whole volume was labelled. If not, only the painted slices count; the others are neither learned as "
+        "whole volume was labelled. If not, only the painted slices count; the others are neither used as "
         "background nor measured.",
         ("Only the painted slices", "The whole volume"),
     )
@@ -47,7 +47,7 @@ def ask_part(parent: QWidget, labels: LabelMap) -> str | None:
 
 
 def ask_classes(parent: QWidget, labels: LabelMap, project: Project) -> ClassNames | None:
-    """Request about classes of labels that a project does not have; None to add nothing.
+    """Ask about classes of labels that a project does not have; None to add nothing.
 
     One that has the number of a class of the project which the labels do not name is likely that class under another
     name.
@@ -67,7 +67,7 @@ def ask_classes(parent: QWidget, labels: LabelMap, project: Project) -> ClassNam
             parent,
             f"Is {name} the structure {own}?",
             f"The labels call number {value} {name}, and the project calls it {own}. It can be called {name} from now "
-            "on, in every case and model; or it is a new structure, which the model learns from this case on.",
+            "on, in every case and model; or it is a new structure, which the model is trained on from this case on.",
             (f"Call {own} {name} from now on", f"Add {name} as a new structure"),
         )
         if answer is None:
@@ -93,7 +93,7 @@ def _agrees_to_new(parent: QWidget, new: list[str]) -> bool:
 
 
 def ask_to_replace(parent: QWidget, text: str) -> bool:
-    """Request whether labels that somebody else saved are to be replaced."""
+    """Ask whether labels that somebody else saved are to be replaced."""
     return ask(
         parent,
         "Replace the labels that somebody else saved?",

@@ -21,12 +21,12 @@ from qtpy.QtWidgets import (
 )
 
 from napari_fmseg._napari.common.curves import Curves
-from napari_fmseg._napari.common.devices import offered_devices
+from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.number_boxes import NumberBox
 from napari_fmseg._napari.common.options_form import OptionsForm
-from napari_fmseg._napari.common.time_estimate import said
+from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import TEACH
-from napari_fmseg._napari.common.widgets import More
+from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON, Collapsible, limit_width
 from napari_fmseg._napari.teach.validation_view import PlaneView
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone, TrainEvent
 from napari_fmseg.models.registry import list_models
@@ -47,7 +47,7 @@ _COLORS = {
     "stopped": "#e69f00",
     "failed": "#d9534f",
 }
-_DOING = {"reading": "Reading the cases", "validating": "Measuring on the held-out cases"}
+_DOING = {"reading": "Reading the cases", "validating": "Validating on the held-out cases"}
 _WORDS = {"rate": "Learning rate, times"}
 
 
@@ -77,7 +77,7 @@ class TrainPanel(QWidget):
         self.options = OptionsForm(
             TrainingOptions,
             skip=("minutes",),
-            choices={"device": offered_devices(), "precision": ("auto", "float32", "bfloat16", "float16")},
+            choices={"device": list_device_names(), "precision": ("auto", "float32", "bfloat16", "float16")},
             labels=_WORDS,
         )
         self.augment = OptionsForm(Augment, skip=("swap",))
@@ -91,7 +91,7 @@ class TrainPanel(QWidget):
         rows.addWidget(self.choices_made)
         for form in (self.options, self.augment):
             rows.addWidget(form)
-        self.more = More("Details", inside, TEACH.details)
+        self.more = Collapsible("Details", inside, TEACH.details)
         self.start_button, self.stop_button = QPushButton("&Start"), QPushButton("S&top")
         self.resume_button = QPushButton("R&esume")
         self.light, self.said = QLabel(), QLabel()
@@ -112,17 +112,13 @@ class TrainPanel(QWidget):
         self.allow("Open or make a project first.", can_resume=False)
 
     def _lay_out(self) -> None:
-        self.source.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.source.setMinimumContentsLength(14)
+        limit_width(self.source, 14)
         self.minutes.setRange(0.1, 10_000)
         self.minutes.setDecimals(1)
         self.minutes.setValue(TrainingOptions().minutes)
         self.minutes.setPrefix("about ")
         self.minutes.setSuffix(" minutes")
-        self.start_button.setStyleSheet(
-            "QPushButton:enabled { background: #1f6fbf; color: white; font-weight: bold; padding: 5px; }"
-            "QPushButton:enabled:hover { background: #2a80d6; } QPushButton:disabled { padding: 5px; }"
-        )
+        self.start_button.setStyleSheet(PRIMARY_BUTTON)
         form = QFormLayout()
         form.setContentsMargins(0, 0, 0, 0)
         for title, widget, tip in (("Start from", self.source, TEACH.source), ("Time", self.minutes, TEACH.minutes)):
@@ -201,10 +197,10 @@ class TrainPanel(QWidget):
 
     # --- how it goes ---
 
-    def allow(self, why_not: str, *, can_resume: bool) -> None:
-        """Allow the user start, or say in the tooltip why not."""
+    def allow(self, disabled_reason: str, *, can_resume: bool) -> None:
+        """Enable the start button, or state in its tooltip why not."""
         running = self.state in ("preparing", "training", "validating")
-        why = "A training is under way. Stop it, or wait until it is done." if running else why_not
+        why = "A training is under way. Stop it, or wait until it is done." if running else disabled_reason
         self.start_button.setEnabled(not why)
         self.start_button.setToolTip(why or TEACH.start)
         self.stop_button.setEnabled(running)
@@ -236,19 +232,19 @@ class TrainPanel(QWidget):
         self.dice.set_colors(dict(colors))
 
     def tell_choices(self, texts: Sequence[str]) -> None:
-        """Report under the details what was chosen for the last training, and why."""
+        """Show under the details what was chosen for the last training, and why."""
         self.choices_made.setText("\n".join(texts))
         self.choices_made.setVisible(bool(texts))
 
     def add_choice(self, text: str) -> None:
-        """Report one thing more."""
+        """Show one choice more."""
         self.tell_choices([*filter(None, self.choices_made.text().splitlines()), text])
 
     def take(self, event: TrainEvent) -> None:
         """Draw an event."""
         if isinstance(event, StepDone):
             self.loss.add(self._at(event.stage, event.step), {event.stage: event.loss})
-            self._doing = f"Learning: {event.stage}, step {event.step} of {event.total}"
+            self._doing = f"Training: {event.stage}, step {event.step} of {event.total}"
         elif isinstance(event, EpochDone):
             values = {name.removeprefix("dice/"): v for name, v in event.metrics.items() if name.startswith("dice/")}
             self.dice.add(self._last, values)
@@ -267,11 +263,11 @@ class TrainPanel(QWidget):
         return self._last
 
     def _on_tick(self) -> None:
-        told = self._left()
+        left = self._left()
         text = self._text
-        if told is not None:
-            share, seconds = told
+        if left is not None:
+            share, seconds = left
             self.bar.setValue(int(1000 * share))
-            rest = f", about {said(max(1.0, round(seconds)))} left" if seconds is not None else ""
+            rest = f", about {format_seconds(max(1.0, round(seconds)))} left" if seconds is not None else ""
             text = f"{self._doing or text}{rest}"
         self.said.setText(text)

@@ -18,10 +18,10 @@ __all__ = ["Round", "steps_of"]
 
 _SAID = {
     "preparing": "Starting, and reading the cases",
-    "training": "Learning",
-    "validating": "Measuring on the held-out cases",
+    "training": "Training",
+    "validating": "Validating on the held-out cases",
 }
-_KEEPING = {LEAVING: "Learning again without one image at a time, to measure on it; step"}
+_KEEPING = {LEAVING: "Training again without one image at a time, to validate on it; step"}
 
 
 class Round(QObject):
@@ -31,24 +31,24 @@ class Round(QObject):
     ----------
     changed
         Signal with the state, one of `training_run.STATES`, and what it means.
-    chosen
+    recipe_explained
         Signal with a sentence on why the recipe is as it is.
-    began
+    started
         Signal with the recipe, when its process starts.
-    came
+    event_received
         Signal with each event of the training.
     failed
         Signal with the error that ended it, before ``changed("failed", ...)``.
-    over
+    finished
         Signal: a version may have been made, so that the project should be read again.
     """
 
     changed = Signal(str, str)
-    chosen = Signal(str)
-    began = Signal(object)
-    came = Signal(object)
+    recipe_explained = Signal(str)
+    started = Signal(object)
+    event_received = Signal(object)
     failed = Signal(object)
-    over = Signal()
+    finished = Signal()
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
@@ -63,7 +63,7 @@ class Round(QObject):
             run.failed.connect(self._on_failed)
         self.preparing.event.connect(self._on_prepared)
         self.preparing.changed.connect(self._on_preparing)
-        self.training.event.connect(self.came)
+        self.training.event.connect(self.event_received)
         self.training.changed.connect(self._on_training)
         self.keeping.event.connect(self._on_kept)
         self.keeping.changed.connect(self._on_keeping)
@@ -93,7 +93,7 @@ class Round(QObject):
         if self.running:
             return
         self.fresh, self._recipe = True, None
-        words = [*_changed(options, ""), *_changed(augment, "augment.")]
+        words = [*_non_default_arguments(options, ""), *_non_default_arguments(augment, "augment.")]
         self.preparing.start(("project", "prepare", str(folder), "--start-from", source, *words))
 
     def resume(self, folder: Path, number: int) -> None:
@@ -107,12 +107,12 @@ class Round(QObject):
             self._take(folder / "fmseg" / "runs" / str(number) / "recipe.toml")
 
     def stop(self) -> None:
-        """Request for the end; the best so far is then measured and kept."""
+        """Ask the training to stop; the best weights so far are then validated and kept."""
         for run in self._runs:
             run.stop()
 
     def close(self) -> None:
-        """End everything at once; nothing is told any more."""
+        """End everything at once; no signal follows."""
         for run in self._runs:
             run.close()
 
@@ -120,7 +120,7 @@ class Round(QObject):
 
     def _on_prepared(self, event: Any) -> None:
         if isinstance(event, Warned):
-            self.chosen.emit(event.text)
+            self.recipe_explained.emit(event.text)
         elif isinstance(event, Saved):
             self._file = event.path
 
@@ -145,7 +145,7 @@ class Round(QObject):
     def _begin(self) -> None:
         assert self._recipe is not None
         self._why = ""
-        self.began.emit(self._recipe)
+        self.started.emit(self._recipe)
         self.training.start(("train", str(self._file)), steps=steps_of(self._recipe))
 
     def _on_training(self, state: str) -> None:
@@ -159,8 +159,8 @@ class Round(QObject):
         """Measure what was learned and keep it; a training that was stopped early may have learned nothing."""
         run = self._file.parent
         if self._recipe is None or not (run / f"{self._recipe.name}.toml").exists():
-            self._enter("stopped", "Stopped before anything was learned. Resume goes on from the last checkpoint.")
-            self.over.emit()
+            self._enter("stopped", "Stopped before the first epoch ended. Resume continues from the last checkpoint.")
+            self.finished.emit()
             return
         self.keeping.start(("project", "keep", str(self.folder), "--run", run.name))
 
@@ -178,16 +178,16 @@ class Round(QObject):
             self._enter("validating", _SAID["validating"])
         elif state == "done":
             self._enter(self._end, self._why)
-            self.over.emit()
+            self.finished.emit()
         elif state == "stopped":
             self._enter("stopped", "Stopped while it was measured. Resume measures it again.")
-            self.over.emit()
+            self.finished.emit()
 
     def _on_failed(self, error: FmsegError) -> None:
-        rest = " Resume goes on from what was saved." if self._recipe is not None else ""
+        rest = " Resume continues from the last checkpoint." if self._recipe is not None else ""
         self.failed.emit(error)
         self._enter("failed", f"It did not come to its end; the reason stands below.{rest}")
-        self.over.emit()
+        self.finished.emit()
 
     def _enter(self, state: str, text: str) -> None:
         self.state = state
@@ -199,7 +199,7 @@ def steps_of(recipe: Recipe) -> dict[str, int]:
     return {stage.stage: -(-stage.steps // stage.steps_per_epoch) * stage.steps_per_epoch for stage in recipe.stages}
 
 
-def _changed(options: Any, prefix: str) -> list[str]:
+def _non_default_arguments(options: Any, prefix: str) -> list[str]:
     """Return what differs from the defaults as the words of a command."""
     words = []
     for field in dataclasses.fields(options):

@@ -47,12 +47,12 @@ class PlaneView(QWidget):
         except (OSError, KeyError, ValueError):
             return False
         for name, label in self.pictures.items():
-            label.setPixmap(_pixmap(_tinted(image, marks[name], colors), spacing[1:]))
+            label.setPixmap(_pixmap(_tint(image, marks[name], colors), spacing[1:]))
         self.show()
         return True
 
 
-def _tinted(
+def _tint(
     image: npt.NDArray[np.floating], marks: npt.NDArray[np.integer], colors: Mapping[int, Sequence[float]]
 ) -> npt.NDArray[np.uint8]:
     """Return the plane in grey with its structures in their colours, (y, x, 3)."""

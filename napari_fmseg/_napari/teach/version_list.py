@@ -96,13 +96,13 @@ class VersionList(QWidget):
         self.present = used[-1] if used else 0
         self.table.setRowCount(len(versions))
         for i, version in enumerate(reversed(versions)):
-            for column, text in enumerate(_told(version, in_use=version.number == self.present)):
+            for column, text in enumerate(_cells(version, in_use=version.number == self.present)):
                 item = QTableWidgetItem(text)
                 item.setData(Qt.ItemDataRole.UserRole, version.number)
                 self.table.setItem(i, column, item)
         self.back_button.setEnabled(len(used) > 1)
         self.back_button.setToolTip(
-            TEACH.roll_back.format(used[-2]) if len(used) > 1 else "No other version was in use before this one."
+            TEACH.roll_back.format(used[-2]) if len(used) > 1 else "No other version was active before this one."
         )
         self.export_button.setEnabled(bool(versions))
         self.export_button.setToolTip(TEACH.export_model if versions else "There is no version yet. Train one first.")
@@ -113,7 +113,7 @@ class VersionList(QWidget):
         version = self._versions.get(self.chosen)
         why = "Choose a version first." if version is None else ""
         if version is not None and version.number == self.present:
-            why = "This version is in use already."
+            why = "This version is active already."
         self.use_button.setEnabled(not why)
         self.use_button.setToolTip(why or TEACH.use_version)
         self.facts.setText(
@@ -125,7 +125,7 @@ class VersionList(QWidget):
             self.use.emit(self.chosen)
 
 
-def _told(version: Version, *, in_use: bool) -> tuple[str, ...]:
+def _cells(version: Version, *, in_use: bool) -> tuple[str, ...]:
     lineage = version.lineage
     values = _by_class(version).values()
     dice = f"{sum(values) / len(values):.3f}" if values else "–"
@@ -144,9 +144,9 @@ def _by_class(version: Version) -> dict[str, float]:
 
 def _facts(version: Version) -> str:
     dice = ", ".join(f"{name} {value:.3f}" for name, value in _by_class(version).items())
-    lines = [f"<b>Dice</b> {dice}" if dice else "<b>Dice</b> not measured: no case was held out"]
+    lines = [f"<b>Dice</b> {dice}" if dice else "<b>Dice</b> not measured: no held-out cases"]
     if version.lineage.note:
         lines.append(version.lineage.note)
     if version.lineage.verdict:
-        lines.append(f"<b>Why it came into use, or not</b> {version.lineage.verdict}")
+        lines.append(f"<b>Why it became active, or not</b> {version.lineage.verdict}")
     return "<br>".join(lines)

@@ -26,15 +26,14 @@ from napari_fmseg._napari.choosers.image_volumes import cases_of
 from napari_fmseg._napari.choosers.label_pairing import image_of, is_of, labels_for, note_image
 from napari_fmseg._napari.common.dialogs import Question, on_screen
 from napari_fmseg._napari.export.dock import ExportDock
-from napari_fmseg._napari.export.label_origin import origin_of
+from napari_fmseg._napari.export.label_origin import label_map_to_write, origin_of
 from napari_fmseg._napari.layer_transform import geometry_of
 from napari_fmseg._napari.layers import KEY, image_layers, labels_layer
-from napari_fmseg._napari.recovery.autosave_store import Session, abandoned, read, work_of
+from napari_fmseg._napari.recovery.autosave_store import Session, list_abandoned, read, work_of
 from napari_fmseg._napari.results.class_table import ML, NAME, VOXELS
 from napari_fmseg._napari.results.lesion_table import LesionDialog
 from napari_fmseg._napari.segment.dock import SegmentDock
 from napari_fmseg._napari.teach.dock import TeachDock
-from napari_fmseg._napari.writer import filed_labels
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.events import StageResult
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
@@ -332,9 +331,9 @@ def test_why_here_asks_about_the_images_that_the_labels_were_made_on(docks: Any,
     chooser = dock.choices.channels.choosers[0]
     chooser.setCurrentText("pet of A")
     dock.viewer.layers.selection.active = dock.viewer.layers["pet of B"]
-    assert "the model will run on “ct of A” and “pet of A”" in dock.doubts.text()
+    assert "the model will run on “ct of A” and “pet of A”" in dock.warnings.text()
     dock.viewer.layers.selection.active = dock.viewer.layers["pet of A"]
-    assert "will run on" not in dock.doubts.text()
+    assert "will run on" not in dock.warnings.text()
     run(qtbot, dock)
     qtbot.waitUntil(lambda: bool(dock.classes.measures), timeout=PATIENCE_MS)
     chooser.setCurrentText("pet of B")  # chosen for the next run
@@ -362,12 +361,12 @@ def test_lesions_are_measured_in_the_labels_own_images_unless_the_user_agrees(
     (dialog,) = dock.findChildren(LesionDialog)
     qtbot.waitUntil(lambda: dialog.found is not None, timeout=PATIENCE_MS)
     assert dialog.image.currentText() == "pet of A"
-    assert dialog.doubt.isHidden()
+    assert dialog.pairing_note.isHidden()
     saved = tmp_path / "l.csv"
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(saved), ""))
     choose(qtbot, dialog.image, "pet of B")
-    qtbot.waitUntil(dialog.doubt.isVisible, timeout=PATIENCE_MS)
-    assert "was made on “pet of A”" in dialog.doubt.text()
+    qtbot.waitUntil(dialog.pairing_note.isVisible, timeout=PATIENCE_MS)
+    assert "was made on “pet of A”" in dialog.pairing_note.text()
     asked = answering(yes=False)
     press(qtbot, dialog.save)
     assert asked == ["Is “pet of B” of the same patient?"]
@@ -391,10 +390,10 @@ def test_export_refers_to_the_scan_that_the_labels_were_made_on_or_says_that_nob
     viewer.layers.selection.active = viewer.layers["B"]
     viewer._new_labels()  # napari's own button
     assert origin_of(viewer.layers["B - Labels"], viewer.layers).source == tmp_path / "B.nii.gz"
-    assert origin_of(viewer.layers["B - Labels"], viewer.layers).doubtful == ()
+    assert origin_of(viewer.layers["B - Labels"], viewer.layers).ambiguous == ()
     unknown = show_labels(viewer, ball(1), "from a file")
     assert dock.layer is unknown
-    assert dock.origin.doubtful == ("A", "B")
+    assert dock.origin.ambiguous == ("A", "B")
     assert dock.origin.source is None
     assert "nothing says on which" in dock.way.what.model().item(4).toolTip()
     viewer.layers.remove("A")
@@ -409,9 +408,9 @@ def test_labels_on_two_scans_of_several_directions_are_not_written_by_guess(dock
     image = show(viewer, oblique, "B")  # in the window the two lie on each other
     painted = viewer.add_labels(np.ones(SHAPE, np.uint8), scale=image.scale, translate=image.translate, units="mm")
     with pytest.raises(GeometryMismatch, match="nothing says"):
-        filed_labels(painted, tuple(viewer.layers))
+        label_map_to_write(painted, tuple(viewer.layers))
     note_image(painted, cases_of(viewer.layers)[1])
-    assert filed_labels(painted, tuple(viewer.layers)).geometry.matches(oblique.geometry, atol_mm=0.01)
+    assert label_map_to_write(painted, tuple(viewer.layers)).geometry.matches(oblique.geometry, atol_mm=0.01)
 
 
 def test_labels_that_were_offered_back_after_a_crash_find_their_image_again(
@@ -426,7 +425,7 @@ def test_labels_that_were_offered_back_after_a_crash_find_their_image_again(
     session.write(session.new_key("painted"), work_of(layer))
     (session.folder / "session.json").write_text('{"pid": 1, "started": 0, "host": "elsewhere"}')
     os.utime(session.folder / "session.json", (0, 0))
-    [save] = abandoned([tmp_path / "recovery"])
+    [save] = list_abandoned([tmp_path / "recovery"])
     again = make_napari_viewer()
     for name in ("B", "A"):
         show(again, scan(ord(name)), name, source=str(tmp_path / f"{name}.nii.gz"))
@@ -496,7 +495,7 @@ def test_without_a_spacing_no_ml_is_told_anywhere(
     dock, export = docks(SegmentDock, engine), docks(ExportDock)
     dock.viewer.add_image(scan(1).data, name="A")
     dock.model.choose("one")
-    assert "not known" in dock.doubts.text()
+    assert "not known" in dock.warnings.text()
     part = dock.choices.options._widgets["min_component_ml"]
     assert not part.native.isEnabled()
     part.value = 3.0  # as it may stand from another image

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("napari")
 from napari.components import ViewerModel
 
-from napari_fmseg._napari.choosers.roi import box_of_shapes, box_of_view, cropped, pasted
+from napari_fmseg._napari.choosers.roi import box_of_shapes, box_of_view, crop_to, paste_into
 from napari_fmseg._napari.layers import image_layers
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
@@ -71,13 +71,13 @@ def test_the_view_gives_the_voxels_it_shows(viewer: ViewerModel) -> None:
 def test_a_part_stays_where_it_is_in_the_patient() -> None:
     volume = Volume(np.arange(480).reshape(GRID.shape), GRID)
     box = (slice(1, 4), slice(2, 6), slice(3, 9))
-    part = cropped(volume, box)
+    part = crop_to(volume, box)
     for index in np.ndindex(*part.data.shape):
         there = tuple(i + s.start for i, s in zip(index, box, strict=True))
         np.testing.assert_allclose(part.geometry.place(index), GRID.place(there))
         assert part.data[index] == volume.data[there]
     labels = LabelMap(np.ones(part.data.shape, np.uint8), part.geometry, {}, {1: "liver"})
-    whole = pasted(labels, box, volume)
+    whole = paste_into(labels, box, volume)
     assert whole.geometry == GRID
     assert whole.data.sum() == labels.data.size
     assert whole.data[box].all()

@@ -230,6 +230,24 @@ def test_closing_all_jobs_silences_and_ends_them(qtbot: Any) -> None:
     assert not any(h.events or h.ends for h in heard)
 
 
+def test_a_job_that_must_finish_is_carried_to_its_end_by_a_thread_that_the_program_waits_for(qtbot: Any) -> None:
+    go, written = threading.Event(), []
+
+    def make() -> Iterator[Any]:
+        for name in ("liver", "spleen"):
+            yield Warned(name)
+            go.wait(5)
+            written.append(name)
+
+    job = start_job(make, must_finish=True)
+    assert [thread.daemon for thread in job_threads()] == [False]
+    job.cancel()
+    assert not close_all_jobs(0)
+    go.set()
+    assert job.wait(5)
+    assert written == ["liver", "spleen"]
+
+
 def test_the_end_of_its_widget_ends_the_job(qtbot: Any) -> None:
     stop, widget = threading.Event(), QWidget()
 

@@ -17,7 +17,7 @@ from qtpy.QtGui import QShortcut
 from qtpy.QtWidgets import QPushButton
 
 import napari_fmseg
-from napari_fmseg._napari.common.shortcuts import KEYS, bind, taken
+from napari_fmseg._napari.common.shortcuts import KEYS, bind, is_key_in_use
 from napari_fmseg._napari.common.tooltips import EXPORT, SEGMENT
 from napari_fmseg._napari.doctor_dock import DoctorDock
 from napari_fmseg._napari.export.dock import ExportDock
@@ -40,8 +40,8 @@ def shown(make_napari_viewer, qtbot):
 
 def test_no_key_of_ours_is_naparis(shown):
     viewer, _, _ = shown
-    assert [key for key in KEYS.values() if taken(viewer, key)] == []
-    assert taken(viewer, "Ctrl+Alt+P")  # napari's own
+    assert [key for key in KEYS.values() if is_key_in_use(viewer, key)] == []
+    assert is_key_in_use(viewer, "Ctrl+Alt+P")  # napari's own
 
 
 def test_a_key_works_while_another_widget_has_the_focus_and_not_for_a_disabled_button(shown, qtbot):

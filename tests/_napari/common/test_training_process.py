@@ -162,7 +162,7 @@ def test_of_fast_steps_the_mean_loss_is_told_and_the_last_before_anything_else(m
         yield Saved(Path("a"), True)
         yield StepDone("edge", 1, 5, 7.0, 0.1)
 
-    found: list[Any] = list(training_process._thinned(events()))
+    found: list[Any] = list(training_process._thin_steps(events()))
     assert [(type(e), getattr(e, "step", 0)) for e in found] == [
         (StepDone, 1),
         (StepDone, 5),

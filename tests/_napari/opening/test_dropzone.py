@@ -25,6 +25,7 @@ from napari_fmseg._napari.common.dialogs import ErrorDialog  # noqa: E402
 from napari_fmseg._napari.common.viewer_window import window_of  # noqa: E402
 from napari_fmseg._napari.opening import default_reader  # noqa: E402
 from napari_fmseg._napari.opening.dropzone import DropZone, Opening, open_paths  # noqa: E402
+from napari_fmseg._napari.opening.layer_data import layers_of  # noqa: E402
 from napari_fmseg._napari.opening.series_dialog import SeriesChooser, choose  # noqa: E402
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume  # noqa: E402
 from napari_fmseg.io.itk import native_reader  # noqa: E402
@@ -152,6 +153,20 @@ def test_a_broken_file_is_told_and_the_others_still_open(
     assert [layer.name for layer in viewer.layers] == ["good"]
     assert isinstance(errors[0], UnreadableVolume)
     assert "bad.nii.gz" in str(errors[0])
+
+
+def test_an_error_that_nobody_foresaw_names_the_file_and_the_others_still_open(
+    viewer: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_or_raise(path: str, **options: Any) -> Any:
+        return 1 / 0 if "odd" in path else layers_of(path, **options)
+
+    monkeypatch.setattr("napari_fmseg._napari.opening.open_files.layers_of", read_or_raise)
+    errors: list[FmsegError] = []
+    paths = [str(scan(tmp_path / "odd.nrrd")), str(scan(tmp_path / "good.nrrd"))]
+    assert [layer.name for layer in open_paths(viewer, paths, on_error=errors.append)] == ["good"]
+    assert "odd.nrrd could not be read" in str(errors[0])
+    assert "ZeroDivisionError" in str(errors[0])
 
 
 def test_an_error_in_a_window_on_the_screen_stands_in_a_dialog(
@@ -381,7 +396,7 @@ def test_precedence_is_taken_only_with_consent_and_asked_for_once() -> None:
 
     assert default_reader.offer_as_default_reader(None, ask=say(False))
     assert settings() == {}
-    assert default_reader.remembered() is False
+    assert default_reader.earlier_answer() is False
     assert not default_reader.offer_as_default_reader(None, ask=say(True))
     default_reader.forget()
     assert default_reader.offer_as_default_reader(None, ask=say(True))
@@ -424,7 +439,7 @@ def test_the_question_is_a_dialog_that_does_not_block(make_napari_viewer: Callab
     with qtbot.waitSignal(box.finished):
         next(button for button in box.buttons() if button.text().startswith("Yes")).click()
     assert settings()["*.mha"] == "napari-fmseg"
-    assert default_reader.remembered() is True
+    assert default_reader.earlier_answer() is True
     qtbot.wait(20)
 
 

@@ -117,7 +117,7 @@ def test_a_folder_and_start_give_curves_a_sample_the_odd_files_and_a_model(
     names = [layer.name for layer in dock.viewer.layers]
     assert names == ["sample · fused volume", "sample · target", "sample · prediction"]
     assert {layer.data.shape for layer in dock.viewer.layers} == {(16, 20, 20)}
-    steps, losses = dock.plots.loss.values("learning")
+    steps, losses = dock.plots.loss.values("training")
     assert steps[-1] == 6
     assert np.isfinite(losses).all()
     assert dock.plots.loss.values("held out")[0] == dock.plots.dice.values("held-out Dice")[0]
@@ -166,7 +166,7 @@ def test_stop_and_resume(make_dock: Make, qtbot: Any, scans: Path) -> None:
     assert dock.text.text() == "Stopped: step 1 of 40."
     assert "resume it" in dock.start_button.toolTip()
     press(qtbot, dock.resume_button)
-    qtbot.waitUntil(lambda: dock.plots.loss.values("learning")[0] == [1, 7], timeout=60_000)
+    qtbot.waitUntil(lambda: dock.plots.loss.values("training")[0] == [1, 7], timeout=60_000)
     assert len(dock.left_out.texts) == 1  # told twice, shown once
     press(qtbot, dock.stop_button)
     wait(qtbot, dock, "stopped")
@@ -190,7 +190,7 @@ def test_a_killed_process_is_failed_with_resume(make_dock: Make, qtbot: Any, sca
     assert "press Resume" in dock.text.text()
     press(qtbot, dock.resume_button)
     assert dock.error.isHidden()
-    qtbot.waitUntil(lambda: dock.plots.loss.values("learning")[0] == [1, 7], timeout=60_000)
+    qtbot.waitUntil(lambda: dock.plots.loss.values("training")[0] == [1, 7], timeout=60_000)
 
 
 def test_a_run_of_an_earlier_day_can_be_resumed(make_dock: Make, qtbot: Any, scans: Path, tmp_path: Path) -> None:

@@ -31,9 +31,17 @@ from napari_fmseg._napari.common.preferences import Preferences
 from napari_fmseg._napari.layers import geometry_of, labels_layer, labels_of
 from napari_fmseg._napari.recovery import autosave as room
 from napari_fmseg._napari.recovery.autosave import Recovery
-from napari_fmseg._napari.recovery.autosave_store import Autosave, Session, abandoned, delete, read, removed, work_of
+from napari_fmseg._napari.recovery.autosave_store import (
+    Autosave,
+    Session,
+    delete,
+    list_abandoned,
+    list_removed,
+    read,
+    work_of,
+)
 from napari_fmseg._napari.recovery.dialog import RecoveryDialog
-from napari_fmseg._napari.recovery.metadata_json import packed, unpacked
+from napari_fmseg._napari.recovery.metadata_json import from_json, to_json
 from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap
 
@@ -72,7 +80,7 @@ def orphaned(root: Path) -> None:
 def test_metadata_survives_as_json():
     facts = {"shape": (1, 2), 3: [None, True, 1.5], "array": np.arange(4, dtype="u2"), "path": Path("a/b"),
              "bytes": b"\0\1", "file": sys.stdout, "nested": {"x": np.float32(2)}}  # fmt: skip
-    back = unpacked(json.loads(json.dumps(packed(facts))))
+    back = from_json(json.loads(json.dumps(to_json(facts))))
     assert back.pop("array").tolist() == [0, 1, 2, 3]
     assert back == {"shape": (1, 2), 3: [None, True, 1.5], "path": Path("a/b"), "bytes": b"\0\1", "nested": {"x": 2.0}}
 
@@ -83,7 +91,7 @@ def test_a_copy_makes_the_same_layer_again_and_its_file_is_useful_by_itself(root
     session = Session(root)
     assert session.write(session.new_key(layer.name), work_of(layer))
     orphaned(root)
-    [save] = abandoned([root])
+    [save] = list_abandoned([root])
     assert (save.name, save.shape) == (layer.name, layer.data.shape)
     assert time.time() - save.saved_at < 60
 
@@ -111,7 +119,7 @@ def test_labels_with_other_than_three_axes_are_copied_too(root, shape):
     session = Session(root)
     session.write("cells-1", work_of(layer))
     orphaned(root)
-    [save] = abandoned([root])
+    [save] = list_abandoned([root])
     data, options, _ = read(save)
     np.testing.assert_array_equal(Labels(data, **options).data, layer.data)
 
@@ -130,14 +138,14 @@ def test_unchanged_voxels_are_not_written_again_and_one_whole_copy_remains(root)
 def test_what_a_running_napari_writes_is_not_offered_and_what_is_broken_neither(root):
     session = Session(root)
     session.write("a-1", work_of(turned_layer()))
-    assert abandoned([root]) == []
+    assert list_abandoned([root]) == []
     session.write("b-1", work_of(turned_layer("b")))
     orphaned(root)
     next(root.glob("*/b-1.*.nii.gz")).unlink()
-    [save] = abandoned([root])
+    [save] = list_abandoned([root])
     assert save.name == "liver & kidney"
     delete(save)
-    assert abandoned([root]) == []
+    assert list_abandoned([root]) == []
     assert list(root.iterdir()) == []
 
 
@@ -146,11 +154,11 @@ def test_another_machines_folder_counts_as_in_use_while_it_gives_signs_of_life(r
     session.write("a-1", work_of(turned_layer()))
     sheet = session.folder / "session.json"
     sheet.write_text(json.dumps({**json.loads(sheet.read_text()), "host": "elsewhere"}))
-    assert abandoned([root]) == []
+    assert list_abandoned([root]) == []
     os.utime(sheet, (time.time() - 600,) * 2)
-    assert len(abandoned([root])) == 1
+    assert len(list_abandoned([root])) == 1
     session.beat()
-    assert abandoned([root]) == []
+    assert list_abandoned([root]) == []
 
 
 def test_a_damaged_copy_says_so(root):
@@ -158,7 +166,7 @@ def test_a_damaged_copy_says_so(root):
     session.write("a-1", work_of(turned_layer()))
     orphaned(root)
     next(root.glob("*/*.nii.gz")).write_bytes(b"nothing")
-    [save] = abandoned([root])
+    [save] = list_abandoned([root])
     with pytest.raises(UnreadableVolume, match="cannot be read"):
         read(save)
 
@@ -217,7 +225,7 @@ def test_labels_that_are_safe_elsewhere_or_removed_are_not_kept(watched, qtbot, 
     viewer, layer, recovery = watched
     with qtbot.waitSignal(recovery.saved):
         layer.paint((1, 1, 1), 2)
-    recovery.settled(layer)
+    recovery.mark_saved(layer)
     assert list(root.glob("*/liver*")) == []
     with qtbot.waitSignal(recovery.saved):
         layer.paint((1, 2, 2), 2)
@@ -225,7 +233,7 @@ def test_labels_that_are_safe_elsewhere_or_removed_are_not_kept(watched, qtbot, 
     with qtbot.waitSignal(recovery.retired):
         viewer.layers.remove(layer)
     assert list(root.glob("*/liver*")) == []
-    assert [save.name for save in removed([root.parent / "removed"])] == [layer.name]
+    assert [save.name for save in list_removed([root.parent / "removed"])] == [layer.name]
 
 
 def test_switched_off_nothing_is_copied(watched, qtbot, root, monkeypatch):
@@ -312,7 +320,7 @@ def test_closing_the_window_by_hand_leaves_nothing_and_ends_quietly(root, tmp_pa
     assert "Traceback" not in done.stderr
     assert "QThread" not in done.stderr
     assert list(root.iterdir()) == []
-    [save] = removed([root.parent / "removed"])
+    [save] = list_removed([root.parent / "removed"])
     assert {tuple(where) for where in np.argwhere(read(save)[0])} >= {(3, 4, 5), (3, 9, 9)}
 
 
@@ -385,7 +393,7 @@ def test_restore_brings_the_ticked_layers_back_and_copies_them_anew(make_napari_
         assert [x.name for x in viewer.layers] == ["one"]
     assert viewer.layers["one"].data[3, 3, 3] == 2
     assert viewer.layers["one"].get_status((3, 3, 3), world=False)["value"].startswith("2")
-    assert [s.name for s in abandoned([root])] == ["two"]  # "one" is a running napari's now
+    assert [s.name for s in list_abandoned([root])] == ["two"]  # "one" is a running napari's now
     assert len(list(root.glob("*/one*.nii.gz"))) == 1
 
 
@@ -394,7 +402,7 @@ def test_keep_for_later_and_escape_keep_and_delete_asks_first(make_napari_viewer
     viewer = make_napari_viewer(show=True)
     click(qtbot, offered(qtbot, viewer).later_button)
     qtbot.keyClick(offered(qtbot, viewer), Qt.Key.Key_Escape)
-    assert len(abandoned([root])) == 1
+    assert len(list_abandoned([root])) == 1
     dialog = offered(qtbot, viewer)
 
     def answer(button: str) -> None:
@@ -406,10 +414,10 @@ def test_keep_for_later_and_escape_keep_and_delete_asks_first(make_napari_viewer
 
     QTimer.singleShot(0, lambda: answer("no_button"))
     click(qtbot, dialog.delete_button)
-    assert len(abandoned([root])) == 1
+    assert len(list_abandoned([root])) == 1
     QTimer.singleShot(0, lambda: answer("yes_button"))
     click(qtbot, dialog.delete_button)
-    assert abandoned([root]) == []
+    assert list_abandoned([root]) == []
     assert on_screen(RecoveryDialog) is None
     assert len(viewer.layers) == 0
 
@@ -477,7 +485,7 @@ def test_after_kill_9_while_painting_the_labels_come_back_at_most_10_s_old(make_
             while len(log.read_text().splitlines()) < 130 and time.time() < deadline and painter.poll() is None:
                 time.sleep(0.1)
             assert painter.poll() is None, (tmp_path / "errors.txt").read_text()
-            assert abandoned([root]) == []  # not offered while it runs
+            assert list_abandoned([root]) == []  # not offered while it runs
         finally:
             painter.send_signal(signal.SIGKILL)
             painter.wait()

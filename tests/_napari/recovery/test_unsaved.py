@@ -26,7 +26,15 @@ from napari_fmseg._napari.export.dock import ExportDock
 from napari_fmseg._napari.layers import labels_layer
 from napari_fmseg._napari.recovery import autosave as recovery_module
 from napari_fmseg._napari.recovery.autosave import Recovery, show_removed_labels
-from napari_fmseg._napari.recovery.autosave_store import KEPT_DAYS, Session, abandoned, prune, read, removed, work_of
+from napari_fmseg._napari.recovery.autosave_store import (
+    KEPT_DAYS,
+    Session,
+    list_abandoned,
+    list_removed,
+    prune,
+    read,
+    work_of,
+)
 from napari_fmseg._napari.recovery.dialog import RecoveryDialog
 from napari_fmseg._napari.recovery.unsaved import UnsavedDialog
 from napari_fmseg.core.volume import Geometry, LabelMap
@@ -104,7 +112,7 @@ def test_closing_asks_about_painted_labels_and_cancel_leaves_all_as_it_was(viewe
     assert close(qtbot, viewer, "cancel_button") == ["3 layers were painted and not saved"]
     assert viewer.window._qt_window.isVisible()
     assert len(viewer.layers) == 4
-    assert removed([home / "removed"]) == []
+    assert list_removed([home / "removed"]) == []
 
 
 def test_discarded_labels_are_not_offered_as_a_crash_and_can_be_put_back(
@@ -113,8 +121,8 @@ def test_discarded_labels_are_not_offered_as_a_crash_and_can_be_put_back(
     layer = painted(viewer)
     data = np.array(layer.data)
     assert close(qtbot, viewer, "discard_button") == ["1 layer was painted and not saved"]
-    qtbot.waitUntil(lambda: len(removed([home / "removed"])) == 1 and no_thread())
-    assert abandoned([home / "recovery"]) == []
+    qtbot.waitUntil(lambda: len(list_removed([home / "removed"])) == 1 and no_thread())
+    assert list_abandoned([home / "recovery"]) == []
     [folder] = (home / "removed").iterdir()
     assert oct(folder.stat().st_mode)[-3:] == "700"
 
@@ -125,7 +133,7 @@ def test_discarded_labels_are_not_offered_as_a_crash_and_can_be_put_back(
     with qtbot.waitSignal(Recovery.of(again).saved):
         click(qtbot, dialog.restore_button)
     np.testing.assert_array_equal(again.layers["liver"].data, data)
-    assert removed([home / "removed"]) == []
+    assert list_removed([home / "removed"]) == []
 
 
 @pytest.mark.parametrize("names", [("liver",), ("liver", "liver and spleen", "spleen")])
@@ -144,7 +152,7 @@ def test_save_writes_each_layer_to_a_file_and_closes(
     assert written["liver.nii.gz"].shape == SHAPE[::-1]
     assert int((written["liver.nii.gz"] == 1).sum()) == int((shown[0] == 1).sum()) > 0
     qtbot.waitUntil(no_thread)
-    assert removed([home / "removed"]) == []
+    assert list_removed([home / "removed"]) == []
 
 
 def test_what_cannot_be_written_is_told_and_the_window_stays(
@@ -174,7 +182,7 @@ def test_deleting_a_painted_layer_moves_its_autosave_and_the_note_puts_it_back(
         click(qtbot, viewer.window._qt_viewer.layerButtons.deleteButton)
     assert list(viewer.layers) == []
     assert list((home / "recovery").glob("*/liver*")) == []
-    [save] = removed([home / "removed"])
+    [save] = list_removed([home / "removed"])
     np.testing.assert_array_equal(read(save)[0], data)
     note = notification_manager.records[-1]
     assert "liver" in note.message
@@ -184,7 +192,7 @@ def test_deleting_a_painted_layer_moves_its_autosave_and_the_note_puts_it_back(
     with qtbot.waitSignal(recovery.saved):
         put_back()
     np.testing.assert_array_equal(viewer.layers["liver"].data, data)
-    assert removed([home / "removed"]) == []
+    assert list_removed([home / "removed"]) == []
     assert recovery.unsaved == [viewer.layers["liver"]]
     put_back()  # once more: it is there already
     assert len(viewer.layers) == 1
@@ -220,19 +228,19 @@ def test_an_untouched_an_emptied_and_an_exported_layer_are_removed_without_a_wor
     emptied = painted(viewer, "emptied")
     emptied.data_setitem(tuple(np.argwhere(emptied.data).T), 0)
     viewer.add_layer(new_layer("untouched"))
-    Recovery.of(viewer).settled(layer)
+    Recovery.of(viewer).mark_saved(layer)
     viewer.layers.clear()
     qtbot.waitUntil(no_thread)
-    assert removed([home / "removed"]) == []
+    assert list_removed([home / "removed"]) == []
 
 
 def test_labels_that_are_painted_while_they_are_exported_are_not_safe(viewer: Any) -> None:
     recovery, layer = Recovery.of(viewer), painted(viewer)
     edits = recovery.edits_of(layer)
     layer.paint((1, 1, 1), 1)
-    recovery.settled(layer, edits)
+    recovery.mark_saved(layer, edits)
     assert recovery.unsaved == [layer]
-    recovery.settled(layer, recovery.edits_of(layer))
+    recovery.mark_saved(layer, recovery.edits_of(layer))
     assert recovery.unsaved == []
 
 
@@ -252,7 +260,7 @@ def test_without_autosaving_nothing_is_kept_and_the_question_says_so(
     assert "cannot be put back" in dialog.discard_button.toolTip()
     assert close(qtbot, viewer, "discard_button") != []
     qtbot.waitUntil(no_thread)
-    assert removed([home / "removed"]) == []
+    assert list_removed([home / "removed"]) == []
 
 
 def test_removed_labels_are_gone_after_thirty_days_and_nothing_else_is(home: Path, tmp_path: Path) -> None:
@@ -269,10 +277,10 @@ def test_removed_labels_are_gone_after_thirty_days_and_nothing_else_is(home: Pat
     for file in bin_root.glob("*/old*"):
         os.utime(file, (time.time() - (KEPT_DAYS + 1) * 86_400,) * 2)
     prune([bin_root])
-    assert [save.name for save in removed([bin_root])] == ["new"]
+    assert [save.name for save in list_removed([bin_root])] == ["new"]
     assert (elsewhere / "scan.nii.gz").exists()
     prune([bin_root], time.time() + (KEPT_DAYS + 1) * 86_400)
-    assert removed([bin_root]) == []
+    assert list_removed([bin_root]) == []
     assert [path.name for path in bin_root.iterdir()] == ["link"]
 
 

@@ -73,7 +73,7 @@ def test_an_image_that_is_no_volume_is_refused_with_the_reason(
     dock.viewer.add_image(np.zeros(shape, np.uint8), name="photo", **options)
     assert dock.image.currentText() == "No open image is a volume"
     assert reason in dock.bar.run_button.toolTip()
-    assert reason in dock.doubts.text()
+    assert reason in dock.warnings.text()
     assert "photo" in dock.image.toolTip()
     teach = TeachDock(dock.viewer)
     dock.viewer.window.add_dock_widget(teach)
@@ -144,9 +144,9 @@ def test_where_none_fits_or_nothing_is_known_the_reason_is_shown_until_the_user_
     dock = make_dock()
     add_scan(dock.viewer, "foetus", modality="US")
     assert dock.model.list.currentRow() == 0
-    assert "No model here was trained on US" in dock.doubts.text()
+    assert "No model here was trained on US" in dock.warnings.text()
     add_scan(dock.viewer, "unknown")
-    assert "does not state" in dock.doubts.text()
+    assert "does not state" in dock.warnings.text()
     models: QListWidget = dock.model.list
     qtbot.waitUntil(models.isVisible)
     models.scrollToItem(models.item(2))
@@ -154,7 +154,7 @@ def test_where_none_fits_or_nothing_is_known_the_reason_is_shown_until_the_user_
     qtbot.mouseClick(models.viewport(), Qt.MouseButton.LeftButton, pos=spot)
     chosen = dock.model.card
     assert models.currentRow() == 2
-    assert "does not state" not in dock.doubts.text()
+    assert "does not state" not in dock.warnings.text()
     add_scan(dock.viewer, "head", modality="CT" if chosen.modality == "MR" else "MR")
     assert dock.model.card == chosen  # what the user has chosen stays
 

@@ -216,7 +216,7 @@ def test_labels_are_painted_added_learned_from_stopped_and_rolled_back(
     wait(qtbot, dock)
     assert dock.error.error is None
     np.testing.assert_array_equal(read_labels(folder / "labelsTr" / "case-005.nii.gz").data, painted)
-    assert "5 case(s)" in dock.facts.text() or "4 case(s) to learn from, 1 held out" in dock.facts.text()
+    assert "5 case(s)" in dock.facts.text() or "4 case(s) for training, 1 held out" in dock.facts.text()
     assert dock.add.add_button.text() == "Save labels of case-005"
 
     dock.pages.setCurrentIndex(1)
@@ -419,7 +419,7 @@ def test_the_table_sorts_opens_a_case_and_takes_its_correction(make_dock: Any, q
     dock = make_dock(project.folder)
     table = dock.cases.table
     assert "case-006" in dock.cases.next.text()
-    assert "least sure" in dock.cases.next.text()
+    assert "most uncertain" in dock.cases.next.text()
     table.sortItems(3, Qt.SortOrder.DescendingOrder)
     assert [table.item(i, 0).text() for i in range(2)] == ["case-006", "case-005"]
     assert [table.item(i, 1).text() for i in range(4)] == ["● unlabelled"] * 2 + ["● corrected"] * 2
@@ -478,7 +478,7 @@ def test_what_a_model_doubted_comes_hidden_with_its_labels_as_heat_on_the_same_p
         wait(qtbot, dock)
         assert [layer.name for layer in dock.viewer.layers] == [
             "new",
-            "new · unsure",
+            "new · uncertainty",
             "new · predicted, to be corrected",
         ]
         assert [layer.visible for layer in dock.viewer.layers] == [True, False, True]
@@ -718,7 +718,7 @@ def test_why_a_version_is_not_used_is_said_on_both_pages(make_dock: Any, qtbot: 
     kept = add_version(run, tmp_path / "first" / "balls.toml", scores={held: {"ball": 0.8}})
     assert not kept.in_use
     dock = make_dock(folder)
-    assert "version 1 in use, version 2 is not" in dock.facts.text()
+    assert "version 1 active, version 2 is not" in dock.facts.text()
     dock.pages.setCurrentIndex(2)
     box = dock.versions.table.visualItemRect(dock.versions.table.item(0, 0))
     qtbot.mouseClick(dock.versions.table.viewport(), Qt.MouseButton.LeftButton, pos=box.center())
