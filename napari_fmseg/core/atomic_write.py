@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import io
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ from napari_fmseg.core.temporary_files import passing_name, sweep
 __all__ = [
     "as_unwritable",
     "atomic_write",
+    "atomic_write_csv",
     "atomic_write_files",
     "check_folder",
     "check_name",
@@ -129,6 +131,23 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         if raw is not None and raw.trouble is not None and isinstance(error, Exception):
             raise as_unwritable(path, raw.trouble) from error
         raise
+
+
+def atomic_write_csv(path: Path | str, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> Path:
+    """Write a CSV file; one of that name is replaced only when the new one is complete.
+
+    Raises
+    ------
+    UnwritableVolume
+        As `atomic_write`.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    with atomic_write(Path(path)) as file:
+        file.write(text.getvalue().encode())
+    return Path(path)
 
 
 class _Raw(io.FileIO):

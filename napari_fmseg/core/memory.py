@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +57,6 @@ class MemoryWatch:
 
 def free_bytes() -> int:
     """Return how much memory this process could still take: of the machine, its container, and its own limit."""
-    import psutil
-
     limits = [int(psutil.virtual_memory().available)]
     for most, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -75,12 +74,5 @@ def free_bytes() -> int:
 
 
 def _resident_bytes() -> int:
-    """Return the memory that this process holds; 0 where the system does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(ImportError):
-        import psutil
-
-        return int(psutil.Process().memory_info().rss)
-    return 0
+    """Return the memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)

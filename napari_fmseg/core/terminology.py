@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import re
 import tomllib
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from napari_fmseg.core.package import shipped
 from napari_fmseg.core.structuring import structure
 
-__all__ = ["Code", "LabelInfo", "label_info"]
+__all__ = ["Code", "LabelInfo", "class_color", "label_info"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ def label_info(name: str, *, model: str = "") -> LabelInfo:
         if words in names or (words in aliases and info.alias_of in model.lower()):
             return info
     return replace(_GENERAL, title=" ".join(name.split()) or "label")
+
+
+def class_color(label: int) -> tuple[float, float, float]:
+    """Return the colour of a class that has none of its own: neighbours are a golden angle apart on the hue circle."""
+    return colorsys.hsv_to_rgb((0.02 + 0.381966 * (label - 1)) % 1, 0.75, 0.95)
 
 
 def _words(name: str) -> tuple[str, ...]:

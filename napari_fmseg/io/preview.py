@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.core.errors import GeometryMismatch, UnwritableVolume
+from napari_fmseg.core.terminology import class_color
 from napari_fmseg.core.volume import LabelMap, Volume
 
 __all__ = ["preview", "write_preview"]
@@ -70,20 +68,14 @@ def write_preview(volume: Volume, labels: LabelMap, path: Path) -> None:
     UnwritableVolume
         If the file cannot be written.
     """
-    picture = preview(volume, labels)
-    rows, columns, _ = picture.shape
-    lines = np.concatenate([np.zeros((rows, 1), np.uint8), picture.reshape(rows, -1)], axis=1)
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
-    parts = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(lines.tobytes(), 6)), _chunk(b"IEND", b""))
+    from PIL import Image
+
+    picture = Image.fromarray(preview(volume, labels))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        picture.save(path, "PNG")
     except OSError as error:
         raise UnwritableVolume(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def _centre(mask: npt.NDArray[Any]) -> list[int]:
@@ -111,7 +103,7 @@ def _paint(grey: npt.NDArray[np.float32], mask: npt.NDArray[Any], labels: LabelM
         here = mask == value
         padded = np.pad(here, 1)
         inner = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
-        color = np.array(labels.colors.get(int(value)) or colorsys.hsv_to_rgb(0.381966 * int(value) % 1, 0.75, 0.95))
+        color = np.array(labels.colors.get(int(value)) or class_color(int(value)))
         picture[here] = 0.7 * picture[here] + 0.3 * color
         picture[here & ~inner] = color
     return picture

@@ -16,6 +16,7 @@ from typing import Any
 from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import UnknownModel, WeightsMismatch
 from napari_fmseg.core.structuring import Range, is_file_name, read_table, structure, wrong_number
+from napari_fmseg.core.terminology import class_color
 from napari_fmseg.models.folders import _weights_folders
 from napari_fmseg.models.half_precision import HalfPrecision
 
@@ -169,10 +170,8 @@ class ModelCard:
 
     @property
     def colors(self) -> dict[int, tuple[float, float, float]]:
-        """A fixed colour per label, far apart for neighbours: steps of the golden angle around the hue circle."""
-        import colorsys
-
-        return {i: colorsys.hsv_to_rgb((0.02 + 0.381966 * (i - 1)) % 1, 0.75, 0.95) for i in self.labels}
+        """A fixed colour per label, far apart for neighbours."""
+        return {i: class_color(i) for i in self.labels}
 
     @property
     def mean_dice(self) -> float | None:

@@ -16,7 +16,7 @@ from napari_fmseg.core.errors import InvalidRecipe, UnwritableVolume, WeightsMis
 from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.core.structuring import read_table, structure
 from napari_fmseg.datasets.case import Case
-from napari_fmseg.io.file_lock import Busy, locked
+from napari_fmseg.io.file_lock import Busy, hold_lock
 from napari_fmseg.models.convert import read_checkpoint
 from napari_fmseg.training.recipe import Recipe
 
@@ -41,7 +41,7 @@ def hold(folder: Path) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = locked(folder / ".lock")
+        lock = hold_lock(folder / ".lock")
         lock.__enter__()
     except Busy as error:
         raise InvalidRecipe(

@@ -689,8 +689,8 @@ def test_a_file_that_is_refused_keeps_the_process(tmp_path: Path, isolated: None
 
 def test_only_the_plugin_asks_for_a_process_of_its_own() -> None:
     code = (
-        "from napari_fmseg.io.itk import native_reader\nassert not native_reader.is_isolated()\n"
-        "import napari_fmseg._napari\nassert native_reader.is_isolated()"
+        "from napari_fmseg.io.itk import native_reader\nassert not native_reader._isolated\n"
+        "import napari_fmseg._napari\nassert native_reader._isolated"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -18,8 +18,6 @@ from napari_fmseg.io.voxel_values import smallest_integer
 
 __all__ = ["LabelOptions", "Labelled", "labelled_for"]
 
-_OUTSIDE = -1
-
 
 @dataclass(frozen=True)
 class LabelOptions:

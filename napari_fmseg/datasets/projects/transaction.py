@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from napari_fmseg.core.atomic_write import as_unwritable
 from napari_fmseg.core.errors import FmsegError, UnwritableVolume
 from napari_fmseg.core.structuring import read_table, structure
-from napari_fmseg.io.file_lock import Busy, locked
+from napari_fmseg.io.file_lock import Busy, hold_lock
 
 __all__ = ["STATE_DIR", "Transaction", "inside", "recover", "transaction"]
 
@@ -286,7 +286,7 @@ def _flush(path: Path) -> None:
 @contextmanager
 def _locked(folder: Path, patience: float) -> Iterator[None]:
     try:
-        with locked(folder / STATE_DIR / _LOCK, patience):
+        with hold_lock(folder / STATE_DIR / _LOCK, patience):
             yield
     except Busy as error:
         raise Busy(

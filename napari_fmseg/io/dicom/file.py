@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy.typing as npt
 
-from napari_fmseg.core.errors import MissingExtra, UnreadableVolume
+from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.io import damage
 
 if TYPE_CHECKING:
@@ -47,10 +47,8 @@ PIXELS = (
 @contextmanager
 def silence_pydicom() -> Iterator[Any]:
     """Return pydicom, without its many remarks on values that are slightly against the standard."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise MissingExtra("DICOM needs pydicom, which is missing here: pip install pydicom.") from error
+    import pydicom
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield pydicom

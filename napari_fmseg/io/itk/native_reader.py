@@ -27,7 +27,7 @@ import numpy.typing as npt
 from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.core.processes import describe_exit_code, environment, lower_priority
 
-__all__ = ["Parsed", "call", "each", "is_isolated", "isolate", "main"]
+__all__ = ["Parsed", "call", "each", "isolate", "main"]
 
 _COMMAND = [sys.executable, "-P", "-m", "napari_fmseg.io.itk.native_reader"]
 _IDLE_S = 300.0
@@ -120,11 +120,6 @@ def _end_with_us() -> None:
     child, _child = _child, None
     if child is not None:
         child.end()
-
-
-def is_isolated() -> bool:
-    """Return whether files are parsed in a process of its own."""
-    return _isolated
 
 
 def call(parser: str, path: Path, detail: str = "") -> Parsed:
