@@ -11,7 +11,7 @@ __all__ = ["keep_freed_memory", "trim_heap"]
 
 @cache
 def keep_freed_memory() -> bool:
-    """Return the C library to keep freed memory, for the whole process; once is enough.
+    """Make the C library keep freed memory, for the whole process; once is enough.
 
     Large tensors are otherwise mapped and unmapped at every layer, and the page faults cost as much as the arithmetic.
     The process holds on to its peak until `trim_heap`.
@@ -33,7 +33,7 @@ def keep_freed_memory() -> bool:
 
 
 def trim_heap() -> bool:
-    """Return freed memory back to the system, after a run; says whether it could."""
+    """Return freed memory to the system after a run, and whether that was possible."""
     if platform.libc_ver()[0] != "glibc":
         return False
     try:

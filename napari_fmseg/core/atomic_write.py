@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, then renamed."""
+"""Atomic writing: a file is written beside its place, then renamed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def as_unwritable(path: Path, error: OSError) -> UnwritableVolume:
-    """Turn trouble with the file system at `path` into what the user can do about it."""
+    """Turn an error of the file system at `path` into one that states what the user can do about it."""
     if is_full(error):
         trouble = UnwritableVolume(
             f"{path.name} was not written: the disk or quota at {path.parent} is full. "
@@ -57,7 +57,7 @@ def as_unwritable(path: Path, error: OSError) -> UnwritableVolume:
 
 
 def check_folder(path: Path) -> list[Path]:
-    """Make the folder of `path` where it is missing, and return the folders that were made.
+    """Create the folder of `path` where it is missing, and return the folders that were created.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def check_name(path: Path) -> None:
 
 
 def remove_folders(folders: list[Path]) -> None:
-    """Accept back the folders that `check_folder` made, as far as they are still empty."""
+    """Remove the folders that `check_folder` created, as far as they are still empty."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
@@ -105,9 +105,9 @@ def remove_folders(folders: list[Path]) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Return a file to write to, which becomes `path` when the block ends and vanishes when it fails.
+    """Yield a file to write to, which becomes `path` when the block ends and vanishes when it fails.
 
-    Missing folders are made, and removed again on failure: hours of work must not be lost for want of one.
+    Missing folders are created, and removed again on failure.
 
     Raises
     ------
@@ -165,7 +165,7 @@ class _Raw(io.FileIO):
 
 @contextmanager
 def atomic_write_files(folder: Path) -> Iterator[Path]:
-    """Return an empty folder whose files move into `folder` when the block ends, and vanish when it fails.
+    """Yield an empty folder whose files move into `folder` when the block ends, and vanish when it fails.
 
     Raises
     ------

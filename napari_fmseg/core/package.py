@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["__version__", "import_root", "shipped"]
+__all__ = ["__version__", "data_folder", "import_root"]
 
 __version__ = "0.2.0"
 _PACKAGE = Path(__file__).parents[1]
@@ -15,7 +15,7 @@ def import_root() -> Path:
     return _PACKAGE.parent
 
 
-def shipped(name: str) -> Path:
+def data_folder(name: str) -> Path:
     """Return the folder `name` (``"resources"``, ``"weights"``) of the installed package, or of a checkout run in
     place.
     """

@@ -127,7 +127,7 @@ class Geometry:
         z, y, x = (stop - start for start, stop, _ in bounds)
         return Geometry((z, y, x), affine)
 
-    def resized(self, shape: tuple[int, int, int]) -> Geometry:
+    def resize(self, shape: tuple[int, int, int]) -> Geometry:
         """Return the grid with `shape` voxels that fills the same field of view, edge to edge."""
         factor = np.array(self.shape) / np.array(shape)
         affine = self.affine.copy()
@@ -163,7 +163,7 @@ class Geometry:
         return bool(np.abs(self.place(corners) - other.place(corners)).max() <= atol_mm)
 
     def __eq__(self, other: object) -> bool:
-        """Return the equal shape and equal affine, to the last bit."""
+        """Return whether shape and affine are equal, to the last bit."""
         if not isinstance(other, Geometry):
             return NotImplemented
         return self.shape == other.shape and np.array_equal(self.affine, other.affine)

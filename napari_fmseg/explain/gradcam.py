@@ -190,13 +190,13 @@ def _looking_closely(volume: Volume, model: Model, asked: Box | None) -> _Questi
     body = body_box(image, settings)
     image, geometry = crop_array(image, body), native.crop(body)
     x = consensus_input(image, settings, intensity)[None]
-    coarse = _Question(nets["consensus"], (x,), geometry.resized(settings.consensus_grid), asked, volume.geometry)
+    coarse = _Question(nets["consensus"], (x,), geometry.resize(settings.consensus_grid), asked, volume.geometry)
     if "attention" not in nets:
         return coarse
     _, attention, box = attention_roi(nets["consensus"](x)[0], geometry.shape, settings)
     spans = [(s.start, s.stop) for s in box]
     x, a = attention_input(image, attention, spans, settings, intensity)
-    grid = geometry.crop(box).resized(settings.attention_grid)
+    grid = geometry.crop(box).resize(settings.attention_grid)
     close = _Question(nets["attention"], (x[None], a[None]), grid, asked, volume.geometry)
     return close if asked is None or close.region is not None else coarse
 
@@ -212,7 +212,7 @@ def _in_the_box(volume: Volume, model: Model, asked: Box | None) -> _Question:
     if settings.crop_above is not None:
         box = source.above(settings.crop_above) or box
     seen = network_input(source.read(box, settings.coarse_size), intensity)[None]
-    grid = native.crop(box).resized(settings.coarse_size)
+    grid = native.crop(box).resize(settings.coarse_size)
     coarse = _Question(nets["coarse"], (seen,), grid, asked, volume.geometry)
     if "fine" not in nets:
         return coarse
@@ -221,7 +221,7 @@ def _in_the_box(volume: Volume, model: Model, asked: Box | None) -> _Question:
     found = keep_largest_components(found, settings.coarse_max_components, settings.coarse_min_ml)
     box = box_around(found.data, native, settings.margin_mm, box)
     seen = network_input(source.read(box, settings.fine_size), intensity)[None]
-    fine = _Question(nets["fine"], (seen,), native.crop(box).resized(settings.fine_size), asked, volume.geometry)
+    fine = _Question(nets["fine"], (seen,), native.crop(box).resize(settings.fine_size), asked, volume.geometry)
     return fine if asked is None or fine.region is not None else coarse
 
 

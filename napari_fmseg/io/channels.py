@@ -63,7 +63,7 @@ def read_channels(
 
 
 def differ(one: Geometry, other: Geometry, within_mm: float = APART_MM) -> str:
-    """Return in which way two grids differ; "" if they are one."""
+    """Describe how two grids differ; "" if they are one."""
     if one.shape != other.shape:
         return f"{_sizes(other.shape)} voxels instead of {_sizes(one.shape)}"
     if one.matches(other, atol_mm=within_mm):

@@ -65,7 +65,7 @@ class Export:
 
 
 def export(labels: LabelMap, wanted: Export) -> Iterator[Progress | Warned | Saved]:
-    """Write labels, and tell how far it is; each file appears whole, and closing the iterator leaves none behind.
+    """Write labels and yield progress; each file is written atomically, and closing the iterator leaves none behind.
 
     Yields
     ------
@@ -166,7 +166,7 @@ def _mask(labels: LabelMap, value: int) -> LabelMap:
 
 
 def kind_of(to: Path, fmt: str = "") -> Kind:
-    """Report from the name of a file, or for a folder from the format, what is wanted.
+    """Return the type of export for the name of a file, or for a folder and a format.
 
     Raises
     ------

@@ -55,9 +55,9 @@ def preview(volume: Volume, labels: LabelMap, *, height: int = 384) -> Picture:
         plane = _paint(grey, mask.take(centre[axis], axis), labels)
         rows, columns = (n for i, n in enumerate(pixels) if i != axis)
         upright = plane if axis == 0 else plane[::-1]  # z runs to the head, rows run down
-        planes.append(_stretched(upright, rows, columns))
+        planes.append(_stretch(upright, rows, columns))
     tallest = max(len(plane) for plane in planes)
-    return np.concatenate([_centred(plane, tallest) for plane in planes], axis=1)
+    return np.concatenate([_centre_rows(plane, tallest) for plane in planes], axis=1)
 
 
 def write_preview(volume: Volume, labels: LabelMap, path: Path) -> None:
@@ -79,7 +79,7 @@ def write_preview(volume: Volume, labels: LabelMap, path: Path) -> None:
 
 
 def _centre(mask: npt.NDArray[Any]) -> list[int]:
-    """Return the middle of what is labelled along each axis, by voxels; the middle of the volume where nothing is."""
+    """Return the median index of the labelled voxels along each axis; the volume's centre if there are none."""
     occupied = mask != 0
     if not occupied.any():
         return [n // 2 for n in mask.shape]
@@ -109,14 +109,14 @@ def _paint(grey: npt.NDArray[np.float32], mask: npt.NDArray[Any], labels: LabelM
     return picture
 
 
-def _stretched(plane: npt.NDArray[np.float32], rows: int, columns: int) -> Picture:
+def _stretch(plane: npt.NDArray[np.float32], rows: int, columns: int) -> Picture:
     """Stretch (h, w, 3) in 0..1 to `rows` and `columns`, by nearest neighbours."""
     y = np.arange(rows) * plane.shape[0] // rows
     x = np.arange(columns) * plane.shape[1] // columns
     return np.rint(plane[np.ix_(y, x)] * 255).astype(np.uint8)
 
 
-def _centred(plane: Picture, rows: int) -> Picture:
+def _centre_rows(plane: Picture, rows: int) -> Picture:
     """Fill up with black to `rows`, half above and half below."""
     above = (rows - len(plane)) // 2
     return np.pad(plane, ((above, rows - len(plane) - above), (0, 0), (0, 0)))

@@ -112,7 +112,7 @@ def convert_checkpoint(
     path = Path(path)
     weights = Path(out).with_suffix(".safetensors")
     state, epoch = _state_of(path, read_checkpoint(path))
-    kwargs = _told_by(network, state) | kwargs
+    kwargs = _settings_from_weights(network, state) | kwargs
     net = build(network, **kwargs)
     fresh = _heads_of_other_classes(net, state) if new_heads else ()
     state |= {key: net.state_dict()[key] for key in fresh}
@@ -174,12 +174,12 @@ def _plain_numbers() -> list[Any]:
     return [*((scalar, name) for name in names), np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
 
 
-def _told_by(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what the weights say about the arguments: how EfficientSegmentation's networks are built, how PCT-Net
+def _settings_from_weights(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the network's arguments off the weights: how EfficientSegmentation's networks are built, how PCT-Net
     counts.
     """
     if network in _LADDERS:
-        return _told_by_ladder(network, state)
+        return _settings_from_ladder(network, state)
     import torch
 
     from napari_fmseg.nets.layers.swin import relative_position_index
@@ -191,7 +191,7 @@ def _told_by(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"legacy": True} if torch.equal(legacy, index.long()) else {}
 
 
-def _told_by_ladder(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _settings_from_ladder(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read classes, channels and blocks off the weights of an EfficientSegmentation network; {} if it is none."""
     firsts: dict[int, Tensor] = {}
     for key, value in state.items():

@@ -225,7 +225,7 @@ class CoarseFineSettings:
 
 
 def _settings_from(kind: type[T], card_settings: Mapping[str, Any]) -> T:
-    """Make settings; `half_is_right` of older cards is no longer one (see `ModelCard.half_precision_ok`)."""
+    """Make settings; `half_is_right` of older cards is ignored (see `ModelCard.half_precision_ok`)."""
     return structure(kind, {name: value for name, value in card_settings.items() if name != "half_is_right"})
 
 

@@ -123,7 +123,7 @@ class _Stages:
         several = len(nets) > 1 and self.activation == "sigmoid"  # probabilities, where logits are looked at below
         self.scores = torch.logit(out[0], 1e-6) if several else out[0].float()
         self.choose = label_rule_for(self.activation, self.settings)
-        grid = self.geometry.crop(self.box).resized(size)
+        grid = self.geometry.crop(self.box).resize(size)
         return self._label_map(self.choose(self.scores).cpu().numpy(), grid)
 
     def _called(self, net: nn.Module, x: Tensor) -> Tensor:

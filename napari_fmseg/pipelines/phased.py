@@ -122,7 +122,7 @@ class _Stages:
         self.probabilities = self._predict("consensus", x[None])[0]
         labels = self._array(ARGMAX(self.probabilities))
         seconds = time.perf_counter() - start
-        grid = self.geometry.resized(self.settings.consensus_grid)
+        grid = self.geometry.resize(self.settings.consensus_grid)
         found = bool(labels.any())
         yield StageResult("consensus", self._label_map(labels, grid), seconds, "" if found else "Nothing was found.")
 
@@ -132,7 +132,7 @@ class _Stages:
         assert self.probabilities is not None
         seen, self.attention_map, self.box = attention_roi(self.probabilities, self.geometry.shape, self.settings)
         seconds = time.perf_counter() - start
-        heat = Volume(self.attention_map[0].float().cpu().numpy(), self.geometry.resized(self.settings.consensus_grid))
+        heat = Volume(self.attention_map[0].float().cpu().numpy(), self.geometry.resize(self.settings.consensus_grid))
         yield StageResult("attention map", heat, seconds, "" if seen else "Nothing was found: looking at everything.")
 
         start = time.perf_counter()
@@ -141,7 +141,7 @@ class _Stages:
         self.probabilities = self._predict("attention", x[None], a[None])[0]
         labels = self._array(ARGMAX(self.probabilities))
         seconds = time.perf_counter() - start
-        grid = self.geometry.crop(self.box).resized(self.settings.attention_grid)
+        grid = self.geometry.crop(self.box).resize(self.settings.attention_grid)
         yield StageResult("attention", self._label_map(labels, grid), seconds)
 
     @torch.inference_mode()

@@ -15,8 +15,8 @@ import SimpleITK as sitk
 
 from napari_fmseg._napari.opening.public_samples import (
     PublicSample,
-    cached,
     fetch,
+    find_download,
     list_public_samples,
     read_registry,
     samples_folder,
@@ -109,15 +109,15 @@ def left_behind() -> list[Path]:
 def test_a_download_with_the_right_hash_is_kept(served: tuple[str, bytes, list[str]]) -> None:
     address, content, asked = served
     brain = sample(address, content)
-    assert cached(brain) is None
+    assert find_download(brain) is None
     events = list(fetch(brain))
     assert (events[-1].done, events[-1].total) == (len(content), len(content))
-    path = cached(brain)
+    path = find_download(brain)
     assert path is not None
     assert path.read_bytes() == content
     assert path.is_relative_to(samples_folder())
     path.write_bytes(content[:-1] + b"x")
-    assert cached(brain) is None, "what was changed afterwards is not trusted"
+    assert find_download(brain) is None, "what was changed afterwards is not trusted"
     assert asked == ["/brain.nii.gz"]
 
 

@@ -41,7 +41,7 @@ from napari_fmseg.io.dicom import file
 from napari_fmseg.io.dicom.slices import headers
 from napari_fmseg.io.itk import native_reader
 from napari_fmseg.io.series_previews import preview_series
-from napari_fmseg.io.zip_archive import unzipped
+from napari_fmseg.io.zip_archive import unzip
 from napari_fmseg.pipelines.batch import plan_jobs
 
 SECRET = bytes(range(65, 81))
@@ -273,7 +273,7 @@ def test_a_command_that_is_asked_to_end_leaves_neither_scan_nor_half_a_file(
     scan = zipped(tmp_path / "a.zip", ("a.nii", bytes(1000)))
 
     def run(_: list[str]) -> int:
-        with unzipped(scan), atomic_write(tmp_path / "out" / "result.nii") as file:
+        with unzip(scan), atomic_write(tmp_path / "out" / "result.nii") as file:
             file.write(b"half")
             assert list(temporary.iterdir())
             os.kill(os.getpid(), getattr(signal, name))

@@ -263,7 +263,7 @@ def _let_go(job: Job) -> None:
 
 
 def _ignore() -> None:
-    """The job has gone already."""
+    """Do nothing: the job has gone already."""
 
 
 def _nothing() -> Iterator[Any]:

@@ -21,10 +21,10 @@ from urllib.parse import urlsplit
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress
-from napari_fmseg.core.package import shipped
+from napari_fmseg.core.package import data_folder
 from napari_fmseg.io import suffix_of
 
-__all__ = ["PublicSample", "cached", "fetch", "list_public_samples", "read_registry", "samples_folder"]
+__all__ = ["PublicSample", "fetch", "find_download", "list_public_samples", "read_registry", "samples_folder"]
 
 _CHUNK = 1 << 18
 _TIMEOUT_S = 30
@@ -87,7 +87,7 @@ def list_public_samples() -> tuple[PublicSample, ...]:
         If a registry makes no sense.
     """
     found: dict[str, PublicSample] = {}
-    for path in (_shipped(), samples_folder() / "registry.toml"):
+    for path in (_registry_path(), samples_folder() / "registry.toml"):
         if path.is_file():
             found |= {sample.key: sample for sample in read_registry(path)}
     return tuple(found.values())
@@ -108,7 +108,7 @@ def read_registry(path: Path) -> tuple[PublicSample, ...]:
         raise FmsegError(f"{path} is no registry of samples: {error}. Correct it, or remove it.") from error
 
 
-def cached(sample: PublicSample) -> Path | None:
+def find_download(sample: PublicSample) -> Path | None:
     """Return the file if it was downloaded before and its hash is still right."""
     path = _place(sample)
     try:
@@ -118,7 +118,7 @@ def cached(sample: PublicSample) -> Path | None:
 
 
 def fetch(sample: PublicSample) -> Iterator[Progress]:
-    """Download a sample, after the user agreed; afterwards `cached` gives its place.
+    """Download a sample, after the user agreed; afterwards `find_download` gives its place.
 
     Ending the iterator early ends the download and leaves nothing behind.
 
@@ -172,9 +172,9 @@ def _check(sample: PublicSample, done: int, sha256: str) -> None:
         )
 
 
-def _shipped() -> Path:
+def _registry_path() -> Path:
     """Return the registry of public sample volumes."""
-    return shipped("resources") / "samples" / "registry.toml"
+    return data_folder("resources") / "samples" / "registry.toml"
 
 
 def _sample(entry: Mapping[str, Any]) -> PublicSample:

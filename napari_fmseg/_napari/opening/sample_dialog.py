@@ -22,7 +22,13 @@ from qtpy.QtWidgets import (
 from napari_fmseg._napari.common.tooltips import OPEN
 from napari_fmseg._napari.common.viewer_window import window_of
 from napari_fmseg._napari.opening.open_files import Opening
-from napari_fmseg._napari.opening.public_samples import PublicSample, cached, fetch, list_public_samples, samples_folder
+from napari_fmseg._napari.opening.public_samples import (
+    PublicSample,
+    fetch,
+    find_download,
+    list_public_samples,
+    samples_folder,
+)
 from napari_fmseg.core.errors import FmsegError
 
 __all__ = ["Download", "PublicSamplesDialog", "show_public_samples"]
@@ -79,7 +85,7 @@ class Download(QObject):
 
     def _fetched(self) -> Any:
         try:
-            path = cached(self._sample)
+            path = find_download(self._sample)
             if path is not None:
                 return path
             pieces = fetch(self._sample)
@@ -89,7 +95,7 @@ class Download(QObject):
                     return None
                 with suppress(RuntimeError):
                     self.progressed.emit(round(100 * piece.done / piece.total))
-            return cached(self._sample)
+            return find_download(self._sample)
         except FmsegError as error:
             error.__traceback__ = None  # its frames would keep the dialog alive
             return error

@@ -24,7 +24,7 @@ __all__ = [
     "dataset_of",
     "frames_by_pydicom",
     "header_errors_as_unreadable",
-    "pixels_told",
+    "pixel_errors_as_unreadable",
     "read_whole",
     "silence_pydicom",
     "syntax_of",
@@ -41,12 +41,12 @@ PIXELS = (
     "The pixels of {name} cannot be read: {reason}. "
     "The file was cut short or uses an unusual compression; export the series again, uncompressed."
 )
-"""What is told of pixels that cannot be read."""
+"""Message about pixels that cannot be read."""
 
 
 @contextmanager
 def silence_pydicom() -> Iterator[Any]:
-    """Return pydicom, without its many remarks on values that are slightly against the standard."""
+    """Yield pydicom, without its many warnings about values that are slightly against the standard."""
     import pydicom
 
     with warnings.catch_warnings():
@@ -55,7 +55,7 @@ def silence_pydicom() -> Iterator[Any]:
 
 
 def header_errors_as_unreadable(path: Path) -> AbstractContextManager[None]:
-    """Turn what pydicom raises on a damaged header into a sentence; values are parsed only when asked for."""
+    """Turn what pydicom raises on a damaged header into an UnreadableVolume; values are parsed only when asked for."""
     return damage.header_errors_as_unreadable(
         path, "{name} starts as DICOM, but its header is damaged: {reason}. Copy it again from its source."
     )
@@ -135,8 +135,8 @@ def _is_plain(tags: Dataset) -> bool:
     return syntax is not None and not syntax.is_compressed and "Rows" in tags and "BitsAllocated" in tags
 
 
-def pixels_told(path: Path) -> AbstractContextManager[None]:
-    """Turn what a library raises on damaged pixels into a sentence."""
+def pixel_errors_as_unreadable(path: Path) -> AbstractContextManager[None]:
+    """Turn what a library raises on damaged pixels into an UnreadableVolume."""
     return damage.header_errors_as_unreadable(path, PIXELS)
 
 

@@ -56,7 +56,7 @@ def _starts_with_elements(file: BinaryIO, start: bytes, order: str) -> bool:
 
 
 def _extent(head: bytes, order: str) -> tuple[int, int]:
-    """Return the at which byte of an element its value starts, and how long it is; explicit VR where two letters
+    """Return at which byte of an element its value starts, and how long it is; explicit VR where two letters
     name one.
     """
     kind = head[4:6]

@@ -20,7 +20,7 @@ _CHUNK = 1 << 20
 
 
 def read(path: Path, count: int, kind: np.dtype[Any], *, start: int = 0) -> npt.NDArray[Any]:
-    """Read so many numbers.
+    """Read `count` numbers.
 
     Parameters
     ----------

@@ -170,7 +170,7 @@ def _fill(part: npt.NDArray[Any], path: Path, header: TextHeader) -> None:
         elif _is_binary(header):
             fill(file, part)
         else:
-            part[:] = _written_out(file, part, path)
+            part[:] = _read_text_numbers(file, part, path)
 
 
 def _start(path: Path, n_bytes: int, header: TextHeader) -> int:
@@ -186,7 +186,7 @@ def _start(path: Path, n_bytes: int, header: TextHeader) -> int:
     return header.ends_at if path == header.path and skipped == 0 else start
 
 
-def _written_out(file: IO[bytes], part: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+def _read_text_numbers(file: IO[bytes], part: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     """Return numbers that are written out as text."""
     words = file.read().split()[: part.size]
     try:

@@ -104,7 +104,7 @@ _isolated = False
 
 
 def isolate(wanted: bool = True) -> None:
-    """Parse in a process of its own from now on, or no longer."""
+    """Parse in a separate process from now on, or no longer."""
     global _isolated, _child
     with _turn:
         _isolated = wanted
@@ -214,7 +214,7 @@ def _in_child(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
 
 
 def _answers(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
-    """Request the process, and give its answers; should the caller stop early, the process is ended."""
+    """Send requests to the process and yield its results; if the caller stops early, the process is ended."""
     global _child
     with _turn:
         if _child is None or _child.asker != os.getpid() or _child.popen.poll() is not None:
@@ -223,7 +223,7 @@ def _answers(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
         try:
             _send(child.popen.stdin, {"parser": parser, "paths": [os.fspath(path) for path in paths], "detail": detail})
             for number in range(1, len(paths) + 1):
-                parsed = _received(child.popen.stdout)
+                parsed = _receive(child.popen.stdout)
                 whole = number == len(paths)
                 yield parsed
         except (RuntimeError, UnreadableVolume):  # an answer, too; it waits for the next question
@@ -248,7 +248,7 @@ def _send(pipe: IO[bytes] | None, message: dict[str, Any], voxels: npt.NDArray[A
             part = part[pipe.write(part[: 4 * _PIPE]) or 0 :]
 
 
-def _received(pipe: IO[bytes] | None) -> Parsed:
+def _receive(pipe: IO[bytes] | None) -> Parsed:
     """Wait for one answer.
 
     Raises
