@@ -21,7 +21,7 @@ from napari_fmseg.core.terminology import label_info
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.io.label_classes import class_name, file_stems, present
 
-__all__ = ["MESH_FORMATS", "Mesh", "mesh_of", "meshes", "write_meshes"]
+__all__ = ["MESH_FORMATS", "Mesh", "meshes", "write_meshes"]
 
 MESH_FORMATS = ("stl", "obj", "ply")
 _SLAB_VOXELS = 400_000  # at a time: marching cubes holds Python's lock, and a window must go on moving
@@ -58,24 +58,6 @@ class Mesh:
         return float(np.einsum("ij,ij->i", a, np.cross(b, c)).sum()) / 6000
 
 
-def mesh_of(labels: LabelMap, value: int, *, smooth: bool = True) -> Mesh | None:
-    """Find the surface of one class, or None if it has no voxel.
-
-    Parameters
-    ----------
-    labels
-        On any grid: oblique, flipped and sheared ones too.
-    value
-        The class.
-    smooth
-        Take the steps of the voxels off (Taubin 1995), which keeps the volume.
-    """
-    last: Mesh | None = None
-    for part in _building(labels, value, smooth):
-        last = part if isinstance(part, Mesh) else last
-    return last
-
-
 def write_meshes(labels: LabelMap, path: Path | str, fmt: str = "", *, smooth: bool = True) -> list[Path]:
     """Write the surface of every class that occurs, atomically.
 
@@ -89,7 +71,7 @@ def write_meshes(labels: LabelMap, path: Path | str, fmt: str = "", *, smooth: b
     fmt
         "stl", "obj" or "ply"; needed for a folder.
     smooth
-        See `mesh_of`.
+        Take the steps of the voxels off (Taubin 1995), which keeps the volume.
 
     Returns
     -------
