@@ -1,4 +1,4 @@
-"""What an ended process left half done: unpacked scans and half-written files, named by who made them, swept later.
+"""Temporary files: unpacked scans and half-written files, named by their process, removed after it ended.
 
 A process that is killed cannot tidy up. So whatever it makes for a while carries its mark, the machine and its number,
 and the next one removes what bears the mark of a process that is no more.

@@ -1,4 +1,4 @@
-"""What a class is called, coloured and coded: SNOMED CT for the classes that are known, a general code for others."""
+"""Title, colour and SNOMED CT code of a class; a general code for unknown ones."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ __all__ = ["NO_SPACING", "Box", "Geometry", "LabelMap", "Volume"]
 
 Box = tuple[slice, slice, slice]
 NO_SPACING = "no_spacing"
-"""In a volume's meta, and true, where nobody said how large its voxels are: its mm are pixels, and it has no ml."""
+"""Key in a volume's meta, true if the size of its voxels is unknown: its mm are pixels, and it has no ml."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +210,7 @@ class Volume:
 
     @property
     def has_spacing(self) -> bool:
-        """Whether the size of the voxels is known: without it nothing may be told in mm or ml."""
+        """Whether the size of the voxels is known: without it nothing may be stated in mm or ml."""
         return not self.meta.get(NO_SPACING)
 
     @property

@@ -1,6 +1,6 @@
-"""What a dataset.json may say, by nnU-Net in both of its versions, by the Decathlon and by us: every value is checked.
+"""Fields of dataset.json, as both versions of nnU-Net, the Decathlon and we write them; every value is checked.
 
-Fields that nobody here knows belong to other programs and are passed over.
+Unknown fields belong to other programs and are ignored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The raw layout of nnU-Net: what dataset.json says, and which files belong to which case.
+"""The raw layout of nnU-Net: the content of dataset.json, and the files of each case.
 
 Version 2 is written; the older ways of Version 1 and of the Medical Segmentation Decathlon are read and kept as they
-are: fields that nobody here knows stay in the file.
+are: unknown fields stay in the file.
 """
 
 from __future__ import annotations

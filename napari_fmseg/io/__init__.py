@@ -65,7 +65,7 @@ def read_volume(path: Path | str, *, series: str | None = None, suv: str = "auto
     Raises
     ------
     UnreadableVolume
-        If it is missing, damaged, no volume, or one of several series; the message says what to do.
+        If it is missing, damaged, no volume, or one of several series; the message states what to do.
     NoSuv
         If SUV is required and cannot be computed; names every tag that is missing.
     """

@@ -1,4 +1,4 @@
-"""What libraries raise on damaged files, turned into one sentence at the place where each library is called."""
+"""Exceptions of libraries on damaged files, turned into the package's own at each call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ERRORS: tuple[type[Exception], ...] = (
 )  # fmt: skip
 
 
-_SAID = "{name} is damaged or was cut short: {reason}. Copy it again from its source."
+_DAMAGED = "{name} is damaged or was cut short: {reason}. Copy it again from its source."
 
 
 def library_errors() -> tuple[type[Exception], ...]:
@@ -34,14 +34,14 @@ def library_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def header_errors_as_unreadable(path: Path, said: str = _SAID) -> Iterator[None]:
+def header_errors_as_unreadable(path: Path, message: str = _DAMAGED) -> Iterator[None]:
     """Turn what a library raises on damaged content into an UnreadableVolume.
 
     Parameters
     ----------
     path
         What is read.
-    said
+    message
         What happened and what to do, with ``{name}`` of the file and ``{reason}``, the library's own words.
 
     Raises
@@ -58,9 +58,9 @@ def header_errors_as_unreadable(path: Path, said: str = _SAID) -> Iterator[None]
     except OSError as error:  # libraries raise it for damaged content, too, then without a number of the system
         if error.errno not in (None, errno.EINVAL):
             raise
-        raise _as_unreadable(path, said, error) from error
+        raise _as_unreadable(path, message, error) from error
     except library_errors() as error:
-        raise _as_unreadable(path, said, error) from error
+        raise _as_unreadable(path, message, error) from error
 
 
 @contextmanager
@@ -98,6 +98,6 @@ def access_errors_as_unreadable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _as_unreadable(path: Path, said: str, error: Exception) -> UnreadableVolume:
+def _as_unreadable(path: Path, message: str, error: Exception) -> UnreadableVolume:
     words = (str(error).strip().splitlines() or [""])[-1][:200].rstrip(".") or type(error).__name__
-    return UnreadableVolume(said.format(name=path.name, reason=words))
+    return UnreadableVolume(message.format(name=path.name, reason=words))

@@ -1,4 +1,4 @@
-"""What a path holds: by its suffix, by its first bytes, or, for a folder, by what lies in it."""
+"""Find volumes by suffix, by first bytes or, for a folder, by its content."""
 
 from __future__ import annotations
 

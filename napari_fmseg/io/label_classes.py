@@ -1,4 +1,4 @@
-"""The classes of a label map, one by one: which occur, what their files are called, some of them only."""
+"""The classes of a label map: which occur, names for their files, a selection of them."""
 
 from __future__ import annotations
 

@@ -195,13 +195,13 @@ def _data_offset(header: Any, path: Path) -> int:
         return least
     if not (math.isfinite(offset) and least <= offset < 2**31):
         raise UnreadableVolume(
-            f"{path.name} says that its voxels start at byte {offset:g}. The header is damaged; export it again."
+            f"{path.name} states that its voxels start at byte {offset:g}. The header is damaged; export it again."
         )
     return int(offset)
 
 
 def _check_size(shape: tuple[int, ...], kind: np.dtype[Any], offset: int, path: Path) -> None:
-    """Refuse a header that promises more than the file can hold, before memory is asked for."""
+    """Refuse a header that promises more than the file can hold, before memory is allocated."""
     needed = math.prod(shape) * kind.itemsize + offset
     with path.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"

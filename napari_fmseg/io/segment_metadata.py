@@ -1,4 +1,4 @@
-"""Names and colours of labels, as text that a file format has room for.
+"""Names and colours of labels, as text that a file format can hold.
 
 NRRD and MHA carry the key/value fields of a 3D Slicer segmentation (``Segment0_Name`` and so on). NIfTI carries an
 XML label table in a header extension, in the words of Connectome Workbench that TotalSegmentator uses too.

@@ -1,4 +1,4 @@
-"""What a folder or zip with several volumes offers: enough of each to choose by, with a small picture."""
+"""Previews of the volumes in a folder or zip: enough of each to choose by, with a small picture."""
 
 from __future__ import annotations
 

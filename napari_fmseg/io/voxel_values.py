@@ -1,4 +1,4 @@
-"""Voxel values on their way in: scaled faithfully, made finite, and told about when they look odd."""
+"""Voxel values that were read: rescaled faithfully, made finite, with warnings where they look odd."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _INTEGERS = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int
 
 
 def check_memory(n_bytes: int, path: Path) -> None:
-    """Refuse what this machine has no memory for, before it is asked for.
+    """Refuse what this machine has no memory for, before it is allocated.
 
     Raises
     ------

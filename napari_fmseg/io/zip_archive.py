@@ -21,7 +21,7 @@ __all__ = ["in_zip", "unzip"]
 _MAX_FILES = 200_000
 _CHUNK = 1 << 20
 _NO_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ)
-"""What the system says where a name is too long, or is that of a folder and of a file at once."""
+"""Error numbers of the system for a name that is too long, or is a folder's and a file's at once."""
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def unzip(path: Path) -> Iterator[Path]:
     sweep(place)
     passing = place / passing_name()
     passing.mkdir(mode=0o700)
-    folder = passing / path.name  # so that what is told of it names the zip
+    folder = passing / path.name  # so that errors about it name the zip
     folder.mkdir()
     try:
         with (

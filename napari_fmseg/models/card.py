@@ -1,4 +1,4 @@
-"""Model cards and models: what can be segmented, by which networks, learned from what, and how well.
+"""Model cards: classes, networks, training data and measured accuracy of a model.
 
 A card is a TOML file; the weights of all its networks lie in one safetensors file, each entry prefixed by the
 name of its network (``consensus.encoders.0.weight``). Listing cards needs no torch.

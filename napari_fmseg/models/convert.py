@@ -200,18 +200,18 @@ def _settings_from_ladder(network: str, state: Mapping[str, Tensor]) -> dict[str
             firsts.setdefault(int(level[1]), value)
     if "final.weight" not in state or sorted(firsts) != list(range(len(firsts))) or len(firsts) < 5:
         return {}
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "in_channels": firsts[0].shape[1],
         "n_classes": len(state["final.weight"]) + 1,  # a sigmoid: the background has no channel
         "channels": [len(firsts[level]) for level in sorted(firsts)],
     }
     if "final1.1.weight" in state:
-        told["auxiliary"] = len(state["final1.1.weight"])
+        found["auxiliary"] = len(state["final1.1.weight"])
     if network == "baseunet":
         double = {key.partition(".")[0] for key in state if ".residual_unit_2." in key}
-        return told | {"encoder": 4 if "conv0_0" in double else 2, "decoder": 4 if "conv0_4" in double else 2}
+        return found | {"encoder": 4 if "conv0_0" in double else 2, "decoder": 4 if "conv0_4" in double else 2}
     context = state.get("context_block.conv2_3.conv.weight")
-    return told | {
+    return found | {
         "encoder": _block_of(state, "conv0_0"),
         "decoder": _block_of(state, "conv0_4"),
         "encoder_blocks": [_n_blocks(state, f"conv{level}_0") for level in sorted(firsts)],

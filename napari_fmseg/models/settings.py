@@ -1,4 +1,4 @@
-"""What a model's card and recipe set beside the networks; without torch, so that recipes can be checked."""
+"""Settings of the pipelines in cards and recipes; without torch, so that recipes can be checked quickly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "phased": ("consensus", "attention", "edge"),
     "single": ("net",),
 }
-"""The stages of every pipeline in their order; kept apart from the pipelines, so that a panel can ask without torch."""
+"""The stages of every pipeline in order; here, so that a panel can list them without torch."""
 
 
 _SIZE = Range(1, 4096)
@@ -55,7 +55,7 @@ class PhasedSettings:
         published.
     crop_above
         Look only at the box around all voxels above this normalised intensity (0..1), so that the air around a patient
-        takes no room on the consensus grid. None looks at the whole volume.
+        occupies no voxel of the consensus grid. None looks at the whole volume.
     """
 
     consensus_grid: tuple[int, int, int] = (128, 128, 128)
@@ -176,7 +176,7 @@ class CoarseFineSettings:
         Connected parts up to this many millilitres are removed. Published: 1 and 2 ml, for large organs.
     crop_above
         Look only at the box around all voxels above this intensity as it is stored, so that the air around a patient
-        takes no room on the coarse grid. None looks at the whole volume, as published.
+        occupies no voxel of the coarse grid. None looks at the whole volume, as published.
     """
 
     coarse_size: tuple[int, int, int] = (160, 160, 160)
@@ -234,4 +234,4 @@ SETTINGS: dict[str, type[PhasedSettings] | type[SingleSettings] | type[CoarseFin
     "phased": PhasedSettings,
     "single": SingleSettings,
 }
-"""What the card of a model of each pipeline stores; read them with ``SETTINGS[pipeline].of(card.settings)``."""
+"""The settings class of each pipeline; read them with ``SETTINGS[pipeline].of(card.settings)``."""

@@ -1,4 +1,4 @@
-"""A project as it is on disk: nnU-Net's files, and beside them what is known of each case, its role and its models."""
+"""A project as it is on disk: nnU-Net's files, and beside them the record and role of each case, and the models."""
 
 from __future__ import annotations
 

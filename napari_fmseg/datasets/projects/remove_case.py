@@ -1,4 +1,4 @@
-"""Cases that leave a project, for good or for a while; what was learned from stays recorded as learned from."""
+"""Remove or exclude cases; a case that was used for training stays recorded as such."""
 
 from __future__ import annotations
 

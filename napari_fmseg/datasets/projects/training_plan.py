@@ -1,4 +1,4 @@
-"""What a project hands to the training: who is learned from, who validates, and what is not labelled."""
+"""The training plan of a project: training cases, validation cases, and unlabelled classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 LEAVING = "leaving one out"
 
 
-"""What the progress of trainings for `Plan.folds` is called."""
+"""Stage name in the progress of the trainings of `Plan.folds`."""
 
 
 _MOST_FOLDS = 4

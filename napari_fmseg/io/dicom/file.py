@@ -1,4 +1,4 @@
-"""A DICOM file as pydicom reads it: bounded where it inflates, and with its damage told in a sentence."""
+"""A DICOM file as pydicom reads it: inflation is bounded, and damage becomes an UnreadableVolume."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def silence_pydicom() -> Iterator[Any]:
 
 
 def header_errors_as_unreadable(path: Path) -> AbstractContextManager[None]:
-    """Turn what pydicom raises on a damaged header into an UnreadableVolume; values are parsed only when asked for."""
+    """Turn what pydicom raises on a damaged header into an UnreadableVolume; values are parsed on demand."""
     return damage.header_errors_as_unreadable(
         path, "{name} starts as DICOM, but its header is damaged: {reason}. Copy it again from its source."
     )

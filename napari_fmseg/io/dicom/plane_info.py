@@ -44,7 +44,7 @@ class Slice:
     intercept: float
     order: tuple[float, ...]
     is_plain: bool
-    patient: tuple[bytes, bytes] = field(repr=False)  # id and name as they are written, to tell patients apart
+    patient: tuple[bytes, bytes] = field(repr=False)  # id and name as they are written, to distinguish patients
     frame_of_reference: str
     pixels_at: int
     raw: tuple[int, str] | None = None  # where the voxels start and their type; None if not that simple

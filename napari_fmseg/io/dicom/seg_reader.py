@@ -91,7 +91,7 @@ def read(path: Path) -> LabelMap:
 
 
 def _check_extent(geometry: Geometry, path: Path) -> None:
-    """Refuse a grid that one far plane makes longer than any patient, before memory is asked for."""
+    """Refuse a grid that one far plane makes longer than any patient, before memory is allocated."""
     if geometry.shape[0] > _MOST_PLANES:
         raise UnreadableVolume(
             f"{path.name}: its slices lie up to {geometry.shape[0] * geometry.spacing[0]:,.0f} mm apart, "

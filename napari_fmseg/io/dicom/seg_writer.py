@@ -31,7 +31,7 @@ USE = "Research use only. Not a medical device."
 _COPIED = ("SpecificCharacterSet", "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
            "PatientIdentityRemoved", "DeidentificationMethod", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
            "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
-"""What identifies patient and study, and must be the same in all objects of a study; nothing else goes over."""
+"""Attributes of patient and study that all objects of a study share; nothing else is copied."""
 _PLACING = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "Rows", "Columns",
             "FrameOfReferenceUID", "PositionReferenceIndicator", "PixelSpacing", "SliceThickness",
             "ImageOrientationPatient", "ImagePositionPatient", "NumberOfFrames", "SharedFunctionalGroupsSequence",
@@ -40,7 +40,7 @@ _PLACING = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"
 _EMPTY_IF_MISSING = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
                      "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
 _INTERPRETED = ("PatientName", "ReferringPhysicianName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
-"""What highdicom takes to pieces, and refuses where it breaks the rules; it goes over as it stands."""
+"""Attributes that highdicom parses, and refuses where they break the rules; copied unchanged."""
 _CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "PT": "1.2.840.10008.5.1.4.1.1.128"}
 _SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 

@@ -194,7 +194,7 @@ def _as_unreadable(path: Path, error: Exception) -> UnreadableVolume:
 
 
 def _check_sizes(slices: list[Slice]) -> None:
-    """Refuse files that promise more pixels than they can hold, before memory is asked for."""
+    """Refuse files that promise more pixels than they can hold, before memory is allocated."""
     promised: dict[Path, int] = {}
     for part in slices:
         promised[part.path] = promised.get(part.path, 0) + math.prod(part.shape) * part.bits // 8

@@ -1,4 +1,4 @@
-"""Standardised uptake values (SUV) of PET: what a DICOM series says of dose, weight and time, as one factor per slice.
+"""Standardised uptake values (SUV) of PET: dose, weight and time of a DICOM series, as one factor per slice.
 
 By body weight: SUV = activity (Bq/ml) x weight (g) / dose (Bq), the dose decayed to the time that the activities are
 corrected to. The rules are the vendor-neutral ones of QIBA; tissue is taken as 1 g/ml.
@@ -78,7 +78,7 @@ def suv_factors(slices: Sequence[Dataset]) -> list[float]:
     ------
     NoSuv
         If a tag is missing, empty or zero (all of them are named), if the image was not corrected for attenuation, or
-        if its values are no activities. Nothing of the patient is told.
+        if its values are no activities. Nothing of the patient is stated.
 
     Notes
     -----
@@ -195,7 +195,7 @@ def _dose_at_scan(slices: Sequence[Dataset], facts: _Facts) -> list[float]:
 
 
 def _scan_time(header: Dataset, series: datetime, acquired: list[datetime]) -> datetime:
-    """Return when the scan began: a series that was made by calculation later tells its own time."""
+    """Return when the scan began: a series that was calculated later has a time of its own."""
     earliest = min(acquired)
     if not header.get("AcquisitionDate") and series - earliest > _DAY / 2:
         earliest += _DAY  # the series began before midnight

@@ -75,14 +75,18 @@ def itk_place(path: Path, reader: str) -> Parsed:
     """Parse a file's header with one of SimpleITK's readers: the place, without voxels."""
     import SimpleITK as sitk
 
-    told = sitk.ImageFileReader()
-    told.SetFileName(str(path))
-    told.SetImageIO(reader)
-    told.ReadImageInformation()
-    n = told.GetDimension()
-    direction = np.array(told.GetDirection()).reshape(n, n)
+    fields = sitk.ImageFileReader()
+    fields.SetFileName(str(path))
+    fields.SetImageIO(reader)
+    fields.ReadImageInformation()
+    n = fields.GetDimension()
+    direction = np.array(fields.GetDirection()).reshape(n, n)
     return Parsed(
-        np.empty(0), told.GetNumberOfComponents(), np.array(told.GetSpacing()), direction, np.array(told.GetOrigin())
+        np.empty(0),
+        fields.GetNumberOfComponents(),
+        np.array(fields.GetSpacing()),
+        direction,
+        np.array(fields.GetOrigin()),
     )
 
 
@@ -165,7 +169,7 @@ def _beside_each_other(parser: str, paths: list[Path], detail: str) -> Iterator[
             yield from pool.map(_PARSERS[parser], part, itertools.repeat(detail))
 
 
-# --- the side that asks -----------------------------------------------------------------------------------------
+# --- the side that requests -----------------------------------------------------------------------------------------
 
 
 class _Child:
@@ -254,7 +258,7 @@ def _receive(pipe: IO[bytes] | None) -> Parsed:
     Raises
     ------
     RuntimeError
-        What the parser said.
+        The message of the parser.
     EOFError
         If the process has ended.
     """
@@ -262,21 +266,21 @@ def _receive(pipe: IO[bytes] | None) -> Parsed:
     line = pipe.readline()
     if not line.endswith(b"\n"):
         raise EOFError
-    told = json.loads(line)
-    if "refused" in told:
-        raise UnreadableVolume(told["refused"])
-    if "failed" in told:
-        raise RuntimeError(told["failed"])
-    voxels: npt.NDArray[Any] = np.empty(told["shape"], np.dtype(told["kind"]))
+    fields = json.loads(line)
+    if "refused" in fields:
+        raise UnreadableVolume(fields["refused"])
+    if "failed" in fields:
+        raise RuntimeError(fields["failed"])
+    voxels: npt.NDArray[Any] = np.empty(fields["shape"], np.dtype(fields["kind"]))
     rest = voxels.reshape(-1).view(np.uint8).data if voxels.nbytes else memoryview(b"")
     while rest:
         n = pipe.readinto(rest[: 4 * _PIPE])  # type: ignore[attr-defined]
         if not n:
             raise EOFError
         rest = rest[n:]
-    n_axes = len(told["spacing"])
-    direction = np.array(told["direction"], np.float64).reshape(n_axes, n_axes)
-    return Parsed(voxels, told["n_channels"], np.array(told["spacing"]), direction, np.array(told["origin"]))
+    n_axes = len(fields["spacing"])
+    direction = np.array(fields["direction"], np.float64).reshape(n_axes, n_axes)
+    return Parsed(voxels, fields["n_channels"], np.array(fields["spacing"]), direction, np.array(fields["origin"]))
 
 
 # --- the process ------------------------------------------------------------------------------------------------
@@ -313,9 +317,9 @@ def _serve(asked: dict[str, Any], writing: IO[bytes]) -> None:
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             _send(writing, {"failed": str(error) or type(error).__name__})
             return
-        told = {"shape": parsed.voxels.shape, "kind": parsed.voxels.dtype.str, "n_channels": parsed.n_channels}
+        fields = {"shape": parsed.voxels.shape, "kind": parsed.voxels.dtype.str, "n_channels": parsed.n_channels}
         place = {name: getattr(parsed, name).ravel().tolist() for name in ("spacing", "direction", "origin")}
-        _send(writing, {**told, **place}, parsed.voxels)
+        _send(writing, {**fields, **place}, parsed.voxels)
 
 
 if __name__ == "__main__":

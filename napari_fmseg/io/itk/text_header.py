@@ -1,4 +1,4 @@
-"""The text header of a NRRD or MetaImage: its fields, where it ends, and the files that it says the voxels are in."""
+"""The text header of a NRRD or MetaImage: its fields, where it ends, and the files that hold the voxels."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def read_header(path: Path) -> TextHeader:
     Raises
     ------
     UnreadableVolume
-        If the file is neither, or its header has no end, too many fields, or says one thing twice.
+        If the file is neither, or its header has no end, too many fields, or states a field twice.
     """
     with path.open("rb") as file:
         block = file.read(_CHUNK)
@@ -200,7 +200,7 @@ def check_inside(path: Path, folder: Path, source: Path) -> None:
     folder
         What `source` was unpacked to.
     source
-        What the user is told about.
+        Warnings for the user.
 
     Raises
     ------
