@@ -179,11 +179,11 @@ def plain(path: Path, model: Model, asked: argparse.Namespace, result: Path) -> 
         box = box if inside is None else inside
     coarse = resize(image[(slice(None), *box)], settings.coarse_size)
     logits = model.nets["coarse"](network_input(coarse, intensity)[None])[0]
-    grid = geometry.crop(box).resized(settings.coarse_size)
+    grid = geometry.crop(box).resize(settings.coarse_size)
     found, _ = kept(logits, grid, settings.coarse_max_components, settings.coarse_min_ml)
     box = box_around(found.data, geometry, settings.margin_mm, box)
     logits = model.nets["fine"](network_input(resize(image[(slice(None), *box)], settings.fine_size), intensity)[None])
-    grid = geometry.crop(box).resized(settings.fine_size)
+    grid = geometry.crop(box).resize(settings.fine_size)
     _, logits = kept(logits[0], grid, settings.fine_max_components, settings.fine_min_ml)
     whole = torch.full((len(logits), *geometry.shape), -30.0, device=logits.device)
     if not overlapping:

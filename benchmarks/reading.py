@@ -28,7 +28,7 @@ import pydicom
 import SimpleITK as sitk
 
 from napari_fmseg.core.volume import Geometry, LabelMap
-from napari_fmseg.io import compression, read_labels, read_volume, write_labels
+from napari_fmseg.io import read_labels, read_volume, write_labels
 
 SHAPE = (200, 512, 512)
 SPACING = (2.0, 0.8, 0.8)
@@ -164,8 +164,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "load": [round(part, 1) for part in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("numpy", "nibabel", "SimpleITK", "pydicom")}
-        | {"isal": version("isal") if compression.has_isal() else None},
+        "versions": {name: version(name) for name in ("numpy", "nibabel", "SimpleITK", "pydicom", "isal")},
         "volume": {"shape_zyx": SHAPE, "dtype": "int16", "bytes": int(np.prod(SHAPE)) * 2},
         "file_bytes": sizes,
         "rounds": args.rounds,

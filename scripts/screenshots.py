@@ -285,9 +285,7 @@ def made_up_pet() -> tuple[Any, Any, Any]:
     from napari_fmseg.core.resampling import resample
 
     ct, organs = phantom_ct(SEED, spacing=(3.0, 1.7, 1.7))
-    grid = organs.geometry.resized(
-        (ct.data.shape[0] * 3 // 4, ct.data.shape[1] * 17 // 40, ct.data.shape[2] * 17 // 40)
-    )
+    grid = organs.geometry.resize((ct.data.shape[0] * 3 // 4, ct.data.shape[1] * 17 // 40, ct.data.shape[2] * 17 // 40))
     body = resample(Volume((ct.data > -300).astype(np.float32), ct.geometry), grid).data
     place = resample(organs, grid, order=0).data
     uptake = 0.6 * body + np.choose(place, [0.0, 1.7, 3.5, 1.4, 0.8, 7.0])

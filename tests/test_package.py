@@ -19,9 +19,13 @@ import pytest
 import napari_fmseg
 
 ROOT = Path(__file__).parents[1]
-NAMES_ON_PYPI = {"SimpleITK": "simpleitk", "cc3d": "connected-components-3d", "skimage": "scikit-image"}
+NAMES_ON_PYPI = {
+    "PIL": "pillow",
+    "SimpleITK": "simpleitk",
+    "cc3d": "connected-components-3d",
+    "skimage": "scikit-image",
+}
 HEAVY = ("torch", "monai", "napari", "qtpy", "PyQt6", "PySide6", "magicgui", "superqt", "SimpleITK", "scipy", "skimage")
-LOADED_BY_NAME = {"isal"}
 LOOK = """
 import json, sys
 from importlib.metadata import entry_points
@@ -162,7 +166,6 @@ def imported(folder: Path) -> set[str]:
                 roots |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
                 roots.add(node.module.split(".")[0])
-    roots |= LOADED_BY_NAME
     foreign = roots - set(sys.stdlib_module_names) - {"napari_fmseg"}
     return {NAMES_ON_PYPI.get(name, name).lower().replace("_", "-") for name in foreign}
 

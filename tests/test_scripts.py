@@ -29,7 +29,7 @@ def rgb(image) -> np.ndarray:
 
 def test_a_coarse_stage_is_drawn_in_its_place(picture):
     fine = Geometry.from_spacing((20, 40, 40), (2.0, 2.0, 2.0), (5.0, -30.0, 10.0))
-    coarse = fine.resized((5, 10, 10))
+    coarse = fine.resize((5, 10, 10))
     labels = np.zeros(coarse.shape, np.uint8)
     labels[2, 2, 7] = 1  # in front, on the left of the patient: above and right in an axial picture
     stage = LabelMap(labels, coarse, names={1: "spot"}, colors={1: (1.0, 0.0, 0.0)})

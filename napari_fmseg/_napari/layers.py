@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from napari_fmseg._napari.layer_transform import KEY, Frame, fmseg_metadata, geometry_of, has_spacing, place
 from napari_fmseg.core.errors import GeometryMismatch
-from napari_fmseg.core.terminology import label_info
+from napari_fmseg.core.terminology import class_color, label_info
 from napari_fmseg.core.volume import NO_SPACING, Geometry, LabelMap, Volume
 
 __all__ = [
@@ -45,7 +45,6 @@ SUV_WINDOW = (0.0, 7.0)  # as whole-body PET are read
 PET_COLORMAP = "gray_r"  # uptake dark on white
 PET_OVERLAY = {"colormap": "hot", "blending": "additive", "opacity": 0.6}  # no uptake leaves what lies below as it is
 CHANNEL_COLORMAPS = ("gray", "green", "magenta", "cyan", "yellow", "red", "blue")
-GLASBEY_STEP = 0.61803398875  # turns of the hue between two labels without a colour
 
 
 def along(volume: Volume, frame: Geometry) -> Volume:
@@ -252,14 +251,8 @@ def colormap_of(labels: LabelMap) -> dict[int | None, tuple[float, float, float,
         if label not in colors and usual is not None and usual not in colors.values():
             colors[label] = usual
     for label in sorted(({int(v) for v in labels.names} | {int(v) for v in colors}) - {0}):
-        seen[label] = (*colors.get(label, _hue(label)), 1.0)
+        seen[label] = (*colors.get(label, class_color(label)), 1.0)
     return seen
-
-
-def _hue(label: int) -> tuple[float, float, float]:
-    import colorsys
-
-    return colorsys.hsv_to_rgb(label * GLASBEY_STEP % 1, 0.65 if label % 2 else 0.85, 0.95)
 
 
 def voxels_of(layer: Any) -> Any:

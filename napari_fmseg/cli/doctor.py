@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from napari_fmseg.core.errors import DeviceUnavailable, UnknownModel, WeightsMismatch
-from napari_fmseg.core.hardware import CAPABILITY_VARIABLE, _lines, cpu_capability, n_cores, processor_name
+from napari_fmseg.core.hardware import CAPABILITY_VARIABLE, cpu_capability, n_cores, processor_name
 from napari_fmseg.core.package import __version__
 from napari_fmseg.models.card import ModelCard, read_card
 from napari_fmseg.models.folders import user_models_folder
@@ -35,18 +35,15 @@ _PACKAGES = (
     ("SimpleITK", "SimpleITK", "", "NRRD, MHA and DICOM cannot be read"),
     ("nibabel", "nibabel", "", "NIfTI with sheared axes cannot be read"),
     ("safetensors", "safetensors", "", "weights cannot be loaded"),
-    ("isal", "isal", "", "compressed files are read 2 to 9 times slower"),
-    ("cc3d", "connected-components-3d", "", "cleaning a mask takes longer"),
-    ("fill_voids", "fill-voids", "", "filling holes takes longer"),
-    ("psutil", "psutil", "", "peak memory is measured less exactly"),
+    ("isal", "isal", "", "compressed volumes cannot be read"),
+    ("cc3d", "connected-components-3d", "", "masks cannot be cleaned"),
+    ("fill_voids", "fill-voids", "", "holes cannot be filled"),
+    ("psutil", "psutil", "", "memory cannot be measured"),
     ("lightning_fabric", "lightning-fabric", "", "no training"),
-    ("pydicom", "pydicom", "dicom", "DICOM is read without its names and window"),
+    ("pydicom", "pydicom", "", "DICOM cannot be read"),
     ("highdicom", "highdicom", "dicom", "no DICOM segmentations"),
     ("napari", "napari", "all", "no viewer; the command line works"),
 )
-
-
-_REQUIRED = {"SimpleITK", "nibabel", "safetensors"}
 
 
 _QT = (("PyQt6", "PyQt6"), ("PySide6", "PySide6"), ("PyQt5", "PyQt5"))
@@ -198,29 +195,15 @@ def _processor() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    found = _memory_bytes()
-    if found is None:
-        yield Finding("memory", "warn", "the free memory is not known", "pip install psutil")
-        return
-    free, total = found
+    import psutil
+
+    memory = psutil.virtual_memory()
+    free, total = int(memory.available), int(memory.total)
     text = f"{free / _GB:.1f} of {total / _GB:.1f} GB free"
     if free < 4 * _GB:
         yield Finding("memory", "warn", text, "Close other programs: a volume of 512 x 512 x 300 needs up to 4 GB.")
     else:
         yield Finding("memory", "ok", text)
-
-
-def _memory_bytes() -> tuple[int, int] | None:
-    """Free and total bytes of memory."""
-    try:
-        import psutil
-    except ImportError:
-        facts = dict(line.split(":", 1) for line in _lines("/proc/meminfo") if ":" in line)
-        if not {"MemAvailable", "MemTotal"} <= facts.keys():
-            return None
-        return int(facts["MemAvailable"].split()[0]) * 1024, int(facts["MemTotal"].split()[0]) * 1024
-    memory = psutil.virtual_memory()
-    return int(memory.available), int(memory.total)
 
 
 def _disk() -> Iterator[Finding]:
@@ -240,7 +223,7 @@ def _package(module: str, name: str, extra: str, loss: str) -> Finding:
     if importlib.util.find_spec(module) is not None:
         return Finding(module, "ok", _version(name) or "installed")
     fix = f"pip install 'napari-fmseg[{extra}]'" if extra else f"pip install {name}"
-    return Finding(module, "bad" if module in _REQUIRED else "warn", f"not installed: {loss}", fix)
+    return Finding(module, "warn" if extra else "bad", f"not installed: {loss}", fix)
 
 
 def _version(name: str) -> str:

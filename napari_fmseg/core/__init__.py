@@ -1,1 +1,1 @@
-"""What everything stands on: nouns, errors, events, resampling, atomic writes, facts about the machine."""
+"""Foundations: volumes, errors, events, resampling, atomic writing, hardware facts."""

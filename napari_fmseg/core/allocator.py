@@ -49,7 +49,7 @@ def _set_options() -> bool:
 
 
 def trim_heap() -> bool:
-    """Give freed memory back to the system, after a run; return whether it could."""
+    """Return freed memory to the system after a run, and whether that was possible."""
     if platform.libc_ver()[0] != "glibc":
         return False
     try:

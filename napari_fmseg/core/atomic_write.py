@@ -1,13 +1,14 @@
-"""Files that appear whole or not at all: written beside their place, then renamed."""
+"""Atomic writing: a file is written beside its place, then renamed."""
 
 from __future__ import annotations
 
+import csv
 import errno
 import io
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ from napari_fmseg.core.temporary_files import passing_name, sweep
 __all__ = [
     "as_unwritable",
     "atomic_write",
+    "atomic_write_csv",
     "atomic_write_files",
     "check_folder",
     "check_name",
@@ -37,7 +39,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def as_unwritable(path: Path, error: OSError) -> UnwritableVolume:
-    """Turn trouble with the file system at `path` into what the user can do about it."""
+    """Turn an error of the file system at `path` into one that states what the user can do about it."""
     if is_full(error):
         trouble = UnwritableVolume(
             f"{path.name} was not written: the disk or quota at {path.parent} is full. "
@@ -55,7 +57,7 @@ def as_unwritable(path: Path, error: OSError) -> UnwritableVolume:
 
 
 def check_folder(path: Path) -> list[Path]:
-    """Make the folder of `path` where it is missing, and return the folders that were made.
+    """Create the folder of `path` where it is missing, and return the folders that were created.
 
     Raises
     ------
@@ -95,7 +97,7 @@ def check_name(path: Path) -> None:
 
 
 def remove_folders(folders: list[Path]) -> None:
-    """Accept back the folders that `check_folder` made, as far as they are still empty."""
+    """Remove the folders that `check_folder` created, as far as they are still empty."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
@@ -103,9 +105,9 @@ def remove_folders(folders: list[Path]) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Return a file to write to, which becomes `path` when the block ends and vanishes when it fails.
+    """Yield a file to write to, which becomes `path` when the block ends and vanishes when it fails.
 
-    Missing folders are made, and removed again on failure: hours of work must not be lost for want of one.
+    Missing folders are created, and removed again on failure.
 
     Raises
     ------
@@ -131,6 +133,23 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def atomic_write_csv(path: Path | str, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> Path:
+    """Write a CSV file; one of that name is replaced only when the new one is complete.
+
+    Raises
+    ------
+    UnwritableVolume
+        As `atomic_write`.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    with atomic_write(Path(path)) as file:
+        file.write(text.getvalue().encode())
+    return Path(path)
+
+
 class _Raw(io.FileIO):
     """A file that remembers why it could not be written: what writes into it, such as torch, may not pass that on."""
 
@@ -146,7 +165,7 @@ class _Raw(io.FileIO):
 
 @contextmanager
 def atomic_write_files(folder: Path) -> Iterator[Path]:
-    """Return an empty folder whose files move into `folder` when the block ends, and vanish when it fails.
+    """Yield an empty folder whose files move into `folder` when the block ends, and vanish when it fails.
 
     Raises
     ------

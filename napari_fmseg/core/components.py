@@ -1,4 +1,4 @@
-"""Connected parts of label maps."""
+"""Connected components and bounding boxes of label maps."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["components"]
+from napari_fmseg.core.volume import Box
+
+__all__ = ["components", "label_boxes"]
 
 
 def components(data: npt.NDArray[Any], neighbours: int = 26) -> npt.NDArray[Any]:
-    """Number the connected parts of all labels.
+    """Compute the connected components of all labels.
 
     Parameters
     ----------
     data
-        Labels (z, y, x); 0 is background. Parts of different labels never join.
+        Labels (z, y, x); 0 is background. Components of different labels never join.
     neighbours
         26: voxels are connected through faces, edges and corners. 6: through faces only.
 
@@ -25,11 +27,18 @@ def components(data: npt.NDArray[Any], neighbours: int = 26) -> npt.NDArray[Any]
     numpy.ndarray
         (z, y, x) integers: 1 and up without gaps, 0 in the background.
     """
-    data = np.ascontiguousarray(data)
-    try:
-        import cc3d
-    except ImportError:
-        from skimage import measure
+    import cc3d
 
-        return np.asarray(measure.label(data, background=0, connectivity=3 if neighbours == 26 else 1))
-    return np.asarray(cc3d.connected_components(data, connectivity=neighbours))
+    return np.asarray(cc3d.connected_components(np.ascontiguousarray(data), connectivity=neighbours))
+
+
+def label_boxes(data: npt.NDArray[Any]) -> list[tuple[int, Box]]:
+    """Return every label but 0 with its bounding box."""
+    from scipy import ndimage
+
+    if data.min() >= 0 and data.max() < 1 << 16:
+        codes = data.astype(np.uint8) if data.dtype.kind == "b" else data
+        return [(code, box) for code, box in enumerate(ndimage.find_objects(codes), 1) if box is not None]
+    values, inverse = np.unique(data, return_inverse=True)
+    boxes = ndimage.find_objects(inverse.reshape(data.shape) + 1)
+    return [(int(value), box) for value, box in zip(values, boxes, strict=True) if value != 0]

@@ -1,4 +1,4 @@
-"""What can go wrong, by kind of cause.
+"""The exceptions of the package, by cause.
 
 ::
 
@@ -14,7 +14,7 @@
     ├── DeviceUnavailable   a device that this machine does not have
     ├── DeviceMemory        not enough memory, after everything was tried
     ├── MissingExtra        an optional package that is not installed
-    └── Cancelled           what the user asked to stop has stopped
+    └── Cancelled           the user stopped the work
 
 No class derives from RuntimeError: napari's and superqt's generator workers swallow RuntimeError
 silently, and the user would wait for ever.
@@ -40,7 +40,7 @@ __all__ = [
 
 
 class FmsegError(Exception):
-    """Anything that the user can be told in a sentence: what happened, what was expected, what to do.
+    """Any error that is reported to the user: what happened, what was expected, what to do.
 
     Attributes
     ----------
@@ -84,22 +84,22 @@ class LabelsChanged(FmsegError):
 
 
 class DeviceUnavailable(FmsegError):
-    """A device that was asked for and that this machine does not have."""
+    """A requested device that this machine does not have."""
 
     exit_code = 3
 
 
 class DeviceMemory(FmsegError):
-    """Not enough memory; says how much was needed and what was tried."""
+    """Not enough memory; states how much was needed and what was tried."""
 
     exit_code = 3
 
 
 class MissingExtra(FmsegError):
-    """An optional package that is not installed; says which one and how to get it."""
+    """An optional package that is not installed; states which one and how to get it."""
 
     exit_code = 3
 
 
 class Cancelled(FmsegError):
-    """What the user asked to stop has stopped; nothing went wrong, and nothing need be shown."""
+    """The user stopped the work; nothing went wrong, and nothing need be shown."""

@@ -26,14 +26,14 @@ __all__ = [
 
 
 def n_cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def processor_name() -> str:
-    """Return the name of the processor as it calls itself."""
+    """Return the model name of the CPU."""
     for line in _lines("/proc/cpuinfo"):
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -65,7 +65,7 @@ _LIMITS = {
 }
 
 
-"""What torch, oneDNN and MKL are told for each value of the variable."""
+"""Environment variables of torch, oneDNN and MKL for each value of the variable."""
 
 
 def cpu_capability() -> str:
@@ -100,7 +100,7 @@ def apply_cpu_capability() -> None:
 
 
 def wait_asleep() -> None:
-    """Allow the threads of OpenMP sleep while they wait for each other, unless the user has chosen how they wait.
+    """Make the threads of OpenMP sleep while they wait for each other, unless the user has chosen how they wait.
 
     Where other programs run too, waiting awake takes the processor from the very thread that is waited for: the same
     run took several times longer (docs/developers/speed.md). It has an effect only before torch, and with it OpenMP,

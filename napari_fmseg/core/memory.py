@@ -1,12 +1,13 @@
-"""How much memory is free, and the most that this process and its graphics card held while it was watched."""
+"""Free memory, and the peak memory of this process and its GPU."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 if TYPE_CHECKING:
     import torch
@@ -15,12 +16,12 @@ __all__ = ["MemoryWatch", "free_bytes"]
 
 
 class MemoryWatch:
-    """Watches the process's memory from a thread, every few milliseconds; exact on a graphics card.
+    """Measures the process's peak memory from a thread, every few milliseconds; exact on a GPU.
 
     Parameters
     ----------
     device
-        What computes.
+        The device that computes.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,7 +44,7 @@ class MemoryWatch:
             self._peak = max(self._peak, _resident_bytes())
 
     def peak_mb(self) -> tuple[float, float]:
-        """Return most memory of the process and of the card since this was last asked, in MB."""
+        """Return the peak memory of the process and of the GPU since the last call, in MB."""
         peak, self._peak = max(self._peak, _resident_bytes()), 0
         if self._device.type != "cuda":
             return peak / 1e6, 0.0
@@ -55,9 +56,7 @@ class MemoryWatch:
 
 
 def free_bytes() -> int:
-    """Return how much memory this process could still take: of the machine, its container, and its own limit."""
-    import psutil
-
+    """Return how many bytes this process can still allocate, by the machine, its container and its own limit."""
     limits = [int(psutil.virtual_memory().available)]
     for most, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -75,12 +74,5 @@ def free_bytes() -> int:
 
 
 def _resident_bytes() -> int:
-    """Return the memory that this process holds; 0 where the system does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(ImportError):
-        import psutil
-
-        return int(psutil.Process().memory_info().rss)
-    return 0
+    """Return the resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["__version__", "accept_previous_names", "import_root", "shipped"]
+__all__ = ["__version__", "accept_previous_names", "data_folder", "import_root"]
 
 __version__ = "0.2.0"
 _PACKAGE = Path(__file__).parents[1]
@@ -22,7 +22,7 @@ def import_root() -> Path:
     return _PACKAGE.parent
 
 
-def shipped(name: str) -> Path:
+def data_folder(name: str) -> Path:
     """Return the folder `name` (``"resources"``, ``"weights"``) of the installed package, or of a checkout run in
     place.
     """

@@ -318,10 +318,10 @@ def tail_of(errors: IO[bytes], *, lines: int = 8, hide_paths: bool = False) -> s
     errors.seek(max(0, size - _LAST_WORDS))
     text = errors.read().decode(errors="replace").strip()
     text = "\n".join(text.splitlines()[-lines:])
-    return _PATH.sub(_hidden, text) if hide_paths else text
+    return _PATH.sub(_file_name_only, text) if hide_paths else text
 
 
-def _hidden(found: re.Match[str]) -> str:
+def _file_name_only(found: re.Match[str]) -> str:
     name = PurePath(found.group().replace("\\", "/")).name
     return name if name.endswith((".py", ".so", ".dll", ".cpp", ".cu")) else "(a file)"
 

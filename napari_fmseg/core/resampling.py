@@ -103,7 +103,7 @@ def _along(data: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], axis
 
 
 def stack_channels(volumes: Sequence[Volume], names: Sequence[str] = (), *, grid: Geometry | None = None) -> Volume:
-    """Make several volumes of one patient, such as CT and PET, the channels of one.
+    """Stack several volumes of one patient, such as CT and PET, as the channels of one.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def stack_channels(volumes: Sequence[Volume], names: Sequence[str] = (), *, grid
 
 
 def _on(volume: Volume, grid: Geometry, name: str, warnings: list[str]) -> npt.NDArray[Any]:
-    """Return a volume's values on a grid; say so if that took resampling."""
+    """Return a volume's values on a grid, with a warning if that took resampling."""
     data: npt.NDArray[Any] = volume.channels[0]
     if volume.geometry.matches(grid, atol_mm=0.01):
         return data

@@ -30,7 +30,7 @@ _SLAB_VOXELS = 4_000_000
 
 
 def to_tensor(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
-    """Put an array on the device, sharing memory where torch can.
+    """Move an array to the device, sharing memory where torch can.
 
     Unsigned 16 and 32 bit integers, which torch can hardly compute with, become the next larger signed type.
     """
@@ -43,7 +43,7 @@ def to_tensor(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
 
 
 def to_canonical(volume: Volume) -> tuple[np.ndarray, Geometry]:
-    """List the voxels so that z runs to superior, y to posterior and x to left; nothing is interpolated.
+    """Reorder the voxels so that z runs to superior, y to posterior and x to left; nothing is interpolated.
 
     Returns
     -------
@@ -56,15 +56,13 @@ def to_canonical(volume: Volume) -> tuple[np.ndarray, Geometry]:
 
 
 def canonical_view(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Inspect an array (z, y, x) on `geometry` as canonical voxels; what is written to the view is written to the
-    array.
-    """
+    """Return a view of an array (z, y, x) on `geometry` as canonical voxels; writing to it writes to the array."""
     _, order, flips = geometry.canonical()
     return np.flip(array.transpose(order), flips)
 
 
 def from_canonical(data: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """List canonical voxels (z, y, x) in the order of `geometry` again: the inverse of `to_canonical`."""
+    """Reorder canonical voxels (z, y, x) in the order of `geometry` again: the inverse of `to_canonical`."""
     _, order, flips = geometry.canonical()
     return np.ascontiguousarray(np.flip(data, flips).transpose(np.argsort(order)))
 
@@ -139,7 +137,7 @@ def bounding_box(mask: Tensor | np.ndarray) -> Box | None:
 
 
 def box_in(box: Box, shape: Sequence[int], target: Sequence[int]) -> Box:
-    """Carry a box from a grid of `shape` to one of `target` with the same field of view, rounded outwards."""
+    """Map a box from a grid of `shape` to one of `target` with the same field of view, rounded outwards."""
     z, y, x = (
         slice(int(s.start * t // n), int(min(t, -(-s.stop * t // n))))
         for s, n, t in zip(box, shape, target, strict=True)

@@ -75,7 +75,7 @@ def read_table(path: Path, *, toml: bool = False) -> dict[str, Any]:
     OSError
         If it cannot be opened.
     ValueError
-        If it is no file, is too large, is no text, or is not such a table.
+        If it is not a file, is too large, is not text, or is not such a table.
     """
     size = path.stat().st_size
     if not path.is_file() or size > _LARGEST_FILE:
@@ -193,7 +193,7 @@ def structure(
         raise ValueError(f"the field {where}{missing[0]} is missing")
     hints = _hints(kind)  # type: ignore[arg-type]
     how = _How(finite, known_only)
-    return kind(**{name: _fit_value(value, hints[name], where + name, how) for name, value in table.items()})
+    return kind(**{name: _convert(value, hints[name], where + name, how) for name, value in table.items()})
 
 
 def notify_old_spelling(old: str, new: str) -> None:
@@ -238,12 +238,12 @@ class _How:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    """Inspect up the annotations once: a table may hold hundreds of the same kind."""
+    """Return the resolved annotations; cached, since a table may hold hundreds of the same type."""
     return get_type_hints(kind)
 
 
-def _fit_value(value: Any, hint: Any, name: str, how: _How) -> Any:
-    """Return `value` as `hint` wants it."""
+def _convert(value: Any, hint: Any, name: str, how: _How) -> Any:
+    """Convert `value` to the type `hint`."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -259,18 +259,18 @@ def _fit_value(value: Any, hint: Any, name: str, how: _How) -> Any:
         kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
         if len(kinds) == len(value):
             pairs = enumerate(zip(value, kinds, strict=True))
-            return tuple(_fit_value(v, k, f"{name}[{i}]", how) for i, (v, k) in pairs)
+            return tuple(_convert(v, k, f"{name}[{i}]", how) for i, (v, k) in pairs)
     if origin is Mapping and isinstance(value, Mapping):
-        return {_key(k, inner[0], name): _fit_value(v, inner[1], f"{name}.{k}", how) for k, v in value.items()}
+        return {_key(k, inner[0], name): _convert(v, inner[1], f"{name}.{k}", how) for k, v in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
         return structure(hint, value, f"{name}.", finite=how.finite, known_only=how.known_only)
     if hint is Path and isinstance(value, str | Path) and "\0" not in str(value):
         return Path(value)
-    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_expected(hint)}")
+    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_describe(hint)}")
 
 
 def _number(value: int | float, name: str, how: _How) -> int | float:
-    """Refuse what calculations cannot go on with."""
+    """Return a number, or raise ValueError if it is not finite or out of range."""
     if isinstance(value, int) and abs(value) > _LARGEST_INTEGER:
         raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected a number of at most 64 bits")
     if how.finite and not math.isfinite(value):
@@ -279,20 +279,20 @@ def _number(value: int | float, name: str, how: _How) -> int | float:
 
 
 def _one_of(value: Any, kinds: tuple[Any, ...], hint: Any, name: str, how: _How) -> Any:
-    """Return `value` as the first of several kinds that takes it."""
+    """Convert `value` to the first of several types that accepts it."""
     if value is None and type(None) in kinds:
         return None
     kinds = tuple(kind for kind in kinds if kind is not type(None))
     alike = [kind for kind in kinds if _is_table(kind) == isinstance(value, Mapping)]
     alike = [kind for kind in alike if (get_origin(kind) is tuple) == isinstance(value, list | tuple)]
     if len(kinds) == 1 or (len(alike) == 1 and isinstance(value, Mapping | list | tuple)):  # its own message says more
-        return _fit_value(value, (alike or kinds)[0], name, how)
+        return _convert(value, (alike or kinds)[0], name, how)
     for kind in kinds:
         try:
-            return _fit_value(value, kind, name, how)
+            return _convert(value, kind, name, how)
         except ValueError:
             continue
-    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_expected(hint)}")
+    raise ValueError(f"{name} cannot be {_shown.repr(value)}; expected {_describe(hint)}")
 
 
 def _is_table(kind: Any) -> bool:
@@ -300,9 +300,9 @@ def _is_table(kind: Any) -> bool:
 
 
 def _key(key: Any, hint: Any, name: str) -> Any:
-    """Return TOML knows keys of text only."""
+    """Convert a key to the annotated type; TOML has keys of text only."""
     if hint is not int:
-        return _fit_value(key, hint, f"a key of {name}", _How(True, False))
+        return _convert(key, hint, f"a key of {name}", _How(True, False))
     try:
         number = int(key)
     except ValueError as error:
@@ -312,11 +312,11 @@ def _key(key: Any, hint: Any, name: str) -> Any:
     return number
 
 
-def _expected(hint: Any) -> str:
+def _describe(hint: Any) -> str:
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
     origin, inner = get_origin(hint), get_args(hint)
     if origin is tuple:
-        return f"a list of {_expected(inner[0])}" if inner[1:] == (...,) else f"{len(inner)} of {_expected(inner[0])}"
+        return f"a list of {_describe(inner[0])}" if inner[1:] == (...,) else f"{len(inner)} of {_describe(inner[0])}"
     if origin is UnionType:
-        return " or ".join(_expected(kind) for kind in inner if kind is not type(None))
+        return " or ".join(_describe(kind) for kind in inner if kind is not type(None))
     return words.get(hint, "a table")

@@ -1,4 +1,4 @@
-"""What an ended process left half done: unpacked scans and half-written files, named by who made them, swept later.
+"""Temporary files: unpacked scans and half-written files, named by their process, removed after it ended.
 
 A process that is killed cannot tidy up. So whatever it makes for a while carries its mark, the machine and its number,
 and the next one removes what bears the mark of a process that is no more.
@@ -22,12 +22,12 @@ _swept: set[Path] = set()
 
 
 def passing_name() -> str:
-    """Return a new name, without suffix, for what this process makes and removes again."""
+    """Return a new name, without suffix, for a temporary file of this process."""
     return f"fmseg-{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def sweep(folder: Path, *, again: bool = False) -> None:
-    """Remove what ended processes left in a folder, once for each folder unless `again`.
+    """Remove the temporary files that ended processes left in a folder, once for each folder unless `again`.
 
     Only what has a name of `passing_name` is touched, and only if its process ran on this machine and is no more.
     What cannot be removed stays without a word.
@@ -43,7 +43,7 @@ def sweep(folder: Path, *, again: bool = False) -> None:
 
 
 def _machine() -> str:
-    """Report machines, and containers that share a folder, apart: numbers of processes mean something in one only."""
+    """Return an identifier of this machine or container; process ids are unique in one only."""
     space = ""
     with suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
@@ -51,7 +51,7 @@ def _machine() -> str:
 
 
 def _lives(number: int, made: Path) -> bool:
-    """Return whether the process that made something is still there, and is no later one of the same number."""
+    """Return whether the process that created a file is alive, and is not a later one with the same id."""
     if number == os.getpid():
         return True
     import psutil

@@ -1,7 +1,8 @@
-"""What a class is called, coloured and coded: SNOMED CT for the classes that are known, a general code for others."""
+"""Title, colour and SNOMED CT code of a class; a general code for unknown ones."""
 
 from __future__ import annotations
 
+import colorsys
 import re
 import tomllib
 from collections.abc import Mapping
@@ -9,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from napari_fmseg.core.package import shipped
+from napari_fmseg.core.package import data_folder
 from napari_fmseg.core.structuring import structure
 
-__all__ = ["Code", "LabelInfo", "label_info"]
+__all__ = ["Code", "LabelInfo", "class_color", "label_info"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ _GENERAL = LabelInfo("", _TISSUE, _TISSUE, is_known=False)
 
 
 def label_info(name: str, *, model: str = "") -> LabelInfo:
-    """Return what a class is, by its name.
+    """Return colour, code and title of a class, by its name.
 
     Parameters
     ----------
@@ -86,10 +87,15 @@ def label_info(name: str, *, model: str = "") -> LabelInfo:
         For an unknown name the general code "Tissue", the name itself as title, and no colour.
     """
     words = _words(name)
-    for info, names, aliases in _known():
+    for info, names, aliases in _label_table():
         if words in names or (words in aliases and info.alias_of in model.lower()):
             return info
     return replace(_GENERAL, title=" ".join(name.split()) or "label")
+
+
+def class_color(label: int) -> tuple[float, float, float]:
+    """Return the colour of a class that has none of its own: neighbours are a golden angle apart on the hue circle."""
+    return colorsys.hsv_to_rgb((0.02 + 0.381966 * (label - 1)) % 1, 0.75, 0.95)
 
 
 def _words(name: str) -> tuple[str, ...]:
@@ -101,7 +107,7 @@ _Entry = tuple[LabelInfo, frozenset[tuple[str, ...]], frozenset[tuple[str, ...]]
 
 
 @cache
-def _known() -> tuple[_Entry, ...]:
+def _label_table() -> tuple[_Entry, ...]:
     found: list[_Entry] = []
     for path in sorted(_folder().glob("*.toml")):
         tables: Mapping[str, Mapping[str, object]] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -112,4 +118,4 @@ def _known() -> tuple[_Entry, ...]:
 
 
 def _folder() -> Path:
-    return shipped("resources") / "labels"
+    return data_folder("resources") / "labels"

@@ -6,6 +6,7 @@ z, y, x as well, so that index and position never need a reversal. Reading and w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = ["NO_SPACING", "Box", "Geometry", "LabelMap", "Volume"]
 
 Box = tuple[slice, slice, slice]
 NO_SPACING = "no_spacing"
-"""In a volume's meta, and true, where nobody said how large its voxels are: its mm are pixels, and it has no ml."""
+"""Key in a volume's meta, true if the size of its voxels is unknown: its mm are pixels, and it has no ml."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,13 +128,18 @@ class Geometry:
         z, y, x = (stop - start for start, stop, _ in bounds)
         return Geometry((z, y, x), affine)
 
-    def resized(self, shape: tuple[int, int, int]) -> Geometry:
+    def resize(self, shape: tuple[int, int, int]) -> Geometry:
         """Return the grid with `shape` voxels that fills the same field of view, edge to edge."""
         factor = np.array(self.shape) / np.array(shape)
         affine = self.affine.copy()
         affine[:3, :3] = self.affine[:3, :3] * factor
         affine[:3, 3] = self.place((factor - 1) / 2)
         return Geometry(shape, affine)
+
+    def resized(self, shape: tuple[int, int, int]) -> Geometry:
+        """Return what `resize` does; this previous name ends with version 0.3.0."""
+        warnings.warn("Geometry.resized is now Geometry.resize; it ends with 0.3.0.", DeprecationWarning, stacklevel=2)
+        return self.resize(shape)
 
     def canonical(self) -> tuple[Geometry, tuple[int, int, int], tuple[int, ...]]:
         """Return the same voxels listed so that z runs to superior, y to posterior and x to left, as near as they go.
@@ -163,7 +169,7 @@ class Geometry:
         return bool(np.abs(self.place(corners) - other.place(corners)).max() <= atol_mm)
 
     def __eq__(self, other: object) -> bool:
-        """Return the equal shape and equal affine, to the last bit."""
+        """Return whether shape and affine are equal, to the last bit."""
         if not isinstance(other, Geometry):
             return NotImplemented
         return self.shape == other.shape and np.array_equal(self.affine, other.affine)
@@ -210,7 +216,7 @@ class Volume:
 
     @property
     def has_spacing(self) -> bool:
-        """Whether the size of the voxels is known: without it nothing may be told in mm or ml."""
+        """Whether the size of the voxels is known: without it nothing may be stated in mm or ml."""
         return not self.meta.get(NO_SPACING)
 
     @property

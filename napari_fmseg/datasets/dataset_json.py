@@ -1,6 +1,6 @@
-"""What a dataset.json may say, by nnU-Net in both of its versions, by the Decathlon and by us: every value is checked.
+"""Fields of dataset.json, as both versions of nnU-Net, the Decathlon and we write them; every value is checked.
 
-Fields that nobody here knows belong to other programs and are passed over.
+Unknown fields belong to other programs and are ignored.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from napari_fmseg.core.structuring import read_table, structure
 
-__all__ = ["CaseEntry", "DatasetTable", "labels_in", "read_dataset_table", "structured"]
+__all__ = ["CaseEntry", "DatasetTable", "as_dataset_table", "labels_in", "read_dataset_table"]
 
 _LARGEST_LABEL = 65535
 
@@ -61,7 +61,7 @@ class DatasetTable:
 
 
 def read_dataset_table(folder: Path) -> dict[str, Any]:
-    """Read the dataset.json of a folder and check it; gives all of it, as it stands.
+    """Read and check the dataset.json of a folder; unknown fields are kept.
 
     Raises
     ------
@@ -71,11 +71,11 @@ def read_dataset_table(folder: Path) -> dict[str, Any]:
         If it is no table, or one of the known fields cannot be what it is; names it.
     """
     table = read_table(folder / "dataset.json")
-    structured(table)
+    as_dataset_table(table)
     return table
 
 
-def structured(table: Mapping[str, Any]) -> DatasetTable:
+def as_dataset_table(table: Mapping[str, Any]) -> DatasetTable:
     """Return the known fields of a dataset.json.
 
     Raises
@@ -126,7 +126,7 @@ def _label(value: object, key: str) -> int:
 
 
 def _check_name(name: str) -> None:
-    """A case's files are called as the case: its name must not lead elsewhere."""
+    """Refuse a case name that would lead files out of the folder."""
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise ValueError(f"a case cannot be called {name[:80]!r}, which leads out of the folder")

@@ -13,7 +13,7 @@ from pathlib import Path
 from napari_fmseg.core.errors import FmsegError, InvalidRecipe
 from napari_fmseg.datasets.case import IGNORE_NAME, Case, case_from
 from napari_fmseg.datasets.nnunet_json import DatasetInfo, find_cases, read_facts
-from napari_fmseg.datasets.nnunet_raw import cases_of, paired
+from napari_fmseg.datasets.nnunet_raw import cases_of, pair_by_name
 from napari_fmseg.datasets.projects.project import open_project
 from napari_fmseg.datasets.projects.training_plan import training_plan
 from napari_fmseg.io import suffix_of
@@ -87,9 +87,9 @@ def _find(folder: Path, part: str, labels: Path | None) -> tuple[dict[int, str],
     if part not in PARTS:
         raise FmsegError(f"There is no part {part!r} of a folder. Choose one of: {', '.join(PARTS)}.")
     if labels is not None:
-        return {}, _paired(folder, labels)
+        return {}, _cases_in_folders(folder, labels)
     if not (folder / "dataset.json").exists():
-        return {}, [case for pair in _pairs(folder, part) for case in _paired(*pair)]
+        return {}, [case for pair in _pairs(folder, part) for case in _cases_in_folders(*pair)]
     if part == "test":
         return _test_cases(folder)
     if (folder / "fmseg" / "project.json").exists():
@@ -100,7 +100,7 @@ def _find(folder: Path, part: str, labels: Path | None) -> tuple[dict[int, str],
 
 
 def _pairs(folder: Path, part: str) -> list[tuple[Path, Path]]:
-    """Return the folders of images and of labels where no dataset.json tells of parts."""
+    """Return the folders of images and of labels where there is no dataset.json."""
     parts = ("training", "validation") if part == "all" else (part,)
     wanted = [pair for name in parts for pair in _FOLDERS[name]]
     if not any((folder / truths).is_dir() for pairs in _FOLDERS.values() for _, truths in pairs):
@@ -115,8 +115,8 @@ def _of_part(part: str, training: list[Case], validation: list[Case]) -> list[Ca
 def _dataset_cases(folder: Path, part: str) -> tuple[dict[int, str], list[Case]]:
     """Return training or validation cases of a dataset that is no project."""
     facts = read_facts(folder)
-    training, validation = _listed(folder, facts, "training"), _listed(folder, facts, "validation")
-    own = validation or _paired(folder / "imagesVal", folder / "labelsVal")
+    training, validation = _cases_in_list(folder, facts, "training"), _cases_in_list(folder, facts, "validation")
+    own = validation or _cases_in_folders(folder / "imagesVal", folder / "labelsVal")
     try:
         names, learned, held = cases_of(folder)
     except InvalidRecipe:  # nothing to learn from, but perhaps something to measure on
@@ -124,7 +124,7 @@ def _dataset_cases(folder: Path, part: str) -> tuple[dict[int, str], list[Case]]
     if own and not validation:  # every fifth case is held out only where nothing else is
         learned, held = learned + held, own
     known = {_place(path) for case in (*learned, *held) for path in case.images}
-    rest = [case for case in (*training, *_paired(folder / "imagesTr", folder / "labelsTr"))
+    rest = [case for case in (*training, *_cases_in_folders(folder / "imagesTr", folder / "labelsTr"))
             if case.labels is None and _place(case.images[0]) not in known]  # fmt: skip
     rest = list({_place(case.images[0]): case for case in rest}.values())
     return names, _of_part(part, learned, held) + (rest if part != "validation" or not own else [])
@@ -133,10 +133,10 @@ def _dataset_cases(folder: Path, part: str) -> tuple[dict[int, str], list[Case]]
 def _test_cases(folder: Path) -> tuple[dict[int, str], list[Case]]:
     """Return the test cases of a dataset or a project: its own list, else imagesTs with labelsTs."""
     facts = read_facts(folder)
-    pairs = _paired(folder / "imagesTs", folder / "labelsTs") if (folder / "labelsTs").is_dir() else []
+    pairs = _cases_in_folders(folder / "imagesTs", folder / "labelsTs") if (folder / "labelsTs").is_dir() else []
     labels = {_place(case.images[0]): case.labels for case in pairs}
     cases = [case if case.labels else dataclasses.replace(case, labels=labels.get(_place(case.images[0])))
-             for case in _listed(folder, facts, "test")] or pairs  # fmt: skip
+             for case in _cases_in_list(folder, facts, "test")] or pairs  # fmt: skip
     learned = {_place(path) for files in find_cases(folder, facts).values() if files.labels for path in files.images}
     both = [case.name for case in cases if any(_place(path) in learned for path in case.images)]
     if both:
@@ -147,7 +147,7 @@ def _test_cases(folder: Path) -> tuple[dict[int, str], list[Case]]:
     return _names_of(facts), cases
 
 
-def _listed(folder: Path, facts: DatasetInfo, part: str) -> list[Case]:
+def _cases_in_list(folder: Path, facts: DatasetInfo, part: str) -> list[Case]:
     """Return the cases that dataset.json lists for a part; the Decathlon lists tests as bare paths of images."""
     try:
         entries = [{"image": entry} if isinstance(entry, str) and part == "test" else entry
@@ -158,16 +158,16 @@ def _listed(folder: Path, facts: DatasetInfo, part: str) -> list[Case]:
             f"The list {part!r} of {folder / 'dataset.json'} cannot be understood: {error}. Expected entries such as "
             '{"image": "imagesTs/a.nii.gz", "label": "labelsTs/a.nii.gz"}.'
         ) from error
-    return [dataclasses.replace(case, classes=case.classes or facts.told_by(case.name)) for case in cases]
+    return [dataclasses.replace(case, classes=case.classes or facts.classes_of(case.name)) for case in cases]
 
 
 def _names_of(facts: DatasetInfo) -> dict[int, str]:
     return {**facts.labels, **({} if facts.ignore is None else {facts.ignore: IGNORE_NAME})}
 
 
-def _paired(images: Path, labels: Path) -> list[Case]:
+def _cases_in_folders(images: Path, labels: Path) -> list[Case]:
     """Find the cases of two folders, those without labels last."""
-    cases = paired(images, labels)
+    cases = pair_by_name(images, labels)
     known = {path for case in cases for path in case.images}
     rest: dict[str, list[Path]] = {}
     for path in sorted(images.iterdir()) if images.is_dir() else ():

@@ -1,7 +1,7 @@
-"""The raw layout of nnU-Net: what dataset.json says, and which files belong to which case.
+"""The raw layout of nnU-Net: the content of dataset.json, and the files of each case.
 
 Version 2 is written; the older ways of Version 1 and of the Medical Segmentation Decathlon are read and kept as they
-are: fields that nobody here knows stay in the file.
+are: unknown fields stay in the file.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from napari_fmseg.io import suffix_of
 __all__ = [
     "CaseFiles",
     "DatasetInfo",
-    "announced",
+    "add_classes",
     "find_cases",
-    "grown",
     "in_channel_order",
-    "listed",
     "new_table",
     "read_facts",
-    "relisted",
-    "unlisted",
+    "validation_names",
+    "with_case",
+    "with_case_name",
     "with_class_name",
+    "without_case",
 ]
 
 IMAGES, LABELS, UNLABELLED = "imagesTr", "labelsTr", "imagesTs"
@@ -40,7 +40,7 @@ _CHANNEL = re.compile(r"_(\d{4})$")
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What dataset.json says.
+    """Content of dataset.json.
 
     Attributes
     ----------
@@ -67,8 +67,8 @@ class DatasetInfo:
         """Class numbers by name."""
         return {name: value for value, name in self.labels.items()}
 
-    def told_by(self, name: str) -> tuple[str, ...]:
-        """Return the classes that a case was labelled with, where dataset.json says so under ``classes``."""
+    def classes_of(self, name: str) -> tuple[str, ...]:
+        """Return the classes that a case was labelled with, as dataset.json states under ``classes``."""
         said = self.table.get("classes", {})
         classes = said.get(name, ()) if isinstance(said, Mapping) else ()
         return tuple(label for label in self.labels.values() if label in classes)
@@ -116,7 +116,7 @@ def read_facts(folder: Path) -> DatasetInfo:
 
 
 def facts_of(table: Mapping[str, Any], folder: Path) -> DatasetInfo:
-    """Understand a dataset.json that was read from `folder`.
+    """Parse a dataset.json that was read from `folder`.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def _usual_ending(folder: Path) -> str:
     return endings.most_common(1)[0][0] if endings else ".nii.gz"
 
 
-def grown(facts: DatasetInfo, names: tuple[str, ...], *, sparse: bool, folder: Path) -> DatasetInfo:
+def add_classes(facts: DatasetInfo, names: tuple[str, ...], *, sparse: bool, folder: Path) -> DatasetInfo:
     """Add classes, and the ignore label if `sparse`; it always has the highest number, so that classes push it up.
 
     Classes keep their numbers for ever.
@@ -152,8 +152,8 @@ def grown(facts: DatasetInfo, names: tuple[str, ...], *, sparse: bool, folder: P
     return facts_of({**facts.table, "labels": labels}, folder)
 
 
-def announced(table: Mapping[str, Any]) -> set[str]:
-    """Name the cases that the data set itself gives for validation."""
+def validation_names(table: Mapping[str, Any]) -> set[str]:
+    """Return the names of the validation cases that the data set itself states."""
     return {_name_of(entry) for entry in table.get("validation", ()) if _is_case(entry)}
 
 
@@ -165,7 +165,7 @@ def find_cases(folder: Path, facts: DatasetInfo) -> dict[str, CaseFiles]:
     """
     found = {
         name: files
-        for name, files in _listed(folder, facts.table)
+        for name, files in _cases_in_table(folder, facts.table)
         if files.images and all(map(os.path.exists, files.images))  # one of a forbidden length or kind is not there
     }
     seen = {os.path.abspath(path) for files in found.values() for path in files.images}
@@ -181,7 +181,7 @@ def find_cases(folder: Path, facts: DatasetInfo) -> dict[str, CaseFiles]:
     return dict(sorted(found.items()))
 
 
-def _listed(folder: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, CaseFiles]]:
+def _cases_in_table(folder: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, CaseFiles]]:
     for name, entry in _entries_by_name(table).items():
         yield name, _files_of(folder, _images_of(entry), entry.get("label"))
     for part in ("training", "validation", "unlabelled"):
@@ -202,7 +202,7 @@ def _at(folder: Path, path: str) -> Path:
 
 
 def _entries_by_name(table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the list that version 2 may have; elsewhere the word may mean the data set's name."""
+    """Return the table of cases that version 2 may have; elsewhere ``dataset`` may be the data set's name."""
     entries = table.get("dataset")
     return entries if isinstance(entries, Mapping) else {}
 
@@ -243,7 +243,7 @@ def in_channel_order(paths: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(path for _, path in sorted(zip(found, paths, strict=True)))
 
 
-def listed(
+def with_case(
     table: Mapping[str, Any], name: str, images: tuple[str, ...], labels: str | None, n_labelled: int
 ) -> dict[str, Any]:
     """Write a case into dataset.json where that lists its cases, and the number of labelled ones.
@@ -286,8 +286,8 @@ def _with_labels(entry: Mapping[str, Any], labels: str | None) -> Mapping[str, A
     return {**entry, key: labels}
 
 
-def unlisted(table: Mapping[str, Any], name: str, n_labelled: int) -> dict[str, Any]:
-    """Accept a case out of the lists of dataset.json.
+def without_case(table: Mapping[str, Any], name: str, n_labelled: int) -> dict[str, Any]:
+    """Remove a case from the lists of dataset.json.
 
     Parameters
     ----------
@@ -298,12 +298,12 @@ def unlisted(table: Mapping[str, Any], name: str, n_labelled: int) -> dict[str, 
     n_labelled
         How many cases have labels afterwards.
     """
-    new = {**_relisted(table, lambda case, entry: None if case == name else (case, entry)), "numTraining": n_labelled}
-    return new
+    kept = _map_entries(table, lambda case, entry: None if case == name else (case, entry))
+    return {**kept, "numTraining": n_labelled}
 
 
-def relisted(table: Mapping[str, Any], old: str, new: str, moved: Mapping[str, str]) -> dict[str, Any]:
-    """Call a case otherwise in the lists of dataset.json.
+def with_case_name(table: Mapping[str, Any], old: str, new: str, moved: Mapping[str, str]) -> dict[str, Any]:
+    """Rename a case in the lists of dataset.json.
 
     Parameters
     ----------
@@ -315,16 +315,16 @@ def relisted(table: Mapping[str, Any], old: str, new: str, moved: Mapping[str, s
         The new places of files by the old ones, relative to the project.
     """
 
-    def renamed(case: str, entry: Any) -> tuple[str, Any]:
+    def rename(case: str, entry: Any) -> tuple[str, Any]:
         return (new, _with_places(entry, moved)) if case == old else (case, entry)
 
-    return _relisted(table, renamed, new)
+    return _map_entries(table, rename, new)
 
 
-def _relisted(
+def _map_entries(
     table: Mapping[str, Any], change: Callable[[str, Any], tuple[str, Any] | None], case: str = ""
 ) -> dict[str, Any]:
-    """Return every entry of a case to `change`, which gives its new name and content, or None to drop it."""
+    """Pass every entry of a case to `change`, which returns its new name and content, or None to drop it."""
     out = dict(table)
     for part in ("dataset", "classes"):
         if isinstance(table.get(part), Mapping):
@@ -352,7 +352,7 @@ def _with_places(entry: Any, moved: Mapping[str, str]) -> Any:
 
 
 def with_class_name(facts: DatasetInfo, old: str, new: str, folder: Path) -> DatasetInfo:
-    """Call a class otherwise; its number stays."""
+    """Rename a class; its number stays."""
     number = facts.numbers[old]
     labels: dict[str, Any] = {}
     for key, value in facts.table["labels"].items():

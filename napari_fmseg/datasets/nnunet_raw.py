@@ -10,9 +10,9 @@ from pathlib import Path
 
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.datasets.case import IGNORE_NAME, Case, _case_of, _stem
-from napari_fmseg.datasets.dataset_json import CaseEntry, labels_in, read_dataset_table, structured
+from napari_fmseg.datasets.dataset_json import CaseEntry, as_dataset_table, labels_in, read_dataset_table
 
-__all__ = ["cases_of", "paired"]
+__all__ = ["cases_of", "pair_by_name"]
 
 
 def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
@@ -47,7 +47,7 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
 
         return training_and_validation_cases(folder, holdout)
     try:
-        facts = structured(read_dataset_table(folder))
+        facts = as_dataset_table(read_dataset_table(folder))
         if any(isinstance(value, tuple) for value in facts.labels.values()):
             raise ValueError("labels has regions, of several numbers each, which cannot be learned here")
         known, ignore = labels_in(facts.labels)
@@ -60,7 +60,7 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
             f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
         ) from error
     there = listed and all(os.path.exists(c.images[0]) for c in listed)
-    cases = listed if there else paired(folder / "imagesTr", folder / "labelsTr")
+    cases = listed if there else pair_by_name(folder / "imagesTr", folder / "labelsTr")
     cases = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in cases]
     held = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in held]
     cases = [c for c in cases if c.labels is not None]
@@ -86,7 +86,7 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     return labels, cases, held
 
 
-def paired(images: Path, labels: Path) -> list[Case]:
+def pair_by_name(images: Path, labels: Path) -> list[Case]:
     """Find cases whose labels have a file called as their image, or as their images without _0000, _0001...
 
     Parameters

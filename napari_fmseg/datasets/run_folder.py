@@ -13,7 +13,7 @@ from napari_fmseg.core.atomic_write import as_unwritable, atomic_write
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.core.structuring import read_table
-from napari_fmseg.io.file_lock import Busy, locked
+from napari_fmseg.io.file_lock import Busy, hold_lock
 
 __all__ = ["claim_run_folder", "fingerprint"]
 
@@ -73,7 +73,7 @@ def _lock(folder: Path, run: str) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = locked(folder / ".lock")
+        lock = hold_lock(folder / ".lock")
         lock.__enter__()
     except Busy as error:
         raise InvalidRecipe(

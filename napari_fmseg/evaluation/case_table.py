@@ -6,14 +6,12 @@ Med. Image Anal. 82, 2022), in columns that name their units.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from napari_fmseg.core.atomic_write import atomic_write
+from napari_fmseg.core.atomic_write import atomic_write_csv
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.evaluation.metrics import score
@@ -167,13 +165,7 @@ def write_cases(cases: Sequence[CaseScores], path: Path, tolerance_mm: float) ->
     """
     rows = [case.row(tolerance_mm) for case in cases if not case.problem]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _format(value) for name, value in row.items()} for row in rows)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-    return path
+    return atomic_write_csv(path, columns, ([_format(row.get(name, "")) for name in columns] for row in rows))
 
 
 def _format(value: str | float) -> str:

@@ -6,10 +6,8 @@ After every case the tables are written anew, so that a run that was stopped or 
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import os
@@ -23,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from napari_fmseg.core.atomic_write import atomic_write
+from napari_fmseg.core.atomic_write import atomic_write, atomic_write_csv
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Event, Progress, StageResult, Warned
 from napari_fmseg.core.json_values import plain
@@ -348,15 +346,11 @@ def write_csv(rows: Iterable[Row], path: Path, first: str = "case") -> Path:
     first
         What the first column is called.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     columns = (*METRICS, *COSTS)
-    writer.writerow((first, "label", "n", *columns))
-    for row in rows:
-        writer.writerow((row.case, row.label, row.n, *(_cell(row.values.get(column, math.nan)) for column in columns)))
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-    return path
+    cells = (
+        (row.case, row.label, row.n, *(_cell(row.values.get(column, math.nan)) for column in columns)) for row in rows
+    )
+    return atomic_write_csv(path, (first, "label", "n", *columns), cells)
 
 
 def _cell(value: float) -> str:

@@ -6,8 +6,6 @@ figures are given in its own unit, and never called SUV.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.core.atomic_write import atomic_write
-from napari_fmseg.core.components import components
+from napari_fmseg.core.atomic_write import atomic_write_csv
+from napari_fmseg.core.components import components, label_boxes
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 from napari_fmseg.core.volume import Box, LabelMap, Volume
 
@@ -162,7 +160,7 @@ def lesions(
     sphere = _sphere(labels.geometry.affine[:3, :3]) if labels.has_spacing else None
     found = [
         _measure(labels, image, parts, number, box, sphere)
-        for number, box in _boxes(parts)
+        for number, box in label_boxes(parts)
         if kept[number - 1]
     ]  # fmt: skip
     found.sort(key=lambda pair: -pair["voxels"])
@@ -193,12 +191,6 @@ def _check(labels: LabelMap, volume: Volume, min_ml: float, channel: int) -> Non
 def _unit(volume: Volume) -> str:
     unit = str(volume.meta.get("units", ""))
     return "" if unit.lower() in ("", "unknown", "none") else unit
-
-
-def _boxes(parts: npt.NDArray[Any]) -> list[tuple[int, Box]]:
-    from scipy import ndimage
-
-    return [(number, box) for number, box in enumerate(ndimage.find_objects(parts), 1) if box is not None]
 
 
 def _measure(
@@ -271,14 +263,10 @@ def write_lesions(table: LesionTable, path: Path | str) -> Path:
     UnwritableVolume
         If the file cannot be written.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("lesion", "label", "name", "volume_ml", "voxels", *columns(table),
-                     "centroid_x_mm", "centroid_y_mm", "centroid_z_mm"))  # fmt: skip
-    writer.writerows(_rows(table))
-    with atomic_write(Path(path)) as file:
-        file.write(text.getvalue().encode())
-    return Path(path)
+    places = ("centroid_x_mm", "centroid_y_mm", "centroid_z_mm")
+    return atomic_write_csv(
+        path, ("lesion", "label", "name", "volume_ml", "voxels", *columns(table), *places), _rows(table)
+    )
 
 
 def _rows(table: LesionTable) -> Iterator[tuple[Any, ...]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.core.atomic_write import atomic_write
+from napari_fmseg.core.atomic_write import atomic_write_csv
 from napari_fmseg.core.volume import LabelMap
 
 __all__ = ["Measure", "measure", "write_measures"]
@@ -100,14 +98,7 @@ def write_measures(measures: Iterable[Measure], path: Path | str) -> Path:
     UnwritableVolume
         If the file cannot be written.
     """
-    path = Path(path)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(_row(m) for m in measures)
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
-    return path
+    return atomic_write_csv(path, COLUMNS, (_row(m) for m in measures))
 
 
 def _row(m: Measure) -> Iterator[Any]:

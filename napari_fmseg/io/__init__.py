@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch, NoSuv, UnreadableVolume, UnwritableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
-from napari_fmseg.io.damage import access_told
+from napari_fmseg.io.damage import access_errors_as_unreadable
 from napari_fmseg.io.discovery import broken_files, find_volumes, packer_of
 from napari_fmseg.io.paths import files_below, format_of, suffix_of
 from napari_fmseg.io.voxel_values import as_label_map, sanitise_voxels, smallest_integer
@@ -65,7 +65,7 @@ def read_volume(path: Path | str, *, series: str | None = None, suv: str = "auto
     Raises
     ------
     UnreadableVolume
-        If it is missing, damaged, no volume, or one of several series; the message says what to do.
+        If it is missing, damaged, no volume, or one of several series; the message states what to do.
     NoSuv
         If SUV is required and cannot be computed; names every tag that is missing.
     """
@@ -97,7 +97,7 @@ def read_labels(path: Path | str) -> LabelMap:
         As `read_volume`; and if there are several channels, or values that are infinite or not near whole numbers.
     """
     path = Path(path)
-    with access_told(path):
+    with access_errors_as_unreadable(path):
         labels = _read_seg(path)
     if labels is not None:
         return labels
@@ -111,17 +111,17 @@ def read_labels(path: Path | str) -> LabelMap:
 def _read_seg(path: Path) -> LabelMap | None:
     """Read the DICOM SEG that is, or lies in, `path`; None if there is none."""
     from napari_fmseg.io.dicom import seg_reader
-    from napari_fmseg.io.zip_archive import unzipped
+    from napari_fmseg.io.zip_archive import unzip
 
     if path.is_file() and format_of(path) == "zip":
-        with unzipped(path) as folder:
+        with unzip(path) as folder:
             return _read_seg(folder)
     seg = seg_reader.find_seg(path)
     return None if seg is None else seg_reader.read(seg)
 
 
 def _check_series_as_labels(data: npt.NDArray[Any], meta: dict[str, Any], path: Path) -> None:
-    """Refuse a series of images as labels if its values cannot be any; else say that it is one."""
+    """Refuse a series of images as labels if its values cannot be any; else warn that it is one."""
     kind = meta.get("modality") or "of an unnamed kind"
     if data.min() < 0:
         raise UnreadableVolume(
@@ -140,20 +140,20 @@ def list_series(folder: Path | str) -> tuple[SeriesInfo, ...]:
         If it is missing, or cannot be listed.
     """
     from napari_fmseg.io.dicom import series as dicom_series
-    from napari_fmseg.io.zip_archive import unzipped
+    from napari_fmseg.io.zip_archive import unzip
 
     path = Path(folder)
     if path.is_dir():
         return dicom_series.list_series(files_below(path))
-    with access_told(path):
+    with access_errors_as_unreadable(path):
         if format_of(path) != "zip":
             return dicom_series.list_series([path])
-        with unzipped(path) as unpacked:
+        with unzip(path) as unpacked:
             return dicom_series.list_series(files_below(unpacked))
 
 
 def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | Source | None = None) -> Path:
-    """Write a label map in the smallest integer type that fits, whole or not at all.
+    """Write a label map in the smallest integer type that fits, atomically.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def _write_seg(labels: LabelMap, path: Path, source: Volume | Source | None) -> 
 
 
 def write_volume(volume: Volume, path: Path | str) -> Path:
-    """Write an image or a map of real numbers as it is, whole or not at all.
+    """Write an image or a map of real numbers as it is, atomically.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def write_volume(volume: Volume, path: Path | str) -> Path:
 
 
 def check_destination(path: Path | str) -> Path:
-    """Report before hours of work whether `path` could be written: its suffix, its folder, the permission.
+    """Raise before hours of work if `path` cannot be written: its suffix, its folder, the permission.
 
     Raises
     ------
@@ -247,7 +247,7 @@ def check_destination(path: Path | str) -> Path:
 
 
 def _read(path: Path, series: str | None, suv: str = "never") -> _Parts:
-    with access_told(path):
+    with access_errors_as_unreadable(path):
         if path.is_dir():
             return _read_folder(path, series, suv)
         if path.name.upper() == "DICOMDIR":  # the index of a disc: what it lists lies beside it
@@ -299,7 +299,7 @@ def _read_folder(path: Path, series: str | None, suv: str) -> _Parts:
 
 
 def _with_broken(parts: _Parts, broken: list[Path]) -> _Parts:
-    """Return what else lay in the folder and could not be read."""
+    """Return the volume with a warning about the files in the folder that could not be read."""
     data, geometry, meta, path = parts
     return data, geometry, {**meta, "warnings": [*meta.get("warnings", ()), *_broken(broken)]}, path
 
@@ -313,9 +313,9 @@ def _broken(files: list[Path]) -> list[str]:
 
 def _read_zip(path: Path, series: str | None, suv: str) -> _Parts:
     from napari_fmseg.io.itk.text_header import check_inside, is_header
-    from napari_fmseg.io.zip_archive import in_zip, unzipped
+    from napari_fmseg.io.zip_archive import in_zip, unzip
 
-    with unzipped(path) as folder:
+    with unzip(path) as folder:
         for header in (file for file in files_below(folder) if is_header(file)):
             check_inside(header, folder, path)
         data, geometry, meta, _ = _read_folder(folder, series, suv)

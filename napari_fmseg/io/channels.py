@@ -1,4 +1,4 @@
-"""All channels of a case as one volume: read, checked that they lie on each other, and told apart where they do not."""
+"""All channels of a case as one volume: read, and checked to have the same grid."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_channels(
     paths
         One file, or DICOM folder, per channel; or one with all channels.
     names
-        Of the channels, for what is told.
+        Names of the channels, for warnings.
     resample
         Read the others on the grid of the first, and say so in the volume's ``meta``, rather than refuse them.
     suv
@@ -63,7 +63,7 @@ def read_channels(
 
 
 def differ(one: Geometry, other: Geometry, within_mm: float = APART_MM) -> str:
-    """Return in which way two grids differ; "" if they are one."""
+    """Describe how two grids differ; "" if they are one."""
     if one.shape != other.shape:
         return f"{_sizes(other.shape)} voxels instead of {_sizes(one.shape)}"
     if one.matches(other, atol_mm=within_mm):

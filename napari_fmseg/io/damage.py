@@ -1,4 +1,4 @@
-"""What libraries raise on damaged files, turned into one sentence at the place where each library is called."""
+"""Exceptions of libraries on damaged files, turned into the package's own at each call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from napari_fmseg.core.errors import DeviceMemory, FmsegError, UnreadableVolume
 from napari_fmseg.io.compression import DEFLATE_ERRORS
 
-__all__ = ["access_told", "header_errors_as_unreadable", "library_errors"]
+__all__ = ["access_errors_as_unreadable", "header_errors_as_unreadable", "library_errors"]
 
 _ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, RuntimeError, TypeError,
@@ -22,7 +22,7 @@ _ERRORS: tuple[type[Exception], ...] = (
 )  # fmt: skip
 
 
-_SAID = "{name} is damaged or was cut short: {reason}. Copy it again from its source."
+_DAMAGED = "{name} is damaged or was cut short: {reason}. Copy it again from its source."
 
 
 def library_errors() -> tuple[type[Exception], ...]:
@@ -34,14 +34,14 @@ def library_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def header_errors_as_unreadable(path: Path, said: str = _SAID) -> Iterator[None]:
-    """Turn what a library raises on damaged content into a sentence.
+def header_errors_as_unreadable(path: Path, message: str = _DAMAGED) -> Iterator[None]:
+    """Turn what a library raises on damaged content into an UnreadableVolume.
 
     Parameters
     ----------
     path
         What is read.
-    said
+    message
         What happened and what to do, with ``{name}`` of the file and ``{reason}``, the library's own words.
 
     Raises
@@ -58,14 +58,14 @@ def header_errors_as_unreadable(path: Path, said: str = _SAID) -> Iterator[None]
     except OSError as error:  # libraries raise it for damaged content, too, then without a number of the system
         if error.errno not in (None, errno.EINVAL):
             raise
-        raise _damaged(path, said, error) from error
+        raise _as_unreadable(path, message, error) from error
     except library_errors() as error:
-        raise _damaged(path, said, error) from error
+        raise _as_unreadable(path, message, error) from error
 
 
 @contextmanager
-def access_told(path: Path) -> Iterator[None]:
-    """Turn trouble with the file system, or with memory, into a sentence.
+def access_errors_as_unreadable(path: Path) -> Iterator[None]:
+    """Turn an error of the file system, or a lack of memory, into an UnreadableVolume.
 
     Raises
     ------
@@ -98,6 +98,6 @@ def access_told(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _damaged(path: Path, said: str, error: Exception) -> UnreadableVolume:
+def _as_unreadable(path: Path, message: str, error: Exception) -> UnreadableVolume:
     words = (str(error).strip().splitlines() or [""])[-1][:200].rstrip(".") or type(error).__name__
-    return UnreadableVolume(said.format(name=path.name, reason=words))
+    return UnreadableVolume(message.format(name=path.name, reason=words))

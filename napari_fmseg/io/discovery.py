@@ -1,4 +1,4 @@
-"""What a path holds: by its suffix, by its first bytes, or, for a folder, by what lies in it."""
+"""Find volumes by suffix, by first bytes or, for a folder, by its content."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def broken_files(files: Iterable[Path]) -> list[Path]:
 
 
 def _leads_nowhere(path: Path) -> bool:
-    """Return whether it is a link to what is not there, and is called like a volume or like a folder or file of
+    """Return whether it is a broken link, and is called like a volume or like a folder or file of
     DICOM.
     """
     if not path.is_symlink() or path.exists():

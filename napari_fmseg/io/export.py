@@ -18,7 +18,7 @@ from napari_fmseg.io.dicom.seg_writer import Made, write_dicom_seg
 from napari_fmseg.io.label_classes import file_stems, only, present
 from napari_fmseg.io.meshes import MESH_FORMATS, meshes
 
-__all__ = ["Export", "Kind", "export", "files_of", "is_dicom_source", "kind_of", "write_labels_per_class"]
+__all__ = ["Export", "Kind", "export", "files_of", "is_dicom_source", "kind_of"]
 
 Kind = Literal["map", "classes", "meshes", "dicom-seg"]
 MAP_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")
@@ -65,7 +65,7 @@ class Export:
 
 
 def export(labels: LabelMap, wanted: Export) -> Iterator[Progress | Warned | Saved]:
-    """Write labels, and tell how far it is; each file appears whole, and closing the iterator leaves none behind.
+    """Write labels and yield progress; each file is written atomically, and closing the iterator leaves none behind.
 
     Yields
     ------
@@ -108,38 +108,6 @@ def files_of(labels: LabelMap, wanted: Export) -> tuple[Path, ...]:
     return tuple(wanted.to / f"{stem}{suffix}" for stem in file_stems(labels, values).values())
 
 
-def write_labels_per_class(
-    labels: LabelMap, folder: Path | str, suffix: str = ".nii.gz", *, source: Volume | None = None
-) -> list[Path]:
-    """Write a mask of every class that occurs, 1 inside and 0 outside, into files called like the classes.
-
-    Parameters
-    ----------
-    labels
-        What to write.
-    folder
-        Where to; it is made if it is missing. Files of the same names are replaced, all of them or none.
-    suffix
-        .nii.gz, .nii, .nrrd or .mha.
-    source
-        As for `write_labels`.
-
-    Returns
-    -------
-    list of Path
-        What was written.
-
-    Raises
-    ------
-    UnwritableVolume
-        If no class has a voxel, the suffix is unknown or the place cannot be written to.
-    GeometryMismatch
-        If `labels` does not lie on the grid of `source`.
-    """
-    events = _per_class(labels, Path(folder), suffix, source)
-    return [event.path for event in events if isinstance(event, Saved)]
-
-
 def _per_class(labels: LabelMap, folder: Path, suffix: str, like: Volume | None) -> Iterator[Progress | Warned | Saved]:
     suffix = "." + suffix.lstrip(".")
     if suffix not in MAP_SUFFIXES:
@@ -166,7 +134,7 @@ def _mask(labels: LabelMap, value: int) -> LabelMap:
 
 
 def kind_of(to: Path, fmt: str = "") -> Kind:
-    """Report from the name of a file, or for a folder from the format, what is wanted.
+    """Return the type of export for the name of a file, or for a folder and a format.
 
     Raises
     ------

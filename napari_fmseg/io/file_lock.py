@@ -1,18 +1,19 @@
-"""A lock that one process holds at a time; the operating system gives it back however that process ends."""
+"""A lock that one process holds at a time; the operating system releases it however that process ends."""
 
 from __future__ import annotations
 
 import errno
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from filelock import FileLock, Timeout
 
 from napari_fmseg.core.errors import FmsegError
 
-__all__ = ["Busy", "locked"]
+__all__ = ["Busy", "hold_lock"]
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
 
 
 class Busy(FmsegError):
@@ -20,46 +21,34 @@ class Busy(FmsegError):
 
 
 @contextmanager
-def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
-    """Return the hold the lock on a file while the block runs.
+def hold_lock(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock on a file while the block runs.
+
+    On a network disk without locks nothing is held: there the user has to run one program at a time.
 
     Parameters
     ----------
     path
-        Made, empty, if it is not there; a link is never followed.
+        Created, empty, if it does not exist; a link is never followed.
     patience
-        Seconds to wait for whoever holds it.
+        Seconds to wait for the process that holds it.
 
     Raises
     ------
     Busy
         If it is held all that time.
     OSError
-        If the file cannot be made, or is a link.
+        If the file cannot be created, or is a link.
     """
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
-    with os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
-        end = time.monotonic() + patience
-        while not _take(file):
-            if time.monotonic() >= end:
-                raise Busy(f"Another program holds {path}. Wait until it is done, or end it if it hangs.")
-            time.sleep(0.02)
-        yield  # closing the file gives the lock back
-
-
-def _take(file: IO[bytes]) -> bool:
-    """Try to get the lock."""
+    lock = FileLock(path, timeout=patience, poll_interval=0.02, thread_local=False)
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.acquire()
+    except Timeout as error:
+        raise Busy(f"Another program holds {path}. Wait until it is done, or end it if it hangs.") from error
     except OSError as error:
-        # Some network disks know no locks: there one program at a time is the user's word.
-        return error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
-    return True
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()

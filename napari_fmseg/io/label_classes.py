@@ -1,4 +1,4 @@
-"""The classes of a label map, one by one: which occur, what their files are called, some of them only."""
+"""The classes of a label map: which occur, names for their files, a selection of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def only(labels: LabelMap, values: Iterable[int]) -> LabelMap:
 
 
 def file_stems(labels: LabelMap, values: Iterable[int]) -> dict[int, str]:
-    """Return each class a file name without a suffix, safe on every system and different from all others."""
+    """Make a file name without a suffix for each class, safe on every system and different from all others."""
     stems: dict[int, str] = {}
     taken: set[str] = set()
     for value in values:

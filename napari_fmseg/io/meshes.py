@@ -21,7 +21,7 @@ from napari_fmseg.core.terminology import label_info
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.io.label_classes import class_name, file_stems, present
 
-__all__ = ["MESH_FORMATS", "Mesh", "mesh_of", "meshes", "write_meshes"]
+__all__ = ["MESH_FORMATS", "Mesh", "meshes", "write_meshes"]
 
 MESH_FORMATS = ("stl", "obj", "ply")
 _SLAB_VOXELS = 400_000  # at a time: marching cubes holds Python's lock, and a window must go on moving
@@ -58,26 +58,8 @@ class Mesh:
         return float(np.einsum("ij,ij->i", a, np.cross(b, c)).sum()) / 6000
 
 
-def mesh_of(labels: LabelMap, value: int, *, smooth: bool = True) -> Mesh | None:
-    """Find the surface of one class, or None if it has no voxel.
-
-    Parameters
-    ----------
-    labels
-        On any grid: oblique, flipped and sheared ones too.
-    value
-        The class.
-    smooth
-        Take the steps of the voxels off (Taubin 1995), which keeps the volume.
-    """
-    last: Mesh | None = None
-    for part in _building(labels, value, smooth):
-        last = part if isinstance(part, Mesh) else last
-    return last
-
-
 def write_meshes(labels: LabelMap, path: Path | str, fmt: str = "", *, smooth: bool = True) -> list[Path]:
-    """Write the surface of every class that occurs, whole or not at all.
+    """Write the surface of every class that occurs, atomically.
 
     Parameters
     ----------
@@ -89,7 +71,7 @@ def write_meshes(labels: LabelMap, path: Path | str, fmt: str = "", *, smooth: b
     fmt
         "stl", "obj" or "ply"; needed for a folder.
     smooth
-        See `mesh_of`.
+        Take the steps of the voxels off (Taubin 1995), which keeps the volume.
 
     Returns
     -------
@@ -108,7 +90,7 @@ def write_meshes(labels: LabelMap, path: Path | str, fmt: str = "", *, smooth: b
 def meshes(
     labels: LabelMap, path: Path | str, fmt: str = "", *, smooth: bool = True
 ) -> Iterator[Progress | Warned | Saved]:
-    """Do as `write_meshes`, and tell how far it is; closing the iterator leaves no file behind."""
+    """Write surfaces as `write_meshes` does, and yield progress; closing the iterator leaves no file behind."""
     path = Path(path)
     suffix = path.suffix.lower().lstrip(".")
     is_file = suffix in MESH_FORMATS and not path.is_dir()
@@ -175,12 +157,12 @@ def _building(labels: LabelMap, value: int, smooth: bool) -> Iterator[float | Me
     for z in range(0, len(padded) - 1, slab):
         pieces.append(_surface(padded[z : z + slab + 1], z))
         yield 0.05 + 0.75 * min(1.0, (z + slab) / len(padded))
-    index, faces = _joined(pieces)
+    index, faces = _join(pieces)
     vertices = labels.geometry.place(index + corner)[:, ::-1]
     if np.linalg.det(labels.geometry.affine[:3, :3]) > 0:  # z, y, x to x, y, z turns the faces over once already
         faces = faces[:, ::-1]
     if smooth:
-        vertices = _smoothed(vertices, faces)
+        vertices = _smooth(vertices, faces)
     name = class_name(labels, value)
     yield Mesh(name, np.ascontiguousarray(vertices), faces, labels.colors.get(value) or label_info(name).color or _GREY)
 
@@ -198,7 +180,7 @@ def _surface(block: npt.NDArray[np.bool_], z: int) -> _Piece:
     return vertices + np.array([z, 0, 0], float), faces.astype(np.int64)
 
 
-def _joined(pieces: list[_Piece]) -> _Piece:
+def _join(pieces: list[_Piece]) -> _Piece:
     """Put slabs together: vertices lie half-way between voxels, so those at a seam are equal to the last bit."""
     counts = np.cumsum([0, *(len(vertices) for vertices, _ in pieces[:-1])])
     vertices = np.concatenate([v for v, _ in pieces])
@@ -210,7 +192,7 @@ def _joined(pieces: list[_Piece]) -> _Piece:
     return vertices[first], number[faces]
 
 
-def _smoothed(vertices: npt.NDArray[np.float64], faces: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _smooth(vertices: npt.NDArray[np.float64], faces: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     from scipy.sparse import coo_array, diags_array
 
     n = len(vertices)

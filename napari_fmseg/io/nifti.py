@@ -23,7 +23,7 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import segment_metadata
 from napari_fmseg.io.compression import MAX_RATIO, fill, open_inflated, write_gzip
 from napari_fmseg.io.damage import header_errors_as_unreadable
-from napari_fmseg.io.voxel_values import REVERSED, rescaled, split_channel_axis
+from napari_fmseg.io.voxel_values import REVERSED, rescale, split_channel_axis
 
 __all__ = ["grid", "read", "write"]
 
@@ -78,13 +78,13 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
                 data = np.empty(shape, kind)
                 fill(stream, data)
     geometry, warnings = _geometry(header, shape, path)
-    meta = {"format": "NIfTI", "nifti": _kept(header), "warnings": warnings, **_window(header)}
+    meta = {"format": "NIfTI", "nifti": _position_fields(header), "warnings": warnings, **_window(header)}
     meta["names"], meta["colors"] = segment_metadata.from_xml(_table(table))
     if not data.dtype.isnative:
         data = data.byteswap(inplace=True).view(data.dtype.newbyteorder())
     if data.dtype.itemsize > 8:
         data = data.astype(np.float64)
-    return _scaled(data, header, path).reshape(split_channel_axis(shape, path)), geometry, meta
+    return _scale(data, header, path).reshape(split_channel_axis(shape, path)), geometry, meta
 
 
 def grid(path: Path) -> tuple[tuple[int, ...], list[float]]:
@@ -195,13 +195,13 @@ def _data_offset(header: Any, path: Path) -> int:
         return least
     if not (math.isfinite(offset) and least <= offset < 2**31):
         raise UnreadableVolume(
-            f"{path.name} says that its voxels start at byte {offset:g}. The header is damaged; export it again."
+            f"{path.name} states that its voxels start at byte {offset:g}. The header is damaged; export it again."
         )
     return int(offset)
 
 
 def _check_size(shape: tuple[int, ...], kind: np.dtype[Any], offset: int, path: Path) -> None:
-    """Refuse a header that promises more than the file can hold, before memory is asked for."""
+    """Refuse a header that promises more than the file can hold, before memory is allocated."""
     needed = math.prod(shape) * kind.itemsize + offset
     with path.open("rb") as file:
         is_gzip = file.read(2) == b"\x1f\x8b"
@@ -215,7 +215,7 @@ def _check_size(shape: tuple[int, ...], kind: np.dtype[Any], offset: int, path: 
 
 
 def _geometry(header: Any, shape: tuple[int, ...], path: Path) -> tuple[Geometry, list[str]]:
-    """Accept the place from the sform, else the qform, else the voxel sizes, as nibabel does."""
+    """Read the geometry from the sform, else the qform, else the voxel sizes, as nibabel does."""
     warnings = []
     zooms = header["pixdim"][1:4].astype(np.float64)
     zooms_are_good = bool(np.isfinite(zooms).all() and (zooms > 0).all())
@@ -257,7 +257,7 @@ def _geometry(header: Any, shape: tuple[int, ...], path: Path) -> tuple[Geometry
 
 
 def _two_places(header: Any, shape: tuple[int, ...], mm: float) -> list[str]:
-    """Report so if sform and qform are both stated and place a corner of the volume far apart."""
+    """Return a warning if sform and qform are both stated and place a corner of the volume far apart."""
     if int(header["sform_code"]) <= 0 or int(header["qform_code"]) <= 0:
         return []
     try:
@@ -270,13 +270,14 @@ def _two_places(header: Any, shape: tuple[int, ...], mm: float) -> list[str]:
     if not apart > max(_FAR_MM, np.linalg.norm(sform[:3, :3], axis=0).min()):
         return []
     return [
-        f"The header gives two places up to {apart:.4g} mm apart: its sform (code {int(header['sform_code'])}, origin "
-        f"{_listed(sform)}) and its qform (code {int(header['qform_code'])}, origin {_listed(qform)}, in RAS mm). The "
-        "sform was used. Other programs may take the qform; correct the header if a result does not lie on the image."
+        f"The header states two positions up to {apart:.4g} mm apart: its sform (code {int(header['sform_code'])}, "
+        f"origin {_origin_text(sform)}) and its qform (code {int(header['qform_code'])}, origin {_origin_text(qform)}, "
+        "in RAS mm). The sform was used. Other programs may take the qform; correct the header if a result does not "
+        "lie on the image."
     ]
 
 
-def _listed(affine: npt.NDArray[Any]) -> str:
+def _origin_text(affine: npt.NDArray[Any]) -> str:
     return ", ".join(f"{number:.1f}" for number in affine[:3, 3])
 
 
@@ -285,7 +286,7 @@ def _is_singular(affine: npt.NDArray[np.float64]) -> bool:
     return bool(norms.min() <= 0 or abs(np.linalg.det(affine[:3, :3] / norms)) < 1e-6)
 
 
-def _scaled(data: npt.NDArray[Any], header: Any, path: Path) -> npt.NDArray[Any]:
+def _scale(data: npt.NDArray[Any], header: Any, path: Path) -> npt.NDArray[Any]:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not math.isfinite(slope):  # the standard's way to say "not scaled"
         return data
@@ -293,11 +294,11 @@ def _scaled(data: npt.NDArray[Any], header: Any, path: Path) -> npt.NDArray[Any]
         raise UnreadableVolume(
             f"{path.name} adds {intercept} to every voxel (scl_inter). The header is damaged; export it again."
         )
-    return rescaled(data, slope, intercept)
+    return rescale(data, slope, intercept)
 
 
-def _kept(header: Any) -> dict[str, Any]:
-    """Return the header's words about the place as plain numbers; nothing that could name a patient."""
+def _position_fields(header: Any) -> dict[str, Any]:
+    """Return the header's position fields as plain numbers; nothing that could name a patient."""
     kept = {key: header[key].tolist() for key in _KEPT}
     return {**kept, "pixdim": header["pixdim"][:4].tolist()}
 
@@ -374,7 +375,7 @@ def _new_header(volume: Volume) -> Any:
 
 
 def _place(header: Any, volume: Volume, source: Volume | None) -> None:
-    """Report where it lies: in the source's own words where they mean exactly this place, else afresh."""
+    """Write the position: with the source's own fields where they mean exactly this geometry, else new ones."""
     kept = (source or volume).meta.get("nifti")
     if kept and _means(header, kept, volume.geometry):
         return

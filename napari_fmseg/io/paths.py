@@ -36,7 +36,7 @@ def suffix_of(path: Path | str) -> str:
 
 
 def format_of(path: Path) -> str:
-    """Return which room reads a file: "nifti", "itk", "dicom", "zip", or "" if none does.
+    """Return which reader is for a file: "nifti", "itk", "dicom", "zip", or "" if none does.
 
     A known suffix decides; without one, the first bytes.
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.core.errors import GeometryMismatch, UnwritableVolume
+from napari_fmseg.core.terminology import class_color
 from napari_fmseg.core.volume import LabelMap, Volume
 
 __all__ = ["preview", "write_preview"]
@@ -57,9 +55,9 @@ def preview(volume: Volume, labels: LabelMap, *, height: int = 384) -> Picture:
         plane = _paint(grey, mask.take(centre[axis], axis), labels)
         rows, columns = (n for i, n in enumerate(pixels) if i != axis)
         upright = plane if axis == 0 else plane[::-1]  # z runs to the head, rows run down
-        planes.append(_stretched(upright, rows, columns))
+        planes.append(_stretch(upright, rows, columns))
     tallest = max(len(plane) for plane in planes)
-    return np.concatenate([_centred(plane, tallest) for plane in planes], axis=1)
+    return np.concatenate([_centre_rows(plane, tallest) for plane in planes], axis=1)
 
 
 def write_preview(volume: Volume, labels: LabelMap, path: Path) -> None:
@@ -70,24 +68,18 @@ def write_preview(volume: Volume, labels: LabelMap, path: Path) -> None:
     UnwritableVolume
         If the file cannot be written.
     """
-    picture = preview(volume, labels)
-    rows, columns, _ = picture.shape
-    lines = np.concatenate([np.zeros((rows, 1), np.uint8), picture.reshape(rows, -1)], axis=1)
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
-    parts = (_chunk(b"IHDR", header), _chunk(b"IDAT", zlib.compress(lines.tobytes(), 6)), _chunk(b"IEND", b""))
+    from PIL import Image
+
+    picture = Image.fromarray(preview(volume, labels))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        picture.save(path, "PNG")
     except OSError as error:
         raise UnwritableVolume(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def _centre(mask: npt.NDArray[Any]) -> list[int]:
-    """Return the middle of what is labelled along each axis, by voxels; the middle of the volume where nothing is."""
+    """Return the median index of the labelled voxels along each axis; the volume's centre if there are none."""
     occupied = mask != 0
     if not occupied.any():
         return [n // 2 for n in mask.shape]
@@ -111,20 +103,20 @@ def _paint(grey: npt.NDArray[np.float32], mask: npt.NDArray[Any], labels: LabelM
         here = mask == value
         padded = np.pad(here, 1)
         inner = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
-        color = np.array(labels.colors.get(int(value)) or colorsys.hsv_to_rgb(0.381966 * int(value) % 1, 0.75, 0.95))
+        color = np.array(labels.colors.get(int(value)) or class_color(int(value)))
         picture[here] = 0.7 * picture[here] + 0.3 * color
         picture[here & ~inner] = color
     return picture
 
 
-def _stretched(plane: npt.NDArray[np.float32], rows: int, columns: int) -> Picture:
+def _stretch(plane: npt.NDArray[np.float32], rows: int, columns: int) -> Picture:
     """Stretch (h, w, 3) in 0..1 to `rows` and `columns`, by nearest neighbours."""
     y = np.arange(rows) * plane.shape[0] // rows
     x = np.arange(columns) * plane.shape[1] // columns
     return np.rint(plane[np.ix_(y, x)] * 255).astype(np.uint8)
 
 
-def _centred(plane: Picture, rows: int) -> Picture:
+def _centre_rows(plane: Picture, rows: int) -> Picture:
     """Fill up with black to `rows`, half above and half below."""
     above = (rows - len(plane)) // 2
     return np.pad(plane, ((above, rows - len(plane) - above), (0, 0), (0, 0)))

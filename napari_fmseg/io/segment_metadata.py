@@ -1,4 +1,4 @@
-"""Names and colours of labels, as text that a file format has room for.
+"""Names and colours of labels, as text that a file format can hold.
 
 NRRD and MHA carry the key/value fields of a 3D Slicer segmentation (``Segment0_Name`` and so on). NIfTI carries an
 XML label table in a header extension, in the words of Connectome Workbench that TotalSegmentator uses too.
@@ -20,7 +20,7 @@ Colors = dict[int, tuple[float, float, float]]
 _FIELD = re.compile(r"Segment(\d+)_(Name|LabelValue|Color)$")
 
 
-def _named(labels: LabelMap) -> list[int]:
+def _values_with_names(labels: LabelMap) -> list[int]:
     return sorted({*labels.names, *labels.colors} - {0})
 
 
@@ -32,7 +32,7 @@ def to_fields(labels: LabelMap) -> dict[str, str]:
     """Write names and colours as key/value fields; empty if the labels have neither."""
     fields: dict[str, str] = {}
     z, y, x = labels.geometry.shape
-    for number, value in enumerate(_named(labels)):
+    for number, value in enumerate(_values_with_names(labels)):
         stem = f"Segment{number}_"
         fields[stem + "ID"] = f"Segment_{value}"
         fields[stem + "Name"] = _name(labels, value)
@@ -66,13 +66,13 @@ def from_fields(fields: Mapping[str, str]) -> tuple[Names, Colors]:
 
 def to_xml(labels: LabelMap) -> bytes:
     """Write names and colours as an XML label table; empty if the labels have neither."""
-    if not _named(labels):
+    if not _values_with_names(labels):
         return b""
     root = ElementTree.Element("CaretExtension")
     ElementTree.SubElement(root, "Date")
     image = ElementTree.SubElement(root, "VolumeInformation", Index="0")
     table = ElementTree.SubElement(image, "LabelTable")
-    for value in _named(labels):
+    for value in _values_with_names(labels):
         color = labels.colors.get(value)
         rgb = color or (1.0, 1.0, 1.0)
         paint = {key: f"{part:.6g}" for key, part in zip(("Red", "Green", "Blue"), rgb, strict=True)}

@@ -1,4 +1,4 @@
-"""What a folder or zip with several volumes offers: enough of each to choose by, with a small picture."""
+"""Previews of the volumes in a folder or zip: enough of each to choose by, with a small picture."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume
-from napari_fmseg.io.damage import access_told
+from napari_fmseg.io.damage import access_errors_as_unreadable
 from napari_fmseg.io.discovery import find_volumes
 from napari_fmseg.io.paths import files_below, format_of
 
@@ -75,16 +75,16 @@ def preview_series(path: Path | str, *, side: int = 96) -> tuple[SeriesPreview, 
         If the path cannot be listed.
     """
     from napari_fmseg.io.dicom import series as dicom_series
-    from napari_fmseg.io.zip_archive import unzipped
+    from napari_fmseg.io.zip_archive import unzip
 
     path = Path(path)
     if path.name.upper() == "DICOMDIR":
         path = path.parent
     if path.is_file():
-        with access_told(path):
+        with access_errors_as_unreadable(path):
             if format_of(path) != "zip":
                 return ()
-            with unzipped(path) as folder:
+            with unzip(path) as folder:
                 return _series(files_below(folder), path, side)
     if not path.is_dir():
         raise UnreadableVolume(f"{path} does not exist. Check the name, and whether its drive is connected.")
@@ -115,10 +115,10 @@ def _picture(part: Any, side: int) -> Picture | None:
         plane = next(iter(decode_slices([part], not part.is_plain)))
     except FmsegError:  # asking for the series says what is wrong with it
         return None
-    return _drawn(plane, part.spacing, side)
+    return _draw(plane, part.spacing, side)
 
 
-def _drawn(plane: npt.NDArray[Any], spacing: tuple[float, float], side: int) -> Picture:
+def _draw(plane: npt.NDArray[Any], spacing: tuple[float, float], side: int) -> Picture:
     """Draw a slice (rows, columns) in grey, from the 1st to the 99th percentile, by nearest neighbours."""
     rows_mm, columns_mm = plane.shape[0] * spacing[0], plane.shape[1] * spacing[1]
     per_mm = side / max(rows_mm, columns_mm)

@@ -1,4 +1,4 @@
-"""Voxel values on their way in: scaled faithfully, made finite, and told about when they look odd."""
+"""Voxel values that were read: rescaled faithfully, made finite, with warnings where they look odd."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
     "REVERSED",
     "as_label_map",
     "check_memory",
-    "rescaled",
+    "rescale",
     "sanitise_voxels",
     "smallest_integer",
     "span",
@@ -35,7 +35,7 @@ _INTEGERS = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int
 
 
 def check_memory(n_bytes: int, path: Path) -> None:
-    """Refuse what this machine has no memory for, before it is asked for.
+    """Refuse what this machine has no memory for, before it is allocated.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def smallest_integer(low: float, high: float, *, n_bytes: int = 1) -> np.dtype[A
     return np.dtype(np.float64)
 
 
-def rescaled(data: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
+def rescale(data: npt.NDArray[Any], slope: float, intercept: float) -> npt.NDArray[Any]:
     """Apply ``slope * data + intercept`` in the smallest type that holds the result faithfully.
 
     Whole slopes and intercepts on whole numbers stay whole: a CT in int16 with slope 1 remains int16, and where the
@@ -121,7 +121,7 @@ def span(data: npt.NDArray[Any]) -> tuple[Any, Any]:
 def sanitise_voxels(
     data: npt.NDArray[Any], geometry: Geometry, meta: Mapping[str, Any], path: Path, *, is_image: bool = True
 ) -> Volume:
-    """Make a `Volume` whose values are finite, and say in ``meta`` what was repaired or looks odd.
+    """Make a `Volume` whose values are finite, and record in ``meta`` what was repaired or looks odd.
 
     An image of one value or one slice looks odd; a label map may well be empty or thin (`is_image` False). What is NaN
     in a label map is background, whatever its least label is. ``meta["repaired"]`` and ``meta["warnings"]`` are lists
@@ -139,7 +139,7 @@ def sanitise_voxels(
         which = f"Channel {number}" if len(channels) > 1 else "The volume"
         low, high = map(float, span(channel))
         if not (math.isfinite(low) and math.isfinite(high)):
-            repaired.append((_made_finite if is_image else _nan_as_background)(channel, which, path))
+            repaired.append((_replace_non_finite if is_image else _nan_as_background)(channel, which, path))
             low, high = float(channel.min()), float(channel.max())
         if not is_image:
             continue
@@ -151,7 +151,7 @@ def sanitise_voxels(
     return Volume(data, geometry, {**meta, "repaired": repaired, "warnings": warnings})
 
 
-def _made_finite(channel: npt.NDArray[Any], which: str, path: Path) -> str:
+def _replace_non_finite(channel: npt.NDArray[Any], which: str, path: Path) -> str:
     """Replace, in place, NaN and -inf by the least finite value and +inf by the greatest; return the sentence."""
     finite = np.isfinite(channel)
     count = int(channel.size - np.count_nonzero(finite))
@@ -212,11 +212,11 @@ def as_label_map(
             "Save the one you need as a 3-D file; overlapping structures need one file each."
         )
     if data.dtype.kind == "f":
-        data = _rounded(data, path)
+        data = _round(data, path)
     return LabelMap(data, volume.geometry, volume.meta, dict(names), dict(colors))
 
 
-def _rounded(data: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+def _round(data: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     whole = np.rint(data)
     off = np.abs(data - whole)
     n_off = int(np.count_nonzero(off > _NEAR_INTEGER))

@@ -16,17 +16,17 @@ from napari_fmseg.core.temporary_files import passing_name, sweep
 from napari_fmseg.io.compression import MAX_RATIO
 from napari_fmseg.io.damage import header_errors_as_unreadable
 
-__all__ = ["in_zip", "unzipped"]
+__all__ = ["in_zip", "unzip"]
 
 _MAX_FILES = 200_000
 _CHUNK = 1 << 20
 _NO_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EILSEQ)
-"""What the system says where a name is too long, or is that of a folder and of a file at once."""
+"""Error numbers of the system for a name that is too long, or is a folder's and a file's at once."""
 
 
 @contextmanager
-def unzipped(path: Path) -> Iterator[Path]:
-    """Return a temporary folder with what is in the zip.
+def unzip(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder with the content of the zip.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def unzipped(path: Path) -> Iterator[Path]:
     sweep(place)
     passing = place / passing_name()
     passing.mkdir(mode=0o700)
-    folder = passing / path.name  # so that what is told of it names the zip
+    folder = passing / path.name  # so that errors about it name the zip
     folder.mkdir()
     try:
         with (
@@ -47,8 +47,8 @@ def unzipped(path: Path) -> Iterator[Path]:
             ),
             zipfile.ZipFile(path) as archive,
         ):
-            for member, name in _checked_members(archive, path, folder):
-                with _place_told(path, member):
+            for member, name in _check_members(archive, path, folder):
+                with _folder_errors_as_unreadable(path, member):
                     _extract(archive, member, folder / name, path)
         try:
             yield folder
@@ -65,8 +65,8 @@ def in_zip(text: str, folder: Path, path: Path) -> str:
 
 
 @contextmanager
-def _place_told(path: Path, member: zipfile.ZipInfo) -> Iterator[None]:
-    """Turn trouble with the place to unpack to into a sentence."""
+def _folder_errors_as_unreadable(path: Path, member: zipfile.ZipInfo) -> Iterator[None]:
+    """Turn an error of the folder to unpack to into an UnreadableVolume."""
     try:
         yield
     except OSError as error:
@@ -85,7 +85,7 @@ def _place_told(path: Path, member: zipfile.ZipInfo) -> Iterator[None]:
         raise
 
 
-def _checked_members(archive: zipfile.ZipFile, path: Path, folder: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
+def _check_members(archive: zipfile.ZipFile, path: Path, folder: Path) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     members = []
     for member in archive.infolist():
         if not member.filename:

@@ -62,7 +62,7 @@ def export_model(model: str | Path | ModelCard, path: Path | str) -> Path:
 
 
 def import_model(path: Path | str, folder: Path | str | None = None, *, replace: bool = False) -> ModelCard:
-    """Accept a model from one file into the user's models; it is listed at once.
+    """Import a model from one file into the user's models; it is listed at once.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def import_model(path: Path | str, folder: Path | str | None = None, *, replace:
 
 
 def _names(packed: zipfile.ZipFile, path: Path) -> tuple[str, str]:
-    """Return the names of the card and the weights; nothing else may be in the file."""
+    """Return the names of the card and the weights; the file may hold nothing else."""
     infos = packed.infolist()
     cards = [i for i in infos if i.filename.endswith(".toml") and i.file_size <= _LARGEST_CARD]
     weights = [i for i in infos if i.filename.endswith(".safetensors") and i.compress_type == zipfile.ZIP_STORED]
@@ -115,7 +115,7 @@ def _names(packed: zipfile.ZipFile, path: Path) -> tuple[str, str]:
 
 
 def install_model(card: ModelCard, folder: Path | str | None = None, *, replace: bool = False) -> ModelCard:
-    """Copy a model into the user's models, so that it is listed; whole or not at all.
+    """Copy a model into the user's models, so that it is listed; atomically.
 
     Parameters
     ----------

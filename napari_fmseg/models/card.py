@@ -1,4 +1,4 @@
-"""Model cards and models: what can be segmented, by which networks, learned from what, and how well.
+"""Model cards: classes, networks, training data and measured accuracy of a model.
 
 A card is a TOML file; the weights of all its networks lie in one safetensors file, each entry prefixed by the
 name of its network (``consensus.encoders.0.weight``). Listing cards needs no torch.
@@ -16,6 +16,7 @@ from typing import Any
 from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import UnknownModel, WeightsMismatch
 from napari_fmseg.core.structuring import Range, is_file_name, read_table, structure, wrong_number
+from napari_fmseg.core.terminology import class_color
 from napari_fmseg.models.folders import _weights_folders
 from napari_fmseg.models.half_precision import HalfPrecision
 from napari_fmseg.models.settings import PIPELINES
@@ -170,10 +171,8 @@ class ModelCard:
 
     @property
     def colors(self) -> dict[int, tuple[float, float, float]]:
-        """A fixed colour per label, far apart for neighbours: steps of the golden angle around the hue circle."""
-        import colorsys
-
-        return {i: colorsys.hsv_to_rgb((0.02 + 0.381966 * (i - 1)) % 1, 0.75, 0.95) for i in self.labels}
+        """A fixed colour per label, far apart for neighbours."""
+        return {i: class_color(i) for i in self.labels}
 
     @property
     def mean_dice(self) -> float | None:

@@ -111,7 +111,7 @@ def convert_checkpoint(
     path = Path(path)
     weights = Path(out).with_suffix(".safetensors")
     state, epoch = _state_of(path, read_checkpoint(path))
-    kwargs = _told_by(network, state) | kwargs
+    kwargs = _settings_from_weights(network, state) | kwargs
     net = build(network, **kwargs)
     fresh = _heads_of_other_classes(net, state) if new_heads else ()
     state |= {key: net.state_dict()[key] for key in fresh}
@@ -173,12 +173,12 @@ def _plain_numbers() -> list[Any]:
     return [*((scalar, name) for name in names), np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
 
 
-def _told_by(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return what the weights say about the arguments: how EfficientSegmentation's networks are built, how PCT-Net
+def _settings_from_weights(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the network's arguments off the weights: how EfficientSegmentation's networks are built, how PCT-Net
     counts.
     """
     if network in _LADDERS:
-        return _told_by_ladder(network, state)
+        return _settings_from_ladder(network, state)
     import torch
 
     from napari_fmseg.nets.layers.swin import relative_position_index
@@ -190,7 +190,7 @@ def _told_by(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"legacy": True} if torch.equal(legacy, index.long()) else {}
 
 
-def _told_by_ladder(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _settings_from_ladder(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Read classes, channels and blocks off the weights of an EfficientSegmentation network; {} if it is none."""
     firsts: dict[int, Tensor] = {}
     for key, value in state.items():
@@ -199,18 +199,18 @@ def _told_by_ladder(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]
             firsts.setdefault(int(level[1]), value)
     if "final.weight" not in state or sorted(firsts) != list(range(len(firsts))) or len(firsts) < 5:
         return {}
-    told: dict[str, Any] = {
+    found: dict[str, Any] = {
         "in_channels": firsts[0].shape[1],
         "n_classes": len(state["final.weight"]) + 1,  # a sigmoid: the background has no channel
         "channels": [len(firsts[level]) for level in sorted(firsts)],
     }
     if "final1.1.weight" in state:
-        told["auxiliary"] = len(state["final1.1.weight"])
+        found["auxiliary"] = len(state["final1.1.weight"])
     if network == "baseunet":
         double = {key.partition(".")[0] for key in state if ".residual_unit_2." in key}
-        return told | {"encoder": 4 if "conv0_0" in double else 2, "decoder": 4 if "conv0_4" in double else 2}
+        return found | {"encoder": 4 if "conv0_0" in double else 2, "decoder": 4 if "conv0_4" in double else 2}
     context = state.get("context_block.conv2_3.conv.weight")
-    return told | {
+    return found | {
         "encoder": _block_of(state, "conv0_0"),
         "decoder": _block_of(state, "conv0_4"),
         "encoder_blocks": [_n_blocks(state, f"conv{level}_0") for level in sorted(firsts)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from napari_fmseg.core.package import shipped
+from napari_fmseg.core.package import data_folder
 
 __all__ = ["user_models_folder"]
 
@@ -19,10 +19,10 @@ def user_models_folder() -> Path:
 
 
 def _weights_folders() -> list[Path]:
-    return [shipped("weights"), shipped("weights") / "research"]
+    return [data_folder("weights"), data_folder("weights") / "research"]
 
 
 def _card_folders() -> list[Path]:
-    """Return the later ones win: a user's own model may replace a shipped one of the same name."""
+    """Return the folders of cards; later ones win, so that a user's model may replace a shipped one."""
     own = user_models_folder()
-    return [shipped("resources") / "models", shipped("weights") / "research", own]
+    return [data_folder("resources") / "models", data_folder("weights") / "research", own]

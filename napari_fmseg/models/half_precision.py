@@ -1,4 +1,4 @@
-"""What a model's card says of 16 bit arithmetic: how near its masks come to those in float32, measured."""
+"""Half precision on a model's card: the measured agreement of its masks with those in float32."""
 
 from __future__ import annotations
 

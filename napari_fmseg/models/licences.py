@@ -18,7 +18,7 @@ def unread_terms(card: ModelCard) -> str:
     Only a model with a `restriction` has terms to see: its data forbid something beyond the usual. When licence or
     restriction change, they are shown again.
     """
-    if not card.restriction or _seen().get(card.name) == _mark(card):
+    if not card.restriction or _read_accepted().get(card.name) == _mark(card):
         return ""
     return f"{card.title} ({card.name}), licence: {card.licence or 'not stated'}.\n{card.restriction}"
 
@@ -28,7 +28,7 @@ def remember_terms(card: ModelCard) -> None:
     path = _file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**_seen(), card.name: _mark(card)}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({**_read_accepted(), card.name: _mark(card)}, indent=1) + "\n", encoding="utf-8")
     except OSError:
         return
 
@@ -41,7 +41,7 @@ def _mark(card: ModelCard) -> str:
     return hashlib.sha256(f"{card.licence}\n{card.restriction}".encode()).hexdigest()[:16]
 
 
-def _seen() -> dict[str, str]:
+def _read_accepted() -> dict[str, str]:
     try:
         found = json.loads(_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -65,7 +65,7 @@ def manifest_path(result: Path) -> Path:
 
 
 def write_manifest(manifest: Manifest, result: Path) -> Path:
-    """Write the manifest of the finished file `result` beside it, whole or not at all.
+    """Write the manifest of the finished file `result` beside it, atomically.
 
     Returns
     -------
@@ -91,7 +91,7 @@ def write_manifest(manifest: Manifest, result: Path) -> Path:
 
 
 def read_seconds(path: Path) -> dict[str, float]:
-    """Read how long each part took from a manifest; {} where there is none that can be read."""
+    """Read the seconds of each step from a manifest; {} if there is none that can be read."""
     try:
         seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
         return {str(name): float(value) for name, value in seconds.items()}

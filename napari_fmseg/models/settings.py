@@ -83,7 +83,7 @@ class PhasedSettings(PipelineSettings):
         published.
     crop_above
         Look only at the box around all voxels above this normalised intensity (0..1), so that the air around a patient
-        takes no room on the consensus grid. None looks at the whole volume.
+        occupies no voxel of the consensus grid. None looks at the whole volume.
     """
 
     consensus_grid: tuple[int, int, int] = (128, 128, 128)
@@ -199,7 +199,7 @@ class CoarseFineSettings(PipelineSettings):
         Connected parts up to this many millilitres are removed. Published: 1 and 2 ml, for large organs.
     crop_above
         Look only at the box around all voxels above this intensity as it is stored, so that the air around a patient
-        takes no room on the coarse grid. None looks at the whole volume, as published.
+        occupies no voxel of the coarse grid. None looks at the whole volume, as published.
     """
 
     coarse_size: tuple[int, int, int] = (160, 160, 160)

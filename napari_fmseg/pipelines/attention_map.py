@@ -7,14 +7,16 @@ here a quarter of any grid.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch.nn.functional as F
 from torch import Tensor
 
+from napari_fmseg.core.components import components
 from napari_fmseg.core.errors import GeometryMismatch
+from napari_fmseg.core.resampling_torch import bounding_box
 
 __all__ = ["attention_map", "window_v1", "window_v2"]
 
@@ -95,7 +97,7 @@ def window_v2(
     """
     _check_volume(p_fg)
     mask = (p_fg > threshold).cpu().numpy()
-    parts = _components_26(mask)
+    parts = components(mask)
     sizes = np.bincount(parts.ravel())[1:]
     if sizes.size == 0:
         return _bounds(mask, margin)
@@ -114,24 +116,12 @@ def _check_volume(p: Tensor) -> None:
         raise GeometryMismatch(f"The window is found in one volume (z, y, x), not in {tuple(p.shape)}.")
 
 
-def _components_26(mask: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
-    """Number the 26-connected components of `mask` from 1."""
-    try:
-        import cc3d
-    except ImportError:
-        from skimage.measure import label
-
-        return np.asarray(label(mask, connectivity=3))
-    return np.asarray(cc3d.connected_components(mask, connectivity=26))
-
-
 def _bounds(mask: npt.NDArray[np.bool_], margin: tuple[int, int]) -> _Box:
-    if not mask.any():
+    box = bounding_box(mask)
+    if box is None:
         z, y, x = (slice(0, n) for n in mask.shape)
-        return z, y, x
-    slices = []
-    for axis, n in enumerate(mask.shape):
-        hit = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        slices.append(slice(max(int(hit[0]) - margin[0], 0), min(int(hit[-1]) + 1 + margin[1], n)))
-    z, y, x = slices
+    else:
+        z, y, x = (
+            slice(max(s.start - margin[0], 0), min(s.stop + margin[1], n)) for s, n in zip(box, mask.shape, strict=True)
+        )
     return z, y, x

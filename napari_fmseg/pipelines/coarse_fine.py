@@ -122,7 +122,7 @@ class _Stages:
         )  # of several: probabilities, where logits are needed below
         self.scores = torch.logit(out[0], 1e-6) if several else out[0].float()
         self.choose = label_rule_for(self.activation, self.settings)
-        grid = self.geometry.crop(self.box).resized(size)
+        grid = self.geometry.crop(self.box).resize(size)
         return self._label_map(self.choose(self.scores).cpu().numpy(), grid)
 
     def _call(self, net: nn.Module, x: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkIn
     if settings.crop_above is not None:
         box = source.above(settings.crop_above) or box
     x = network_input(source.read(box, settings.coarse_size), intensity)[None]
-    grid = native.crop(box).resized(settings.coarse_size)
+    grid = native.crop(box).resize(settings.coarse_size)
     coarse = NetworkInputs(nets["coarse"], (x,), grid)
     if "fine" not in nets:
         return coarse
@@ -194,7 +194,7 @@ def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkIn
     found = keep_largest_components(found, settings.coarse_max_components, settings.coarse_min_ml)
     box = box_around(found.data, native, settings.margin_mm, box)
     x = network_input(source.read(box, settings.fine_size), intensity)[None]
-    fine = NetworkInputs(nets["fine"], (x,), native.crop(box).resized(settings.fine_size))
+    fine = NetworkInputs(nets["fine"], (x,), native.crop(box).resize(settings.fine_size))
     return fine if fine.covers(volume.geometry, place) else coarse
 
 

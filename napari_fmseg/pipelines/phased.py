@@ -76,12 +76,12 @@ def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkIn
     body = body_box(image, settings.crop_above)
     image, geometry = crop_array(image, body), native.crop(body)
     x = consensus_input(image, settings, intensity)[None]
-    coarse = NetworkInputs(nets["consensus"], (x,), geometry.resized(settings.consensus_grid))
+    coarse = NetworkInputs(nets["consensus"], (x,), geometry.resize(settings.consensus_grid))
     if "attention" not in nets:
         return coarse
     _, attention, box = attention_roi(nets["consensus"](x)[0], geometry.shape, settings)
     x, a = attention_input(image, attention, [(s.start, s.stop) for s in box], settings, intensity)
-    grid = geometry.crop(box).resized(settings.attention_grid)
+    grid = geometry.crop(box).resize(settings.attention_grid)
     close = NetworkInputs(nets["attention"], (x[None], a[None]), grid)
     return close if close.covers(volume.geometry, place) else coarse
 
@@ -142,7 +142,7 @@ class _Stages:
         self.probabilities = self._predict("consensus", x[None])[0]
         labels = self._array(ARGMAX(self.probabilities))
         seconds = time.perf_counter() - start
-        grid = self.geometry.resized(self.settings.consensus_grid)
+        grid = self.geometry.resize(self.settings.consensus_grid)
         found = bool(labels.any())
         yield StageResult("consensus", self._label_map(labels, grid), seconds, "" if found else "Nothing was found.")
 
@@ -152,7 +152,7 @@ class _Stages:
         assert self.probabilities is not None
         seen, self.attention_map, self.box = attention_roi(self.probabilities, self.geometry.shape, self.settings)
         seconds = time.perf_counter() - start
-        heat = Volume(self.attention_map[0].float().cpu().numpy(), self.geometry.resized(self.settings.consensus_grid))
+        heat = Volume(self.attention_map[0].float().cpu().numpy(), self.geometry.resize(self.settings.consensus_grid))
         yield StageResult("attention map", heat, seconds, "" if seen else "Nothing was found: looking at everything.")
 
         start = time.perf_counter()
@@ -161,7 +161,7 @@ class _Stages:
         self.probabilities = self._predict("attention", x[None], a[None])[0]
         labels = self._array(ARGMAX(self.probabilities))
         seconds = time.perf_counter() - start
-        grid = self.geometry.crop(self.box).resized(self.settings.attention_grid)
+        grid = self.geometry.crop(self.box).resize(self.settings.attention_grid)
         yield StageResult("attention", self._label_map(labels, grid), seconds)
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.core.components import components
+from napari_fmseg.core.components import components, label_boxes
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import Box, LabelMap
 
@@ -175,30 +175,14 @@ def _smaller(own: npt.NDArray[Any], sizes: npt.NDArray[Any], flat: npt.NDArray[A
 
 def _fill(data: npt.NDArray[Any]) -> None:
     """Fill the holes of every label in place; only background is written."""
-    for value, box in _boxes(data):
+    for value, box in label_boxes(data):
         part = data[box]
         mask = part == value
         part[_fill_holes(mask) & ~mask & (part == 0)] = value
 
 
-def _boxes(data: npt.NDArray[Any]) -> list[tuple[int, Box]]:
-    """Return every label with the smallest box that holds it."""
-    from scipy import ndimage
-
-    if data.min() >= 0 and data.max() < 1 << 16:
-        codes = data.astype(np.uint8) if data.dtype.kind == "b" else data
-        return [(code, box) for code, box in enumerate(ndimage.find_objects(codes), 1) if box is not None]
-    values, inverse = np.unique(data, return_inverse=True)
-    boxes = ndimage.find_objects(inverse.reshape(data.shape) + 1)
-    return [(int(value), box) for value, box in zip(values, boxes, strict=True) if value != 0]
-
-
 def _fill_holes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return `mask` with the background that cannot leave the array through faces."""
-    try:
-        import fill_voids
-    except ImportError:
-        from scipy import ndimage
+    import fill_voids
 
-        return np.asarray(ndimage.binary_fill_holes(mask))
     return np.asarray(fill_voids.fill(np.ascontiguousarray(mask)), bool)

@@ -104,7 +104,7 @@ def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:
         return geometry
     sizes = zip(geometry.shape, geometry.spacing, settings.spacing_mm, strict=True)
     z, y, x = (max(1, round(n * have / want)) for n, have, want in sizes)
-    return geometry.resized((z, y, x))
+    return geometry.resize((z, y, x))
 
 
 def _predict(engine: InferenceRunner, nets: Sequence[nn.Module], x: Tensor) -> Tensor:

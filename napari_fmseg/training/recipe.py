@@ -261,12 +261,12 @@ class Recipe:
         PIPELINES[self.pipeline].settings.of(self.settings)
 
     def _check_memory(self) -> None:
-        """What keeps the classes of before must make sense."""
+        """Check the options that keep previously learned classes."""
         if (self.l2sp_weight or self.distillation_weight) and not self.start_from:
             raise InvalidRecipe("l2sp_weight and distillation_weight hold on to a model: name it in start_from.")
 
     def _check_order(self) -> None:
-        """A stage may start from the weights of an earlier one only."""
+        """Check that a stage starts from the weights of an earlier one only."""
         before: list[str] = []
         for stage in self.stages:
             if stage.init_from and stage.init_from not in before and not self.start_from:

@@ -103,7 +103,7 @@ def test_results_of_any_grid_lie_on_their_image(*, rotate, shear, scale, affine,
         np.testing.assert_allclose(truth(layer, corners()), truth(image, corners()), atol=1e-9 * extent)
         assert geometry_of(layer).matches(volume.geometry, atol_mm=1e-9 * extent)
         np.testing.assert_array_equal(layer.data > 0.5, image.data > 0.5)
-    small = volume.geometry.resized((2, 5, 3))
+    small = volume.geometry.resize((2, 5, 3))
     coarse = Layer.create(*labels_layer(LabelMap(np.zeros((2, 5, 3), np.uint8), small), "coarse", frame=frame))
     ends = [truth(coarse, [(-0.5,) * 3, (1.5, 4.5, 2.5)]), truth(image, [(-0.5,) * 3, (3.5, 4.5, 5.5)])]
     np.testing.assert_allclose(*ends, atol=1e-9 * extent)

@@ -72,7 +72,7 @@ def test_a_stage_lies_on_its_image_whatever_the_order_of_its_axes(order: np.ndar
 def test_a_coarse_grid_covers_the_same_field_of_view() -> None:
     volume = made(TURN)
     frame = image_layers(volume, "scan")[0][1]["metadata"]["fmseg"]["geometry"]
-    coarse = volume.geometry.resized((2, 5, 3))
+    coarse = volume.geometry.resize((2, 5, 3))
     _, options, _ = map_layer(Volume(np.zeros((2, 5, 3), np.float32), coarse), "map", frame=frame)
     edges = []
     for place, shape in ((options, (2, 5, 3)), (image_layers(volume, "scan")[0][1], (4, 5, 6))):

@@ -71,7 +71,7 @@ def test_what_has_no_suv_says_so_and_a_demand_for_it_ends_with_every_missing_tag
 def test_a_mask_on_the_grid_of_the_ct_is_read_on_that_of_the_pet(scan, tmp_path, capsys) -> None:
     folder, mask = scan
     labels = read_labels(mask)
-    fine = labels.geometry.resized(tuple(2 * n for n in labels.geometry.shape))
+    fine = labels.geometry.resize(tuple(2 * n for n in labels.geometry.shape))
     data = labels.data.repeat(2, 0).repeat(2, 1).repeat(2, 2)
     write_labels(LabelMap(data, fine, {}, {1: "tumour"}), tmp_path / "fine.nii.gz")
     tables = []
@@ -112,7 +112,7 @@ class Two:
         self.card = folder / "two.toml"
         rng = np.random.default_rng(0)
         self.ct = Volume(rng.random((16, 16, 16), np.float32), Geometry.from_spacing((16,) * 3, (2, 2, 2)))
-        self.pet = Volume(rng.random((8, 8, 8), np.float32), self.ct.geometry.resized((8, 8, 8)))
+        self.pet = Volume(rng.random((8, 8, 8), np.float32), self.ct.geometry.resize((8, 8, 8)))
 
 
 def test_two_images_are_the_channels_of_one_volume_for_a_model_of_two(tmp_path, capsys) -> None:

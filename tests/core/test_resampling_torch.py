@@ -63,7 +63,7 @@ def test_resampling_equals_simpleitk_on_a_flipped_permuted_and_shifted_grid() ->
 
 def test_labels_keep_their_type_names_and_values() -> None:
     labels = LabelMap(np.arange(27, dtype=np.uint16).reshape(3, 3, 3), Geometry.from_spacing((3, 3, 3)), names={1: "a"})
-    finer = resample(labels, labels.geometry.resized((6, 6, 6)), order=0)
+    finer = resample(labels, labels.geometry.resize((6, 6, 6)), order=0)
     assert isinstance(finer, LabelMap)
     assert finer.data.dtype == np.uint16
     assert finer.names == {1: "a"}

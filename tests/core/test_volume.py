@@ -40,7 +40,7 @@ def test_crop_keeps_every_voxel_in_its_place() -> None:
 
 def test_a_resized_grid_fills_the_same_field_of_view() -> None:
     geometry = Geometry.from_spacing((10, 12, 14), (3, 2, 1), (5, 6, 7), rotation(OBLIQUE))
-    coarse = geometry.resized((5, 24, 7))
+    coarse = geometry.resize((5, 24, 7))
     for end in itertools.product((0, 1), repeat=3):
         corner, there = (np.array(end) * g.shape - 0.5 for g in (geometry, coarse))
         np.testing.assert_allclose(coarse.place(there), geometry.place(corner))

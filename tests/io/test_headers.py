@@ -184,7 +184,7 @@ def test_sform_and_qform_far_apart_are_said_with_both_places(tmp_path: Path) -> 
     assert "qform (code 1, origin 40.0, 0.0, -25.0" in text
     np.testing.assert_allclose(volume.geometry.origin, 0)  # the sform's, as nibabel takes it
     flipped = np.diag([-2.0, 2, 2, 1])
-    assert any("two places" in text for text in read_volume(two_forms(tmp_path / "b.nii", flipped)).warnings)
+    assert any("two positions" in text for text in read_volume(two_forms(tmp_path / "b.nii", flipped)).warnings)
 
 
 @pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 1)])

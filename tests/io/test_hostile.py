@@ -41,7 +41,7 @@ from napari_fmseg.io.dicom import file
 from napari_fmseg.io.dicom.slices import headers
 from napari_fmseg.io.itk import native_reader
 from napari_fmseg.io.series_previews import preview_series
-from napari_fmseg.io.zip_archive import unzipped
+from napari_fmseg.io.zip_archive import unzip
 from napari_fmseg.pipelines.batch import plan_jobs
 
 SECRET = bytes(range(65, 81))
@@ -273,7 +273,7 @@ def test_a_command_that_is_asked_to_end_leaves_neither_scan_nor_half_a_file(
     scan = zipped(tmp_path / "a.zip", ("a.nii", bytes(1000)))
 
     def run(_: list[str]) -> int:
-        with unzipped(scan), atomic_write(tmp_path / "out" / "result.nii") as file:
+        with unzip(scan), atomic_write(tmp_path / "out" / "result.nii") as file:
             file.write(b"half")
             assert list(temporary.iterdir())
             os.kill(os.getpid(), getattr(signal, name))
@@ -689,8 +689,8 @@ def test_a_file_that_is_refused_keeps_the_process(tmp_path: Path, isolated: None
 
 def test_only_the_plugin_asks_for_a_process_of_its_own() -> None:
     code = (
-        "from napari_fmseg.io.itk import native_reader\nassert not native_reader.is_isolated()\n"
-        "import napari_fmseg._napari\nassert native_reader.is_isolated()"
+        "from napari_fmseg.io.itk import native_reader\nassert not native_reader._isolated\n"
+        "import napari_fmseg._napari\nassert native_reader._isolated"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

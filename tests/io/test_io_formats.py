@@ -20,7 +20,6 @@ from napari_fmseg.core.errors import UnreadableVolume, UnwritableVolume
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import (
     check_destination,
-    compression,
     find_volumes,
     read_labels,
     read_volume,
@@ -259,22 +258,14 @@ def test_suffixes_know_double_ones() -> None:
     assert suffix_of("a.tar.gz") == ""
 
 
-def test_the_standard_library_reads_and_writes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_standard_library_inflates_what_is_written(tmp_path: Path) -> None:
     big = Volume(
         np.random.default_rng(0).integers(-999, 999, (90, 120, 110)).astype(np.int16),
         Geometry.from_spacing((90, 120, 110)),
     )
     for suffix in (".nii.gz", ".mha"):
         write_volume(big, tmp_path / f"fast{suffix}")
-    with monkeypatch.context() as patch:
-        patch.setattr(compression, "_igzip", None)
-        patch.setattr(compression, "_isal_zlib", None)
-        assert not compression.has_isal()
-        for suffix in (".nii.gz", ".mha"):
-            np.testing.assert_array_equal(read_volume(tmp_path / f"fast{suffix}").data, big.data)
-            write_volume(big, tmp_path / f"slow{suffix}")
-    for suffix in (".nii.gz", ".mha"):
-        np.testing.assert_array_equal(read_volume(tmp_path / f"slow{suffix}").data, big.data)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / f"fast{suffix}")), big.data)
     with gzip.open(tmp_path / "fast.nii.gz") as stream:
         assert len(stream.read()) == 352 + big.data.nbytes
 

@@ -11,8 +11,8 @@ from napari_fmseg.core.errors import GeometryMismatch, UnwritableVolume
 from napari_fmseg.core.events import Progress, Saved, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import read_labels, write_labels
-from napari_fmseg.io.export import Export, export, files_of, is_dicom_source, write_labels_per_class
-from napari_fmseg.io.meshes import Mesh, mesh_of, write_meshes
+from napari_fmseg.io.export import Export, export, files_of, is_dicom_source
+from napari_fmseg.io.meshes import Mesh, _building, write_meshes
 
 TURN = np.linalg.qr(np.eye(3) + 0.3 * np.random.default_rng(2).standard_normal((3, 3)))[0]
 FRAMES = [
@@ -23,6 +23,10 @@ FRAMES = [
 SPACING = (2.0, 0.9, 1.1)
 RADII_MM = np.array([17.0, 11.0, 14.0])  # along z, y, x of the patient
 CENTRE_MM = np.array([-30.0, 12.0, 55.0])
+
+
+def mesh_of(labels: LabelMap, value: int, *, smooth: bool = True) -> Mesh | None:
+    return next((part for part in _building(labels, value, smooth) if isinstance(part, Mesh)), None)
 
 
 def ellipsoid(direction: np.ndarray, radii_mm: np.ndarray = RADII_MM) -> LabelMap:
@@ -149,7 +153,9 @@ def test_ply_has_colours(tmp_path: Path) -> None:
 def test_each_class_has_a_file_of_its_own_with_its_name(tmp_path: Path) -> None:
     labels = two_classes()
     for suffix in (".nii.gz", ".nrrd", ".mha"):
-        paths = write_labels_per_class(labels, tmp_path / "out", suffix, source=Volume(labels.data, labels.geometry))
+        like = Volume(labels.data, labels.geometry)
+        events = export(labels, Export("classes", tmp_path / "out", suffix, like=like))
+        paths = [event.path for event in events if isinstance(event, Saved)]
         assert [path.name for path in paths] == [f"left_kidney{suffix}", f"a_b_c{suffix}"]
         for path, value in zip(paths, (3, 5), strict=True):
             again = read_labels(path)
@@ -181,7 +187,7 @@ def test_failing_half_way_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_b_c.stl"]
     other = Volume(np.zeros((2, 2, 2)), Geometry((2, 2, 2), np.eye(4)))
     with pytest.raises(GeometryMismatch):
-        write_labels_per_class(labels, tmp_path / "new", source=other)
+        list(export(labels, Export("classes", tmp_path / "new", like=other)))
     assert not (tmp_path / "new").exists()
 
 

@@ -62,7 +62,7 @@ def test_the_file_is_a_png_that_others_read(tmp_path):
 
 def test_a_coarse_stage_or_a_place_without_room_is_refused(tmp_path):
     volume, labels = case()
-    coarse = LabelMap(labels.data[::2].copy(), labels.geometry.resized((5, 20, 30)))
+    coarse = LabelMap(labels.data[::2].copy(), labels.geometry.resize((5, 20, 30)))
     with pytest.raises(GeometryMismatch, match="own grid"):
         preview(volume, coarse)
     (tmp_path / "file").write_text("")

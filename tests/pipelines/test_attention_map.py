@@ -74,12 +74,6 @@ def test_window_of_nothing_is_the_whole_volume(find):
     assert find(p) == (slice(0, 8), slice(0, 12), slice(0, 16))
 
 
-def test_window_is_the_same_without_cc3d(balls, monkeypatch):
-    expected = window_v2(balls, keep_share=0.1)
-    monkeypatch.setitem(__import__("sys").modules, "cc3d", None)
-    assert window_v2(balls, keep_share=0.1) == expected
-
-
 @pytest.mark.parametrize("call", [
     lambda: attention_map(torch.zeros(1, 2, 8, 8, 8)), lambda: window_v1(torch.zeros(1, 8, 8, 8)),
     lambda: window_v2(torch.zeros(1, 8, 8, 8)),

@@ -226,10 +226,10 @@ def test_published_example_gives_the_published_box_and_one_voxel_that_was_lost()
     ours = [(s.start, s.stop) for s in box_around(coarse, geometry, 20)]
     assert [start for start, _ in ours] == [start for start, _ in published]
     assert [stop for _, stop in ours] == [92, 413, 477]  # a coarse voxel further, rounded outwards
-    assert 1 / geometry.resized((160, 160, 160)).voxel_ml == pytest.approx(85.607, abs=1e-3)
+    assert 1 / geometry.resize((160, 160, 160)).voxel_ml == pytest.approx(85.607, abs=1e-3)
     crop = geometry.crop((slice(14, 90), slice(102, 409), slice(38, 473)))
     assert crop.shape == (76, 307, 435)
-    assert 2 / crop.resized((192, 192, 192)).voxel_ml == pytest.approx(916.987, abs=1e-3)
+    assert 2 / crop.resize((192, 192, 192)).voxel_ml == pytest.approx(916.987, abs=1e-3)
 
 
 def test_box_of_nothing_is_everything():
@@ -243,7 +243,7 @@ def test_empty_coarse_mask_looks_at_everything_and_says_so():
     volume = volume_of(truth, Geometry.from_spacing(shape, spacing))
     seen = results(segment(volume, model_of(coarse=Levels((5.0, 6.0))), FLOAT))
     assert "looking at everything" in seen["coarse"].note
-    assert seen["fine"].output.geometry.matches(volume.geometry.resized((32, 40, 40)))
+    assert seen["fine"].output.geometry.matches(volume.geometry.resize((32, 40, 40)))
     assert dice(seen["labels"].output.data > 0, truth > 0) > 0.9
 
 

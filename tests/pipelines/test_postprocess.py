@@ -1,5 +1,4 @@
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,6 @@ from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.pipelines.postprocess import clean
 
 SHAPE = (12, 14, 16)
-
-
-@pytest.fixture(params=["fast packages", "scikit-image and scipy"])
-def packages(request, monkeypatch):
-    """Run with cc3d and fill_voids, and as if neither were installed."""
-    if request.param == "fast packages":
-        pytest.importorskip("cc3d")
-        pytest.importorskip("fill_voids")
-    else:
-        monkeypatch.setitem(sys.modules, "cc3d", None)
-        monkeypatch.setitem(sys.modules, "fill_voids", None)
 
 
 def label_map(data, names=None, spacing=(2.0, 1.0, 1.0)):
@@ -52,7 +40,6 @@ def by_scipy(data, keep, min_voxels, fill):
     return out
 
 
-@pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("options", [(True, 0, False), (False, 5, False), (False, 0, True), (True, 30, True)])
 @pytest.mark.parametrize(("dtype", "ids"), [(np.uint8, (1, 4, 9)), (np.int16, (2, 5, 300)), (np.int32, (-4, 7, 10**6))])
 def test_cleaning_equals_scipy_label_by_label(options, dtype, ids):
@@ -65,7 +52,6 @@ def test_cleaning_equals_scipy_label_by_label(options, dtype, ids):
     np.testing.assert_array_equal(data, before)
 
 
-@pytest.mark.usefixtures("packages")
 def test_of_two_equal_parts_the_first_stays():
     data = np.zeros(SHAPE, np.uint8)
     data[1, 1, 1:4] = data[9, 1, 1:4] = 2
@@ -73,7 +59,6 @@ def test_of_two_equal_parts_the_first_stays():
     assert clean(label_map(data), keep_largest=True).data.nonzero()[0].tolist() == [1] * 6
 
 
-@pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("chosen", [{"tumour"}, [2]])
 def test_only_the_chosen_labels_lose_their_smaller_parts(chosen):
     data = np.zeros(SHAPE, np.uint8)
@@ -84,7 +69,6 @@ def test_only_the_chosen_labels_lose_their_smaller_parts(chosen):
     assert (done.data == 2).sum() == 3
 
 
-@pytest.mark.usefixtures("packages")
 def test_a_tumour_inside_the_liver_is_no_hole():
     data = np.zeros(SHAPE, np.uint8)
     data[2:10, 2:10, 2:10] = 1
@@ -96,7 +80,6 @@ def test_a_tumour_inside_the_liver_is_no_hole():
     assert done.names == {1: "liver", 2: "tumour"}
 
 
-@pytest.mark.usefixtures("packages")
 def test_a_part_of_exactly_the_least_volume_stays():
     data = np.zeros(SHAPE, np.uint8)
     data[1, 1, 1:4] = 1
@@ -105,14 +88,12 @@ def test_a_part_of_exactly_the_least_volume_stays():
     assert clean(labels, min_component_ml=0.003).data.sum() == 0
 
 
-@pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("dtype", [np.uint8, bool])
 def test_an_empty_map_stays_empty(dtype):
     empty = label_map(np.zeros(SHAPE, dtype))
     assert not clean(empty, keep_largest=True, min_component_ml=1, fill_holes=True).data.any()
 
 
-@pytest.mark.usefixtures("packages")
 def test_a_mask_of_booleans_is_cleaned():
     data = np.zeros(SHAPE, bool)
     data[1:4, 1:4, 1:4] = True
@@ -138,7 +119,7 @@ def test_a_wrong_wish_is_refused_with_the_labels_there_are():
 
 
 @pytest.mark.real
-def test_largest_part_is_the_published_one(packages):
+def test_largest_part_is_the_published_one():
     shared = Path(os.environ.get("FMSEG_SHARED", Path(__file__).parents[2].parent / "shared")) / "golden"
     if not shared.is_dir():
         pytest.skip(f"the golden vectors are not beside the project ({shared})")
@@ -148,7 +129,7 @@ def test_largest_part_is_the_published_one(packages):
     assert np.array_equal(clean(label_map(labels), keep_largest=True, neighbours=6, together=True).data, union)
 
 
-def test_labels_that_touch_are_one_part_together(packages):
+def test_labels_that_touch_are_one_part_together():
     data = np.zeros(SHAPE, np.uint8)
     data[2:5, 2:5, 2:5], data[5:8, 2:5, 2:5], data[10, 10, 10:14] = 1, 2, 1
     expected = data.copy()

@@ -256,7 +256,7 @@ def close_all_jobs(seconds: float = _CLOSING_S) -> bool:
 
 
 def _ignore() -> None:
-    """The job has gone already."""
+    """Do nothing: the job has gone already."""
 
 
 def _nothing() -> Iterator[Any]:

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress
-from napari_fmseg.core.package import shipped
+from napari_fmseg.core.package import data_folder
 from napari_fmseg.io import suffix_of
 
 __all__ = ["PublicSample", "fetch", "find_download", "list_public_samples", "read_registry", "samples_folder"]
@@ -174,7 +174,7 @@ def _check(sample: PublicSample, done: int, sha256: str) -> None:
 
 def _registry_path() -> Path:
     """Return the registry of public sample volumes."""
-    return shipped("resources") / "samples" / "registry.toml"
+    return data_folder("resources") / "samples" / "registry.toml"
 
 
 def _sample(entry: Mapping[str, Any]) -> PublicSample:

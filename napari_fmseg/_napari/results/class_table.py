@@ -130,7 +130,7 @@ class ClassTable(QWidget):
     # --- measuring ---
 
     def _on_changed(self, event: Any) -> None:
-        """The voxels changed, or only the plane that is shown: that one costs nothing."""
+        """React to changed voxels, or to another plane on the screen, which costs nothing."""
         point = tuple(self._viewer.dims.point)
         if event.type == "set_data" and point != self._point:
             self._point = point

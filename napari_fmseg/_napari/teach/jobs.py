@@ -176,7 +176,7 @@ def add_case_job(what: NewCase) -> Iterator[ProjectSnapshot]:
 def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
     """Read a case: its image, and its labels, what a model found, or an empty layer to label it in."""
     project = open_project(folder)
-    files = project.known(name)
+    files = project.files_of(name)
     volume = read_channels(files.images)
     recorded = {"case": name, "project": str(folder), "revision": labels_revision(project, name)}
     images = tuple(_with_metadata(layer, recorded) for layer in image_layers(volume, name, source=str(files.images[0])))
@@ -202,7 +202,7 @@ def load_earlier_job(folder: Path, name: str, number: int) -> Iterator[CaseLayer
     """Read a case and labels that it had; see `label_history`."""
     yield from load_case_job(folder, name)
     project = open_project(folder)
-    volume = read_channels(project.known(name).images)
+    volume = read_channels(project.files_of(name).images)
     found, _ = earlier_labels(project, name, number)
     labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, found.names)
     layer = labels_layer(labels, f"{name} · labels {number}", frame=volume.geometry.canonical()[0])

@@ -16,8 +16,8 @@ from napari_fmseg.datasets.phantom.solids import (
     Scene,
     Solid,
     common,
+    dilate,
     ellipsoid,
-    grown,
     tube,
     tube_part,
 )
@@ -154,9 +154,9 @@ def _body(fat_mm: float) -> list[Part]:
     return [
         Part(mattress, -930),
         Part(couch, -180),
-        Part(grown(couch, -2.5), -905),
+        Part(dilate(couch, -2.5), -905),
         Part(fat_outside, 5, high=(1e4, back + 20, outer + 190)),
-        Part(grown(fat_outside, -2.2), -106),
+        Part(dilate(fat_outside, -2.2), -106),
         Part(lambda s: s.wall + 11, 54),
         Part(lambda s: np.minimum(np.minimum(s.wall + 6, 2.2 - np.abs(s.rigid[2])), -s.rigid[1]), -60),
         Part(lambda s: s.wall, _strands),
@@ -204,7 +204,7 @@ def _muscles(rng: np.random.Generator) -> list[Part]:
         parts += [
             Part(psoas, 56, low=(-190, -5, -95), high=(60, 80, 95)),
             Part(quadratus, 54, low=(-150, 35, -100), high=(30, 90, 100)),
-            Part(_erector(side, big), _marbled, low=(-300, 45, -85), high=(300, 125, 85)),
+            Part(_erector(side, big), _marble, low=(-300, 45, -85), high=(300, 125, 85)),
         ]
     return parts
 
@@ -218,7 +218,7 @@ def _erector(side: int, big: float) -> Solid:
     return depth
 
 
-def _marbled(scene: Scene) -> Array:
+def _marble(scene: Scene) -> Array:
     _, y, x = scene.rigid
     return np.asarray(52 - 45 * np.clip(np.sin(x / 4.3 + np.sin(y / 5)) * np.sin(y / 3.7) - 0.6, 0, 1), np.float32)
 
@@ -255,19 +255,19 @@ def _bones(rng: np.random.Generator, girth: float) -> list[Part]:
 
     low, high = (-300.0, 20.0, -60.0), (300.0, 115.0, 60.0)
     parts = [
-        Part(grown(column, -0.5), 85, low, high),
+        Part(dilate(column, -0.5), 85, low, high),
         Part(body, cortex, low, high),
-        Part(grown(body, -2.0), marrow, low, high),
+        Part(dilate(body, -2.0), marrow, low, high),
         Part(arch, 0.8 * cortex, low, high),
-        Part(grown(arch, -2.4), marrow + 120, low, high),
+        Part(dilate(arch, -2.4), marrow + 120, low, high),
         Part(canal, 22, low, high),
-        Part(grown(canal, -3.5), 38, low, high),
+        Part(dilate(canal, -3.5), 38, low, high),
         *_ribs(rng, cortex),
     ]
     for side in (-1, 1):
         wing = _crest(side, girth)
         low, high = (-400.0, -70.0, -170.0), (-95.0, 95.0, 170.0)
-        parts += [Part(wing, cortex, low, high), Part(grown(wing, -2.2), marrow + 60, low, high)]
+        parts += [Part(wing, cortex, low, high), Part(dilate(wing, -2.2), marrow + 60, low, high)]
     return parts
 
 
@@ -297,7 +297,7 @@ def _ribs(rng: np.random.Generator, cortex: float) -> list[Part]:
     return [
         Part(cartilage, 95, low),
         Part(bone, 0.85 * cortex, low),
-        Part(grown(bone, -1.8), 200, low),
+        Part(dilate(bone, -1.8), 200, low),
     ]
 
 

@@ -21,9 +21,9 @@ __all__ = [
     "Solid",
     "common",
     "ellipsoid",
-    "joined",
     "nearest",
     "smooth_path",
+    "smooth_union",
     "tube",
     "tube_part",
 ]
@@ -147,7 +147,7 @@ def _points(scene: Scene, rigid: bool) -> tuple[Array, Array, Array]:
     return scene.rigid if rigid else (scene.z, scene.y, scene.x)
 
 
-def grown(solid: Solid, mm: float) -> Solid:
+def dilate(solid: Solid, mm: float) -> Solid:
     """Grow a solid by `mm` on all sides, or shrink it."""
     return lambda scene: solid(scene) + np.float32(mm)
 
@@ -164,7 +164,7 @@ def common(first: Array, *others: npt.NDArray[Any]) -> Array:
     return first
 
 
-def joined(a: Array, b: Array, mm: float) -> Array:
+def smooth_union(a: Array, b: Array, mm: float) -> Array:
     """Unite two solids with a fillet of about `mm`."""
     h = np.clip(0.5 + (a - b) / np.float32(2 * mm), 0, 1)
     return np.asarray(b + (a - b) * h + np.float32(mm) * h * (1 - h), np.float32)

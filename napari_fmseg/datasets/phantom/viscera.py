@@ -12,11 +12,11 @@ from napari_fmseg.datasets.phantom.solids import (
     Scene,
     Solid,
     common,
+    dilate,
     ellipsoid,
-    grown,
-    joined,
     nearest,
     smooth_path,
+    smooth_union,
     tube,
     tube_part,
     within,
@@ -50,7 +50,7 @@ class Viscera:
         self.kidneys = [self._kidney(side) for side in range(2)]
         self.spleen = self._spleen()
         self.pancreas_path = self._pancreas_path()
-        self.pancreas = _lobulated(tube(self.pancreas_path), 1.3, 5.5)
+        self.pancreas = _with_lobules(tube(self.pancreas_path), 1.3, 5.5)
         self.liver = self._liver()
 
     def _shift(self, place: Point, mm: float) -> Point:
@@ -73,9 +73,9 @@ class Viscera:
         kidney = self.kidneys[0]
 
         def depth(scene: Scene) -> Array:
-            d = joined(joined(right(scene), left(scene), 14), tip(scene), 16)
-            d = common(d, -joined(porta(scene), groove(scene), 8))
-            d = joined(d, caudate(scene), 6)
+            d = smooth_union(smooth_union(right(scene), left(scene), 14), tip(scene), 16)
+            d = common(d, -smooth_union(porta(scene), groove(scene), 8))
+            d = smooth_union(d, caudate(scene), 6)
             d = common(d, -kidney(scene) - 5)
             return common(d, scene.wall - 2.5, scene.below - 3)
 
@@ -155,7 +155,7 @@ class Viscera:
         usual = [(-22, -52, -52, 12), (-8, -40, -46, 13), (8, -26, -40, 8), (16, -16, -36, 3.5)]
         bladder = [(z, y, x, r * full) for z, y, x, r in usual]
         solid = tube(bladder)
-        parts += [tube_part(grown(solid, 1.6), bladder, 45), tube_part(solid, bladder, 9)]
+        parts += [tube_part(dilate(solid, 1.6), bladder, 45), tube_part(solid, bladder, 9)]
         return parts
 
     def _spleen_parts(self) -> list[Part]:
@@ -179,7 +179,7 @@ class Viscera:
         ]
         gut = tube(c)
         wall = self.hu["bowel"]
-        parts = [tube_part(gut, c, wall), tube_part(grown(gut, -2.8), c, float(self.rng.uniform(5, 35)))]
+        parts = [tube_part(gut, c, wall), tube_part(dilate(gut, -2.8), c, float(self.rng.uniform(5, 35)))]
         fatty = float(self.rng.uniform(0, 45)) * self.amount
 
         def lobes(scene: Scene) -> Array:
@@ -252,7 +252,7 @@ class Viscera:
 
         return [
             tube_part(inside, path, self.hu["bowel"]),
-            tube_part(grown(inside, -4.5), path, contents),
+            tube_part(dilate(inside, -4.5), path, contents),
             tube_part(lambda s: common(inside(s) - 4, level - s.rigid[1]), path, -985),
         ]
 
@@ -266,10 +266,10 @@ class Viscera:
             radius = rng.uniform(9, 13.5)
             path = [(float(z), float(y), float(x), float(radius)) for z, y, x in places]
             loop = _inside(tube(path), 2.5)
-            parts += [tube_part(grown(loop, 1.2), path, -85)]
+            parts += [tube_part(dilate(loop, 1.2), path, -85)]
             parts += [tube_part(loop, path, self.hu["bowel"])]
             filling = float(rng.choice([12, 28, 45, 250], p=[0.35, 0.35, 0.2, 0.1]))
-            parts += [tube_part(grown(loop, -2.4), path, filling)]
+            parts += [tube_part(dilate(loop, -2.4), path, filling)]
             if rng.random() < 0.22:
                 parts += [tube_part(_gas(path, 3.0, float(rng.uniform(-2, 6)), 2.5), path, -940)]
         return [*parts, *self._colon()]
@@ -292,12 +292,12 @@ class Viscera:
             size = rng.uniform(0.72, 1.05)
             path = [(float(z), float(y), float(x), float(r * size)) for z, y, x, r in usual]
             wave, phase = rng.uniform(4.6, 6.5), rng.uniform(0, 6)
-            gut = _inside(_pouched(tube(path), float(wave), float(phase)), 2)
-            gas = _pouched(_gas(path, 2.2, float(rng.uniform(-9, 9)), 2), float(wave), float(phase))
+            gut = _inside(_with_haustra(tube(path), float(wave), float(phase)), 2)
+            gas = _with_haustra(_gas(path, 2.2, float(rng.uniform(-9, 9)), 2), float(wave), float(phase))
             parts += [
-                tube_part(grown(gut, 1.5), path, -90),
+                tube_part(dilate(gut, 1.5), path, -90),
                 tube_part(gut, path, self.hu["bowel"]),
-                tube_part(grown(gut, -2), path, _stool),
+                tube_part(dilate(gut, -2), path, _stool),
                 tube_part(gas, path, -970),
             ]
         return parts
@@ -325,7 +325,7 @@ class Viscera:
         drop = rng.uniform(14, 24) if self.hard or native else rng.uniform(32, 60)
         drop = {"liver": drop, "cortex": (1.6 if not native else 0.3) * drop, "pancreas": 0.8 * drop}[host]
         radii = self._size((radius, radius, radius), 0.12)
-        lump = _lobulated(ellipsoid(centre, radii, float(rng.uniform(0, 90))), 0.07 * radius, 0.35 * radius + 2)
+        lump = _with_lobules(ellipsoid(centre, radii, float(rng.uniform(0, 90))), 0.07 * radius, 0.35 * radius + 2)
         if host == "liver":
             lump = within(lump, self.liver, 0.5)
         elif host == "pancreas":
@@ -334,7 +334,7 @@ class Viscera:
         hu = self.hu[host] - drop
         parts = [Part(lump, hu, *box, TUMOUR)]
         if radius > 15 and not native:
-            parts.append(Part(grown(lump, -0.45 * radius), hu - rng.uniform(15, 30), *box, TUMOUR))  # necrosis
+            parts.append(Part(dilate(lump, -0.45 * radius), hu - rng.uniform(15, 30), *box, TUMOUR))  # necrosis
         return parts
 
 
@@ -352,8 +352,8 @@ def _inside(solid: Solid, mm: float) -> Solid:
     return lambda s: common(solid(s), s.wall - mm, s.below - mm)
 
 
-def _lobulated(solid: Solid, mm: float, length_mm: float) -> Solid:
-    """Return a solid an uneven surface."""
+def _with_lobules(solid: Solid, mm: float, length_mm: float) -> Solid:
+    """Make the surface of a solid uneven."""
 
     def depth(scene: Scene) -> Array:
         z, y, x = (a / np.float32(length_mm) for a in (scene.z, scene.y, scene.x))
@@ -363,8 +363,8 @@ def _lobulated(solid: Solid, mm: float, length_mm: float) -> Solid:
     return depth
 
 
-def _pouched(solid: Solid, wave_mm: float, phase: float) -> Solid:
-    """Return a gut the pouches of the colon."""
+def _with_haustra(solid: Solid, wave_mm: float, phase: float) -> Solid:
+    """Add the haustra of the colon to a gut."""
 
     def depth(scene: Scene) -> Array:
         along = (scene.z + 0.8 * scene.x) / np.float32(wave_mm) + np.float32(phase)

@@ -18,7 +18,7 @@ from napari_fmseg.datasets.projects.project import CaseRecord, Project, now, ope
 from napari_fmseg.datasets.projects.revisions import check_unchanged, earlier_labels, labels_revision
 from napari_fmseg.datasets.projects.staged_case import (
     StagedCase,
-    moved_to_training,
+    move_to_training,
     prediction_of,
     stage_image,
     stage_labels,
@@ -87,7 +87,7 @@ def add_case(
         If a file cannot be read, linked or written.
     """
     check_name(name)
-    return _added(project, name, image, labels, options, link=link, again=again)[0]
+    return _stage_case(project, name, image, labels, options, link=link, again=again)[0]
 
 
 def add_nameless(
@@ -99,11 +99,11 @@ def add_nameless(
     link: bool = False,
     again: bool = False,
 ) -> tuple[Project, str]:
-    """Add a volume as `add_case` does, under the next free name, which is given too; others may be adding as well."""
-    return _added(project, "", image, labels, options, link=link, again=again)
+    """Add a volume as `add_case` does, under the next free name, and return that name; safe beside other programs."""
+    return _stage_case(project, "", image, labels, options, link=link, again=again)
 
 
-def _added(
+def _stage_case(
     project: Project,
     name: str,
     image: Volume | Path | str | Sequence[Path | str],
@@ -154,7 +154,7 @@ def label_case(
     revision: str | None = None,
     replace: bool = False,
 ) -> Project:
-    """Return a case its labels, or corrected ones; those before stay in ``fmseg/history``.
+    """Save labels of a case, or corrected ones; the previous ones stay in ``fmseg/history``.
 
     Parameters
     ----------
@@ -183,20 +183,20 @@ def label_case(
     current = open_project(project.folder)
     if not replace:  # before the image is read: it moves when a case gets its first labels
         check_unchanged(current, name, known)
-    volume = read_channels(current.known(name).images)
+    volume = read_channels(current.files_of(name).images)
     found = image_hash(volume)
     with transaction(project.folder) as change:
         fresh = open_project(project.folder)
         if not replace:
             check_unchanged(fresh, name, known)
-        case = moved_to_training(change, fresh, name, dataclasses.replace(fresh.record(name), image=found))
+        case = move_to_training(change, fresh, name, dataclasses.replace(fresh.record(name), image=found))
         fresh, case = stage_labels(change, fresh, case, given, options, volume)
         stage_state(change, fresh, case)
     return open_project(project.folder)
 
 
 def restore_labels(project: Project, name: str, number: int = -1) -> Project:
-    """Accept earlier labels of a case again; those of now become the latest earlier ones.
+    """Restore earlier labels of a case; the present ones become the latest earlier ones.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def save_prediction(
     uncertainty: float | None = None,
     where: Volume | None = None,
 ) -> Project:
-    """Keep what a model found in a case, in ``fmseg/predictions``, to be corrected; it is never learned from.
+    """Save a model's prediction for a case, in ``fmseg/predictions``, to be corrected; it is never used for training.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ def save_prediction(
     """
     with transaction(project.folder) as change:
         fresh = open_project(project.folder)
-        fresh.known(name)
+        fresh.files_of(name)
         write_labels(labels, change.place(prediction_of(name)))
         if where is not None:
             percent = np.rint(100 * where.data).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What an image is, whatever its file is called: a hash of its voxels."""
+"""The identity of an image, whatever its file is called: a hash of its voxels."""
 
 from __future__ import annotations
 

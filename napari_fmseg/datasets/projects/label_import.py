@@ -11,14 +11,12 @@ import numpy.typing as npt
 
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 from napari_fmseg.core.volume import Geometry, LabelMap
-from napari_fmseg.datasets.nnunet_json import DatasetInfo, grown
+from napari_fmseg.datasets.nnunet_json import DatasetInfo, add_classes
 from napari_fmseg.datasets.projects.painted_slices import PaintedSlices
 from napari_fmseg.datasets.projects.scan import labelled_share
 from napari_fmseg.io.voxel_values import smallest_integer
 
-__all__ = ["LabelOptions", "Labelled", "labelled_for"]
-
-_OUTSIDE = -1
+__all__ = ["LabelOptions", "Labelled", "import_labels"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Labelled:
     share: float
 
 
-def labelled_for(
+def import_labels(
     labels: LabelMap,
     grid: Geometry,
     facts: DatasetInfo,
@@ -90,7 +88,7 @@ def labelled_for(
     *,
     before: tuple[str, ...] = (),
 ) -> Labelled:
-    """Turn labels into those of a project.
+    """Convert labels to the classes and the grid of a project.
 
     Classes are matched by name where the labels have names (capitals do not matter), else by number.
 
@@ -125,7 +123,7 @@ def labelled_for(
         options.unlabelled in ("empty-slices", "zeros") or "ignore" in meaning.values() or bool(outside.any())
     )
     unknown = dict.fromkeys(n for n in meaning.values() if n not in (*facts.numbers, "ignore", "background"))
-    stated = tuple(_known(name, [*facts.numbers, *unknown]) or name for name in options.classes)
+    stated = tuple(_match_name(name, [*facts.numbers, *unknown]) or name for name in options.classes)
     unknown |= dict.fromkeys(name for name in stated if name not in (*facts.numbers, *unknown))
     if unknown and not options.new_classes:
         raise FmsegError(
@@ -140,14 +138,14 @@ def labelled_for(
             f"The case is said to tell of {', '.join(stated)}, but it has voxels of {surplus}. "
             "State all classes that were looked for, or remove those voxels."
         )
-    new = grown(facts, tuple(unknown), sparse=sparse_words, folder=folder) if unknown or sparse_words else facts
-    data, ignored = _renumbered(labels.data, meaning, new, options, outside)
+    new = add_classes(facts, tuple(unknown), sparse=sparse_words, folder=folder) if unknown or sparse_words else facts
+    data, ignored = _renumber(labels.data, meaning, new, options, outside)
     if options.unlabelled == "unstated" and not ignored.any():
         _check_whole(PaintedSlices.of(data, grid))
     named = {name for name in meaning.values() if name in new.numbers} if names else {*before, *found}
     classes = stated or (tuple(n for n in new.numbers if n in named) if names or before else tuple(new.numbers))
     if not ignored.any() and "ignore" not in meaning.values():  # asked for, but everything is labelled
-        new = grown(facts, tuple(unknown), sparse=False, folder=folder) if unknown else facts
+        new = add_classes(facts, tuple(unknown), sparse=False, folder=folder) if unknown else facts
     told = {**new.labels, **({new.ignore: "ignore"} if new.ignore is not None and ignored.any() else {})}
     return Labelled(
         LabelMap(data, grid, {}, told, {}), new, classes, bool(ignored.any()), labelled_share(ignored)
@@ -195,7 +193,7 @@ def _nearest(labels: LabelMap, grid: Geometry) -> tuple[npt.NDArray[np.generic],
 
 
 def _meaning(names: Mapping[int, str], present: list[int], facts: DatasetInfo) -> dict[int, str]:
-    """Report for every number of the labels which class of the project it is, or what new one."""
+    """Return for every number of the labels its class in the project, or the new one."""
     meaning = {}
     for value in sorted({*names, *present}):
         word = names.get(value, "")
@@ -208,16 +206,16 @@ def _meaning(names: Mapping[int, str], present: list[int], facts: DatasetInfo) -
                 f"The labels hold the number {value}, which has no name, and the project does not know it: {known}. "
                 "Name the label, or remove its voxels."
             )
-        meaning[value] = _known(word, [*facts.numbers, "ignore", "background"]) or word
+        meaning[value] = _match_name(word, [*facts.numbers, "ignore", "background"]) or word
     return meaning
 
 
-def _known(word: str, names: list[str]) -> str:
+def _match_name(word: str, names: list[str]) -> str:
     """Find a name, first as it is written, then whatever its capitals."""
     return word if word in names else next((n for n in names if n.casefold() == word.casefold()), "")
 
 
-def _renumbered(
+def _renumber(
     data: npt.NDArray[np.generic],
     meaning: Mapping[int, str],
     facts: DatasetInfo,

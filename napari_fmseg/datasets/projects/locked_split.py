@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["HELD_OUT", "LEAST", "TRAINING", "assigned", "is_locked", "wanted"]
+__all__ = ["HELD_OUT", "LEAST", "TRAINING", "assign_roles", "is_locked", "n_held_out"]
 
 TRAINING, HELD_OUT = "training", "held out"
 
@@ -19,7 +19,7 @@ LEAST = 4
 _ONE_IN = 5
 
 
-def wanted(n_labelled: int) -> int:
+def n_held_out(n_labelled: int) -> int:
     """Return how many of `n_labelled` images should be held out: one in five, and at least one of four."""
     return 0 if n_labelled < LEAST else max(1, n_labelled // _ONE_IN)
 
@@ -29,7 +29,7 @@ def is_locked(ledger: Mapping[str, str], labelled: Iterable[str]) -> bool:
     return any(ledger.get(image) == HELD_OUT for image in labelled)
 
 
-def assigned(
+def assign_roles(
     ledger: Mapping[str, str],
     labelled: Iterable[str],
     *,
@@ -37,7 +37,7 @@ def assigned(
     announced: Iterable[str] = (),
     unfit: Iterable[str] = (),
 ) -> dict[str, str]:
-    """Return every labelled image a role that has none yet.
+    """Assign a role to every labelled image that has none yet.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def assigned(
         roles[image] = HELD_OUT
     if len(labelled) < LEAST and not is_locked(roles, labelled):
         return roles
-    missing = wanted(len(labelled)) - sum(roles.get(image) == HELD_OUT for image in labelled)
+    missing = n_held_out(len(labelled)) - sum(roles.get(image) == HELD_OUT for image in labelled)
     for image in sorted(labelled - roles.keys() - set(unfit)):  # the hash is as good as a draw, and the same everywhere
         roles[image] = HELD_OUT if missing > 0 else TRAINING
         missing -= 1

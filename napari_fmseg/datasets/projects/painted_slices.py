@@ -40,7 +40,7 @@ class PaintedSlices:
 
     @classmethod
     def of(cls, labels: npt.NDArray[np.generic], grid: Geometry) -> PaintedSlices:
-        """Inspect at labels (z, y, x); 0 is not painted."""
+        """Count the painted slices of labels (z, y, x); 0 is not painted."""
         rows = [np.flatnonzero((labels != 0).any(tuple(b for b in range(3) if b != a))) for a in range(3)]
         spans = [int(row[-1] - row[0] + 1) if len(row) else 0 for row in rows]
         axis = int(np.argmin([len(row) / n for row, n in zip(rows, labels.shape, strict=True)]))

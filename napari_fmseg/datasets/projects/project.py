@@ -1,4 +1,4 @@
-"""A project as it is on disk: nnU-Net's files, and beside them what is known of each case, its role and its models."""
+"""A project as it is on disk: nnU-Net's files, and beside them the record and role of each case, and the models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.structuring import read_table, structure
 from napari_fmseg.datasets import nnunet_json
 from napari_fmseg.datasets.nnunet_json import CaseFiles, DatasetInfo
-from napari_fmseg.datasets.projects.locked_split import HELD_OUT, TRAINING, assigned
+from napari_fmseg.datasets.projects.locked_split import HELD_OUT, TRAINING, assign_roles
 from napari_fmseg.datasets.projects.transaction import STATE_DIR, Transaction, recover, transaction
 
 __all__ = [
@@ -164,7 +164,7 @@ class Project:
         """Return ``"training"``, ``"held out"``, or "" while its image has none."""
         return self.roles.get(self.record(name).image, "")
 
-    def known(self, name: str) -> CaseFiles:
+    def files_of(self, name: str) -> CaseFiles:
         """Return the files of a case.
 
         Raises
@@ -186,7 +186,7 @@ def now() -> str:
 def init_project(
     folder: Path | str, labels: tuple[str, ...] = (), *, channels: tuple[str, ...] = ("image",), name: str = ""
 ) -> Project:
-    """Make a project, or take up a folder that another tool made.
+    """Create a project, or open a folder that another tool created.
 
     Parameters
     ----------
@@ -254,7 +254,7 @@ def open_project(folder: Path | str, *, tidy: bool = True) -> Project:
 
 
 def read_project(folder: Path) -> Project:
-    """Read the files of a project as they are; what a killed process left is not looked at."""
+    """Read the files of a project as they are, without recovering what a killed process left."""
     facts = nnunet_json.read_facts(folder)
     files = nnunet_json.find_cases(folder, facts)
     told = _table(folder / INDEX)
@@ -291,7 +291,7 @@ class _Lesson:
 
 
 def _roles_of_models(folder: Path) -> dict[str, str]:
-    """Find the roles again where the split was lost: the models know what they learned from and were measured on."""
+    """Reconstruct the roles where the split was lost, from the training and validation cases of the models."""
     roles: dict[str, str] = {}
     for path in sorted((folder / STATE_DIR / "models").glob("*/lineage.json")):
         told = _read(_Lesson, path, _table(path), known_only=True)
@@ -329,7 +329,7 @@ def _stamps(paths: list[Path] | tuple[Path, ...]) -> tuple[Stamp, ...]:
 
 
 def with_fingerprint(record: CaseRecord, files: CaseFiles) -> CaseRecord:
-    """Note what the files look like from outside, so that a later change is seen."""
+    """Record size and time of the files, so that a later change is detected."""
     labels = _stamps([files.labels])[0] if files.labels is not None else ()
     return dataclasses.replace(record, stamps=_stamps(files.images), label_stamp=labels)
 
@@ -352,8 +352,8 @@ def with_roles(project: Project, *, learned: tuple[str, ...] = ()) -> Project:
         Hashes of images that a model learned from: they can never validate.
     """
     images = {name: project.record(name).image for name in project.labelled if not project.record(name).excluded}
-    said = nnunet_json.announced(project.facts.table)
-    roles = assigned(
+    said = nnunet_json.validation_names(project.facts.table)
+    roles = assign_roles(
         project.roles,
         {image for image in images.values() if image},
         learned=learned,

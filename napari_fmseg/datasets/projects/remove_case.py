@@ -1,4 +1,4 @@
-"""Cases that leave a project, for good or for a while; what was learned from stays recorded as learned from."""
+"""Remove or exclude cases; a case that was used for training stays recorded as such."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["drop_empty_history", "exclude_case", "include_case", "remove_case"]
 
 
 def exclude_case(project: Project, name: str) -> Project:
-    """Leave a case out: it is neither learned from nor measured on until `include_case`; its files stay.
+    """Exclude a case from training and validation until `include_case`; its files stay.
 
     Raises
     ------
@@ -26,7 +26,7 @@ def exclude_case(project: Project, name: str) -> Project:
 
 
 def include_case(project: Project, name: str) -> Project:
-    """Allow a case take part again, in the role that its image has.
+    """Include a case again, in the role that its image has.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def include_case(project: Project, name: str) -> Project:
 def _with_exclusion(project: Project, name: str, *, excluded: bool) -> Project:
     with transaction(project.folder) as change:
         fresh = open_project(project.folder)
-        fresh.known(name)
+        fresh.files_of(name)
         record = dataclasses.replace(fresh.record(name), excluded=excluded)
         write_state(change, with_record(fresh, name, record))
     return open_project(project.folder)
@@ -67,7 +67,7 @@ def remove_case(project: Project, name: str, *, with_labels: bool = False) -> Pr
     """
     with transaction(project.folder) as change:
         fresh = open_project(project.folder)
-        files, record = fresh.known(name), fresh.record(name)
+        files, record = fresh.files_of(name), fresh.record(name)
         if (files.labels is not None or record.earlier) and not with_labels:
             raise FmsegError(
                 f"{name} has labels, which would be deleted with it. Say so (--with-labels), or exclude it: it then "
@@ -82,7 +82,7 @@ def remove_case(project: Project, name: str, *, with_labels: bool = False) -> Pr
         for place in places:
             change.remove(place)
         n_labelled = len([other for other in fresh.labelled if other != name])
-        change.table("dataset.json", nnunet_json.unlisted(fresh.facts.table, name, n_labelled))
+        change.table("dataset.json", nnunet_json.without_case(fresh.facts.table, name, n_labelled))
         rest = {other: known for other, known in fresh.index.cases.items() if other != name}
         left = {other: known for other, known in fresh.files.items() if other != name}
         index = dataclasses.replace(fresh.index, cases=rest)

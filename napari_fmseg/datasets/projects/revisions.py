@@ -40,17 +40,19 @@ class LabelVersion:
 
 def labels_revision(project: Project, name: str) -> str:
     """Return a mark that changes whenever somebody saves other labels of a case; "" while it has none."""
-    files, record = project.known(name), project.record(name)
+    files, record = project.files_of(name), project.record(name)
     if files.labels is None:
         return ""
     changed = (
-        record.changed if with_fingerprint(record, files).label_stamp == record.label_stamp else _written(files.labels)
+        record.changed
+        if with_fingerprint(record, files).label_stamp == record.label_stamp
+        else _time_written(files.labels)
     )
     return f"{len(record.earlier) + 1}@{changed}"
 
 
-def _written(path: Path) -> str:
-    """Return when a file was written, as `examine` notes it."""
+def _time_written(path: Path) -> str:
+    """Return when a file was written, as `scan_cases` records it."""
     try:
         return datetime.fromtimestamp(os.stat(path).st_mtime, UTC).isoformat(timespec="seconds")
     except OSError:  # its disk is not connected
@@ -58,7 +60,7 @@ def _written(path: Path) -> str:
 
 
 def check_unchanged(project: Project, name: str, revision: str) -> None:
-    """Refuse to go on if the labels of a case are not those that somebody has read.
+    """Raise if the labels of a case are not those that were read before.
 
     Raises
     ------
@@ -85,7 +87,7 @@ def label_history(project: Project, name: str) -> tuple[LabelVersion, ...]:
     FmsegError
         If there is no such case.
     """
-    files, record = project.known(name), project.record(name)
+    files, record = project.files_of(name), project.record(name)
     before = [LabelVersion(i, old.changed, old.classes) for i, old in enumerate(record.earlier, 1)]
     if files.labels is None:
         return tuple(before)
@@ -107,7 +109,7 @@ def earlier_labels(project: Project, name: str, number: int) -> tuple[LabelMap, 
     FmsegError
         If the case had no such labels.
     """
-    project.known(name)
+    project.files_of(name)
     earlier = project.record(name).earlier
     if not 1 <= number <= len(earlier):
         known = f"1 to {len(earlier)}" if earlier else "none"

@@ -33,7 +33,7 @@ __all__ = ["changed_cases", "labelled_share", "scan_all", "scan_cases"]
 
 
 def changed_cases(project: Project) -> tuple[str, ...]:
-    """Name the cases that are new or changed since they were examined."""
+    """Return the names of the cases that are new or changed since the last scan."""
     return tuple(
         name
         for name, files in project.files.items()
@@ -42,7 +42,7 @@ def changed_cases(project: Project) -> tuple[str, ...]:
 
 
 def scan_cases(project: Project, *, write: bool = True) -> Generator[Progress, None, Project]:
-    """Read the cases that are new or changed, and give those with labels their role.
+    """Read the cases that are new or changed, and assign a role to those with labels.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def scan_cases(project: Project, *, write: bool = True) -> Generator[Progress, N
     records = {}
     for i, name in enumerate(names):
         yield Progress("examining", i, len(names))
-        records[name] = _examined(project, name)
+        records[name] = _scan(project, name)
     yield Progress("examining", len(names), len(names))
     if not write:
         return with_roles(_with_records(project, records))
@@ -78,13 +78,13 @@ def scan_cases(project: Project, *, write: bool = True) -> Generator[Progress, N
 
 
 def _with_records(project: Project, records: Mapping[str, CaseRecord]) -> Project:
-    """Accept what was found of cases that have not changed since."""
+    """Return the project with the records of cases that have not changed since."""
     fresh = project
     for name, record in records.items():
         if name in fresh.files and with_fingerprint(record, fresh.files[name]) == record:
             known = fresh.record(name)
             if not known.image:
-                known = _renamed(fresh, record)
+                known = _record_of_renamed(fresh, record)
                 record = dataclasses.replace(record, classes=known.classes or record.classes)
             record = dataclasses.replace(record, earlier=known.earlier, excluded=known.excluded)
             if known.image == record.image:  # what was predicted belongs to the image, not to the name
@@ -104,14 +104,14 @@ def scan_all(project: Project, *, write: bool = True) -> Project:
             return found
 
 
-def _renamed(project: Project, record: CaseRecord) -> CaseRecord:
-    """Find what is known of an image whose files were renamed: its labels still tell of the same classes."""
+def _record_of_renamed(project: Project, record: CaseRecord) -> CaseRecord:
+    """Find what is known of an image whose files were renamed: its labels still have the same classes."""
     gone = (old for name, old in project.index.cases.items() if name not in project.files and old.image)
     same = (old for old in gone if old.image == record.image and old.label_stamp == record.label_stamp)
     return next(same, CaseRecord())
 
 
-def _examined(project: Project, name: str) -> CaseRecord:
+def _scan(project: Project, name: str) -> CaseRecord:
     files, known, facts = project.files[name], project.record(name), project.facts
     found = with_fingerprint(CaseRecord(), files)
     try:
@@ -127,7 +127,7 @@ def _examined(project: Project, name: str) -> CaseRecord:
     return dataclasses.replace(
         found,
         image=image,
-        classes=known.classes or facts.told_by(name) or tuple(facts.labels.values()),
+        classes=known.classes or facts.classes_of(name) or tuple(facts.labels.values()),
         sparse=bool(ignored.any()),
         labelled=labelled_share(ignored),
         unconfirmed=not ignored.any() and PaintedSlices.of(data, labels.geometry).look_partial,

@@ -13,7 +13,7 @@ from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.datasets import nnunet_json
 from napari_fmseg.datasets.nnunet_json import CaseFiles, DatasetInfo
-from napari_fmseg.datasets.projects.label_import import Labelled, LabelOptions, labelled_for
+from napari_fmseg.datasets.projects.label_import import Labelled, LabelOptions, import_labels
 from napari_fmseg.datasets.projects.project import (
     CaseRecord,
     Earlier,
@@ -29,7 +29,7 @@ from napari_fmseg.io import read_labels, suffix_of, write_labels, write_volume
 
 __all__ = [
     "StagedCase",
-    "moved_to_training",
+    "move_to_training",
     "prediction_of",
     "relative",
     "stage_image",
@@ -79,15 +79,15 @@ def stage_image(
 _TWO_FILES = (".mhd", ".nhdr", ".hdr", ".img")
 
 
-def moved_to_training(change: Transaction, project: Project, name: str, record: CaseRecord) -> StagedCase:
-    """Bring the images of an unlabelled case to the labelled ones."""
+def move_to_training(change: Transaction, project: Project, name: str, record: CaseRecord) -> StagedCase:
+    """Move the images of an unlabelled case to the labelled ones."""
     images = []
     if "/" in name:
         raise FmsegError(
             f"{name} cannot be labelled, because a labelled case has the same name. Rename its files in "
             f"{nnunet_json.UNLABELLED} first."
         )
-    for path in project.known(name).images:
+    for path in project.files_of(name).images:
         place = relative(path, project.folder)
         if place.startswith(f"{nnunet_json.UNLABELLED}/"):
             target = f"{nnunet_json.IMAGES}/{path.name}"
@@ -107,7 +107,7 @@ def relative(path: Path, folder: Path) -> str:
 def stage_labels(
     change: Transaction, project: Project, case: StagedCase, labels: LabelMap, options: LabelOptions, volume: Volume
 ) -> tuple[Project, StagedCase]:
-    """Write the labels of a case, keep those before, and take what is new in dataset.json.
+    """Write the labels of a case, keep the previous ones, and update dataset.json.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def stage_labels(
     """
     facts, old = project.facts, project.files.get(case.name, CaseFiles(())).labels
     before = case.record.classes if old is not None else ()
-    found = labelled_for(labels, volume.geometry, facts, options, project.folder, before=before)
+    found = import_labels(labels, volume.geometry, facts, options, project.folder, before=before)
     record = case.record
     if old is not None:
         kept = f"{STATE_DIR}/history/{case.name}/{len(record.earlier) + 1:03d}{suffix_of(old)}"
@@ -162,17 +162,17 @@ def stage_labels(
 
 
 def prediction_of(name: str) -> str:
-    """Return where the labels lie that a model found in a case."""
+    """Return the path of a model's prediction for a case."""
     return f"{STATE_DIR}/predictions/{name.rpartition('/')[2]}.nii.gz"
 
 
 def uncertainty_of(name: str) -> str:
-    """Return where the map of the model's doubt about a case lies: percent, on the image's grid."""
+    """Return the path of the uncertainty map of a case: percent, on the image's grid."""
     return f"{STATE_DIR}/uncertainty/{name.rpartition('/')[2]}.nii.gz"
 
 
 def _with_facts(change: Transaction, project: Project, found: Labelled, name: str) -> Project:
-    """Accept what dataset.json says now; where new classes pushed the ignore label up, the label files follow."""
+    """Return the project with a new dataset.json; where new classes pushed the ignore label up, label files follow."""
     old, new = project.facts.ignore, found.facts.ignore
     project = dataclasses.replace(project, facts=found.facts)
     if old is None or old == new or new is None:
@@ -200,7 +200,7 @@ def stage_state(change: Transaction, project: Project, case: StagedCase) -> None
     """Collect dataset.json, index and split with the case in them."""
     labels = None if case.labels is None else case.labels[0]
     n_labelled = len({*project.labelled, *([case.name] if labels else [])})
-    table = nnunet_json.listed(
+    table = nnunet_json.with_case(
         project.facts.table, case.name, tuple(place for place, _ in case.images), labels, n_labelled
     )
     if table != nnunet_json.read_facts(project.folder).table:

@@ -1,4 +1,4 @@
-"""What a project hands to the training: who is learned from, who validates, and what is not labelled."""
+"""The training plan of a project: training cases, validation cases, and unlabelled classes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 LEAVING = "leaving one out"
 
 
-"""What the progress of trainings for `Plan.folds` is called."""
+"""Stage name in the progress of the trainings of `Plan.folds`."""
 
 
 _MOST_FOLDS = 4
@@ -79,7 +79,7 @@ class Plan:
 
     @property
     def partial(self) -> dict[str, tuple[str, ...]]:
-        """For the cases whose labels do not tell of every class, the classes that they say nothing of."""
+        """Unlabelled classes of the cases that were not labelled with every class."""
         told = {case.name: case.classes for case in (*self.training, *self.validation)}
         missing = {name: tuple(n for n in self.labels if n not in own) for name, own in told.items()}
         return {name: names for name, names in missing.items() if names}
@@ -95,7 +95,7 @@ class Run:
 
 
 def training_plan(project: Project) -> Plan:
-    """Report who is learned from and who validates; nothing is written.
+    """Return the training and the validation cases; nothing is written.
 
     Raises
     ------
@@ -127,13 +127,13 @@ def training_plan(project: Project) -> Plan:
         ignore=project.facts.ignore,
         training=training,
         validation=held,
-        folds=() if locked else _left_out(training, images),
+        folds=() if locked else _leave_one_out(training, images),
         images=images,
         note=_note(len(set(images.values())), len(training), len(held)),
     )
 
 
-def _left_out(cases: tuple[Case, ...], images: Mapping[str, str]) -> tuple[Fold, ...]:
+def _leave_one_out(cases: tuple[Case, ...], images: Mapping[str, str]) -> tuple[Fold, ...]:
     """Leave one image out at a time, with all cases that show it; of more than `_MOST_FOLDS`, several at a time."""
     there = list(dict.fromkeys(images[case.name] for case in cases))
     folds = []
@@ -160,7 +160,7 @@ def _note(n_images: int, n_training: int, n_held: int) -> str:
 
 
 def start_run(project: Project, plan: Plan) -> Run:
-    """Open a run: make its folder and note for ever that the training cases were learned from.
+    """Start a run: create its folder and record that the training cases were used for training.
 
     From then on none of them can validate, even if the run fails: its weights may be in use somewhere.
 
@@ -203,7 +203,7 @@ class _Told:
 
 
 def _read_plan(folder: Path) -> _Told:
-    """Read what a run learns from; `folder` is the run's."""
+    """Read the cases of a run from its `folder`."""
     try:
         return structure(_Told, read_table(folder / "plan.json"), known_only=True)
     except FileNotFoundError as error:
@@ -213,7 +213,7 @@ def _read_plan(folder: Path) -> _Told:
 
 
 def open_run(project: Project, number: int) -> Run:
-    """Open a run that was started before, to resume it: it has the same cases, whatever came or was renamed since.
+    """Open an earlier run, to resume it: it has the same cases, even if cases were added or renamed since.
 
     Raises
     ------
@@ -242,7 +242,7 @@ def open_run(project: Project, number: int) -> Run:
         ignore=project.facts.ignore,
         training=cases["training"],
         validation=cases["validation"],
-        folds=() if locked else _left_out(cases["training"], hashes),
+        folds=() if locked else _leave_one_out(cases["training"], hashes),
         images=hashes,
         note=told.note,
     )
@@ -250,7 +250,7 @@ def open_run(project: Project, number: int) -> Run:
 
 
 def todays_labels(run: Run, labels: Mapping[int, str]) -> dict[int, str]:
-    """Return the classes of a run's model the names that they have in the project now; they may have been renamed
+    """Return the current names of the classes of a run's model; they may have been renamed
     since.
 
     Parameters
@@ -307,7 +307,7 @@ def training_and_validation_cases(
 
 
 def note_learned(folder: Path, cases: Iterable[Case]) -> None:
-    """Note for ever that cases of a project are learned from, as a training starts; elsewhere nothing happens.
+    """Record that cases of a project are used for training; nothing happens for other folders.
 
     Parameters
     ----------

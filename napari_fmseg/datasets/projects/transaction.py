@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from napari_fmseg.core.atomic_write import as_unwritable
 from napari_fmseg.core.errors import FmsegError, UnwritableVolume
 from napari_fmseg.core.structuring import read_table, structure
-from napari_fmseg.io.file_lock import Busy, locked
+from napari_fmseg.io.file_lock import Busy, hold_lock
 
 __all__ = ["STATE_DIR", "Transaction", "inside", "recover", "transaction"]
 
@@ -87,7 +87,7 @@ class Transaction:
         self._removals.append(path)
 
     def commit(self) -> None:
-        """Make everything happen; with nothing collected, nothing does."""
+        """Commit all collected changes."""
         if not self._moves and not self._removals:
             return
         self._check()
@@ -101,7 +101,7 @@ class Transaction:
         _carry_out(self._folder)
 
     def discard(self) -> None:
-        """Throw away what was not committed."""
+        """Discard what was not committed."""
         shutil.rmtree(self._staging, ignore_errors=True)
         with suppress(OSError):
             self._staging.parent.rmdir()
@@ -124,7 +124,7 @@ class Transaction:
 
 @contextmanager
 def transaction(folder: Path) -> Iterator[Transaction]:
-    """Change files of a project together: committed when the block ends, forgotten when it fails.
+    """Change files of a project together: committed when the block ends, discarded when it fails.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def transaction(folder: Path) -> Iterator[Transaction]:
     try:
         check_ours(folder)
         (folder / STATE_DIR).mkdir(parents=True, exist_ok=True)
-        with _locked(folder, _PATIENCE_SECONDS):
+        with _hold(folder, _PATIENCE_SECONDS):
             _recover(folder)
             change = Transaction(folder)
             try:
@@ -149,7 +149,7 @@ def transaction(folder: Path) -> Iterator[Transaction]:
 
 
 def recover(folder: Path, *, tidy: bool = True) -> None:
-    """Finish what a killed process had committed, and throw away what it had not.
+    """Finish what a killed process had committed, and discard the rest.
 
     Where another process is at work, or nothing may be written, everything stays as it is.
 
@@ -171,7 +171,7 @@ def recover(folder: Path, *, tidy: bool = True) -> None:
     if not committed and not (tidy and (ours / _STAGING).exists()):
         return
     # Without a commit file another process may still be preparing: what can be read is whole, and nobody waits.
-    with suppress(Busy, OSError), _locked(folder, _PATIENCE_SECONDS if committed else 0):
+    with suppress(Busy, OSError), _hold(folder, _PATIENCE_SECONDS if committed else 0):
         _recover(folder)
 
 
@@ -190,7 +190,7 @@ def _recover(folder: Path) -> None:
 
 
 def _carry_out(folder: Path) -> None:
-    """Do what the commit file says, as far as it is not done; every step can be done twice."""
+    """Carry out the steps of the commit file that are not done; every step can be done twice."""
     commit = folder / STATE_DIR / _COMMIT
     try:
         document = structure(_Document, read_table(commit))
@@ -284,9 +284,9 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, patience: float) -> Iterator[None]:
+def _hold(folder: Path, patience: float) -> Iterator[None]:
     try:
-        with locked(folder / STATE_DIR / _LOCK, patience):
+        with hold_lock(folder / STATE_DIR / _LOCK, patience):
             yield
     except Busy as error:
         raise Busy(

@@ -27,7 +27,7 @@ def check_codestreams(path: Path, at: int, shape: tuple[int, int]) -> None:
     at
         The byte at which the value of its pixels starts.
     shape
-        (rows, columns) as the DICOM header says.
+        (rows, columns) as the DICOM header states.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def _check_jpeg2000(head: bytes, shape: tuple[int, int]) -> None:
 
 
 def _jpeg_size(block: bytes) -> tuple[int, int] | None:
-    """Return the rows and columns of a JPEG or JPEG-LS from its first markers; None where they say none."""
+    """Return the rows and columns of a JPEG or JPEG-LS from its first markers; None where they state none."""
     at = 0
     while at + 9 <= len(block) and block[at] == 0xFF:
         marker, length = block[at + 1], int.from_bytes(block[at + 2 : at + 4], "big")

@@ -1,4 +1,4 @@
-"""A DICOM file as pydicom reads it: bounded where it inflates, and with its damage told in a sentence."""
+"""A DICOM file as pydicom reads it: inflation is bounded, and damage becomes an UnreadableVolume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy.typing as npt
 
-from napari_fmseg.core.errors import MissingExtra, UnreadableVolume
+from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.io import damage
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = [
     "dataset_of",
     "frames_by_pydicom",
     "header_errors_as_unreadable",
-    "pixels_told",
+    "pixel_errors_as_unreadable",
     "read_whole",
     "silence_pydicom",
     "syntax_of",
@@ -41,23 +41,21 @@ PIXELS = (
     "The pixels of {name} cannot be read: {reason}. "
     "The file was cut short or uses an unusual compression; export the series again, uncompressed."
 )
-"""What is told of pixels that cannot be read."""
+"""Message about pixels that cannot be read."""
 
 
 @contextmanager
 def silence_pydicom() -> Iterator[Any]:
-    """Return pydicom, without its many remarks on values that are slightly against the standard."""
-    try:
-        import pydicom
-    except ImportError as error:
-        raise MissingExtra("DICOM needs pydicom, which is missing here: pip install pydicom.") from error
+    """Yield pydicom, without its many warnings about values that are slightly against the standard."""
+    import pydicom
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield pydicom
 
 
 def header_errors_as_unreadable(path: Path) -> AbstractContextManager[None]:
-    """Turn what pydicom raises on a damaged header into a sentence; values are parsed only when asked for."""
+    """Turn what pydicom raises on a damaged header into an UnreadableVolume; values are parsed on demand."""
     return damage.header_errors_as_unreadable(
         path, "{name} starts as DICOM, but its header is damaged: {reason}. Copy it again from its source."
     )
@@ -137,8 +135,8 @@ def _is_plain(tags: Dataset) -> bool:
     return syntax is not None and not syntax.is_compressed and "Rows" in tags and "BitsAllocated" in tags
 
 
-def pixels_told(path: Path) -> AbstractContextManager[None]:
-    """Turn what a library raises on damaged pixels into a sentence."""
+def pixel_errors_as_unreadable(path: Path) -> AbstractContextManager[None]:
+    """Turn what a library raises on damaged pixels into an UnreadableVolume."""
     return damage.header_errors_as_unreadable(path, PIXELS)
 
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 __all__ = ["is_dicom"]
 
 _GROUPS = (0x0000, 0x0002, 0x0008, 0x0010, 0x0018, 0x0020, 0x0028)
-"""What the first elements of an object can belong to: commands, file meta, identification, patient, acquisition."""
+"""Groups of an object's first elements: commands, file meta, identification, patient, acquisition."""
 _LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
 """Value representations whose length has four bytes, after two that are empty."""
 _SHORT = {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL",
@@ -56,7 +56,7 @@ def _starts_with_elements(file: BinaryIO, start: bytes, order: str) -> bool:
 
 
 def _extent(head: bytes, order: str) -> tuple[int, int]:
-    """Return the at which byte of an element its value starts, and how long it is; explicit VR where two letters
+    """Return at which byte of an element its value starts, and how long it is; explicit VR where two letters
     name one.
     """
     kind = head[4:6]

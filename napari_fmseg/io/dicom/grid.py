@@ -73,7 +73,7 @@ def _are_two(one: tuple[bytes, bytes], other: tuple[bytes, bytes]) -> bool:
 
 
 def _without_copies(slices: list[Slice]) -> list[Slice]:
-    """Drop images that are there twice, as happens when folders are merged.
+    """Drop images that exist twice, as happens when folders are merged.
 
     A copy has the same place, time and pixels. UIDs say little: some anonymisers give one to all images, and others
     give new ones to each copy.
@@ -94,7 +94,7 @@ def _without_copies(slices: list[Slice]) -> list[Slice]:
 
 
 def _content(part: Slice) -> bytes:
-    """Return the stored pixels of a file from others."""
+    """Return a hash of the stored pixels of a file."""
     with part.path.open("rb") as file:
         file.seek(part.pixels_at)
         return hashlib.file_digest(file, "blake2b").digest()

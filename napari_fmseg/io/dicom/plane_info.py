@@ -44,7 +44,7 @@ class Slice:
     intercept: float
     order: tuple[float, ...]
     is_plain: bool
-    patient: tuple[bytes, bytes] = field(repr=False)  # id and name as they are written, to tell patients apart
+    patient: tuple[bytes, bytes] = field(repr=False)  # id and name as they are written, to distinguish patients
     frame_of_reference: str
     pixels_at: int
     raw: tuple[int, str] | None = None  # where the voxels start and their type; None if not that simple
@@ -169,7 +169,7 @@ def _slice(file: Header, frame: int, groups: list[Dataset]) -> Slice:
         number(intercept),
         tuple(number(part) for part in index),
         raw is not None or syntax_of(header) in PLAIN,
-        (_written(header, "PatientID"), _written(header, "PatientName")),
+        (_raw_text(header, "PatientID"), _raw_text(header, "PatientName")),
         str(header.get("FrameOfReferenceUID") or ""),
         file.pixels[0],
         raw,
@@ -205,7 +205,7 @@ def _value(dataset: Dataset, name: str) -> Any:
         return [math.nan]
 
 
-def _written(dataset: Dataset, name: str) -> bytes:
+def _raw_text(dataset: Dataset, name: str) -> bytes:
     """Return the text of a tag as it stands in the file, without what only fills it up."""
     element = dataset.get_item(name)
     value = b"" if element is None else element.value

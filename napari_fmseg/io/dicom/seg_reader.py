@@ -85,13 +85,13 @@ def read(path: Path) -> LabelMap:
         geometry, z, warnings = _grid(planes, path)
         _check_extent(geometry, path)
         frames = stored_frames(tags, planes).reshape(-1, *planes[0].shape)
-        data = _stacked(frames, numbers, z, geometry, path)
+        data = _stack(frames, numbers, z, geometry, path)
     meta = {"format": "DICOM SEG", "modality": "SEG", "repaired": [], "warnings": warnings}
     return LabelMap(data, geometry, meta, names, colors)
 
 
 def _check_extent(geometry: Geometry, path: Path) -> None:
-    """Refuse a grid that one far plane makes longer than any patient, before memory is asked for."""
+    """Refuse a grid that one far plane makes longer than any patient, before memory is allocated."""
     if geometry.shape[0] > _MOST_PLANES:
         raise UnreadableVolume(
             f"{path.name}: its slices lie up to {geometry.shape[0] * geometry.spacing[0]:,.0f} mm apart, "
@@ -101,7 +101,7 @@ def _check_extent(geometry: Geometry, path: Path) -> None:
     check_memory(math.prod(geometry.shape), path)
 
 
-def _stacked(
+def _stack(
     frames: npt.NDArray[Any], numbers: list[int], z: list[int], geometry: Geometry, path: Path
 ) -> npt.NDArray[Any]:
     """Return labels (z, y, x) from frames of one segment each, or of all (number 0)."""
@@ -120,7 +120,7 @@ def _stacked(
 
 
 def _numbers(tags: Dataset) -> list[int]:
-    """Segment number of each frame; it stands with the frame, or once for all."""
+    """Return the segment number of each frame; it is stated per frame, or once for all."""
     shared = tags.get("SharedFunctionalGroupsSequence") or [{}]
     found = []
     for frame in tags.PerFrameFunctionalGroupsSequence:
@@ -130,7 +130,7 @@ def _numbers(tags: Dataset) -> list[int]:
 
 
 def _grid(planes: list[Slice], path: Path) -> tuple[Geometry, list[int], list[str]]:
-    """Find the grid of the planes, the z of each, and what is to be said; empty planes may be missing."""
+    """Find the grid of the planes, the z of each, and warnings; empty planes may be missing."""
     first = planes[0]
     row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
     normal = np.cross(row, column)
@@ -157,7 +157,7 @@ def _grid(planes: list[Slice], path: Path) -> tuple[Geometry, list[int], list[st
 
 
 def _spacing(gaps: npt.NDArray[np.float64], planes: list[Slice]) -> tuple[float, list[str]]:
-    """Find how far apart the slices of the grid are, of which only some may be there, and what is to be said.
+    """Find how far apart the slices of the grid are, of which some may be missing, and warnings.
 
     What the file declares holds if the slices lie on multiples of it; else a spacing of which all gaps are multiples.
     """

@@ -31,7 +31,7 @@ USE = "Research use only. Not a medical device."
 _COPIED = ("SpecificCharacterSet", "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
            "PatientIdentityRemoved", "DeidentificationMethod", "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID",
            "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
-"""What identifies patient and study, and must be the same in all objects of a study; nothing else goes over."""
+"""Attributes of patient and study that all objects of a study share; nothing else is copied."""
 _PLACING = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "Rows", "Columns",
             "FrameOfReferenceUID", "PositionReferenceIndicator", "PixelSpacing", "SliceThickness",
             "ImageOrientationPatient", "ImagePositionPatient", "NumberOfFrames", "SharedFunctionalGroupsSequence",
@@ -40,7 +40,7 @@ _PLACING = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesNumber"
 _EMPTY_IF_MISSING = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
                      "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
 _INTERPRETED = ("PatientName", "ReferringPhysicianName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
-"""What highdicom takes to pieces, and refuses where it breaks the rules; it goes over as it stands."""
+"""Attributes that highdicom parses, and refuses where they break the rules; copied unchanged."""
 _CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "PT": "1.2.840.10008.5.1.4.1.1.128"}
 _SEG = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 
@@ -54,7 +54,7 @@ def write_dicom_seg(
     model: str = "",
     made: Made = "SEMIAUTOMATIC",
 ) -> Path:
-    """Write labels as a DICOM SEG that refers to the series they lie on, whole or not at all.
+    """Write labels as a DICOM SEG that refers to the series they lie on, atomically.
 
     Each class that occurs becomes one binary segment, numbered from 1, with its name, colour and SNOMED CT codes
     (`label_info`). Of the patient only what every object of the study must share is copied: name, id, birth date,
@@ -104,7 +104,7 @@ def write_dicom_seg(
         as_it_stands = {name: shown[0].get(name) for name in _INTERPRETED}
         for name in _INTERPRETED:
             setattr(shown[0], name, "")
-        with _told_in_words():
+        with _errors_as_unwritable():
             seg = hd.seg.Segmentation(
                 source_images=shown,
                 pixel_array=array,
@@ -235,7 +235,7 @@ def _check_uids(tags: Dataset, path: Path) -> None:
 
 
 def _place(tags: Dataset, first: Slice, geometry: Geometry) -> None:
-    """State what all slices share in one way for all: files differ in the last digits, or state it per frame."""
+    """Write shared attributes once for all slices: files differ in the last digits, or state them per frame."""
     import highdicom as hd
 
     between = geometry.spacing[0]
@@ -254,7 +254,7 @@ def _place(tags: Dataset, first: Slice, geometry: Geometry) -> None:
 def _frames(
     data: npt.NDArray[Any], values: list[int], slices: list[Slice], files: dict[Path, Dataset]
 ) -> tuple[npt.NDArray[Any], list[Dataset]]:
-    """Segment numbers in the order of the source's frames, and the source."""
+    """Yield segment numbers in the order of the source's frames, and the source."""
     if len(files) > 1 and len(files) != len(slices):
         raise UnwritableVolume(
             f"The series is spread over {len(files)} files of several frames each, which a DICOM SEG cannot refer to "
@@ -281,20 +281,20 @@ def _segment(number: int, value: int, labels: LabelMap, model: str, made: Made) 
     segment = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:64],
-        segmented_property_category=_coded(info.category),
-        segmented_property_type=_coded(info.kind),
+        segmented_property_category=_code(info.category),
+        segmented_property_type=_code(info.kind),
         algorithm_type=made,
         algorithm_identification=None if made == "MANUAL" else _algorithm(model),
         display_color=None if color is None else hd.color.CIELabColor.from_rgb(*(255 * part for part in color)),
     )
     segment.SegmentDescription = f"{info.title}. {USE}"
     if info.modifiers:
-        modifiers = [_coded(code) for code in info.modifiers]
+        modifiers = [_code(code) for code in info.modifiers]
         segment.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = modifiers
     return segment
 
 
-def _coded(code: Code) -> Any:
+def _code(code: Code) -> Any:
     from highdicom.sr import CodedConcept
 
     return CodedConcept(code.value, code.scheme, code.meaning)
@@ -303,7 +303,7 @@ def _coded(code: Code) -> Any:
 def _algorithm(model: str) -> Any:
     import highdicom as hd
 
-    family = _coded(Code("123110", "Artificial Intelligence", "DCM"))
+    family = _code(Code("123110", "Artificial Intelligence", "DCM"))
     return hd.AlgorithmIdentificationSequence(
         f"napari-fmseg {model}".strip()[:64], family, _version(), source="napari-fmseg", parameters={"use": "research"}
     )
@@ -328,8 +328,8 @@ def _series_number(tags: Dataset) -> int:
 
 
 @contextmanager
-def _told_in_words() -> Iterator[None]:
-    """Turn what highdicom raises on a source against the standard into a sentence."""
+def _errors_as_unwritable() -> Iterator[None]:
+    """Turn what highdicom raises on a source against the standard into an UnwritableVolume."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:

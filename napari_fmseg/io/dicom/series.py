@@ -23,7 +23,7 @@ from napari_fmseg.io.dicom.plane_info import Slice, number, slices_of
 from napari_fmseg.io.dicom.slices import Header, decode_slices, headers, kind_of
 from napari_fmseg.io.dicom.suv import UNITS, suv_factors
 from napari_fmseg.io.paths import files_below
-from napari_fmseg.io.voxel_values import rescaled
+from napari_fmseg.io.voxel_values import rescale
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -170,7 +170,7 @@ def read(
         If SUV is required and cannot be computed.
     """
     with header_errors_as_unreadable(path):
-        chosen, n_series, damaged = _found(path, series)
+        chosen, n_series, damaged = _select_series(path, series)
         data, geometry, meta = _volume(chosen, path.name, suv)
     if damaged:
         listed = ", ".join(file.name for file in damaged[:5]) + (", …" if len(damaged) > 5 else "")
@@ -208,12 +208,12 @@ def sorted_slices(path: Path | Sequence[Path], series: str | None) -> tuple[list
         As `read`.
     """
     name = path.name if isinstance(path, Path) else "The series"
-    chosen, _, _ = _found(path, series)
+    chosen, _, _ = _select_series(path, series)
     stacks, geometry, _ = stack([part for file in chosen for part in slices_of(file)], name)
     return stacks[0], geometry
 
 
-def _found(path: Path | Sequence[Path], series: str | None) -> tuple[_Headers, int, list[Path]]:
+def _select_series(path: Path | Sequence[Path], series: str | None) -> tuple[_Headers, int, list[Path]]:
     """Return the headers of the one series that is wanted, how many there are, and the damaged files beside them."""
     damaged: list[Path] = []
     if not isinstance(path, Path):
@@ -237,7 +237,7 @@ def _found(path: Path | Sequence[Path], series: str | None) -> tuple[_Headers, i
     found = _image_series(every)
     if not found:
         raise UnreadableVolume(_no_image(path, every))
-    return _chosen(found, series, path), len(found), damaged
+    return _choose(found, series, path), len(found), damaged
 
 
 def _no_image(path: Path, every: _Headers) -> str:
@@ -248,7 +248,7 @@ def _no_image(path: Path, every: _Headers) -> str:
     )
 
 
-def _chosen(found: dict[str, _Headers], series: str | None, path: Path) -> _Headers:
+def _choose(found: dict[str, _Headers], series: str | None, path: Path) -> _Headers:
     if series is None and len(found) == 1:
         return next(iter(found.values()))
     placed = [part for part in found.values() if _is_placed(part)]
@@ -271,7 +271,7 @@ def _chosen(found: dict[str, _Headers], series: str | None, path: Path) -> _Head
 
 
 def _is_placed(found: _Headers) -> bool:
-    """Return whether every slice says where it lies: a screenshot beside a CT does not."""
+    """Return whether every slice states its position: a screenshot beside a CT does not."""
     try:
         return bool([slices_of(file) for file in found])
     except UnreadableVolume:
@@ -314,7 +314,7 @@ def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geo
 
 
 def _other_mapping(header: Dataset, first: Slice) -> list[str]:
-    """Report that the series states values beside those of its rescale slope and intercept, if they differ."""
+    """Return a warning if the series states values beside those of its rescale slope and intercept, if they differ."""
     groups = (header, *(header.get("SharedFunctionalGroupsSequence") or ()),
               *(header.get("PerFrameFunctionalGroupsSequence") or ())[:1])  # fmt: skip
     for mapping in (item for group in groups for item in group.get("RealWorldValueMappingSequence") or ()):
@@ -374,5 +374,5 @@ def _voxels(stacks: list[list[Slice]]) -> npt.NDArray[Any]:
         data[i] = plane
     if len(scalings) == 1 and not by_gdcm:
         slope, intercept = next(iter(scalings))
-        data = rescaled(data, slope, intercept)
+        data = rescale(data, slope, intercept)
     return data.reshape(len(stacks), -1, *data.shape[1:])

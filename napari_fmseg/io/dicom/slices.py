@@ -17,7 +17,13 @@ import numpy.typing as npt
 from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.io.compression import MAX_RATIO
 from napari_fmseg.io.dicom.codestreams import check_codestreams
-from napari_fmseg.io.dicom.file import PIXELS, dataset_of, header_errors_as_unreadable, pixels_told, silence_pydicom
+from napari_fmseg.io.dicom.file import (
+    PIXELS,
+    dataset_of,
+    header_errors_as_unreadable,
+    pixel_errors_as_unreadable,
+    silence_pydicom,
+)
 from napari_fmseg.io.dicom.first_bytes import is_dicom
 from napari_fmseg.io.itk import native_reader
 
@@ -124,7 +130,7 @@ def _pixels(file: BinaryIO) -> tuple[int, int]:
 
 
 def kind_of(header: Dataset) -> str:
-    """Return what a DICOM object is if it is no image ("" if it is one)."""
+    """Return the type of a DICOM object if it is not an image ("" if it is one)."""
     modality = str(header.get("Modality", ""))
     if modality in NOT_IMAGES:
         return NOT_IMAGES[modality]
@@ -159,7 +165,7 @@ def stored_frames(tags: Dataset, slices: list[Slice]) -> npt.NDArray[Any]:
     _check_sizes(slices)
     path = slices[0].path
     if slices[0].is_plain:
-        with pixels_told(path):
+        with pixel_errors_as_unreadable(path):
             pixels: npt.NDArray[Any] = tags.pixel_array
             return pixels
     return next(_frames([path], False, here=False))
@@ -171,24 +177,24 @@ def _frames(files: list[Path], scaled_by_gdcm: bool, *, here: bool) -> Iterator[
     parsed = native_reader.each(parser, files, detail, here=here and not scaled_by_gdcm)
     with silence_pydicom():
         for path in files:
-            with pixels_told(path):
+            with pixel_errors_as_unreadable(path):
                 pixels = next(parsed).voxels
             yield pixels if pixels.ndim == 3 else pixels[None]
 
 
 def _frame(frames: npt.NDArray[Any], part: Slice) -> npt.NDArray[Any]:
     if part.frame >= len(frames):
-        raise _damaged(part.path, EOFError(f"it has {len(frames)} images, and says that it has more"))
+        raise _as_unreadable(part.path, EOFError(f"it has {len(frames)} images, and says that it has more"))
     plane: npt.NDArray[Any] = frames[part.frame]
     return plane
 
 
-def _damaged(path: Path, error: Exception) -> UnreadableVolume:
+def _as_unreadable(path: Path, error: Exception) -> UnreadableVolume:
     return UnreadableVolume(PIXELS.format(name=path.name, reason=str(error).strip().splitlines()[-1][:200]))
 
 
 def _check_sizes(slices: list[Slice]) -> None:
-    """Refuse files that promise more pixels than they can hold, before memory is asked for."""
+    """Refuse files that promise more pixels than they can hold, before memory is allocated."""
     promised: dict[Path, int] = {}
     for part in slices:
         promised[part.path] = promised.get(part.path, 0) + math.prod(part.shape) * part.bits // 8
@@ -196,9 +202,11 @@ def _check_sizes(slices: list[Slice]) -> None:
         size = path.stat().st_size
         ratio = 1 if part.raw else _PLAIN_RATIO.get(part.syntax, 0)
         if promised[path] > (size * ratio or max(_SMALL, size * MAX_RATIO)):
-            raise _damaged(path, ValueError(f"it promises {promised[path]:,} bytes of pixels, but has only {size:,}"))
+            raise _as_unreadable(
+                path, ValueError(f"it promises {promised[path]:,} bytes of pixels, but has only {size:,}")
+            )
         if not ratio:
-            with pixels_told(path):
+            with pixel_errors_as_unreadable(path):
                 check_codestreams(path, part.pixels_at, part.shape)
 
 
@@ -211,7 +219,7 @@ def _straight(part: Slice) -> npt.NDArray[Any]:
         file.seek(voxels_at)
         count = file.readinto(plane.reshape(-1).view(np.uint8).data)
     if count != plane.nbytes:
-        raise _damaged(part.path, EOFError(f"they end after {count:,} of {plane.nbytes:,} bytes"))
+        raise _as_unreadable(part.path, EOFError(f"they end after {count:,} of {plane.nbytes:,} bytes"))
     above, unused = part.unused_bits
     if unused:  # the bits around the stored ones may hold anything: out with them, and the sign into its place
         plane <<= plane.dtype.type(above)

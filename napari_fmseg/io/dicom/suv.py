@@ -1,4 +1,4 @@
-"""Standardised uptake values (SUV) of PET: what a DICOM series says of dose, weight and time, as one factor per slice.
+"""Standardised uptake values (SUV) of PET: dose, weight and time of a DICOM series, as one factor per slice.
 
 By body weight: SUV = activity (Bq/ml) x weight (g) / dose (Bq), the dose decayed to the time that the activities are
 corrected to. The rules are the vendor-neutral ones of QIBA; tissue is taken as 1 g/ml.
@@ -45,13 +45,13 @@ class _Facts:
     missing: list[str] = field(default_factory=list)
 
     def need(self, name: str, value: Any) -> Any:
-        """Note a tag that is missing, empty or zero."""
+        """Record a tag that is missing, empty or zero."""
         if not value and name not in self.missing:
             self.missing.append(name)
         return value
 
     def check(self) -> None:
-        """Report everything that is missing at once."""
+        """Raise one error that names everything that is missing."""
         if self.missing:
             told = ", ".join(f"{name} ({_TAGS[name]})" for name in self.missing)
             raise NoSuv(
@@ -78,7 +78,7 @@ def suv_factors(slices: Sequence[Dataset]) -> list[float]:
     ------
     NoSuv
         If a tag is missing, empty or zero (all of them are named), if the image was not corrected for attenuation, or
-        if its values are no activities. Nothing of the patient is told.
+        if its values are no activities. Nothing of the patient is stated.
 
     Notes
     -----
@@ -100,7 +100,7 @@ def suv_factors(slices: Sequence[Dataset]) -> list[float]:
     if any(str(other.get("Units") or "").upper() != units for other in slices):
         raise NoSuv("SUV cannot be computed: the slices are in different units (0054,1001). Export the series again.")
     if units == "GML":
-        return [_given(first)] * len(slices)
+        return [_factor_of_suv_type(first)] * len(slices)
     if units not in ("", "BQML", "CNTS"):
         raise NoSuv(
             f"SUV cannot be computed from values in {units}. Expected Bq/ml (BQML), g/ml (GML) or Philips's counts "
@@ -126,11 +126,11 @@ def suv_factors(slices: Sequence[Dataset]) -> list[float]:
             "SUV cannot be computed: the image was not corrected for attenuation (CorrectedImage lacks ATTN). "
             "Choose the series that was."
         )
-    doses = _decayed(slices, facts)
+    doses = _dose_at_scan(slices, facts)
     return [scale * weight * 1000 / dose for scale, dose in zip(scales, doses, strict=True)]
 
 
-def _given(header: Dataset) -> float:
+def _factor_of_suv_type(header: Dataset) -> float:
     kind = str(header.get("SUVType") or "BW").upper()
     if kind != "BW":
         raise NoSuv(
@@ -156,11 +156,11 @@ def _private(header: Dataset, owner: tuple[int, str], element: int) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Return the text of a private tag, which is bytes where its kind is not told."""
+    """Return the text of a private tag, which is bytes where its type is unknown."""
     return (value.decode("latin-1") if isinstance(value, bytes) else str(value or "")).strip("\0 ")
 
 
-def _decayed(slices: Sequence[Dataset], facts: _Facts) -> list[float]:
+def _dose_at_scan(slices: Sequence[Dataset], facts: _Facts) -> list[float]:
     """Return the dose in Bq at the time that the activities of each slice are those of."""
     first = slices[0]
     pharma = (first.get("RadiopharmaceuticalInformationSequence") or [{}])[0]
@@ -175,7 +175,7 @@ def _decayed(slices: Sequence[Dataset], facts: _Facts) -> list[float]:
         facts.check()
         return [dose] * len(slices)
     half_life = facts.need("RadionuclideHalfLife", number(pharma.get("RadionuclideHalfLife")))
-    start = facts.need("RadiopharmaceuticalStartTime", _injected(pharma))
+    start = facts.need("RadiopharmaceuticalStartTime", _injection_time(pharma))
     times = [_when(h, "Acquisition") for h in slices]
     facts.need("AcquisitionTime", all(times))
     if way == "NONE":
@@ -190,18 +190,18 @@ def _decayed(slices: Sequence[Dataset], facts: _Facts) -> list[float]:
     facts.check()
     if way != "START":
         raise NoSuv(f"SUV cannot be computed: DecayCorrection is {way}; expected START, ADMIN or NONE.")
-    scan = _scanned(first, series, [time for time in times if time])
+    scan = _scan_time(first, series, [time for time in times if time])
     return [dose * 2 ** (-_seconds(start, scan, half_life) / half_life)] * len(slices)
 
 
-def _scanned(header: Dataset, series: datetime, acquired: list[datetime]) -> datetime:
-    """Return when the scan began: a series that was made by calculation later tells its own time."""
+def _scan_time(header: Dataset, series: datetime, acquired: list[datetime]) -> datetime:
+    """Return when the scan began: a series that was calculated later has a time of its own."""
     earliest = min(acquired)
     if not header.get("AcquisitionDate") and series - earliest > _DAY / 2:
         earliest += _DAY  # the series began before midnight
     if series <= earliest:
         return series
-    return _parsed(_text(_private(header, _GE, _GE_SCAN))) or earliest
+    return _parse_time(_text(_private(header, _GE, _GE_SCAN))) or earliest
 
 
 def _seconds(start: datetime, scan: datetime, half_life: float) -> float:
@@ -212,23 +212,23 @@ def _seconds(start: datetime, scan: datetime, half_life: float) -> float:
     return gap % _DAY.total_seconds()
 
 
-def _injected(pharma: Any) -> datetime | None:
+def _injection_time(pharma: Any) -> datetime | None:
     """Return when the tracer was injected; of the year 1 where only the time of the day is known."""
-    known = _parsed(str(pharma.get("RadiopharmaceuticalStartDateTime") or ""))
+    known = _parse_time(str(pharma.get("RadiopharmaceuticalStartDateTime") or ""))
     if known is not None:
         return known
     time = str(pharma.get("RadiopharmaceuticalStartTime") or "")
-    return _parsed(f"00010101{time.replace(':', '')}") if time else None
+    return _parse_time(f"00010101{time.replace(':', '')}") if time else None
 
 
 def _when(header: Dataset, which: str) -> datetime | None:
     """Return the date and time of the series or of the acquisition; any day where the date was taken out."""
     date, time = (str(header.get(f"{which}{part}") or "") for part in ("Date", "Time"))
     date = date or str(header.get("SeriesDate") or "") or _ANY_DAY
-    return _parsed(date.replace(".", "") + time.replace(":", "")) if time else None
+    return _parse_time(date.replace(".", "") + time.replace(":", "")) if time else None
 
 
-def _parsed(text: str) -> datetime | None:
+def _parse_time(text: str) -> datetime | None:
     """Read ``YYYYMMDDHHMMSS.ffffff``, of which minutes and less may be missing; None if it is nothing of the kind."""
     plain = text.strip().partition("+")[0].partition("-")[0]
     whole, _, fraction = plain.partition(".")

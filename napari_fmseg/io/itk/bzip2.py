@@ -1,4 +1,4 @@
-"""The voxels of a file packed with bzip2, unpacked piece by piece, so that only what is there takes memory."""
+"""Voxels compressed with bzip2, inflated in chunks, so that a false header takes no memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 1 << 20
 
 
 def read(path: Path, count: int, kind: np.dtype[Any], *, start: int = 0) -> npt.NDArray[Any]:
-    """Read so many numbers.
+    """Read `count` numbers.
 
     Parameters
     ----------

@@ -147,7 +147,7 @@ def _files(header: TextHeader) -> list[Path]:
 
 
 def _check_promise(header: TextHeader, files: list[Path], sizes: list[int], needed: int) -> None:
-    """Refuse a header that promises more than its files can hold, before memory is asked for."""
+    """Refuse a header that promises more than its files can hold, before memory is allocated."""
     size = sum(file.stat().st_size for file in files)
     ratio = MAX_RATIO if _flag(header.fields, "CompressedData") else 1 if _is_binary(header) else 4
     if needed > size * ratio:  # a digit and a blank may be a whole voxel of text
@@ -170,23 +170,23 @@ def _fill(part: npt.NDArray[Any], path: Path, header: TextHeader) -> None:
         elif _is_binary(header):
             fill(file, part)
         else:
-            part[:] = _written_out(file, part, path)
+            part[:] = _read_text_numbers(file, part, path)
 
 
 def _start(path: Path, n_bytes: int, header: TextHeader) -> int:
-    """Return the byte at which voxels start: behind the header, or where it says."""
+    """Return the byte at which voxels start: behind the header, or where it states."""
     skipped = _whole(header.fields.get("HeaderSize", "0"), header.path, "HeaderSize")
     size = path.stat().st_size
     start = max(0, size - n_bytes) if skipped == -1 else skipped
     if not -1 <= skipped <= size:
         raise UnreadableVolume(
-            f"{header.path.name} says that its voxels start at byte {skipped:,} (HeaderSize). "
+            f"{header.path.name} states that its voxels start at byte {skipped:,} (HeaderSize). "
             "The header is damaged; export it again."
         )
     return header.ends_at if path == header.path and skipped == 0 else start
 
 
-def _written_out(file: IO[bytes], part: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
+def _read_text_numbers(file: IO[bytes], part: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     """Return numbers that are written out as text."""
     words = file.read().split()[: part.size]
     try:

@@ -32,7 +32,7 @@ from napari_fmseg.core.processes import (
     when_parent_exits,
 )
 
-__all__ = ["Parsed", "call", "each", "is_isolated", "isolate", "main"]
+__all__ = ["Parsed", "call", "each", "isolate", "main"]
 
 _COMMAND = python_module("napari_fmseg.io.itk.native_reader")
 _IDLE_S = 300.0
@@ -80,14 +80,18 @@ def itk_place(path: Path, reader: str) -> Parsed:
     """Parse a file's header with one of SimpleITK's readers: the place, without voxels."""
     import SimpleITK as sitk
 
-    told = sitk.ImageFileReader()
-    told.SetFileName(str(path))
-    told.SetImageIO(reader)
-    told.ReadImageInformation()
-    n = told.GetDimension()
-    direction = np.array(told.GetDirection()).reshape(n, n)
+    fields = sitk.ImageFileReader()
+    fields.SetFileName(str(path))
+    fields.SetImageIO(reader)
+    fields.ReadImageInformation()
+    n = fields.GetDimension()
+    direction = np.array(fields.GetDirection()).reshape(n, n)
     return Parsed(
-        np.empty(0), told.GetNumberOfComponents(), np.array(told.GetSpacing()), direction, np.array(told.GetOrigin())
+        np.empty(0),
+        fields.GetNumberOfComponents(),
+        np.array(fields.GetSpacing()),
+        direction,
+        np.array(fields.GetOrigin()),
     )
 
 
@@ -109,7 +113,7 @@ _isolated = False
 
 
 def isolate(wanted: bool = True) -> None:
-    """Parse in a process of its own from now on, or no longer."""
+    """Parse in a separate process from now on, or no longer."""
     global _isolated, _child
     with _turn:
         _isolated = wanted
@@ -125,11 +129,6 @@ def _end_with_us() -> None:
     child, _child = _child, None
     if child is not None:
         child.close()
-
-
-def is_isolated() -> bool:
-    """Return whether files are parsed in a process of its own."""
-    return _isolated
 
 
 def call(parser: str, path: Path, detail: str = "") -> Parsed:
@@ -175,7 +174,7 @@ def _beside_each_other(parser: str, paths: list[Path], detail: str) -> Iterator[
             yield from pool.map(_PARSERS[parser], part, itertools.repeat(detail))
 
 
-# --- the side that asks -----------------------------------------------------------------------------------------
+# --- the side that requests -----------------------------------------------------------------------------------------
 
 
 def _start() -> ChildProcess:
@@ -208,7 +207,7 @@ def _in_child(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
 
 
 def _answers(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
-    """Request the process, and give its answers; should the caller stop early, the process is ended."""
+    """Send requests to the process and yield its results; if the caller stops early, the process is ended."""
     global _child
     with _turn:
         if _child is None or not _child.is_ours or not _child.is_running:
@@ -217,7 +216,7 @@ def _answers(parser: str, paths: list[Path], detail: str) -> Iterator[Parsed]:
         try:
             _send(child.stdin, {"parser": parser, "paths": [os.fspath(path) for path in paths], "detail": detail})
             for number in range(1, len(paths) + 1):
-                parsed = _received(child.stdout)
+                parsed = _receive(child.stdout)
                 whole = number == len(paths)
                 yield parsed
         except (RuntimeError, UnreadableVolume):  # an answer, too; it waits for the next question
@@ -241,34 +240,34 @@ def _send(pipe: IO[bytes], message: dict[str, Any], voxels: npt.NDArray[Any] | N
             part = part[pipe.write(part[: 4 * _PIPE]) or 0 :]
 
 
-def _received(pipe: IO[bytes]) -> Parsed:
+def _receive(pipe: IO[bytes]) -> Parsed:
     """Wait for one answer.
 
     Raises
     ------
     RuntimeError
-        What the parser said.
+        The message of the parser.
     EOFError
         If the process has ended.
     """
     line = pipe.readline()
     if not line.endswith(b"\n"):
         raise EOFError
-    told = json.loads(line)
-    if "refused" in told:
-        raise UnreadableVolume(told["refused"])
-    if "failed" in told:
-        raise RuntimeError(told["failed"])
-    voxels: npt.NDArray[Any] = np.empty(told["shape"], np.dtype(told["kind"]))
+    fields = json.loads(line)
+    if "refused" in fields:
+        raise UnreadableVolume(fields["refused"])
+    if "failed" in fields:
+        raise RuntimeError(fields["failed"])
+    voxels: npt.NDArray[Any] = np.empty(fields["shape"], np.dtype(fields["kind"]))
     rest = voxels.reshape(-1).view(np.uint8).data if voxels.nbytes else memoryview(b"")
     while rest:
         n = pipe.readinto(rest[: 4 * _PIPE])  # type: ignore[attr-defined]
         if not n:
             raise EOFError
         rest = rest[n:]
-    n_axes = len(told["spacing"])
-    direction = np.array(told["direction"], np.float64).reshape(n_axes, n_axes)
-    return Parsed(voxels, told["n_channels"], np.array(told["spacing"]), direction, np.array(told["origin"]))
+    n_axes = len(fields["spacing"])
+    direction = np.array(fields["direction"], np.float64).reshape(n_axes, n_axes)
+    return Parsed(voxels, fields["n_channels"], np.array(fields["spacing"]), direction, np.array(fields["origin"]))
 
 
 # --- the process ------------------------------------------------------------------------------------------------
@@ -303,9 +302,9 @@ def _serve(asked: dict[str, Any], writing: IO[bytes]) -> None:
         except (RuntimeError, ValueError, OSError, MemoryError) as error:
             _send(writing, {"failed": str(error) or type(error).__name__})
             return
-        told = {"shape": parsed.voxels.shape, "kind": parsed.voxels.dtype.str, "n_channels": parsed.n_channels}
+        fields = {"shape": parsed.voxels.shape, "kind": parsed.voxels.dtype.str, "n_channels": parsed.n_channels}
         place = {name: getattr(parsed, name).ravel().tolist() for name in ("spacing", "direction", "origin")}
-        _send(writing, {**told, **place}, parsed.voxels)
+        _send(writing, {**fields, **place}, parsed.voxels)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ def _sizes(header: TextHeader) -> list[str]:
 
 
 def _check_fields(header: TextHeader) -> None:
-    """Refuse what ITK would take, or would refuse in words of its own."""
+    """Refuse fields that ITK would accept wrongly, or would refuse without a clear message."""
     path, fields = header.path, header.fields
     if "RGB" in fields.get("kinds", "").upper():
         raise UnreadableVolume(
@@ -213,11 +213,11 @@ def _stated_units(header: TextHeader) -> list[str]:
     if not header.is_nrrd:
         return [fields.get("DistanceUnits", "")] * 3
     if "space units" in fields:
-        return _quoted(fields["space units"])
-    return _of_space(_quoted(fields.get("units", "")), fields)
+        return _quotations(fields["space units"])
+    return _of_space(_quotations(fields.get("units", "")), fields)
 
 
-def _quoted(text: str) -> list[str]:
+def _quotations(text: str) -> list[str]:
     return re.findall(r'"([^"]*)"', text)
 
 
@@ -239,8 +239,8 @@ def _check_promise(header: TextHeader) -> None:
                 f"{path.name} states {text[:40]!r}… as {name}, which is too long. The header is damaged; "
                 "export it again."
             )
-    sizes = [_bounded(word, path, "sizes", 1) for word in _sizes(header)]
-    if _bounded(fields.get("dimension", "0"), path, "dimension", 1) != len(sizes) or len(sizes) > _MOST_AXES:
+    sizes = [_whole_number(word, path, "sizes", 1) for word in _sizes(header)]
+    if _whole_number(fields.get("dimension", "0"), path, "dimension", 1) != len(sizes) or len(sizes) > _MOST_AXES:
         raise UnreadableVolume(
             f"{path.name} states {fields.get('dimension', 'no')} axes (dimension) and {len(sizes)} sizes; expected the "
             f"same number, at most {_MOST_AXES}. The header is damaged; export it again."
@@ -253,7 +253,7 @@ def _check_promise(header: TextHeader) -> None:
             )
     size = sum(file.stat().st_size for file in files)
     for name, least in (("line skip", 0), ("byte skip", -1)):
-        _bounded(fields.get(name, "0"), path, name, least)
+        _whole_number(fields.get(name, "0"), path, name, least)
     encoding = fields.get("encoding", "").lower()
     # A digit and a blank may be a whole voxel of text.
     ratio = {"gzip": MAX_RATIO, "gz": MAX_RATIO, "bzip2": bzip2.MAX_RATIO, "bz2": bzip2.MAX_RATIO,
@@ -266,7 +266,7 @@ def _check_promise(header: TextHeader) -> None:
         )
 
 
-def _bounded(word: str, path: Path, name: str, least: int) -> int:
+def _whole_number(word: str, path: Path, name: str, least: int) -> int:
     """Return a whole number of the header, which the library behind takes as it is."""
     if not re.fullmatch(r"[+-]?\d{1,12}", word) or int(word) < least:
         raise UnreadableVolume(
@@ -277,7 +277,7 @@ def _bounded(word: str, path: Path, name: str, least: int) -> int:
 
 
 def _reason(error: RuntimeError) -> str:
-    """Accept the sentence out of an ITK error, without its source files and addresses."""
+    """Return the message of an ITK error, without its source files and addresses."""
     text = re.split(r"(?:ERROR|Error):\s*", str(error))[-1]
     text = re.sub(r"^\w+\(\S+\):\s*|\S*/\S*", "", text)
     return " ".join(text.split())[:200].rstrip(".") + "."
@@ -291,7 +291,7 @@ def _flat(path: Path, directions: object) -> UnreadableVolume:
 
 
 def _geometry(place: metaimage.Place, shape: tuple[int, ...], mm: tuple[float, ...], path: Path) -> Geometry:
-    """Accept the place, whose lengths along x, y and z are in units of so many mm."""
+    """Make the geometry, whose lengths along x, y and z are in units of so many mm."""
     spacing, direction, origin = place
     affine = np.eye(4)
     affine[:3, :3] = direction[:3, :3] * spacing[:3]
@@ -305,7 +305,7 @@ def _geometry(place: metaimage.Place, shape: tuple[int, ...], mm: tuple[float, .
 
 
 def _silences(header: TextHeader) -> list[str]:
-    """Return what the header does not say, as sentences for the user."""
+    """Return warnings about what the header does not state."""
     silences, fields = [], header.fields
     if not _stated_spacings(fields):
         silences.append("The header does not state the size of a voxel; 1 mm was assumed.")
@@ -365,7 +365,7 @@ def _finish(file: IO[bytes], packed: io.BytesIO | None) -> None:
 
 
 def _columns(volume: Volume) -> tuple[list[list[float]], list[float]]:
-    """Step vectors of the axes x, y, z and the origin, in LPS mm listed x, y, z."""
+    """Return the step vectors of the axes x, y, z and the origin, in LPS mm listed x, y, z."""
     affine = volume.geometry.affine[REVERSED]
     return affine[:3, :3].T.tolist(), affine[:3, 3].tolist()
 

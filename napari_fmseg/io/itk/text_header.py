@@ -1,4 +1,4 @@
-"""The text header of a NRRD or MetaImage: its fields, where it ends, and the files that it says the voxels are in."""
+"""The text header of a NRRD or MetaImage: its fields, where it ends, and the files that hold the voxels."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ def is_header(path: Path) -> bool:
 
 
 def read_header(path: Path) -> TextHeader:
-    """Read the header, whole, as the libraries behind do: nothing that it says is overlooked.
+    """Read the header, whole, as the libraries behind do: no field is overlooked.
 
     Raises
     ------
     UnreadableVolume
-        If the file is neither, or its header has no end, too many fields, or says one thing twice.
+        If the file is neither, or its header has no end, too many fields, or states a field twice.
     """
     with path.open("rb") as file:
         block = file.read(_CHUNK)
@@ -115,11 +115,11 @@ def _nrrd(path: Path, block: bytes, found: re.Match[bytes] | None) -> TextHeader
     fields: dict[str, str] = {}
     listed: list[str] = []
     own: set[str] = set()
-    lines = _limited(re.split(r"\r\n|\n|\r", text)[1:], path)
+    lines = _limit(re.split(r"\r\n|\n|\r", text)[1:], path)
     for line in lines:
         if line.startswith("#"):
             continue
-        key, sign, value = _parted(line)
+        key, sign, value = _split_line(line)
         if sign == ":":
             key = "".join(key.lower().split())
             key = _SPACED.get(key, key)
@@ -133,7 +133,7 @@ def _nrrd(path: Path, block: bytes, found: re.Match[bytes] | None) -> TextHeader
     return TextHeader(path, True, fields, tuple(listed), found.end() if found else len(block), frozenset(own))
 
 
-def _parted(line: str) -> tuple[str, str, str]:
+def _split_line(line: str) -> tuple[str, str, str]:
     """Return a line's name, ":" or ":=", and value."""
     found = re.match(r"([^:]*?)\s*(:=|:)\s*(.*)", line, re.DOTALL)
     return (found[1].strip(), found[2], found[3].strip()) if found else ("", "", "")
@@ -141,7 +141,7 @@ def _parted(line: str) -> tuple[str, str, str]:
 
 def _metaimage(path: Path, block: bytes, found: re.Match[bytes]) -> TextHeader:
     fields: dict[str, str] = {}
-    for line in _limited(block[: found.start()].decode("utf-8", "replace").split("\n"), path):
+    for line in _limit(block[: found.start()].decode("utf-8", "replace").split("\n"), path):
         parts = re.split(r"[=:]", line, maxsplit=1)
         if len(parts) == 2:
             fields[parts[0].strip()] = parts[1].strip()
@@ -153,7 +153,7 @@ def _metaimage(path: Path, block: bytes, found: re.Match[bytes]) -> TextHeader:
     return TextHeader(path, False, fields, listed, found.end())
 
 
-def _limited(lines: list[str], path: Path) -> Iterator[str]:
+def _limit(lines: list[str], path: Path) -> Iterator[str]:
     if len(lines) > _MOST_FIELDS:
         raise UnreadableVolume(
             f"{path.name} has a header of {len(lines):,} lines; expected at most {_MOST_FIELDS:,}. Export it again, "
@@ -200,7 +200,7 @@ def check_inside(path: Path, folder: Path, source: Path) -> None:
     folder
         What `source` was unpacked to.
     source
-        What the user is told about.
+        Warnings for the user.
 
     Raises
     ------

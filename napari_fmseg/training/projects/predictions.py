@@ -63,7 +63,7 @@ def predict(
     for i, name in enumerate(names):
         yield Progress("predicting", i, len(names))
         try:
-            volume = read_channels(project.known(name).images)
+            volume = read_channels(project.files_of(name).images)
             found, where = _labels_and_uncertainty(uncertainty(volume, model, options))
         except (UnreadableVolume, GeometryMismatch) as error:
             failed.append(error)

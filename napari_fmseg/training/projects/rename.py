@@ -48,7 +48,7 @@ def rename_case(project: Project, old: str, new: str) -> Project:
     check_name(new)
     with transaction(project.folder) as change:
         fresh = open_project(project.folder)
-        files, record = fresh.known(old), fresh.record(old)
+        files, record = fresh.files_of(old), fresh.record(old)
         if new in fresh.files:
             raise FmsegError(f"There is a case {new!r} already. Choose another name.")
         moved = {
@@ -66,7 +66,7 @@ def rename_case(project: Project, old: str, new: str) -> Project:
         moved |= {past.file: there.file for past, there in zip(record.earlier, earlier, strict=True)}
         for source, target in moved.items():
             change.move(source, target)
-        change.table("dataset.json", nnunet_json.relisted(fresh.facts.table, old, new, moved))
+        change.table("dataset.json", nnunet_json.with_case_name(fresh.facts.table, old, new, moved))
         _rewrite_records(change, fresh, old, new)
         write_state(change, _with_name(fresh, old, new, dataclasses.replace(record, earlier=earlier)))
     drop_empty_history(project, old)

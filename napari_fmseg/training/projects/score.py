@@ -61,7 +61,7 @@ def measure(
     options = options or SegmentOptions(show_stages=False)
     for i, name in enumerate(names):
         yield Progress("measuring", i, len(names))
-        files = project.known(name)
+        files = project.files_of(name)
         prediction = drain(segment(read_channels(files.images), model, options))
         if files.labels is not None:
             truth = read_labels(files.labels)

@@ -103,7 +103,7 @@ class InProcess:
         self.cancelled = False
         card = find_card(model_name)
         for stage in ("consensus", "labels"):
-            grid = volume.geometry if stage == "labels" else volume.geometry.resized((8, 9, 10))
+            grid = volume.geometry if stage == "labels" else volume.geometry.resize((8, 9, 10))
             data = np.zeros(grid.shape, np.uint8)
             data[grid.shape[0] // 2] = 1
             yield StageResult(stage, LabelMap(data, grid, {}, card.labels, card.colors), 0.01)

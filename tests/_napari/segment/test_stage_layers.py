@@ -30,7 +30,7 @@ class Stand:
 
     def segment(self, volume: Volume, model_name: str, options: SegmentOptions) -> Iterator[Event]:
         for stage in self.stages:
-            grid = volume.geometry.resized((3, 4, 5))
+            grid = volume.geometry.resize((3, 4, 5))
             output: Volume = Volume(np.full(grid.shape, 0.5, np.float32), grid)
             if stage != "attention map":
                 output = LabelMap(np.full(grid.shape, self.value, np.uint8), grid, {}, {1: "liver", 2: "spleen"})

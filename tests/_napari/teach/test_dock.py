@@ -346,7 +346,7 @@ def test_labels_on_another_grid_are_moved_only_with_consent(make_dock: Any, qtbo
     dock = make_dock(project_at(tmp_path / "balls", 0).folder)
     volume, truth = case_of(1)
     shown_in(dock.viewer, volume)
-    half = truth.geometry.resized((SHAPE[0] // 2, SHAPE[1] // 2, SHAPE[2] // 2))
+    half = truth.geometry.resize((SHAPE[0] // 2, SHAPE[1] // 2, SHAPE[2] // 2))
     coarse = LabelMap(truth.data[::2, ::2, ::2].copy(), half, {}, truth.names)
     dock.viewer.add_layer(Layer.create(*labels_layer(coarse, "coarse")))
     asked = answering(yes=False)

@@ -242,7 +242,7 @@ def one_slice(labels: LabelMap, *planes: int) -> LabelMap:
     data = np.zeros((44, 20, 20), np.uint8)
     for plane in planes:
         data[plane, 4:16, 4:16] = 1
-    grid = labels.geometry.resized(data.shape)
+    grid = labels.geometry.resize(data.shape)
     return LabelMap(data, dataclasses.replace(grid, affine=np.diag([2.0, 1, 1, 1])), {}, {1: "liver"})
 
 

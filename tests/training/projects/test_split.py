@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
-from napari_fmseg.datasets.projects.locked_split import HELD_OUT, TRAINING, assigned, is_locked, wanted
+from napari_fmseg.datasets.projects.locked_split import HELD_OUT, TRAINING, assign_roles, is_locked, n_held_out
 from napari_fmseg.training.projects import (
     LabelOptions,
     add_case,
@@ -41,14 +41,14 @@ def test_roles_never_change_and_what_was_learned_never_validates(steps):
         before = dict(ledger)
         if what == "label":
             labelled |= images
-            ledger = assigned(ledger, labelled)
+            ledger = assign_roles(ledger, labelled)
         elif what == "remove":
             labelled -= images
-            ledger = assigned(ledger, labelled)
+            ledger = assign_roles(ledger, labelled)
         else:
             training = {image for image in labelled if ledger.get(image) != HELD_OUT}
             learned |= training
-            ledger = assigned(ledger, labelled, learned=training)
+            ledger = assign_roles(ledger, labelled, learned=training)
         assert before.items() <= ledger.items()
         held = {image for image in labelled if ledger.get(image) == HELD_OUT}
         assert not held & learned
@@ -60,16 +60,16 @@ def test_roles_never_change_and_what_was_learned_never_validates(steps):
 
 @pytest.mark.parametrize(("n", "held"), [(0, 0), (1, 0), (3, 0), (4, 1), (9, 1), (10, 2), (50, 10)])
 def test_one_in_five_is_held_out_and_at_least_one_of_four(n, held):
-    assert wanted(n) == held
+    assert n_held_out(n) == held
     images = [f"{i:x}" for i in range(n)]
-    assert sum(role == HELD_OUT for role in assigned({}, images).values()) == held
+    assert sum(role == HELD_OUT for role in assign_roles({}, images).values()) == held
 
 
 def test_the_lists_of_a_data_set_are_obeyed_at_first_sight_only():
     images = [f"{i:x}" for i in range(8)]
-    roles = assigned({}, images, announced=["3", "5"])
+    roles = assign_roles({}, images, announced=["3", "5"])
     assert {image for image, role in roles.items() if role == HELD_OUT} == {"3", "5"}
-    assert assigned(roles, images, announced=["1"]) == roles
+    assert assign_roles(roles, images, announced=["1"]) == roles
 
 
 GRID = Geometry.from_spacing((2, 3, 4))
@@ -159,7 +159,7 @@ def test_a_split_drawn_anew_at_each_retraining_leaks_and_the_locked_one_does_not
         for i in range(4 if round_ == 0 else 2):
             project = add_case(project, f"r{round_}-{i}", picture(100 * round_ + i), marks())
         images = sorted(project.record(name).image for name in project.labelled)
-        held = set(rng.permutation(images)[: wanted(len(images))])
+        held = set(rng.permutation(images)[: n_held_out(len(images))])
         naive_leaks.append(len(held & naive.known))
         naive = naive.trained(set(images) - held)
         naive_dice.append(naive.dice(held))
