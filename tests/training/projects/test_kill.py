@@ -24,7 +24,7 @@ from napari_fmseg.training.projects import (
     LabelOptions, Run, add_case, init_project, add_version, label_case, list_versions, open_project, remove_case,
     rename_case, rename_class, save_prediction, start_run, training_plan,
 )
-from napari_fmseg.datasets.projects.scan import stale
+from napari_fmseg.datasets.projects.scan import changed_cases
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 
 assert "torch" not in sys.modules
@@ -59,7 +59,7 @@ def verified(folder):
     project = open_project(folder)
     left = [p for p in folder.rglob("*") if p.name in ("staging", "commit.json") or p.name.endswith(".part")]
     assert not left, left
-    assert stale(project) == (), "index and files differ"
+    assert changed_cases(project) == (), "index and files differ"
     table = json.loads((folder / "dataset.json").read_text())
     assert table["numTraining"] == len(project.labelled) == len(list((folder / "labelsTr").glob("*")))
     assert len(list((folder / "imagesTr").glob("*"))) == len(project.labelled)
