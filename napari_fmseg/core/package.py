@@ -52,7 +52,7 @@ _ROOT = "napari_fmseg."
 
 
 def accept_previous_names() -> None:
-    """Let modules that moved in 0.2.0 be imported by their previous names, with a DeprecationWarning, until 0.3.0."""
+    """Register the previous names of modules that moved in 0.2.0; importing one warns, and ends with 0.3.0."""
     if not any(isinstance(finder, _PreviousNames) for finder in sys.meta_path):
         sys.meta_path.append(_PreviousNames())
 
@@ -79,7 +79,7 @@ class _PreviousNames(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module its own spec back, which the import system has just replaced."""
+        """Restore the module's own spec, which the import system has just replaced."""
         spec = module.__spec__
         if spec is not None and spec.loader is self:
             module.__spec__ = spec.loader_state

@@ -238,7 +238,7 @@ class ChildProcess:
             return None
 
     def stop(self, patience_s: float) -> None:
-        """Ask it to end, which it may take `patience_s` for, then kill it."""
+        """Request it to end, which it may take `patience_s` for, then kill it."""
         if os.name == "posix":
             self._popen.terminate()
         else:

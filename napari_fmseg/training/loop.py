@@ -167,7 +167,7 @@ class _Run:
         return list(found)
 
     def _start(self) -> Iterator[TrainEvent]:
-        """Take the networks of the model to start from, extended to the recipe's classes."""
+        """Copy the networks of the model to start from, extended to the recipe's classes."""
         recipe, start = self.recipe, self.parent
         assert start is not None
         if start.card.pipeline != recipe.pipeline or len(start.card.channels) != len(recipe.channels):

@@ -221,7 +221,7 @@ class RemoteEngine:
         return None
 
     def _stop(self, run: _Run) -> None:
-        """Ask the process to stop this run, and kill it if it does not."""
+        """Request the process to stop this run, and kill it if it does not."""
         until = time.monotonic() + PATIENCE_S
         process = run.process
         if process is None:  # it will see that it is cancelled before it asks for anything

@@ -72,7 +72,7 @@ def _take_over() -> MessageChannel:
 
 
 def _leave_one_processor() -> None:
-    """Let torch use one thread less than there are cores, so that one is left for the window.
+    """Limit torch to one thread less than there are cores, so that one is left for the window.
 
     On a processor with two threads per core torch takes one per core anyway.
     """

@@ -75,7 +75,7 @@ class RemoteTraining:
         return child.pid if child is not None and child.is_running else None
 
     def stop(self) -> None:
-        """Ask for the end and return at once; the events that come before it still arrive."""
+        """Request the end and return at once; the events that come before it still arrive."""
         with self._lock:
             if self._stopped:
                 return

@@ -170,7 +170,7 @@ class Curves(QWidget):
         self._fit()
 
     def _dress(self) -> None:
-        """Give the axes the colour of the theme."""
+        """Colour the axes as the theme does."""
         self.legend.ensurePolished()  # a style sheet, as napari's, tells its colours only to those that it has dressed
         text = self.legend.palette().color(QPalette.ColorRole.WindowText)
         if self._is_new("axes", text.name()):

@@ -99,7 +99,7 @@ def show_error(parent: QWidget | None, error: BaseException, *, title: str = "fm
 def ask(
     parent: QWidget | None, title: str, text: str, yes: str = "Yes", no: str = "No", *, default_no: bool = True
 ) -> bool:
-    """Ask a question and wait for the answer.
+    """Show a question and wait for the answer.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def ask(
 
 
 def choose(parent: QWidget | None, title: str, text: str, answers: Sequence[str]) -> int | None:
-    """Ask a question with several answers and wait for one.
+    """Show a question with several answers and wait for one.
 
     Parameters
     ----------

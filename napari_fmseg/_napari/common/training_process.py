@@ -111,7 +111,7 @@ class TrainingRun:
         self._enter("preparing")
 
     def stop(self) -> None:
-        """Ask the training to stop and keep the best so far; returns at once, "stopped" follows within two
+        """Request the training to stop and keep the best so far; returns at once, "stopped" follows within two
         seconds.
         """
         if self._training is not None and self.running:

@@ -33,7 +33,7 @@ PRIMARY_BUTTON = (
 
 
 def limit_width(combo: QComboBox, n_characters: int) -> None:
-    """Let a combo box be as narrow as `n_characters`: a long entry must not widen the dock."""
+    """Allow a combo box to be as narrow as `n_characters`: a long entry must not widen the dock."""
     combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
     combo.setMinimumContentsLength(n_characters)
 
@@ -157,7 +157,7 @@ class ScrollArea(QScrollArea):
         return smallest
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Ask for another width when something in it has changed."""
+        """Request another width when something in it has changed."""
         if event is not None and event.type() == QEvent.Type.LayoutRequest:
             self.updateGeometry()
         return bool(super().eventFilter(watched, event))

@@ -30,7 +30,7 @@ _PICTURE = 72
 
 
 def choose(offers: Sequence[SeriesPreview], parent: QWidget | None = None) -> list[SeriesPreview]:
-    """Ask which to open; none if the user cancels."""
+    """Show the series and return those to open; none if the user cancels."""
     dialog = SeriesChooser(offers, parent)
     try:
         return dialog.chosen if dialog.exec() == QDialog.DialogCode.Accepted else []

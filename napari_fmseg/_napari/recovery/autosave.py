@@ -172,7 +172,7 @@ class Recovery(QObject):
         job.finished.connect(self._on_writer_ended)
 
     def offer(self) -> None:
-        """Ask what to do with labels that a crash left behind, if there are any."""
+        """Show a question about labels that a crash left behind, if there are any."""
         left = list_abandoned({_root(load()), _root(Preferences())})
         if left:
             self._open(left, is_crash=True)
@@ -224,7 +224,7 @@ class Recovery(QObject):
     # --- what was painted and not saved
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Ask before the window closes with labels that were painted and not saved."""
+        """Show a question before the window closes with labels that were painted and not saved."""
         if event is not None and event.type() == QEvent.Type.Close and not self._may_close():
             event.ignore()
             return True

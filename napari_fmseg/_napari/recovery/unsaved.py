@@ -103,7 +103,7 @@ class UnsavedDialog(TextDialog):
             button.setEnabled(yes)
 
     def _ask_paths(self) -> list[Path]:
-        """Ask for a file for one layer, for a folder for several; none if the user cancels."""
+        """Request a file for one layer, for a folder for several; none if the user cancels."""
         folder = _folder_of(self._layers[0])
         if len(self._layers) == 1:
             suffix = _suffix(self._layers[0])

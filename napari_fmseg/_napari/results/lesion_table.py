@@ -201,7 +201,7 @@ class LesionDialog(QDialog):
             job.failed.connect(self.error.tell)
 
     def _agrees(self) -> bool:
-        """Ask before figures are saved that were measured in an image of other labels."""
+        """Show a question before figures are saved that were measured in an image of other labels."""
         home = self._home
         if is_of(self.layer, home) is not False or home.id in self._agreed:
             return True

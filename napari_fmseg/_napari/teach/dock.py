@@ -242,7 +242,7 @@ class TeachDock(Dock):
             self.error.tell(error)
 
     def _on_conflict(self, what: NewCase, error: LabelsChanged) -> None:
-        """Ask what becomes of labels that somebody else saved."""
+        """Show a question about labels that somebody else saved."""
         if ask_to_replace(self, str(error)):
             self._on_add(replace(what, replace=True))
         else:

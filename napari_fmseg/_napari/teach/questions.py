@@ -24,7 +24,7 @@ class ClassNames:
 
 
 def ask_part(parent: QWidget, labels: LabelMap) -> str | None:
-    """Ask how labels with few painted slices are meant.
+    """Show a question on how labels with few painted slices are meant.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def ask_part(parent: QWidget, labels: LabelMap) -> str | None:
 
 
 def ask_classes(parent: QWidget, labels: LabelMap, project: Project) -> ClassNames | None:
-    """Ask about classes of labels that a project does not have; None to add nothing.
+    """Show a question about classes of labels that a project does not have; None to add nothing.
 
     One that has the number of a class of the project which the labels do not name is likely that class under another
     name.
@@ -93,7 +93,7 @@ def _agrees_to_new(parent: QWidget, new: list[str]) -> bool:
 
 
 def ask_to_replace(parent: QWidget, text: str) -> bool:
-    """Ask whether labels that somebody else saved are to be replaced."""
+    """Show a question whether labels that somebody else saved are to be replaced."""
     return ask(
         parent,
         "Replace the labels that somebody else saved?",

@@ -107,7 +107,7 @@ class Round(QObject):
             self._take(folder / "fmseg" / "runs" / str(number) / "recipe.toml")
 
     def stop(self) -> None:
-        """Ask the training to stop; the best weights so far are then validated and kept."""
+        """Request the training to stop; the best weights so far are then validated and kept."""
         for run in self._runs:
             run.stop()
 

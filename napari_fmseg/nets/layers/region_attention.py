@@ -115,7 +115,7 @@ class _SelfAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Let the tokens (b, lists, n, c) of each list attend to each other."""
+        """Compute attention among the tokens (b, lists, n, c) of each list."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
         out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(-3, -2).flatten(-2))
         return out

@@ -66,7 +66,7 @@ class _Norm:
         self._mean = self._squares = torch.zeros(())
 
     def update(self, x: Tensor) -> None:
-        """Take planes (1, c, z, y, x) into account."""
+        """Add planes (1, c, z, y, x) to the statistics."""
         flat = x[0].flatten(1).float()
         n, mean = flat.shape[1], flat.mean(1)
         # Ten times faster than torch.var_mean.
