@@ -34,7 +34,7 @@ def volume():
 
 def test_every_part_has_its_time_and_peak_memory(model, volume):
     *steps, found = benchmark(volume, model, repeats=3, warmups=1)
-    assert steps == [Progress("bench", n, 4) for n in range(1, 5)]
+    assert steps == [Progress("benchmark", n, 4) for n in range(1, 5)]
     assert isinstance(found, Benchmark)
     assert list(found.parts) == ["reading", "consensus", "labels", "writing"]
     for part in found.parts.values():
