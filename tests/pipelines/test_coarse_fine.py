@@ -368,8 +368,8 @@ def test_until_coarse_gives_the_coarse_labels_on_the_volume():
 
 
 @pytest.mark.parametrize("settings", [
-    {"overlap": "first"}, {"threshold": 1.0}, {"coarse_size": (0, 1, 1)}, {"margin_mm": -1.0}, {"fine_max_components": (-1,)},
-    {"grid": 3},
+    {"overlap": "first"}, {"threshold": 1.0}, {"coarse_size": (0, 1, 1)}, {"margin_mm": -1.0},
+    {"fine_max_components": (-1,)}, {"grid": 3},
 ])  # fmt: skip
 def test_senseless_settings_are_refused(settings):
     with pytest.raises(UnknownModel, match=next(iter(settings))):
