@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import threading
@@ -55,22 +56,26 @@ def listed(name: str) -> list[str]:
 
 
 def modules_entered(run: Callable[[], Any]) -> list[str]:
-    """Return the package's modules in the order in which one of their functions was first called."""
+    """Return the package's modules in the order in which one of their functions was first called.
+
+    Methods that Python calls by itself (hashing, comparing) do not count, nor does what happens at import.
+    """
     entered: dict[str, None] = {}
 
     def note(frame: FrameType, event: str, arg: object) -> None:
-        module = frame.f_globals.get("__name__", "")
-        if event == "call" and module.startswith("napari_fmseg.") and frame.f_code.co_name != "<module>":
+        module, code = frame.f_globals.get("__name__", ""), frame.f_code
+        if code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith(("__", "<")):
             entered.setdefault(module)
 
-    threading.setprofile(note)
-    sys.setprofile(note)
+    before = sys.gettrace()
+    threading.settrace(note)
+    sys.settrace(note)
     try:
         run()
     finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
-    return list(entered)
+        sys.settrace(before)
+        threading.settrace(before)
+    return [module for module in entered if module.startswith("napari_fmseg.")]
 
 
 def write_phantom(path: Path, seed: int) -> None:
