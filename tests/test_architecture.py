@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
+import json
 import re
+import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
 from napari_fmseg import phantom_ct, write_labels, write_volume
-from napari_fmseg.cli.main import main
 
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 RECIPE = """
@@ -55,52 +51,61 @@ def listed(name: str) -> list[str]:
     return re.findall(r"^\d+\. `([\w.]+)`", block[1], re.MULTILINE)
 
 
-def modules_entered(run: Callable[[], Any]) -> list[str]:
-    """Return the package's modules in the order in which one of their functions was first called.
-
-    Methods that Python calls by itself (hashing, comparing) do not count, nor does what happens at import.
-    """
-    entered: dict[str, None] = {}
-
-    def note(frame: FrameType, event: str, arg: object) -> None:
-        module, code = frame.f_globals.get("__name__", ""), frame.f_code
-        if code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith(("__", "<")):
-            entered.setdefault(module)
-
-    before = sys.gettrace()
-    threading.settrace(note)
-    sys.settrace(note)
-    try:
-        run()
-    finally:
-        sys.settrace(before)
-        threading.settrace(before)
-    return [module for module in entered if module.startswith("napari_fmseg.")]
-
-
 def write_phantom(path: Path, seed: int) -> None:
     volume, truth = phantom_ct(seed, spacing=(8.0, 6.0, 6.0))
     write_volume(volume, path)
     write_labels(truth, path.with_name(path.name.replace(".nii", "_labels.nii")), source=volume)
 
 
+TRACE = """
+import inspect, json, sys, threading
+from napari_fmseg.cli.main import main
+entered = {}
+def note(frame, event, arg):
+    code = frame.f_code
+    # Methods that Python calls by itself (hashing, comparing) do not count, nor does what happens at import.
+    if code.co_flags & inspect.CO_OPTIMIZED and not code.co_name.startswith(("__", "<")):
+        entered.setdefault(frame.f_globals.get("__name__", ""))
+threading.settrace(note)
+sys.settrace(note)
+code = main(sys.argv[1:])
+sys.settrace(None)
+print(json.dumps([code, [name for name in entered if name.startswith("napari_fmseg.")]]))
+"""
+
+
+def modules_entered(folder: Path, *arguments: str) -> list[str]:
+    """Return the package's modules in the order in which one of their functions was first called by a command."""
+    done = subprocess.run([sys.executable, "-c", TRACE, *arguments], cwd=folder, capture_output=True, text=True)
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    return list(modules)
+
+
 @pytest.fixture
-def entered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    monkeypatch.chdir(tmp_path)
+def folder(tmp_path: Path) -> Path:
     write_phantom(tmp_path / "a.nii.gz", 1)
     write_phantom(tmp_path / "b.nii.gz", 2)
     (tmp_path / "recipe.toml").write_text(RECIPE, encoding="utf-8")
-    words = ["segment", "a.nii.gz", "--model", "fmsf-phantom-ct", "--output", "mask.nii.gz", "--device", "cpu"]
-    found = {"volume": modules_entered(lambda: main(words))}
-    assert (tmp_path / "mask.nii.gz").exists()
-    found["recipe"] = modules_entered(lambda: main(["train", "recipe.toml"]))
-    assert (tmp_path / "run" / "small-ct.toml").exists()
-    return found
+    return tmp_path
 
 
-def test_a_volume_and_a_recipe_go_the_ways_that_the_page_shows(entered: dict[str, list[str]]) -> None:
-    for name, modules in entered.items():
-        steps = listed(name)
-        assert 5 <= len(steps) <= 12
-        assert len(set(steps)) == len(steps)
-        assert [module for module in modules if module in steps] == steps
+@pytest.mark.parametrize(
+    ("name", "arguments", "result"),
+    [
+        (
+            "volume",
+            ["segment", "a.nii.gz", "--model", "fmsf-phantom-ct", "--output", "mask.nii.gz", "--device", "cpu"],
+            "mask.nii.gz",
+        ),
+        ("recipe", ["train", "recipe.toml"], "run/small-ct.toml"),
+    ],
+)
+def test_a_volume_and_a_recipe_go_the_way_that_the_page_shows(
+    name: str, arguments: list[str], result: str, folder: Path
+) -> None:
+    steps = listed(name)
+    assert 5 <= len(steps) <= 12
+    assert len(set(steps)) == len(steps)
+    assert [module for module in modules_entered(folder, *arguments) if module in steps] == steps
+    assert (folder / result).exists()

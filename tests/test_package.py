@@ -31,14 +31,15 @@ import json, sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from npe2 import PluginManager
-import napari_fmseg, napari_fmseg.models.card as models
+import napari_fmseg
+from napari_fmseg.core.package import data_folder
 manager = PluginManager()
 manager.discover()
 manifest = manager.get_manifest("napari-fmseg")
 manager.activate("napari-fmseg")
 layers = manifest.contributions.sample_data[0].open(_registry=manager.commands)
-files = sorted(path.name for path in models._shipped("resources").rglob("*.toml"))
-weights = sorted(path.name for path in models._shipped("weights").rglob("*"))
+files = sorted(path.name for path in data_folder("resources").rglob("*.toml"))
+weights = sorted(path.name for path in data_folder("weights").rglob("*"))
 print(json.dumps({
     "file": napari_fmseg.__file__, "display_name": manifest.display_name, "version": manifest.package_version,
     "layers": [kind for _, _, kind in layers], "resources": files, "weights": weights,
