@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -51,7 +52,12 @@ def done(qtbot, dock: DoctorDock, timeout: int = 60_000) -> None:
 
 
 def children() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children() if "doctor" in " ".join(p.cmdline()) or "sleep" in str(p.cmdline())]
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it has ended since; a zombie, too, is one that has ended
+            words = " ".join(process.cmdline())
+            found += [process] if "doctor" in words or "sleep" in words else []
+    return found
 
 
 def test_findings_stand_in_a_list_with_marks_and_fixes_the_worst_first(qtbot, dock_of):

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from napari_fmseg.core.errors import Cancelled, DeviceMemory, FmsegError, GeometryMismatch, InvalidRecipe, UnknownModel
-from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import FROM_THE_FILE, Event, Progress, StageResult, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.phantom import phantom_ct
 from napari_fmseg.models.registry import find_card
@@ -78,7 +78,7 @@ def test_the_other_process_yields_the_same_events_voxel_for_voxel(engine: Remote
     for found, wanted in zip(ours(events), expected, strict=True):
         same(found, wanted)
     assert [e for e in events if e not in ours(events)] == [Progress(s, n, 1) for s in OURS for n in (0, 1)]
-    assert Warned("a remark") in events
+    assert Warned("a remark", FROM_THE_FILE) in events
     assert next(e for e in events if isinstance(e, StageResult) and e.stage == "labels").output.data.any()
 
 

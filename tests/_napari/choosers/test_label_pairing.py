@@ -395,7 +395,7 @@ def test_export_refers_to_the_scan_that_the_labels_were_made_on_or_says_that_nob
     assert dock.layer is unknown
     assert dock.origin.ambiguous == ("A", "B")
     assert dock.origin.source is None
-    assert "nothing says on which" in dock.way.what.model().item(4).toolTip()
+    assert "it is unknown on which" in dock.way.what.model().item(4).toolTip()
     viewer.layers.remove("A")
     assert origin_of(unknown, viewer.layers).source == tmp_path / "B.nii.gz"
 
@@ -407,7 +407,7 @@ def test_labels_on_two_scans_of_several_directions_are_not_written_by_guess(dock
     show(viewer, straight, "A")
     image = show(viewer, oblique, "B")  # in the window the two lie on each other
     painted = viewer.add_labels(np.ones(SHAPE, np.uint8), scale=image.scale, translate=image.translate, units="mm")
-    with pytest.raises(GeometryMismatch, match="nothing says"):
+    with pytest.raises(GeometryMismatch, match="nothing states"):
         label_map_to_write(painted, tuple(viewer.layers))
     note_image(painted, cases_of(viewer.layers)[1])
     assert label_map_to_write(painted, tuple(viewer.layers)).geometry.matches(oblique.geometry, atol_mm=0.01)
@@ -526,7 +526,7 @@ def test_without_a_spacing_no_ml_is_told_anywhere(
     qtbot.keyClicks(export.place.line, str(tmp_path / "out"))
     press(qtbot, export.export_button)
     qtbot.waitUntil(lambda: export.job is None, timeout=PATIENCE_MS)
-    assert "says 1 mm for a pixel" in export.remarks.text()
+    assert "states 1 mm for a pixel" in export.remarks.text()
     grid = scan(1).geometry
     for layer in dock.viewer.layers:
         layer.scale, layer.units = grid.spacing, ("mm",) * 3  # the user knows it
