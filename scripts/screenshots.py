@@ -5,6 +5,7 @@ python scripts/screenshots.py tour|pretrain|teach|pet
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -102,6 +103,10 @@ def tour(folder: Path) -> None:
         camera.take("9-export")
         docks["Doctor"], doctor = viewer.window.add_plugin_dock_widget("napari-fmseg", "Doctor", tabify=True)
         wait(lambda: bool(doctor.findings))
+        shown = doctor.list.toHtml()  # without the folders of the machine that takes the pictures
+        for hidden in (str(Path(__file__).parents[1]), os.environ.get("FMSEG_HOME", ""), temporary):
+            shown = shown.replace(hidden, "…") if hidden else shown
+        doctor.list.setHtml(shown)
         camera.take("10-doctor")
         docks["Segment"].raise_()
         broken = Path(temporary) / "broken.nii.gz"

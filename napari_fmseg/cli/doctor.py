@@ -110,7 +110,7 @@ def _torch() -> Iterator[Finding]:
         return
     build = _build(torch)
     if build == "cpu" and _has_nvidia():
-        yield Finding("torch", "warn", f"torch {torch.__version__} for the processor only, but there is an NVIDIA card",
+        yield Finding("torch", "warn", f"torch {torch.__version__} for the CPU only, but there is an NVIDIA GPU",
                       _cuda_fix())  # fmt: skip
     else:
         yield Finding("torch", "ok", f"torch {torch.__version__} ({build})")
@@ -148,13 +148,13 @@ def _devices(torch: Any, build: str) -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             yield _cuda(torch, index)
     elif build != "cpu":
-        yield Finding("device", "warn", f"torch is built for {build}, but finds no usable card: the processor is used",
+        yield Finding("device", "warn", f"torch is built for {build}, but finds no usable GPU: the CPU is used",
                       "Run nvidia-smi: if it fails, install the driver; if it shows an older CUDA than torch's, update "
                       "it. Inside a container start it with --gpus all.")  # fmt: skip
     elif torch.backends.mps.is_available():
         yield Finding("device", "ok", "Apple graphics (mps)")
     else:
-        yield Finding("device", "ok", "the processor (no graphics card that torch can use)")
+        yield Finding("device", "ok", "the CPU (no GPU that torch can use)")
 
 
 def _cuda(torch: Any, index: int) -> Finding:
@@ -181,7 +181,7 @@ def _precision(torch: Any) -> Finding:
         half = pick_precision(torch.device("cpu"), half_precision_ok=True)
     except DeviceUnavailable as error:
         return Finding("precision", "bad", str(error), f"Unset {CAPABILITY_VARIABLE}, or set it to default or avx2.")
-    told = f"the processor computes in float32 ({torch.backends.cpu.get_cpu_capability()})"
+    told = f"the CPU computes in float32 ({torch.backends.cpu.get_cpu_capability()})"
     if cpu_capability():
         told += f"; {CAPABILITY_VARIABLE}={cpu_capability()} hides the rest of what it can"
     elif half != "float32":
