@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 pytest.importorskip("pytestqt")
@@ -291,10 +292,9 @@ def test_a_killed_training_shows_as_failed_is_resumed_and_ends_with_napari(
 
 def alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2] if Path(f"/proc/{pid}/stat").exists() else True
 
 
 def test_opening_the_dock_and_a_project_loads_no_torch(tmp_path: Path) -> None:
