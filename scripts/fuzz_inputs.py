@@ -300,7 +300,7 @@ _Spoiler = Callable[[random.Random, bytes], tuple[str, bytes]]
 
 
 def _special(kind: str, path: Path) -> _Spoiler | None:
-    """Give the way to spoil a kind that knows its fields."""
+    """Return the way to spoil a kind that knows its fields."""
     if kind.startswith("zip"):
         return _zip
     if path.suffix in (".json", ".toml"):

@@ -111,14 +111,14 @@ def cost(entry: Entry) -> tuple[int, int]:
 
 
 def cells(entry: Entry) -> list[str]:
-    """Give the cells that the code alone decides."""
+    """Return the cells that the code alone decides."""
     parameters, multiply_adds = cost(entry)
     at = "" if entry.size == SIZE else f" (at {entry.size})"
     return [entry.title, f"{parameters:,}", f"{multiply_adds / 1e9:.1f} G{at}"]
 
 
 def table(device: torch.device | None = None, only: Sequence[str] = ()) -> Iterator[str]:
-    """Give the lines of the Markdown table, with milliseconds if there is a device to measure on.
+    """Return the lines of the Markdown table, with milliseconds if there is a device to measure on.
 
     With `only`, those of the other networks are taken from the page as it is.
     """
@@ -140,7 +140,7 @@ def table(device: torch.device | None = None, only: Sequence[str] = ()) -> Itera
 
 
 def documented() -> dict[str, str]:
-    """Give the milliseconds on the page, by the first cell."""
+    """Return the milliseconds on the page, by the first cell."""
     rows = [line.strip("| ").split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines()]
     return {row[0]: row[3] for row in rows if len(row) == 4}
 
@@ -177,7 +177,7 @@ def processor() -> str:
 
 
 def page(device: torch.device, only: Sequence[str] = ()) -> str:
-    """Give docs/reference/networks.md; see `table`."""
+    """Return docs/reference/networks.md; see `table`."""
     kinds = "\n".join(f"- `{name}`: {what}" for name, what in ATTENTIONS.items() if name != "none")
     light, heavy = cost(Entry("ma3dseg")), cost(Entry("uxnet3d"))
     fewer, cheaper = (b / a for a, b in zip(light, heavy, strict=True))

@@ -120,7 +120,7 @@ def tour(folder: Path) -> None:
 
 
 def pretrain(folder: Path) -> None:
-    """Take the pictures of the Pretrain panel: a short run on a few phantoms, stopped, gone on with, killed."""
+    """Make the pictures of the Pretrain panel: a short run on a few phantoms, stopped, gone on with, killed."""
     import os
     import signal
 
@@ -178,7 +178,7 @@ def pretrain(folder: Path) -> None:
 
 
 def teach(folder: Path) -> None:
-    """Take the pictures of the Teach panel: a project of phantoms, two short trainings, one stopped and killed."""
+    """Make the pictures of the Teach panel: a project of phantoms, two short trainings, one stopped and killed."""
     import os
     import signal
 
@@ -311,7 +311,7 @@ def made_up_pet() -> tuple[Any, Any, Any]:
 
 
 def pet(folder: Path) -> None:
-    """Take the pictures of docs/tutorials/pet.md: a PET alone, over its CT, and the list of lesions."""
+    """Make the pictures of docs/tutorials/pet.md: a PET alone, over its CT, and the list of lesions."""
     import napari
 
     from napari_fmseg._napari.layers import image_layers, labels_layer

@@ -42,7 +42,7 @@ def planes(grid: Geometry, centre: npt.NDArray[np.float64]) -> list[Places]:
 
 
 def read_at(volume: Volume, places: Places) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Give the nearest voxels at `places` (h, w, 3), and which places lie on the grid."""
+    """Return the nearest voxels at `places` (h, w, 3), and which places lie on the grid."""
     inverse = np.linalg.inv(volume.geometry.affine)
     index = np.rint(places @ inverse[:3, :3].T + inverse[:3, 3]).astype(int)
     inside = ((index >= 0) & (index < volume.geometry.shape)).all(-1)

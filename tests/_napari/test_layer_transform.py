@@ -113,7 +113,7 @@ def test_results_of_any_grid_lie_on_their_image(*, rotate, shear, scale, affine,
 
 
 def turned_grid(grid: Geometry) -> Geometry:
-    """Give the grid of ``data[::-1].transpose(2, 0, 1)``."""
+    """Return the grid of ``data[::-1].transpose(2, 0, 1)``."""
     z, y, x = grid.shape
     to_source = np.array([[0, -1, 0, z - 1], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], float)
     return Geometry((x, z, y), grid.affine @ to_source)

@@ -158,7 +158,7 @@ def jpeg2000(folder: Path, n: int = 3) -> Path:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the folder for temporary files, which starts empty."""
+    """Return the folder for temporary files, which starts empty."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))

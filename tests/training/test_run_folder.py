@@ -67,7 +67,7 @@ def pretext(volumes: Path, out: Path) -> PretrainRecipe:
 
 @contextlib.contextmanager
 def files_end_at(size: int) -> Iterator[None]:
-    """Let no file grow beyond so many bytes, which looks like a full disk."""
+    """Limit the size of files to so many bytes, which looks like a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

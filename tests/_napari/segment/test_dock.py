@@ -40,7 +40,7 @@ def phantom() -> Volume:
 
 
 def otherwise_filed(volume: Volume) -> Volume:
-    """Give the phantom as a scanner might file it: x first, two axes flipped, and oblique."""
+    """Return the phantom as a scanner might file it: x first, two axes flipped, and oblique."""
     turned = volume.data.transpose(2, 0, 1)[::-1, :, ::-1]
     z, y, x = volume.geometry.direction.T @ np.eye(3)
     direction = TURN @ np.stack([-x, z, -y], axis=1)

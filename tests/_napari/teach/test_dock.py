@@ -137,7 +137,7 @@ def shown_in(viewer: Any, volume: Volume, name: str = "scan") -> Any:
 
 
 def a_version(folder: Path, place: Path, seed: int = 0) -> None:
-    """Give the project a model that knows nothing."""
+    """Write a model into the project that knows nothing."""
     import torch
 
     from napari_fmseg.nets import build
