@@ -159,24 +159,10 @@ class _ResidualUNet(nn.Module):
         return len(self.channels) - 1
 
     def forward(self, x: Tensor) -> Maps:
-        """Segment a batch of images.
+        """Return logits (b, n_classes, z, y, x), one channel less with a sigmoid, of images that pass `check`.
 
-        Parameters
-        ----------
-        x
-            (b, in_channels, z, y, x).
-
-        Returns
-        -------
-        Tensor or tuple of Tensor
-            Logits (b, n_classes, z, y, x) to be read with a softmax, or (b, n_classes - 1, z, y, x) with a sigmoid; in
-            training mode the outputs of `heads` if there is an auxiliary one. They lie on the grid of `x`, or
-            on `grid` if one was given without `native`.
-
-        Raises
-        ------
-        GeometryMismatch
-            If the image is too small or has another number of channels.
+        In training mode the outputs of `heads` if there is an auxiliary one. They lie on the grid of `x`, or on `grid`
+        if one was given without `native`.
         """
         heads = self.heads(x)
         return heads if self.training and self._auxiliary else heads[0]
@@ -197,13 +183,7 @@ class _ResidualUNet(nn.Module):
         return tuple(outputs)
 
     def check(self, x: Tensor) -> None:
-        """Refuse an image that the network cannot take.
-
-        Raises
-        ------
-        GeometryMismatch
-            If it is too small or has another number of channels.
-        """
+        """Refuse an image that is too small or has other channels, with `GeometryMismatch`."""
         if tracing():
             return
         name = type(self).__name__
@@ -264,10 +244,8 @@ class BaseUNet(_ResidualUNet):
 
     Parameters
     ----------
-    in_channels
-        Channels of the image.
-    n_classes
-        Classes with background, which is class 0.
+    in_channels, n_classes
+        Channels of the image; classes with background, which is class 0.
     channels
         Of the levels, finest first: five, or six for one more level.
     encoder, decoder
@@ -366,13 +344,7 @@ class _Staged(_ResidualUNet):
         self._add_heads(dropout)
 
     def check(self, x: Tensor) -> None:
-        """Refuse an image that the network cannot take.
-
-        Raises
-        ------
-        GeometryMismatch
-            If it is too small, also for the strips, or has another number of channels.
-        """
+        """Refuse an image that is too small, also for the strips, or has other channels, with `GeometryMismatch`."""
         super().check(x)
         strips = None if self.context_block is None else self.context_block.kernel
         if tracing() or strips is None:

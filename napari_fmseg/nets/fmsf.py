@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import GeometryMismatch
-from napari_fmseg.nets.layers.blocks import check_channels, check_choice, resize, tracing
+from napari_fmseg.nets.layers.blocks import check_channels, check_choice, check_image, resize, tracing
 
 __all__ = ["HALO", "MIN_SIZE", "AttnNet", "EdgeNet", "SNet", "kaiming_init"]
 
@@ -125,18 +125,11 @@ class _Pyramid(nn.Module):
         return features[:0:-1]
 
     def check(self, x: Tensor) -> None:
-        """Refuse an image that the network cannot take.
-
-        Raises
-        ------
-        GeometryMismatch
-            If it is too small or has another number of channels.
-        """
+        """Refuse an image that is too small or has other channels, with `GeometryMismatch`."""
         if tracing():
             return
         name = type(self).__name__
-        if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise GeometryMismatch(f"{name} takes (batch, {self.in_channels}, z, y, x), not {tuple(x.shape)}.")
+        check_image(name, x, self.in_channels)
         if min(x.shape[2:]) < MIN_SIZE:
             raise GeometryMismatch(
                 f"{name} halves its input five times and needs at least {MIN_SIZE} voxels along each axis, "
@@ -149,15 +142,39 @@ class _Pyramid(nn.Module):
             )
 
 
-class SNet(_Pyramid):
+class _LevelNet(_Pyramid):
+    """What SNet and AttnNet share: four levels that each give probabilities; further inputs weight the decoder."""
+
+    def init_on_sample(self, *inputs: Tensor) -> None:
+        """Scale new weights on one image and what is given beside it: see `lsuv_init`."""
+        lsuv_init(self, *inputs)
+
+    def _answer(self, *inputs: Tensor) -> Maps:
+        if self.training:
+            return self.training_heads(*inputs)
+        return _head(self.maps[0], self._levels(*inputs)[0], inputs[0])
+
+    def _levels(self, *inputs: Tensor) -> list[Tensor]:
+        return self._pyramid(*inputs)
+
+    def training_heads(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return what training compares: the finest level at the size of the image, the others at their own size."""
+        levels = zip(self.maps, self._levels(*inputs), strict=True)
+        finest, *others = (_softmax(head[0](features)) for head, features in levels)  # type: ignore[index]
+        return (_resize(finest, inputs[0]), *others)
+
+    def heads(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the image's size."""
+        return tuple(_head(m, f, inputs[0]) for m, f in zip(self.maps, self._levels(*inputs), strict=True))
+
+
+class SNet(_LevelNet):
     """Consensus network: coarse to fine on the whole volume.
 
     Parameters
     ----------
-    in_channels
-        Channels of the image.
-    n_classes
-        Classes with background, which is class 0.
+    in_channels, n_classes
+        Channels of the image; classes with background, which is class 0.
     variant
         ``"v2"`` adds instance norm; both have the same state dict and different results.
     width
@@ -170,40 +187,18 @@ class SNet(_Pyramid):
         self.cpu_form = _SNET_CPU if variant == "v1" else ""
         self._add_layers(width)
 
-    def init_on_sample(self, x: Tensor) -> None:
-        """Scale new weights on one image: see `lsuv_init`."""
-        lsuv_init(self, x)
-
     def forward(self, x: Tensor) -> Maps:
-        """Segment a batch of images.
+        """Return probabilities (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
 
         Parameters
         ----------
         x
-            (b, in_channels, z, y, x), each axis at least 32.
-
-        Returns
-        -------
-        Tensor or tuple of Tensor
-            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
-
-        Raises
-        ------
-        GeometryMismatch
-            If the image is too small or has another number of channels.
+            (b, in_channels, z, y, x), each axis at least 32, or `GeometryMismatch` is raised.
         """
-        return self.training_heads(x) if self.training else _head(self.maps[0], self._pyramid(x)[0], x)
-
-    def training_heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return what training compares: the finest level at the size of `x`, the others at their own size."""
-        return _training_heads(self.maps, self._pyramid(x), x)
-
-    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
-        return tuple(_head(m, f, x) for m, f in zip(self.maps, self._pyramid(x), strict=True))
+        return self._answer(x)
 
 
-class AttnNet(_Pyramid):
+class AttnNet(_LevelNet):
     """Attention network: SNet whose decoder is weighted by an attention map. Its weights fit SNet too.
 
     Parameters
@@ -221,48 +216,24 @@ class AttnNet(_Pyramid):
         super().__init__(variant, in_channels, n_classes)
         self._add_layers(width)
 
-    def init_on_sample(self, x: Tensor, attention: Tensor) -> None:
-        """Scale new weights on one image and its attention map: see `lsuv_init`."""
-        lsuv_init(self, x, attention)
-
     def forward(self, x: Tensor, attention: Tensor) -> Maps:
-        """Segment a batch of images.
+        """Return probabilities (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
 
         Parameters
         ----------
         x
-            (b, in_channels, z, y, x), each axis at least 32.
+            As in `SNet.forward`.
         attention
-            (b, 1, z, y, x), from 1/11 to 1: see `attention_map`.
-
-        Returns
-        -------
-        Tensor or tuple of Tensor
-            Probabilities (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
-
-        Raises
-        ------
-        GeometryMismatch
-            If the image is too small, or the attention has not one channel on the image's grid.
+            (b, 1, z, y, x) on the image's grid, from 1/11 to 1: see `attention_map`.
         """
-        if self.training:
-            return self.training_heads(x, attention)
-        return _head(self.maps[0], self._attention_pyramid(x, attention)[0], x)
-
-    def training_heads(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
-        """Return what training compares: the finest level at the size of `x`, the others at their own size."""
-        return _training_heads(self.maps, self._attention_pyramid(x, attention), x)
-
-    def heads(self, x: Tensor, attention: Tensor) -> tuple[Tensor, ...]:
-        """Return the probabilities of the four levels (1/2, 1/4, 1/8, 1/16), each upsampled to the size of `x`."""
-        return tuple(_head(m, f, x) for m, f in zip(self.maps, self._attention_pyramid(x, attention), strict=True))
+        return self._answer(x, attention)
 
     def check(self, x: Tensor, attention: Tensor) -> None:  # type: ignore[override]
         """Refuse an image or an attention map that the network cannot take, as `SNet.check` does."""
         super().check(x)
         _check_beside(self, x, attention, 1, "attention")
 
-    def _attention_pyramid(self, x: Tensor, attention: Tensor) -> list[Tensor]:
+    def _levels(self, x: Tensor, attention: Tensor) -> list[Tensor]:  # type: ignore[override]
         _check_beside(self, x, attention, 1, "attention")
         return self._pyramid(x, attention)
 
@@ -314,24 +285,14 @@ class EdgeNet(_Pyramid):
         self.merge_border = nn.Sequential(nn.Conv3d(merged, n_classes, 1), nn.Softmax(1))
 
     def forward(self, x: Tensor, segmentation: Tensor) -> Maps:
-        """Sharpen a batch of segmentations.
+        """Return sharper probabilities (b, n_classes, z, y, x) float32; of v2 in training mode (segmentation, border).
 
         Parameters
         ----------
         x
             Image (b, in_channels, z, y, x).
         segmentation
-            Probabilities (b, n_classes, z, y, x) of the stage before.
-
-        Returns
-        -------
-        Tensor or tuple of Tensor
-            Probabilities (b, n_classes, z, y, x) float32; of v2 in training mode (segmentation, border).
-
-        Raises
-        ------
-        GeometryMismatch
-            If image and segmentation have another size or number of channels than expected.
+            Probabilities (b, n_classes, z, y, x) of the stage before; on another grid `GeometryMismatch` is raised.
         """
         if self.training and self.variant == "v2":
             return self.heads(x, segmentation)
@@ -404,11 +365,6 @@ def _softmax(logits: Tensor) -> Tensor:
 def _head(head: nn.Module, features: Tensor, like: Tensor) -> Tensor:
     """Return the class probabilities of `features`, upsampled to the size of `like`: they still add up to 1."""
     return _resize(_softmax(head[0](features)), like)  # type: ignore[index]
-
-
-def _training_heads(heads: nn.ModuleList, features: list[Tensor], like: Tensor) -> tuple[Tensor, ...]:
-    finest, *others = (_softmax(head[0](f)) for head, f in zip(heads, features, strict=True))  # type: ignore[index]
-    return (_resize(finest, like), *others)
 
 
 def _flatten_interior(x: Tensor, segmentation: Tensor) -> Tensor:

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
-from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, default_init, resize, stride, tracing
+from napari_fmseg.nets.layers.blocks import (
+    check_channels,
+    check_image,
+    conv,
+    default_init,
+    named,
+    resize,
+    stride,
+    tracing,
+)
 
 __all__ = ["FMUNet"]
 
@@ -23,10 +32,8 @@ class FMUNet(nn.Module):
 
     Parameters
     ----------
-    in_channels
-        Channels of the image.
-    n_classes
-        Classes with background, which is class 0.
+    in_channels, n_classes
+        Channels of the image; classes with background, which is class 0.
     widths
         Channels of the five levels, finest first. Published: 32, 64, 128, 256, 512.
     dropout
@@ -68,23 +75,7 @@ class FMUNet(nn.Module):
         default_init(self)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Segment a batch of images.
-
-        Parameters
-        ----------
-        x
-            (b, in_channels, z, y, x); any size that leaves more than one voxel at the deepest level.
-
-        Returns
-        -------
-        Tensor or tuple of Tensor
-            Logits (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
-
-        Raises
-        ------
-        GeometryMismatch
-            If the image is too small or has another number of channels.
-        """
+        """Return logits (b, n_classes, z, y, x) float32 of images that pass `check`; in training `training_heads`."""
         if self.training:
             return self.training_heads(x)
         out: Tensor = self.out_layers[0](self._features(x)[0]).float()
@@ -95,7 +86,7 @@ class FMUNet(nn.Module):
         return tuple(head(f).float() for head, f in zip(self.out_layers, self._features(x), strict=True))
 
     def check(self, x: Tensor) -> None:
-        """Refuse an image that the network cannot take."""
+        """Refuse, with `GeometryMismatch`, an image that leaves no more than one voxel at the deepest level."""
         check_image("FMUNet", x, self.in_channels)
         if tracing():
             return
@@ -122,7 +113,8 @@ class _Encoder(nn.Module):
         for level in range(5):
             setattr(self, f"en_conv{level}", _Residual(widths[level], flat[level], dropout * (level > 1), depth))
         for level in range(4):
-            setattr(self, f"down{level}", _Down(widths[level], widths[level + 1], flat[level]))
+            halve = conv(widths[level], widths[level + 1], flat[level], halve=True)
+            self.add_module(f"down{level}", named(down=nn.Sequential(_norm(widths[level]), nn.LeakyReLU(), halve)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = [self.en_conv0(x)]
@@ -165,16 +157,6 @@ class _Residual(nn.Module):
         for step in self.conv_list:
             x = x + step(x)
         return x
-
-
-class _Down(nn.Module):
-    def __init__(self, ins: int, outs: int, flat: bool) -> None:
-        super().__init__()
-        self.down = nn.Sequential(_norm(ins), nn.LeakyReLU(), conv(ins, outs, flat, halve=True))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down(x)
-        return out
 
 
 class _UpCat(nn.Module):

@@ -22,6 +22,7 @@ from napari_fmseg.nets.layers.blocks import (
     check_choice,
     check_image,
     draw_as_torch,
+    named,
     resize,
     tracing,
 )
@@ -66,40 +67,18 @@ def _block(kind: str, channels: int, kernel: int, published: bool) -> UXBlock:
     return DXBlock(channels, kernel, published=published) if kind == "dx" else UXBlock(channels, kernel)
 
 
-class _Bare(nn.Module):
-    """A convolution under the name `conv`, as the published files have it."""
-
-    def __init__(self, conv: nn.Module) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x)
-        return out
-
-
 class _Residual(nn.Module):
     """Two convolutions with instance norm beside a shortcut, LeakyReLU."""
 
     def __init__(self, ins: int, outs: int) -> None:
         super().__init__()
-        self.conv1 = _Bare(nn.Conv3d(ins, outs, 3, padding=1, bias=False))
-        self.conv2 = _Bare(nn.Conv3d(outs, outs, 3, padding=1, bias=False))
-        self.conv3 = None if ins == outs else _Bare(nn.Conv3d(ins, outs, 1, bias=False))
+        self.conv1 = named(conv=nn.Conv3d(ins, outs, 3, padding=1, bias=False))
+        self.conv2 = named(conv=nn.Conv3d(outs, outs, 3, padding=1, bias=False))
+        self.conv3 = None if ins == outs else named(conv=nn.Conv3d(ins, outs, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.instance_norm(self.conv2(F.leaky_relu(F.instance_norm(self.conv1(x)), 0.01, inplace=True)))
         return F.leaky_relu(y + (x if self.conv3 is None else F.instance_norm(self.conv3(x))), 0.01, inplace=True)
-
-
-class _Skip(nn.Module):
-    def __init__(self, ins: int, outs: int) -> None:
-        super().__init__()
-        self.layer = _Residual(ins, outs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        return out
 
 
 class _Join(nn.Module):
@@ -107,7 +86,7 @@ class _Join(nn.Module):
 
     def __init__(self, ins: int, outs: int) -> None:
         super().__init__()
-        self.transp_conv = _Bare(nn.ConvTranspose3d(ins, outs, 2, stride=2, bias=False))
+        self.transp_conv = named(conv=nn.ConvTranspose3d(ins, outs, 2, stride=2, bias=False))
         self.conv_block = _Residual(2 * outs, outs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -120,10 +99,8 @@ class UXNet(nn.Module):
 
     Parameters
     ----------
-    in_channels
-        Channels of the image.
-    n_classes
-        Classes with background, which is class 0.
+    in_channels, n_classes
+        Channels of the image; classes with background, which is class 0.
     block
         ``"ux"``: 3D UX-Net as published. ``"dx"``: with 3D-DX blocks, as in the public code of MA3DSeg.
     widths, depths
@@ -150,11 +127,11 @@ class UXNet(nn.Module):
         self.uxnet_3d = _Encoder(in_channels, widths, depths, block, 7, published=True)
         wide = [*widths, hidden]
         for i, (ins, outs) in enumerate(zip([in_channels, *widths], wide, strict=True), 1):
-            self.add_module(f"encoder{i}", _Skip(ins, outs))
+            self.add_module(f"encoder{i}", named(layer=_Residual(ins, outs)))
         for i in (5, 4, 3, 2):
             self.add_module(f"decoder{i}", _Join(wide[i - 1], wide[i - 2]))
-        self.decoder1 = _Skip(wide[0], wide[0])
-        self.out = _Bare(_Bare(nn.Conv3d(wide[0], n_classes - (activation == "sigmoid"), 1)))
+        self.decoder1 = named(layer=_Residual(wide[0], wide[0]))
+        self.out = named(conv=named(conv=nn.Conv3d(wide[0], n_classes - (activation == "sigmoid"), 1)))
 
     def draw_own(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights anew, as they are when the network is built.
@@ -165,23 +142,7 @@ class UXNet(nn.Module):
         draw_as_torch(self, generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Segment a batch of images.
-
-        Parameters
-        ----------
-        x
-            (b, in_channels, z, y, x), each axis at least 32 and a multiple of 16.
-
-        Returns
-        -------
-        Tensor
-            Logits (b, n_classes, z, y, x), with `activation` ``"sigmoid"`` one channel less.
-
-        Raises
-        ------
-        GeometryMismatch
-            If the size is another one, or the number of channels.
-        """
+        """Return logits (b, n_classes, z, y, x), one channel less with a sigmoid, of images that pass `check`."""
         self.check(x)
         maps = self.uxnet_3d(x)
         skips = [getattr(self, f"encoder{i}")(m) for i, m in enumerate([x, *maps], 1)]
@@ -198,13 +159,7 @@ class UXNet(nn.Module):
         return maps
 
     def check(self, x: Tensor) -> None:
-        """Refuse an image that the network cannot take.
-
-        Raises
-        ------
-        GeometryMismatch
-            If an axis is shorter than 32 or no multiple of 16, or the number of channels is another.
-        """
+        """Refuse an image whose axes are shorter than 32 or no multiples of 16, with `GeometryMismatch`."""
         check_image("UXNet", x, self.in_channels, 32)
         if not tracing() and any(n % 16 for n in x.shape[2:]):
             raise GeometryMismatch(
@@ -310,23 +265,9 @@ class MA3DSeg(nn.Module):
         draw_as_torch(self, generator)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Segment a batch of images of any size from 16 voxels.
+        """Return logits (b, n_classes, z, y, x), one channel less with a sigmoid, of images that pass `check`.
 
-        Parameters
-        ----------
-        x
-            (b, in_channels, z, y, x).
-
-        Returns
-        -------
-        Tensor or tuple of Tensor
-            Logits (b, n_classes, z, y, x), with `activation` ``"sigmoid"`` one channel less; in training mode with
-            `supervised` also those at 1/2, 1/4 and 1/8 of the size.
-
-        Raises
-        ------
-        GeometryMismatch
-            If the image is too small or has another number of channels.
+        In training mode with `supervised` also those at 1/2, 1/4 and 1/8 of the size.
         """
         self.check(x)
         maps = self.encoder(x)  # at 1/2, 1/4, 1/8, 1/16
@@ -356,13 +297,7 @@ class MA3DSeg(nn.Module):
         return guided
 
     def check(self, x: Tensor) -> None:
-        """Refuse an image that the network cannot take.
-
-        Raises
-        ------
-        GeometryMismatch
-            If it is smaller than 16 along an axis or 32 along all, or has another number of channels.
-        """
+        """Refuse an image smaller than 16 along an axis or 32 along all, with `GeometryMismatch`."""
         check_image("MA3DSeg", x, self.in_channels, 16)
         if not tracing() and max(x.shape[2:]) < 32:
             raise GeometryMismatch(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import UnknownModel
-from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, default_init, stride
+from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, default_init, named, stride
 from napari_fmseg.nets.layers.swin import WindowedTransformer
 
 __all__ = ["PCTNet"]
@@ -32,10 +32,8 @@ class PCTNet(nn.Module):
 
     Parameters
     ----------
-    in_channels
-        Channels of the image.
-    n_classes
-        Classes with background, which is class 0.
+    in_channels, n_classes
+        Channels of the image; classes with background, which is class 0.
     input_size
         The (z, y, x) that published weights were made for: where its token grid is no longer than a window, the
         window is as long as the grid's shortest axis, and is not shifted. Empty for windows as given.
@@ -94,23 +92,7 @@ class PCTNet(nn.Module):
         self._still_what_is_unused()
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Segment a batch of images.
-
-        Parameters
-        ----------
-        x
-            (b, in_channels, z, y, x), of any size.
-
-        Returns
-        -------
-        Tensor or tuple of Tensor
-            Logits (b, n_classes, z, y, x) float32; in training mode the four of `training_heads`.
-
-        Raises
-        ------
-        GeometryMismatch
-            If the image has another number of channels.
-        """
+        """Return logits (b, n_classes, z, y, x) float32 of images of any size; in training `training_heads`."""
         if self.training:
             return self.training_heads(x)
         fine, _, _, _ = self._features(x)
@@ -124,7 +106,7 @@ class PCTNet(nn.Module):
         return tuple(layer(f).float() for layer, f in zip(layers, self._features(x), strict=True))  # type: ignore[operator]
 
     def check(self, x: Tensor) -> None:
-        """Refuse an image that the network cannot take."""
+        """Refuse an image with another number of channels, with `GeometryMismatch`."""
         check_image("PCTNet", x, self.in_channels)
 
     def _features(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -151,10 +133,10 @@ class _Embedding(nn.Module):
     def __init__(self, ins: int, widths: Sequence[int], dropout: Sequence[float], flat: tuple[bool, bool]) -> None:
         super().__init__()
         self.proj = conv(ins, widths[0], flat[0])
-        self.conv0 = _ConvBlock(widths[0], flat[0], dropout[0])
-        self.conv1 = _ConvBlock(widths[1], flat[1], dropout[1])
-        self.down1 = _Down(widths[0], widths[1], flat[0], flat[1])
-        self.down2 = _Down(widths[1], widths[2], flat[1], False)
+        self.conv0 = _conv_block(widths[0], flat[0], dropout[0])
+        self.conv1 = _conv_block(widths[1], flat[1], dropout[1])
+        self.down1 = _down(widths[0], widths[1], flat[0], flat[1])
+        self.down2 = _down(widths[1], widths[2], flat[1], False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x0 = self.conv0(self.proj(x))  # (b, widths[0], z, y, x)
@@ -174,12 +156,12 @@ class _Pyramid(nn.Module):
     ) -> None:
         super().__init__()
         c2, c3, c4 = widths[2:]
-        self.down3, self.down4 = _Down(c2, c3, False, False), _Down(c3, c4, False, False)
+        self.down3, self.down4 = _down(c2, c3, False, False), _down(c3, c4, False, False)
         self.up3, self.up4 = _UpCat(c2, c3, False), _UpCat(c3, c4, False)
         for name in ("e2", "d2", "e3", "d3", "e4"):
             level = int(name[1])
             setattr(self, f"convtrans_{name}", _ConvTrans(widths[level], dropout[level], attention[level - 2]()))
-        self.out_conv2, self.out_conv3 = _Logits(c2, n_classes), _Logits(c3, n_classes)
+        self.out_conv2, self.out_conv3 = _logits(c2, n_classes), _logits(c3, n_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x2 = self.convtrans_e2(x)
@@ -197,9 +179,9 @@ class _Head(nn.Module):
     ) -> None:
         super().__init__()
         self.up1, self.up2 = _UpCat(widths[0], widths[1], flat[0]), _UpCat(widths[1], widths[2], flat[1])
-        self.conv0 = _ConvBlock(widths[0], flat[0], dropout[0])
-        self.conv1 = _ConvBlock(widths[1], flat[1], dropout[1])
-        self.out_conv0, self.out_conv1 = _Logits(widths[0], n_classes), _Logits(widths[1], n_classes)
+        self.conv0 = _conv_block(widths[0], flat[0], dropout[0])
+        self.conv1 = _conv_block(widths[1], flat[1], dropout[1])
+        self.out_conv0, self.out_conv1 = _logits(widths[0], n_classes), _logits(widths[1], n_classes)
 
     def forward(self, x0: Tensor, x1: Tensor, d2: Tensor) -> tuple[Tensor, Tensor]:
         d1 = self.conv1(self.up2(x1, d2))
@@ -211,7 +193,7 @@ class _ConvTrans(nn.Module):
 
     def __init__(self, width: int, dropout: float, trans: WindowedTransformer) -> None:
         super().__init__()
-        self.conv = _ConvBlock(width, False, dropout)
+        self.conv = _conv_block(width, False, dropout)
         self.trans = trans
         self.norm_layer = nn.LayerNorm(width)  # never used, but the published files have it
 
@@ -220,28 +202,15 @@ class _ConvTrans(nn.Module):
         return out
 
 
-class _ConvBlock(nn.Module):
-    def __init__(self, width: int, flat: bool, dropout: float) -> None:
-        super().__init__()
-        first, second = conv(width, width, flat), conv(width, width, flat)
-        self.conv_conv = nn.Sequential(*_active(width), first, *_active(width), nn.Dropout(dropout), second)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv_conv(x)
-        return out
+def _conv_block(width: int, flat: bool, dropout: float) -> nn.Module:
+    first, second = conv(width, width, flat), conv(width, width, flat)
+    return named(conv_conv=nn.Sequential(*_active(width), first, *_active(width), nn.Dropout(dropout), second))
 
 
-class _Down(nn.Module):
-    """Halves; a size that is odd is rounded up."""
-
-    def __init__(self, ins: int, outs: int, flat: bool, then_flat: bool) -> None:
-        super().__init__()
-        self.pool = nn.MaxPool3d(stride(flat), ceil_mode=True)
-        self.conv = nn.Sequential(*_active(ins), conv(ins, outs, then_flat))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(self.pool(x))
-        return out
+def _down(ins: int, outs: int, flat: bool, then_flat: bool) -> nn.Module:
+    """Make what halves a map; a size that is odd is rounded up."""
+    pool = nn.MaxPool3d(stride(flat), ceil_mode=True)
+    return named(pool=pool, conv=nn.Sequential(*_active(ins), conv(ins, outs, then_flat)))
 
 
 class _UpCat(nn.Module):
@@ -259,14 +228,8 @@ class _UpCat(nn.Module):
         return out
 
 
-class _Logits(nn.Module):
-    def __init__(self, width: int, n_classes: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(*_active(width), nn.Conv3d(width, n_classes, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x)
-        return out
+def _logits(width: int, n_classes: int) -> nn.Module:
+    return named(conv=nn.Sequential(*_active(width), nn.Conv3d(width, n_classes, 1)))
 
 
 def _active(width: int) -> tuple[nn.Module, nn.Module]:

@@ -7,7 +7,6 @@ any size that can be halved three (four) times; the published code wanted a batc
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -34,6 +33,7 @@ from napari_fmseg.nets.layers.blocks import (
     check_channels,
     check_choice,
     check_image,
+    named,
     resize,
     tracing,
 )
@@ -120,22 +120,9 @@ class _AttentionNet(nn.Module):
         self.transformer = SpatialTransformer(self.in_channels) if self.attention == "stn" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Segment a batch of images.
+        """Return logits (b, n_classes, z, y, x), one channel less with a sigmoid, of images that pass `check`.
 
-        Parameters
-        ----------
-        x
-            (b, in_channels, z, y, x); along z best as many slices as in training.
-
-        Returns
-        -------
-        Tensor
-            Logits (b, n_classes, z, y, x), with `activation` ``"sigmoid"`` one channel less.
-
-        Raises
-        ------
-        GeometryMismatch
-            If the image is too small or has another number of channels.
+        Along z they best have as many slices as in training.
         """
         self.check(x)
         if self.transformer is None:
@@ -146,13 +133,7 @@ class _AttentionNet(nn.Module):
         return warp(logits, inverse(matrix), outside="border")
 
     def check(self, x: Tensor) -> None:
-        """Refuse an image that the network cannot take.
-
-        Raises
-        ------
-        GeometryMismatch
-            If it is too small or has another number of channels.
-        """
+        """Refuse an image that is too small or has other channels, with `GeometryMismatch`."""
         smallest = 2**self._halvings
         name = type(self).__name__
         check_image(name, x, self.in_channels, smallest)
@@ -171,10 +152,8 @@ class UNet3D(_AttentionNet):
 
     Parameters
     ----------
-    in_channels
-        Channels of the image.
-    n_classes
-        Classes with background, which is class 0.
+    in_channels, n_classes
+        Channels of the image; classes with background, which is class 0.
     width
         Channels of the first level; doubled with every level. Published: 16.
     attention
@@ -259,7 +238,7 @@ class _Decoder(_WithAttention):
 
 
 def _double(ins: int, between: int, outs: int) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(Conv1=Unit(ins, between), Conv2=Unit(between, outs)))
+    return named(Conv1=Unit(ins, between), Conv2=Unit(between, outs))
 
 
 def _factory(

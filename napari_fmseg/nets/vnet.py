@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.nets.layers.attention import AttentionGate, ChannelAttention
-from napari_fmseg.nets.layers.blocks import Unit, resize
+from napari_fmseg.nets.layers.blocks import Unit, named, resize
 from napari_fmseg.nets.unet3d import _IN_PARTS, _AttentionNet, _factory, _WithAttention
 
 __all__ = ["VNet"]
@@ -105,25 +105,15 @@ class _VEncoder(_WithAttention):
         return x, self.downsample_layer(x)
 
 
-class _Upward(nn.Module):
-    def __init__(self, ins: int, outs: int) -> None:
-        super().__init__()
-        self.convtranspose3d = nn.ConvTranspose3d(ins, outs, 2, stride=2)
-        self.pReLU = nn.PReLU(outs)
-        self.instancenorm = nn.InstanceNorm3d(outs, affine=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.instancenorm(self.pReLU(self.convtranspose3d(x)))
-        return out
-
-
 class _VDecoder(_WithAttention):
     def __init__(
         self, below: int, outs: int, n_convs: int, gated: bool, kind: str, attention: nn.Module | None
     ) -> None:
         super().__init__()
         self.conv_layer = _Residual(2 * outs, outs, n_convs)
-        self.upsample_layer = _Upward(below, outs)
+        larger = nn.ConvTranspose3d(below, outs, 2, stride=2)
+        norm = nn.InstanceNorm3d(outs, affine=True)
+        self.upsample_layer = named(convtranspose3d=larger, pReLU=nn.PReLU(outs), instancenorm=norm)
         self._take(kind, attention, "")
         self.attention_module = AttentionGate(outs, below) if gated else None
 

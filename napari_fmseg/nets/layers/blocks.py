@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ __all__ = [
     "conv",
     "default_init",
     "draw_as_torch",
+    "named",
     "resize",
     "stride",
     "tracing",
@@ -58,13 +60,7 @@ def resize(x: Tensor, size: Sequence[int], *, mode: str = "trilinear", align_cor
 
 
 def check_channels(name: str, in_channels: int, n_classes: int) -> None:
-    """Refuse numbers of channels and classes that no network can have.
-
-    Raises
-    ------
-    UnknownModel
-        If there is no channel, or no structure beside the background.
-    """
+    """Refuse, with `UnknownModel`, to build a network without a channel or a structure beside the background."""
     if in_channels < 1 or n_classes < 2:
         raise UnknownModel(
             f"{name} needs at least one channel and two classes (background and one structure), "
@@ -73,25 +69,13 @@ def check_channels(name: str, in_channels: int, n_classes: int) -> None:
 
 
 def check_choice(name: str, argument: str, value: object, known: Sequence[object]) -> None:
-    """Refuse an argument that is none of those known.
-
-    Raises
-    ------
-    UnknownModel
-        Lists what is known.
-    """
+    """Refuse an argument that is none of those known, with `UnknownModel`, which lists them."""
     if value not in known:
         raise UnknownModel(f"{name} does not know {argument}={value!r}. Choose one of: {', '.join(map(str, known))}.")
 
 
 def check_image(name: str, x: Tensor, in_channels: int, smallest: int = 1) -> None:
-    """Refuse an image with another number of axes or channels, or smaller than `smallest` voxels along an axis.
-
-    Raises
-    ------
-    GeometryMismatch
-        With the sizes in question.
-    """
+    """Refuse an image with other axes or channels, or an axis below `smallest` voxels, with `GeometryMismatch`."""
     if tracing():
         return
     if x.ndim != 5 or x.shape[1] != in_channels:
@@ -188,7 +172,12 @@ class ConvNorm(nn.Module):
         return x if self.drop is None else F.relu(self.drop(x), inplace=True)
 
 
-class Unit(nn.Module):
+def named(**parts: nn.Module) -> nn.Sequential:
+    """Make a sequence of layers that the state dict knows by these names."""
+    return nn.Sequential(OrderedDict(parts))
+
+
+class Unit(nn.Sequential):
     """Convolution with bias, a learned slope per channel, then instance norm with scale and shift: in this order.
 
     Parameters
@@ -204,8 +193,3 @@ class Unit(nn.Module):
         self.conv = nn.Conv3d(ins, outs, kernel, stride, (kernel - 1) // 2)
         self.pReLU = nn.PReLU(outs)
         self.instancenorm = nn.InstanceNorm3d(outs, affine=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (b, outs, z, y, x)."""
-        out: Tensor = self.instancenorm(self.pReLU(self.conv(x)))
-        return out

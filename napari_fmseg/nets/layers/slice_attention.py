@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.nets.layers.attention import POOLINGS, ChannelAttention, spread, two_layers
-from napari_fmseg.nets.layers.blocks import check_choice
+from napari_fmseg.nets.layers.blocks import check_choice, named
 
 __all__ = ["ChannelThenSlice", "ProgressiveAttention", "SliceAttention", "SliceThenChannel", "key_slices"]
 
@@ -40,7 +40,9 @@ class SliceAttention(nn.Module):
         super().__init__()
         check_choice("SliceAttention", "pooling", pooling, POOLINGS)
         self.slices, self.pooling, self.compat = slices, pooling, compat
-        self.Slice_SE_encoder = nn.ModuleList(_Perceptron(slices, reduction) for _ in range(channels))
+        self.Slice_SE_encoder = nn.ModuleList(
+            named(fc=two_layers(slices, min(reduction, slices))) for _ in range(channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` (b, c, z, y, x), weighted."""
@@ -65,12 +67,6 @@ class SliceAttention(nn.Module):
         if self.pooling == "avg_and_max":
             logits = logits + perceptrons(most)
         return _of_length(logits.sigmoid(), x.shape[2])
-
-
-class _Perceptron(nn.Module):
-    def __init__(self, slices: int, reduction: int) -> None:
-        super().__init__()
-        self.fc = two_layers(slices, min(reduction, slices))
 
 
 def key_slices(weights: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import WeightsMismatch
+from napari_fmseg.nets.layers.blocks import named
 
 __all__ = ["WindowedTransformer", "relative_position_index"]
 
@@ -89,23 +90,12 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = _WindowAttention(width, heads, window, shift, legacy)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = _Mlp(width)
+        self.mlp = named(fc1=nn.Linear(width, 4 * width), gelu=nn.GELU(), fc2=nn.Linear(4 * width, width))
         self.skip = _SkipSamples(0.2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.skip(self.attn(self.norm1(x)))
         out: Tensor = x + self.skip(self.mlp(self.norm2(x)))
-        return out
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_fmseg.nets.layers.blocks import named
+
 __all__ = ["DXBlock", "UXBlock"]
 
 
@@ -21,19 +23,6 @@ class ChannelNorm(nn.Module):
         """Return (b, c, z, y, x)."""
         moved = F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, 1e-6)
         return moved.movedim(-1, 1)
-
-
-class _Separable(nn.Module):
-    """Depthwise convolution, then one across the channels; no bias, nothing between."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv3d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
-        self.pointwise = nn.Conv3d(channels, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.pointwise(self.conv1(x))
-        return out
 
 
 class UXBlock(nn.Module):
@@ -83,7 +72,8 @@ class DXBlock(UXBlock):
         super().__init__(channels, kernel, gamma)
         if not published:
             del self.dwconv
-        self.separable_conv = _Separable(channels, kernel)
+        large = nn.Conv3d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+        self.separable_conv = named(conv1=large, pointwise=nn.Conv3d(channels, channels, 1, bias=False))
 
     def _mix(self, x: Tensor) -> Tensor:
         out: Tensor = self.separable_conv(x)
