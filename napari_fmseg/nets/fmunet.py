@@ -18,8 +18,8 @@ from napari_fmseg.nets.layers.blocks import (
     check_image,
     conv,
     default_init,
-    named,
     resize,
+    sequence,
     stride,
     tracing,
 )
@@ -114,7 +114,7 @@ class _Encoder(nn.Module):
             setattr(self, f"en_conv{level}", _Residual(widths[level], flat[level], dropout * (level > 1), depth))
         for level in range(4):
             halve = conv(widths[level], widths[level + 1], flat[level], halve=True)
-            self.add_module(f"down{level}", named(down=nn.Sequential(_norm(widths[level]), nn.LeakyReLU(), halve)))
+            self.add_module(f"down{level}", sequence(down=nn.Sequential(_norm(widths[level]), nn.LeakyReLU(), halve)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = [self.en_conv0(x)]

@@ -22,8 +22,8 @@ from napari_fmseg.nets.layers.blocks import (
     check_choice,
     check_image,
     draw_as_torch,
-    named,
     resize,
+    sequence,
     tracing,
 )
 from napari_fmseg.nets.layers.region_attention import GuidedBoundary
@@ -49,7 +49,7 @@ class _Encoder(nn.Module):
         others = [nn.Sequential(ChannelNorm(ins), nn.Conv3d(ins, outs, 2, stride=2)) for ins, outs in pairwise(widths)]
         self.downsample_layers = nn.ModuleList([first, *others])
         self.stages = nn.ModuleList(
-            nn.Sequential(*(_block(block, width, kernel, published) for _ in range(depth)))
+            nn.Sequential(*(_block(block, width, kernel, published=published) for _ in range(depth)))
             for width, depth in zip(widths, depths, strict=True)
         )
         for level, width in enumerate(widths):
@@ -63,8 +63,8 @@ class _Encoder(nn.Module):
         return maps
 
 
-def _block(kind: str, channels: int, kernel: int, published: bool) -> UXBlock:
-    return DXBlock(channels, kernel, published=published) if kind == "dx" else UXBlock(channels, kernel)
+def _block(kind: str, channels: int, kernel: int, gamma: float = 1e-6, *, published: bool = False) -> UXBlock:
+    return DXBlock(channels, kernel, gamma, published=published) if kind == "dx" else UXBlock(channels, kernel, gamma)
 
 
 class _Residual(nn.Module):
@@ -72,9 +72,9 @@ class _Residual(nn.Module):
 
     def __init__(self, ins: int, outs: int) -> None:
         super().__init__()
-        self.conv1 = named(conv=nn.Conv3d(ins, outs, 3, padding=1, bias=False))
-        self.conv2 = named(conv=nn.Conv3d(outs, outs, 3, padding=1, bias=False))
-        self.conv3 = None if ins == outs else named(conv=nn.Conv3d(ins, outs, 1, bias=False))
+        self.conv1 = sequence(conv=nn.Conv3d(ins, outs, 3, padding=1, bias=False))
+        self.conv2 = sequence(conv=nn.Conv3d(outs, outs, 3, padding=1, bias=False))
+        self.conv3 = None if ins == outs else sequence(conv=nn.Conv3d(ins, outs, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.instance_norm(self.conv2(F.leaky_relu(F.instance_norm(self.conv1(x)), 0.01, inplace=True)))
@@ -86,7 +86,7 @@ class _Join(nn.Module):
 
     def __init__(self, ins: int, outs: int) -> None:
         super().__init__()
-        self.transp_conv = named(conv=nn.ConvTranspose3d(ins, outs, 2, stride=2, bias=False))
+        self.transp_conv = sequence(conv=nn.ConvTranspose3d(ins, outs, 2, stride=2, bias=False))
         self.conv_block = _Residual(2 * outs, outs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -127,11 +127,11 @@ class UXNet(nn.Module):
         self.uxnet_3d = _Encoder(in_channels, widths, depths, block, 7, published=True)
         wide = [*widths, hidden]
         for i, (ins, outs) in enumerate(zip([in_channels, *widths], wide, strict=True), 1):
-            self.add_module(f"encoder{i}", named(layer=_Residual(ins, outs)))
+            self.add_module(f"encoder{i}", sequence(layer=_Residual(ins, outs)))
         for i in (5, 4, 3, 2):
             self.add_module(f"decoder{i}", _Join(wide[i - 1], wide[i - 2]))
-        self.decoder1 = named(layer=_Residual(wide[0], wide[0]))
-        self.out = named(conv=named(conv=nn.Conv3d(wide[0], n_classes - (activation == "sigmoid"), 1)))
+        self.decoder1 = sequence(layer=_Residual(wide[0], wide[0]))
+        self.out = sequence(conv=sequence(conv=nn.Conv3d(wide[0], n_classes - (activation == "sigmoid"), 1)))
 
     def draw_own(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights anew, as they are when the network is built.
@@ -203,7 +203,7 @@ class _LightJoin(nn.Module):
     def __init__(self, ins: int, skip: int, block: str) -> None:
         super().__init__()
         self.narrow = nn.Conv3d(ins + skip, skip, 1, bias=False)
-        self.block = DXBlock(skip, 3, gamma=1.0) if block == "dx" else UXBlock(skip, 3, gamma=1.0)
+        self.block = _block(block, skip, 3, 1.0)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = torch.cat([resize(x, skip.shape[2:], align_corners=False), skip], 1)

@@ -108,13 +108,7 @@ def _make(
 
 
 def from_monai(name: str, module: str = "monai.networks.nets", needs: Sequence[str] = ()) -> Any:
-    """Import a module of MONAI's for the network `name`, and what it needs beside MONAI.
-
-    Raises
-    ------
-    MissingExtra
-        If one of them is not installed.
-    """
+    """Import a module of MONAI's for the network `name`, and what it needs; `MissingExtra` if one is not installed."""
     try:
         for package in needs:
             import_module(package)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import UnknownModel
-from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, default_init, named, stride
+from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, default_init, sequence, stride
 from napari_fmseg.nets.layers.swin import WindowedTransformer
 
 __all__ = ["PCTNet"]
@@ -81,7 +81,7 @@ class PCTNet(nn.Module):
         self.embeddings = nn.ModuleList(_Embedding(in_channels, widths, dropout, flat) for flat in _FLAT)
         grid = _token_grid(input_size, flat_levels)
         attention = [
-            _attention(width, depth, n, window, _at(grid, level), p, legacy)
+            _attention(width, depth, n, window, [-(-m // 2**level) for m in grid], p, legacy)
             for level, (width, depth, n, window, p) in enumerate(
                 zip(widths[2:], depths, heads, windows, dropout[2:], strict=True)
             )
@@ -204,13 +204,13 @@ class _ConvTrans(nn.Module):
 
 def _conv_block(width: int, flat: bool, dropout: float) -> nn.Module:
     first, second = conv(width, width, flat), conv(width, width, flat)
-    return named(conv_conv=nn.Sequential(*_active(width), first, *_active(width), nn.Dropout(dropout), second))
+    return sequence(conv_conv=nn.Sequential(*_active(width), first, *_active(width), nn.Dropout(dropout), second))
 
 
 def _down(ins: int, outs: int, flat: bool, then_flat: bool) -> nn.Module:
     """Make what halves a map; a size that is odd is rounded up."""
     pool = nn.MaxPool3d(stride(flat), ceil_mode=True)
-    return named(pool=pool, conv=nn.Sequential(*_active(ins), conv(ins, outs, then_flat)))
+    return sequence(pool=pool, conv=nn.Sequential(*_active(ins), conv(ins, outs, then_flat)))
 
 
 class _UpCat(nn.Module):
@@ -229,7 +229,7 @@ class _UpCat(nn.Module):
 
 
 def _logits(width: int, n_classes: int) -> nn.Module:
-    return named(conv=nn.Sequential(*_active(width), nn.Conv3d(width, n_classes, 1)))
+    return sequence(conv=nn.Sequential(*_active(width), nn.Conv3d(width, n_classes, 1)))
 
 
 def _active(width: int) -> tuple[nn.Module, nn.Module]:
@@ -250,7 +250,3 @@ def _token_grid(input_size: Sequence[int], flat_levels: int) -> tuple[int, ...]:
         return ()
     z, y, x = input_size
     return (-(-z // (4, 2, 1)[flat_levels]), -(-y // 4), -(-x // 4))
-
-
-def _at(grid: Sequence[int], level: int) -> tuple[int, ...]:
-    return tuple(-(-n // 2**level) for n in grid)

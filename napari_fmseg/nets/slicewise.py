@@ -64,13 +64,7 @@ class SlicewiseNet(nn.Module, ABC):
         self.dims, self._step = dims, step
 
     def check(self, x: Tensor) -> None:
-        """Refuse an image with another number of channels, or with fewer than 8 voxels along an axis of a slice.
-
-        Raises
-        ------
-        GeometryMismatch
-            With the sizes in question.
-        """
+        """Refuse an image with other channels or under 8 voxels along an axis of a slice, with `GeometryMismatch`."""
         name = type(self).__name__
         check_image(name, x, self.in_channels, _SMALLEST if self.dims == 3 else 1)
         if not tracing() and min(x.shape[3:]) < _SMALLEST:

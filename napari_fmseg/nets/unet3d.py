@@ -33,8 +33,8 @@ from napari_fmseg.nets.layers.blocks import (
     check_channels,
     check_choice,
     check_image,
-    named,
     resize,
+    sequence,
     tracing,
 )
 from napari_fmseg.nets.layers.slice_attention import (
@@ -238,7 +238,7 @@ class _Decoder(_WithAttention):
 
 
 def _double(ins: int, between: int, outs: int) -> nn.Sequential:
-    return named(Conv1=Unit(ins, between), Conv2=Unit(between, outs))
+    return sequence(Conv1=Unit(ins, between), Conv2=Unit(between, outs))
 
 
 def _factory(

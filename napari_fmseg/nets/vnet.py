@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.nets.layers.attention import AttentionGate, ChannelAttention
-from napari_fmseg.nets.layers.blocks import Unit, named, resize
+from napari_fmseg.nets.layers.blocks import Unit, resize, sequence
 from napari_fmseg.nets.unet3d import _IN_PARTS, _AttentionNet, _factory, _WithAttention
 
 __all__ = ["VNet"]
@@ -113,7 +113,7 @@ class _VDecoder(_WithAttention):
         self.conv_layer = _Residual(2 * outs, outs, n_convs)
         larger = nn.ConvTranspose3d(below, outs, 2, stride=2)
         norm = nn.InstanceNorm3d(outs, affine=True)
-        self.upsample_layer = named(convtranspose3d=larger, pReLU=nn.PReLU(outs), instancenorm=norm)
+        self.upsample_layer = sequence(convtranspose3d=larger, pReLU=nn.PReLU(outs), instancenorm=norm)
         self._take(kind, attention, "")
         self.attention_module = AttentionGate(outs, below) if gated else None
 

@@ -169,13 +169,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
 
 
 def check_channels(volume: Volume, card: ModelCard) -> None:
-    """Refuse a volume that has not the channels of a model.
-
-    Raises
-    ------
-    GeometryMismatch
-        Names the channels.
-    """
+    """Refuse a volume that has not the channels of a model, with `GeometryMismatch`, which names them."""
     if volume.n_channels != len(card.channels):
         raise GeometryMismatch(
             f"{card.name} takes {len(card.channels)} channel(s) ({', '.join(card.channels)}), "
@@ -194,13 +188,7 @@ class PipelineModule(Protocol):
 
 
 def pipeline_module(card: ModelCard) -> PipelineModule:
-    """Import the module that runs a model.
-
-    Raises
-    ------
-    InvalidRecipe
-        If there is no pipeline of that name.
-    """
+    """Import the module that runs a model; `InvalidRecipe` if there is no pipeline of that name."""
     return cast(PipelineModule, import_module(_pipeline_of(card).module))
 
 

@@ -7,8 +7,6 @@ here a quarter of any grid.
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 import numpy.typing as npt
 import torch.nn.functional as F
@@ -17,10 +15,9 @@ from torch import Tensor
 from napari_fmseg.core.components import components
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.resampling_torch import bounding_box
+from napari_fmseg.core.volume import Box
 
 __all__ = ["attention_map", "window_v1", "window_v2"]
-
-_Box: TypeAlias = tuple[slice, slice, slice]
 
 _FLOOR = 0.1
 _COARSER = 4
@@ -49,7 +46,7 @@ def attention_map(p_fg: Tensor) -> Tensor:
     return (_FLOOR + a) / (1 + _FLOOR)
 
 
-def window_v1(p_bg: Tensor) -> _Box:
+def window_v1(p_bg: Tensor) -> Box:
     """Box around everything that is not background with absolute certainty: the rule of 2022, for comparison.
 
     It counts a voxel as background only where its probability is exactly 1 in float32, which an unsure network never
@@ -75,7 +72,7 @@ def window_v1(p_bg: Tensor) -> _Box:
 
 def window_v2(
     p_fg: Tensor, threshold: float = 0.1, margin: tuple[int, int] = (2, 3), keep_share: float | None = None
-) -> _Box:
+) -> Box:
     """Return the box around the largest connected component of likely foreground: the rule of 2023.
 
     Parameters
@@ -116,7 +113,7 @@ def _check_volume(p: Tensor) -> None:
         raise GeometryMismatch(f"The window is found in one volume (z, y, x), not in {tuple(p.shape)}.")
 
 
-def _bounds(mask: npt.NDArray[np.bool_], margin: tuple[int, int]) -> _Box:
+def _bounds(mask: npt.NDArray[np.bool_], margin: tuple[int, int]) -> Box:
     box = bounding_box(mask)
     if box is None:
         z, y, x = (slice(0, n) for n in mask.shape)

@@ -106,7 +106,7 @@ def plan_jobs(
         jobs = []
         for image, *others in groups:
             stem = _stem(image).removesuffix("_0000") if others else _stem(image)
-            result = _free(output / stem, _result_suffix(image), {job.result for job in jobs})
+            result = _free(output / stem, _WRITTEN_AS.get(suffix_of(image), ".nii.gz"), {job.result for job in jobs})
             jobs.append(SegmentationJob(image, result, tuple(others)))
     for job in jobs:
         if job.result.resolve() in [image.resolve() for image in (job.image, *job.others)]:
@@ -270,10 +270,6 @@ def _some(paths: list[Path]) -> str:
 def _stem(path: Path) -> str:
     name = path.resolve().name if path.name in ("", ".", "..") else path.name
     return name[: len(name) - len(suffix_of(path))] or name
-
-
-def _result_suffix(image: Path) -> str:
-    return _WRITTEN_AS.get(suffix_of(image), ".nii.gz")
 
 
 def _free(place: Path, suffix: str, taken: set[Path]) -> Path:

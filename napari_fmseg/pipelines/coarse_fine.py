@@ -25,15 +25,16 @@ from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.resampling_torch import bounding_box, canonical_view, to_canonical
 from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity
-from napari_fmseg.models.settings import PIPELINES, CoarseFineSettings
+from napari_fmseg.models.settings import CoarseFineSettings
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets.traits import activation_of
-from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
+from napari_fmseg.pipelines.executor import ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import LabelRule, label_rule_for, label_slabs
 from napari_fmseg.pipelines.network_inputs import NetworkInputs
 from napari_fmseg.pipelines.postprocess import keep_largest_components
 from napari_fmseg.pipelines.preprocessing import normalise, whole_box
 from napari_fmseg.pipelines.slab_reader import SlabReader
+from napari_fmseg.pipelines.stages import StageRun
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
@@ -44,25 +45,17 @@ __all__ = ["box_around", "explain_inputs", "network_input", "run"]
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the stages; see `napari_fmseg.pipelines.segment`."""
     stages = _Stages(volume, model, options)
-    for stage in PIPELINES["coarse_fine"].stages:
-        if stage not in model.nets:
-            break
-        yield Progress(stage, 0, 1)
-        yield getattr(stages, stage)()
-        yield from stages.engine.warnings()
-        if stage == options.until:
-            break
+    yield from stages.run("coarse_fine", options.until)
     yield from stages.labels()
     yield from stages.engine.warnings()
 
 
-class _Stages:
+class _Stages(StageRun):
     """The state between the stages of one run."""
 
     def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
-        self.volume, self.card, self.nets = volume, model.card, model.nets
+        super().__init__(volume, model, options)
         self.settings = CoarseFineSettings.of(model.card.settings)
-        self.engine = InferenceRunner(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
         data, self.geometry = to_canonical(volume)
         self.source = SlabReader(data, model.device)
         if not self.source.to_device():
@@ -74,7 +67,7 @@ class _Stages:
         self.choose: LabelRule
 
     @torch.inference_mode()
-    def coarse(self) -> StageResult:
+    def coarse(self) -> Iterator[Event]:
         """Segment the whole volume coarsely."""
         start = time.perf_counter()
         seen = self._run_stage("coarse", self.settings.coarse_size)
@@ -82,30 +75,29 @@ class _Stages:
         note = "" if kept.data.any() else "Nothing was found: looking at everything."
         self._suppress_removed(seen, kept)
         self.found = kept
-        return StageResult("coarse", kept, time.perf_counter() - start, note)
+        yield StageResult("coarse", kept, time.perf_counter() - start, note)
 
     @torch.inference_mode()
-    def fine(self) -> StageResult:
+    def fine(self) -> Iterator[Event]:
         """Segment the box around what was found."""
         start = time.perf_counter()
         self.box = box_around(self.found.data, self.geometry, self.settings.margin_mm, self.box)
         seen = self._run_stage("fine", self.settings.fine_size)
         kept = keep_largest_components(seen, self.settings.fine_max_components, self.settings.fine_min_ml)
         self._suppress_removed(seen, kept)
-        return StageResult("fine", kept, time.perf_counter() - start, "" if kept.data.any() else "Nothing was found.")
+        yield StageResult("fine", kept, time.perf_counter() - start, "" if kept.data.any() else "Nothing was found.")
 
     def labels(self) -> Iterator[Event]:
         """Put the last stage's labels on the volume's own grid, some planes at a time."""
         start, spent = time.perf_counter(), 0.0
-        dtype = np.uint8 if self.card.n_classes <= 256 else np.int16
-        array = np.zeros(self.volume.geometry.shape, dtype)
+        array = np.zeros(self.volume.geometry.shape, np.uint8 if self.dtype == torch.uint8 else np.int16)
         inside = canonical_view(array, self.volume.geometry)[self.box]
         for planes, labels in self._label_slabs(inside.shape):
             inside[planes] = labels
             spent += time.perf_counter() - start
             yield Progress("labels", planes.stop, inside.shape[0])
             start = time.perf_counter()  # the consumer's time is not ours
-        yield StageResult("labels", self._label_map(array, self.volume.geometry), spent)
+        yield StageResult("labels", self.label_map(array, self.volume.geometry), spent)
 
     def _run_stage(self, stage: str, size: tuple[int, int, int]) -> LabelMap:
         """Run a network on the box of the volume; its scores stay on the device."""
@@ -117,13 +109,12 @@ class _Stages:
         out = ensemble_mean(self._call, nets, x[None])
         assert out is not None  # only an attempt gives none
         self.activation = activation_of(nets[0])
-        several = (
-            len(nets) > 1 and self.activation == "sigmoid"
-        )  # of several: probabilities, where logits are needed below
+        # Of several networks there are probabilities, where logits are needed below.
+        several = len(nets) > 1 and self.activation == "sigmoid"
         self.scores = torch.logit(out[0], 1e-6) if several else out[0].float()
         self.choose = label_rule_for(self.activation, self.settings)
         grid = self.geometry.crop(self.box).resize(size)
-        return self._label_map(self.choose(self.scores).cpu().numpy(), grid)
+        return self.label_map(self.choose(self.scores), grid)
 
     def _call(self, net: nn.Module, x: Tensor) -> Tensor:
         """Call a network; where it runs out of memory, the volume leaves the device before anything else."""
@@ -167,9 +158,6 @@ class _Stages:
         for planes, labels in label_slabs(self.scores.cpu(), shape, self.choose):
             if planes.stop > done:
                 yield planes, labels.numpy()
-
-    def _label_map(self, labels: np.ndarray, geometry: Geometry) -> LabelMap:
-        return LabelMap(labels, geometry, {}, self.card.labels, self.card.colors)
 
 
 @torch.no_grad()

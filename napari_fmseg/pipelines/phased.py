@@ -30,16 +30,17 @@ from napari_fmseg.core.resampling_torch import (
     to_tensor,
     zoom,
 )
-from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
-from napari_fmseg.models.card import Intensity, ModelCard
-from napari_fmseg.models.settings import PIPELINES, PhasedSettings
+from napari_fmseg.core.volume import Box, Volume
+from napari_fmseg.models.card import Intensity
+from napari_fmseg.models.settings import PhasedSettings
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets.fmsf import HALO
 from napari_fmseg.pipelines.attention_map import attention_map, window_v1, window_v2
-from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
+from napari_fmseg.pipelines.executor import ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
 from napari_fmseg.pipelines.network_inputs import NetworkInputs
 from napari_fmseg.pipelines.preprocessing import body_box, crop_array, minmax_normalise, normalise, whole_box
+from napari_fmseg.pipelines.stages import StageRun
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
@@ -53,14 +54,7 @@ _LEAST_PLANES = 4  # with fewer at once most of the work would go into the halo
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the stages; see `napari_fmseg.pipelines.segment`."""
     stages = _Stages(volume, model, options)
-    for stage in PIPELINES["phased"].stages:
-        if stage not in model.nets:
-            break
-        yield Progress(stage, 0, 1)
-        yield from getattr(stages, stage)()
-        yield from stages.engine.warnings()
-        if stage == options.until:
-            break
+    yield from stages.run("phased", options.until)
     yield stages.labels()
 
 
@@ -99,13 +93,12 @@ def window_of(p_background: Tensor, settings: PhasedSettings) -> Box:
     return window_v2(1 - p_background, settings.window_threshold, settings.window_margin, share)
 
 
-class _Stages:
+class _Stages(StageRun):
     """The state between the stages of one run; everything stays on the device."""
 
     def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
-        self.volume, self.card, self.nets = volume, model.card, model.nets
+        super().__init__(volume, model, options)
         self.settings = PhasedSettings.of(model.card.settings)
-        self.engine = InferenceRunner(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
         data, self.geometry = to_canonical(volume)
         self.full = self.geometry
         image = self._load_normalised(data)
@@ -116,12 +109,6 @@ class _Stages:
         self.probabilities: Tensor | None = None  # (classes, z, y, x) of the last stage, over self.box
         self.crop_labels: Tensor | None = None  # of the edge stage, over self.box
         self.attention_map: Tensor | None = None
-
-    def _predict(self, stage: str, *inputs: Tensor) -> Tensor:
-        """Return the output of a stage's network; of an ensemble the mean of its members."""
-        out = ensemble_mean(self.engine, ensemble_members(self.nets, stage), *inputs)
-        assert out is not None  # only an attempt gives none
-        return out
 
     def _load_normalised(self, data: np.ndarray) -> Tensor:
         """Normalise the volume on the device, or on the CPU where the device has no room; networks run there anyway."""
@@ -139,12 +126,11 @@ class _Stages:
     def consensus(self) -> Iterator[Event]:
         start = time.perf_counter()
         x = consensus_input(self.image, self.settings, self.card.intensity)
-        self.probabilities = self._predict("consensus", x[None])[0]
-        labels = self._array(ARGMAX(self.probabilities))
-        seconds = time.perf_counter() - start
+        self.probabilities = self.predict("consensus", x[None])[0]
         grid = self.geometry.resize(self.settings.consensus_grid)
-        found = bool(labels.any())
-        yield StageResult("consensus", self._label_map(labels, grid), seconds, "" if found else "Nothing was found.")
+        labels = self.label_map(ARGMAX(self.probabilities), grid)
+        seconds = time.perf_counter() - start
+        yield StageResult("consensus", labels, seconds, "" if labels.data.any() else "Nothing was found.")
 
     @torch.inference_mode()
     def attention(self) -> Iterator[Event]:
@@ -158,11 +144,10 @@ class _Stages:
         start = time.perf_counter()
         spans = [(s.start, s.stop) for s in self.box]
         x, a = attention_input(self.image, self.attention_map, spans, self.settings, self.card.intensity)
-        self.probabilities = self._predict("attention", x[None], a[None])[0]
-        labels = self._array(ARGMAX(self.probabilities))
-        seconds = time.perf_counter() - start
+        self.probabilities = self.predict("attention", x[None], a[None])[0]
         grid = self.geometry.crop(self.box).resize(self.settings.attention_grid)
-        yield StageResult("attention", self._label_map(labels, grid), seconds)
+        labels = self.label_map(ARGMAX(self.probabilities), grid)
+        yield StageResult("attention", labels, time.perf_counter() - start)
 
     @torch.inference_mode()
     def edge(self) -> Iterator[Event]:
@@ -172,18 +157,17 @@ class _Stages:
         shape = tuple(crop.shape[1:])
         if self.settings.edge_grid == "attention":
             x = resize(crop, self.settings.attention_grid)
-            self.probabilities = self._predict("edge", x[None], self.probabilities[None])[0]
+            self.probabilities = self.predict("edge", x[None], self.probabilities[None])[0]
             self.crop_labels = labels_on(self.probabilities, shape)
         else:
-            self.crop_labels = torch.empty(shape, dtype=_label_dtype(self.card), device=crop.device)
+            self.crop_labels = torch.empty(shape, dtype=self.dtype, device=crop.device)
             for planes, part in self._edge_parts(crop):
                 self.crop_labels[planes] = part.to(self.crop_labels.dtype)
                 spent = time.perf_counter() - start
                 yield Progress("edge", planes.stop, shape[0])
                 start = time.perf_counter() - spent  # the consumer's time is not ours
-        labels = self._array(self.crop_labels)
-        seconds = time.perf_counter() - start
-        yield StageResult("edge", self._label_map(labels, self.geometry.crop(self.box)), seconds)
+        labels = self.label_map(self.crop_labels, self.geometry.crop(self.box))
+        yield StageResult("edge", labels, time.perf_counter() - start)
 
     def _edge_parts(self, crop: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield the labels of the window, some planes at a time; fewer at once where memory runs out."""
@@ -231,13 +215,7 @@ class _Stages:
         full = torch.zeros(self.full.shape, dtype=crop.dtype, device=crop.device)
         full[self.body][self.box] = crop
         array = from_canonical(full.cpu().numpy(), self.volume.geometry)
-        return StageResult("labels", self._label_map(array, self.volume.geometry), time.perf_counter() - start)
-
-    def _array(self, labels: Tensor) -> np.ndarray:
-        return labels.to(_label_dtype(self.card)).cpu().numpy()
-
-    def _label_map(self, labels: np.ndarray, geometry: Geometry) -> LabelMap:
-        return LabelMap(labels, geometry, {}, self.card.labels, self.card.colors)
+        return StageResult("labels", self.label_map(array, self.volume.geometry), time.perf_counter() - start)
 
 
 def attention_roi(
@@ -271,7 +249,3 @@ def attention_input(
     scale = [m / n for n, m in zip(image.shape[1:], attention.shape[1:], strict=True)]
     there = [(first * k, last * k) for (first, last), k in zip(spans, scale, strict=True)]
     return x, zoom(attention, there, settings.attention_grid)
-
-
-def _label_dtype(card: ModelCard) -> torch.dtype:
-    return torch.uint8 if card.n_classes <= 256 else torch.int16

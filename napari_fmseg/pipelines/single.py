@@ -21,16 +21,17 @@ from torch import Tensor, nn
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.resampling_torch import from_canonical, resize, to_canonical, to_tensor
-from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
+from napari_fmseg.core.volume import Box, Geometry, Volume
 from napari_fmseg.models.settings import SingleSettings
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets.traits import activation_of
-from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_mean, ensemble_members
+from napari_fmseg.pipelines.executor import ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
 from napari_fmseg.pipelines.network_inputs import NetworkInputs, box_on
 from napari_fmseg.pipelines.postprocess import clean
 from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise, whole_box
 from napari_fmseg.pipelines.sliding_window import mirror_axes, predict_windows
+from napari_fmseg.pipelines.stages import StageRun
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
@@ -42,18 +43,16 @@ __all__ = ["explain_inputs", "pad_to_window", "run", "working_grid"]
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the network; see `napari_fmseg.pipelines.segment`."""
     settings = SingleSettings.of(model.card.settings)
-    engine = InferenceRunner(model.device, options.precision, half_precision_ok=model.card.half_precision_ok)
+    state = StageRun(volume, model, options)
     start = time.perf_counter()
-    data, whole = to_canonical(volume)
-    image = normalise(to_tensor(data, engine.device), model.card.intensity)
-    box = body_box(image, settings.crop_above)
-    image, native = crop_array(image, box), whole.crop(box)
+    image, whole, box = _load(volume, model, settings)
+    native = whole.crop(box)
     grid = working_grid(native, settings)
     image = resize(image, grid.shape) if grid.shape != native.shape else image
     yield Progress("net", 0, 1)
     nets = ensemble_members(model.nets, "net")
     scores = yield from predict_windows(
-        lambda x: _predict(engine, nets, x), pad_to_window(image, nets[0], settings.window), settings.window,
+        lambda x: state.predict("net", x), pad_to_window(image, nets[0], settings.window), settings.window,
         overlap=settings.overlap if options.overlap is None else options.overlap,
         batch=settings.batch if options.window_batch is None else options.window_batch,
         flips=mirror_axes(settings.flips), blend=options.blend, stage="net",
@@ -62,18 +61,17 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
     if activation_of(nets[0]) == "sigmoid":
         even = 0.0 if len(nets) == 1 else 0.5  # logit or probability of what is as likely as not
         scores = torch.cat([torch.full_like(scores[:1], even), scores])
-    seen = _label_map(ARGMAX(scores), grid, model)
+    seen = state.label_map(ARGMAX(scores), grid)
     yield StageResult("net", seen, time.perf_counter() - start, "" if seen.data.any() else "Nothing was found.")
-    yield from engine.warnings()
+    yield from state.engine.warnings()
 
     start = time.perf_counter()
-    found = _label_map(labels_on(scores, native.shape), native, model)
+    found = state.label_map(labels_on(scores, native.shape), native)
     if settings.keep_largest:
         found = clean(found, keep_largest=True, together=settings.keep_largest == "together", neighbours=6)
     everywhere = np.zeros(whole.shape, found.data.dtype)
     everywhere[box] = found.data
-    array = from_canonical(everywhere, volume.geometry)
-    labels = LabelMap(array, volume.geometry, {}, model.card.labels, model.card.colors)
+    labels = state.label_map(from_canonical(everywhere, volume.geometry), volume.geometry)
     yield StageResult("labels", labels, time.perf_counter() - start)
 
 
@@ -81,10 +79,8 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
 def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkInputs:
     """Return the network's input in a window around a place; see `napari_fmseg.pipelines.PipelineModule`."""
     settings = SingleSettings.of(model.card.settings)
-    data, native = to_canonical(volume)
-    image = normalise(to_tensor(data, model.device), model.card.intensity)
-    body = body_box(image, settings.crop_above)
-    image, native = crop_array(image, body), native.crop(body)
+    image, whole, body = _load(volume, model, settings)
+    native = whole.crop(body)
     grid = working_grid(native, settings)
     image = resize(image, grid.shape) if grid.shape != native.shape else image
     around = whole_box(grid.shape) if place is None else box_on(grid, volume.geometry, place)
@@ -107,11 +103,12 @@ def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:
     return geometry.resize((z, y, x))
 
 
-def _predict(engine: InferenceRunner, nets: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """Return what the network, or the mean of several, gives for some windows."""
-    out = ensemble_mean(engine, nets, x)
-    assert out is not None  # only an attempt gives none
-    return out
+def _load(volume: Volume, model: Model, settings: SingleSettings) -> tuple[Tensor, Geometry, Box]:
+    """Return the normalised body (c, z, y, x), the grid of the whole volume, and the box of the body in it."""
+    data, whole = to_canonical(volume)
+    image = normalise(to_tensor(data, model.device), model.card.intensity)
+    box = body_box(image, settings.crop_above)
+    return crop_array(image, box), whole, box
 
 
 def pad_to_window(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:
@@ -126,8 +123,3 @@ def pad_to_window(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tenso
     except GeometryMismatch:
         return F.pad(image[None], (0, missing[2], 0, missing[1], 0, missing[0]), mode="replicate")[0]
     return image
-
-
-def _label_map(labels: Tensor, geometry: Geometry, model: Model) -> LabelMap:
-    array = labels.cpu().numpy().astype(np.uint8 if model.card.n_classes <= 256 else np.int16)
-    return LabelMap(array, geometry, {}, model.card.labels, model.card.colors)

@@ -89,8 +89,8 @@ class SlabReader:
             hits[2] |= np.any(mask, axis=(0, 1))
         if not hits[0].any():
             return None
-        z, y, x = (np.flatnonzero(hit) for hit in hits)
-        return slice(int(z[0]), int(z[-1]) + 1), slice(int(y[0]), int(y[-1]) + 1), slice(int(x[0]), int(x[-1]) + 1)
+        z, y, x = (slice(int(found[0]), int(found[-1]) + 1) for found in map(np.flatnonzero, hits))
+        return z, y, x
 
     def _slab(self, box: Box) -> Tensor:
         where = (slice(None), *box)

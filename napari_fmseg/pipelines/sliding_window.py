@@ -157,13 +157,7 @@ def window_starts(
 
 
 def mirror_axes(axes: str) -> tuple[tuple[int, ...], ...]:
-    """Return every combination of mirrored axes out of ``"zyx"``, none first: 2, 4 or 8 of them.
-
-    Raises
-    ------
-    InvalidRecipe
-        If `axes` names something else.
-    """
+    """Return every combination of mirrored axes out of ``"zyx"``, none first; `InvalidRecipe` if it is another text."""
     if set(axes) - set("zyx") or len(set(axes)) < len(axes):
         raise InvalidRecipe(f"Axes to flip are made of z, y and x, each at most once; not {axes!r}.")
     numbers = ["czyx".index(axis) for axis in axes]
@@ -172,24 +166,16 @@ def mirror_axes(axes: str) -> tuple[tuple[int, ...], ...]:
 
 def gaussian_importance(window: Sequence[int]) -> Tensor:
     """Return a Gaussian around the middle of a window, 1/8 of the window wide, nowhere below 1/1000."""
-    return _product([_bell(n, (n - 1) / 2) for n in window]).clamp_min(1e-3).float()
+    along = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in window]
+    z, y, x = (torch.exp(-0.5 * (mm / (n / 8)) ** 2) for mm, n in zip(along, window, strict=True))
+    return (z[:, None, None] * y[:, None] * x).clamp_min(1e-3).float()
 
 
-def _constant(window: Sequence[int]) -> Tensor:
-    return torch.ones(tuple(window))
-
-
-BLENDS: dict[str, Callable[[Sequence[int]], Tensor]] = {"gaussian": gaussian_importance, "constant": _constant}
+BLENDS: dict[str, Callable[[Sequence[int]], Tensor]] = {
+    "gaussian": gaussian_importance,
+    "constant": lambda window: torch.ones(tuple(window)),
+}
 """How much the voxels of a window count, by name."""
-
-
-def _bell(n: int, middle: float) -> Tensor:
-    return torch.exp(-0.5 * ((torch.arange(n, dtype=torch.float64) - middle) / (n / 8)) ** 2)
-
-
-def _product(along: Sequence[Tensor]) -> Tensor:
-    z, y, x = along
-    return z[:, None, None] * y[:, None] * x
 
 
 def _cut(window: Sequence[int], size: Sequence[int]) -> Size:

@@ -22,6 +22,7 @@ from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets import build
 from napari_fmseg.pipelines import SegmentOptions, phased, segment, stages_of
+from napari_fmseg.pipelines.executor import InferenceRunner
 from napari_fmseg.pipelines.phased import PhasedSettings
 from napari_fmseg.pipelines.preprocessing import normalise
 
@@ -599,14 +600,14 @@ def test_an_edge_that_fits_in_no_part_goes_to_the_cpu_with_the_same_result(monke
     elsewhere = Model(card, {**nets, "edge": Narrow(1000, only_cpu=True)}, torch.device("meta"))
     monkeypatch.setattr(Careful, "forward", Nearest.forward)
     # "meta" computes nothing: only the edge is sent there, whose memory is always full.
-    run = phased.InferenceRunner._run
+    run = InferenceRunner._run
 
     def only_edge_elsewhere(
-        engine: phased.InferenceRunner, net: nn.Module, inputs: tuple[torch.Tensor, ...]
+        engine: InferenceRunner, net: nn.Module, inputs: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
         return run(engine, net, inputs) if isinstance(net, Narrow) else net(*inputs)
 
-    monkeypatch.setattr(phased.InferenceRunner, "_run", only_edge_elsewhere)
+    monkeypatch.setattr(InferenceRunner, "_run", only_edge_elsewhere)
     events = list(segment(noisy(), elsewhere, FLOAT))
     np.testing.assert_array_equal(results(events)["labels"].output.data, expected)
     told = [e.text for e in events if isinstance(e, Warned)]

@@ -22,8 +22,8 @@ __all__ = [
     "conv",
     "default_init",
     "draw_as_torch",
-    "named",
     "resize",
+    "sequence",
     "stride",
     "tracing",
 ]
@@ -172,7 +172,7 @@ class ConvNorm(nn.Module):
         return x if self.drop is None else F.relu(self.drop(x), inplace=True)
 
 
-def named(**parts: nn.Module) -> nn.Sequential:
+def sequence(**parts: nn.Module) -> nn.Sequential:
     """Make a sequence of layers that the state dict knows by these names."""
     return nn.Sequential(OrderedDict(parts))
 

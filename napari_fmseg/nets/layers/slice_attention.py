@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.nets.layers.attention import POOLINGS, ChannelAttention, spread, two_layers
-from napari_fmseg.nets.layers.blocks import check_choice, named
+from napari_fmseg.nets.layers.blocks import check_choice, sequence
 
 __all__ = ["ChannelThenSlice", "ProgressiveAttention", "SliceAttention", "SliceThenChannel", "key_slices"]
 
@@ -41,7 +41,7 @@ class SliceAttention(nn.Module):
         check_choice("SliceAttention", "pooling", pooling, POOLINGS)
         self.slices, self.pooling, self.compat = slices, pooling, compat
         self.Slice_SE_encoder = nn.ModuleList(
-            named(fc=two_layers(slices, min(reduction, slices))) for _ in range(channels)
+            sequence(fc=two_layers(slices, min(reduction, slices))) for _ in range(channels)
         )
 
     def forward(self, x: Tensor) -> Tensor:

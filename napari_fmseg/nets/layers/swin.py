@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import WeightsMismatch
-from napari_fmseg.nets.layers.blocks import named
+from napari_fmseg.nets.layers.blocks import sequence
 
 __all__ = ["WindowedTransformer", "relative_position_index"]
 
@@ -90,7 +90,7 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = _WindowAttention(width, heads, window, shift, legacy)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = named(fc1=nn.Linear(width, 4 * width), gelu=nn.GELU(), fc2=nn.Linear(4 * width, width))
+        self.mlp = sequence(fc1=nn.Linear(width, 4 * width), gelu=nn.GELU(), fc2=nn.Linear(4 * width, width))
         self.skip = _SkipSamples(0.2)
 
     def forward(self, x: Tensor) -> Tensor:

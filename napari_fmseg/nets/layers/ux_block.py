@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.nets.layers.blocks import named
+from napari_fmseg.nets.layers.blocks import sequence
 
 __all__ = ["DXBlock", "UXBlock"]
 
@@ -73,7 +73,7 @@ class DXBlock(UXBlock):
         if not published:
             del self.dwconv
         large = nn.Conv3d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
-        self.separable_conv = named(conv1=large, pointwise=nn.Conv3d(channels, channels, 1, bias=False))
+        self.separable_conv = sequence(conv1=large, pointwise=nn.Conv3d(channels, channels, 1, bias=False))
 
     def _mix(self, x: Tensor) -> Tensor:
         out: Tensor = self.separable_conv(x)
