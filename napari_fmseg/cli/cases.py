@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import Json, say, table, write_json
+from napari_fmseg.cli.console import CaseName, Json, ProjectFolder, say, table, write_json
 from napari_fmseg.training.projects import (
-    Project,
     exclude_case,
     include_case,
     label_history,
@@ -26,20 +24,9 @@ from napari_fmseg.training.projects import (
 
 __all__ = ["CASE_COMMANDS"]
 
-Folder = Positional[Annotated[Path, arg(metavar="PROJECT")]]
-Case = Positional[Annotated[str, arg(metavar="CASE")]]
 
-
-def history(folder: Folder, case: Case, /, *, as_json: Json = False) -> int:
-    """List the present and earlier labels of a case, and the revision of the present ones.
-
-    Parameters
-    ----------
-    folder
-        The project.
-    case
-        Its name.
-    """
+def history(folder: ProjectFolder, case: CaseName, /, *, as_json: Json = False) -> int:
+    """List the present and earlier labels of a case, and the revision of the present ones."""
     project = open_project(folder)
     rows, revision = label_history(project, case), labels_revision(project, case)
     if as_json:
@@ -53,15 +40,11 @@ def history(folder: Folder, case: Case, /, *, as_json: Json = False) -> int:
     return 0
 
 
-def restore(folder: Folder, case: Case, /, *, number: int = 0) -> int:
+def restore(folder: ProjectFolder, case: CaseName, /, *, number: int = 0) -> int:
     """Restore earlier labels of a case; the present ones stay in its history.
 
     Parameters
     ----------
-    folder
-        The project.
-    case
-        Its name.
     number
         Number of the labels, as `fmseg project history` lists them; 0 takes the latest of the earlier ones.
     """
@@ -70,15 +53,11 @@ def restore(folder: Folder, case: Case, /, *, number: int = 0) -> int:
     return 0
 
 
-def remove(folder: Folder, case: Case, /, *, with_labels: bool = False) -> int:
+def remove(folder: ProjectFolder, case: CaseName, /, *, with_labels: bool = False) -> int:
     """Delete a case from the project: image, labels and history. A linked image stays where it is.
 
     Parameters
     ----------
-    folder
-        The project.
-    case
-        Its name.
     with_labels
         Remove it although it has labels.
     """
@@ -87,45 +66,25 @@ def remove(folder: Folder, case: Case, /, *, with_labels: bool = False) -> int:
     return 0
 
 
-def exclude(folder: Folder, case: Case, /) -> int:
-    """Exclude a case from training and scoring; its files stay.
-
-    Parameters
-    ----------
-    folder
-        The project.
-    case
-        Its name.
-    """
+def exclude(folder: ProjectFolder, case: CaseName, /) -> int:
+    """Exclude a case from training and scoring; its files stay."""
     exclude_case(open_project(folder), case)
     say(f"{case} is excluded until `fmseg project include` includes it again")
     return 0
 
 
-def include(folder: Folder, case: Case, /) -> int:
-    """Include an excluded case again.
-
-    Parameters
-    ----------
-    folder
-        The project.
-    case
-        Its name.
-    """
+def include(folder: ProjectFolder, case: CaseName, /) -> int:
+    """Include an excluded case again."""
     include_case(open_project(folder), case)
     say(f"{case} takes part again")
     return 0
 
 
-def rename(folder: Folder, case: Case, new: Positional[Annotated[str, arg(metavar="NEW")]], /) -> int:
+def rename(folder: ProjectFolder, case: CaseName, new: Positional[Annotated[str, arg(metavar="NEW")]], /) -> int:
     """Call a case otherwise; its role in the split stays.
 
     Parameters
     ----------
-    folder
-        The project.
-    case
-        Its name.
     new
         Its new name; never a patient's.
     """
@@ -135,7 +94,7 @@ def rename(folder: Folder, case: Case, new: Positional[Annotated[str, arg(metava
 
 
 def rename_a_class(
-    folder: Folder,
+    folder: ProjectFolder,
     old: Positional[Annotated[str, arg(metavar="CLASS")]],
     new: Positional[Annotated[str, arg(metavar="NEW")]],
     /,
@@ -144,22 +103,16 @@ def rename_a_class(
 
     Parameters
     ----------
-    folder
-        The project.
     old
         Its name.
     new
         Its new name.
     """
     project = rename_class(open_project(folder), old, new)
-    _publish_again(project)
-    say(f"{old} is called {new} now; classes: {', '.join(project.facts.numbers)}")
-    return 0
-
-
-def _publish_again(project: Project) -> None:
     if project.index.used:
         publish(project)
+    say(f"{old} is called {new} now; classes: {', '.join(project.facts.numbers)}")
+    return 0
 
 
 CASE_COMMANDS: dict[str, Callable[..., int]] = {

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress, StageResult, StepDone, Warned
@@ -25,8 +25,12 @@ from napari_fmseg.models.licences import remember_terms, unread_terms
 
 __all__ = [
     "USE",
+    "AcceptLicence",
     "Bars",
+    "CaseName",
+    "Events",
     "Json",
+    "ProjectFolder",
     "metrics_table",
     "note",
     "note_warnings",
@@ -42,6 +46,12 @@ __all__ = [
 USE = "Research use only. Not a medical device."
 
 Json = Annotated[bool, arg(name="json", help="Print one JSON document for machines, and nothing else, to stdout.")]
+Events = Annotated[bool, arg(help="Print every event as one JSON line to stdout, for another program to follow.")]
+AcceptLicence = Annotated[
+    bool, arg(help="Accept the terms of a model whose data restrict its use, without being asked.")
+]
+ProjectFolder = Positional[Annotated[Path, arg(metavar="PROJECT", help="The project.")]]
+CaseName = Positional[Annotated[str, arg(metavar="CASE", help="Its name.")]]
 
 
 def say(text: str) -> None:

@@ -8,7 +8,18 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.cli.console import Bars, Json, metrics_table, note, number, say, show_event, show_terms, write_json
+from napari_fmseg.cli.console import (
+    AcceptLicence,
+    Bars,
+    Json,
+    metrics_table,
+    note,
+    number,
+    say,
+    show_event,
+    show_terms,
+    write_json,
+)
 from napari_fmseg.pipelines import SegmentOptions
 
 __all__ = ["evaluate", "explain"]
@@ -25,7 +36,7 @@ def evaluate(
     run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
     tolerance_mm: float = 2.0,
     keep_labels: bool = False,
-    accept_licence: bool = False,
+    accept_licence: AcceptLicence = False,
     as_json: Json = False,
 ) -> int:
     """Evaluate a model on labelled cases: a table of cases x metrics. Started again, it resumes.
@@ -48,8 +59,6 @@ def evaluate(
         How far apart surfaces may lie and still agree, for NSD.
     keep_labels
         Write the segmentations to output/labels, too.
-    accept_licence
-        Accept the terms of a model whose data restrict its use, without being asked.
     """
     from napari_fmseg.datasets.labelled_cases import labelled_cases, unlabelled_images
     from napari_fmseg.evaluation.case_table import CaseScores
@@ -100,7 +109,7 @@ def explain(
     voxel: tuple[int, int, int] | None = None,
     layer: str = "auto",
     device: str = "auto",
-    accept_licence: bool = False,
+    accept_licence: AcceptLicence = False,
     as_json: Json = False,
 ) -> int:
     """Write a saliency map of a class (Seg-Grad-CAM): 0 to 1, on the grid that the network received.
@@ -121,8 +130,6 @@ def explain(
         Of the network, as torch names it; "auto" takes the deepest.
     device
         auto, cpu, cuda or mps.
-    accept_licence
-        Accept the terms of a model whose data restrict its use, without being asked.
     """
     from napari_fmseg.core.events import StageResult
     from napari_fmseg.explain.gradcam import STAGE, grad_cam

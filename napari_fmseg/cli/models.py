@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import USE, Json, note, number, say, table, write_json
+from napari_fmseg.cli.console import USE, Json, ProjectFolder, note, number, say, table, write_json
 from napari_fmseg.core.errors import FmsegError
 
 __all__ = ["MODEL_COMMANDS", "convert", "models"]
@@ -134,7 +134,7 @@ def join(
 
 
 def rollback(
-    folder: Positional[Annotated[Path, arg(metavar="PROJECT")]],
+    folder: ProjectFolder,
     /,
     *,
     to: int = 0,
@@ -143,8 +143,6 @@ def rollback(
 
     Parameters
     ----------
-    folder
-        The project.
     to
         Which version; 0 takes the previous one.
     """

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.cli.cases import CASE_COMMANDS
-from napari_fmseg.cli.console import Bars, Json, note, number, say, show_event, table, write_json
+from napari_fmseg.cli.console import Bars, Events, Json, ProjectFolder, note, number, say, show_event, table, write_json
 from napari_fmseg.core.errors import FmsegError, LabelsChanged
 from napari_fmseg.core.events import Warned, to_json
 from napari_fmseg.training import Augment
@@ -39,11 +39,14 @@ __all__ = ["PROJECT_COMMANDS"]
 
 T = TypeVar("T")
 
-Folder = Positional[Annotated[Path, arg(metavar="PROJECT")]]
-
 
 def init(
-    folder: Folder, /, *, labels: tuple[str, ...] = (), channels: tuple[str, ...] = ("image",), name: str = ""
+    folder: Positional[Annotated[Path, arg(metavar="PROJECT")]],
+    /,
+    *,
+    labels: tuple[str, ...] = (),
+    channels: tuple[str, ...] = ("image",),
+    name: str = "",
 ) -> int:
     """Create a project, or use a folder in nnU-Net's raw layout that another tool made.
 
@@ -64,7 +67,7 @@ def init(
 
 
 def add(
-    folder: Folder,
+    folder: ProjectFolder,
     /,
     *,
     image: tuple[Path, ...] = (),
@@ -80,8 +83,6 @@ def add(
 
     Parameters
     ----------
-    folder
-        The project.
     image
         A file or a DICOM folder; one file per channel where there are several, in the order of the channels (files
         that end in _0000, _0001 are sorted by it).
@@ -121,14 +122,8 @@ def add(
     return 0
 
 
-def list_cases(folder: Folder, /, *, as_json: Json = False) -> int:
-    """List the cases: the role of each, the Dice of the model in use, and what is labelled.
-
-    Parameters
-    ----------
-    folder
-        The project.
-    """
+def list_cases(folder: ProjectFolder, /, *, as_json: Json = False) -> int:
+    """List the cases: the role of each, the Dice of the model in use, and what is labelled."""
     project = _open_unchanged(folder, quiet=as_json)
     rows = case_table(project)
     if as_json:
@@ -144,14 +139,8 @@ def list_cases(folder: Folder, /, *, as_json: Json = False) -> int:
     return 0
 
 
-def split(folder: Folder, /, *, as_json: Json = False) -> int:
-    """List which cases are held out permanently, and which are used for training.
-
-    Parameters
-    ----------
-    folder
-        The project.
-    """
+def split(folder: ProjectFolder, /, *, as_json: Json = False) -> int:
+    """List which cases are held out permanently, and which are used for training."""
     project = _scan(open_project(folder), quiet=as_json)
     plan = training_plan(project)
     training, held = [case.name for case in plan.training], [case.name for case in plan.validation]
@@ -165,14 +154,8 @@ def split(folder: Folder, /, *, as_json: Json = False) -> int:
     return 0
 
 
-def rank(folder: Folder, /, *, as_json: Json = False) -> int:
-    """List the cases without labels, the one that the model in use is least certain of first.
-
-    Parameters
-    ----------
-    folder
-        The project.
-    """
+def rank(folder: ProjectFolder, /, *, as_json: Json = False) -> int:
+    """List the cases without labels, the one that the model in use is least certain of first."""
     project = _open_unchanged(folder, quiet=as_json)
     rows = rank_cases(project)
     if as_json:
@@ -188,28 +171,24 @@ def rank(folder: Folder, /, *, as_json: Json = False) -> int:
 
 
 def prepare(
-    folder: Folder,
+    folder: ProjectFolder,
     /,
     *,
     start_from: str = ACTIVE_VERSION,
     lesson: OmitArgPrefixes[TrainingOptions] = TrainingOptions(),  # noqa: B008 - frozen
     augment: Augment = Augment(),  # noqa: B008 - frozen
-    events: bool = False,
+    events: Events = False,
 ) -> int:
     """Write a recipe for the project's cases, this machine and the given minutes; `fmseg train` then runs it.
 
     Parameters
     ----------
-    folder
-        The project.
     start_from
         "project" for its model in use, the name of another model or its card's path, or "" for nothing.
     lesson
         Duration, device and network.
     augment
         How volumes are augmented.
-    events
-        Print every event as one JSON line to stdout, for another program to follow.
     """
     run = _follow(prepare_run(open_project(folder), start_from, lesson, augment), events=events)
     if not events:
@@ -217,19 +196,15 @@ def prepare(
     return 0
 
 
-def keep(folder: Folder, /, *, run: int, force: bool = False, events: bool = False) -> int:
+def keep(folder: ProjectFolder, /, *, run: int, force: bool = False, events: Events = False) -> int:
     """Score a trained model on the held-out cases, add it as a version, and use it if it is better.
 
     Parameters
     ----------
-    folder
-        The project.
     run
         The number of the run, which is the name of its folder in fmseg/runs.
     force
         Use it whatever its scores are.
-    events
-        Print every event as one JSON line to stdout, for another program to follow.
     """
     from napari_fmseg.training.projects import finish_run
 
@@ -239,19 +214,17 @@ def keep(folder: Folder, /, *, run: int, force: bool = False, events: bool = Fal
     return 0
 
 
-def predict(folder: Folder, /, *, cases: tuple[str, ...] = (), device: str = "auto", events: bool = False) -> int:
+def predict(
+    folder: ProjectFolder, /, *, cases: tuple[str, ...] = (), device: str = "auto", events: Events = False
+) -> int:
     """Segment the cases without labels with the model in use, to be corrected, and compute its uncertainty for each.
 
     Parameters
     ----------
-    folder
-        The project.
     cases
         Only these cases.
     device
         auto, cpu, cuda or mps.
-    events
-        Print every event as one JSON line to stdout, for another program to follow.
     """
     from napari_fmseg.training.projects import predict as find
 

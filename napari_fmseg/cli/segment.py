@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.cli.console import USE, Bars, Json, note, say, show_event, show_terms, write_json
+from napari_fmseg.cli.console import USE, AcceptLicence, Bars, Json, note, say, show_event, show_terms, write_json
 from napari_fmseg.cli.exit_codes import _explain, _is_out_of_memory, _Usage
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.pipelines import SegmentOptions
@@ -24,7 +24,7 @@ def segment(
     suv: Literal["auto", "never", "required"] = "auto",
     stages_dir: Path | None = None,
     preview: Path | None = None,
-    accept_licence: bool = False,
+    accept_licence: AcceptLicence = False,
     as_json: Json = False,
 ) -> int:
     """Segment volumes. Research use only. Not a medical device.
@@ -49,8 +49,6 @@ def segment(
         Write the result of every stage to this folder too, each on its own grid.
     preview
         Write a picture of the result (PNG; a folder for several volumes).
-    accept_licence
-        Accept the terms of a model whose data restrict its use, without being asked.
     """
     from napari_fmseg.io.itk import native_reader
     from napari_fmseg.models.registry import find_card

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import Bars, Json, metrics_table, note, number, say, show_event, write_json
+from napari_fmseg.cli.console import Bars, Events, Json, metrics_table, note, number, say, show_event, write_json
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import EpochDone, Saved, to_json
 from napari_fmseg.core.processes import is_rank_zero
@@ -28,7 +28,7 @@ def train(
     out: Path | None = None,
     start_from: str | None = None,
     tensorboard: bool = False,
-    events: bool = False,
+    events: Events = False,
 ) -> int:
     """Train a model on labelled volumes, from scratch or from another model. Started again, it resumes.
 
@@ -44,8 +44,6 @@ def train(
         A model to start from instead of the recipe's: its name, or the path of its card, such as a pretrained one.
     tensorboard
         Write files for TensorBoard into the folder of the run.
-    events
-        Print every event as one JSON line to stdout, for another program to follow.
     """
     from napari_fmseg.training import load_recipe
     from napari_fmseg.training.loop import train as learn
@@ -71,7 +69,7 @@ def pretrain(
     device: str = "auto",
     devices: int | None = None,
     tensorboard: bool = False,
-    events: bool = False,
+    events: Events = False,
 ) -> int:
     """Pretrain a network on unlabelled volumes by Volume Fusion. Started again, it resumes.
 
@@ -96,8 +94,6 @@ def pretrain(
         Number of processes instead of the recipe's, one per GPU. On several machines use torchrun.
     tensorboard
         Write files for TensorBoard into the folder of the run.
-    events
-        Print every event as one JSON line to stdout, for another program to follow.
     """
     from napari_fmseg.training import PretrainRecipe, load_pretrain_recipe
     from napari_fmseg.training.pretraining.loop import pretrain as learn
@@ -128,7 +124,7 @@ def crossval(
     folds: int = 5,
     dataset: Path | None = None,
     out: Path | None = None,
-    events: bool = False,
+    events: Events = False,
     as_json: Json = False,
 ) -> int:
     """Train and evaluate one model per fold of the cases, and merge them. Started again, it resumes.
@@ -143,8 +139,6 @@ def crossval(
         Training data instead of the recipe's.
     out
         Folder for fold-1, fold-2, ..., crossval.csv and .json, cases.csv and the ensemble, instead of the recipe's.
-    events
-        Print every event as one JSON line to stdout, for another program to follow.
     """
     from napari_fmseg.training import load_recipe
     from napari_fmseg.training.crossval import Crossval, FoldDone

@@ -81,13 +81,7 @@ def check_folder(path: Path) -> list[Path]:
 
 
 def check_name(path: Path) -> None:
-    """Refuse a file name that is longer than the file system takes.
-
-    Raises
-    ------
-    UnwritableVolume
-        Says by how much.
-    """
+    """Refuse a file name that is longer than the file system takes, with `UnwritableVolume`, which says by how much."""
     name = os.fsencode(path.name) if sys.platform.startswith("linux") else path.name
     if len(name) > _LONGEST_NAME:
         raise UnwritableVolume(

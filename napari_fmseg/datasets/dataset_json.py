@@ -76,13 +76,7 @@ def read_dataset_table(folder: Path) -> dict[str, Any]:
 
 
 def as_dataset_table(table: Mapping[str, Any]) -> DatasetTable:
-    """Return the known fields of a dataset.json.
-
-    Raises
-    ------
-    ValueError
-        If one of them is missing or cannot be what it is; names it.
-    """
+    """Return the known fields of a dataset.json; `ValueError` names one that is missing or cannot be what it is."""
     return structure(DatasetTable, table, known_only=True)
 
 

@@ -94,13 +94,7 @@ def new_table(labels: tuple[str, ...], channels: tuple[str, ...], name: str, end
 
 
 def read_facts(folder: Path) -> DatasetInfo:
-    """Read dataset.json.
-
-    Raises
-    ------
-    FmsegError
-        If there is none, or it is not one of nnU-Net's.
-    """
+    """Read dataset.json; `FmsegError` if there is none, or it is not one of nnU-Net's."""
     try:
         return facts_of(read_dataset_table(folder), folder)
     except FileNotFoundError as error:
@@ -116,13 +110,7 @@ def read_facts(folder: Path) -> DatasetInfo:
 
 
 def facts_of(table: Mapping[str, Any], folder: Path) -> DatasetInfo:
-    """Parse a dataset.json that was read from `folder`.
-
-    Raises
-    ------
-    ValueError
-        If a field cannot be what it is.
-    """
+    """Parse a dataset.json that was read from `folder`; `ValueError` if a field cannot be what it is."""
     labels, ignore = labels_in(table["labels"])
     named = table.get("channel_names") or table.get("modality") or {"0": "image"}
     named = {"0": named} if isinstance(named, str) else named

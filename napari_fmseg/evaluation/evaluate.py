@@ -242,13 +242,7 @@ def _source(case: Case) -> str:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Read an evaluation.json.
-
-    Raises
-    ------
-    FmsegError
-        If the file is none.
-    """
+    """Read an evaluation.json; `FmsegError` if the file is none."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         cases = tuple(structure(CaseScores, _numbers(case), finite=False) for case in told["cases"])

@@ -87,13 +87,7 @@ def score(prediction: LabelMap, truth: LabelMap, *, tolerance_mm: float = 2.0) -
 
 
 def labels_by_name(prediction: LabelMap, truth: LabelMap) -> dict[str, int]:
-    """Return the number of every label that `score` reports, by the name under which it does.
-
-    Raises
-    ------
-    GeometryMismatch, FmsegError
-        As `score`.
-    """
+    """Return the number of every label that `score` reports, by the name under which it does; raises as `score`."""
     _same_grid(prediction, truth)
     occurring = {int(v) for labels in (prediction, truth) for v in np.unique(labels.data)}
     return {name: value for value, name in _names(prediction.names, truth.names, occurring).items()}

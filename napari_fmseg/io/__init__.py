@@ -229,13 +229,7 @@ def write_volume(volume: Volume, path: Path | str) -> Path:
 
 
 def check_destination(path: Path | str) -> Path:
-    """Raise before hours of work if `path` cannot be written: its suffix, its folder, the permission.
-
-    Raises
-    ------
-    UnwritableVolume
-        If not.
-    """
+    """Raise `UnwritableVolume` before hours of work if suffix, folder or permission keep `path` from being written."""
     from napari_fmseg.core.atomic_write import check_folder, check_name, remove_folders
 
     path = Path(path)

@@ -61,13 +61,7 @@ def preview(volume: Volume, labels: LabelMap, *, height: int = 384) -> Picture:
 
 
 def write_preview(volume: Volume, labels: LabelMap, path: Path) -> None:
-    """Write `preview` as a PNG file.
-
-    Raises
-    ------
-    UnwritableVolume
-        If the file cannot be written.
-    """
+    """Write `preview` as a PNG file; `UnwritableVolume` if the file cannot be written."""
     from PIL import Image
 
     picture = Image.fromarray(preview(volume, labels))

@@ -35,13 +35,7 @@ _INTEGERS = (np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.int
 
 
 def check_memory(n_bytes: int, path: Path) -> None:
-    """Refuse what this machine has no memory for, before it is allocated.
-
-    Raises
-    ------
-    DeviceMemory
-        If less than `n_bytes` are free.
-    """
+    """Raise `DeviceMemory` before allocation if less than `n_bytes` of this machine's memory are free."""
     if n_bytes < _NEVER_MUCH:
         return
     free = free_bytes()

@@ -194,13 +194,7 @@ class ModelCard:
 
     @property
     def weights_path(self) -> Path:
-        """Where the weights lie.
-
-        Raises
-        ------
-        WeightsMismatch
-            If the file is not there.
-        """
+        """Where the weights lie; `WeightsMismatch` if the file is not there."""
         places = [self.folder, *_weights_folders()]
         for place in places:
             if self.weights and (place / self.weights).is_file():
@@ -212,13 +206,7 @@ class ModelCard:
 
 
 def read_card(path: Path) -> ModelCard:
-    """Read a card from TOML.
-
-    Raises
-    ------
-    UnknownModel
-        If it is not TOML, or a field is missing, unknown or of the wrong type.
-    """
+    """Read a card from TOML; `UnknownModel` if it is not TOML, or a field is missing, unknown or of the wrong type."""
     try:
         table = {**read_table(path, toml=True), "folder": path.parent}
         card = structure(ModelCard, table, finite=False)  # nan is the Dice of a class that no case had

@@ -24,13 +24,7 @@ class PipelineSettings(ABC):
 
     @classmethod
     def of(cls, card_settings: Mapping[str, Any]) -> Self:
-        """Read the settings of a card.
-
-        Raises
-        ------
-        UnknownModel
-            If one of them is unknown or out of range.
-        """
+        """Read the settings of a card; `UnknownModel` if one of them is unknown or out of range."""
         # Older cards have `half_is_right` here; see `ModelCard.half_precision_ok`.
         given = {name: value for name, value in card_settings.items() if name != "half_is_right"}
         try:

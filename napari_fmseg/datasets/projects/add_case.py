@@ -259,13 +259,7 @@ def save_prediction(
 
 
 def check_name(name: str) -> None:
-    """Refuse what cannot be the name of a case.
-
-    Raises
-    ------
-    FmsegError
-        If it would break the layout of the files.
-    """
+    """Refuse, with `FmsegError`, a name of a case that would break the layout of the files."""
     if not _NAME.fullmatch(name) or re.search(r"_\d{4}$", name) or name.endswith("."):
         raise FmsegError(
             f"{name!r} cannot be the name of a case: letters, digits, - _ and . are, up to 100 of them, and an end "

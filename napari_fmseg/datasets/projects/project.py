@@ -165,13 +165,7 @@ class Project:
         return self.roles.get(self.record(name).image, "")
 
     def files_of(self, name: str) -> CaseFiles:
-        """Return the files of a case.
-
-        Raises
-        ------
-        FmsegError
-            If there is no case of that name.
-        """
+        """Return the files of a case; `FmsegError` if there is no case of that name."""
         if name not in self.files:
             known = ", ".join(list(self.files)[:8]) or "none yet"
             raise FmsegError(f"There is no case {name!r} in {self.folder}. Its cases: {known}.")

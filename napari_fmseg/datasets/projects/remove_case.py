@@ -15,24 +15,12 @@ __all__ = ["drop_empty_history", "exclude_case", "include_case", "remove_case"]
 
 
 def exclude_case(project: Project, name: str) -> Project:
-    """Exclude a case from training and validation until `include_case`; its files stay.
-
-    Raises
-    ------
-    FmsegError
-        If there is no such case.
-    """
+    """Exclude a case from training and validation until `include_case`; `FmsegError` if there is no such case."""
     return _with_exclusion(project, name, excluded=True)
 
 
 def include_case(project: Project, name: str) -> Project:
-    """Include a case again, in the role that its image has.
-
-    Raises
-    ------
-    FmsegError
-        If there is no such case.
-    """
+    """Include a case again, in the role that its image has; `FmsegError` if there is no such case."""
     return _with_exclusion(project, name, excluded=False)
 
 

@@ -60,13 +60,7 @@ def _time_written(path: Path) -> str:
 
 
 def check_unchanged(project: Project, name: str, revision: str) -> None:
-    """Raise if the labels of a case are not those that were read before.
-
-    Raises
-    ------
-    LabelsChanged
-        If their `labels_revision` is another one.
-    """
+    """Raise `LabelsChanged` if the `labels_revision` of a case is not the one that was read before."""
     now = labels_revision(project, name)
     if now == revision:
         return

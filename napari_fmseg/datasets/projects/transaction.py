@@ -212,13 +212,7 @@ def _carry_out(folder: Path) -> None:
 
 
 def check_ours(folder: Path) -> None:
-    """Refuse a project whose own folders are links: what is written and tidied there would lie elsewhere.
-
-    Raises
-    ------
-    FmsegError
-        If ``fmseg``, or its staging folder or lock, is one.
-    """
+    """Refuse a project whose ``fmseg``, staging folder or lock is a link: what is written there would lie elsewhere."""
     for place in (folder / STATE_DIR, folder / STATE_DIR / _STAGING, folder / STATE_DIR / _LOCK):
         if place.is_symlink():
             raise FmsegError(

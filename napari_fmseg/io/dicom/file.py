@@ -104,13 +104,7 @@ def dataset_of(path: Path, **how: Any) -> Iterator[tuple[Dataset, BinaryIO]]:
 
 
 def _check_frames(file: io.BufferedReader, path: Path) -> None:
-    """Refuse a large file whose description of its frames is longer than so many frames can have; it is slow to read.
-
-    Raises
-    ------
-    UnreadableVolume
-        If it is.
-    """
+    """Refuse a large file whose description of its frames is longer than so many can have; it is slow to read."""
     from pydicom.filereader import read_partial
 
     with warnings.catch_warnings():

@@ -87,13 +87,7 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
 
 
 def header_fields(path: Path) -> dict[str, str]:
-    """Return the text fields of a NRRD or MetaImage header.
-
-    Raises
-    ------
-    UnreadableVolume
-        If the file is neither.
-    """
+    """Return the text fields of a NRRD or MetaImage header; `UnreadableVolume` if the file is neither."""
     return read_header(path).fields
 
 
