@@ -23,12 +23,9 @@ from napari_fmseg.models.registry import list_models
 
 __all__ = ["Finding", "State", "examine"]
 
-
 State = Literal["ok", "warn", "bad"]
 
-
 _GB = 1e9
-
 
 # package to import, its name for pip, the extra that brings it ("" for the base), what is lost without it
 _PACKAGES = (
@@ -44,7 +41,6 @@ _PACKAGES = (
     ("highdicom", "highdicom", "dicom", "no DICOM segmentations"),
     ("napari", "napari", "all", "no viewer; the command line works"),
 )
-
 
 _QT = (("PyQt6", "PyQt6"), ("PySide6", "PySide6"), ("PyQt5", "PyQt5"))
 

@@ -11,7 +11,6 @@ from napari_fmseg.core.errors import FmsegError
 
 _DEFECT = 70  # EX_SOFTWARE: not to be mistaken for a fault of the input
 
-
 _STOPPED = 130  # 128 + SIGINT, as shells have it
 
 

@@ -128,13 +128,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def atomic_write_csv(path: Path | str, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> Path:
-    """Write a CSV file; one of that name is replaced only when the new one is complete.
-
-    Raises
-    ------
-    UnwritableVolume
-        As `atomic_write`.
-    """
+    """Write a CSV file; one of that name is replaced only when the new one is complete. Raises as `atomic_write`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

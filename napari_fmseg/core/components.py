@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from napari_fmseg.core.volume import Box
 
-__all__ = ["components", "label_boxes"]
+__all__ = ["bounding_box", "components", "label_boxes"]
 
 
 def components(data: npt.NDArray[Any], neighbours: int = 26) -> npt.NDArray[Any]:
@@ -30,6 +30,15 @@ def components(data: npt.NDArray[Any], neighbours: int = 26) -> npt.NDArray[Any]
     import cc3d
 
     return np.asarray(cc3d.connected_components(np.ascontiguousarray(data), connectivity=neighbours))
+
+
+def bounding_box(data: npt.NDArray[Any]) -> Box | None:
+    """Return the smallest box around what is not 0 in (z, y, x), or None if there is nothing."""
+    hits = [np.flatnonzero(data.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+    if not len(hits[0]):
+        return None
+    z, y, x = (slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)
+    return z, y, x
 
 
 def label_boxes(data: npt.NDArray[Any]) -> list[tuple[int, Box]]:

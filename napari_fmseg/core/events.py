@@ -176,13 +176,7 @@ def _plain(value: Any) -> Any:
 
 
 def from_json(line: str) -> TrainEvent:
-    """Read one line of `to_json` (not of a `StageResult`, whose array stays in its process).
-
-    Raises
-    ------
-    FmsegError
-        If the line is no event.
-    """
+    """Read a line of `to_json` (no `StageResult`, whose array stays in its process); `FmsegError` if it is no event."""
     try:
         facts = json.loads(line)
         event = _LINES[facts.pop("event")](**facts)

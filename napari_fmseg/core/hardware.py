@@ -58,13 +58,10 @@ def _lines(path: str) -> list[str]:
 
 CAPABILITY_VARIABLE = "FMSEG_CPU_CAPABILITY"
 
-
 _LIMITS = {
     "default": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
 }
-
-
 """Environment variables of torch, oneDNN and MKL for each value of the variable."""
 
 

@@ -203,13 +203,7 @@ def notify_old_spelling(old: str, new: str) -> None:
 
 
 def with_new_spellings(table: Mapping[str, Any], known: Container[str], where: str = "") -> Mapping[str, Any]:
-    """Return a table in which replaced names of `known` fields are the new ones, with a warning for each.
-
-    Raises
-    ------
-    ValueError
-        If a field is there by both names.
-    """
+    """Replace old names of `known` fields in a table, with a warning each; `ValueError` if both names are there."""
     old_names = [old for old in table if OLD_SPELLINGS.get(old) in known and old not in known]
     for old in old_names:
         new = OLD_SPELLINGS[old]

@@ -8,7 +8,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 
 from napari_fmseg.core.package import data_folder
 from napari_fmseg.core.structuring import structure
@@ -109,13 +108,9 @@ _Entry = tuple[LabelInfo, frozenset[tuple[str, ...]], frozenset[tuple[str, ...]]
 @cache
 def _label_table() -> tuple[_Entry, ...]:
     found: list[_Entry] = []
-    for path in sorted(_folder().glob("*.toml")):
+    for path in sorted((data_folder("resources") / "labels").glob("*.toml")):
         tables: Mapping[str, Mapping[str, object]] = tomllib.loads(path.read_text(encoding="utf-8"))
         for name, table in tables.items():
             info = structure(LabelInfo, table, f"{path.name}: {name}.")
             found.append((info, frozenset({_words(name), _words(info.title)}), frozenset(map(_words, info.aliases))))
     return tuple(found)
-
-
-def _folder() -> Path:
-    return data_folder("resources") / "labels"

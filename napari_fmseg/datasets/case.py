@@ -20,13 +20,7 @@ __all__ = ["IGNORE", "Case", "missing_in", "read_case"]
 
 
 def missing_in(case: Case, names: Mapping[int, str], labels: Sequence[str]) -> tuple[int, ...]:
-    """Return the recipe's labels, counted from 1, that a case was never labelled with.
-
-    Raises
-    ------
-    InvalidRecipe
-        If the case names a class that the dataset does not have.
-    """
+    """Return the recipe's labels, from 1 on, that a case was never labelled with; refuse classes of no dataset."""
     if not case.classes:
         return ()
     unknown = [name for name in case.classes if name not in names.values()]
@@ -82,7 +76,6 @@ def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str], ignor
 
 
 IGNORE = 255
-
 
 IGNORE_NAME = "ignore"
 

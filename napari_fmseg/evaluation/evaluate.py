@@ -266,13 +266,7 @@ def _before(path: Path, now: Evaluation) -> tuple[CaseScores, ...]:
 
 
 def _same_data(before: Sequence[CaseScores], cases: Sequence[Case], output: Path) -> dict[str, CaseScores]:
-    """Return what an earlier run found in these cases, by name; what is no longer among them is left out.
-
-    Raises
-    ------
-    FmsegError
-        If it was another data set, or another part of it; or two cases have one name.
-    """
+    """Return what an earlier run found in these cases, by name; refuse another data set, or two cases of one name."""
     names = Counter(case.name for case in cases)
     twice = [name for name, n in names.items() if n > 1]
     if twice:

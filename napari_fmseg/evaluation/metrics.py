@@ -11,7 +11,7 @@ import numpy.typing as npt
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 from napari_fmseg.core.volume import Box, LabelMap
 
-__all__ = ["dice_per_label", "labels_by_name", "misfm_score", "score"]
+__all__ = ["dice_per_label", "labels_by_name", "score"]
 
 _SLAB = 1 << 21  # voxels counted at once: bincount needs 8 bytes for each
 _MANY = 1 << 10  # labels from which a table of all pairs would be larger than it is worth
@@ -127,51 +127,6 @@ def dice_per_label(
     total = predicted + true
     dice: npt.NDArray[np.float64] = np.divide(2.0 * both, total, out=np.full(n_classes - 1, np.nan), where=total > 0)
     return dice
-
-
-def misfm_score(
-    prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_], spacing: tuple[float, float, float] = (1, 1, 1)
-) -> dict[str, float]:
-    """Compare two masks as the evaluation of MIS-FM does, to be read beside its tables; otherwise use `score`.
-
-    Parameters
-    ----------
-    prediction, truth
-        Masks (z, y, x) of one shape.
-    spacing
-        Of the voxels in mm (z, y, x).
-
-    Returns
-    -------
-    dict
-        ``dice`` and ``iou``, smoothed by 1e-5; ``assd`` and ``hd95`` in mm, the latter not interpolated, cut at 20 and
-        50, which is also what they are if one mask is empty, and 0 if both are; ``rve``, the difference of the volumes
-        over the true one (nan if that is 0); ``volume``, the true one in mm^3.
-
-    Raises
-    ------
-    FmsegError
-        If the shapes differ.
-    """
-    if prediction.shape != truth.shape or prediction.ndim != 3:
-        raise FmsegError(f"Expected two masks (z, y, x) of one shape, not {prediction.shape} and {truth.shape}.")
-    mine, true = prediction != 0, truth != 0
-    n, n_true, both = int(mine.sum()), int(true.sum()), int((mine & true).sum())
-    scores = {
-        "dice": (2 * both + 1e-5) / (n + n_true + 1e-5),
-        "iou": (both + 1e-5) / (n + n_true - both + 1e-5),
-        "rve": abs(n - n_true) / n_true if n_true else float("nan"),
-        "volume": float(n_true * np.prod(spacing)),
-    }
-    if not (n and n_true):
-        return scores | ({"assd": 20.0, "hd95": 50.0} if n or n_true else {"assd": 0.0, "hd95": 0.0})
-    edges = _edge(mine), _edge(true)
-    there, back = (np.sort(_distances(a, b, np.diag(spacing))) for a, b in (edges, edges[::-1]))
-    far = max(d[int(0.95 * len(d))] for d in (there, back))
-    return scores | {
-        "assd": min(20.0, float((there.sum() + back.sum()) / (len(there) + len(back)))),
-        "hd95": min(50.0, float(far)),
-    }
 
 
 def _same_grid(prediction: LabelMap, truth: LabelMap) -> None:

@@ -28,19 +28,12 @@ MAX_RATIO = 1032
 _BIG = 1 << 20  # bytes; below, starting a thread costs more than it gains
 _CHUNK = 1 << 18  # 256 KiB stay in the processor's cache between inflating and copying
 
-
 DEFLATE_ERRORS: tuple[type[Exception], ...] = (EOFError, gzip.BadGzipFile, zlib.error, isal_zlib.error)  # type: ignore[assignment]
 """What a damaged stream raises, whichever library inflates it."""
 
 
 def open_inflated(path: Path) -> IO[bytes]:
-    """Open a file for reading and inflate it if its first bytes say that it is gzip, whatever it is called.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be opened.
-    """
+    """Open a file for reading, and inflate it if its first bytes say that it is gzip, whatever it is called."""
     with path.open("rb") as raw:
         is_gzip = raw.read(2) == b"\x1f\x8b"
         size = os.fstat(raw.fileno()).st_size
@@ -52,13 +45,7 @@ def open_inflated(path: Path) -> IO[bytes]:
 
 
 def fill(stream: IO[bytes], array: npt.NDArray[Any]) -> None:
-    """Read exactly the bytes of a C-contiguous `array` from `stream`, without a copy in between.
-
-    Raises
-    ------
-    EOFError
-        If the stream ends before.
-    """
+    """Read exactly the bytes of a C-contiguous `array` from `stream`, without a copy; `EOFError` if it ends before."""
     target = array.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(target):
@@ -70,13 +57,7 @@ def fill(stream: IO[bytes], array: npt.NDArray[Any]) -> None:
 
 
 def inflate_zlib(file: IO[bytes], array: npt.NDArray[Any]) -> None:
-    """Inflate a zlib or gzip stream into a C-contiguous `array`, piece by piece.
-
-    Raises
-    ------
-    EOFError
-        If the stream holds fewer bytes than the array.
-    """
+    """Inflate a zlib or gzip stream into a C-contiguous `array`, piece by piece; `EOFError` if it ends before."""
     target = array.reshape(-1).view(np.uint8)
     pending = file.read(_CHUNK)
     inflater = isal_zlib.decompressobj(31 if pending.startswith(b"\x1f\x8b") else 15)

@@ -21,7 +21,6 @@ _ERRORS: tuple[type[Exception], ...] = (
     ValueError, lzma.LZMAError, struct.error, zipfile.BadZipFile, *DEFLATE_ERRORS,
 )  # fmt: skip
 
-
 _DAMAGED = "{name} is damaged or was cut short: {reason}. Copy it again from its source."
 
 

@@ -12,7 +12,6 @@ from napari_fmseg.io.paths import files_below, format_of, suffix_of
 
 __all__ = ["broken_files", "find_volumes", "packer_of"]
 
-
 _PACKERS = {
     b"BZh": "bzip2",
     b"\xfd7zXZ": "xz",

@@ -90,8 +90,10 @@ def export(labels: LabelMap, wanted: Export) -> Iterator[Progress | Warned | Sav
         if not labels.data.any():
             yield Warned("The labels are empty: the file holds background only.")
         with atomic_write_files(wanted.to.parent) as part:
-            write = _write_seg if wanted.what == "dicom-seg" else _write_map
-            write(labels, part / wanted.to.name, wanted)
+            if wanted.what == "dicom-seg":
+                _write_seg(labels, part / wanted.to.name, wanted)
+            else:
+                write_labels(labels, part / wanted.to.name, source=wanted.like)
             yield Progress(wanted.what, 1, 1)  # who closes the iterator here wants no file
         yield Saved(wanted.to, best=True)
 
@@ -134,13 +136,7 @@ def _mask(labels: LabelMap, value: int) -> LabelMap:
 
 
 def kind_of(to: Path, fmt: str = "") -> Kind:
-    """Return the type of export for the name of a file, or for a folder and a format.
-
-    Raises
-    ------
-    UnwritableVolume
-        If it is a folder and the format is none that can be written.
-    """
+    """Return the type of export for a file's name, or a folder and a format; `UnwritableVolume` if there is none."""
     if suffix_of(to) == ".dcm":
         return "dicom-seg"
     if _is_mesh(to) or fmt.lower().lstrip(".") in MESH_FORMATS:
@@ -151,10 +147,6 @@ def kind_of(to: Path, fmt: str = "") -> Kind:
         return "classes"
     formats = ", ".join((*MESH_FORMATS, *(suffix[1:] for suffix in MAP_SUFFIXES)))
     raise UnwritableVolume(f"{to.name} is a folder: say with the format what to write into it, one of {formats}.")
-
-
-def _write_map(labels: LabelMap, path: Path, wanted: Export) -> None:
-    write_labels(labels, path, source=wanted.like)
 
 
 def _write_seg(labels: LabelMap, path: Path, wanted: Export) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.core.atomic_write import atomic_write, atomic_write_files
+from napari_fmseg.core.components import bounding_box
 from napari_fmseg.core.errors import UnwritableVolume
 from napari_fmseg.core.events import Progress, Saved, Warned
 from napari_fmseg.core.terminology import label_info
@@ -144,13 +145,10 @@ def _building(labels: LabelMap, value: int, smooth: bool) -> Iterator[float | Me
     for plane, out in zip(labels.data, inside, strict=True):
         np.equal(plane, value, out=out)
     yield 0.05
-    box = []
-    for axis in range(3):
-        hit = np.flatnonzero(inside.any(axis=tuple(i for i in range(3) if i != axis)))
-        if not len(hit):
-            return
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    padded = np.pad(inside[tuple(box)], 1)
+    box = bounding_box(inside)
+    if box is None:
+        return
+    padded = np.pad(inside[box], 1)
     corner = np.array([part.start - 1 for part in box])
     pieces = []
     slab = max(1, _SLAB_VOXELS // padded[0].size)

@@ -12,12 +12,9 @@ from napari_fmseg.io.dicom.first_bytes import is_dicom
 
 __all__ = ["files_below", "format_of", "is_metaimage", "suffix_of"]
 
-
 _SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".zip")
 
-
 _HEADER_BYTES = 4096
-
 
 _FORMATS = dict.fromkeys(_SUFFIXES[:6], "nifti") | {
     ".nrrd": "itk",

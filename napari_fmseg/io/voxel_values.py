@@ -47,13 +47,7 @@ def check_memory(n_bytes: int, path: Path) -> None:
 
 
 def split_channel_axis(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
-    """Reduce the axes of a file, (..., z, y, x), to (z, y, x) or (c, z, y, x).
-
-    Raises
-    ------
-    UnreadableVolume
-        If more than one axis beyond the three of space is longer than 1.
-    """
+    """Reduce the axes of a file, (..., z, y, x), to (z, y, x) or (c, z, y, x); `UnreadableVolume` if there are more."""
     if len(shape) < 3:
         raise UnreadableVolume(
             f"{path.name} is {len(shape)}-D (sizes {shape[::-1]}), but a volume has three axes of space. "

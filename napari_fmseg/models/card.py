@@ -23,12 +23,9 @@ from napari_fmseg.models.settings import PIPELINES
 
 __all__ = ["Intensity", "ModelCard", "NetSpec"]
 
-
 _LARGEST_LABEL = 65535
 
-
 _ANY = Range(-math.inf)
-
 
 _INTENSITIES = ("window", "window_zscore", "percentile", "zscore")
 

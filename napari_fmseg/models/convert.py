@@ -130,13 +130,7 @@ def convert_checkpoint(
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read a file of torch's that holds tensors and plain values, without running anything in it.
-
-    Raises
-    ------
-    WeightsMismatch
-        If it is damaged, or holds anything else.
-    """
+    """Read a file of tensors and plain values without running anything in it; `WeightsMismatch` if it is none."""
     import torch
 
     try:

@@ -25,7 +25,6 @@ from napari_fmseg.models.weights import Model
 
 __all__ = ["Manifest", "manifest_path", "precision_of", "versions", "write_manifest"]
 
-
 _PACKAGES = ("torch", "numpy", "SimpleITK", "safetensors")
 
 

@@ -31,22 +31,16 @@ from napari_fmseg.nets.layers.strip_pooling import StripPooling, _three
 
 __all__ = ["BaseUNet", "ContextUNet", "EfficientSegNet", "standardise"]
 
-
 COARSE = (8, 16, 32, 64, 128)
-
 
 FINE = (16, 32, 64, 128, 256)
 
-
 _CUBE: tuple[Kernel, Kernel] = ((3, 3, 3), (3, 3, 3))
-
 
 # The published order: the plane kernel runs over z and y, the line kernel over x. Trained weights rely on it.
 _PLANE_AND_LINE: tuple[Kernel, Kernel] = ((3, 3, 1), (1, 1, 3))
 
-
 _STAGES = {"residual": _CUBE, "anisotropic": _PLANE_AND_LINE}
-
 
 Maps: TypeAlias = Tensor | tuple[Tensor, ...]
 

@@ -31,9 +31,7 @@ from napari_fmseg.nets.layers.ux_block import ChannelNorm, DXBlock, UXBlock
 
 __all__ = ["MA3DSeg", "UXNet"]
 
-
 WIDTHS = (48, 96, 192, 384)
-
 
 _BLOCKS = ("ux", "dx")
 

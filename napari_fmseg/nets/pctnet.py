@@ -22,7 +22,6 @@ __all__ = ["PCTNet"]
 _FLAT = ((False, False), (True, False), (True, True))
 """By number of flat levels: whether the first and the second level act within slices only."""
 
-
 Attention = Callable[[], WindowedTransformer]
 """Makes the transformer of a level."""
 

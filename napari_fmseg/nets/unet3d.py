@@ -46,7 +46,6 @@ from napari_fmseg.nets.layers.slice_attention import (
 
 __all__ = ["ATTENTIONS", "UNet3D"]
 
-
 ATTENTIONS = {
     "none": "none",
     "cse": "channels, by their mean (AnatomyNet in the public code)",
@@ -64,14 +63,10 @@ ATTENTIONS = {
     "gate": "skips, by the deeper map",
     "stn": "the whole image is turned and scaled, and the result turned back",
 }
-
-
 """The kinds of attention by name, and what each takes as input."""
-
 
 # Below these names the published files keep the module itself; below "sSE" and "cSE" the parts of csa, sca and pam.
 _PUBLISHED = {"cse": "{}cSE", "slice": "{}sSE", "pe": "pe_layer"}
-
 
 _IN_PARTS = ("csa", "sca", "pam")
 

@@ -49,13 +49,7 @@ class InferenceRunner:
         self._low_memory = False
 
     def __call__(self, net: nn.Module, *inputs: Tensor) -> Tensor:
-        """Return the network's output on the device of the first input.
-
-        Raises
-        ------
-        DeviceMemory
-            If the memory of the CPU runs out, too.
-        """
+        """Return the network's output on the device of the first input; `DeviceMemory` if the CPU has no room, too."""
         out = self.attempt(net, *inputs)
         if out is None and self._use_slabs(net):
             out = self.attempt(net, *inputs)

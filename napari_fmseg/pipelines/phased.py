@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["attention_input", "attention_roi", "consensus_input", "explain_inputs", "run"]
 
-
 _LEAST_PLANES = 4  # with fewer at once most of the work would go into the halo
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.core.components import components, label_boxes
+from napari_fmseg.core.components import bounding_box, components, label_boxes
 from napari_fmseg.core.errors import FmsegError
-from napari_fmseg.core.volume import Box, LabelMap
+from napari_fmseg.core.volume import LabelMap
 
 __all__ = ["clean", "keep_largest_components"]
 
@@ -63,7 +63,7 @@ def clean(
     chosen = _ids_to_keep(labels, keep_largest)
     if not (keep_largest or min_component_ml or fill_holes):
         return labels
-    box = _foreground(labels.data)
+    box = bounding_box(labels.data)
     if box is None:
         return labels
     data = labels.data.copy()
@@ -101,7 +101,7 @@ def keep_largest_components(labels: LabelMap, counts: Sequence[int], least_ml: f
     """
     if not (any(counts) or least_ml > 0):
         return labels
-    box = _foreground(labels.data)
+    box = bounding_box(labels.data)
     if box is None:
         return labels
 
@@ -123,18 +123,6 @@ def _ids_to_keep(labels: LabelMap, keep_largest: bool | Collection[int | str]) -
     if surplus:
         raise FmsegError(f"There is no label {surplus[0]!r} to keep the largest part of. Labels here: {sorted(ids)}.")
     return {ids[k] if isinstance(k, str) else int(k) for k in keep_largest}
-
-
-def _foreground(data: npt.NDArray[Any]) -> Box | None:
-    """Return the smallest box that holds every label, None if there is none."""
-    planes = data.any(axis=(1, 2))
-    if not planes.any():
-        return None
-    bounds = []
-    for used in (planes, data.any(axis=(0, 2)), data.any(axis=(0, 1))):
-        where = np.flatnonzero(used)
-        bounds.append(slice(int(where[0]), int(where[-1]) + 1))
-    return (bounds[0], bounds[1], bounds[2])
 
 
 def _remove_parts(

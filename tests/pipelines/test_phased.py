@@ -602,9 +602,7 @@ def test_an_edge_that_fits_in_no_part_goes_to_the_cpu_with_the_same_result(monke
     # "meta" computes nothing: only the edge is sent there, whose memory is always full.
     run = InferenceRunner._run
 
-    def only_edge_elsewhere(
-        engine: InferenceRunner, net: nn.Module, inputs: tuple[torch.Tensor, ...]
-    ) -> torch.Tensor:
+    def only_edge_elsewhere(engine: InferenceRunner, net: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
         return run(engine, net, inputs) if isinstance(net, Narrow) else net(*inputs)
 
     monkeypatch.setattr(InferenceRunner, "_run", only_edge_elsewhere)

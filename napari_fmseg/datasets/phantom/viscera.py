@@ -197,7 +197,7 @@ class Viscera:
             sinus, cleft = self._sinus(side, 1.0), ellipsoid((z, y - 12, x - sign * 28), (14, 10, 16))
             around = ellipsoid((z, y + 2, x), (72, 36, 40), 10 * sign, plane="zx")
             parts += [
-                Part(within(around, _wall, -1), -105, low, high),
+                Part(within(around, lambda s: s.wall, -1), -105, low, high),
                 Part(kidney, self.hu["cortex"], low, high, KIDNEYS),
                 *self._pyramids(side, low, high),
                 Part(sinus, -85, low, high),
@@ -341,10 +341,6 @@ class Viscera:
 def _around(centre: Point, mm: float) -> tuple[Point, Point]:
     z, y, x = centre
     return (z - mm, y - mm, x - mm), (z + mm, y + mm, x + mm)
-
-
-def _wall(scene: Scene) -> Array:
-    return scene.wall
 
 
 def _inside(solid: Solid, mm: float) -> Solid:

@@ -87,7 +87,7 @@ def add_case(
         If a file cannot be read, linked or written.
     """
     check_name(name)
-    return _stage_case(project, name, image, labels, options, link=link, again=again)[0]
+    return add_nameless(project, image, labels, options, link=link, again=again, name=name)[0]
 
 
 def add_nameless(
@@ -98,21 +98,9 @@ def add_nameless(
     *,
     link: bool = False,
     again: bool = False,
+    name: str = "",
 ) -> tuple[Project, str]:
     """Add a volume as `add_case` does, under the next free name, and return that name; safe beside other programs."""
-    return _stage_case(project, "", image, labels, options, link=link, again=again)
-
-
-def _stage_case(
-    project: Project,
-    name: str,
-    image: Volume | Path | str | Sequence[Path | str],
-    labels: LabelMap | Path | str | None,
-    options: LabelOptions,
-    *,
-    link: bool,
-    again: bool,
-) -> tuple[Project, str]:
     files = _paths(image)
     if link and not files:
         raise FmsegError("A volume in memory has no file to link to. Copy it (link=False).")
@@ -158,10 +146,8 @@ def label_case(
 
     Parameters
     ----------
-    project
-        It is read afresh.
-    name
-        Of the case.
+    project, name
+        The case; the project is read afresh.
     labels
         In memory or a file.
     options
@@ -200,10 +186,8 @@ def restore_labels(project: Project, name: str, number: int = -1) -> Project:
 
     Parameters
     ----------
-    project
-        It is read afresh.
-    name
-        Of the case.
+    project, name
+        The case; the project is read afresh.
     number
         Which of `CaseRecord.earlier`; the last by default.
 
@@ -231,10 +215,8 @@ def save_prediction(
 
     Parameters
     ----------
-    project
-        It is read afresh.
-    name
-        Of the case.
+    project, name
+        The case; the project is read afresh.
     labels
         On the image's grid.
     version

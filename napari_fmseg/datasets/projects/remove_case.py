@@ -41,10 +41,8 @@ def remove_case(project: Project, name: str, *, with_labels: bool = False) -> Pr
 
     Parameters
     ----------
-    project
-        It is read afresh.
-    name
-        Of the case.
+    project, name
+        The case; the project is read afresh.
     with_labels
         Delete it although somebody labelled it.
 

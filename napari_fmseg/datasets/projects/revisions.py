@@ -74,13 +74,7 @@ def check_unchanged(project: Project, name: str, revision: str) -> None:
 
 
 def label_history(project: Project, name: str) -> tuple[LabelVersion, ...]:
-    """List the labels that a case had, the oldest first, and those that it has.
-
-    Raises
-    ------
-    FmsegError
-        If there is no such case.
-    """
+    """List the labels that a case had, the oldest first, and those it has; `FmsegError` if there is no such case."""
     files, record = project.files_of(name), project.record(name)
     before = [LabelVersion(i, old.changed, old.classes) for i, old in enumerate(record.earlier, 1)]
     if files.labels is None:

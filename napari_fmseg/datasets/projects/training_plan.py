@@ -27,12 +27,8 @@ __all__ = [
     "training_plan",
 ]
 
-
 LEAVING = "leaving one out"
-
-
 """Stage name in the progress of the trainings of `Plan.folds`."""
-
 
 _MOST_FOLDS = 4
 

@@ -64,13 +64,7 @@ class Transaction:
         shutil.copyfile(source, self.place(path))
 
     def link(self, target: Path, path: str) -> None:
-        """Make `path` a symbolic link to a file outside of the project.
-
-        Raises
-        ------
-        UnwritableVolume
-            If the file system knows no links.
-        """
+        """Make `path` a symbolic link to a file outside of the project; `UnwritableVolume` where links are unknown."""
         try:
             self.place(path).symlink_to(target.absolute())
         except OSError as error:

@@ -118,7 +118,10 @@ def write_dicom_seg(
                 content_label="SEGMENTATION",
                 series_description=f"Segmentation, {model}"[:64] if model else "Segmentation",
                 specific_character_set="ISO_IR 192",
-                **_equipment(),
+                manufacturer="napari-fmseg",
+                manufacturer_model_name="napari-fmseg",
+                software_versions=_version(),
+                device_serial_number="none",
             )
         seg.ContentQualification = "RESEARCH"
         with pydicom.config.disable_value_validation():
@@ -307,11 +310,6 @@ def _algorithm(model: str) -> Any:
     return hd.AlgorithmIdentificationSequence(
         f"napari-fmseg {model}".strip()[:64], family, _version(), source="napari-fmseg", parameters={"use": "research"}
     )
-
-
-def _equipment() -> dict[str, str]:
-    return {"manufacturer": "napari-fmseg", "manufacturer_model_name": "napari-fmseg",
-            "software_versions": _version(), "device_serial_number": "none"}  # fmt: skip
 
 
 def _version() -> str:

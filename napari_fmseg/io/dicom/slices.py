@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NOT_IMAGES", "PLAIN", "UNDEFINED", "Header", "decode_slices", "headers", "kind_of", "stored_frames"]
 
-
 NOT_IMAGES = {
     "RTSTRUCT": "contours (RTSTRUCT)",
     "SEG": "a segmentation (DICOM SEG)",
@@ -50,10 +49,7 @@ NOT_IMAGES = {
     "PLAN": "a plan",
     "RWV": "a value mapping",
 }
-
-
 """Objects that lie beside images and are none, by their Modality."""
-
 
 _TAGS: list[str | int] = [
          "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns",
@@ -68,30 +64,19 @@ _TAGS: list[str | int] = [
          "PatientWeight", "CorrectedImage", "DecayCorrection", "SUVType", "SeriesDate", "SeriesTime", "AcquisitionDate",
          "ActualFrameDuration", "RadiopharmaceuticalInformationSequence"]  # fmt: skip
 
-
 _PARSED = ("SeriesInstanceUID", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
            "RadiopharmaceuticalInformationSequence", "NumberOfFrames")  # fmt: skip
 
-
 PLAIN = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99",
           "1.2.840.10008.1.2.5"}  # fmt: skip
-
-
 """Transfer syntaxes that pydicom reads faster: uncompressed, deflated, and run lengths."""
 
-
 _PLAIN_RATIO = {**dict.fromkeys(PLAIN, 1), "1.2.840.10008.1.2.1.99": MAX_RATIO, "1.2.840.10008.1.2.5": 64}
-
-
 """How much more pixels they may hold than a file has bytes."""
-
 
 _SMALL = 64 << 20
 
-
 UNDEFINED = 0xFFFFFFFF
-
-
 """Length of pixels that are in fragments, as compressed ones are."""
 
 

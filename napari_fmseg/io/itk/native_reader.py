@@ -241,15 +241,7 @@ def _send(pipe: IO[bytes], message: dict[str, Any], voxels: npt.NDArray[Any] | N
 
 
 def _receive(pipe: IO[bytes]) -> Parsed:
-    """Wait for one answer.
-
-    Raises
-    ------
-    RuntimeError
-        The message of the parser.
-    EOFError
-        If the process has ended.
-    """
+    """Wait for one answer; `RuntimeError` is the message of the parser, `EOFError` the end of the process."""
     line = pipe.readline()
     if not line.endswith(b"\n"):
         raise EOFError

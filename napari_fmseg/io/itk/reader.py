@@ -92,13 +92,7 @@ def header_fields(path: Path) -> dict[str, str]:
 
 
 def grid(path: Path) -> tuple[tuple[int, ...], list[float]]:
-    """Return the sizes along (z, y, x) and the spacings along (x, y, z) that a header states, without the voxels.
-
-    Raises
-    ------
-    UnreadableVolume
-        If it states none.
-    """
+    """Return the sizes (z, y, x) and spacings (x, y, z) that a header states; `UnreadableVolume` if it states none."""
     header = read_header(path)
     _check_fields(header)
     sizes = _sizes(header)

@@ -126,7 +126,7 @@ class _WindowAttention(nn.Module):
         size = x.shape[1:4]
         # A short axis needs no window of its own: one as long as the axis sees the same, without filling up.
         window = [self.window if self.legacy else min(self.window, n) for n in size]
-        shift = [self.shift if self._shifts(n, size) else 0 for n in size]
+        shift = [self.shift if (min(size) if self.legacy else n) > self.window else 0 for n in size]
         filled = [n + -n % w for n, w in zip(size, window, strict=True)]
         padding = [p for n, f in reversed(list(zip(size, filled, strict=True))) for p in (0, f - n)]
         if any(padding):
@@ -137,9 +137,6 @@ class _WindowAttention(nn.Module):
         if any(shift):
             x = x.roll(shift, (1, 2, 3))
         return x[:, : size[0], : size[1], : size[2]]
-
-    def _shifts(self, n: int, size: Sequence[int]) -> bool:
-        return (min(size) if self.legacy else n) > self.window
 
     def _runs(self, n: int, filled: int, window: int, shift: int) -> list[Run]:
         """Group the windows along an axis of `n` tokens, `filled` up to whole windows and rolled by `shift`."""

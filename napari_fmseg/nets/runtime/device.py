@@ -13,7 +13,6 @@ from napari_fmseg.core.hardware import CAPABILITY_VARIABLE, cpu_capability
 
 __all__ = ["PRECISIONS", "pick_device", "pick_precision", "training_precision"]
 
-
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

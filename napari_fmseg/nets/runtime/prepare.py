@@ -21,9 +21,7 @@ from napari_fmseg.nets.runtime.device import PRECISIONS, pick_precision
 
 __all__ = ["Prepared", "has_low_memory_form", "prepare"]
 
-
 Prepared: TypeAlias = Callable[..., Any]
-
 
 _prepared: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], tuple[Any, Prepared]]] = WeakKeyDictionary()
 
@@ -117,8 +115,9 @@ class _Layerwise:
         return output
 
     def _run(self, layout: torch.memory_format, inputs: Sequence[Tensor]) -> Any:
-        brought = (x.to(self._device, self._dtype).contiguous(memory_format=_layout_of(x, layout)) for x in inputs)
-        return self._nets[layout](*brought)
+        layouts = [layout if x.ndim == 5 else torch.contiguous_format for x in inputs]
+        brought = (x.to(self._device, self._dtype) for x in inputs)
+        return self._nets[layout](*(x.contiguous(memory_format=own) for x, own in zip(brought, layouts, strict=True)))
 
 
 def has_low_memory_form(net: nn.Module) -> bool:
@@ -150,7 +149,3 @@ def _make(
 def _fingerprint(net: nn.Module) -> tuple[Any, ...]:
     values = [*net.parameters(), *net.buffers()]
     return tuple((v.data_ptr(), 0 if v.is_inference() else v._version) for v in values)
-
-
-def _layout_of(x: Tensor, layout: torch.memory_format) -> torch.memory_format:
-    return layout if x.ndim == 5 else torch.contiguous_format
