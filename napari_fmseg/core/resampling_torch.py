@@ -84,13 +84,7 @@ def _along(data: Tensor, weights: Tensor, axis: int) -> Tensor:
 
 
 def resize(data: Tensor, shape: Sequence[int]) -> Tensor:
-    """Resize (c, z, y, x) to `shape`, edge to edge, linear and anti-aliased.
-
-    Returns
-    -------
-    Tensor
-        (c, z, y, x) of `shape`, float.
-    """
+    """Return (c, z, y, x) on a grid of `shape`, edge to edge, linear and anti-aliased, as floats."""
     return zoom(data, [(0, n) for n in data.shape[1:]], shape)
 
 

@@ -310,7 +310,7 @@ def compare_with_plain(
     ------
     Progress
         After every pair.
-    Pairing
+    Comparison
         At last.
 
     Raises

@@ -167,11 +167,6 @@ def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | Source 
         The volume that was segmented: its affine is written exactly, and for a NIfTI its sform, qform and codes.
         For a DICOM SEG the folder or the files of the series (see `napari_fmseg.io.dicom.seg_writer`).
 
-    Returns
-    -------
-    Path
-        What was written.
-
     Raises
     ------
     UnwritableVolume

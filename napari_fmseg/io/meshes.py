@@ -74,11 +74,6 @@ def write_meshes(labels: LabelMap, path: Path | str, fmt: str = "", *, smooth: b
     smooth
         Take the steps of the voxels off (Taubin 1995), which keeps the volume.
 
-    Returns
-    -------
-    list of Path
-        What was written.
-
     Raises
     ------
     UnwritableVolume

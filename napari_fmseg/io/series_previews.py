@@ -66,7 +66,7 @@ def preview_series(path: Path | str, *, side: int = 96) -> tuple[SeriesPreview, 
 
     Returns
     -------
-    tuple of Offer
+    tuple of SeriesPreview
         Of DICOM series where there are any, else of volume files.
 
     Raises

@@ -30,11 +30,6 @@ def export_model(model: str | Path | ModelCard, path: Path | str) -> Path:
     path
         Where to; ends in ``.zip``.
 
-    Returns
-    -------
-    Path
-        What was written.
-
     Raises
     ------
     UnknownModel
@@ -125,11 +120,6 @@ def install_model(card: ModelCard, folder: Path | str | None = None, *, replace:
         By default the folder of the user's own models.
     replace
         Take it in place of another model of its name.
-
-    Returns
-    -------
-    ModelCard
-        As it is there.
 
     Raises
     ------

@@ -90,11 +90,6 @@ def convert_checkpoint(
     **kwargs
         Arguments of the network, such as ``n_classes=14`` or ``variant="v2"``.
 
-    Returns
-    -------
-    Converted
-        What was written.
-
     Raises
     ------
     WeightsMismatch

@@ -29,11 +29,6 @@ def join_models(cards: Sequence[str | Path], out: Path | str) -> ModelCard:
     out
         Where to write: NAME.safetensors, and NAME.toml beside it. What the cards say is kept, each sentence once.
 
-    Returns
-    -------
-    ModelCard
-        As written.
-
     Raises
     ------
     WeightsMismatch

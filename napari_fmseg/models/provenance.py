@@ -64,13 +64,7 @@ def manifest_path(result: Path) -> Path:
 
 
 def write_manifest(manifest: Manifest, result: Path) -> Path:
-    """Write the manifest of the finished file `result` beside it, atomically.
-
-    Returns
-    -------
-    pathlib.Path
-        The file that was written.
-    """
+    """Write the manifest of the finished file `result` beside it, atomically."""
     card = manifest.model
     content = {
         "format": "napari-fmseg run 1",

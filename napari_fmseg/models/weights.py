@@ -108,11 +108,6 @@ def save_model(card: ModelCard, nets: Mapping[str, nn.Module], folder: Path | st
         Made if it is not there.
     half
         Store the weights in float16: half the size; results differ by less than bfloat16 inference does.
-
-    Returns
-    -------
-    ModelCard
-        The card as written.
     """
     import torch
     from safetensors.torch import save

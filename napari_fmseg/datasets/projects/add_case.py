@@ -71,11 +71,6 @@ def add_case(
     again
         Take an image that is there already under another name. It keeps its role.
 
-    Returns
-    -------
-    Project
-        With the case.
-
     Raises
     ------
     FmsegError

@@ -76,11 +76,6 @@ def write_dicom_seg(
     made
         By the machine alone, by it and a person, or by a person.
 
-    Returns
-    -------
-    Path
-        What was written.
-
     Raises
     ------
     MissingExtra
