@@ -17,17 +17,15 @@ from qtpy.QtGui import QFontDatabase, QShowEvent
 from qtpy.QtWidgets import (
     QApplication,
     QDialog,
-    QHBoxLayout,
     QLabel,
     QPlainTextEdit,
     QPushButton,
     QSizePolicy,
     QStyle,
-    QVBoxLayout,
     QWidget,
 )
 
-from napari_fmseg._napari.common.widgets import ScrollArea
+from napari_fmseg._napari.common.widgets import ScrollArea, hbox, push_button, vbox
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.package import __version__
 
@@ -158,8 +156,10 @@ def on_screen(kind: type[Kind]) -> Kind | None:
 class ResearchOnly(QLabel):
     """The line that every dock carries."""
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, parent: QWidget | None = None, *, centred: bool = False) -> None:
         super().__init__(RESEARCH_ONLY, parent)
+        if centred:
+            self.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.setObjectName("fmseg_research_only")
         self.setWordWrap(True)
         self.setTextInteractionFlags(_SELECTABLE)
@@ -182,22 +182,21 @@ class TextDialog(QDialog):
         icon = QLabel()
         icon.setPixmap(self.style().standardIcon(mark).pixmap(32, 32))
         icon.setFixedWidth(40)
-        top = QHBoxLayout()
-        top.addWidget(icon, 0, Qt.AlignmentFlag.AlignTop)
-        top.addWidget(self.heading, 1)
-        self.body = QVBoxLayout()
-        self.body.setContentsMargins(0, 0, 8, 0)
-        self.body.setSpacing(8)
+        icon.setAlignment(Qt.AlignmentFlag.AlignTop)
         inner = QWidget()
-        inner.setLayout(self.body)
-        self.scroll = ScrollArea(inner)
-        self.buttons = QHBoxLayout()
-        self.column = QVBoxLayout(self)
-        self.column.setContentsMargins(16, 16, 16, 12)
-        self.column.setSpacing(10)
-        self.column.addLayout(top)
-        self.column.addWidget(self.scroll, 1)
-        self.column.addLayout(self.buttons)
+        self.body = vbox(of=inner, margins=(0, 0, 8, 0), spacing=8)
+        self.scroll, self.buttons = ScrollArea(inner), hbox()
+        parts = (hbox(icon, (self.heading, 1)), (self.scroll, 1), self.buttons)
+        self.column = vbox(*parts, of=self, margins=(16, 16, 16, 12), spacing=10)
+
+    def add_buttons(self, *buttons: tuple[QPushButton, str]) -> None:
+        """Add buttons with their tooltips: the first on the left, the others on the right, the last for Enter."""
+        for button, tip in buttons:
+            button.setToolTip(tip)
+            self.buttons.addWidget(button)
+        self.buttons.insertStretch(1, 1)
+        buttons[-1][0].setDefault(True)
+        buttons[-1][0].setFocus()
 
     def showEvent(self, event: QShowEvent | None) -> None:
         """Make the text as high as it needs, up to what fits on a small screen; more is scrolled."""
@@ -241,12 +240,12 @@ class ErrorDialog(TextDialog):
         self.details.setFixedHeight(DETAILS_HEIGHT)
         self.details.hide()
         self.column.insertWidget(2, self.details)
-        self.details_button, self.copy_button = QPushButton("Show details"), QPushButton("Copy report")
-        self.details_button.setToolTip("Versions, and where in the program it happened.")
-        self.copy_button.setToolTip("Copies this text with its details; nothing is sent. File names may stand in it.")
+        tip = "Versions, and where in the program it happened."
+        self.details_button = push_button("Show details", tip, auto_default=False)
+        tip = "Copies this text with its details; nothing is sent. File names may stand in it."
+        self.copy_button = push_button("Copy report", tip, auto_default=False)
         self.close_button = QPushButton("Close")
         for button in (self.details_button, self.copy_button):
-            button.setAutoDefault(False)
             self.buttons.addWidget(button)
         self.buttons.addStretch(1)
         self.buttons.addWidget(self.close_button)
@@ -311,11 +310,10 @@ class Choice(TextDialog):
         self.setObjectName("fmseg_choice")
         self.answer = 0
         self.body.addWidget(text_label(text))
-        self.answer_buttons = [QPushButton(answer) for answer in answers]
+        self.answer_buttons = [push_button(answer, auto_default=False) for answer in answers]
         self.cancel_button = QPushButton("Cancel")
         self.buttons.addStretch(1)
         for i, button in enumerate(self.answer_buttons):
-            button.setAutoDefault(False)
             button.clicked.connect(partial(self._on_answer, i))
             self.buttons.addWidget(button)
         self.buttons.addWidget(self.cancel_button)

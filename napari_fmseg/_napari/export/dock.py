@@ -8,15 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import Qt
-from qtpy.QtWidgets import (
-    QComboBox,
-    QFormLayout,
-    QHBoxLayout,
-    QProgressBar,
-    QPushButton,
-    QVBoxLayout,
-)
+from qtpy.QtWidgets import QComboBox
 
 from napari_fmseg._napari.choosers.image_volumes import is_preview
 from napari_fmseg._napari.choosers.label_pairing import label_map, note_new_labels
@@ -27,7 +19,19 @@ from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.shortcuts import bind
 from napari_fmseg._napari.common.tooltips import EXPORT
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON, ErrorBox, Note, limit_width
+from napari_fmseg._napari.common.widgets import (
+    PRIMARY_BUTTON,
+    SECONDARY_BUTTON,
+    ErrorBox,
+    Note,
+    allow,
+    form,
+    hbox,
+    limit_width,
+    progress_bar,
+    push_button,
+    vbox,
+)
 from napari_fmseg._napari.export.format_form import Way
 from napari_fmseg._napari.export.label_origin import Origin, in_file_order, origin_of, snapshot
 from napari_fmseg._napari.export.panels import ClassList, Destination, Outcome
@@ -61,8 +65,9 @@ class ExportDock(Dock):
         self._suggested = ""
         self.labels, self.way = QComboBox(), Way(self)
         self.classes, self.place = ClassList(), Destination()
-        self.export_button, self.cancel_button = QPushButton("&Export"), QPushButton("&Cancel")
-        self.bar = QProgressBar()
+        self.export_button = push_button("&Export", style=PRIMARY_BUTTON)
+        self.cancel_button = push_button("&Cancel", EXPORT.cancel, style=SECONDARY_BUTTON)
+        self.bar = progress_bar(steps=100)
         self.outcome, self.remarks, self.error = Outcome(), Note(), ErrorBox()
         self._build()
         self._connect()
@@ -74,38 +79,22 @@ class ExportDock(Dock):
     # --- how it looks ---
 
     def _build(self) -> None:
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
-        self.cancel_button.setToolTip(EXPORT.cancel)
         for combo in (self.labels, self.way.what, self.way.format):
             limit_width(combo, 12)
-        self.export_button.setStyleSheet(PRIMARY_BUTTON)
-        self.cancel_button.setStyleSheet("QPushButton { padding: 5px; }")
-        form = QFormLayout()
-        form.setSpacing(6)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.addRow("&Labels", self.labels)
-        form.addRow("&Write", self.way.what)
-        form.addRow("F&ormat", self.way.format)
-        form.addRow("", self.way.smooth)
-        form.addRow("Classes", self.classes)
-        form.addRow("&To", self.place)
-        form.labelForField(self.place).setBuddy(self.place.line)
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.export_button, 2)
-        buttons.addWidget(self.cancel_button, 1)
-        use = ResearchOnly()
-        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(8, 8, 8, 4)
-        layout.setSpacing(6)
-        layout.addLayout(form)
-        for widget in (self.error, self.remarks, self.outcome):
-            layout.addWidget(widget)
-        layout.addStretch(1)
-        layout.addLayout(buttons)
-        layout.addWidget(self.bar)
-        layout.addWidget(use)
+        fields = form(margins=None)
+        for name, field in (
+            ("&Labels", self.labels),
+            ("&Write", self.way.what),
+            ("F&ormat", self.way.format),
+            ("", self.way.smooth),
+            ("Classes", self.classes),
+            ("&To", self.place),
+        ):
+            fields.addRow(name, field)
+        fields.labelForField(self.place).setBuddy(self.place.line)
+        above = (fields, self.error, self.remarks, self.outcome)
+        below = (hbox((self.export_button, 2), (self.cancel_button, 1)), self.bar, ResearchOnly(centred=True))
+        vbox(*above, 1, *below, of=self, margins=(8, 8, 8, 4), spacing=6)
         self.setMinimumWidth(320)
 
     def _connect(self) -> None:
@@ -175,9 +164,7 @@ class ExportDock(Dock):
 
     def _look(self) -> None:
         """Enable the export, or state in the tooltip why it is not possible."""
-        why = self._disabled_reason()
-        self.export_button.setEnabled(not why)
-        self.export_button.setToolTip(why or EXPORT.export)
+        allow(self.export_button, self._disabled_reason(), EXPORT.export)
         self.cancel_button.setEnabled(self.job is not None)
 
     def _disabled_reason(self) -> str:
@@ -211,10 +198,8 @@ class ExportDock(Dock):
             return
         self._written, self._remarks = [], [] if labels.has_spacing else [EXPORT.no_spacing]
         self.bar.setRange(0, 0)  # busy, until the first number comes
-        self.job = start_job(lambda: _events(labels, origin, wanted), parent=self)
-        self.job.event.connect(self._on_event)
-        self.job.failed.connect(self.error.tell)
-        self.job.finished.connect(self._on_finished)
+        slots: dict[str, Any] = {"on_failed": self.error.tell, "on_finished": self._on_finished}
+        self.job = start_job(lambda: _events(labels, origin, wanted), parent=self, on_event=self._on_event, **slots)
         self._look()
 
     def _may_replace(self, labels: LabelMap, wanted: Export) -> bool:

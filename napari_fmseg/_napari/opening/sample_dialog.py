@@ -7,21 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import (
-    QDialog,
-    QHBoxLayout,
-    QLabel,
-    QListWidget,
-    QListWidgetItem,
-    QProgressBar,
-    QPushButton,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QDialog, QListWidget, QProgressBar, QWidget
 
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.tooltips import OPEN
 from napari_fmseg._napari.common.viewer_window import window_of
+from napari_fmseg._napari.common.widgets import allow, hbox, push_button, vbox, wrapped_label
 from napari_fmseg._napari.opening.open_files import Opening
 from napari_fmseg._napari.opening.public_samples import (
     PublicSample,
@@ -72,16 +63,15 @@ class PublicSamplesDialog(QDialog):
         self._download: Job | None = None
         self.setWindowTitle("Public sample volumes")
         self.list = QListWidget()
-        for sample in samples:
-            self.list.addItem(QListWidgetItem(sample.title))
-        self.says = QLabel()
-        self.says.setWordWrap(True)
-        self.says.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.list.addItems([sample.title for sample in samples])
+        self.says = wrapped_label(selectable=True)
         self.bar = QProgressBar()
         self.bar.setVisible(False)
-        self.agree = QPushButton("Download and open")
-        self.close_button = QPushButton("Close")
-        self._lay_out()
+        self.agree, self.close_button = push_button("Download and open"), push_button("Close")
+        self.list.setVisible(bool(self._samples))
+        self.list.setMaximumHeight(160)
+        vbox(self.list, self.says, self.bar, 0, hbox(0, self.agree, self.close_button), of=self)
+        self.resize(520, 340 if self._samples else 160)
         self.list.currentRowChanged.connect(self._on_row)
         self.agree.clicked.connect(self._on_agree)
         self.close_button.clicked.connect(self.reject)
@@ -89,23 +79,8 @@ class PublicSamplesDialog(QDialog):
         self.list.setCurrentRow(0)
         self._on_row(self.list.currentRow())
 
-    def _lay_out(self) -> None:
-        self.list.setVisible(bool(self._samples))
-        self.list.setMaximumHeight(160)
-        buttons = QHBoxLayout()
-        buttons.addStretch()
-        buttons.addWidget(self.agree)
-        buttons.addWidget(self.close_button)
-        layout = QVBoxLayout(self)
-        for part in (self.list, self.says, self.bar):
-            layout.addWidget(part)
-        layout.addStretch()
-        layout.addLayout(buttons)
-        self.resize(520, 340 if self._samples else 160)
-
     def _on_row(self, row: int) -> None:
-        self.agree.setEnabled(row >= 0)
-        self.agree.setToolTip(OPEN.download if row >= 0 else OPEN.no_download)
+        allow(self.agree, "" if row >= 0 else OPEN.no_download, OPEN.download)
         self.says.setText(_describe(self._samples[row]) if row >= 0 else _no_samples_text())
 
     def _on_agree(self) -> None:
@@ -115,10 +90,13 @@ class PublicSamplesDialog(QDialog):
         self.close_button.setText("Cancel")
         self.bar.setValue(0)
         self.bar.setVisible(True)
-        self._download = start_job(lambda: _download(sample), parent=self)
-        self._download.event.connect(self._on_event)
-        self._download.failed.connect(lambda error: self.says.setText(str(error)))
-        self._download.finished.connect(self._on_downloaded)
+        self._download = start_job(
+            lambda: _download(sample),
+            parent=self,
+            on_event=self._on_event,
+            on_failed=lambda error: self.says.setText(str(error)),
+            on_finished=self._on_downloaded,
+        )
 
     def _on_event(self, event: Progress | Path) -> None:
         if isinstance(event, Progress):
@@ -127,7 +105,7 @@ class PublicSamplesDialog(QDialog):
             Opening(self._viewer, [str(event)]).start()
             self.accept()
 
-    def _on_downloaded(self) -> None:
+    def _on_downloaded(self, _: bool) -> None:
         self._download = None
         self.bar.setVisible(False)
         self.list.setEnabled(True)

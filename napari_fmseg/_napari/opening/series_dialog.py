@@ -16,11 +16,11 @@ from qtpy.QtWidgets import (
     QLabel,
     QTreeWidget,
     QTreeWidgetItem,
-    QVBoxLayout,
     QWidget,
 )
 
 from napari_fmseg._napari.common.tooltips import OPEN
+from napari_fmseg._napari.common.widgets import allow, vbox, wrapped_label
 from napari_fmseg.io.series_previews import SeriesPreview
 
 __all__ = ["SeriesChooser", "choose"]
@@ -60,16 +60,13 @@ class SeriesChooser(QDialog):
         self.setModal(True)
         self._list = QTreeWidget()
         self._fill()
-        head = QLabel(f"“{where}” holds {len(self._offers)} volumes. Which of them shall be opened?")
-        head.setWordWrap(True)
+        head = wrapped_label(f"“{where}” holds {len(self._offers)} volumes. Which of them shall be opened?")
         hint = QLabel("Ctrl or Shift and a click take several; a double click opens one.")
         self._buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Open | QDialogButtonBox.StandardButton.Cancel)
         for button in self._buttons.buttons():
             button.setIcon(QIcon())  # napari's own buttons have none
         self._open = self._buttons.button(QDialogButtonBox.StandardButton.Open)
-        layout = QVBoxLayout(self)
-        for part in (head, self._list, hint, self._buttons):
-            layout.addWidget(part)
+        vbox(head, self._list, hint, self._buttons, of=self)
         self._buttons.accepted.connect(self.accept)
         self._buttons.rejected.connect(self.reject)
         self._list.itemSelectionChanged.connect(self._on_selection)
@@ -119,9 +116,8 @@ class SeriesChooser(QDialog):
 
     def _on_selection(self) -> None:
         count = len(self.chosen)
-        self._open.setEnabled(count > 0)
         self._open.setText("Open" if count < 2 else f"Open {count}")
-        self._open.setToolTip("" if count else OPEN.no_series)
+        allow(self._open, "" if count else OPEN.no_series, "")
 
 
 def _texts(offer: SeriesPreview) -> list[str]:

@@ -70,13 +70,8 @@ class UnsavedDialog(TextDialog):
         self.save_button, self.discard_button = QPushButton("Save …"), QPushButton("Discard")
         self.cancel_button = QPushButton("Cancel")
         discard = RECOVERY.discard if kept else RECOVERY.discard_for_good
-        for button, tip in ((self.discard_button, discard), (self.cancel_button, RECOVERY.cancel),
-                            (self.save_button, RECOVERY.save)):  # fmt: skip
-            button.setToolTip(tip)
-            self.buttons.addWidget(button)
-        self.buttons.insertStretch(1, 1)
-        self.save_button.setDefault(True)
-        self.save_button.setFocus()
+        cancel, save = (self.cancel_button, RECOVERY.cancel), (self.save_button, RECOVERY.save)
+        self.add_buttons((self.discard_button, discard), cancel, save)
         self.save_button.clicked.connect(self._on_save)
         self.discard_button.clicked.connect(self.accept)
         self.cancel_button.clicked.connect(self.reject)
@@ -88,10 +83,8 @@ class UnsavedDialog(TextDialog):
         self.error.tell(None)
         self._allow(False)
         jobs = [(layer, path) for layer, path in zip(self._layers, paths, strict=True) if layer not in self.saved]
-        job = start_job(lambda: _write(jobs, self._others), parent=self)
-        job.event.connect(self.saved.append)
-        job.failed.connect(self.error.tell)
-        job.finished.connect(self._on_finished)
+        slots: dict[str, Any] = {"on_failed": self.error.tell, "on_finished": self._on_finished}
+        start_job(lambda: _write(jobs, self._others), parent=self, on_event=self.saved.append, **slots)
 
     def _on_finished(self, done: bool) -> None:
         self._allow(True)

@@ -67,11 +67,9 @@ class Session(QObject):
         self._held.layers = layers
         self.newest, self.final, self.kept = None, None, layers.kept
         asked = dataclasses.replace(request, before=layers.before())
-        self._job = start_job(lambda: run_to_layers(asked, engine), engine.cancel, self.parent())
+        slots: dict[str, Any] = {"on_event": self._on_event, "on_failed": self.failed, "on_finished": self._on_finished}
+        self._job = start_job(lambda: run_to_layers(asked, engine), engine.cancel, self.parent(), **slots)
         self._held.job = self._job
-        self._job.event.connect(self._on_event)
-        self._job.failed.connect(self.failed)
-        self._job.finished.connect(self._on_finished)
 
     def cancel(self) -> None:
         """End the run soon; `finished(False)` follows."""

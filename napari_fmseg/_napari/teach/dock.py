@@ -8,14 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QTimer
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import (
-    QLabel,
-    QTabWidget,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QTabWidget, QWidget
 
 from napari_fmseg._napari.choosers.model_chooser import ModelChooser
 from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error
@@ -23,7 +18,7 @@ from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer, window_of
-from napari_fmseg._napari.common.widgets import ErrorBox, Note, ScrollArea
+from napari_fmseg._napari.common.widgets import ErrorBox, Note, ScrollArea, vbox, wrapped_label
 from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.layers import colormap_of
 from napari_fmseg._napari.opening.open_files import Opening
@@ -78,7 +73,7 @@ class TeachDock(Dock):
         self._conflict: LabelsChanged | None = None
         self._remarks: dict[str, str] = {}  # of the training, by what they are about
         self.bar = ProjectBar(self._likely)
-        self.facts, self.note, self.error = QLabel(), Note(), ErrorBox()
+        self.facts, self.note, self.error = wrapped_label(), Note(), ErrorBox()
         self.add, self.cases = AddCase(napari_viewer), CaseTable()
         self.train, self.versions = TrainPanel(), VersionList()
         self.round, self.predicting = Round(self), TrainingRun(self)
@@ -97,31 +92,18 @@ class TeachDock(Dock):
     # --- how it looks ---
 
     def _build(self) -> None:
-        self.facts.setWordWrap(True)
         first = QWidget()
-        rows = QVBoxLayout(first)
-        rows.setContentsMargins(6, 6, 6, 6)
-        rows.setSpacing(8)
-        rows.addWidget(self.add)
-        rows.addWidget(self.cases, 1)
+        vbox(self.add, (self.cases, 1), of=first, margins=(6, 6, 6, 6), spacing=8)
         for page, title in ((first, "Cases"), (self.train, "Train"), (self.versions, "Versions")):
             self.pages.addTab(ScrollArea(page), title)
-        use = ResearchOnly()
-        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(6, 6, 6, 4)
-        layout.setSpacing(5)
-        layout.addWidget(self.bar)
-        layout.addWidget(self.facts)
-        layout.addWidget(self.pages, 1)
-        for widget in (self.note, self.error, use):
-            layout.addWidget(widget)
+        below = (self.note, self.error, ResearchOnly(centred=True))
+        vbox(self.bar, self.facts, (self.pages, 1), *below, of=self, margins=(6, 6, 6, 4), spacing=5)
         self.setMinimumWidth(370)
         self.setAcceptDrops(True)
 
     def _connect(self) -> None:
         self.bar.chosen.connect(self.open_folder)
-        self.error.details_requested.connect(self._on_details)
+        self.error.details_requested.connect(lambda error: show_error(self, error))
         self.add.add.connect(self._on_add)
         self.add.failed.connect(self._on_failed)
         self.cases.opened.connect(self._on_case)
@@ -139,7 +121,7 @@ class TeachDock(Dock):
         self.predicting.changed.connect(self._on_predicting)
         self.predicting.event.connect(self._on_predicted)
         self.versions.use.connect(self._on_use)
-        self.versions.roll_back.connect(self._on_roll_back)
+        self.versions.roll_back.connect(lambda: self._on_use(0))
         self.versions.export.connect(self._on_export)
         self.versions.import_.connect(self._on_import)
 
@@ -169,10 +151,8 @@ class TeachDock(Dock):
             self.pages.setEnabled(self.round.running)
 
     def _start_job(self, work: Callable[[], Iterator[Any]]) -> None:
-        self._job = start_job(work, parent=self)
-        self._job.event.connect(self._on_done)
-        self._job.failed.connect(self._on_failed)
-        self._job.finished.connect(self._on_finished)
+        slots: dict[str, Any] = {"on_failed": self._on_failed, "on_finished": self._on_finished}
+        self._job = start_job(work, parent=self, on_event=self._on_done, **slots)
 
     def _on_done(self, event: Any) -> None:
         if isinstance(event, Progress):
@@ -247,9 +227,6 @@ class TeachDock(Dock):
             self._on_add(replace(what, replace=True))
         else:
             self.error.tell(error)
-
-    def _on_details(self, error: Any) -> None:
-        show_error(self, error)
 
     # --- cases ---
 
@@ -351,9 +328,6 @@ class TeachDock(Dock):
         if self.project is not None:
             folder = self.project.folder
             self._do(lambda: activate_version_job(folder, number))
-
-    def _on_roll_back(self) -> None:
-        self._on_use(0)
 
     def _on_export(self) -> None:
         known = self._known.versions if self._known else ()
