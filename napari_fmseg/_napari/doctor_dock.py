@@ -32,15 +32,11 @@ class DoctorDock(Dock):
 
     Parameters
     ----------
-    napari_viewer
-        Not needed; docks are given it.
     command
         What to run; it writes a JSON list of findings.
 
     Attributes
     ----------
-    again_button, copy_button
-        To be clicked.
     list
         Shows the findings, the worst first.
     findings

@@ -17,15 +17,9 @@ __all__ = ["ChannelChooser"]
 
 
 class ChannelChooser(QWidget):
-    """One image for every channel of a model after the first; hidden where the first image has them all.
+    """One image for every channel of a model after the first; hidden where the first image has them all."""
 
-    Attributes
-    ----------
-    chosen
-        Signal: another image.
-    """
-
-    chosen = Signal()
+    chosen = Signal()  # another image
 
     def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)

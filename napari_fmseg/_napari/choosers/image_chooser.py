@@ -58,7 +58,7 @@ class ImageChooser(QComboBox):
         self._links.connect(self._on_layers, events.removed, events.reordered)
         self._links.connect(self._on_active, viewer.layers.selection.events.active)
         events.inserted.connect(note_new_labels)  # once per viewer, however many choosers there are
-        self.currentIndexChanged.connect(lambda: self.chosen.emit())
+        self.currentIndexChanged.connect(self.chosen)
         self._fill()
 
     @property

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from html import escape
 
-from qtpy.QtCore import QEvent, QObject, Qt, Signal
+from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QCheckBox, QLineEdit, QListWidget, QListWidgetItem, QWidget
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume
 from napari_fmseg._napari.common.tooltips import SEGMENT
-from napari_fmseg._napari.common.widgets import NO_MARGINS, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import NO_MARGINS, paragraph, vbox
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.licences import remember_terms, unread_terms
@@ -52,8 +52,8 @@ class ModelChooser(QWidget):
         self.list.setSpacing(1)
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.facts = wrapped_label(tip=SEGMENT.model_card, selectable=True)
-        self.rest = wrapped_label(selectable=True)
+        self.facts = paragraph(tip=SEGMENT.model_card, selectable=True)
+        self.rest = paragraph(selectable=True)
         self.accept = QCheckBox("I &accept the terms of this model")
         self.accept.setToolTip("The training data of this model restrict its use. You are asked once.")
         vbox(self.search, self.list, of=self, margins=NO_MARGINS, spacing=3)
@@ -143,9 +143,8 @@ class ModelChooser(QWidget):
         card = self.card
         self.facts.setText(facts_of(card) if card else "No model fits the search. Clear it to see all of them.")
         self.rest.setText(all_of(card) if card else "")
-        self.accept.blockSignals(True)
-        self.accept.setChecked(False)
-        self.accept.blockSignals(False)
+        with QSignalBlocker(self.accept):
+            self.accept.setChecked(False)
         self.accept.setVisible(bool(self.terms))
         self.chosen.emit()
 

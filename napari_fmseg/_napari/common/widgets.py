@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TypeAlias, TypeVar
 
-from qtpy.QtCore import QEvent, QObject, QSize, Qt, Signal
+from qtpy.QtCore import QEvent, QObject, QSize, Qt
 from qtpy.QtGui import QResizeEvent
 from qtpy.QtWidgets import (
-    QApplication,
     QBoxLayout,
     QComboBox,
     QFormLayout,
@@ -25,17 +24,16 @@ from qtpy.QtWidgets import (
 __all__ = [
     "Collapsible",
     "Column",
-    "ErrorBox",
     "Note",
     "ScrollArea",
     "add_row",
     "allow",
     "form",
     "hbox",
+    "paragraph",
     "progress_bar",
     "push_button",
     "vbox",
-    "wrapped_label",
 ]
 
 Part: TypeAlias = QWidget | QLayout | tuple[QWidget | QLayout, int] | int
@@ -46,7 +44,6 @@ NO_MARGINS: Margins = (0, 0, 0, 0)
 
 # Its own ground and its own text, so that both of napari's themes can be read.
 _NOTE = "QLabel { background: #ffe08a; color: #2b2300; border-radius: 3px; padding: 4px 6px; }"
-_ERROR = "QFrame#error { background: #8c1d18; border-radius: 3px; } QFrame#error QLabel { color: white; background: transparent; }"  # noqa: E501
 
 
 PRIMARY_BUTTON = (
@@ -144,7 +141,7 @@ def push_button(text: str, tip: str = "", *, style: str = "", auto_default: bool
     return made
 
 
-def wrapped_label(text: str = "", tip: str = "", *, selectable: bool = False, plain: bool = False) -> QLabel:
+def paragraph(text: str = "", tip: str = "", *, selectable: bool = False, plain: bool = False) -> QLabel:
     """Make a text of several lines; a `plain` one shows markup as it is."""
     made = QLabel(text)
     made.setWordWrap(True)
@@ -186,44 +183,6 @@ class Note(QLabel):
         """Show these sentences, each once."""
         self.setText("\n".join(dict.fromkeys(texts)))
         self.setVisible(bool(texts))
-
-
-class ErrorBox(QFrame):
-    """Red: what happened and what to do, to be read and copied; hidden while all is well.
-
-    Attributes
-    ----------
-    details_requested
-        Signal with the error: the user wants to see all of it.
-    """
-
-    details_requested = Signal(object)
-
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self.setObjectName("error")
-        self.setStyleSheet(_ERROR)
-        self.error: BaseException | None = None
-        self.text = wrapped_label(selectable=True)
-        self.copy = push_button("Cop&y", "Copies the message, to be sent or searched for.")
-        self.more = push_button("Details", "Opens the message in a window of its own, with what a report needs.")
-        vbox(self.text, hbox(1, self.copy, self.more), of=self, margins=(6, 6, 6, 6))
-        self.copy.clicked.connect(self._on_copy)
-        self.more.clicked.connect(self._on_more)
-        self.hide()
-
-    def tell(self, error: BaseException | None) -> None:
-        """Show an error, or with None that there is none."""
-        self.error = error
-        self.text.setText(str(error) if error is not None else "")
-        self.setVisible(error is not None)
-
-    def _on_copy(self) -> None:
-        QApplication.clipboard().setText(self.text.text())
-
-    def _on_more(self) -> None:
-        if self.error is not None:
-            self.details_requested.emit(self.error)
 
 
 class Collapsible(QWidget):
@@ -280,13 +239,7 @@ class ScrollArea(QScrollArea):
 
 
 class Column(ScrollArea):
-    """Widgets below one another that scroll where they do not fit; text that wraps gets the height that it needs.
-
-    Attributes
-    ----------
-    rows
-        The layout to add them to.
-    """
+    """Widgets below one another that scroll where they do not fit; text that wraps gets the height that it needs."""
 
     def __init__(self, parent: QWidget | None = None) -> None:
         self._inside = QWidget()

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QComboBox
 
 from napari_fmseg._napari.choosers.image_volumes import is_preview
 from napari_fmseg._napari.choosers.label_pairing import label_map, note_new_labels
-from napari_fmseg._napari.common.dialogs import ResearchOnly, ask, show_error
+from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly, ask
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.job import Job, start_job
@@ -22,7 +22,6 @@ from napari_fmseg._napari.common.viewer_window import unwrap_viewer
 from napari_fmseg._napari.common.widgets import (
     PRIMARY_BUTTON,
     SECONDARY_BUTTON,
-    ErrorBox,
     Note,
     allow,
     form,
@@ -45,13 +44,7 @@ __all__ = ["ExportDock"]
 
 
 class ExportDock(Dock):
-    """Writes the labels of a layer to files.
-
-    Parameters
-    ----------
-    napari_viewer
-        The viewer; napari gives it.
-    """
+    """Writes the labels of a layer to files."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
@@ -68,7 +61,7 @@ class ExportDock(Dock):
         self.export_button = push_button("&Export", style=PRIMARY_BUTTON)
         self.cancel_button = push_button("&Cancel", EXPORT.cancel, style=SECONDARY_BUTTON)
         self.bar = progress_bar(steps=100)
-        self.outcome, self.remarks, self.error = Outcome(), Note(), ErrorBox()
+        self.outcome, self.remarks, self.error = Outcome(), Note(), ErrorBox(title="The labels were not exported")
         self._build()
         self._connect()
         self._on_way()
@@ -104,9 +97,6 @@ class ExportDock(Dock):
         self.place.changed.connect(self._look)
         self.export_button.clicked.connect(self._on_export)
         self.cancel_button.clicked.connect(self._on_cancel)
-        self.error.details_requested.connect(
-            lambda error: show_error(self, error, title="The labels were not exported")
-        )
         layers = self.viewer.layers
         layers.events.inserted.connect(note_new_labels)
         self._links = Links(self)

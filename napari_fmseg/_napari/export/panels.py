@@ -9,7 +9,7 @@ from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QApplication, QFileDialog, QFrame, QLineEdit, QListWidget, QListWidgetItem, QWidget
 
 from napari_fmseg._napari.common.tooltips import EXPORT
-from napari_fmseg._napari.common.widgets import NO_MARGINS, hbox, push_button, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import NO_MARGINS, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.export.format_form import SUFFIXES
 from napari_fmseg._napari.results.class_colors import SWATCH, color_icon
 from napari_fmseg.core.volume import LabelMap
@@ -21,15 +21,9 @@ _DONE = "QFrame#done { border: 1px solid #3a9d5d; border-radius: 3px; }"
 
 
 class ClassList(QWidget):
-    """The classes of the labels, with a box to tick each.
+    """The classes of the labels, with a box to tick each."""
 
-    Attributes
-    ----------
-    changed
-        Signal: a box was ticked or cleared.
-    """
-
-    changed = Signal()
+    changed = Signal()  # a box was ticked or cleared
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -40,7 +34,7 @@ class ClassList(QWidget):
         self.list.setStyleSheet("QListWidget { padding: 2px 4px; }")
         self.all, self.none = push_button("&All", EXPORT.all_classes), push_button("&None", EXPORT.no_classes)
         vbox(self.list, hbox(self.all, self.none, 1), of=self, margins=NO_MARGINS, spacing=4)
-        self.list.itemChanged.connect(lambda: self.changed.emit())
+        self.list.itemChanged.connect(self.changed)
         self.all.clicked.connect(lambda: self._tick(Qt.CheckState.Checked))
         self.none.clicked.connect(lambda: self._tick(Qt.CheckState.Unchecked))
 
@@ -89,15 +83,9 @@ class ClassList(QWidget):
 
 
 class Destination(QWidget):
-    """A line for a file or a folder, and a button to choose it.
+    """A line for a file or a folder, and a button to choose it."""
 
-    Attributes
-    ----------
-    changed
-        Signal: another place was typed or chosen.
-    """
-
-    changed = Signal()
+    changed = Signal()  # another place was typed or chosen
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -166,7 +154,7 @@ class Outcome(QFrame):
         self.setObjectName("done")
         self.setStyleSheet(_DONE)
         self.paths: list[Path] = []
-        self.text = wrapped_label(selectable=True)
+        self.text = paragraph(selectable=True)
         self.folder = push_button("Show &folder", EXPORT.show_folder)
         self.copy = push_button("Copy &path", EXPORT.copy_path)
         vbox(self.text, hbox(self.folder, self.copy, 1), of=self, margins=(6, 6, 6, 6))

@@ -10,10 +10,10 @@ from qtpy.QtGui import QDragEnterEvent, QDragLeaveEvent, QDropEvent
 from qtpy.QtWidgets import QFileDialog, QFrame, QProgressBar, QSizePolicy, QWidget
 
 from napari_fmseg._napari.common.tooltips import OPEN
-from napari_fmseg._napari.common.widgets import hbox, push_button, vbox, wrapped_label
-from napari_fmseg._napari.opening.open_files import Opening, open_paths, tell
+from napari_fmseg._napari.common.widgets import hbox, paragraph, push_button, vbox
+from napari_fmseg._napari.opening.open_files import Opening, tell
 
-__all__ = ["DropZone", "Opening", "open_paths"]
+__all__ = ["DropZone"]
 
 _FILTER = (
     "Volumes (*.nii *.nii.gz *.hdr *.img *.nrrd *.nhdr *.mha *.mhd *.dcm *.zip DICOMDIR);;"
@@ -56,7 +56,7 @@ class DropZone(QWidget):
         self._opening: Opening | None = None
         self._frame = QFrame()
         self._frame.setObjectName("fmsegDropZone")
-        self._says = wrapped_label()
+        self._says = paragraph()
         self._says.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._busy = QProgressBar()
         self._busy.setRange(0, 0)
@@ -123,7 +123,7 @@ class DropZone(QWidget):
         self._emit_chosen(lambda start: [QFileDialog.getExistingDirectory(self, "Open a folder", start)])
 
     def _emit_chosen(self, ask: Callable[[str], list[str]]) -> None:
-        """Ask for paths, starting where napari opened something last, which it remembers for the next time."""
+        """Request paths, starting where napari opened something last, which it remembers for the next time."""
         from napari.utils.history import get_open_history, update_open_history
 
         paths = [path for path in ask(get_open_history()[0]) if path]

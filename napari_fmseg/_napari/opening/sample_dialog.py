@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QDialog, QListWidget, QProgressBar, QWidget
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.tooltips import OPEN
 from napari_fmseg._napari.common.viewer_window import window_of
-from napari_fmseg._napari.common.widgets import allow, hbox, push_button, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import allow, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.opening.open_files import Opening
 from napari_fmseg._napari.opening.public_samples import (
     PublicSample,
@@ -45,17 +45,7 @@ def show_public_samples() -> None:
 
 
 class PublicSamplesDialog(QDialog):
-    """Lists public volumes and opens the one that the user agrees to download.
-
-    Parameters
-    ----------
-    viewer
-        Where it is opened.
-    samples
-        What is offered.
-    parent
-        The window before which it stands.
-    """
+    """Lists public volumes and opens the one that the user agrees to download in the viewer."""
 
     def __init__(self, viewer: Any, samples: tuple[PublicSample, ...], parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -64,7 +54,7 @@ class PublicSamplesDialog(QDialog):
         self.setWindowTitle("Public sample volumes")
         self.list = QListWidget()
         self.list.addItems([sample.title for sample in samples])
-        self.says = wrapped_label(selectable=True)
+        self.says = paragraph(selectable=True)
         self.bar = QProgressBar()
         self.bar.setVisible(False)
         self.agree, self.close_button = push_button("Download and open"), push_button("Close")

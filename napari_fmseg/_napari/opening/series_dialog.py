@@ -19,8 +19,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_fmseg._napari.common.dialogs import run_modal
 from napari_fmseg._napari.common.tooltips import OPEN
-from napari_fmseg._napari.common.widgets import allow, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import allow, paragraph, vbox
 from napari_fmseg.io.series_previews import SeriesPreview
 
 __all__ = ["SeriesChooser", "choose"]
@@ -32,22 +33,11 @@ _PICTURE = 72
 def choose(offers: Sequence[SeriesPreview], parent: QWidget | None = None) -> list[SeriesPreview]:
     """Show the series and return those to open; none if the user cancels."""
     dialog = SeriesChooser(offers, parent)
-    try:
-        return dialog.chosen if dialog.exec() == QDialog.DialogCode.Accepted else []
-    finally:
-        dialog.deleteLater()
+    return dialog.chosen if run_modal(dialog) else []
 
 
 class SeriesChooser(QDialog):
-    """Lists what a folder offers, with a picture, and lets the user take one or several.
-
-    Parameters
-    ----------
-    offers
-        What there is; see `napari_fmseg.io.series_previews.preview_series`.
-    parent
-        The window before which it stands.
-    """
+    """Lists what a folder offers, as `preview_series` tells it, and lets the user take one or several."""
 
     def __init__(self, offers: Sequence[SeriesPreview], parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -60,7 +50,7 @@ class SeriesChooser(QDialog):
         self.setModal(True)
         self._list = QTreeWidget()
         self._fill()
-        head = wrapped_label(f"“{where}” holds {len(self._offers)} volumes. Which of them shall be opened?")
+        head = paragraph(f"“{where}” holds {len(self._offers)} volumes. Which of them shall be opened?")
         hint = QLabel("Ctrl or Shift and a click take several; a double click opens one.")
         self._buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Open | QDialogButtonBox.StandardButton.Cancel)
         for button in self._buttons.buttons():

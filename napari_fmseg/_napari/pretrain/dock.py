@@ -10,7 +10,7 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication, QCheckBox, QVBoxLayout
 
-from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error, text_label
+from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly, text_label
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.time_estimate import format_seconds
@@ -22,14 +22,13 @@ from napari_fmseg._napari.common.widgets import (
     PRIMARY_BUTTON,
     SECONDARY_BUTTON,
     Column,
-    ErrorBox,
     Note,
     allow,
     hbox,
+    paragraph,
     progress_bar,
     push_button,
     vbox,
-    wrapped_label,
 )
 from napari_fmseg._napari.pretrain.form import PretrainForm
 from napari_fmseg._napari.pretrain.panels import LeftOut, Outcome, Plots, SampleLayers, folder_in
@@ -50,20 +49,13 @@ class PretrainDock(Dock):
 
     Parameters
     ----------
-    napari_viewer
-        The viewer; napari gives it.
     more
         Fields of the recipe that the form does not show, for scripts.
     program
         The words before the command; see `napari_fmseg.workers.training.PROGRAM`.
-
-    Attributes
-    ----------
-    ready
-        Signal with the path of a model's card: the user wants to start from it.
     """
 
-    ready = Signal(object)
+    ready = Signal(object)  # with the path of a model's card: the user wants to start from it
 
     def __init__(
         self, napari_viewer: Any, *, more: Mapping[str, Any] | None = None, program: Sequence[str] = PROGRAM
@@ -81,7 +73,7 @@ class PretrainDock(Dock):
         self.start_button = push_button("Start pre&training", style=PRIMARY_BUTTON)
         self.stop_button = push_button("St&op", style=SECONDARY_BUTTON)
         self.resume_button = push_button("&Resume", style=SECONDARY_BUTTON)
-        self.bar, self.text = progress_bar(PRETRAIN.progress, _BAR), wrapped_label(tip=PRETRAIN.progress)
+        self.bar, self.text = progress_bar(PRETRAIN.progress, _BAR), paragraph(tip=PRETRAIN.progress)
         self._timer = QTimer(self, interval=_TICK_MS)
         self._build()
         self._connect()
@@ -117,7 +109,6 @@ class PretrainDock(Dock):
         self.stop_button.clicked.connect(self._on_stop)
         self.resume_button.clicked.connect(self._on_resume)
         self.outcome.use.connect(self._on_use)
-        self.error.details_requested.connect(lambda error: show_error(self, error))
         self.training.event.connect(self._on_event)
         self.training.changed.connect(self._on_state)
         self.training.failed.connect(self.error.tell)

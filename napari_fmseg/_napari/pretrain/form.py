@@ -29,26 +29,13 @@ _MINUTES, _STEPS = 30, 2000
 
 
 class PretrainForm(QWidget):
-    """The form.
+    """The form; `more` are fields of the recipe that it does not show."""
 
-    Parameters
-    ----------
-    more
-        Fields of the recipe that it does not show.
-
-    Attributes
-    ----------
-    more_fields
-        Those fields, for the next run.
-    changed
-        Signal: something was changed, so that a start may have become possible or impossible.
-    """
-
-    changed = Signal()
+    changed = Signal()  # a start may have become possible or impossible
 
     def __init__(self, more: Mapping[str, Any] | None = None, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.more_fields = dict(more or {})
+        self.more_fields = dict(more or {})  # for the next run
         self._proposed = ""
         self.volumes = FolderRow("Drop a folder with scans", "A folder with scans", PRETRAIN.volumes)
         self.out = FolderRow("A folder of its own", "Where to save", PRETRAIN.out)

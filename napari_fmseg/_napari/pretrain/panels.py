@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QFileDialog, QFrame, QLineEdit, QWidget
 
 from napari_fmseg._napari.common.curves import Curves
 from napari_fmseg._napari.common.tooltips import PRETRAIN
-from napari_fmseg._napari.common.widgets import NO_MARGINS, Collapsible, hbox, push_button, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import NO_MARGINS, Collapsible, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.pretrain.plan import Shown
 from napari_fmseg.core.events import FILE_LEFT_OUT, EpochDone, Progress, StepDone, TrainEvent, Warned
 
@@ -24,22 +24,10 @@ _DONE = "QFrame#outcome { border: 1px solid #2f9e57; border-radius: 3px; }"
 class FolderRow(QWidget):
     """A folder's path, a button to browse for it, and a place to drop it.
 
-    Parameters
-    ----------
-    hint
-        What is shown while it is empty.
-    title
-        Of the window in which one browses.
-    tip
-        Its tooltip.
-
-    Attributes
-    ----------
-    changed
-        Signal: another path.
+    The `hint` is shown while it is empty; `title` is that of the window in which one browses.
     """
 
-    changed = Signal()
+    changed = Signal()  # another path
 
     def __init__(self, hint: str, title: str, tip: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -91,7 +79,7 @@ class Plots(QWidget):
         colors = {"training": "#56b4e9", "held out": "#e69f00"}
         self.loss = Curves("", "loss", colors=colors)
         self.dice = Curves("step", "Dice", y_range=(0, 1), colors={"held-out Dice": "#009e73"}, digits=2)
-        self.facts = wrapped_label(tip=PRETRAIN.facts)
+        self.facts = paragraph(tip=PRETRAIN.facts)
         self.loss.setToolTip(PRETRAIN.loss)
         self.dice.setToolTip(PRETRAIN.dice)
         vbox(self.facts, (self.loss, 1), (self.dice, 1), of=self, margins=NO_MARGINS, spacing=4)
@@ -140,7 +128,7 @@ class LeftOut(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.texts: list[str] = []
-        self.details = wrapped_label(selectable=True, plain=True)
+        self.details = paragraph(selectable=True, plain=True)
         self.details.setContentsMargins(12, 0, 0, 0)
         self.more = Collapsible("", self.details, PRETRAIN.left_out)
         vbox(self.more, of=self, margins=NO_MARGINS)
@@ -165,22 +153,16 @@ class LeftOut(QWidget):
 
 
 class Outcome(QFrame):
-    """The model that a run has left, and what to do with it; hidden while there is none.
+    """The model that a run has left, and what to do with it; hidden while there is none."""
 
-    Attributes
-    ----------
-    use
-        Signal with the card's path: the user wants to start from it.
-    """
-
-    use = Signal(object)
+    use = Signal(object)  # with the card's path: the user wants to start from it
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setObjectName("outcome")
         self.setStyleSheet(_DONE)
         self.path: Path | None = None
-        self.text = wrapped_label(selectable=True, plain=True)
+        self.text = paragraph(selectable=True, plain=True)
         self.use_button = push_button("&Use as starting point", PRETRAIN.use)
         self.folder_button = push_button("Show folder", PRETRAIN.show_folder)
         vbox(self.text, hbox((self.use_button, 2), (self.folder_button, 1)), of=self, margins=(6, 6, 6, 6))
@@ -204,13 +186,7 @@ class Outcome(QFrame):
 
 
 class SampleLayers:
-    """The layers of the sample in the viewer, refreshed in place; one that the user removes does not come back.
-
-    Parameters
-    ----------
-    viewer
-        Where they lie.
-    """
+    """The layers of the sample in the viewer, refreshed in place; one that the user removes does not come back."""
 
     def __init__(self, viewer: Any) -> None:
         self._viewer = viewer

@@ -29,26 +29,12 @@ ROW_HEIGHT, MOST_ROWS = 30, 8
 
 
 class RecoveryDialog(TextDialog):
-    """Lists autosaved labels with Restore, Keep for later and Delete; Esc keeps all.
+    """Lists labels that a crash left behind, or that were removed, with Restore, Keep for later and Delete.
 
-    Parameters
-    ----------
-    saves
-        What a crash left behind, or what was removed.
-    parent
-        The viewer's window.
-    is_crash
-        Which of the two it is.
-
-    Attributes
-    ----------
-    restored
-        Signal with the list of `Autosave` that the user wants back.
-    table, restore_button, later_button, delete_button
-        To be clicked; the first column of the table has the ticks.
+    Esc keeps all. The first column of the table has the ticks.
     """
 
-    restored = Signal(object)
+    restored = Signal(object)  # with the list of `Autosave` that the user wants back
 
     def __init__(self, saves: Sequence[Autosave], parent: QWidget | None = None, *, is_crash: bool = True) -> None:
         title = "Labels of an earlier session" if is_crash else "Recently removed labels"

@@ -16,7 +16,7 @@ from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.table_widget import plain_table
 from napari_fmseg._napari.common.tooltips import CLASSES
-from napari_fmseg._napari.common.widgets import NO_MARGINS, allow, hbox, push_button, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import NO_MARGINS, allow, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.layer_transform import has_spacing, moves_of
 from napari_fmseg._napari.layers import names_of
 from napari_fmseg._napari.results.class_colors import SWATCH, Rgba, color_icon, colors_of, rename, set_colors
@@ -36,18 +36,10 @@ ROWS = 8  # in sight without scrolling
 
 
 class ClassTable(QWidget):
-    """Classes of one labels layer of a viewer.
+    """Classes of one labels layer of a viewer."""
 
-    Attributes
-    ----------
-    measured
-        Signal: the figures are those of the layer now.
-    failed
-        Signal: an error that the user should see.
-    """
-
-    measured = Signal()
-    failed = Signal(object)
+    measured = Signal()  # the figures are those of the layer now
+    failed = Signal(object)  # an error that the user should see
 
     def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -60,7 +52,7 @@ class ClassTable(QWidget):
         self._point: tuple[float, ...] = ()
         self._timer = QTimer(self, singleShot=True, interval=WAIT_MS)
         self._timer.timeout.connect(self._on_time)
-        self.title = wrapped_label()
+        self.title = paragraph()
         self.title.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.table = self._build_table()
         self.save = push_button("Stati&stics …")

@@ -11,13 +11,13 @@ from qtpy.QtWidgets import QComboBox, QDialog, QFileDialog, QLabel, QTableWidget
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, cases_of
 from napari_fmseg._napari.choosers.label_pairing import image_of, is_of, label_map, lies_on, why_ask
-from napari_fmseg._napari.common.dialogs import ask, show_error
+from napari_fmseg._napari.common.dialogs import ErrorBox, ask
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.number_boxes import NumberBox
 from napari_fmseg._napari.common.table_widget import plain_table, set_columns
 from napari_fmseg._napari.common.tooltips import LESIONS
-from napari_fmseg._napari.common.widgets import ErrorBox, Note, form, hbox, push_button, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import Note, form, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.layers import is_pet, meta_of, volume_of
 from napari_fmseg._napari.results.navigation import centre_on_voxel
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
@@ -29,15 +29,7 @@ WAIT_MS = 400  # after the last stroke or key, before measuring again
 
 
 class LesionDialog(QDialog):
-    """Lists the lesions of one labels layer, measured in an image on the same grid.
-
-    Parameters
-    ----------
-    viewer
-        Where the images are, and where a click goes.
-    layer
-        The labels.
-    """
+    """Lists the lesions of one labels layer, measured in an image of the viewer on the same grid."""
 
     def __init__(self, viewer: Any, layer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -49,7 +41,7 @@ class LesionDialog(QDialog):
         self._images = [part for case in cases_of(viewer.layers) for part in _on_grid(case, layer)]
         self._agreed: set[str] = set()  # images of others that the user wants to measure in
         self.image, self.min_ml = QComboBox(), NumberBox()
-        self.table, self.totals, self.error = plain_table((), stretch=1), wrapped_label(), ErrorBox()
+        self.table, self.totals, self.error = plain_table((), stretch=1), paragraph(), ErrorBox()
         self.pairing_note = Note()
         self.save = push_button("&Export CSV …", LESIONS.save, auto_default=False)
         self.close_button = push_button("&Close", auto_default=False)
@@ -82,7 +74,6 @@ class LesionDialog(QDialog):
         self.min_ml.valueChanged.connect(self._on_changed)
         self.table.cellClicked.connect(self._on_cell)
         self.table.cellActivated.connect(self._on_cell)
-        self.error.details_requested.connect(lambda error: show_error(self, error))
         self.save.clicked.connect(self._on_save)
         self.close_button.clicked.connect(self.accept)
 

@@ -10,14 +10,14 @@ from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with
 from napari_fmseg._napari.choosers.label_pairing import labels_for, lies_on
-from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.shortcuts import bind
 from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import CLASSES, LESIONS, SEGMENT
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import NO_MARGINS, ErrorBox, Note, ScrollArea, allow, push_button, vbox
+from napari_fmseg._napari.common.widgets import NO_MARGINS, Note, ScrollArea, allow, push_button, vbox
 from napari_fmseg._napari.opening.default_reader import offer_as_default_reader
 from napari_fmseg._napari.opening.dropzone import DropZone
 from napari_fmseg._napari.recovery.autosave import Recovery
@@ -40,12 +40,7 @@ __all__ = ["SegmentDock"]
 class SegmentDock(Dock):
     """Segments a volume of the viewer and shows its stages as layers.
 
-    Parameters
-    ----------
-    napari_viewer
-        The viewer; napari gives it.
-    engine
-        What runs the models; without one a process of its own, started at the first run.
+    The `engine` runs the models; without one it is a process of its own, started at the first run.
     """
 
     def __init__(self, napari_viewer: Any, engine: Engine | None = None) -> None:
@@ -111,7 +106,6 @@ class SegmentDock(Dock):
         self.choices.changed.connect(self._on_changed)
         self.bar.run.connect(self._on_run)
         self.bar.cancel.connect(self._on_cancel)
-        self.error.details_requested.connect(lambda error: show_error(self, error))
         self.all_stages.clicked.connect(self._on_all_stages)
         self.three_d.clicked.connect(self._three_d.toggle)
         self.why.clicked.connect(self._on_why)

@@ -16,7 +16,7 @@ from napari_fmseg._napari.choosers.model_chooser import ModelChooser
 from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.options_form import OptionsForm
-from napari_fmseg._napari.common.preferences import load
+from napari_fmseg._napari.common.preferences import PRECISIONS, load
 from napari_fmseg._napari.common.tooltips import SEGMENT
 from napari_fmseg._napari.common.widgets import NO_MARGINS, Collapsible, Note, add_row, form, limit_width, vbox
 from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spacing
@@ -27,7 +27,6 @@ from napari_fmseg.pipelines import SegmentOptions, compatibility_warnings, stage
 
 __all__ = ["Choices"]
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 AS_CARD = "model's own"
 OVERLAPS = ((AS_CARD, None), *((f"{100 * v:.0f} %", v) for v in (0.0, 0.25, 0.5, 0.625, 0.75)))
 BATCHES = ((AS_CARD, None), *((str(n), n) for n in (1, 2, 4, 8, 16)))
@@ -50,20 +49,9 @@ WORDS = {
 
 
 class Choices(QWidget):
-    """The forms for one run.
+    """The forms for one run on a volume of the viewer."""
 
-    Parameters
-    ----------
-    viewer
-        Whose volumes are offered.
-
-    Attributes
-    ----------
-    changed
-        Signal: another volume or model, so that a run may have become possible or impossible.
-    """
-
-    changed = Signal()
+    changed = Signal()  # another volume or model, so that a run may have become possible or impossible
 
     def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)

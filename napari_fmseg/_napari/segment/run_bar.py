@@ -16,10 +16,10 @@ from napari_fmseg._napari.common.widgets import (
     SECONDARY_BUTTON,
     allow,
     hbox,
+    paragraph,
     progress_bar,
     push_button,
     vbox,
-    wrapped_label,
 )
 
 __all__ = ["RunBar"]
@@ -29,13 +29,7 @@ TICK_MS = 250
 
 
 class RunBar(QWidget):
-    """The buttons and the bar.
-
-    Attributes
-    ----------
-    run, cancel
-        Signals: a button was pressed.
-    """
+    """The buttons and the bar; its signals tell which button was pressed."""
 
     run = Signal()
     cancel = Signal()
@@ -46,7 +40,7 @@ class RunBar(QWidget):
         self._label = ""
         self.run_button = push_button("&Run", style=PRIMARY_BUTTON)
         self.cancel_button = push_button("&Cancel", style=SECONDARY_BUTTON)
-        self.bar, self.text = progress_bar(SEGMENT.progress, STEPS), wrapped_label()
+        self.bar, self.text = progress_bar(SEGMENT.progress, STEPS), paragraph()
         self._timer = QTimer(self, interval=TICK_MS)
         self._timer.timeout.connect(self._on_tick)
         buttons = hbox((self.run_button, 2), (self.cancel_button, 1))

@@ -36,18 +36,10 @@ PARTS = {
 
 
 class AddCase(QWidget):
-    """A form over the layers of the viewer, and the button that adds them to the project.
+    """A form over the layers of the viewer, and the button that adds them to the project."""
 
-    Attributes
-    ----------
-    add
-        Signal with an `NewCase` that the user wants.
-    failed
-        Signal with an error that the user should see.
-    """
-
-    add = Signal(object)
-    failed = Signal(object)
+    add = Signal(object)  # with a `NewCase` that the user wants
+    failed = Signal(object)  # with an error that the user should see
 
     def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)

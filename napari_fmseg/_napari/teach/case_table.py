@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QMenu, QTableWidget, QTableWidgetItem, QWidget
 
 from napari_fmseg._napari.common.table_widget import plain_table
 from napari_fmseg._napari.common.tooltips import TEACH
-from napari_fmseg._napari.common.widgets import NO_MARGINS, allow, hbox, push_button, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import NO_MARGINS, allow, hbox, paragraph, push_button, vbox
 from napari_fmseg.training.projects import CaseRow, Project
 
 __all__ = ["CaseTable", "summary"]
@@ -53,18 +53,11 @@ def summary(project: Project, rows: Sequence[CaseRow], newest: int) -> str:
 class CaseTable(QWidget):
     """One row per case; a click on a title sorts, a double click opens the case.
 
-    Attributes
-    ----------
-    opened
-        Signal with the name of a case that the user wants to see.
-    predict
-        Signal: the cases without labels are to be predicted.
-    history, exclude, include, rename, remove
-        Signals with the name of a case: what the user wants with it.
+    Signals with a text carry the name of a case, with which the user wants to do what the signal is called.
     """
 
     opened = Signal(str)
-    predict = Signal()
+    predict = Signal()  # the cases without labels are to be predicted
     history = Signal(str)
     exclude = Signal(str)
     include = Signal(str)
@@ -74,7 +67,7 @@ class CaseTable(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.table = self._build_table()
-        self.next = wrapped_label(tip=TEACH.next)
+        self.next = paragraph(tip=TEACH.next)
         self.open_button = push_button("&Open case", TEACH.open_case)
         self.predict_button = push_button("Predict &unlabelled", TEACH.predict)
         self.more_button, self.menu = push_button("&More"), QMenu(self)

@@ -13,12 +13,12 @@ from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QTabWidget, QWidget
 
 from napari_fmseg._napari.choosers.model_chooser import ModelChooser
-from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer, window_of
-from napari_fmseg._napari.common.widgets import ErrorBox, Note, ScrollArea, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import Note, ScrollArea, paragraph, vbox
 from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.layers import colormap_of
 from napari_fmseg._napari.opening.open_files import Opening
@@ -54,13 +54,7 @@ _REMARKS = 2  # of a training that are shown at once
 
 
 class TeachDock(Dock):
-    """A project: its cases, its training, its versions.
-
-    Parameters
-    ----------
-    napari_viewer
-        The viewer; napari gives it.
-    """
+    """A project: its cases, its training, its versions."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
@@ -73,7 +67,7 @@ class TeachDock(Dock):
         self._conflict: LabelsChanged | None = None
         self._remarks: dict[str, str] = {}  # of the training, by what they are about
         self.bar = ProjectBar(self._likely)
-        self.facts, self.note, self.error = wrapped_label(), Note(), ErrorBox()
+        self.facts, self.note, self.error = paragraph(), Note(), ErrorBox()
         self.add, self.cases = AddCase(napari_viewer), CaseTable()
         self.train, self.versions = TrainPanel(), VersionList()
         self.round, self.predicting = Round(self), TrainingRun(self)
@@ -103,7 +97,6 @@ class TeachDock(Dock):
 
     def _connect(self) -> None:
         self.bar.chosen.connect(self.open_folder)
-        self.error.details_requested.connect(lambda error: show_error(self, error))
         self.add.add.connect(self._on_add)
         self.add.failed.connect(self._on_failed)
         self.cases.opened.connect(self._on_case)
@@ -121,7 +114,7 @@ class TeachDock(Dock):
         self.predicting.changed.connect(self._on_predicting)
         self.predicting.event.connect(self._on_predicted)
         self.versions.use.connect(self._on_use)
-        self.versions.roll_back.connect(lambda: self._on_use(0))
+        self.versions.roll_back.connect(self._on_roll_back)
         self.versions.export.connect(self._on_export)
         self.versions.import_.connect(self._on_import)
 
@@ -328,6 +321,9 @@ class TeachDock(Dock):
         if self.project is not None:
             folder = self.project.folder
             self._do(lambda: activate_version_job(folder, number))
+
+    def _on_roll_back(self) -> None:
+        self._on_use(0)
 
     def _on_export(self) -> None:
         known = self._known.versions if self._known else ()

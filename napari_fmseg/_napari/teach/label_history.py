@@ -20,13 +20,7 @@ WIDTH, HEIGHT = 460, 260
 
 
 class LabelHistory(QDialog):
-    """The labels that a case had, the newest first.
-
-    Attributes
-    ----------
-    show_labels, restore
-        Signals with the number of earlier labels.
-    """
+    """The labels that a case had, the newest first; the signals carry the number of earlier labels."""
 
     show_labels = Signal(int)
     restore = Signal(int)

@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QComboBox, QDialog, QDialogButtonBox, QFileDialog, QF
 
 from napari_fmseg._napari.common.number_boxes import CountBox
 from napari_fmseg._napari.common.tooltips import TEACH
-from napari_fmseg._napari.common.widgets import hbox, push_button, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import hbox, paragraph, push_button, vbox
 
 __all__ = ["NewProject"]
 
@@ -46,7 +46,7 @@ class NewProject(QDialog):
             self.kind.setCurrentText(modality)
         self.channels.setRange(1, 20)
         self.channels.setValue(n_channels)
-        self.browse, self.why = push_button("Browse …"), wrapped_label()
+        self.browse, self.why = push_button("Browse …"), paragraph()
         self.buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
         self.buttons.button(QDialogButtonBox.StandardButton.Ok).setText("Make project")
         form = QFormLayout()

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QComboBox, QDialog, QFileDialog, QWidget
+from qtpy.QtWidgets import QComboBox, QFileDialog, QWidget
 
+from napari_fmseg._napari.common.dialogs import run_modal
 from napari_fmseg._napari.common.tooltips import TEACH
 from napari_fmseg._napari.common.widgets import NO_MARGINS, hbox, limit_width, push_button
 from napari_fmseg._napari.teach.new_project_dialog import NewProject
@@ -79,8 +80,5 @@ class ProjectBar(QWidget):
 
     def _on_new(self) -> None:
         dialog = NewProject(self.window(), **self._suggest())
-        try:
-            if dialog.exec() == QDialog.DialogCode.Accepted:
-                self.chosen.emit(dialog.place, dialog.arguments())
-        finally:
-            dialog.deleteLater()
+        if run_modal(dialog):
+            self.chosen.emit(dialog.place, dialog.arguments())

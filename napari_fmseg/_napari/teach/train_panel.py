@@ -13,6 +13,7 @@ from napari_fmseg._napari.common.curves import Curves
 from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.number_boxes import NumberBox
 from napari_fmseg._napari.common.options_form import OptionsForm
+from napari_fmseg._napari.common.preferences import PRECISIONS
 from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import TEACH
 from napari_fmseg._napari.common.widgets import (
@@ -24,10 +25,10 @@ from napari_fmseg._napari.common.widgets import (
     form,
     hbox,
     limit_width,
+    paragraph,
     progress_bar,
     push_button,
     vbox,
-    wrapped_label,
 )
 from napari_fmseg._napari.teach.validation_view import PlaneView
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone, TrainEvent
@@ -54,13 +55,7 @@ _WORDS = {"rate": "Learning rate, times"}
 
 
 class TrainPanel(QWidget):
-    """What to start from, the minutes, three buttons, and what is learned.
-
-    Attributes
-    ----------
-    start, stop, resume
-        Signals: a button was pressed.
-    """
+    """What to start from, the minutes, three buttons with a signal each, and what is learned."""
 
     start = Signal()
     stop = Signal()
@@ -79,18 +74,18 @@ class TrainPanel(QWidget):
         self.options = OptionsForm(
             TrainingOptions,
             skip=("minutes",),
-            choices={"device": list_device_names(), "precision": ("auto", "float32", "bfloat16", "float16")},
+            choices={"device": list_device_names(), "precision": PRECISIONS},
             labels=_WORDS,
         )
         self.augment = OptionsForm(Augment, skip=("swap",))
-        self.choices_made = wrapped_label(tip=TEACH.choices)
+        self.choices_made = paragraph(tip=TEACH.choices)
         self.choices_made.hide()
         inside = QWidget()
         vbox(self.choices_made, self.options, self.augment, of=inside, margins=NO_MARGINS)
         self.more = Collapsible("Details", inside, TEACH.details)
         self.start_button = push_button("&Start", style=PRIMARY_BUTTON)
         self.stop_button, self.resume_button = push_button("S&top"), push_button("R&esume")
-        self.light, self.said, self.note = QLabel(), wrapped_label(), wrapped_label()
+        self.light, self.said, self.note = QLabel(), paragraph(), paragraph()
         self.bar = progress_bar()
         self.loss = Curves("", "loss")
         self.dice = Curves("step", "Dice", y_range=(0, 1), digits=2)

@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QGridLayout, QTableWidgetItem, QWidget
 
 from napari_fmseg._napari.common.table_widget import plain_table
 from napari_fmseg._napari.common.tooltips import TEACH
-from napari_fmseg._napari.common.widgets import allow, push_button, vbox, wrapped_label
+from napari_fmseg._napari.common.widgets import allow, paragraph, push_button, vbox
 from napari_fmseg.training.projects import Version
 
 __all__ = ["VersionList"]
@@ -21,17 +21,9 @@ _ROW = 22
 
 
 class VersionList(QWidget):
-    """All versions, the newest first, with what can be done with them.
+    """All versions, the newest first, with what can be done with them: a signal for each button."""
 
-    Attributes
-    ----------
-    use
-        Signal with the number of a version that the user wants in use.
-    roll_back, export, import_
-        Signals: a button was pressed.
-    """
-
-    use = Signal(int)
+    use = Signal(int)  # with the number of a version that the user wants in use
     roll_back = Signal()
     export = Signal()
     import_ = Signal()
@@ -42,7 +34,7 @@ class VersionList(QWidget):
         self.present = 0
         self.table = plain_table(TITLES, TIPS, row=_ROW, stretch=SOURCE)
         self.table.horizontalHeader().setMinimumSectionSize(30)
-        self.facts = wrapped_label(selectable=True)
+        self.facts = paragraph(selectable=True)
         self.use_button, self.back_button = push_button("&Use this version"), push_button("&Roll back")
         self.export_button = push_button("E&xport …")
         self.import_button = push_button("&Import …", TEACH.import_model)
