@@ -69,8 +69,9 @@ class DoctorDock(Dock):
             return
         self._say("Checking this machine …", busy=True)
         examination = _Examination(self.command)
-        slots: dict[str, Any] = {"on_event": self._on_found, "on_failed": self._on_failed}
-        self._job = start_job(examination.events, examination.stop, self, **slots)
+        self._job = start_job(examination.events, examination.stop, self)
+        self._job.event.connect(self._on_found)
+        self._job.failed.connect(self._on_failed)
 
     def report(self) -> str:
         """Return the findings as text."""

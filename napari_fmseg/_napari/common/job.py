@@ -224,9 +224,6 @@ def start_job(
     parent: QObject | None = None,
     *,
     must_finish: bool = False,
-    on_event: Callable[[Any], object] | None = None,
-    on_failed: Callable[[FmsegError], object] | None = None,
-    on_finished: Callable[[bool], object] | None = None,
 ) -> Job:
     """Start a job; its signals may still be connected, since nothing arrives before the window's loop turns.
 
@@ -236,13 +233,8 @@ def start_job(
         See `Job`.
     parent
         Whose end cancels the job; a widget that shows it. The job is not its child: a thread cannot be deleted.
-    on_event, on_failed, on_finished
-        Slots or signals for the job's signals.
     """
     job = Job(make_events, on_cancel, must_finish=must_finish)
-    for signal, slot in ((job.event, on_event), (job.failed, on_failed), (job.finished, on_finished)):
-        if slot is not None:
-            signal.connect(slot)
     if parent is not None:
         known = weakref.WeakMethod(job.abandon)  # the widget must not keep every job that it ever had
         parent.destroyed.connect(lambda *_: (known() or _ignore)())

@@ -188,8 +188,10 @@ class ExportDock(Dock):
             return
         self._written, self._remarks = [], [] if labels.has_spacing else [EXPORT.no_spacing]
         self.bar.setRange(0, 0)  # busy, until the first number comes
-        slots: dict[str, Any] = {"on_failed": self.error.tell, "on_finished": self._on_finished}
-        self.job = start_job(lambda: _events(labels, origin, wanted), parent=self, on_event=self._on_event, **slots)
+        self.job = start_job(lambda: _events(labels, origin, wanted), parent=self)
+        self.job.event.connect(self._on_event)
+        self.job.failed.connect(self.error.tell)
+        self.job.finished.connect(self._on_finished)
         self._look()
 
     def _may_replace(self, labels: LabelMap, wanted: Export) -> bool:

@@ -104,8 +104,9 @@ class Opening(QObject):
         self.reading.emit(wanted.name or self._name)
         self._viewer.status = f"Reading {self._name} …"
         rest = [other.path for other in self._wanted if other.series is None]
-        slots: dict[str, Any] = {"on_event": self._on_read, "on_failed": self._on_broken}
-        self._job = start_job(lambda: _read_one(wanted, rest), parent=self, **slots)
+        self._job = start_job(lambda: _read_one(wanted, rest), parent=self)
+        self._job.event.connect(self._on_read)
+        self._job.failed.connect(self._on_broken)
 
     def _on_read(self, result: tuple[_Outcome, list[str]]) -> None:
         outcome, rest = result

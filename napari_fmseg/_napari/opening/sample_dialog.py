@@ -80,13 +80,10 @@ class PublicSamplesDialog(QDialog):
         self.close_button.setText("Cancel")
         self.bar.setValue(0)
         self.bar.setVisible(True)
-        self._download = start_job(
-            lambda: _download(sample),
-            parent=self,
-            on_event=self._on_event,
-            on_failed=lambda error: self.says.setText(str(error)),
-            on_finished=self._on_downloaded,
-        )
+        self._download = start_job(lambda: _download(sample), parent=self)
+        self._download.event.connect(self._on_event)
+        self._download.failed.connect(lambda error: self.says.setText(str(error)))
+        self._download.finished.connect(self._on_downloaded)
 
     def _on_event(self, event: Progress | Path) -> None:
         if isinstance(event, Progress):
@@ -95,7 +92,7 @@ class PublicSamplesDialog(QDialog):
             Opening(self._viewer, [str(event)]).start()
             self.accept()
 
-    def _on_downloaded(self, _: bool) -> None:
+    def _on_downloaded(self) -> None:
         self._download = None
         self.bar.setVisible(False)
         self.list.setEnabled(True)

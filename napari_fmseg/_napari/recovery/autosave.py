@@ -166,8 +166,10 @@ class Recovery(QObject):
         self._dirty.difference_update(layers)
         self._maybe.difference_update(layers)
         self._busy = True
-        slots: dict[str, Any] = {"on_failed": self.failed, "on_finished": self._on_writer_ended}
-        start_job(lambda: _write(jobs, session), must_finish=True, on_event=self._on_written, **slots)
+        job = start_job(lambda: _write(jobs, session), must_finish=True)
+        job.event.connect(self._on_written)
+        job.failed.connect(self.failed)
+        job.finished.connect(self._on_writer_ended)
 
     def offer(self) -> None:
         """Show a question about labels that a crash left behind, if there are any."""
@@ -255,8 +257,9 @@ class Recovery(QObject):
                 self.session.remove(key)
         if jobs:
             session, folder = self.session, self._bins()[0]
-            slots: dict[str, Any] = {"on_event": self._on_retired_or_lost, "on_failed": self.failed}
-            start_job(lambda: _write_retired(jobs, session, folder), must_finish=True, **slots)
+            job = start_job(lambda: _write_retired(jobs, session, folder), must_finish=True)
+            job.event.connect(self._on_retired_or_lost)
+            job.failed.connect(self.failed)
 
     def _on_retired_or_lost(self, outcome: list[Autosave] | FmsegError) -> None:
         (self.failed if isinstance(outcome, FmsegError) else self.retired).emit(outcome)

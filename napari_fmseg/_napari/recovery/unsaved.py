@@ -68,8 +68,10 @@ class UnsavedDialog(TextDialog):
         self.error.tell(None)
         self._allow(False)
         jobs = [(layer, path) for layer, path in zip(self._layers, paths, strict=True) if layer not in self.saved]
-        slots: dict[str, Any] = {"on_failed": self.error.tell, "on_finished": self._on_finished}
-        start_job(lambda: _write(jobs, self._others), parent=self, on_event=self.saved.append, **slots)
+        job = start_job(lambda: _write(jobs, self._others), parent=self)
+        job.event.connect(self.saved.append)
+        job.failed.connect(self.error.tell)
+        job.finished.connect(self._on_finished)
 
     def _on_finished(self, done: bool) -> None:
         self._allow(True)

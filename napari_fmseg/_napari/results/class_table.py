@@ -115,8 +115,10 @@ class ClassTable(QWidget):
             self._timer.start()  # once more, when it has ended
             return
         labels = self._label_map()
-        slots: dict[str, Any] = {"on_event": self._on_measured, "on_failed": self.failed, "on_finished": self._on_done}
-        self._job = start_job(lambda: iter([measure(labels)]), parent=self, **slots)
+        self._job = start_job(lambda: iter([measure(labels)]), parent=self)
+        self._job.event.connect(self._on_measured)
+        self._job.failed.connect(self.failed)
+        self._job.finished.connect(self._on_done)
 
     def _label_map(self) -> LabelMap:
         """Return the labels as they are now; voxels are counted even where their size is not known."""
@@ -230,7 +232,8 @@ class ClassTable(QWidget):
         labels = self._label_map()
         path, _ = QFileDialog.getSaveFileName(self, "Save statistics", f"{_safe(self.layer.name)}.csv", "CSV (*.csv)")
         if path:
-            start_job(lambda: iter([write_measures(measure(labels), Path(path))]), parent=self, on_failed=self.failed)
+            job = start_job(lambda: iter([write_measures(measure(labels), Path(path))]), parent=self)
+            job.failed.connect(self.failed)
 
 
 def _ml(ml: float) -> str:

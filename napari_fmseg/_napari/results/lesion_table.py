@@ -121,8 +121,9 @@ class LesionDialog(QDialog):
             widget.setVisible(labels.has_spacing)
         self.totals.setToolTip("" if labels.has_spacing else LESIONS.no_spacing)
         least = self.min_ml.value() if labels.has_spacing else 0.0
-        slots: dict[str, Any] = {"on_event": self._show, "on_failed": self.error.tell}
-        self._job = start_job(lambda: iter([lesions(labels, volume, min_ml=least)]), parent=self, **slots)
+        self._job = start_job(lambda: iter([lesions(labels, volume, min_ml=least)]), parent=self)
+        self._job.event.connect(self._show)
+        self._job.failed.connect(self.error.tell)
 
     def _show(self, found: LesionTable | None) -> None:
         self.found = found
@@ -162,7 +163,8 @@ class LesionDialog(QDialog):
             return
         path, _ = QFileDialog.getSaveFileName(self, "Save lesions", "lesions.csv", "CSV (*.csv)")
         if path:
-            start_job(lambda: iter([write_lesions(found, Path(path))]), parent=self, on_failed=self.error.tell)
+            job = start_job(lambda: iter([write_lesions(found, Path(path))]), parent=self)
+            job.failed.connect(self.error.tell)
 
     def _agrees(self) -> bool:
         """Show a question before figures are saved that were measured in an image of other labels."""

@@ -67,9 +67,11 @@ class Session(QObject):
         self._held.layers = layers
         self.newest, self.final, self.kept = None, None, layers.kept
         asked = dataclasses.replace(request, before=layers.before())
-        slots: dict[str, Any] = {"on_event": self._on_event, "on_failed": self.failed, "on_finished": self._on_finished}
-        self._job = start_job(lambda: run_to_layers(asked, engine), engine.cancel, self.parent(), **slots)
+        self._job = start_job(lambda: run_to_layers(asked, engine), engine.cancel, self.parent())
         self._held.job = self._job
+        self._job.event.connect(self._on_event)
+        self._job.failed.connect(self.failed)
+        self._job.finished.connect(self._on_finished)
 
     def cancel(self) -> None:
         """End the run soon; `finished(False)` follows."""

@@ -144,8 +144,10 @@ class TeachDock(Dock):
             self.pages.setEnabled(self.round.running)
 
     def _start_job(self, work: Callable[[], Iterator[Any]]) -> None:
-        slots: dict[str, Any] = {"on_failed": self._on_failed, "on_finished": self._on_finished}
-        self._job = start_job(work, parent=self, on_event=self._on_done, **slots)
+        self._job = start_job(work, parent=self)
+        self._job.event.connect(self._on_done)
+        self._job.failed.connect(self._on_failed)
+        self._job.finished.connect(self._on_finished)
 
     def _on_done(self, event: Any) -> None:
         if isinstance(event, Progress):
