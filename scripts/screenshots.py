@@ -5,11 +5,13 @@ python scripts/screenshots.py tour|pretrain|teach|pet
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,17 @@ def rest(seconds: float = 0.4) -> None:
     """Let the window draw what has changed."""
     end = time.monotonic() + seconds
     wait(lambda: time.monotonic() > end)
+
+
+@contextlib.contextmanager
+def plain_folder() -> Iterator[Path]:
+    """Make a folder whose path can be shown, and remove it at the end."""
+    folder = Path(tempfile.gettempdir()) / "demo"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 class Photographer:
@@ -132,7 +145,7 @@ def pretrain(folder: Path) -> None:
     viewer = napari.Viewer(show=True)
     viewer.window.resize(*SIZE)
     camera = Photographer(viewer, folder)
-    with tempfile.TemporaryDirectory() as temporary:
+    with plain_folder() as temporary:  # its path is in the pictures
         os.environ["FMSEG_HOME"] = str(Path(temporary) / "fmseg")
         scans = Path(temporary) / "scans"
         for i in range(8):
@@ -339,6 +352,7 @@ def pet(folder: Path) -> None:
     (dialog,) = dock.findChildren(LesionDialog)
     wait(lambda: dialog.found is not None)
     dialog._on_cell(0, 0)
+    dock._scroll.ensureWidgetVisible(dock.classes)
     rest(1)
     camera.take("1-over-ct")
     camera.take("2-lesions", dialog)

@@ -9,19 +9,13 @@ from html import escape
 from typing import Any
 
 from qtpy.QtGui import QTextOption
-from qtpy.QtWidgets import (
-    QApplication,
-    QFrame,
-    QHBoxLayout,
-    QPushButton,
-    QTextBrowser,
-    QVBoxLayout,
-)
+from qtpy.QtWidgets import QApplication, QFrame, QTextBrowser
 
 from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error, text_label, versions
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.tooltips import DOCTOR
+from napari_fmseg._napari.common.widgets import allow, hbox, push_button, vbox
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.processes import ChildProcess, python_module
 
@@ -38,15 +32,11 @@ class DoctorDock(Dock):
 
     Parameters
     ----------
-    napari_viewer
-        Not needed; docks are given it.
     command
         What to run; it writes a JSON list of findings.
 
     Attributes
     ----------
-    again_button, copy_button
-        To be clicked.
     list
         Shows the findings, the worst first.
     findings
@@ -63,17 +53,10 @@ class DoctorDock(Dock):
         self.list = QTextBrowser()
         self.list.setFrameShape(QFrame.Shape.NoFrame)
         self.list.setWordWrapMode(QTextOption.WrapMode.WrapAtWordBoundaryOrAnywhere)
-        self.again_button, self.copy_button = QPushButton("Run again"), QPushButton("Copy report")
-        self.again_button.setToolTip(DOCTOR.again)
-        self.copy_button.setToolTip(DOCTOR.copy)
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.again_button)
-        buttons.addWidget(self.copy_button)
-        column = QVBoxLayout(self)
-        column.addWidget(self.summary)
-        column.addWidget(self.list, 1)
-        column.addLayout(buttons)
-        column.addWidget(ResearchOnly())
+        self.again_button = push_button("Run again", DOCTOR.again)
+        self.copy_button = push_button("Copy report", DOCTOR.copy)
+        buttons = hbox(self.again_button, self.copy_button)
+        vbox(self.summary, (self.list, 1), buttons, ResearchOnly(), of=self)
         self.setMinimumWidth(300)
         self.again_button.clicked.connect(self.run)
         self.copy_button.clicked.connect(self._on_copy)
@@ -117,8 +100,7 @@ class DoctorDock(Dock):
 
     def _say(self, text: str, *, busy: bool = False) -> None:
         self.summary.setText(text)
-        self.again_button.setEnabled(not busy)
-        self.again_button.setToolTip("It is checking now." if busy else DOCTOR.again)
+        allow(self.again_button, "It is checking now." if busy else "", DOCTOR.again)
         self.copy_button.setEnabled(not busy and bool(self.findings))
         self.copy_button.setText("Copy report")
 

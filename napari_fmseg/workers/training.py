@@ -13,7 +13,7 @@ from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import TrainEvent, from_json
 from napari_fmseg.core.processes import ChildProcess, End, python_module
 
-__all__ = ["PROGRAM", "RemoteTraining", "stream_events"]
+__all__ = ["PROGRAM", "RemoteTraining"]
 
 PROGRAM = tuple(python_module("napari_fmseg.workers.training_child", "napari_fmseg"))
 """What stands before the arguments of a command."""
@@ -28,8 +28,8 @@ _END = End(
 )
 
 
-def stream_events(command: Sequence[str], *, program: Sequence[str] = PROGRAM) -> Generator[TrainEvent, None, None]:
-    """Run ``fmseg train RECIPE`` or ``fmseg pretrain ...`` in a separate process and yield its events.
+class RemoteTraining:
+    """``fmseg train`` or ``pretrain`` in a process that can be stopped from any thread while another reads its events.
 
     Parameters
     ----------
@@ -37,28 +37,6 @@ def stream_events(command: Sequence[str], *, program: Sequence[str] = PROGRAM) -
         What would follow ``fmseg``, such as ``("train", "recipe.toml")``; ``--events`` is added.
     program
         The program and its first arguments.
-
-    Yields
-    ------
-    TrainEvent
-        As `train` and `pretrain` do. Closing the iterator asks the process to stop, which keeps the best so far, and
-        kills it if it has not ended 1.8 s later.
-
-    Raises
-    ------
-    FmsegError
-        What the command reported; or, if the process died, what is known of it.
-    """
-    yield from RemoteTraining(command, program=program).events()
-
-
-class RemoteTraining:
-    """One such process, which can be stopped from any thread while another waits for its events.
-
-    Parameters
-    ----------
-    command, program
-        See `stream_events`.
     """
 
     def __init__(self, command: Sequence[str], *, program: Sequence[str] = PROGRAM) -> None:
@@ -85,7 +63,16 @@ class RemoteTraining:
             threading.Thread(target=child.stop, args=(PATIENCE_S,), daemon=True, name="fmseg stop").start()
 
     def events(self) -> Generator[TrainEvent, None, None]:
-        """Start the process and yield its events; see `stream_events`."""
+        """Start the process and yield its events, as `train` and `pretrain` do.
+
+        Closing the iterator asks the process to stop, which keeps the best so far, and kills it if it has not ended
+        1.8 s later.
+
+        Raises
+        ------
+        FmsegError
+            What the command reported; or, if the process died, what is known of it.
+        """
         with self._lock:
             if self._stopped:
                 return

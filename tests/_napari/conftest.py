@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,27 @@ def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if "napari-fmseg" not in manager:
         manager.register(npe2.PluginManifest.from_file(MANIFEST))
     monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def open_paths() -> Callable[..., list[Any]]:
+    """Return a function that opens files in a viewer and waits for their layers; the window stays alive meanwhile."""
+    from qtpy.QtCore import QEventLoop
+
+    from napari_fmseg._napari.common.viewer_window import window_of
+    from napari_fmseg._napari.opening.open_files import Opening, tell
+
+    def open_and_wait(viewer: Any, paths: list[str], on_error: Callable[[Any], None] | None = None) -> list[Any]:
+        opening, window, loop = Opening(viewer, paths), window_of(viewer), QEventLoop()
+        opening.failed.connect(on_error or (lambda error: tell(error, window)))
+        opening.finished.connect(loop.quit)
+        layers = opening.layers
+        opening.start()
+        if opening.running:
+            loop.exec()
+        return layers
+
+    return open_and_wait
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -41,7 +41,8 @@ def make_docks(make_napari_viewer: Any) -> Iterator[Callable[[], tuple[SegmentDo
         return docks
 
     yield made
-    sessions.pop().close()
+    while sessions:
+        sessions.pop().close()
 
 
 def scan_of(kind: str, folder: Path) -> tuple[Path, str]:

@@ -20,7 +20,7 @@ from napari_fmseg.core.errors import DeviceMemory, FmsegError
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, Saved, StepDone, from_json, to_json
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import write_labels, write_volume
-from napari_fmseg.workers.training import PROGRAM, RemoteTraining, stream_events
+from napari_fmseg.workers.training import PROGRAM, RemoteTraining
 
 ROOT = Path(__file__).parents[2]
 GUARD = PROGRAM[:-1]
@@ -77,7 +77,7 @@ def test_events_arrive_in_order_and_what_libraries_print_is_passed_over(tmp_path
         print(json.dumps({{"event": "NotOfOurTime", "colour": "red"}}))
         print(json.dumps({{"event": "Saved", "path": "m.toml", "best": True}}))
         """
-    found = list(stream_events(["train", "x.toml"], program=program(tmp_path, code)))
+    found = list(RemoteTraining(["train", "x.toml"], program=program(tmp_path, code)).events())
     assert found == [Progress("reading", 0, 1), StepDone("net", 1, 9, 0.5, 0.1), Saved(Path("m.toml"), True)]
 
 
@@ -90,7 +90,7 @@ def test_closing_lets_the_process_write_what_it_keeps(tmp_path: Path) -> None:
         {step(1)}
         time.sleep(60)
         """
-    events = stream_events(["train"], program=program(tmp_path, code))
+    events = RemoteTraining(["train"], program=program(tmp_path, code)).events()
     assert next(events) == StepDone("net", 1, 9, 0.5, 0.1)
     events.close()
     assert (tmp_path / "kept").read_text() == "best"
@@ -157,7 +157,7 @@ def test_what_the_command_told_is_the_error_and_its_exit_code_stays(tmp_path: Pa
         sys.exit(3)
         """
     with pytest.raises(FmsegError) as told:
-        list(stream_events(["train"], program=program(tmp_path, code)))
+        list(RemoteTraining(["train"], program=program(tmp_path, code)).events())
     assert str(told.value) == "Choose another folder.\nThat one is full."
     assert told.value.exit_code == 3
 
@@ -165,7 +165,7 @@ def test_what_the_command_told_is_the_error_and_its_exit_code_stays(tmp_path: Pa
 def test_last_words_name_no_file_of_a_patient(tmp_path: Path) -> None:
     code = 'raise ValueError("cannot read /data/scans/Doe_John/ct.nii.gz")'
     with pytest.raises(FmsegError, match=r"ended unexpectedly \(exit code 1\)") as told:
-        list(stream_events(["train"], program=program(tmp_path, code)))
+        list(RemoteTraining(["train"], program=program(tmp_path, code)).events())
     assert "ValueError: cannot read (a file)" in str(told.value)
     assert "Doe" not in str(told.value)
     assert "standin.py" in str(told.value)
@@ -173,7 +173,7 @@ def test_last_words_name_no_file_of_a_patient(tmp_path: Path) -> None:
 
 def test_a_program_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(FmsegError, match="could not be started"):
-        list(stream_events(["train"], program=[str(tmp_path / "nothing")]))
+        list(RemoteTraining(["train"], program=[str(tmp_path / "nothing")]).events())
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 here")

@@ -6,35 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QFormLayout, QLabel, QWidget
+from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.choosers.image_chooser import ImageChooser
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume
 from napari_fmseg._napari.common.tooltips import SEGMENT
+from napari_fmseg._napari.common.widgets import add_row, form
 
 __all__ = ["ChannelChooser"]
 
 
 class ChannelChooser(QWidget):
-    """One image for every channel of a model after the first; hidden where the first image has them all.
+    """One image for every channel of a model after the first; hidden where the first image has them all."""
 
-    Attributes
-    ----------
-    chosen
-        Signal: another image.
-    """
-
-    chosen = Signal()
+    chosen = Signal()  # another image
 
     def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._viewer = viewer
         self._names: tuple[str, ...] = ()
         self.choosers: list[ImageChooser] = []
-        self._form = QFormLayout(self)
-        self._form.setContentsMargins(0, 0, 0, 0)
-        self._form.setSpacing(6)
-        self._form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self._form = form(self)
         self.hide()
 
     @property
@@ -79,11 +71,6 @@ class ChannelChooser(QWidget):
 
     def _add(self, name: str) -> None:
         chooser = ImageChooser(self._viewer, follow=False)
-        chooser.setToolTip(SEGMENT.channel)
         chooser.chosen.connect(self.chosen)
-        label = QLabel(name)
-        label.setBuddy(chooser)
-        label.setToolTip(SEGMENT.channel)
-        label.setMinimumWidth(48)
-        self._form.addRow(label, chooser)
+        add_row(self._form, name, chooser, SEGMENT.channel).setMinimumWidth(48)
         self.choosers.append(chooser)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QHBoxLayout, QPushButton, QWidget
+from qtpy.QtWidgets import QComboBox, QWidget
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with, cases_of, why_no_volume
 from napari_fmseg._napari.choosers.label_pairing import image_of, note_new_labels
 from napari_fmseg._napari.choosers.roi import box_of_shapes, box_of_view
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.tooltips import SEGMENT
-from napari_fmseg._napari.common.widgets import limit_width
+from napari_fmseg._napari.common.widgets import NO_MARGINS, hbox, limit_width, push_button
 from napari_fmseg._napari.layer_transform import AXES, UNITS, moves_of
 from napari_fmseg._napari.segment.stage_layers import provenance_of
 from napari_fmseg.core.volume import Box
@@ -58,7 +58,7 @@ class ImageChooser(QComboBox):
         self._links.connect(self._on_layers, events.removed, events.reordered)
         self._links.connect(self._on_active, viewer.layers.selection.events.active)
         events.inserted.connect(note_new_labels)  # once per viewer, however many choosers there are
-        self.currentIndexChanged.connect(self._on_index)
+        self.currentIndexChanged.connect(self.chosen)
         self._fill()
 
     @property
@@ -107,12 +107,8 @@ class ImageChooser(QComboBox):
     def choose_image_of(self, layer: Any) -> None:
         """Choose the image that a layer is, or belongs to; if there is none the choice stays."""
         case = case_with(self._cases, layer) or (image_of(layer, self._viewer.layers) if _has_image(layer) else None)
-        ids = [one.id for one in self._cases]
-        if case is not None and case.id in ids:
-            self.setCurrentIndex(ids.index(case.id))
-
-    def _on_index(self) -> None:
-        self.chosen.emit()
+        if case is not None:
+            self.choose(case)
 
     def _fill(self, newest: Any = None) -> None:
         before = self.case
@@ -150,13 +146,9 @@ class RegionChooser(QWidget):
         self.combo = QComboBox()
         self.combo.setToolTip(f"{SEGMENT.region} A rectangle in one plane applies to the whole depth.")
         limit_width(self.combo, 10)
-        self.draw = QPushButton("Draw &box")
-        self.draw.setToolTip(SEGMENT.region_draw)
+        self.draw = push_button("Draw &box", SEGMENT.region_draw)
         self.draw.clicked.connect(self._on_draw)
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.combo, 1)
-        layout.addWidget(self.draw)
+        hbox((self.combo, 1), self.draw, of=self, margins=NO_MARGINS)
         self.setFocusProxy(self.combo)
         self._links = Links(self)
         self._links.connect(self._on_layers, viewer.layers.events.inserted, viewer.layers.events.removed)

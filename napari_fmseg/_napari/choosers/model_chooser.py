@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from html import escape
 
-from qtpy.QtCore import QEvent, QObject, Qt, Signal
+from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QKeyEvent
-from qtpy.QtWidgets import QCheckBox, QLabel, QLineEdit, QListWidget, QListWidgetItem, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QCheckBox, QLineEdit, QListWidget, QListWidgetItem, QWidget
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume
 from napari_fmseg._napari.common.tooltips import SEGMENT
+from napari_fmseg._napari.common.widgets import NO_MARGINS, paragraph, vbox
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.licences import remember_terms, unread_terms
@@ -51,20 +52,11 @@ class ModelChooser(QWidget):
         self.list.setSpacing(1)
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.facts = QLabel()
-        self.facts.setWordWrap(True)
-        self.facts.setToolTip(SEGMENT.model_card)
-        self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.rest = QLabel()
-        self.rest.setWordWrap(True)
-        self.rest.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.facts = paragraph(tip=SEGMENT.model_card, selectable=True)
+        self.rest = paragraph(selectable=True)
         self.accept = QCheckBox("I &accept the terms of this model")
         self.accept.setToolTip("The training data of this model restrict its use. You are asked once.")
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(3)
-        layout.addWidget(self.search)
-        layout.addWidget(self.list)
+        vbox(self.search, self.list, of=self, margins=NO_MARGINS, spacing=3)
         self.search.textEdited.connect(self._settle)
         self.search.textChanged.connect(self._on_search)
         for part in (self.list, self.list.viewport()):
@@ -151,9 +143,8 @@ class ModelChooser(QWidget):
         card = self.card
         self.facts.setText(facts_of(card) if card else "No model fits the search. Clear it to see all of them.")
         self.rest.setText(all_of(card) if card else "")
-        self.accept.blockSignals(True)
-        self.accept.setChecked(False)
-        self.accept.blockSignals(False)
+        with QSignalBlocker(self.accept):
+            self.accept.setChecked(False)
         self.accept.setVisible(bool(self.terms))
         self.chosen.emit()
 

@@ -1,4 +1,4 @@
-"""Dialogs: errors with cause and fix, questions, the disclaimer."""
+"""Errors with cause and fix, in a dock and in a dialog; questions, the disclaimer."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from qtpy.QtGui import QFontDatabase, QShowEvent
 from qtpy.QtWidgets import (
     QApplication,
     QDialog,
-    QHBoxLayout,
+    QFrame,
     QLabel,
     QPlainTextEdit,
     QPushButton,
     QSizePolicy,
     QStyle,
-    QVBoxLayout,
     QWidget,
 )
 
-from napari_fmseg._napari.common.widgets import ScrollArea
+from napari_fmseg._napari.common.widgets import ScrollArea, hbox, paragraph, push_button, vbox
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.package import __version__
 
 __all__ = [
     "Choice",
+    "ErrorBox",
     "ErrorDialog",
     "Question",
     "ResearchOnly",
@@ -40,12 +40,14 @@ __all__ = [
     "ask",
     "choose",
     "on_screen",
+    "run_modal",
     "show_error",
     "text_label",
 ]
 
 Kind = TypeVar("Kind", bound=QDialog)
 
+FAILED = "fmseg could not do this"
 RESEARCH_ONLY = "Research use only. Not a medical device."
 WIDTH, TEXT_HEIGHT, DETAILS_HEIGHT = 560, 320, 260  # pixels; with details still inside 1280 x 800
 _UNEXPECTED = (
@@ -53,6 +55,7 @@ _UNEXPECTED = (
     '"Copy report" and send the text, with what you did, to the developers.'
 )
 _FOCUS = "QPushButton { min-width: 72px } QPushButton:focus { border: 1px solid #3d8bd4 }"  # seen in both themes
+_ERROR = "QFrame#error { background: #8c1d18; border-radius: 3px; } QFrame#error QLabel { color: white; background: transparent; }"  # noqa: E501
 _SELECTABLE = Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.TextSelectableByKeyboard
 _PACKAGES = (
     "napari",
@@ -73,7 +76,7 @@ _QUOTED_PATH = re.compile(r"""(['"])(?:~|[A-Za-z]:)?[\\/].*?\1""")
 _PLAIN_PATH = re.compile(r"(?<![\w<])(?:~|[A-Za-z]:)?[\\/](?=\S).*")
 
 
-def show_error(parent: QWidget | None, error: BaseException, *, title: str = "fmseg could not do this") -> ErrorDialog:
+def show_error(parent: QWidget | None, error: BaseException, *, title: str = FAILED) -> ErrorDialog:
     """Open a window that says what happened and what to do, and go on at once.
 
     Parameters
@@ -114,11 +117,7 @@ def ask(
     default_no
         Enter means no. Esc and closing the window always do.
     """
-    question = Question(title, text, yes, no, default_no=default_no, parent=_window(parent))
-    try:
-        return bool(question.exec() == QDialog.DialogCode.Accepted)
-    finally:
-        question.deleteLater()
+    return run_modal(Question(title, text, yes, no, default_no=default_no, parent=_window(parent)))
 
 
 def choose(parent: QWidget | None, title: str, text: str, answers: Sequence[str]) -> int | None:
@@ -141,10 +140,15 @@ def choose(parent: QWidget | None, title: str, text: str, answers: Sequence[str]
         Which answer; None for Cancel, Esc, or closing the window.
     """
     question = Choice(title, text, answers, parent=_window(parent))
+    return question.answer if run_modal(question) else None
+
+
+def run_modal(dialog: QDialog) -> bool:
+    """Show a dialog, wait for its end and return whether it was accepted; it is deleted as soon as nobody uses it."""
     try:
-        return question.answer if question.exec() == QDialog.DialogCode.Accepted else None
+        return bool(dialog.exec() == QDialog.DialogCode.Accepted)
     finally:
-        question.deleteLater()
+        dialog.deleteLater()
 
 
 def on_screen(kind: type[Kind]) -> Kind | None:
@@ -158,8 +162,10 @@ def on_screen(kind: type[Kind]) -> Kind | None:
 class ResearchOnly(QLabel):
     """The line that every dock carries."""
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, parent: QWidget | None = None, *, centred: bool = False) -> None:
         super().__init__(RESEARCH_ONLY, parent)
+        if centred:
+            self.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.setObjectName("fmseg_research_only")
         self.setWordWrap(True)
         self.setTextInteractionFlags(_SELECTABLE)
@@ -182,22 +188,21 @@ class TextDialog(QDialog):
         icon = QLabel()
         icon.setPixmap(self.style().standardIcon(mark).pixmap(32, 32))
         icon.setFixedWidth(40)
-        top = QHBoxLayout()
-        top.addWidget(icon, 0, Qt.AlignmentFlag.AlignTop)
-        top.addWidget(self.heading, 1)
-        self.body = QVBoxLayout()
-        self.body.setContentsMargins(0, 0, 8, 0)
-        self.body.setSpacing(8)
+        icon.setAlignment(Qt.AlignmentFlag.AlignTop)
         inner = QWidget()
-        inner.setLayout(self.body)
-        self.scroll = ScrollArea(inner)
-        self.buttons = QHBoxLayout()
-        self.column = QVBoxLayout(self)
-        self.column.setContentsMargins(16, 16, 16, 12)
-        self.column.setSpacing(10)
-        self.column.addLayout(top)
-        self.column.addWidget(self.scroll, 1)
-        self.column.addLayout(self.buttons)
+        self.body = vbox(of=inner, margins=(0, 0, 8, 0), spacing=8)
+        self.scroll, self.buttons = ScrollArea(inner), hbox()
+        parts = (hbox(icon, (self.heading, 1)), (self.scroll, 1), self.buttons)
+        self.column = vbox(*parts, of=self, margins=(16, 16, 16, 12), spacing=10)
+
+    def add_buttons(self, *buttons: tuple[QPushButton, str]) -> None:
+        """Add buttons with their tooltips: the first on the left, the others on the right, the last for Enter."""
+        for button, tip in buttons:
+            button.setToolTip(tip)
+            self.buttons.addWidget(button)
+        self.buttons.insertStretch(1, 1)
+        buttons[-1][0].setDefault(True)
+        buttons[-1][0].setFocus()
 
     def showEvent(self, event: QShowEvent | None) -> None:
         """Make the text as high as it needs, up to what fits on a small screen; more is scrolled."""
@@ -212,15 +217,7 @@ class TextDialog(QDialog):
 
 
 class ErrorDialog(TextDialog):
-    """An error: what happened, what to do, and details for those who help.
-
-    Attributes
-    ----------
-    copy_button, details_button, close_button
-        To be clicked.
-    details
-        The text field with versions and where in the program it happened; hidden at first.
-    """
+    """An error: what happened, what to do, and for those who help details, hidden at first."""
 
     def __init__(self, error: BaseException, title: str, *, parent: QWidget | None = None) -> None:
         super().__init__(title, QStyle.StandardPixmap.SP_MessageBoxWarning, parent)
@@ -241,12 +238,12 @@ class ErrorDialog(TextDialog):
         self.details.setFixedHeight(DETAILS_HEIGHT)
         self.details.hide()
         self.column.insertWidget(2, self.details)
-        self.details_button, self.copy_button = QPushButton("Show details"), QPushButton("Copy report")
-        self.details_button.setToolTip("Versions, and where in the program it happened.")
-        self.copy_button.setToolTip("Copies this text with its details; nothing is sent. File names may stand in it.")
+        tip = "Versions, and where in the program it happened."
+        self.details_button = push_button("Show details", tip, auto_default=False)
+        tip = "Copies this text with its details; nothing is sent. File names may stand in it."
+        self.copy_button = push_button("Copy report", tip, auto_default=False)
         self.close_button = QPushButton("Close")
         for button in (self.details_button, self.copy_button):
-            button.setAutoDefault(False)
             self.buttons.addWidget(button)
         self.buttons.addStretch(1)
         self.buttons.addWidget(self.close_button)
@@ -267,14 +264,39 @@ class ErrorDialog(TextDialog):
         self.copy_button.setText("Copied")
 
 
-class Question(TextDialog):
-    """A question with two answers; accepted means yes.
+class ErrorBox(QFrame):
+    """Red: what happened and what to do, to be read and copied; hidden while all is well."""
 
-    Attributes
-    ----------
-    yes_button, no_button
-        To be clicked.
-    """
+    def __init__(self, parent: QWidget | None = None, *, title: str = FAILED) -> None:
+        super().__init__(parent)
+        self._title = title  # of the window with the details
+        self.setObjectName("error")
+        self.setStyleSheet(_ERROR)
+        self.error: BaseException | None = None
+        self.text = paragraph(selectable=True)
+        self.copy = push_button("Cop&y", "Copies the message, to be sent or searched for.")
+        self.more = push_button("Details", "Opens the message in a window of its own, with what a report needs.")
+        vbox(self.text, hbox(1, self.copy, self.more), of=self, margins=(6, 6, 6, 6))
+        self.copy.clicked.connect(self._on_copy)
+        self.more.clicked.connect(self._on_more)
+        self.hide()
+
+    def tell(self, error: BaseException | None) -> None:
+        """Show an error, or with None that there is none."""
+        self.error = error
+        self.text.setText(str(error) if error is not None else "")
+        self.setVisible(error is not None)
+
+    def _on_copy(self) -> None:
+        QApplication.clipboard().setText(self.text.text())
+
+    def _on_more(self) -> None:
+        if self.error is not None:
+            show_error(self, self.error, title=self._title)
+
+
+class Question(TextDialog):
+    """A question with two answers; accepted means yes."""
 
     def __init__(
         self, title: str, text: str, yes: str, no: str, *, default_no: bool = True, parent: QWidget | None = None
@@ -296,26 +318,17 @@ class Question(TextDialog):
 
 
 class Choice(TextDialog):
-    """A question with several answers, and Cancel.
-
-    Attributes
-    ----------
-    answer_buttons, cancel_button
-        To be clicked.
-    answer
-        The answer that was clicked, counted from 0.
-    """
+    """A question with several answers, and Cancel."""
 
     def __init__(self, title: str, text: str, answers: Sequence[str], *, parent: QWidget | None = None) -> None:
         super().__init__(title, QStyle.StandardPixmap.SP_MessageBoxQuestion, parent)
         self.setObjectName("fmseg_choice")
-        self.answer = 0
+        self.answer = 0  # the answer that was clicked, counted from 0
         self.body.addWidget(text_label(text))
-        self.answer_buttons = [QPushButton(answer) for answer in answers]
+        self.answer_buttons = [push_button(answer, auto_default=False) for answer in answers]
         self.cancel_button = QPushButton("Cancel")
         self.buttons.addStretch(1)
         for i, button in enumerate(self.answer_buttons):
-            button.setAutoDefault(False)
             button.clicked.connect(partial(self._on_answer, i))
             self.buttons.addWidget(button)
         self.buttons.addWidget(self.cancel_button)

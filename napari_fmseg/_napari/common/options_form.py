@@ -10,10 +10,10 @@ from typing import Any, get_type_hints
 
 from magicgui.widgets import create_widget
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QFormLayout, QLabel, QWidget
+from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.common.number_boxes import CountBox, NumberBox
-from napari_fmseg._napari.common.widgets import limit_width
+from napari_fmseg._napari.common.widgets import add_row, allow, form, limit_width
 
 __all__ = ["OptionsForm", "help_of", "label_of"]
 
@@ -48,19 +48,15 @@ class OptionsForm(QWidget):
     ) -> None:
         super().__init__(parent)
         self._widgets: dict[str, Any] = {}
-        layout = QFormLayout(self)
-        layout.setContentsMargins(12, 0, 0, 0)
+        layout = form(self, margins=(12, 0, 0, 0), spacing=None)
         hints, helps = get_type_hints(kind), help_of(kind)
         self._helps = helps
         for field in dataclasses.fields(kind):
             if field.name in skip:
                 continue
             widget = _widget(field, hints[field.name], (choices or {}).get(field.name))
-            label = QLabel((labels or {}).get(field.name) or label_of(field.name))
-            for part in (widget.native, label):
-                part.setToolTip(helps.get(field.name, ""))
-            label.setBuddy(widget.native)
-            layout.addRow(label, widget.native)
+            name = (labels or {}).get(field.name) or label_of(field.name)
+            add_row(layout, name, widget.native, helps.get(field.name, ""))
             widget.changed.connect(self._on_changed)
             self._widgets[field.name] = widget
 
@@ -76,9 +72,7 @@ class OptionsForm(QWidget):
 
     def allow(self, name: str, disabled_reason: str = "") -> None:
         """Enable a field, or disable it with the reason as its tooltip."""
-        widget = self._widgets[name].native
-        widget.setEnabled(not disabled_reason)
-        widget.setToolTip(disabled_reason or self._helps.get(name, ""))
+        allow(self._widgets[name].native, disabled_reason, self._helps.get(name, ""))
 
     def _on_changed(self) -> None:
         self.changed.emit()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Preferences", "load", "save"]
+__all__ = ["Preferences", "load"]
 
 PLUGIN = "napari-fmseg"
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -77,27 +77,6 @@ def load() -> Preferences:
                 stacklevel=2,
             )
     return Preferences(**found)
-
-
-def save(preferences: Preferences) -> None:
-    """Keep choices for the next time, as if they were made on the preferences page.
-
-    With a napari that has no preferences for plugins nothing is kept.
-
-    Raises
-    ------
-    ValueError
-        If a value makes no sense; nothing is kept then.
-    """
-    for name, sensible in _SENSIBLE.items():
-        if not sensible(getattr(preferences, name)):
-            raise ValueError(f"The preference {name} cannot be {getattr(preferences, name)!r}.")
-    settings = _settings()
-    if settings is None:
-        return
-    for name, page in _PAGES.items():
-        if getattr(getattr(settings, page), name) != getattr(preferences, name):
-            setattr(getattr(settings, page), name, getattr(preferences, name))
 
 
 def _settings() -> Any | None:

@@ -28,15 +28,11 @@ class SEGMENT:
     model_card = "What the model was trained on, its licence, its Dice on held-out cases, and its limits."
     stage = "How far to go. Earlier stages are faster and coarser; the last one gives the finished labels."
     device = 'Where the model runs. "auto" uses a GPU where there is one, else the CPU.'
-    precision = 'How exactly the model computes. "auto" uses 16 bit where it is faster and gives the same labels.'
     run = "Segment the image. Every stage is shown as soon as it is done. (Ctrl+Alt+R)"
     run_no_image = "Open an image first: drop a file on the window, or File > Open Sample > fmseg."
     run_no_model = "Choose a model first."
     run_busy = "A run is going on. Cancel it, or wait until it is done."
     cancel = "Stop the run. Stages that are done stay. (Ctrl+Alt+C)"
-    keep_largest = "Keep only the largest connected component of every class."
-    min_component_ml = "Remove connected components smaller than this, in millilitres. 0 keeps all."
-    show_stages = "Show the coarse labels and the attention map on the way. Without them the run is a little faster."
     min_component_no_spacing = (
         "The voxel size of this image is not known (its units are pixels), so the volume of a component is not either. "
         "Nothing is removed."
@@ -45,7 +41,6 @@ class SEGMENT:
         "The voxel size is not known: the layer's units are pixels. They are taken for mm; models depend on the size "
         'of structures, so check the result closely. Set the layer\'s scale and units, such as "mm", if you know.'
     )
-    max_memory_gb = "Most memory that a run may take, of the GPU or else of the program, in GB. 0: no limit."
     region = "Segment only a part: inside a box that you draw, or what is in view. The rest stays unlabelled."
     region_draw = "Add a Shapes layer and draw a rectangle over the part to segment."
     progress = "The stage that is computed now, how much of it is done, and about how long the rest takes."
@@ -57,7 +52,6 @@ class SEGMENT:
 class CLASSES:
     """The class table."""
 
-    number = "The number of the class in the labels."
     color = "The colour of the class. Double-click to change it."
     name = "The name of the class. Double-click to change it; it goes into exported files."
     visible = "Show or hide this class. It stays in the labels."
@@ -112,7 +106,6 @@ class EXPORT:
     cancel = "Stop. Nothing half-written is left."
     show_folder = "Open the folder in the file manager."
     copy_path = "Copy where the files are."
-    statistics = "Write name, volume and voxels of every class as a CSV table."
 
 
 class DOCTOR:
@@ -136,7 +129,6 @@ class RECOVERY:
     )
     discard_for_good = "Close without saving. Autosaving is switched off: these labels cannot be put back."
     cancel = "Do not close."
-    autosave = "Keeps a copy of labels that you paint, offered back if napari ends unexpectedly."
 
 
 class TEACH:

@@ -8,26 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import Qt
-from qtpy.QtWidgets import (
-    QComboBox,
-    QFormLayout,
-    QHBoxLayout,
-    QProgressBar,
-    QPushButton,
-    QVBoxLayout,
-)
+from qtpy.QtWidgets import QComboBox
 
 from napari_fmseg._napari.choosers.image_volumes import is_preview
 from napari_fmseg._napari.choosers.label_pairing import label_map, note_new_labels
-from napari_fmseg._napari.common.dialogs import ResearchOnly, ask, show_error
+from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly, ask
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.shortcuts import bind
 from napari_fmseg._napari.common.tooltips import EXPORT
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON, ErrorBox, Note, limit_width
+from napari_fmseg._napari.common.widgets import (
+    PRIMARY_BUTTON,
+    SECONDARY_BUTTON,
+    Note,
+    allow,
+    form,
+    hbox,
+    limit_width,
+    progress_bar,
+    push_button,
+    vbox,
+)
 from napari_fmseg._napari.export.format_form import Way
 from napari_fmseg._napari.export.label_origin import Origin, in_file_order, origin_of, snapshot
 from napari_fmseg._napari.export.panels import ClassList, Destination, Outcome
@@ -41,13 +44,7 @@ __all__ = ["ExportDock"]
 
 
 class ExportDock(Dock):
-    """Writes the labels of a layer to files.
-
-    Parameters
-    ----------
-    napari_viewer
-        The viewer; napari gives it.
-    """
+    """Writes the labels of a layer to files."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
@@ -61,9 +58,10 @@ class ExportDock(Dock):
         self._suggested = ""
         self.labels, self.way = QComboBox(), Way(self)
         self.classes, self.place = ClassList(), Destination()
-        self.export_button, self.cancel_button = QPushButton("&Export"), QPushButton("&Cancel")
-        self.bar = QProgressBar()
-        self.outcome, self.remarks, self.error = Outcome(), Note(), ErrorBox()
+        self.export_button = push_button("&Export", style=PRIMARY_BUTTON)
+        self.cancel_button = push_button("&Cancel", EXPORT.cancel, style=SECONDARY_BUTTON)
+        self.bar = progress_bar(steps=100)
+        self.outcome, self.remarks, self.error = Outcome(), Note(), ErrorBox(title="The labels were not exported")
         self._build()
         self._connect()
         self._on_way()
@@ -74,38 +72,22 @@ class ExportDock(Dock):
     # --- how it looks ---
 
     def _build(self) -> None:
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
-        self.cancel_button.setToolTip(EXPORT.cancel)
         for combo in (self.labels, self.way.what, self.way.format):
             limit_width(combo, 12)
-        self.export_button.setStyleSheet(PRIMARY_BUTTON)
-        self.cancel_button.setStyleSheet("QPushButton { padding: 5px; }")
-        form = QFormLayout()
-        form.setSpacing(6)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.addRow("&Labels", self.labels)
-        form.addRow("&Write", self.way.what)
-        form.addRow("F&ormat", self.way.format)
-        form.addRow("", self.way.smooth)
-        form.addRow("Classes", self.classes)
-        form.addRow("&To", self.place)
-        form.labelForField(self.place).setBuddy(self.place.line)
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.export_button, 2)
-        buttons.addWidget(self.cancel_button, 1)
-        use = ResearchOnly()
-        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(8, 8, 8, 4)
-        layout.setSpacing(6)
-        layout.addLayout(form)
-        for widget in (self.error, self.remarks, self.outcome):
-            layout.addWidget(widget)
-        layout.addStretch(1)
-        layout.addLayout(buttons)
-        layout.addWidget(self.bar)
-        layout.addWidget(use)
+        fields = form(margins=None)
+        for name, field in (
+            ("&Labels", self.labels),
+            ("&Write", self.way.what),
+            ("F&ormat", self.way.format),
+            ("", self.way.smooth),
+            ("Classes", self.classes),
+            ("&To", self.place),
+        ):
+            fields.addRow(name, field)
+        fields.labelForField(self.place).setBuddy(self.place.line)
+        above = (fields, self.error, self.remarks, self.outcome)
+        below = (hbox((self.export_button, 2), (self.cancel_button, 1)), self.bar, ResearchOnly(centred=True))
+        vbox(*above, 1, *below, of=self, margins=(8, 8, 8, 4), spacing=6)
         self.setMinimumWidth(320)
 
     def _connect(self) -> None:
@@ -115,9 +97,6 @@ class ExportDock(Dock):
         self.place.changed.connect(self._look)
         self.export_button.clicked.connect(self._on_export)
         self.cancel_button.clicked.connect(self._on_cancel)
-        self.error.details_requested.connect(
-            lambda error: show_error(self, error, title="The labels were not exported")
-        )
         layers = self.viewer.layers
         layers.events.inserted.connect(note_new_labels)
         self._links = Links(self)
@@ -175,9 +154,7 @@ class ExportDock(Dock):
 
     def _look(self) -> None:
         """Enable the export, or state in the tooltip why it is not possible."""
-        why = self._disabled_reason()
-        self.export_button.setEnabled(not why)
-        self.export_button.setToolTip(why or EXPORT.export)
+        allow(self.export_button, self._disabled_reason(), EXPORT.export)
         self.cancel_button.setEnabled(self.job is not None)
 
     def _disabled_reason(self) -> str:

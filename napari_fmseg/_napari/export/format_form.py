@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QSignalBlocker, Signal
 from qtpy.QtGui import QStandardItemModel
 from qtpy.QtWidgets import QCheckBox, QComboBox
 
@@ -33,15 +33,9 @@ SUFFIXES = tuple(suffix for _, suffix in (*_MAPS, *_MESHES, *_SEGS))
 
 
 class Way(QObject):
-    """Three widgets of a form that belong together.
+    """Three widgets of a form that belong together."""
 
-    Attributes
-    ----------
-    changed
-        Signal: something else is to be written.
-    """
-
-    changed = Signal()
+    changed = Signal()  # something else is to be written
 
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -88,12 +82,11 @@ class Way(QObject):
     def _on_what(self) -> None:
         formats = self._chosen[3]
         before = self.format.currentData()
-        self.format.blockSignals(True)
-        self.format.clear()
-        for text, suffix in formats:
-            self.format.addItem(text, suffix)
-        self.format.setCurrentIndex(max(0, self.format.findData(before)))
-        self.format.blockSignals(False)
+        with QSignalBlocker(self.format):
+            self.format.clear()
+            for text, suffix in formats:
+                self.format.addItem(text, suffix)
+            self.format.setCurrentIndex(max(0, self.format.findData(before)))
         self.format.setEnabled(len(formats) > 1)
         self.smooth.setVisible(self.kind == "meshes")
         self.changed.emit()

@@ -5,23 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from qtpy.QtCore import QSize, Qt, QUrl, Signal
-from qtpy.QtGui import QColor, QDesktopServices, QIcon, QPixmap
-from qtpy.QtWidgets import (
-    QApplication,
-    QFileDialog,
-    QFrame,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QListWidget,
-    QListWidgetItem,
-    QPushButton,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtGui import QDesktopServices
+from qtpy.QtWidgets import QApplication, QFileDialog, QFrame, QLineEdit, QListWidget, QListWidgetItem, QWidget
 
 from napari_fmseg._napari.common.tooltips import EXPORT
+from napari_fmseg._napari.common.widgets import NO_MARGINS, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.export.format_form import SUFFIXES
+from napari_fmseg._napari.results.class_colors import SWATCH, color_icon
 from napari_fmseg.core.volume import LabelMap
 
 __all__ = ["ClassList", "Destination", "Outcome"]
@@ -31,36 +21,20 @@ _DONE = "QFrame#done { border: 1px solid #3a9d5d; border-radius: 3px; }"
 
 
 class ClassList(QWidget):
-    """The classes of the labels, with a box to tick each.
+    """The classes of the labels, with a box to tick each."""
 
-    Attributes
-    ----------
-    changed
-        Signal: a box was ticked or cleared.
-    """
-
-    changed = Signal()
+    changed = Signal()  # a box was ticked or cleared
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.list = QListWidget()
         self.list.setToolTip(EXPORT.classes)
-        self.list.setIconSize(QSize(14, 14))
+        self.list.setIconSize(QSize(SWATCH, SWATCH))
         self.list.setUniformItemSizes(True)
         self.list.setStyleSheet("QListWidget { padding: 2px 4px; }")
-        self.all, self.none = QPushButton("&All"), QPushButton("&None")
-        self.all.setToolTip(EXPORT.all_classes)
-        self.none.setToolTip(EXPORT.no_classes)
-        row = QHBoxLayout()
-        for button in (self.all, self.none):
-            row.addWidget(button)
-        row.addStretch(1)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(4)
-        layout.addWidget(self.list)
-        layout.addLayout(row)
-        self.list.itemChanged.connect(self._on_changed)
+        self.all, self.none = push_button("&All", EXPORT.all_classes), push_button("&None", EXPORT.no_classes)
+        vbox(self.list, hbox(self.all, self.none, 1), of=self, margins=NO_MARGINS, spacing=4)
+        self.list.itemChanged.connect(self.changed)
         self.all.clicked.connect(lambda: self._tick(Qt.CheckState.Checked))
         self.none.clicked.connect(lambda: self._tick(Qt.CheckState.Unchecked))
 
@@ -70,12 +44,10 @@ class ClassList(QWidget):
         self.list.blockSignals(True)
         self.list.clear()
         for value, name in sorted((labels.names if labels is not None else {}).items()):
-            item = QListWidgetItem(_swatch(labels.colors.get(value) if labels is not None else None), name)
+            item = QListWidgetItem(color_icon(labels.colors.get(value) if labels is not None else None), name)
             item.setData(Qt.ItemDataRole.UserRole, int(value))
             item.setFlags(Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemIsUserCheckable)
-            item.setCheckState(Qt.CheckState.Checked)
-            if self._key(item) in cleared:
-                item.setCheckState(Qt.CheckState.Unchecked)
+            item.setCheckState(Qt.CheckState.Unchecked if self._key(item) in cleared else Qt.CheckState.Checked)
             self.list.addItem(item)
         if labels is not None and not labels.names:
             item = QListWidgetItem("all painted numbers")
@@ -109,37 +81,17 @@ class ClassList(QWidget):
         for item in self._items():
             item.setCheckState(state)
 
-    def _on_changed(self) -> None:
-        self.changed.emit()
-
-
-def _swatch(color: tuple[float, float, float] | None) -> QIcon:
-    pixmap = QPixmap(14, 14)
-    pixmap.fill(QColor.fromRgbF(*color) if color is not None else QColor(Qt.GlobalColor.transparent))
-    return QIcon(pixmap)
-
 
 class Destination(QWidget):
-    """A line for a file or a folder, and a button to choose it.
+    """A line for a file or a folder, and a button to choose it."""
 
-    Attributes
-    ----------
-    changed
-        Signal: another place was typed or chosen.
-    """
-
-    changed = Signal()
+    changed = Signal()  # another place was typed or chosen
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.line, self.browse = QLineEdit(), QPushButton("&Browse…")
+        self.line, self.browse = QLineEdit(), push_button("&Browse…", EXPORT.browse)
         self.line.setToolTip(EXPORT.destination)
-        self.browse.setToolTip(EXPORT.browse)
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(4)
-        layout.addWidget(self.line, 1)
-        layout.addWidget(self.browse)
+        hbox((self.line, 1), self.browse, of=self, margins=NO_MARGINS, spacing=4)
         self._suffix = ""
         self.line.textChanged.connect(self._on_typed)
         self.browse.clicked.connect(self._on_browse)
@@ -202,20 +154,10 @@ class Outcome(QFrame):
         self.setObjectName("done")
         self.setStyleSheet(_DONE)
         self.paths: list[Path] = []
-        self.text = QLabel()
-        self.text.setWordWrap(True)
-        self.text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.folder, self.copy = QPushButton("Show &folder"), QPushButton("Copy &path")
-        self.folder.setToolTip(EXPORT.show_folder)
-        self.copy.setToolTip(EXPORT.copy_path)
-        row = QHBoxLayout()
-        for button in (self.folder, self.copy):
-            row.addWidget(button)
-        row.addStretch(1)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(6, 6, 6, 6)
-        layout.addWidget(self.text)
-        layout.addLayout(row)
+        self.text = paragraph(selectable=True)
+        self.folder = push_button("Show &folder", EXPORT.show_folder)
+        self.copy = push_button("Copy &path", EXPORT.copy_path)
+        vbox(self.text, hbox(self.folder, self.copy, 1), of=self, margins=(6, 6, 6, 6))
         self.folder.clicked.connect(self._on_folder)
         self.copy.clicked.connect(self._on_copy)
         self.hide()

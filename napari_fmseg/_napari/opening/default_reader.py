@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-__all__ = ["OURS", "PATTERNS", "earlier_answer", "forget", "offer_as_default_reader", "take_precedence"]
+__all__ = ["OURS", "PATTERNS", "earlier_answer", "offer_as_default_reader", "take_precedence"]
 
 OURS = "napari-fmseg"
 PATTERNS = ("*.nii", "*.nii.gz", "*.hdr", "*.img", "*.hdr.gz", "*.img.gz", "*.nrrd", "*.nhdr", "*.mha", "*.mhd",
@@ -86,12 +86,6 @@ def earlier_answer() -> bool | None:
         answer = json.loads(_file().read_text(encoding="utf-8")).get("open_scans_with_fmseg")
         return answer if isinstance(answer, bool) else None
     return None
-
-
-def forget() -> None:
-    """Forget the answer, so that the question is put again; napari's settings stay."""
-    with suppress(OSError):
-        _file().unlink()
 
 
 def _on_answer(yes: bool) -> None:

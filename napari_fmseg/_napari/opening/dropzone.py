@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from qtpy.QtCore import QMimeData, Qt, Signal
 from qtpy.QtGui import QDragEnterEvent, QDragLeaveEvent, QDropEvent
-from qtpy.QtWidgets import (
-    QFileDialog,
-    QFrame,
-    QHBoxLayout,
-    QLabel,
-    QProgressBar,
-    QPushButton,
-    QSizePolicy,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QFileDialog, QFrame, QProgressBar, QSizePolicy, QWidget
 
 from napari_fmseg._napari.common.tooltips import OPEN
-from napari_fmseg._napari.opening.open_files import Opening, open_paths, tell
+from napari_fmseg._napari.common.widgets import hbox, paragraph, push_button, vbox
+from napari_fmseg._napari.opening.open_files import Opening, tell
 
-__all__ = ["DropZone", "Opening", "open_paths"]
+__all__ = ["DropZone"]
 
 _FILTER = (
     "Volumes (*.nii *.nii.gz *.hdr *.img *.nrrd *.nhdr *.mha *.mhd *.dcm *.zip DICOMDIR);;"
@@ -64,19 +56,18 @@ class DropZone(QWidget):
         self._opening: Opening | None = None
         self._frame = QFrame()
         self._frame.setObjectName("fmsegDropZone")
-        self._says = QLabel()
+        self._says = paragraph()
         self._says.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self._says.setWordWrap(True)
         self._busy = QProgressBar()
         self._busy.setRange(0, 0)
         self._busy.setTextVisible(False)
         self._busy.setMaximumHeight(6)
-        self.file_button = QPushButton("&Open file…")
-        self.file_button.setToolTip(OPEN.file)
-        self.folder_button = QPushButton("Ope&n folder…")
-        self.folder_button.setToolTip(OPEN.folder)
+        self.file_button = push_button("&Open file…", OPEN.file)
+        self.folder_button = push_button("Ope&n folder…", OPEN.folder)
         self.setToolTip(OPEN.drop_zone)
-        self._lay_out()
+        vbox(self._says, self._busy, hbox(self.file_button, self.folder_button), of=self._frame)
+        vbox(self._frame, of=self, margins=(2, 2, 2, 2))
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
         self.setAcceptDrops(True)
         self.setAccessibleName("Drop a volume here")
         self.setTabOrder(self.file_button, self.folder_button)
@@ -84,19 +75,6 @@ class DropZone(QWidget):
         self.folder_button.clicked.connect(self._on_folder)
         self.dropped.connect(self._on_dropped)
         self.show_busy("")
-
-    def _lay_out(self) -> None:
-        inside = QVBoxLayout(self._frame)
-        inside.addWidget(self._says)
-        inside.addWidget(self._busy)
-        buttons = QHBoxLayout()
-        buttons.addWidget(self.file_button)
-        buttons.addWidget(self.folder_button)
-        inside.addLayout(buttons)
-        outside = QVBoxLayout(self)
-        outside.setContentsMargins(2, 2, 2, 2)
-        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
-        outside.addWidget(self._frame)
 
     @property
     def busy(self) -> bool:
@@ -139,20 +117,19 @@ class DropZone(QWidget):
         self.dropped.emit(paths)
 
     def _on_file(self) -> None:
+        self._emit_chosen(lambda start: QFileDialog.getOpenFileNames(self, "Open volumes", start, _FILTER)[0])
+
+    def _on_folder(self) -> None:
+        self._emit_chosen(lambda start: [QFileDialog.getExistingDirectory(self, "Open a folder", start)])
+
+    def _emit_chosen(self, ask: Callable[[str], list[str]]) -> None:
+        """Request paths, starting where napari opened something last, which it remembers for the next time."""
         from napari.utils.history import get_open_history, update_open_history
 
-        paths, _ = QFileDialog.getOpenFileNames(self, "Open volumes", get_open_history()[0], _FILTER)
+        paths = [path for path in ask(get_open_history()[0]) if path]
         if paths:
             update_open_history(paths[0])
             self.dropped.emit(paths)
-
-    def _on_folder(self) -> None:
-        from napari.utils.history import get_open_history, update_open_history
-
-        path = QFileDialog.getExistingDirectory(self, "Open a folder", get_open_history()[0])
-        if path:
-            update_open_history(path)
-            self.dropped.emit([path])
 
     def _on_dropped(self, paths: list[str]) -> None:
         if self._viewer is None or self.busy:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import QEventLoop, QObject, Signal
+from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.common.job import Job, start_job
@@ -20,7 +20,7 @@ from napari_fmseg._napari.segment.scan_view import attend
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume
 from napari_fmseg.io.series_previews import SeriesPreview
 
-__all__ = ["Opening", "look_at", "open_paths", "tell"]
+__all__ = ["Opening", "look_at", "tell"]
 
 _alive: set[Opening] = set()  # an opening that nobody holds must not be collected while it reads
 
@@ -94,13 +94,6 @@ class Opening(QObject):
         self.running = True
         self._wanted.extend(_Wanted(path) for path in self._paths)
         self._next()
-
-    def stop(self) -> None:
-        """Leave out what is not read yet; what is being read now is not added any more."""
-        self._wanted.clear()
-        if self._job is not None:
-            self._job.abandon()
-        self._finish()
 
     def _next(self) -> None:
         if not self._wanted:
@@ -210,46 +203,6 @@ def _without_frames(error: FmsegError) -> FmsegError:
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
     return error
-
-
-def open_paths(
-    viewer: Any,
-    paths: Iterable[str],
-    *,
-    on_error: Callable[[FmsegError], None] | None = None,
-    parent: QObject | None = None,
-) -> list[Any]:
-    """Open files and folders with our reader and return their layers; the window stays alive meanwhile.
-
-    A widget that must not wait uses `Opening` and its signals instead.
-
-    Parameters
-    ----------
-    viewer
-        A napari viewer.
-    paths
-        Files and folders.
-    on_error
-        Is given each error; by default a dialog shows it.
-    parent
-        A widget with which the opening ends.
-
-    Returns
-    -------
-    list
-        The layers that were added; fewer than paths if some failed or were not chosen.
-    """
-    opening = Opening(viewer, paths, parent)
-    window = window_of(viewer)
-    opening.failed.connect(on_error or (lambda error: tell(error, window)))
-    loop = QEventLoop()
-    opening.finished.connect(loop.quit)
-    opening.destroyed.connect(loop.quit)
-    layers = opening.layers
-    opening.start()
-    if opening.running:
-        loop.exec()
-    return layers
 
 
 def tell(error: FmsegError, window: QWidget | None) -> None:

@@ -7,21 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import (
-    QDialog,
-    QHBoxLayout,
-    QLabel,
-    QListWidget,
-    QListWidgetItem,
-    QProgressBar,
-    QPushButton,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QDialog, QListWidget, QProgressBar, QWidget
 
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.tooltips import OPEN
 from napari_fmseg._napari.common.viewer_window import window_of
+from napari_fmseg._napari.common.widgets import allow, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.opening.open_files import Opening
 from napari_fmseg._napari.opening.public_samples import (
     PublicSample,
@@ -54,17 +45,7 @@ def show_public_samples() -> None:
 
 
 class PublicSamplesDialog(QDialog):
-    """Lists public volumes and opens the one that the user agrees to download.
-
-    Parameters
-    ----------
-    viewer
-        Where it is opened.
-    samples
-        What is offered.
-    parent
-        The window before which it stands.
-    """
+    """Lists public volumes and opens the one that the user agrees to download in the viewer."""
 
     def __init__(self, viewer: Any, samples: tuple[PublicSample, ...], parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -72,16 +53,15 @@ class PublicSamplesDialog(QDialog):
         self._download: Job | None = None
         self.setWindowTitle("Public sample volumes")
         self.list = QListWidget()
-        for sample in samples:
-            self.list.addItem(QListWidgetItem(sample.title))
-        self.says = QLabel()
-        self.says.setWordWrap(True)
-        self.says.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.list.addItems([sample.title for sample in samples])
+        self.says = paragraph(selectable=True)
         self.bar = QProgressBar()
         self.bar.setVisible(False)
-        self.agree = QPushButton("Download and open")
-        self.close_button = QPushButton("Close")
-        self._lay_out()
+        self.agree, self.close_button = push_button("Download and open"), push_button("Close")
+        self.list.setVisible(bool(self._samples))
+        self.list.setMaximumHeight(160)
+        vbox(self.list, self.says, self.bar, 0, hbox(0, self.agree, self.close_button), of=self)
+        self.resize(520, 340 if self._samples else 160)
         self.list.currentRowChanged.connect(self._on_row)
         self.agree.clicked.connect(self._on_agree)
         self.close_button.clicked.connect(self.reject)
@@ -89,23 +69,8 @@ class PublicSamplesDialog(QDialog):
         self.list.setCurrentRow(0)
         self._on_row(self.list.currentRow())
 
-    def _lay_out(self) -> None:
-        self.list.setVisible(bool(self._samples))
-        self.list.setMaximumHeight(160)
-        buttons = QHBoxLayout()
-        buttons.addStretch()
-        buttons.addWidget(self.agree)
-        buttons.addWidget(self.close_button)
-        layout = QVBoxLayout(self)
-        for part in (self.list, self.says, self.bar):
-            layout.addWidget(part)
-        layout.addStretch()
-        layout.addLayout(buttons)
-        self.resize(520, 340 if self._samples else 160)
-
     def _on_row(self, row: int) -> None:
-        self.agree.setEnabled(row >= 0)
-        self.agree.setToolTip(OPEN.download if row >= 0 else OPEN.no_download)
+        allow(self.agree, "" if row >= 0 else OPEN.no_download, OPEN.download)
         self.says.setText(_describe(self._samples[row]) if row >= 0 else _no_samples_text())
 
     def _on_agree(self) -> None:

@@ -16,11 +16,12 @@ from qtpy.QtWidgets import (
     QLabel,
     QTreeWidget,
     QTreeWidgetItem,
-    QVBoxLayout,
     QWidget,
 )
 
+from napari_fmseg._napari.common.dialogs import run_modal
 from napari_fmseg._napari.common.tooltips import OPEN
+from napari_fmseg._napari.common.widgets import allow, paragraph, vbox
 from napari_fmseg.io.series_previews import SeriesPreview
 
 __all__ = ["SeriesChooser", "choose"]
@@ -32,22 +33,11 @@ _PICTURE = 72
 def choose(offers: Sequence[SeriesPreview], parent: QWidget | None = None) -> list[SeriesPreview]:
     """Show the series and return those to open; none if the user cancels."""
     dialog = SeriesChooser(offers, parent)
-    try:
-        return dialog.chosen if dialog.exec() == QDialog.DialogCode.Accepted else []
-    finally:
-        dialog.deleteLater()
+    return dialog.chosen if run_modal(dialog) else []
 
 
 class SeriesChooser(QDialog):
-    """Lists what a folder offers, with a picture, and lets the user take one or several.
-
-    Parameters
-    ----------
-    offers
-        What there is; see `napari_fmseg.io.series_previews.preview_series`.
-    parent
-        The window before which it stands.
-    """
+    """Lists what a folder offers, as `preview_series` tells it, and lets the user take one or several."""
 
     def __init__(self, offers: Sequence[SeriesPreview], parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -60,16 +50,13 @@ class SeriesChooser(QDialog):
         self.setModal(True)
         self._list = QTreeWidget()
         self._fill()
-        head = QLabel(f"“{where}” holds {len(self._offers)} volumes. Which of them shall be opened?")
-        head.setWordWrap(True)
+        head = paragraph(f"“{where}” holds {len(self._offers)} volumes. Which of them shall be opened?")
         hint = QLabel("Ctrl or Shift and a click take several; a double click opens one.")
         self._buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Open | QDialogButtonBox.StandardButton.Cancel)
         for button in self._buttons.buttons():
             button.setIcon(QIcon())  # napari's own buttons have none
         self._open = self._buttons.button(QDialogButtonBox.StandardButton.Open)
-        layout = QVBoxLayout(self)
-        for part in (head, self._list, hint, self._buttons):
-            layout.addWidget(part)
+        vbox(head, self._list, hint, self._buttons, of=self)
         self._buttons.accepted.connect(self.accept)
         self._buttons.rejected.connect(self.reject)
         self._list.itemSelectionChanged.connect(self._on_selection)
@@ -119,9 +106,8 @@ class SeriesChooser(QDialog):
 
     def _on_selection(self) -> None:
         count = len(self.chosen)
-        self._open.setEnabled(count > 0)
         self._open.setText("Open" if count < 2 else f"Open {count}")
-        self._open.setToolTip("" if count else OPEN.no_series)
+        allow(self._open, "" if count else OPEN.no_series, "")
 
 
 def _texts(offer: SeriesPreview) -> list[str]:

@@ -6,26 +6,30 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import (
-    QApplication,
-    QCheckBox,
-    QHBoxLayout,
-    QLabel,
-    QProgressBar,
-    QPushButton,
-    QVBoxLayout,
-)
+from qtpy.QtWidgets import QApplication, QCheckBox, QVBoxLayout
 
-from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error, text_label
+from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly, text_label
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import PRETRAIN
 from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON, Column, ErrorBox, Note
+from napari_fmseg._napari.common.widgets import (
+    NO_MARGINS,
+    PRIMARY_BUTTON,
+    SECONDARY_BUTTON,
+    Column,
+    Note,
+    allow,
+    hbox,
+    paragraph,
+    progress_bar,
+    push_button,
+    vbox,
+)
 from napari_fmseg._napari.pretrain.form import PretrainForm
 from napari_fmseg._napari.pretrain.panels import LeftOut, Outcome, Plots, SampleLayers, folder_in
 from napari_fmseg._napari.pretrain.plan import model_in, recipe_in, sample_layers, write
@@ -45,20 +49,13 @@ class PretrainDock(Dock):
 
     Parameters
     ----------
-    napari_viewer
-        The viewer; napari gives it.
     more
         Fields of the recipe that the form does not show, for scripts.
     program
         The words before the command; see `napari_fmseg.workers.training.PROGRAM`.
-
-    Attributes
-    ----------
-    ready
-        Signal with the path of a model's card: the user wants to start from it.
     """
 
-    ready = Signal(object)
+    ready = Signal(object)  # with the path of a model's card: the user wants to start from it
 
     def __init__(
         self, napari_viewer: Any, *, more: Mapping[str, Any] | None = None, program: Sequence[str] = PROGRAM
@@ -73,9 +70,10 @@ class PretrainDock(Dock):
         self.plots, self.outcome = Plots(), Outcome()
         self.samples = QCheckBox("Show a &sample as layers")
         self._layers = SampleLayers(napari_viewer)
-        self.start_button, self.stop_button = QPushButton("Start pre&training"), QPushButton("St&op")
-        self.resume_button = QPushButton("&Resume")
-        self.bar, self.text = QProgressBar(), QLabel()
+        self.start_button = push_button("Start pre&training", style=PRIMARY_BUTTON)
+        self.stop_button = push_button("St&op", style=SECONDARY_BUTTON)
+        self.resume_button = push_button("&Resume", style=SECONDARY_BUTTON)
+        self.bar, self.text = progress_bar(PRETRAIN.progress, _BAR), paragraph(tip=PRETRAIN.progress)
         self._timer = QTimer(self, interval=_TICK_MS)
         self._build()
         self._connect()
@@ -94,38 +92,15 @@ class PretrainDock(Dock):
         rows.addWidget(self.plots, 1)
         self.plots.hide()
         rows.addStretch(0)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(0)
-        layout.addWidget(self._column, 1)
-        layout.addLayout(self._foot())
+        vbox((self._column, 1), self._foot(), of=self, margins=NO_MARGINS, spacing=0)
         self.setMinimumWidth(320)
 
     def _foot(self) -> QVBoxLayout:
         """Lay out what is always in sight: the buttons and how far it is."""
-        self.start_button.setStyleSheet(PRIMARY_BUTTON)
-        buttons = QHBoxLayout()
-        for button, share in ((self.start_button, 3), (self.stop_button, 1), (self.resume_button, 2)):
-            buttons.addWidget(button, share)
-        for button in (self.stop_button, self.resume_button):
-            button.setStyleSheet("QPushButton { padding: 5px; }")
-        self.bar.setRange(0, _BAR)
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
-        self.bar.setToolTip(PRETRAIN.progress)
-        self.text.setToolTip(PRETRAIN.progress)
-        self.text.setWordWrap(True)
-        use = ResearchOnly()
-        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        foot = QVBoxLayout()
-        foot.setContentsMargins(8, 4, 8, 4)
-        foot.setSpacing(4)
-        foot.addLayout(buttons)
-        for widget in (self.bar, self.text, use):
-            foot.addWidget(widget)
         for widget in (self.bar, self.text):
             widget.hide()
-        return foot
+        buttons = hbox((self.start_button, 3), (self.stop_button, 1), (self.resume_button, 2))
+        return vbox(buttons, self.bar, self.text, ResearchOnly(centred=True), margins=(8, 4, 8, 4), spacing=4)
 
     def _connect(self) -> None:
         self.setAcceptDrops(True)
@@ -134,10 +109,9 @@ class PretrainDock(Dock):
         self.stop_button.clicked.connect(self._on_stop)
         self.resume_button.clicked.connect(self._on_resume)
         self.outcome.use.connect(self._on_use)
-        self.error.details_requested.connect(self._on_details)
         self.training.event.connect(self._on_event)
         self.training.changed.connect(self._on_state)
-        self.training.failed.connect(self._on_failed)
+        self.training.failed.connect(self.error.tell)
         self._timer.timeout.connect(self._on_tick)
 
     # --- a run ---
@@ -147,14 +121,12 @@ class PretrainDock(Dock):
         busy, out = self.training.running, self.form.out.path
         there = recipe_in(out) if out is not None else None
         reason = PRETRAIN.start_busy if busy else self.form.disabled_reason() or (PRETRAIN.start_there if there else "")
-        self.start_button.setEnabled(not reason)
-        self.start_button.setToolTip(reason or PRETRAIN.start)
+        allow(self.start_button, reason, PRETRAIN.start)
         self.stop_button.setEnabled(busy and not self.training.stopping)
         self.stop_button.setToolTip(PRETRAIN.stop if busy else PRETRAIN.stop_idle)
         can_resume = not busy and there is not None and self.training.state != "done"
-        self.resume_button.setEnabled(can_resume)
-        disabled_reason = PRETRAIN.start_busy if busy else PRETRAIN.resume_none
-        self.resume_button.setToolTip(PRETRAIN.resume if can_resume else disabled_reason)
+        why_not = PRETRAIN.start_busy if busy else PRETRAIN.resume_none
+        allow(self.resume_button, "" if can_resume else why_not, PRETRAIN.resume)
         self.form.setEnabled(not busy)
 
     def _on_start(self) -> None:
@@ -217,9 +189,6 @@ class PretrainDock(Dock):
         self._on_tick()
         self._allow()
 
-    def _on_failed(self, error: FmsegError) -> None:
-        self.error.tell(error)
-
     def _on_tick(self) -> None:
         """Show the progress."""
         training = self.training
@@ -258,9 +227,6 @@ class PretrainDock(Dock):
         except (AttributeError, KeyError, ValueError):  # a viewer without a window, or a version without that panel
             return None
         return getattr(getattr(teach, "train", None), "begin_from", None)
-
-    def _on_details(self, error: Any) -> None:
-        show_error(self, error)
 
     # --- coming and going ---
 

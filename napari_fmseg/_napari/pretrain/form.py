@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QWidget
 
 from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.number_boxes import CountBox
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg._napari.common.tooltips import PRETRAIN
-from napari_fmseg._napari.common.widgets import Collapsible, limit_width
+from napari_fmseg._napari.common.widgets import NO_MARGINS, Collapsible, add_row, form, hbox, limit_width, vbox
 from napari_fmseg._napari.pretrain.panels import FolderRow
 from napari_fmseg._napari.pretrain.plan import NETWORKS, Plan, Size, next_folder, recipe_in
 from napari_fmseg.core.errors import FmsegError
@@ -29,26 +29,13 @@ _MINUTES, _STEPS = 30, 2000
 
 
 class PretrainForm(QWidget):
-    """The form.
+    """The form; `more` are fields of the recipe that it does not show."""
 
-    Parameters
-    ----------
-    more
-        Fields of the recipe that it does not show.
-
-    Attributes
-    ----------
-    more_fields
-        Those fields, for the next run.
-    changed
-        Signal: something was changed, so that a start may have become possible or impossible.
-    """
-
-    changed = Signal()
+    changed = Signal()  # a start may have become possible or impossible
 
     def __init__(self, more: Mapping[str, Any] | None = None, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.more_fields = dict(more or {})
+        self.more_fields = dict(more or {})  # for the next run
         self._proposed = ""
         self.volumes = FolderRow("Drop a folder with scans", "A folder with scans", PRETRAIN.volumes)
         self.out = FolderRow("A folder of its own", "Where to save", PRETRAIN.out)
@@ -87,15 +74,11 @@ class PretrainForm(QWidget):
 
     def _lay_out(self) -> None:
         how_long = QWidget()
-        row = QHBoxLayout(how_long)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self.budget, 1)
-        row.addWidget(self.unit, 1)
+        hbox((self.budget, 1), (self.unit, 1), of=how_long, margins=NO_MARGINS)
         self.unit.setToolTip(PRETRAIN.unit)
-        above, details = QFormLayout(), QWidget()
-        below = QFormLayout(details)
-        below.setContentsMargins(12, 0, 0, 0)
-        for form, name, widget, shown, tip in (
+        details = QWidget()
+        above, below = form(), form(details, margins=(12, 0, 0, 0))
+        for where, name, widget, shown, tip in (
             (above, "Sc&ans", self.volumes.edit, self.volumes, PRETRAIN.volumes),
             (above, "&Network", self.network, self.network, PRETRAIN.network),
             (above, "&Budget", self.budget, how_long, PRETRAIN.budget),
@@ -105,20 +88,9 @@ class PretrainForm(QWidget):
             (below, "&Device", self.device, self.device, PRETRAIN.device),
             (below, "Disk space", self.cache_gb, self.cache_gb, PRETRAIN.cache),
         ):
-            form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-            form.setSpacing(6)
-            label = QLabel(name)
-            label.setBuddy(widget)
-            for part in (label, widget):
-                part.setToolTip(tip)
-            form.addRow(label, shown)
-        above.setContentsMargins(0, 0, 0, 0)
-        rows = QVBoxLayout(self)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.setSpacing(6)
-        rows.addLayout(above)
+            add_row(where, name, widget, tip, shown=shown)
         self.more = Collapsible("Mor&e options", details, "Sample size, device and disk space.")
-        rows.addWidget(self.more)
+        vbox(above, self.more, of=self, margins=NO_MARGINS, spacing=6)
 
     def disabled_reason(self) -> str:
         """Return why nothing can be started, or nothing."""

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qtpy.QtCore import QMimeData, Qt, QUrl, Signal
+from qtpy.QtCore import QMimeData, QUrl, Signal
 from qtpy.QtGui import QDesktopServices, QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import QFileDialog, QFrame, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QFileDialog, QFrame, QLineEdit, QWidget
 
 from napari_fmseg._napari.common.curves import Curves
 from napari_fmseg._napari.common.tooltips import PRETRAIN
-from napari_fmseg._napari.common.widgets import Collapsible
+from napari_fmseg._napari.common.widgets import NO_MARGINS, Collapsible, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.pretrain.plan import Shown
 from napari_fmseg.core.events import FILE_LEFT_OUT, EpochDone, Progress, StepDone, TrainEvent, Warned
 
@@ -24,37 +24,21 @@ _DONE = "QFrame#outcome { border: 1px solid #2f9e57; border-radius: 3px; }"
 class FolderRow(QWidget):
     """A folder's path, a button to browse for it, and a place to drop it.
 
-    Parameters
-    ----------
-    hint
-        What is shown while it is empty.
-    title
-        Of the window in which one browses.
-    tip
-        Its tooltip.
-
-    Attributes
-    ----------
-    changed
-        Signal: another path.
+    The `hint` is shown while it is empty; `title` is that of the window in which one browses.
     """
 
-    changed = Signal()
+    changed = Signal()  # another path
 
     def __init__(self, hint: str, title: str, tip: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._title = title
-        self.edit, self.button = QLineEdit(), QPushButton("…")
+        self.edit, self.button = QLineEdit(), push_button("…", PRETRAIN.browse)
         self.edit.setPlaceholderText(hint)
         self.edit.setToolTip(tip)
         self.edit.setAcceptDrops(False)  # a text field would take a drop as text; the dock takes it as a folder
-        self.button.setToolTip(PRETRAIN.browse)
         self.button.setFixedWidth(32)
         self.button.setAccessibleName(title)
-        row = QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self.edit, 1)
-        row.addWidget(self.button)
+        hbox((self.edit, 1), self.button, of=self, margins=NO_MARGINS)
         self.setFocusProxy(self.edit)
         self.edit.textChanged.connect(self.changed)
         self.button.clicked.connect(self._on_browse)
@@ -95,16 +79,10 @@ class Plots(QWidget):
         colors = {"training": "#56b4e9", "held out": "#e69f00"}
         self.loss = Curves("", "loss", colors=colors)
         self.dice = Curves("step", "Dice", y_range=(0, 1), colors={"held-out Dice": "#009e73"}, digits=2)
-        self.facts = QLabel()
-        self.facts.setWordWrap(True)
-        self.facts.setToolTip(PRETRAIN.facts)
+        self.facts = paragraph(tip=PRETRAIN.facts)
         self.loss.setToolTip(PRETRAIN.loss)
         self.dice.setToolTip(PRETRAIN.dice)
-        rows = QVBoxLayout(self)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.setSpacing(4)
-        for widget, share in ((self.facts, 0), (self.loss, 1), (self.dice, 1)):
-            rows.addWidget(widget, share)
+        vbox(self.facts, (self.loss, 1), (self.dice, 1), of=self, margins=NO_MARGINS, spacing=4)
         self.clear()
         self.begin()
 
@@ -150,15 +128,10 @@ class LeftOut(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.texts: list[str] = []
-        self.details = QLabel()
-        self.details.setWordWrap(True)
-        self.details.setTextFormat(Qt.TextFormat.PlainText)
-        self.details.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.details = paragraph(selectable=True, plain=True)
         self.details.setContentsMargins(12, 0, 0, 0)
         self.more = Collapsible("", self.details, PRETRAIN.left_out)
-        rows = QVBoxLayout(self)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.addWidget(self.more)
+        vbox(self.more, of=self, margins=NO_MARGINS)
         self.clear()
 
     def clear(self) -> None:
@@ -180,35 +153,19 @@ class LeftOut(QWidget):
 
 
 class Outcome(QFrame):
-    """The model that a run has left, and what to do with it; hidden while there is none.
+    """The model that a run has left, and what to do with it; hidden while there is none."""
 
-    Attributes
-    ----------
-    use
-        Signal with the card's path: the user wants to start from it.
-    """
-
-    use = Signal(object)
+    use = Signal(object)  # with the card's path: the user wants to start from it
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setObjectName("outcome")
         self.setStyleSheet(_DONE)
         self.path: Path | None = None
-        self.text = QLabel()
-        self.text.setWordWrap(True)
-        self.text.setTextFormat(Qt.TextFormat.PlainText)
-        self.text.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.use_button, self.folder_button = QPushButton("&Use as starting point"), QPushButton("Show folder")
-        self.use_button.setToolTip(PRETRAIN.use)
-        self.folder_button.setToolTip(PRETRAIN.show_folder)
-        row = QHBoxLayout()
-        row.addWidget(self.use_button, 2)
-        row.addWidget(self.folder_button, 1)
-        rows = QVBoxLayout(self)
-        rows.setContentsMargins(6, 6, 6, 6)
-        rows.addWidget(self.text)
-        rows.addLayout(row)
+        self.text = paragraph(selectable=True, plain=True)
+        self.use_button = push_button("&Use as starting point", PRETRAIN.use)
+        self.folder_button = push_button("Show folder", PRETRAIN.show_folder)
+        vbox(self.text, hbox((self.use_button, 2), (self.folder_button, 1)), of=self, margins=(6, 6, 6, 6))
         self.use_button.clicked.connect(self._on_use)
         self.folder_button.clicked.connect(self._on_folder)
         self.hide()
@@ -229,13 +186,7 @@ class Outcome(QFrame):
 
 
 class SampleLayers:
-    """The layers of the sample in the viewer, refreshed in place; one that the user removes does not come back.
-
-    Parameters
-    ----------
-    viewer
-        Where they lie.
-    """
+    """The layers of the sample in the viewer, refreshed in place; one that the user removes does not come back."""
 
     def __init__(self, viewer: Any) -> None:
         self._viewer = viewer

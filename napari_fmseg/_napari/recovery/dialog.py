@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QAbstractItemView, QPushButton, QStyle, QTableWidget,
 from napari_fmseg._napari.common.dialogs import TextDialog, ask, text_label
 from napari_fmseg._napari.common.table_widget import plain_table
 from napari_fmseg._napari.common.tooltips import RECOVERY
+from napari_fmseg._napari.common.widgets import allow
 from napari_fmseg._napari.recovery.autosave_store import KEPT_DAYS, Autosave, delete
 
 __all__ = ["RecoveryDialog"]
@@ -28,26 +29,12 @@ ROW_HEIGHT, MOST_ROWS = 30, 8
 
 
 class RecoveryDialog(TextDialog):
-    """Lists autosaved labels with Restore, Keep for later and Delete; Esc keeps all.
+    """Lists labels that a crash left behind, or that were removed, with Restore, Keep for later and Delete.
 
-    Parameters
-    ----------
-    saves
-        What a crash left behind, or what was removed.
-    parent
-        The viewer's window.
-    is_crash
-        Which of the two it is.
-
-    Attributes
-    ----------
-    restored
-        Signal with the list of `Autosave` that the user wants back.
-    table, restore_button, later_button, delete_button
-        To be clicked; the first column of the table has the ticks.
+    Esc keeps all. The first column of the table has the ticks.
     """
 
-    restored = Signal(object)
+    restored = Signal(object)  # with the list of `Autosave` that the user wants back
 
     def __init__(self, saves: Sequence[Autosave], parent: QWidget | None = None, *, is_crash: bool = True) -> None:
         title = "Labels of an earlier session" if is_crash else "Recently removed labels"
@@ -64,13 +51,8 @@ class RecoveryDialog(TextDialog):
         self.later_button = QPushButton("Keep for later" if is_crash else "Close")
         self.delete_button = QPushButton("Delete")
         later = RECOVERY.later if is_crash else RECOVERY.close
-        for button, tip in ((self.delete_button, RECOVERY.delete), (self.later_button, later),
-                            (self.restore_button, RECOVERY.restore)):  # fmt: skip
-            button.setToolTip(tip)
-            self.buttons.addWidget(button)
-        self.buttons.insertStretch(1, 1)
-        self.restore_button.setDefault(True)
-        self.restore_button.setFocus()
+        restore, delete = (self.restore_button, RECOVERY.restore), (self.delete_button, RECOVERY.delete)
+        self.add_buttons(delete, (self.later_button, later), restore)
         self.table.itemChanged.connect(self._on_ticked)
         self.restore_button.clicked.connect(self._on_restore)
         self.later_button.clicked.connect(self.reject)
@@ -84,9 +66,9 @@ class RecoveryDialog(TextDialog):
         return [self.saves[i] for i in rows if self.table.item(i, 0).checkState() == Qt.CheckState.Checked]
 
     def _on_ticked(self) -> None:
-        for button, tip in ((self.restore_button, RECOVERY.restore), (self.delete_button, RECOVERY.delete)):
-            button.setEnabled(bool(self.ticked))
-            button.setToolTip(tip if self.ticked else "Tick labels in the list first.")
+        why = "" if self.ticked else "Tick labels in the list first."
+        allow(self.restore_button, why, RECOVERY.restore)
+        allow(self.delete_button, why, RECOVERY.delete)
 
     def _on_restore(self) -> None:
         wanted = self.ticked

@@ -10,11 +10,10 @@ from typing import Any
 
 from qtpy.QtWidgets import QFileDialog, QPushButton, QStyle, QWidget
 
-from napari_fmseg._napari.common.dialogs import TextDialog, text_label
+from napari_fmseg._napari.common.dialogs import ErrorBox, TextDialog, text_label
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg._napari.common.tooltips import RECOVERY
-from napari_fmseg._napari.common.widgets import ErrorBox
 from napari_fmseg._napari.export.label_origin import label_map_to_write
 from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.recovery.autosave_store import KEPT_DAYS
@@ -28,23 +27,9 @@ _FILTER = "NIfTI (*.nii.gz);;NRRD (*.nrrd);;MetaImage (*.mha)"
 
 
 class UnsavedDialog(TextDialog):
-    """Lists layers with Save, Discard and Cancel; accepted means that the window may close.
+    """Lists painted `layers` with Save, Discard and Cancel; accepted means that the window may close.
 
-    Parameters
-    ----------
-    layers
-        Labels layers that were painted and not saved.
-    others
-        All layers of the viewer, among which the image of each is.
-    parent
-        The viewer's window.
-
-    Attributes
-    ----------
-    saved
-        The layers that were written to files.
-    save_button, discard_button, cancel_button
-        To be clicked.
+    `others` are all layers of the viewer, among which the image of each is.
     """
 
     def __init__(self, layers: Sequence[Any], others: tuple[Any, ...], parent: QWidget | None = None) -> None:
@@ -53,7 +38,7 @@ class UnsavedDialog(TextDialog):
         super().__init__(title, QStyle.StandardPixmap.SP_MessageBoxWarning, parent)
         self.setObjectName("fmseg_unsaved")
         self._layers, self._others = list(layers), others
-        self.saved: list[Any] = []
+        self.saved: list[Any] = []  # the layers that were written to files
         names = [f"•  {layer.name}" for layer in layers[:MOST_NAMES]]
         names += [f"and {n - MOST_NAMES} more"] if n > MOST_NAMES else []
         kept = load().autosave
@@ -70,13 +55,8 @@ class UnsavedDialog(TextDialog):
         self.save_button, self.discard_button = QPushButton("Save …"), QPushButton("Discard")
         self.cancel_button = QPushButton("Cancel")
         discard = RECOVERY.discard if kept else RECOVERY.discard_for_good
-        for button, tip in ((self.discard_button, discard), (self.cancel_button, RECOVERY.cancel),
-                            (self.save_button, RECOVERY.save)):  # fmt: skip
-            button.setToolTip(tip)
-            self.buttons.addWidget(button)
-        self.buttons.insertStretch(1, 1)
-        self.save_button.setDefault(True)
-        self.save_button.setFocus()
+        cancel, save = (self.cancel_button, RECOVERY.cancel), (self.save_button, RECOVERY.save)
+        self.add_buttons((self.discard_button, discard), cancel, save)
         self.save_button.clicked.connect(self._on_save)
         self.discard_button.clicked.connect(self.accept)
         self.cancel_button.clicked.connect(self.reject)

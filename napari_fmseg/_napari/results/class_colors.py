@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QColor, QIcon, QPixmap
 
-__all__ = ["Rgba", "colors_of", "rename", "set_colors"]
+__all__ = ["SWATCH", "Rgba", "color_icon", "colors_of", "rename", "set_colors"]
 
 Rgba: TypeAlias = tuple[float, float, float, float]
+SWATCH = 14  # pixels
 _CYCLE = 256  # as many labels of a cycle of colours are written out, and those that occur
 NAMELESS = (1.0, 1.0, 1.0, 1.0)  # what has no colour of its own is white: a transparent one would paint invisibly
 
@@ -25,6 +28,13 @@ def colors_of(layer: Any, labels: Iterable[int]) -> dict[int, Rgba]:
         red, green, blue, alpha = (float(v) for v in color)
         found[label] = (red, green, blue, alpha)
     return found
+
+
+def color_icon(color: tuple[float, ...] | None) -> QIcon:
+    """Return a square of a colour (its first three of red, green, blue, alpha), transparent for None."""
+    picture = QPixmap(SWATCH, SWATCH)
+    picture.fill(QColor.fromRgbF(*color[:3], 1.0) if color is not None else QColor(Qt.GlobalColor.transparent))
+    return QIcon(picture)
 
 
 def set_colors(layer: Any, colors: Mapping[int, Rgba], present: Iterable[int] = ()) -> None:

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from qtpy.QtCore import QSize, Qt, QTimer, Signal
-from qtpy.QtGui import QColor, QIcon, QPixmap
-from qtpy.QtWidgets import (
-    QColorDialog,
-    QFileDialog,
-    QHBoxLayout,
-    QLabel,
-    QPushButton,
-    QTableWidget,
-    QTableWidgetItem,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QColorDialog, QFileDialog, QTableWidget, QTableWidgetItem, QWidget
 
 from napari_fmseg._napari.choosers.label_pairing import label_map
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.table_widget import plain_table
 from napari_fmseg._napari.common.tooltips import CLASSES
+from napari_fmseg._napari.common.widgets import NO_MARGINS, allow, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.layer_transform import has_spacing, moves_of
 from napari_fmseg._napari.layers import names_of
-from napari_fmseg._napari.results.class_colors import Rgba, colors_of, rename, set_colors
+from napari_fmseg._napari.results.class_colors import SWATCH, Rgba, color_icon, colors_of, rename, set_colors
 from napari_fmseg._napari.results.navigation import centre_on_voxel
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.volume import NO_SPACING, Geometry, LabelMap
@@ -41,23 +31,15 @@ SHOWN, COLOR, NAME, ML, VOXELS = range(5)
 TITLES = ("", "", "Class", "ml", "Voxels")
 TIPS = (CLASSES.visible, CLASSES.color, f"{CLASSES.name} {CLASSES.jump}", CLASSES.volume_ml, CLASSES.voxels)
 WAIT_MS = 400  # after the last stroke, before counting again
-SWATCH, ROW = 14, 24  # pixels
+ROW = 24  # pixels
 ROWS = 8  # in sight without scrolling
 
 
 class ClassTable(QWidget):
-    """Classes of one labels layer of a viewer.
+    """Classes of one labels layer of a viewer."""
 
-    Attributes
-    ----------
-    measured
-        Signal: the figures are those of the layer now.
-    failed
-        Signal: an error that the user should see.
-    """
-
-    measured = Signal()
-    failed = Signal(object)
+    measured = Signal()  # the figures are those of the layer now
+    failed = Signal(object)  # an error that the user should see
 
     def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -70,22 +52,13 @@ class ClassTable(QWidget):
         self._point: tuple[float, ...] = ()
         self._timer = QTimer(self, singleShot=True, interval=WAIT_MS)
         self._timer.timeout.connect(self._on_time)
-        self.title = QLabel()
-        self.title.setWordWrap(True)
+        self.title = paragraph()
         self.title.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.table = self._build_table()
-        self.save = QPushButton("Stati&stics …")
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.title)
-        layout.addWidget(self.table)
-        self.buttons = QHBoxLayout()
-        self.buttons.addStretch(1)
-        self.buttons.addWidget(self.save)
-        layout.addLayout(self.buttons)
-        self.questions = QHBoxLayout()  # what else can be asked about a class
-        self.questions.addStretch(1)
-        layout.addLayout(self.questions)
+        self.save = push_button("Stati&stics …")
+        self.buttons = hbox(1, self.save)
+        self.questions = hbox(1)  # what else can be asked about a class
+        vbox(self.title, self.table, self.buttons, self.questions, of=self, margins=NO_MARGINS)
         self.save.clicked.connect(self._on_save)
         self.set_layer(None)
 
@@ -142,7 +115,7 @@ class ClassTable(QWidget):
             self._timer.start()  # once more, when it has ended
             return
         labels = self._label_map()
-        self._job = start_job(lambda: _measure_job(labels), parent=self)
+        self._job = start_job(lambda: iter([measure(labels)]), parent=self)
         self._job.event.connect(self._on_measured)
         self._job.failed.connect(self.failed)
         self._job.finished.connect(self._on_done)
@@ -174,10 +147,8 @@ class ClassTable(QWidget):
     def _fill(self) -> None:
         layer = self.layer
         self.title.setText("No labels yet. Run a model, or choose a labels layer." if layer is None else layer.name)
-        self.save.setEnabled(layer is not None)
-        self.save.setToolTip(
-            CLASSES.statistics if layer is not None else "There are no labels yet: segment an image, or choose labels."
-        )
+        none = "" if layer is not None else "There are no labels yet: segment an image, or choose labels."
+        allow(self.save, none, CLASSES.statistics)
         self.table.setVisible(layer is not None)
         self.table.setToolTip(CLASSES.jump)
         if layer is None:
@@ -202,7 +173,7 @@ class ClassTable(QWidget):
         shown.setFlags(fixed | Qt.ItemFlag.ItemIsUserCheckable)
         shown.setCheckState(Qt.CheckState.Checked if color[3] > 0 else Qt.CheckState.Unchecked)
         shown.setData(Qt.ItemDataRole.UserRole, label)
-        swatch = QTableWidgetItem(_icon(color), "")
+        swatch = QTableWidgetItem(color_icon(color), "")
         called = QTableWidgetItem(name or f"label {label}")
         ml = QTableWidgetItem("…" if found is None else "" if math.isnan(found.ml) else _ml(found.ml))
         voxels = QTableWidgetItem("…" if found is None else f"{found.voxels:,}".replace(",", " "))
@@ -261,16 +232,8 @@ class ClassTable(QWidget):
         labels = self._label_map()
         path, _ = QFileDialog.getSaveFileName(self, "Save statistics", f"{_safe(self.layer.name)}.csv", "CSV (*.csv)")
         if path:
-            job = start_job(lambda: _save_job(labels, Path(path)), parent=self)
+            job = start_job(lambda: iter([write_measures(measure(labels), Path(path))]), parent=self)
             job.failed.connect(self.failed)
-
-
-def _measure_job(labels: LabelMap) -> Iterator[tuple[Measure, ...]]:
-    yield measure(labels)
-
-
-def _save_job(labels: LabelMap, path: Path) -> Iterator[Path]:
-    yield write_measures(measure(labels), path)
 
 
 def _ml(ml: float) -> str:
@@ -279,9 +242,3 @@ def _ml(ml: float) -> str:
 
 def _safe(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-
-
-def _icon(color: Any) -> QIcon:
-    picture = QPixmap(SWATCH, SWATCH)
-    picture.fill(QColor.fromRgbF(*color[:3], 1.0))
-    return QIcon(picture)

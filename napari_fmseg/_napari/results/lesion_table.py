@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import (
-    QComboBox,
-    QDialog,
-    QFileDialog,
-    QFormLayout,
-    QHBoxLayout,
-    QLabel,
-    QPushButton,
-    QTableWidgetItem,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QComboBox, QDialog, QFileDialog, QLabel, QTableWidgetItem, QWidget
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, cases_of
 from napari_fmseg._napari.choosers.label_pairing import image_of, is_of, label_map, lies_on, why_ask
-from napari_fmseg._napari.common.dialogs import ask, show_error
+from napari_fmseg._napari.common.dialogs import ErrorBox, ask
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.number_boxes import NumberBox
 from napari_fmseg._napari.common.table_widget import plain_table, set_columns
 from napari_fmseg._napari.common.tooltips import LESIONS
-from napari_fmseg._napari.common.widgets import ErrorBox, Note
+from napari_fmseg._napari.common.widgets import Note, form, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.layers import is_pet, meta_of, volume_of
 from napari_fmseg._napari.results.navigation import centre_on_voxel
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
-from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.evaluation.lesions import Lesion, LesionTable, columns, lesions, write_lesions
 
 __all__ = ["LesionDialog"]
@@ -42,15 +29,7 @@ WAIT_MS = 400  # after the last stroke or key, before measuring again
 
 
 class LesionDialog(QDialog):
-    """Lists the lesions of one labels layer, measured in an image on the same grid.
-
-    Parameters
-    ----------
-    viewer
-        Where the images are, and where a click goes.
-    layer
-        The labels.
-    """
+    """Lists the lesions of one labels layer, measured in an image of the viewer on the same grid."""
 
     def __init__(self, viewer: Any, layer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -62,9 +41,10 @@ class LesionDialog(QDialog):
         self._images = [part for case in cases_of(viewer.layers) for part in _on_grid(case, layer)]
         self._agreed: set[str] = set()  # images of others that the user wants to measure in
         self.image, self.min_ml = QComboBox(), NumberBox()
-        self.table, self.totals, self.error = plain_table((), stretch=1), QLabel(), ErrorBox()
+        self.table, self.totals, self.error = plain_table((), stretch=1), paragraph(), ErrorBox()
         self.pairing_note = Note()
-        self.save, self.close_button = QPushButton("&Export CSV …"), QPushButton("&Close")
+        self.save = push_button("&Export CSV …", LESIONS.save, auto_default=False)
+        self.close_button = push_button("&Close", auto_default=False)
         self._timer = QTimer(self, singleShot=True, interval=WAIT_MS)
         self._timer.timeout.connect(self._on_time)
         self._build()
@@ -83,31 +63,17 @@ class LesionDialog(QDialog):
         self.min_ml.setSingleStep(0.1)
         self.min_ml.setSuffix(" ml")
         self.min_ml.setToolTip(LESIONS.min_ml)
-        self.save.setToolTip(LESIONS.save)
-        self.close_button.setAutoDefault(False)
-        self.save.setAutoDefault(False)
-        self.totals.setWordWrap(True)
         self.table.setToolTip(LESIONS.jump)
-        form = self._form = QFormLayout()
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.addRow("&Image", self.image)
-        form.addRow("&Smallest lesion", self.min_ml)
-        foot = QHBoxLayout()
-        foot.addStretch(1)
-        foot.addWidget(self.save)
-        foot.addWidget(self.close_button)
-        layout = QVBoxLayout(self)
-        layout.addWidget(QLabel(self.layer.name))
-        layout.addLayout(form)
-        for widget in (self.pairing_note, self.table, self.totals, self.error):
-            layout.addWidget(widget)
-        layout.addLayout(foot)
+        self._form = form(margins=None, spacing=None)
+        self._form.addRow("&Image", self.image)
+        self._form.addRow("&Smallest lesion", self.min_ml)
+        below = (self.pairing_note, self.table, self.totals, self.error, hbox(1, self.save, self.close_button))
+        vbox(QLabel(self.layer.name), self._form, *below, of=self)
         self.resize(620, 420)
         self.image.currentIndexChanged.connect(self._timer.start)
         self.min_ml.valueChanged.connect(self._on_changed)
         self.table.cellClicked.connect(self._on_cell)
         self.table.cellActivated.connect(self._on_cell)
-        self.error.details_requested.connect(lambda error: show_error(self, error))
         self.save.clicked.connect(self._on_save)
         self.close_button.clicked.connect(self.accept)
 
@@ -155,7 +121,7 @@ class LesionDialog(QDialog):
             widget.setVisible(labels.has_spacing)
         self.totals.setToolTip("" if labels.has_spacing else LESIONS.no_spacing)
         least = self.min_ml.value() if labels.has_spacing else 0.0
-        self._job = start_job(lambda: _measure_job(labels, volume, least), parent=self)
+        self._job = start_job(lambda: iter([lesions(labels, volume, min_ml=least)]), parent=self)
         self._job.event.connect(self._show)
         self._job.failed.connect(self.error.tell)
 
@@ -197,7 +163,7 @@ class LesionDialog(QDialog):
             return
         path, _ = QFileDialog.getSaveFileName(self, "Save lesions", "lesions.csv", "CSV (*.csv)")
         if path:
-            job = start_job(lambda: _save_job(found, Path(path)), parent=self)
+            job = start_job(lambda: iter([write_lesions(found, Path(path))]), parent=self)
             job.failed.connect(self.error.tell)
 
     def _agrees(self) -> bool:
@@ -225,14 +191,6 @@ class LesionDialog(QDialog):
 def _on_grid(case: ImageVolume, layer: Any) -> list[Any]:
     """Return the layers of a volume that lie on the grid of the labels."""
     return [part for part in case.layers if part.data.ndim == 3] if lies_on(layer, case) else []
-
-
-def _measure_job(labels: LabelMap, volume: Volume, min_ml: float) -> Iterator[LesionTable]:
-    yield lesions(labels, volume, min_ml=min_ml)
-
-
-def _save_job(found: LesionTable, path: Path) -> Iterator[Path]:
-    yield write_lesions(found, path)
 
 
 def _totals(found: LesionTable) -> str:

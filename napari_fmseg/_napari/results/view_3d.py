@@ -16,11 +16,6 @@ class ThreeD:
 
     Left to itself, napari (since 0.6) shows left-handed axes in three dimensions, and z, y, x of a patient are such:
     the heart would lie on the right. From the moment that this object exists its viewer has the other handedness.
-
-    Parameters
-    ----------
-    viewer
-        A napari viewer, or its model without a window.
     """
 
     def __init__(self, viewer: Any) -> None:

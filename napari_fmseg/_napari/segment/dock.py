@@ -6,18 +6,18 @@ from typing import Any
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QShowEvent
-from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with
 from napari_fmseg._napari.choosers.label_pairing import labels_for, lies_on
-from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.shortcuts import bind
 from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import CLASSES, LESIONS, SEGMENT
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import ErrorBox, Note, ScrollArea
+from napari_fmseg._napari.common.widgets import NO_MARGINS, Note, ScrollArea, allow, push_button, vbox
 from napari_fmseg._napari.opening.default_reader import offer_as_default_reader
 from napari_fmseg._napari.opening.dropzone import DropZone
 from napari_fmseg._napari.recovery.autosave import Recovery
@@ -40,12 +40,7 @@ __all__ = ["SegmentDock"]
 class SegmentDock(Dock):
     """Segments a volume of the viewer and shows its stages as layers.
 
-    Parameters
-    ----------
-    napari_viewer
-        The viewer; napari gives it.
-    engine
-        What runs the models; without one a process of its own, started at the first run.
+    The `engine` runs the models; without one it is a process of its own, started at the first run.
     """
 
     def __init__(self, napari_viewer: Any, engine: Engine | None = None) -> None:
@@ -64,8 +59,11 @@ class SegmentDock(Dock):
         self.warnings, self.remarks, self.error = self.choices.warnings, Note(), ErrorBox()
         self.bar = RunBar()
         self.classes = ClassTable(napari_viewer)
-        self.all_stages, self.three_d = QPushButton("Show stages"), QPushButton("3-D")
-        self.why, self.lesions = QPushButton("Explain"), QPushButton("Lesions …")
+        self.all_stages, self.three_d = (
+            push_button("Show stages", SEGMENT.show_all),
+            push_button("3-D", SEGMENT.three_d),
+        )
+        self.why, self.lesions = push_button("Explain"), push_button("Lesions …", LESIONS.open)
         self._three_d = ThreeD(napari_viewer)
         self._build()
         self._connect()
@@ -86,34 +84,17 @@ class SegmentDock(Dock):
 
     def _build(self) -> None:
         inside = QWidget()
-        rows = QVBoxLayout(inside)
-        rows.setContentsMargins(8, 8, 8, 4)
-        rows.setSpacing(6)
-        for widget in (self.drop, self.choices, self.error, self.remarks):
-            rows.addWidget(widget)
-        rows.addWidget(self.classes, 1)
-        self.all_stages.setToolTip(SEGMENT.show_all)
-        self.three_d.setToolTip(SEGMENT.three_d)
-        self.classes.buttons.insertWidget(0, self.all_stages)
-        self.classes.buttons.insertWidget(1, self.three_d)
-        self.lesions.setToolTip(LESIONS.open)
+        parts = (self.drop, self.choices, self.error, self.remarks, (self.classes, 1))
+        vbox(*parts, of=inside, margins=(8, 8, 8, 4), spacing=6)
+        for i, button in enumerate((self.all_stages, self.three_d)):
+            self.classes.buttons.insertWidget(i, button)
         for i, button in enumerate((self.why, self.lesions)):
             self.classes.questions.insertWidget(i, button)
-        scroll = ScrollArea(inside)
-        use = ResearchOnly()
-        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self._scroll = ScrollArea(inside)
+        use = ResearchOnly(centred=True)
         use.setToolTip("What the models find may be wrong. Do not base a diagnosis or a treatment on it.")
-        foot = QVBoxLayout()  # always in sight, however low the window
-        foot.setContentsMargins(8, 4, 8, 4)
-        foot.setSpacing(4)
-        foot.addWidget(self.bar)
-        foot.addWidget(use)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(0)
-        layout.addWidget(scroll, 1)
-        layout.addLayout(foot)
-        self._scroll = scroll
+        foot = vbox(self.bar, use, margins=(8, 4, 8, 4), spacing=4)  # always in sight, however low the window
+        vbox((self._scroll, 1), foot, of=self, margins=NO_MARGINS, spacing=0)
         self.setMinimumWidth(320)
 
     def _connect(self) -> None:
@@ -121,18 +102,17 @@ class SegmentDock(Dock):
         self.drop.dropped.connect(self._on_dropped)
         self.drop.idle.connect(self._on_changed)
         self.drop.opened.connect(self._on_opened)
-        self.drop.failed.connect(self._on_failed)
+        self.drop.failed.connect(self.error.tell)
         self.choices.changed.connect(self._on_changed)
         self.bar.run.connect(self._on_run)
         self.bar.cancel.connect(self._on_cancel)
-        self.error.details_requested.connect(self._on_details)
         self.all_stages.clicked.connect(self._on_all_stages)
         self.three_d.clicked.connect(self._three_d.toggle)
         self.why.clicked.connect(self._on_why)
         self.lesions.clicked.connect(self._on_lesions)
-        self.classes.failed.connect(self._on_failed)
+        self.classes.failed.connect(self.error.tell)
         self.session.event_received.connect(self._on_event)
-        self.session.failed.connect(self._on_failed)
+        self.session.failed.connect(self.error.tell)
         self.session.finished.connect(self._on_finished)
         self._links = Links(self)
         self._links.connect(self._on_active, self.viewer.layers.selection.events.active)
@@ -155,8 +135,7 @@ class SegmentDock(Dock):
 
     def _allow_why(self) -> None:
         refusal = SEGMENT.run_busy if self.session.running else disabled_reason(self.classes.layer, self.image.cases)
-        self.why.setEnabled(not refusal)
-        self.why.setToolTip(refusal or CLASSES.why)
+        allow(self.why, refusal, CLASSES.why)
 
     # --- a run ---
 
@@ -217,9 +196,6 @@ class SegmentDock(Dock):
         self._remarks.append(text)
         self.remarks.tell([t for t in self._remarks if t not in self.warnings.text().splitlines()])
 
-    def _on_failed(self, error: Any) -> None:
-        self.error.tell(error)
-
     def _on_finished(self, done: bool) -> None:
         seconds = self.bar.end("")
         if done:
@@ -253,9 +229,6 @@ class SegmentDock(Dock):
             dialog = LesionDialog(self.viewer, self.classes.layer, self)
             dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
             dialog.show()
-
-    def _on_details(self, error: Any) -> None:
-        show_error(self, error)
 
     # --- what happens in the viewer ---
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFormLayout, QLabel, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QWidget
 
 from napari_fmseg._napari.choosers.channel_chooser import ChannelChooser
 from napari_fmseg._napari.choosers.image_chooser import ImageChooser, RegionChooser
@@ -16,9 +16,9 @@ from napari_fmseg._napari.choosers.model_chooser import ModelChooser
 from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.options_form import OptionsForm
-from napari_fmseg._napari.common.preferences import load
+from napari_fmseg._napari.common.preferences import PRECISIONS, load
 from napari_fmseg._napari.common.tooltips import SEGMENT
-from napari_fmseg._napari.common.widgets import Collapsible, Note, limit_width
+from napari_fmseg._napari.common.widgets import NO_MARGINS, Collapsible, Note, add_row, form, limit_width, vbox
 from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spacing
 from napari_fmseg._napari.layers import voxels_of
 from napari_fmseg._napari.segment.run_request import Request, Run
@@ -27,7 +27,6 @@ from napari_fmseg.pipelines import SegmentOptions, compatibility_warnings, stage
 
 __all__ = ["Choices"]
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 AS_CARD = "model's own"
 OVERLAPS = ((AS_CARD, None), *((f"{100 * v:.0f} %", v) for v in (0.0, 0.25, 0.5, 0.625, 0.75)))
 BATCHES = ((AS_CARD, None), *((str(n), n) for n in (1, 2, 4, 8, 16)))
@@ -50,20 +49,9 @@ WORDS = {
 
 
 class Choices(QWidget):
-    """The forms for one run.
+    """The forms for one run on a volume of the viewer."""
 
-    Parameters
-    ----------
-    viewer
-        Whose volumes are offered.
-
-    Attributes
-    ----------
-    changed
-        Signal: another volume or model, so that a run may have become possible or impossible.
-    """
-
-    changed = Signal()
+    changed = Signal()  # another volume or model, so that a run may have become possible or impossible
 
     def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -96,21 +84,19 @@ class Choices(QWidget):
         self.options.set_values({"precision": preferred.precision})
 
     def _lay_out(self) -> None:
-        above, below = _form(), _form()
-        _row(above, "&Image", self.image, self.image)
-        _row(above, "&Model", self.model, self.model.search)
-        _row(below, "S&tage", self.until, self.until)
-        _row(below, "Re&gion", self.region, self.region.combo)
-        _row(below, "&Device", self.device, self.device)
-        rows = QVBoxLayout(self)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.setSpacing(6)
-        rows.addLayout(above)
+        above, below = form(), form()
+        for where, name, field, shown in (
+            (above, "&Image", self.image, self.image),
+            (above, "&Model", self.model.search, self.model),
+            (below, "S&tage", self.until, self.until),
+            (below, "Re&gion", self.region.combo, self.region),
+            (below, "&Device", self.device, self.device),
+        ):
+            add_row(where, name, field, shown=shown).setMinimumWidth(48)  # one column over both forms
         about = Collapsible("About this model", self.model.rest, SEGMENT.model_card)
-        for widget in (self.channels, self.model.facts, about, self.model.accept, self.warnings):
-            rows.addWidget(widget)
-        rows.addLayout(below)
-        rows.addWidget(self.more)
+        model = (self.model.facts, about, self.model.accept)
+        parts = (above, self.channels, *model, self.warnings, below, self.more)
+        vbox(*parts, of=self, margins=NO_MARGINS, spacing=6)
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -275,19 +261,3 @@ class Choices(QWidget):
         if group:
             self.image.choose(group[0])
             self.channels.choose(group[1:])
-
-
-def _form() -> QFormLayout:
-    form = QFormLayout()
-    form.setContentsMargins(0, 0, 0, 0)
-    form.setSpacing(6)
-    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-    return form
-
-
-def _row(form: QFormLayout, name: str, widget: QWidget, buddy: QWidget) -> None:
-    label = QLabel(name)
-    label.setBuddy(buddy)
-    label.setToolTip(buddy.toolTip())
-    label.setMinimumWidth(48)  # one column over both forms
-    form.addRow(label, widget)

@@ -6,11 +6,21 @@ import time
 from collections.abc import Mapping, Sequence
 
 from qtpy.QtCore import QTimer, Signal
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.common.time_estimate import Estimate, format_seconds
 from napari_fmseg._napari.common.tooltips import SEGMENT
-from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON
+from napari_fmseg._napari.common.widgets import (
+    NO_MARGINS,
+    PRIMARY_BUTTON,
+    SECONDARY_BUTTON,
+    allow,
+    hbox,
+    paragraph,
+    progress_bar,
+    push_button,
+    vbox,
+)
 
 __all__ = ["RunBar"]
 
@@ -19,13 +29,7 @@ TICK_MS = 250
 
 
 class RunBar(QWidget):
-    """The buttons and the bar.
-
-    Attributes
-    ----------
-    run, cancel
-        Signals: a button was pressed.
-    """
+    """The buttons and the bar; its signals tell which button was pressed."""
 
     run = Signal()
     cancel = Signal()
@@ -34,28 +38,13 @@ class RunBar(QWidget):
         super().__init__(parent)
         self._estimate: Estimate | None = None
         self._label = ""
-        self.run_button = QPushButton("&Run")
-        self.run_button.setStyleSheet(PRIMARY_BUTTON)
-        self.cancel_button = QPushButton("&Cancel")
-        self.cancel_button.setStyleSheet("QPushButton { padding: 5px; }")
-        self.bar = QProgressBar()
-        self.bar.setRange(0, STEPS)
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
-        self.bar.setToolTip(SEGMENT.progress)
-        self.text = QLabel()
-        self.text.setWordWrap(True)
+        self.run_button = push_button("&Run", style=PRIMARY_BUTTON)
+        self.cancel_button = push_button("&Cancel", style=SECONDARY_BUTTON)
+        self.bar, self.text = progress_bar(SEGMENT.progress, STEPS), paragraph()
         self._timer = QTimer(self, interval=TICK_MS)
         self._timer.timeout.connect(self._on_tick)
-        row = QHBoxLayout()
-        row.addWidget(self.run_button, 2)
-        row.addWidget(self.cancel_button, 1)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(4)
-        layout.addLayout(row)
-        layout.addWidget(self.bar)
-        layout.addWidget(self.text)
+        buttons = hbox((self.run_button, 2), (self.cancel_button, 1))
+        vbox(buttons, self.bar, self.text, of=self, margins=NO_MARGINS, spacing=4)
         self.run_button.clicked.connect(self.run)
         self.cancel_button.clicked.connect(self.cancel)
         self.bar.hide()
@@ -69,11 +58,8 @@ class RunBar(QWidget):
 
     def allow(self, disabled_reason: str) -> None:
         """Enable the run button, or state in its tooltip why not."""
-        disabled_reason = SEGMENT.run_busy if self.running else disabled_reason
-        self.run_button.setEnabled(not disabled_reason)
-        self.run_button.setToolTip(disabled_reason or SEGMENT.run)
-        self.cancel_button.setEnabled(self.running)
-        self.cancel_button.setToolTip(SEGMENT.cancel if self.running else "Nothing is running.")
+        allow(self.run_button, SEGMENT.run_busy if self.running else disabled_reason, SEGMENT.run)
+        allow(self.cancel_button, "" if self.running else "Nothing is running.", SEGMENT.cancel)
 
     def begin(self, stages: Sequence[str], known: Mapping[str, float]) -> None:
         """Show a run that begins."""
@@ -95,8 +81,7 @@ class RunBar(QWidget):
     def stopping(self) -> None:
         """Show that the run was asked to end."""
         self._label = "stopping"
-        self.cancel_button.setEnabled(False)
-        self.cancel_button.setToolTip("The run is ending.")
+        allow(self.cancel_button, "The run is ending.", "")
         self._on_tick()
 
     def end(self, text: str) -> dict[str, float]:

@@ -21,13 +21,6 @@ class StageLayers:
 
     A layer that somebody painted on since it was made is never replaced: it becomes the user's own, and the new result
     gets a name of its own beside it.
-
-    Parameters
-    ----------
-    viewer
-        A napari viewer, or its model without a window.
-    run
-        Whose results they are.
     """
 
     def __init__(self, viewer: Any, run: Run) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QLineEdit, QWidget
 
 from napari_fmseg._napari.choosers.image_chooser import ImageChooser
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, is_preview
@@ -16,7 +16,7 @@ from napari_fmseg._napari.choosers.label_pairing import label_map, labels_for, r
 from napari_fmseg._napari.common.dialogs import ask
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.tooltips import TEACH
-from napari_fmseg._napari.common.widgets import limit_width
+from napari_fmseg._napari.common.widgets import NO_MARGINS, add_row, allow, form, hbox, limit_width, push_button, vbox
 from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spacing, same_place
 from napari_fmseg._napari.layers import KEY, along, as_filed, geometry_of, labels_layer, labels_of, volume_of
 from napari_fmseg._napari.teach.jobs import NewCase
@@ -36,18 +36,10 @@ PARTS = {
 
 
 class AddCase(QWidget):
-    """A form over the layers of the viewer, and the button that adds them to the project.
+    """A form over the layers of the viewer, and the button that adds them to the project."""
 
-    Attributes
-    ----------
-    add
-        Signal with an `NewCase` that the user wants.
-    failed
-        Signal with an error that the user should see.
-    """
-
-    add = Signal(object)
-    failed = Signal(object)
+    add = Signal(object)  # with a `NewCase` that the user wants
+    failed = Signal(object)  # with an error that the user should see
 
     def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -58,7 +50,10 @@ class AddCase(QWidget):
         self.image = ImageChooser(viewer)
         self.labels, self.part, self.files = QComboBox(), QComboBox(), QComboBox()
         self.name = QLineEdit()
-        self.new_button, self.add_button = QPushButton("&New labels"), QPushButton("&Add to the project")
+        self.new_button, self.add_button = (
+            push_button("&New labels", TEACH.new_labels),
+            push_button("&Add to the project"),
+        )
         self._lay_out()
         self._links = Links(self)
         events = viewer.layers.events
@@ -71,9 +66,7 @@ class AddCase(QWidget):
         self._fill()
 
     def _lay_out(self) -> None:
-        form = QFormLayout()
-        form.setContentsMargins(0, 0, 0, 0)
-        self.image.setToolTip(TEACH.image)
+        fields = form(spacing=None)
         rows = (
             ("Image", self.image, TEACH.image),
             ("Labels", self.labels, TEACH.labels),
@@ -82,24 +75,12 @@ class AddCase(QWidget):
             ("Name", self.name, TEACH.name),
         )
         for title, widget, tip in rows:
-            label = QLabel(title)
-            label.setBuddy(widget)
-            for one in (label, widget):
-                one.setToolTip(tip)
-            form.addRow(label, widget)
+            add_row(fields, title, widget, tip)
             if isinstance(widget, QComboBox):
                 limit_width(widget, 12)
         self.part.addItems(list(PARTS))
         self.files.addItems(["Copy it into the project", "Link to it where it is"])
-        self.new_button.setToolTip(TEACH.new_labels)
-        row = QHBoxLayout()
-        row.addWidget(self.new_button, 1)
-        row.addWidget(self.add_button, 2)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(4)
-        layout.addLayout(form)
-        layout.addLayout(row)
+        vbox(fields, hbox((self.new_button, 1), (self.add_button, 2)), of=self, margins=NO_MARGINS, spacing=4)
 
     def set_project(self, project: Project | None) -> None:
         """Set the project that is open."""
@@ -187,8 +168,7 @@ class AddCase(QWidget):
         why = why or (no_image if image is None else "")
         why = why or (f"Choose the labels of {case}." if case and self.layer is None else "")
         self.add_button.setText(f"Save labels of {case}" if case else "&Add to the project")
-        self.add_button.setEnabled(not why)
-        self.add_button.setToolTip(why or (TEACH.save_labels if case else TEACH.add))
+        allow(self.add_button, why, TEACH.save_labels if case else TEACH.add)
         self.new_button.setEnabled(known and image is not None)
         source = _source(image)
         self.files.setEnabled(not case and source is not None)

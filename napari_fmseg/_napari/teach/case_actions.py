@@ -10,7 +10,7 @@ from typing import Any
 from qtpy.QtCore import QObject
 from qtpy.QtWidgets import QInputDialog, QWidget
 
-from napari_fmseg._napari.common.dialogs import choose
+from napari_fmseg._napari.common.dialogs import choose, run_modal
 from napari_fmseg._napari.layer_transform import add_metadata, fmseg_metadata
 from napari_fmseg._napari.teach.case_layers import layers_of_case
 from napari_fmseg._napari.teach.case_table import CaseTable
@@ -95,10 +95,7 @@ class CaseActions(QObject):
         dialog.setWindowTitle(f"Rename {name}")
         dialog.setLabelText("New name (never a patient's):")
         dialog.setTextValue(name.rpartition("/")[2])
-        try:
-            new = dialog.textValue().strip() if dialog.exec() else ""
-        finally:
-            dialog.deleteLater()
+        new = dialog.textValue().strip() if run_modal(dialog) else ""
         project = self._project()
         if not new or new == name or project is None:
             return

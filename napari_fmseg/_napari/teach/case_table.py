@@ -9,19 +9,11 @@ from typing import Any
 
 from qtpy.QtCore import QPoint, Qt, Signal
 from qtpy.QtGui import QAction, QColor
-from qtpy.QtWidgets import (
-    QHBoxLayout,
-    QLabel,
-    QMenu,
-    QPushButton,
-    QTableWidget,
-    QTableWidgetItem,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QMenu, QTableWidget, QTableWidgetItem, QWidget
 
 from napari_fmseg._napari.common.table_widget import plain_table
 from napari_fmseg._napari.common.tooltips import TEACH
+from napari_fmseg._napari.common.widgets import NO_MARGINS, allow, hbox, paragraph, push_button, vbox
 from napari_fmseg.training.projects import CaseRow, Project
 
 __all__ = ["CaseTable", "summary"]
@@ -61,18 +53,11 @@ def summary(project: Project, rows: Sequence[CaseRow], newest: int) -> str:
 class CaseTable(QWidget):
     """One row per case; a click on a title sorts, a double click opens the case.
 
-    Attributes
-    ----------
-    opened
-        Signal with the name of a case that the user wants to see.
-    predict
-        Signal: the cases without labels are to be predicted.
-    history, exclude, include, rename, remove
-        Signals with the name of a case: what the user wants with it.
+    Signals with a text carry the name of a case, with which the user wants to do what the signal is called.
     """
 
     opened = Signal(str)
-    predict = Signal()
+    predict = Signal()  # the cases without labels are to be predicted
     history = Signal(str)
     exclude = Signal(str)
     include = Signal(str)
@@ -82,26 +67,15 @@ class CaseTable(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.table = self._build_table()
-        self.next = QLabel()
-        self.next.setWordWrap(True)
-        self.next.setToolTip(TEACH.next)
-        self.open_button, self.predict_button = QPushButton("&Open case"), QPushButton("Predict &unlabelled")
-        self.open_button.setToolTip(TEACH.open_case)
-        self.predict_button.setToolTip(TEACH.predict)
-        self.more_button, self.menu = QPushButton("&More"), QMenu(self)
+        self.next = paragraph(tip=TEACH.next)
+        self.open_button = push_button("&Open case", TEACH.open_case)
+        self.predict_button = push_button("Predict &unlabelled", TEACH.predict)
+        self.more_button, self.menu = push_button("&More"), QMenu(self)
         self._statuses: dict[str, str] = {}
         self._locked = ""
         self._make_menu()
-        row = QHBoxLayout()
-        row.addWidget(self.open_button)
-        row.addWidget(self.predict_button)
-        row.addWidget(self.more_button)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(4)
-        layout.addWidget(self.table, 1)
-        layout.addWidget(self.next)
-        layout.addLayout(row)
+        buttons = hbox(self.open_button, self.predict_button, self.more_button)
+        vbox((self.table, 1), self.next, buttons, of=self, margins=NO_MARGINS, spacing=4)
         self.table.cellDoubleClicked.connect(self._on_open)
         self.table.itemSelectionChanged.connect(self._on_selected)
         self.open_button.clicked.connect(self._on_open)
@@ -193,15 +167,13 @@ class CaseTable(QWidget):
         self.next.setText(f"<b>Label next</b> {first.name}{uncertainty}" if first else "")
         self.next.setVisible(first is not None)
         why = why_no_prediction or ("" if to_label else "Every case has labels.")
-        self.predict_button.setEnabled(not why)
-        self.predict_button.setToolTip(why or TEACH.predict)
+        allow(self.predict_button, why, TEACH.predict)
         self._on_selected()
 
     def _on_selected(self) -> None:
-        self.open_button.setEnabled(bool(self.chosen))
-        self.open_button.setToolTip(TEACH.open_case if self.chosen else "Choose a case in the table first.")
-        self.more_button.setEnabled(bool(self.chosen))
-        self.more_button.setToolTip(TEACH.more_case if self.chosen else "Choose a case in the table first.")
+        why = "" if self.chosen else "Choose a case in the table first."
+        allow(self.open_button, why, TEACH.open_case)
+        allow(self.more_button, why, TEACH.more_case)
         excluded = self._statuses.get(self.chosen) == "excluded"
         self.actions_by_name["exclude"].setVisible(not excluded)
         self.actions_by_name["include"].setVisible(excluded)

@@ -8,22 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QTimer
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import (
-    QLabel,
-    QTabWidget,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QTabWidget, QWidget
 
 from napari_fmseg._napari.choosers.model_chooser import ModelChooser
-from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error
+from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer, window_of
-from napari_fmseg._napari.common.widgets import ErrorBox, Note, ScrollArea
+from napari_fmseg._napari.common.widgets import Note, ScrollArea, paragraph, vbox
 from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.layers import colormap_of
 from napari_fmseg._napari.opening.open_files import Opening
@@ -59,13 +54,7 @@ _REMARKS = 2  # of a training that are shown at once
 
 
 class TeachDock(Dock):
-    """A project: its cases, its training, its versions.
-
-    Parameters
-    ----------
-    napari_viewer
-        The viewer; napari gives it.
-    """
+    """A project: its cases, its training, its versions."""
 
     def __init__(self, napari_viewer: Any) -> None:
         super().__init__()
@@ -78,7 +67,7 @@ class TeachDock(Dock):
         self._conflict: LabelsChanged | None = None
         self._remarks: dict[str, str] = {}  # of the training, by what they are about
         self.bar = ProjectBar(self._likely)
-        self.facts, self.note, self.error = QLabel(), Note(), ErrorBox()
+        self.facts, self.note, self.error = paragraph(), Note(), ErrorBox()
         self.add, self.cases = AddCase(napari_viewer), CaseTable()
         self.train, self.versions = TrainPanel(), VersionList()
         self.round, self.predicting = Round(self), TrainingRun(self)
@@ -97,31 +86,17 @@ class TeachDock(Dock):
     # --- how it looks ---
 
     def _build(self) -> None:
-        self.facts.setWordWrap(True)
         first = QWidget()
-        rows = QVBoxLayout(first)
-        rows.setContentsMargins(6, 6, 6, 6)
-        rows.setSpacing(8)
-        rows.addWidget(self.add)
-        rows.addWidget(self.cases, 1)
+        vbox(self.add, (self.cases, 1), of=first, margins=(6, 6, 6, 6), spacing=8)
         for page, title in ((first, "Cases"), (self.train, "Train"), (self.versions, "Versions")):
             self.pages.addTab(ScrollArea(page), title)
-        use = ResearchOnly()
-        use.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(6, 6, 6, 4)
-        layout.setSpacing(5)
-        layout.addWidget(self.bar)
-        layout.addWidget(self.facts)
-        layout.addWidget(self.pages, 1)
-        for widget in (self.note, self.error, use):
-            layout.addWidget(widget)
+        below = (self.note, self.error, ResearchOnly(centred=True))
+        vbox(self.bar, self.facts, (self.pages, 1), *below, of=self, margins=(6, 6, 6, 4), spacing=5)
         self.setMinimumWidth(370)
         self.setAcceptDrops(True)
 
     def _connect(self) -> None:
         self.bar.chosen.connect(self.open_folder)
-        self.error.details_requested.connect(self._on_details)
         self.add.add.connect(self._on_add)
         self.add.failed.connect(self._on_failed)
         self.cases.opened.connect(self._on_case)
@@ -247,9 +222,6 @@ class TeachDock(Dock):
             self._on_add(replace(what, replace=True))
         else:
             self.error.tell(error)
-
-    def _on_details(self, error: Any) -> None:
-        show_error(self, error)
 
     # --- cases ---
 

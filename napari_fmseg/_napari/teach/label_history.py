@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QDialog, QHBoxLayout, QPushButton, QTableWidgetItem, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QDialog, QTableWidgetItem, QWidget
 
 from napari_fmseg._napari.common.table_widget import plain_table
 from napari_fmseg._napari.common.tooltips import TEACH
+from napari_fmseg._napari.common.widgets import allow, hbox, push_button, vbox
 from napari_fmseg.training.projects import LabelVersion
 
 __all__ = ["LabelHistory"]
@@ -19,13 +20,7 @@ WIDTH, HEIGHT = 460, 260
 
 
 class LabelHistory(QDialog):
-    """The labels that a case had, the newest first.
-
-    Attributes
-    ----------
-    show_labels, restore
-        Signals with the number of earlier labels.
-    """
+    """The labels that a case had, the newest first; the signals carry the number of earlier labels."""
 
     show_labels = Signal(int)
     restore = Signal(int)
@@ -37,18 +32,10 @@ class LabelHistory(QDialog):
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.resize(WIDTH, HEIGHT)
         self.table = plain_table(TITLES, stretch=2)
-        self.show_button, self.restore_button = QPushButton("&Show"), QPushButton("&Take these again")
-        self.close_button = QPushButton("Close")
-        self.show_button.setToolTip(TEACH.show_earlier)
-        buttons = QHBoxLayout()
-        for button in (self.show_button, self.restore_button):
-            buttons.addWidget(button)
-            button.setAutoDefault(False)
-        buttons.addStretch(1)
-        buttons.addWidget(self.close_button)
-        layout = QVBoxLayout(self)
-        layout.addWidget(self.table)
-        layout.addLayout(buttons)
+        self.show_button = push_button("&Show", TEACH.show_earlier, auto_default=False)
+        self.restore_button = push_button("&Take these again", auto_default=False)
+        self.close_button = push_button("Close")
+        vbox(self.table, hbox(self.show_button, self.restore_button, 1, self.close_button), of=self)
         self._fill(rows)
         self.table.itemSelectionChanged.connect(self._on_selected)
         self.show_button.clicked.connect(lambda: self.show_labels.emit(self.chosen))
@@ -75,9 +62,8 @@ class LabelHistory(QDialog):
 
     def _on_selected(self) -> None:
         why = "" if self.chosen else "Choose earlier labels in the list."
-        for button, tip in ((self.show_button, TEACH.show_earlier), (self.restore_button, TEACH.restore)):
-            button.setEnabled(not why)
-            button.setToolTip(why or tip)
+        allow(self.show_button, why, TEACH.show_earlier)
+        allow(self.restore_button, why, TEACH.restore)
 
     def _on_restore(self) -> None:
         self.restore.emit(self.chosen)

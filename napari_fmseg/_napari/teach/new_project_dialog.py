@@ -5,22 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qtpy.QtWidgets import (
-    QComboBox,
-    QDialog,
-    QDialogButtonBox,
-    QFileDialog,
-    QFormLayout,
-    QHBoxLayout,
-    QLabel,
-    QLineEdit,
-    QPushButton,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QComboBox, QDialog, QDialogButtonBox, QFileDialog, QFormLayout, QLineEdit, QWidget
 
 from napari_fmseg._napari.common.number_boxes import CountBox
 from napari_fmseg._napari.common.tooltips import TEACH
+from napari_fmseg._napari.common.widgets import hbox, paragraph, push_button, vbox
 
 __all__ = ["NewProject"]
 
@@ -57,26 +46,18 @@ class NewProject(QDialog):
             self.kind.setCurrentText(modality)
         self.channels.setRange(1, 20)
         self.channels.setValue(n_channels)
-        self.browse = QPushButton("Browse …")
-        self.why = QLabel()
-        self.why.setWordWrap(True)
+        self.browse, self.why = push_button("Browse …"), paragraph()
         self.buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Ok | QDialogButtonBox.StandardButton.Cancel)
         self.buttons.button(QDialogButtonBox.StandardButton.Ok).setText("Make project")
-        place = QHBoxLayout()
-        place.addWidget(self.folder, 1)
-        place.addWidget(self.browse)
         form = QFormLayout()
-        form.addRow("Folder", place)
+        form.addRow("Folder", hbox((self.folder, 1), self.browse))
         form.addRow("Structures", self.names)
         form.addRow("Images are", self.kind)
         form.addRow("Channels", self.channels)
         tips = ((self.folder, TEACH.new_folder), (self.names, TEACH.new_names), (self.kind, TEACH.new_kind))
         for widget, tip in (*tips, (self.channels, TEACH.new_channels)):
             widget.setToolTip(tip)
-        layout = QVBoxLayout(self)
-        layout.addLayout(form)
-        layout.addWidget(self.why)
-        layout.addWidget(self.buttons)
+        vbox(form, self.why, self.buttons, of=self)
         self.setMinimumWidth(WIDTH)
         self.browse.clicked.connect(self._on_browse)
         self.buttons.accepted.connect(self.accept)

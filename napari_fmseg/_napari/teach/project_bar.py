@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QComboBox, QDialog, QFileDialog, QHBoxLayout, QPushButton, QWidget
+from qtpy.QtWidgets import QComboBox, QFileDialog, QWidget
 
+from napari_fmseg._napari.common.dialogs import run_modal
 from napari_fmseg._napari.common.tooltips import TEACH
-from napari_fmseg._napari.common.widgets import limit_width
+from napari_fmseg._napari.common.widgets import NO_MARGINS, hbox, limit_width, push_button
 from napari_fmseg._napari.teach.new_project_dialog import NewProject
 from napari_fmseg._napari.teach.recent_projects import recent_projects, remember
 
@@ -36,15 +37,11 @@ class ProjectBar(QWidget):
     def __init__(self, suggest: Callable[[], dict[str, Any]], parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._suggest = suggest
-        self.folders, self.new, self.open = QComboBox(), QPushButton("New …"), QPushButton("Open …")
+        self.folders = QComboBox()
+        self.new, self.open = push_button("New …", TEACH.new), push_button("Open …", TEACH.open)
         self.folders.setToolTip(TEACH.project)
         limit_width(self.folders, 12)
-        row = QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.addWidget(self.folders, 1)
-        for button, tip in ((self.new, TEACH.new), (self.open, TEACH.open)):
-            button.setToolTip(tip)
-            row.addWidget(button)
+        hbox((self.folders, 1), self.new, self.open, of=self, margins=NO_MARGINS)
         self.folders.activated.connect(self._on_folder)
         self.new.clicked.connect(self._on_new)
         self.open.clicked.connect(self._on_open)
@@ -83,8 +80,5 @@ class ProjectBar(QWidget):
 
     def _on_new(self) -> None:
         dialog = NewProject(self.window(), **self._suggest())
-        try:
-            if dialog.exec() == QDialog.DialogCode.Accepted:
-                self.chosen.emit(dialog.place, dialog.arguments())
-        finally:
-            dialog.deleteLater()
+        if run_modal(dialog):
+            self.chosen.emit(dialog.place, dialog.arguments())

@@ -7,26 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import QTimer, Signal
-from qtpy.QtWidgets import (
-    QComboBox,
-    QFileDialog,
-    QFormLayout,
-    QHBoxLayout,
-    QLabel,
-    QProgressBar,
-    QPushButton,
-    QSizePolicy,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QComboBox, QFileDialog, QLabel, QSizePolicy, QWidget
 
 from napari_fmseg._napari.common.curves import Curves
 from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.number_boxes import NumberBox
 from napari_fmseg._napari.common.options_form import OptionsForm
+from napari_fmseg._napari.common.preferences import PRECISIONS
 from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import TEACH
-from napari_fmseg._napari.common.widgets import PRIMARY_BUTTON, Collapsible, limit_width
+from napari_fmseg._napari.common.widgets import (
+    NO_MARGINS,
+    PRIMARY_BUTTON,
+    Collapsible,
+    add_row,
+    allow,
+    form,
+    hbox,
+    limit_width,
+    paragraph,
+    progress_bar,
+    push_button,
+    vbox,
+)
 from napari_fmseg._napari.teach.validation_view import PlaneView
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone, TrainEvent
 from napari_fmseg.models.registry import list_models
@@ -52,13 +55,7 @@ _WORDS = {"rate": "Learning rate, times"}
 
 
 class TrainPanel(QWidget):
-    """What to start from, the minutes, three buttons, and what is learned.
-
-    Attributes
-    ----------
-    start, stop, resume
-        Signals: a button was pressed.
-    """
+    """What to start from, the minutes, three buttons with a signal each, and what is learned."""
 
     start = Signal()
     stop = Signal()
@@ -77,26 +74,19 @@ class TrainPanel(QWidget):
         self.options = OptionsForm(
             TrainingOptions,
             skip=("minutes",),
-            choices={"device": list_device_names(), "precision": ("auto", "float32", "bfloat16", "float16")},
+            choices={"device": list_device_names(), "precision": PRECISIONS},
             labels=_WORDS,
         )
         self.augment = OptionsForm(Augment, skip=("swap",))
-        self.choices_made = QLabel()
-        self.choices_made.setWordWrap(True)
-        self.choices_made.setToolTip(TEACH.choices)
+        self.choices_made = paragraph(tip=TEACH.choices)
         self.choices_made.hide()
         inside = QWidget()
-        rows = QVBoxLayout(inside)
-        rows.setContentsMargins(0, 0, 0, 0)
-        rows.addWidget(self.choices_made)
-        for form in (self.options, self.augment):
-            rows.addWidget(form)
+        vbox(self.choices_made, self.options, self.augment, of=inside, margins=NO_MARGINS)
         self.more = Collapsible("Details", inside, TEACH.details)
-        self.start_button, self.stop_button = QPushButton("&Start"), QPushButton("S&top")
-        self.resume_button = QPushButton("R&esume")
-        self.light, self.said = QLabel(), QLabel()
-        self.bar = QProgressBar()
-        self.note = QLabel()
+        self.start_button = push_button("&Start", style=PRIMARY_BUTTON)
+        self.stop_button, self.resume_button = push_button("S&top"), push_button("R&esume")
+        self.light, self.said, self.note = QLabel(), paragraph(), paragraph()
+        self.bar = progress_bar()
         self.loss = Curves("", "loss")
         self.dice = Curves("step", "Dice", y_range=(0, 1), digits=2)
         self.picture = PlaneView()
@@ -118,42 +108,19 @@ class TrainPanel(QWidget):
         self.minutes.setValue(TrainingOptions().minutes)
         self.minutes.setPrefix("about ")
         self.minutes.setSuffix(" minutes")
-        self.start_button.setStyleSheet(PRIMARY_BUTTON)
-        form = QFormLayout()
-        form.setContentsMargins(0, 0, 0, 0)
-        for title, widget, tip in (("Start from", self.source, TEACH.source), ("Time", self.minutes, TEACH.minutes)):
-            label = QLabel(title)
-            for one in (label, widget):
-                one.setToolTip(tip)
-            form.addRow(label, widget)
-        buttons = QHBoxLayout()
-        for button, width in ((self.start_button, 2), (self.stop_button, 1), (self.resume_button, 1)):
-            buttons.addWidget(button, width)
-        self.bar.setTextVisible(False)
-        self.bar.setFixedHeight(8)
-        self.bar.setRange(0, 1000)
-        status = QHBoxLayout()
-        status.addWidget(self.light)
-        status.addWidget(self.said, 1)
-        for label in (self.said, self.note):
-            label.setWordWrap(True)
+        fields = form(spacing=None)
+        add_row(fields, "Start from", self.source, TEACH.source)
+        add_row(fields, "Time", self.minutes, TEACH.minutes)
+        buttons = hbox((self.start_button, 2), (self.stop_button, 1), (self.resume_button, 1))
+        status = hbox(self.light, (self.said, 1))
         for curves in (self.loss, self.dice):  # as high as there is room: the plot itself asks for 640 x 480
             curves.plot.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Ignored)
             curves.plot.setMinimumHeight(_PLOT)
         self.loss.setToolTip(TEACH.loss)
         self.dice.setToolTip(TEACH.dice_curve)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(6, 6, 6, 6)
-        layout.setSpacing(5)
-        layout.addLayout(form)
-        layout.addWidget(self.note)
-        layout.addWidget(self.more)
-        layout.addLayout(buttons)
-        layout.addLayout(status)
-        layout.addWidget(self.bar)
-        layout.addWidget(self.loss, 1)
-        layout.addWidget(self.dice, 1)
-        layout.addWidget(self.picture)
+        above = (fields, self.note, self.more, buttons, status, self.bar)
+        shown = ((self.loss, 1), (self.dice, 1), self.picture)
+        vbox(*above, *shown, of=self, margins=(6, 6, 6, 6), spacing=5)
 
     # --- what to start from ---
 
@@ -201,10 +168,8 @@ class TrainPanel(QWidget):
         """Enable the start button, or state in its tooltip why not."""
         running = self.state in ("preparing", "training", "validating")
         why = "A training is under way. Stop it, or wait until it is done." if running else disabled_reason
-        self.start_button.setEnabled(not why)
-        self.start_button.setToolTip(why or TEACH.start)
-        self.stop_button.setEnabled(running)
-        self.stop_button.setToolTip(TEACH.stop if running else "Nothing is running.")
+        allow(self.start_button, why, TEACH.start)
+        allow(self.stop_button, "" if running else "Nothing is running.", TEACH.stop)
         self.resume_button.setEnabled(can_resume and not running)
         self.resume_button.setToolTip(TEACH.resume if can_resume else "No training was interrupted.")
 

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QImage, QPixmap
-from qtpy.QtWidgets import QHBoxLayout, QLabel, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QWidget
 
 from napari_fmseg._napari.common.tooltips import TEACH
+from napari_fmseg._napari.common.widgets import NO_MARGINS, hbox, vbox
 
 __all__ = ["PlaneView"]
 
@@ -27,15 +28,10 @@ class PlaneView(QWidget):
         super().__init__(parent)
         self.setToolTip(TEACH.picture)
         self.pictures = {name: QLabel() for name in _TITLES}
-        row = QHBoxLayout(self)
-        row.setContentsMargins(0, 0, 0, 0)
-        for name, title in _TITLES.items():
-            column = QVBoxLayout()
-            words = QLabel(title)
-            for label in (self.pictures[name], words):
-                label.setAlignment(Qt.AlignmentFlag.AlignCenter)
-                column.addWidget(label)
-            row.addLayout(column)
+        pairs = [(self.pictures[name], QLabel(title)) for name, title in _TITLES.items()]
+        for label in (label for pair in pairs for label in pair):
+            label.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        hbox(*(vbox(*pair) for pair in pairs), of=self, margins=NO_MARGINS)
         self.hide()
 
     def show_plane(self, path: Path, colors: Mapping[int, Sequence[float]]) -> bool:

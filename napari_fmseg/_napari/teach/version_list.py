@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import (
-    QGridLayout,
-    QLabel,
-    QPushButton,
-    QTableWidgetItem,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtWidgets import QGridLayout, QTableWidgetItem, QWidget
 
 from napari_fmseg._napari.common.table_widget import plain_table
 from napari_fmseg._napari.common.tooltips import TEACH
+from napari_fmseg._napari.common.widgets import allow, paragraph, push_button, vbox
 from napari_fmseg.training.projects import Version
 
 __all__ = ["VersionList"]
@@ -27,17 +21,9 @@ _ROW = 22
 
 
 class VersionList(QWidget):
-    """All versions, the newest first, with what can be done with them.
+    """All versions, the newest first, with what can be done with them: a signal for each button."""
 
-    Attributes
-    ----------
-    use
-        Signal with the number of a version that the user wants in use.
-    roll_back, export, import_
-        Signals: a button was pressed.
-    """
-
-    use = Signal(int)
+    use = Signal(int)  # with the number of a version that the user wants in use
     roll_back = Signal()
     export = Signal()
     import_ = Signal()
@@ -48,20 +34,14 @@ class VersionList(QWidget):
         self.present = 0
         self.table = plain_table(TITLES, TIPS, row=_ROW, stretch=SOURCE)
         self.table.horizontalHeader().setMinimumSectionSize(30)
-        self.facts = QLabel()
-        self.facts.setWordWrap(True)
-        self.facts.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.use_button, self.back_button = QPushButton("&Use this version"), QPushButton("&Roll back")
-        self.export_button, self.import_button = QPushButton("E&xport …"), QPushButton("&Import …")
+        self.facts = paragraph(selectable=True)
+        self.use_button, self.back_button = push_button("&Use this version"), push_button("&Roll back")
+        self.export_button = push_button("E&xport …")
+        self.import_button = push_button("&Import …", TEACH.import_model)
         buttons = QGridLayout()
         for i, button in enumerate((self.use_button, self.back_button, self.export_button, self.import_button)):
             buttons.addWidget(button, i // 2, i % 2)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(6, 6, 6, 6)
-        layout.addWidget(self.table, 1)
-        layout.addWidget(self.facts)
-        layout.addLayout(buttons)
-        self.import_button.setToolTip(TEACH.import_model)
+        vbox((self.table, 1), self.facts, buttons, of=self, margins=(6, 6, 6, 6))
         self.table.itemSelectionChanged.connect(self._on_selected)
         self.table.cellDoubleClicked.connect(lambda *_: self._on_use())
         self.use_button.clicked.connect(self._on_use)
@@ -100,12 +80,10 @@ class VersionList(QWidget):
                 item = QTableWidgetItem(text)
                 item.setData(Qt.ItemDataRole.UserRole, version.number)
                 self.table.setItem(i, column, item)
-        self.back_button.setEnabled(len(used) > 1)
-        self.back_button.setToolTip(
-            TEACH.roll_back.format(used[-2]) if len(used) > 1 else "No other version was active before this one."
-        )
-        self.export_button.setEnabled(bool(versions))
-        self.export_button.setToolTip(TEACH.export_model if versions else "There is no version yet. Train one first.")
+        before = TEACH.roll_back.format(used[-2]) if len(used) > 1 else ""
+        allow(self.back_button, "" if before else "No other version was active before this one.", before)
+        none = "" if versions else "There is no version yet. Train one first."
+        allow(self.export_button, none, TEACH.export_model)
         self.choose(self.present)
         self._on_selected()
 
@@ -114,8 +92,7 @@ class VersionList(QWidget):
         why = "Choose a version first." if version is None else ""
         if version is not None and version.number == self.present:
             why = "This version is active already."
-        self.use_button.setEnabled(not why)
-        self.use_button.setToolTip(why or TEACH.use_version)
+        allow(self.use_button, why, TEACH.use_version)
         self.facts.setText(
             _facts(version) if version else "No version yet. Label some cases and press Start on the page Train."
         )

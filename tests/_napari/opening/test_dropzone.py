@@ -24,8 +24,9 @@ from qtpy.QtWidgets import QApplication, QDialogButtonBox, QLabel, QMessageBox, 
 from napari_fmseg._napari.common.dialogs import ErrorDialog  # noqa: E402
 from napari_fmseg._napari.common.viewer_window import window_of  # noqa: E402
 from napari_fmseg._napari.opening import default_reader  # noqa: E402
-from napari_fmseg._napari.opening.dropzone import DropZone, Opening, open_paths  # noqa: E402
+from napari_fmseg._napari.opening.dropzone import DropZone  # noqa: E402
 from napari_fmseg._napari.opening.layer_data import layers_of  # noqa: E402
+from napari_fmseg._napari.opening.open_files import Opening  # noqa: E402
 from napari_fmseg._napari.opening.series_dialog import SeriesChooser, choose  # noqa: E402
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume  # noqa: E402
 from napari_fmseg.io.itk import native_reader  # noqa: E402
@@ -156,7 +157,7 @@ def test_a_broken_file_is_told_and_the_others_still_open(
 
 
 def test_an_error_that_nobody_foresaw_names_the_file_and_the_others_still_open(
-    viewer: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    viewer: Any, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_paths: Callable[..., Any]
 ) -> None:
     def read_or_raise(path: str, **options: Any) -> Any:
         return 1 / 0 if "odd" in path else layers_of(path, **options)
@@ -170,7 +171,7 @@ def test_an_error_that_nobody_foresaw_names_the_file_and_the_others_still_open(
 
 
 def test_an_error_in_a_window_on_the_screen_stands_in_a_dialog(
-    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
+    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path, open_paths: Callable[..., Any]
 ) -> None:
     viewer = make_napari_viewer(show=True)
     (tmp_path / "bad.mha").write_bytes(b"no")
@@ -218,7 +219,9 @@ def test_a_drop_on_the_canvas_opens_with_our_reader_once_it_has_precedence(
     assert [layer.name for layer in viewer.layers] == ["ct", "chest", "neck"]
 
 
-def test_opening_waits_for_the_layers_while_the_window_lives(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_opening_waits_for_the_layers_while_the_window_lives(
+    viewer: Any, qtbot: Any, tmp_path: Path, open_paths: Callable[..., Any]
+) -> None:
     beats: list[int] = []
     timer = QTimer()
     timer.timeout.connect(lambda: beats.append(1))
@@ -232,7 +235,9 @@ def test_opening_waits_for_the_layers_while_the_window_lives(viewer: Any, qtbot:
     assert "does not exist" in str(errors[0])
 
 
-def test_a_second_patient_who_lies_elsewhere_is_looked_at(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_a_second_patient_who_lies_elsewhere_is_looked_at(
+    viewer: Any, qtbot: Any, tmp_path: Path, open_paths: Callable[..., Any]
+) -> None:
     there = sitk.ReadImage(scan(tmp_path / "a.nrrd"))
     there.SetOrigin((0, 0, 900))
     sitk.WriteImage(there, tmp_path / "b.nrrd")
@@ -241,7 +246,9 @@ def test_a_second_patient_who_lies_elsewhere_is_looked_at(viewer: Any, qtbot: An
     assert 900 <= viewer.dims.point[0] <= 909
 
 
-def test_a_layer_that_is_removed_frees_its_memory(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
+def test_a_layer_that_is_removed_frees_its_memory(
+    viewer: Any, qtbot: Any, tmp_path: Path, open_paths: Callable[..., Any]
+) -> None:
     [layer] = open_paths(viewer, [str(scan(tmp_path / "a.nrrd"))])
     seen = weakref.ref(layer)
     viewer.layers.clear()
@@ -256,25 +263,6 @@ def test_closing_the_viewer_while_it_reads_ends_the_opening(
     opening = Opening(viewer, [str(scan(tmp_path / "ct.nii.gz"))])
     opening.start()
     viewer.close()
-    qtbot.wait(300)
-    assert len(viewer.layers) == 0
-
-
-def test_closing_the_viewer_ends_the_wait_for_its_layers(
-    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path
-) -> None:
-    viewer = make_napari_viewer()
-    path = scan(tmp_path / "ct.nii.gz")
-    QTimer.singleShot(0, viewer.close)
-    assert open_paths(viewer, [str(path)]) == []
-    qtbot.wait(300)
-
-
-def test_a_stopped_opening_adds_nothing(viewer: Any, qtbot: Any, tmp_path: Path) -> None:
-    opening = Opening(viewer, [str(scan(tmp_path / "ct.nii.gz")), str(scan(tmp_path / "b.nii.gz"))])
-    with qtbot.waitSignal(opening.finished):
-        opening.start()
-        opening.stop()
     qtbot.wait(300)
     assert len(viewer.layers) == 0
 
@@ -398,7 +386,7 @@ def test_precedence_is_taken_only_with_consent_and_asked_for_once() -> None:
     assert settings() == {}
     assert default_reader.earlier_answer() is False
     assert not default_reader.offer_as_default_reader(None, ask=say(True))
-    default_reader.forget()
+    default_reader._file().unlink()
     assert default_reader.offer_as_default_reader(None, ask=say(True))
     assert settings()["*.nii.gz"] == "napari-fmseg"
     assert not default_reader.offer_as_default_reader(None, ask=say(True))
@@ -448,7 +436,11 @@ def test_an_unseen_window_is_not_asked(viewer: Any) -> None:
 
 
 def test_a_file_that_makes_a_parser_crash_leaves_the_window_and_its_layers(
-    make_napari_viewer: Callable[..., Any], qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_napari_viewer: Callable[..., Any],
+    qtbot: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    open_paths: Callable[..., Any],
 ) -> None:
     viewer = make_napari_viewer(show=True)
     open_paths(viewer, [str(scan(tmp_path / "first.nrrd"))])

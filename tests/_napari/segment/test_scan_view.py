@@ -16,7 +16,6 @@ from napari.components import ViewerModel
 from qtpy.QtCore import Qt
 
 from napari_fmseg._napari.layers import KEY, image_layers
-from napari_fmseg._napari.opening.dropzone import open_paths
 from napari_fmseg._napari.segment.dock import SegmentDock
 from napari_fmseg._napari.segment.scan_view import DERIVED, attend
 from napari_fmseg.core.events import Event, StageResult
@@ -139,7 +138,9 @@ def test_switching_between_slices_and_3d_during_a_run_loses_nothing(make_dock: A
 
 
 @pytest.mark.parametrize("way", ["drop zone", "File > Open"])
-def test_labels_with_class_names_open_in_3d(make_napari_viewer: Any, qtbot: Any, tmp_path: Path, way: str) -> None:
+def test_labels_with_class_names_open_in_3d(
+    make_napari_viewer: Any, qtbot: Any, tmp_path: Path, way: str, open_paths: Any
+) -> None:
     viewer = make_napari_viewer(show=True)
     image, labels = tmp_path / "scan.nii.gz", tmp_path / "scan_seg.nii.gz"
     write_volume(scan(), image)
