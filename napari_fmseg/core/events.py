@@ -17,6 +17,7 @@ from napari_fmseg.core.volume import LabelMap, Volume
 __all__ = [
     "FILE_LEFT_OUT",
     "FROM_THE_FILE",
+    "LEARNED_FROM",
     "STARTING_WEIGHTS",
     "EpochDone",
     "Event",
@@ -37,6 +38,9 @@ FILE_LEFT_OUT = "file-left-out"
 
 FROM_THE_FILE = "from-the-file"
 """Code of a warning of the reader, which may name the file and so the patient."""
+
+LEARNED_FROM = "learned-from"
+"""Code of a warning on how many labelled and unlabelled volumes are learned from."""
 
 STARTING_WEIGHTS = "starting-weights"
 """Code of a warning on what was taken from the weights that training starts from."""

@@ -12,7 +12,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.datasets.case import IGNORE_NAME, Case, _case_of, _stem
 from napari_fmseg.datasets.dataset_json import CaseEntry, as_dataset_table, labels_in, read_dataset_table
 
-__all__ = ["cases_of", "pair_by_name"]
+__all__ = ["cases_of", "pair_by_name", "unlabelled_in"]
 
 
 def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
@@ -84,6 +84,28 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     if not cases:
         raise InvalidRecipe(f"All labelled cases of {folder} are held out; none is left to train on.")
     return labels, cases, held
+
+
+def unlabelled_in(folder: Path | str) -> list[Case]:
+    """Find the cases of a dataset folder that nobody labelled: those that its dataset.json lists as ``unlabelled``.
+
+    Of a project they are all its cases without labels whose image is not held out.
+
+    Raises
+    ------
+    InvalidRecipe
+        If dataset.json cannot be read.
+    """
+    folder = Path(folder)
+    if (folder / "fmseg" / "project.json").exists():
+        from napari_fmseg.datasets.projects.training_plan import unlabelled_cases_of
+
+        return unlabelled_cases_of(folder)
+    try:
+        facts = as_dataset_table(read_dataset_table(folder))
+        return [_case_of(e, folder) for e in facts.unlabelled if isinstance(e, CaseEntry)]
+    except (OSError, ValueError) as error:
+        raise InvalidRecipe(f"{folder} is not a dataset: {error}.") from error
 
 
 def pair_by_name(images: Path, labels: Path) -> list[Case]:

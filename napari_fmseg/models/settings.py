@@ -53,6 +53,9 @@ class PipelineSettings(ABC):
         return ""
 
 
+_LARGEST = ("", "each", "together")
+
+
 @dataclass(frozen=True)
 class PhasedSettings(PipelineSettings):
     """What a phased model's card stores beside its networks.
@@ -78,6 +81,9 @@ class PhasedSettings(PipelineSettings):
     crop_above
         Look only at the box around all voxels above this normalised intensity (0..1), so that the air around a patient
         occupies no voxel of the consensus grid. None looks at the whole volume.
+    keep_largest
+        ``"each"`` keeps the largest part of every class, ``"together"`` the largest part of all classes joined, both
+        through faces; ``""`` keeps everything.
     """
 
     consensus_grid: tuple[int, int, int] = (128, 128, 128)
@@ -88,6 +94,7 @@ class PhasedSettings(PipelineSettings):
     window_margin: tuple[int, int] = (2, 3)
     edge_grid: str = "native"
     crop_above: float | None = None
+    keep_largest: str = ""
 
     MODEL: ClassVar[str] = "a phased model"
 
@@ -100,6 +107,7 @@ class PhasedSettings(PipelineSettings):
         return {
             "window": self.window in ("largest", "all", "certain"),
             "edge_grid": self.edge_grid in ("native", "attention"),
+            "keep_largest": self.keep_largest in _LARGEST,
             **{name: not wrong_number(self, {name: one}) for name, one in ranges.items()},
         }
 
@@ -114,7 +122,7 @@ class PhasedSettings(PipelineSettings):
     def summary(self) -> str:
         """Return a sentence on the two grids."""
         coarse, fine = (" x ".join(map(str, grid)) for grid in (self.consensus_grid, self.attention_grid))
-        return f"First the whole volume on {coarse} voxels, then what was found on {fine}, then its edge."
+        return f"The whole volume is seen on {coarse} voxels; what later stages there are see what was found on {fine}."
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,7 @@ class SingleSettings(PipelineSettings):
             "batch": 1 <= self.batch <= 4096,
             "spacing_mm": not self.spacing_mm or (len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0),
             "flips": set(self.flips) <= set("zyx") and len(set(self.flips)) == len(self.flips),
-            "keep_largest": self.keep_largest in ("", "each", "together"),
+            "keep_largest": self.keep_largest in _LARGEST,
         }
 
     def input_size(self, stage: str) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["NETWORKS", "build", "load"]
 
 NETWORKS: dict[str, str] = {
+    "fastunet": "napari_fmseg.nets.fastunet:FastUNet",
     "snet": "napari_fmseg.nets.fmsf:SNet",
     "attnnet": "napari_fmseg.nets.fmsf:AttnNet",
     "edgenet": "napari_fmseg.nets.fmsf:EdgeNet",

@@ -35,10 +35,12 @@ from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.settings import PhasedSettings
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets.fmsf import HALO
+from napari_fmseg.nets.traits import class_probabilities
 from napari_fmseg.pipelines.attention_map import attention_map, window_v1, window_v2
 from napari_fmseg.pipelines.executor import ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
 from napari_fmseg.pipelines.network_inputs import NetworkInputs
+from napari_fmseg.pipelines.postprocess import clean
 from napari_fmseg.pipelines.preprocessing import body_box, crop_array, minmax_normalise, normalise, whole_box
 from napari_fmseg.pipelines.stages import StageRun
 
@@ -72,7 +74,8 @@ def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkIn
     coarse = NetworkInputs(nets["consensus"], (x,), geometry.resize(settings.consensus_grid))
     if "attention" not in nets:
         return coarse
-    _, attention, box = attention_roi(nets["consensus"](x)[0], geometry.shape, settings)
+    p = class_probabilities(nets["consensus"], nets["consensus"](x))[0]
+    _, attention, box = attention_roi(p, geometry.shape, settings)
     x, a = attention_input(image, attention, [(s.start, s.stop) for s in box], settings, intensity)
     grid = geometry.crop(box).resize(settings.attention_grid)
     close = NetworkInputs(nets["attention"], (x[None], a[None]), grid)
@@ -109,6 +112,12 @@ class _Stages(StageRun):
         self.crop_labels: Tensor | None = None  # of the edge stage, over self.box
         self.attention_map: Tensor | None = None
 
+    def _probabilities(self, stage: str, *inputs: Tensor) -> Tensor:
+        """Return the probabilities (classes, z, y, x) that a stage's networks give for one sample."""
+        nets = ensemble_members(self.nets, stage)
+        out = self.predict(stage, *inputs)
+        return (class_probabilities(nets[0], out) if len(nets) == 1 else out)[0]
+
     def _load_normalised(self, data: np.ndarray) -> Tensor:
         """Normalise the volume on the device, or on the CPU where the device has no room; networks run there anyway."""
         device, intensity = self.engine.device, self.card.intensity
@@ -125,7 +134,7 @@ class _Stages(StageRun):
     def consensus(self) -> Iterator[Event]:
         start = time.perf_counter()
         x = consensus_input(self.image, self.settings, self.card.intensity)
-        self.probabilities = self.predict("consensus", x[None])[0]
+        self.probabilities = self._probabilities("consensus", x[None])
         grid = self.geometry.resize(self.settings.consensus_grid)
         labels = self.label_map(ARGMAX(self.probabilities), grid)
         seconds = time.perf_counter() - start
@@ -143,7 +152,7 @@ class _Stages(StageRun):
         start = time.perf_counter()
         spans = [(s.start, s.stop) for s in self.box]
         x, a = attention_input(self.image, self.attention_map, spans, self.settings, self.card.intensity)
-        self.probabilities = self.predict("attention", x[None], a[None])[0]
+        self.probabilities = self._probabilities("attention", x[None], a[None])
         grid = self.geometry.crop(self.box).resize(self.settings.attention_grid)
         labels = self.label_map(ARGMAX(self.probabilities), grid)
         yield StageResult("attention", labels, time.perf_counter() - start)
@@ -156,7 +165,7 @@ class _Stages(StageRun):
         shape = tuple(crop.shape[1:])
         if self.settings.edge_grid == "attention":
             x = resize(crop, self.settings.attention_grid)
-            self.probabilities = self.predict("edge", x[None], self.probabilities[None])[0]
+            self.probabilities = self._probabilities("edge", x[None], self.probabilities[None])
             self.crop_labels = labels_on(self.probabilities, shape)
         else:
             self.crop_labels = torch.empty(shape, dtype=self.dtype, device=crop.device)
@@ -213,7 +222,10 @@ class _Stages(StageRun):
         crop = self.crop_labels if self.crop_labels is not None else labels_on(self.probabilities, shape)
         full = torch.zeros(self.full.shape, dtype=crop.dtype, device=crop.device)
         full[self.body][self.box] = crop
-        array = from_canonical(full.cpu().numpy(), self.volume.geometry)
+        found = self.label_map(full, self.full)
+        if largest := self.settings.keep_largest:
+            found = clean(found, keep_largest=True, together=largest == "together", neighbours=6)
+        array = from_canonical(found.data, self.volume.geometry)
         return StageResult("labels", self.label_map(array, self.volume.geometry), time.perf_counter() - start)
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.core.errors import InvalidRecipe
-from napari_fmseg.core.events import STARTING_WEIGHTS, Pictures, Progress, Saved, TrainEvent, Warned
+from napari_fmseg.core.errors import FmsegError, InvalidRecipe
+from napari_fmseg.core.events import LEARNED_FROM, STARTING_WEIGHTS, Pictures, Progress, Saved, TrainEvent, Warned
 from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.datasets.case import Case, read_case
@@ -32,9 +32,9 @@ from napari_fmseg.nets.traits import init_weights
 from napari_fmseg.training.checkpoint import restoring
 from napari_fmseg.training.class_growth import extend_classes
 from napari_fmseg.training.data.case_cache import prepare
-from napari_fmseg.training.data.samples import Sample, ValidationCase, load_sample
+from napari_fmseg.training.data.samples import Sample, ValidationCase, load_sample, load_unlabelled
 from napari_fmseg.training.data.sampling import CaseSampler
-from napari_fmseg.training.data.sources import Source, sources_of
+from napari_fmseg.training.data.sources import Source, sources_of, unlabelled_cases
 from napari_fmseg.training.distributed import make_fabric
 from napari_fmseg.training.forgetting import Teacher
 from napari_fmseg.training.recipe import Recipe, StageRecipe
@@ -80,6 +80,7 @@ class _Run:
         self.nets: dict[str, nn.Module] = {}
         self.specs: dict[str, NetSpec] = {}
         self.samples: list[Sample] = []
+        self.unlabelled: list[Sample] = []
         self.held: list[ValidationCase] = []
         self.found: LabelMap | None = None  # in the first held-out case, at the last validation
         self.card: ModelCard
@@ -113,6 +114,7 @@ class _Run:
         samples = yield from self._prepare_cases(learned) if caches else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
+        yield from self._read_unlabelled()
         self.drawing = CaseSampler(recipe, self.samples, [source is not sources[0] for _, source in learned])
         total, done = sum(len(s.validation) for s in sources), 0
         for source in sources:
@@ -154,6 +156,24 @@ class _Run:
                 load_sample(case, source.names, recipe.labels, recipe.intensity, crop_above, device, recipe.ignore)
             )
         return found
+
+    def _read_unlabelled(self) -> Iterator[TrainEvent]:
+        """Read the cases without labels; one that cannot be read is left out, with a warning."""
+        recipe = self.recipe
+        cases = [] if TASKS[recipe.pipeline].caches_cases else unlabelled_cases(recipe)
+        crop_above = recipe.settings.get("crop_above") if TASKS[recipe.pipeline].crops_cases else None
+        for done, case in enumerate(cases):
+            yield Progress("reading", done, len(cases))
+            try:
+                sample = load_unlabelled(case, recipe.intensity, crop_above, self.fabric.device)
+            except FmsegError as error:
+                yield Warned(f"{case.name} cannot be learned from without labels: {error}")
+                continue
+            if len(sample.image) == len(recipe.channels):
+                self.unlabelled.append(sample)
+        if self.unlabelled:
+            n, m = len(self.samples), len(self.unlabelled)
+            yield Warned(f"Learning from {n} labelled and {m} unlabelled volumes.", LEARNED_FROM)
 
     def _prepare_cases(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
         """Downsample and cache the training cases: the process of rank 0 does, the others wait for it."""
@@ -214,7 +234,9 @@ class _Run:
         saved = load_stage(path)
         if saved is None or not saved["state"].get("done"):
             yield Progress(stage.stage, 0, stage.steps)
-            task: Task = load(TASKS[self.recipe.pipeline].make)(stage, self.recipe, self.samples, self.nets)
+            unlabelled = self.unlabelled if stage.ema else []
+            everyone = [*self.samples, *unlabelled]
+            task: Task = load(TASKS[self.recipe.pipeline].make)(stage, self.recipe, everyone, self.nets)
             yield from (Warned(remark) for remark in task.remarks)
             init_on_sample: Any = getattr(net, "init_on_sample", None)
             if init_on_sample is not None and not self._source(stage):
@@ -230,6 +252,7 @@ class _Run:
                 task,
                 self.samples,
                 self.drawing,
+                range(len(self.samples), len(everyone)),
                 self._forgetting(stage),
                 self._validate,
             )
@@ -348,11 +371,16 @@ class _Run:
             self.card,
             nets=self.specs,
             scores=scores,
-            scored_on=f"{len(self.held)} held-out cases, which also chose the best epoch" if self.held else "",
+            scored_on=f"{len(self.held)} held-out cases, {self._chosen()}" if self.held else "",
         )
         if self.fabric.is_global_zero:
             save_model(card, self.nets, self.folder, half=self.recipe.half)
         yield Saved(self.folder / f"{card.name}.toml", True)
+
+    def _chosen(self) -> str:
+        """Return what the held-out cases chose, in words."""
+        last = all(stage.keep == "last" for stage in self.recipe.stages)
+        return "which chose nothing" if last else "which also chose the best epoch"
 
 
 _WORDS = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,20 +12,23 @@ from torch import Tensor, nn
 
 from napari_fmseg.training.stage_recipe import StageRecipe
 
-__all__ = ["make_optimiser", "make_scheduler", "optimiser_step", "rate_of"]
+__all__ = ["WeightAverage", "make_optimiser", "make_scheduler", "optimiser_step", "rate_of"]
 
 
 def make_optimiser(stage: StageRecipe, net: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimiser of a stage for all parameters of its network."""
+    """Make the optimiser of a stage; norms and biases (one axis) do not decay."""
     kind: type[torch.optim.Optimizer] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[stage.optimiser]
-    return kind(net.parameters(), lr=stage.lr, weight_decay=stage.weight_decay)  # type: ignore[call-arg]
+    learned = [p for p in net.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": stage.weight_decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return kind([group for group in groups if group["params"]], lr=stage.lr)  # type: ignore[call-arg]
 
 
-def make_scheduler(optimiser: torch.optim.Optimizer, stage: StageRecipe) -> Any:
-    """Make what changes the learning rate: after every epoch for ``"plateau"``, else after every step."""
-    if stage.schedule == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.2, patience=4)
-    return torch.optim.lr_scheduler.LambdaLR(optimiser, partial(rate_of, stage))
+def make_scheduler(optimiser: torch.optim.Optimizer) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+    """Make what lowers the learning rate to a fifth when the loss of epochs stalls, for ``"plateau"``."""
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.2, patience=4)
 
 
 def optimiser_step(fabric: Fabric, model: Any, optimiser: Any, loss: Tensor, clip: float) -> bool:
@@ -42,17 +45,50 @@ def optimiser_step(fabric: Fabric, model: Any, optimiser: Any, loss: Tensor, cli
     return finite
 
 
-def rate_of(stage: StageRecipe, step: int) -> float:
-    """Return the factor of the learning rate at a step, 0 up, for all schedules but ``"plateau"``.
+def rate_of(stage: StageRecipe, progress: float) -> float:
+    """Return the factor of the learning rate, for all schedules but ``"plateau"``.
 
-    ``"cosine"`` rises over at most 100 steps, then falls to a thousandth; ``"polynomial"`` is (1 - share)^0.8 of the
-    epochs that are done, as MIS-FM is fine-tuned.
+    ``"cosine"`` rises over a twentieth of the training, then falls to a thousandth; ``"polynomial"`` is
+    (1 - share)^0.8 of the epochs that are done, as MIS-FM is fine-tuned.
+
+    Parameters
+    ----------
+    stage
+        With the schedule.
+    progress
+        Share of the training that is done, 0..1.
     """
     epochs = max(1, math.ceil(stage.steps / stage.steps_per_epoch))
-    total = stage.steps_per_epoch * epochs
     if stage.schedule == "constant":
         return 1.0
     if stage.schedule == "polynomial":
-        return math.pow(max(0.0, 1 - step // stage.steps_per_epoch / epochs), 0.8)
-    rise = max(1, min(100, total // 10))
-    return min((step + 1) / rise, 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))) + 1e-3)
+        return math.pow(max(0.0, 1 - math.floor(progress * epochs + 1e-9) / epochs), 0.8)
+    return min((progress + 1e-3) / 0.05, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) + 1e-3)
+
+
+class WeightAverage:
+    """The exponential moving average of a network's weights.
+
+    Parameters
+    ----------
+    net
+        Of which; buffers are copied as they are.
+    decay
+        Share of the average that stays at each step; smaller in the first steps, which tell nothing yet.
+
+    Attributes
+    ----------
+    net
+        The averaged network, in evaluation mode.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.net, self._decay = copy.deepcopy(net).requires_grad_(False).eval(), decay
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, step: int) -> None:
+        """Move towards the weights after a step, counted from 0."""
+        share = 1 - min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.net.parameters()), list(net.parameters()), share)
+        for own, other in zip(self.net.buffers(), net.buffers(), strict=True):
+            own.copy_(other)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +17,16 @@ from napari_fmseg.core.allocator import keep_freed_memory
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.resampling_torch import to_canonical
 from napari_fmseg.datasets.case import Case, read_case
-from napari_fmseg.datasets.nnunet_raw import cases_of
+from napari_fmseg.datasets.nnunet_raw import cases_of, unlabelled_in
 from napari_fmseg.models.card import Intensity, ModelCard
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.settings import PIPELINES
-from napari_fmseg.nets import build
-from napari_fmseg.nets.runtime.device import pick_device
+from napari_fmseg.nets import NETWORKS, build, load
+from napari_fmseg.nets.fastunet import fastunet_strides
+from napari_fmseg.nets.runtime.device import pick_device, pick_precision, training_precision
 from napari_fmseg.nets.traits import probabilities
-from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.pipelines.postprocess import clean
+from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 
 __all__ = ["DatasetStatistics", "Suggestion", "facts_of", "suggest_recipe"]
 
@@ -33,8 +37,19 @@ _SHARES = {"consensus": 0.25, "attention": 0.6, "edge": 0.05, "net": 0.9, "coars
 """Shares of the time budget; the rest is for validation."""
 
 _FEWEST_STEPS = 150
-_GRID = {"cpu": 400_000, "other": 2_000_000}
-"""Voxels of the largest attention grid."""
+_GRID = {"cpu": 330_000, "other": 2_000_000}
+"""Voxels of a network's input."""
+
+_WIDTHS = {"cpu": (16, 32, 64, 128), "other": (32, 64, 128, 256)}
+_EPOCHS = 8
+_LARGE = 0.01
+"""Share of the volume that the structures fill, from which one look at the whole of it is enough."""
+
+_FEWEST_UNLABELLED = 3
+"""Unlabelled volumes from which they are learned from, too."""
+
+_ONE_PIECE = 0.98
+"""Share of a structure in its largest connected component from which stray pieces are taken for errors."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,10 @@ class DatasetStatistics:
         Share of the volume that each class fills, by name, where it is there.
     channels
         Of a case.
+    in_one_piece
+        Whether every structure is one connected component in every case.
+    seconds_per_case
+        What reading one took.
     """
 
     shape: tuple[int, int, int]
@@ -67,6 +86,8 @@ class DatasetStatistics:
     sparse: bool = False
     share: Mapping[str, float] = field(default_factory=dict)
     channels: int = 1
+    in_one_piece: bool = False
+    seconds_per_case: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +111,7 @@ def suggest_recipe(
     out: Path | str = "run",
     name: str = "my-model",
     validation: Sequence[Case] = (),
+    unlabelled: Sequence[Case] = (),
     seconds_per_step: Mapping[str, float] | None = None,
 ) -> Suggestion:
     """Read some of the data, measure this machine, and suggest a recipe for a time budget.
@@ -108,8 +130,8 @@ def suggest_recipe(
         Classes to learn; empty for all that the folder has (after those of `start_from`).
     out, name
         Folder of the run, and name of the model.
-    validation
-        Cases to validate on, where `cases` is a list.
+    validation, unlabelled
+        Cases to validate on, and cases without labels, where `cases` is a list.
     seconds_per_step
         How long a step takes, by stage, where that is known; None measures it on this machine.
 
@@ -122,6 +144,7 @@ def suggest_recipe(
     listed = () if isinstance(cases, str | Path) else tuple(cases)
     if dataset is not None:
         names, training, held = cases_of(dataset)
+        unlabelled = unlabelled_in(dataset)
     else:
         names, training, held = dict(enumerate(labels, 1)), [c for c in listed if c.labels], list(validation)
     parent = find_card(start_from) if start_from else None
@@ -135,12 +158,18 @@ def suggest_recipe(
         keep_freed_memory()
     words = [_data_in_words(len(training), len(held), facts)]
     recipe = _plan(named, facts, place, parent, Path(out), name)
+    if len(unlabelled) < _FEWEST_UNLABELLED or sum(facts.share.values()) < _LARGE:
+        recipe = replace(recipe, unlabelled_weight=0.0)
     where: Recipe = (
         replace(recipe, dataset=dataset, phantom=())
         if dataset is not None
-        else replace(recipe, training=tuple(training), validation=tuple(held), phantom=())
+        else replace(recipe, training=tuple(training), validation=tuple(held), unlabelled=tuple(unlabelled), phantom=())
     )
-    stages, told = _set_duration(where, facts, place, minutes * 60, len(held), seconds_per_step)
+    n_unlabelled = len(unlabelled) if where.unlabelled_weight else 0
+    reading = facts.seconds_per_case * (len(training) + 2 * len(held) + n_unlabelled)
+    stages, told = _set_duration(where, facts, place, max(30 * minutes, 60 * minutes - reading), seconds_per_step)
+    if n_unlabelled:
+        words.append(f"{n_unlabelled} volumes without labels are learned from, too.")
     words += _plan_in_words(where, parent, known, facts)
     return Suggestion(replace(where, stages=stages, device=place.type), (*words, *told))
 
@@ -150,7 +179,7 @@ def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[s
     picked = [cases[i] for i in np.linspace(0, len(cases) - 1, min(len(cases), _LOOK_AT)).round().astype(int)]
     shapes, spacings, inside, lows, sparse = [], [], [], [], False
     shares: dict[str, list[float]] = {label: [] for label in labels}
-    modality, channels = "", 1
+    modality, channels, whole, start = "", 1, True, time.perf_counter()
     for case in picked:
         volume, truth = read_case(case, names, labels)
         data, grid = to_canonical(volume)
@@ -165,13 +194,17 @@ def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[s
         for i, label in enumerate(labels, 1):
             count = int((marks == i).sum())
             shares[label] += [count / max(1, int((marks != 255).sum()))] if count else []
+        known = dataclasses.replace(truth, data=np.where(marks == 255, 0, marks), names={})
+        kept = clean(known, keep_largest=True, neighbours=6).data
+        whole &= all((kept == v).sum() >= _ONE_PIECE * (marks == v).sum() for v in range(1, len(labels) + 1))
     values = np.concatenate(inside) if any(len(i) for i in inside) else np.zeros(1)
     low, high = (float(v) for v in np.percentile(values, [0.5, 99.5]))
     z, y, x = (int(n) for n in np.median(shapes, 0))
     dz, dy, dx = (float(s) for s in np.median(spacings, 0))
     return DatasetStatistics(
         (z, y, x), (dz, dy, dx), modality, modality == "CT" or float(np.median(lows)) < -500, (low, high), sparse,
-        {label: float(np.mean(s)) for label, s in shares.items() if s}, channels,
+        {label: float(np.mean(s)) for label, s in shares.items() if s}, channels, whole,
+        (time.perf_counter() - start) / max(1, len(picked)),
     )  # fmt: skip
 
 
@@ -188,30 +221,36 @@ def _plan(
     low, high = facts.window
     margin = max(50.0, 0.3 * (high - low))
     intensity = Intensity("window", round(low - margin), round(high + margin)) if ct else Intensity()
-    fine = _grid_of(facts, _GRID["cpu" if device.type == "cpu" else "other"])
-    coarse = _grid_of(facts, math.prod(fine) // 3)
-    loss = "dice_ce_balanced" if sum(facts.share.values()) < 0.01 else "dice_ce"
+    kind = "cpu" if device.type == "cpu" else "other"
     shares = sorted(facts.share.values())
-    if len(shares) > 1 and shares[-1] > 20 * shares[0]:
-        loss = "dice_ce_by_class"
-    width = {"width": 16 if device.type == "cpu" else 32}
-    stages = (
-        StageRecipe("consensus", "snet", loss=loss, kwargs=width, clip=3.0, lr=1.5e-3),
-        StageRecipe("attention", "attnnet", loss=loss, kwargs=width, clip=3.0, lr=1.5e-3, init_from="consensus"),
-        StageRecipe("edge", "edgenet", batch=1, clip=3.0, lr=5e-4),
-    )
-    settings: Mapping[str, object] = {"consensus_grid": list(coarse), "attention_grid": list(fine)}
-    if len(labels) > 1:
+    large = sum(shares) >= _LARGE
+    uneven = len(shares) > 1 and shares[-1] > 20 * shares[0]
+    loss = "soft_dice_ce_by_class" if uneven or not large else "soft_dice_ce"
+    grid = _grid_of(facts, _GRID[kind])
+    spacing = [n * s / m for n, s, m in zip(facts.shape, facts.spacing, grid, strict=True)]
+    net: dict[str, Any] = {"widths": _WIDTHS[kind], "strides": fastunet_strides(grid, spacing)}
+    stages: tuple[StageRecipe, ...] = (StageRecipe("consensus", "fastunet", loss=loss, kwargs=net, **_FAST),)
+    settings: Mapping[str, Any] = {"consensus_grid": list(grid), "attention_grid": list(grid)}
+    if facts.in_one_piece:
+        settings = {**settings, "keep_largest": "each"}
+    if not large:
+        stages += (StageRecipe("attention", "fastunet", loss=loss, kwargs={**net, "maps": 1}, **_FAST),)
         settings = {**settings, "window": "all"}
     recipe = Recipe(
         name, stages, labels, out, phantom=(1, 1), settings=settings, intensity=intensity,
         channels=tuple(f"channel {i}" for i in range(facts.channels)) if facts.channels > 1 else ("image",),
         modality=facts.modality or ("CT" if ct else ""), balance=len(labels) > 2, validate_cases=5,
+        augment=Augment(**_AUGMENT, bias=0.0 if ct else 0.2), unlabelled_weight=0.5,
+        precision=_training_precision(stages, device),
     )  # fmt: skip
     if parent is None:
         return recipe
     kept = tuple(
-        StageRecipe(s, parent.nets[s].network, loss=loss, clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2)
+        StageRecipe(s, "fastunet", loss=loss, **{**_FAST, "lr": 1e-3})
+        if parent.nets[s].network == "fastunet"
+        else StageRecipe(
+            s, parent.nets[s].network, loss=loss.replace("soft_", ""), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2
+        )
         for s in PIPELINES[parent.pipeline].stages
         if s in parent.nets
     )
@@ -221,19 +260,43 @@ def _plan(
         changed = {k: v for k, v in vars(own.with_new_classes()).items() if v != getattr(own, k)}
         settings = {**settings, **changed}
     return replace(
-        recipe, stages=kept, pipeline=parent.pipeline, settings=settings, intensity=parent.intensity,
+        recipe, stages=kept, pipeline=parent.pipeline, precision=_training_precision(kept, device),
+        settings=settings, intensity=parent.intensity,
         balance=recipe.balance or bool(new),  # few cases tell of a new structure: they must come as often as the others
         channels=parent.channels, modality=parent.modality, start_from=str(parent.folder / f"{parent.name}.toml"),
         distillation_weight=1.0 if any(n not in facts.share for n in parent.labels.values()) else 0.0,
     )  # fmt: skip
 
 
+_FAST: dict[str, Any] = {
+    **{"clip": 3.0, "lr": 2e-3, "weight_decay": 1e-2, "ema": 0.99, "keep": "last"},
+}
+"""How FastUNet is trained; measured in docs/tutorials/teach.md."""
+
+_AUGMENT: dict[str, Any] = {
+    **{"zoom": 0.15, "stretch": 0.15, "rotate_deg": 12.0, "rotate_p": 0.7, "elastic": 0.04},
+    **{"gamma": 0.45, "contrast": 0.25, "brightness": 0.06, "noise": 0.05, "blur": 0.3},
+}
+
+
+def _training_precision(stages: Sequence[StageRecipe], device: torch.device) -> str:
+    """Return bfloat16 where the processor computes in it and every network was shown to learn as well in it."""
+    shown = all(getattr(load(NETWORKS[stage.network]), "trains_in_bfloat16", False) for stage in stages)
+    half = device.type == "cpu" and pick_precision(device, half_precision_ok=True) == "bfloat16"
+    return "bfloat16" if shown and half else "auto"
+
+
 def _grid_of(facts: DatasetStatistics, voxels: int) -> tuple[int, int, int]:
-    """Return the field of view with voxels as near to cubes as the data's own fineness allows, in steps of 16."""
+    """Return the field of view with voxels as near to cubes as the data's own fineness allows, in steps of 4."""
     extent = [n * s for n, s in zip(facts.shape, facts.spacing, strict=True)]
     pitch = (math.prod(extent) / voxels) ** (1 / 3)
+    thick = [i for i, s in enumerate(facts.spacing) if s > pitch]
+    if thick and len(thick) < 3:  # these axes keep their voxels; the others share what is left
+        rest = [i for i in range(3) if i not in thick]
+        left = voxels / math.prod(facts.shape[i] for i in thick)
+        pitch = (math.prod(extent[i] for i in rest) / left) ** (1 / len(rest))
     sizes = [min(e / pitch, n) for e, n in zip(extent, facts.shape, strict=True)]
-    z, y, x = (max(32, 16 * math.ceil(n / 16 - 0.25)) for n in sizes)
+    z, y, x = (max(4, 4 * math.ceil(n / 4 - 0.25)) for n in sizes)
     return z, y, x
 
 
@@ -242,47 +305,54 @@ def _set_duration(
     facts: DatasetStatistics,
     device: torch.device,
     seconds: float,
-    n_held: int,
     seconds_per_step: Mapping[str, float] | None,
 ) -> tuple[tuple[StageRecipe, ...], list[str]]:
-    """Fill the time budget with as many steps as this machine makes."""
+    """Share the time between the stages; how many steps that is, is a guess that training corrects."""
     stages, told = [], []
+    everything = sum(_SHARES.get(stage.stage, 0.3) for stage in recipe.stages)
     for stage in recipe.stages:
-        cost = (seconds_per_step or {}).get(stage.stage) or _seconds_per_step(recipe, stage, facts, device)
-        share = _SHARES.get(stage.stage, 0.3) * (1 if n_held else 1.1)
-        steps = max(10, int(seconds * share / cost))
-        rounds = min(10, max(1, steps // 60)) if stage.stage != "edge" else min(3, max(1, steps // 20))
-        steps = min(steps, 4000)
-        stages.append(replace(stage, steps=steps, steps_per_epoch=max(1, steps // rounds)))
+        cost = (seconds_per_step or {}).get(stage.stage) or _seconds_per_step(recipe, stage, device)
+        part = seconds * _SHARES.get(stage.stage, 0.3) / everything
+        steps = max(10, int(part / cost))
+        epochs = min(_EPOCHS, max(1, steps // 20))
+        per_epoch = max(1, steps // epochs)
+        stages.append(replace(stage, steps=epochs * per_epoch, steps_per_epoch=per_epoch, minutes=part / 60))
         told.append(
-            f"{stage.stage}: {steps} steps of {cost:.2f} s on {device.type}, about {steps * cost / 60:.1f} min."
+            f"{stage.stage}: about {steps} steps of {cost:.2f} s on {device.type}, {part / 60:.1f} min."
             + (" That is few: a longer time would help." if steps < _FEWEST_STEPS and stage.stage != "edge" else "")
         )
     return tuple(stages), told
 
 
-def _seconds_per_step(recipe: Recipe, stage: StageRecipe, facts: DatasetStatistics, device: torch.device) -> float:
-    """Run two steps of a stage on noise and time the second one."""
+def _seconds_per_step(recipe: Recipe, stage: StageRecipe, device: torch.device) -> float:
+    """Time steps of a stage on noise, in the precision and memory format in which it will be trained."""
     n_classes = len(recipe.labels) + 1
     parent = find_card(recipe.start_from) if recipe.start_from else None
     kwargs = dict(parent.nets[stage.stage].kwargs) if parent else {}
     given = {"in_channels": len(recipe.channels), "n_classes": n_classes, **stage.kwargs}
     net = build(stage.network, **{**kwargs, **given}).to(device).train()
+    if device.type == "cpu" and getattr(net, "trains_channels_last", True):
+        net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-6)
     size = PIPELINES[recipe.pipeline].settings.of(recipe.settings).input_size(stage.stage)
     channels = (len(recipe.channels), *getattr(net, "map_channels", ()))
     inputs = [torch.rand(stage.batch, n, *size, device=device) for n in channels]
-    start = 0.0
-    for _ in range(2):
+    half = training_precision(device, recipe.precision)
+    kind = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(half)
+    taken = []
+    for _ in range(4):
         start = time.perf_counter()
-        heads = net(*inputs)
+        with torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None):
+            heads = net(*inputs)
         heads = heads if isinstance(heads, tuple | list) else (heads,)
         torch.stack([probabilities(net, head).square().mean() for head in heads]).sum().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         optimiser.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-    return 1.3 * max(1e-4, time.perf_counter() - start)  # drawing samples and the loss come on top
+        taken.append(time.perf_counter() - start)
+    # Samples are drawn beside it, and the loss comes on top; with unlabelled cases also the teacher.
+    return (1.6 if recipe.unlabelled_weight else 1.2) * max(1e-4, min(taken[1:]))
 
 
 def _data_in_words(n: int, n_held: int, facts: DatasetStatistics) -> str:
@@ -316,7 +386,7 @@ def _plan_in_words(
         "percentile": f"percentiles {low} to {high} of each volume",
     }
     told.append(f"Intensities: {kind.get(recipe.intensity.kind, recipe.intensity.kind)}.")
-    if recipe.stages[0].loss != "dice_ce":
+    if recipe.stages[0].loss.endswith(("_balanced", "_by_class")):
         small = min(facts.share, key=lambda n: facts.share[n])
         told.append(f"{small!r} fills {100 * facts.share[small]:.2g} % of the volume, so small structures weigh more.")
     return told

@@ -69,6 +69,8 @@ _RECIPE_RANGES = {
     "replay_share": _SHARE,
     "l2sp_weight": Range(),
     "distillation_weight": Range(),
+    "unlabelled_weight": _SHARE,
+    "unlabelled_from": _SHARE,
     "validate_cases": Range(),
     "seed": Range(0, 2**32 - 1),
     "devices": Range(1, 1024),
@@ -142,6 +144,17 @@ class Recipe:
     distillation_weight
         How strongly the answers of `start_from` about its classes are kept; 0 not at all. Try 1. For where the cases of
         before are not there.
+    unlabelled
+        Cases without labels to learn from as well, by bidirectional copy-paste (Bai et al., CVPR 2023,
+        arXiv:2305.00673): boxes of labelled and unlabelled volumes are exchanged, and the moving average of the network
+        labels the others. With a `dataset`, its own cases without labels.
+    unlabelled_weight
+        How much a voxel that the network labelled itself counts beside one that somebody labelled; 0 does not learn
+        from unlabelled cases. Only for stages with an `ema`.
+    unlabelled_from
+        Share of the training after which they are learned from.
+    clock
+        What `StageRecipe.minutes` are: ``"wall"``, as a clock shows, or ``"processor"``, of computing time.
     validate_cases
         Validate on so many cases after each epoch (all of them at the end); 0 takes all.
     seed
@@ -201,6 +214,10 @@ class Recipe:
     replay_share: float = 0.5
     l2sp_weight: float = 0.0
     distillation_weight: float = 0.0
+    unlabelled: tuple[Case, ...] = ()
+    unlabelled_weight: float = 0.0
+    unlabelled_from: float = 0.2
+    clock: str = "wall"
     validate_cases: int = 0
     seed: int = 0
     devices: int = 1
@@ -247,6 +264,8 @@ class Recipe:
             )
         if self.pipeline not in PIPELINES:
             raise InvalidRecipe(f"There is no pipeline {self.pipeline!r}. Known: {', '.join(PIPELINES)}.")
+        if self.clock not in ("wall", "processor"):
+            raise InvalidRecipe(f"clock is wall or processor, not {self.clock!r}.")
         if self.precision not in ("auto", "float32", "bfloat16", "float16"):
             raise InvalidRecipe(f"precision is auto, float32, bfloat16 or float16, not {self.precision!r}.")
         if (self.folds or self.fold) and not (self.folds >= 2 and 1 <= self.fold <= self.folds):

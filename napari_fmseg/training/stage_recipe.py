@@ -20,6 +20,8 @@ LOSSES = (
     "dice_ce",
     "dice_ce_balanced",
     "dice_ce_by_class",
+    "soft_dice_ce",
+    "soft_dice_ce_by_class",
     "dice+bce",
     "dice+focal",
     "dice+topk",
@@ -42,6 +44,11 @@ _AUGMENT_RANGES = {
     "noise": Range(0, 100),
     "jitter_mm": Range(0, 10_000),
     "label_brightness": Range(),
+    "stretch": _SHARE,
+    "elastic": _SHARE,
+    "bias": Range(0, 10),
+    "blur": _SHARE,
+    "mix": _SHARE,
 }
 
 
@@ -79,6 +86,16 @@ class Augment:
     label_brightness
         For a fine stage: up to so much is added to, or taken from, all voxels of a structure, in the unit of the
         images, of each structure in half of the samples. Published: 200 HU; 0 not at all.
+    stretch
+        Further largest change of the window's size along z, as a share of it; the window also shifts more along z.
+    elastic
+        Standard deviation of an elastic deformation that half of the samples get, as a share of half the window.
+    bias
+        Standard deviation of a smooth field that three in ten samples are multiplied by, as coils make it in MR.
+    blur
+        How often a sample is blurred.
+    mix
+        How often the two samples of a step exchange a box (copy-paste between labelled cases).
     """
 
     flip: str = ""
@@ -94,6 +111,11 @@ class Augment:
     noise: float = 0.03
     jitter_mm: float = 40.0
     label_brightness: float = 0.0
+    stretch: float = 0.0
+    elastic: float = 0.0
+    bias: float = 0.0
+    blur: float = 0.0
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
         if wrong := wrong_number(self, _AUGMENT_RANGES, "augment."):
@@ -111,6 +133,8 @@ _STAGE_RANGES = {
     "weight_decay": Range(0, 1000),
     "clip": Range(0, open="low"),
     "patience": Range(),
+    "minutes": Range(0, 7 * 24 * 60),
+    "ema": Range(0, 1, open="high"),
 }
 
 
@@ -130,9 +154,11 @@ class StageRecipe:
     loss
         ``"attn"`` (published for consensus and edge), ``"attn_v2"``, ``"tversky"`` (published for attention),
         ``"dice"``, ``"jaccard"``, ``"dice_ce"``, ``"dice_ce_balanced"`` for many small structures,
-        ``"dice_ce_by_class"`` for a small one inside a large one. Those of EfficientSegmentation, over the structures
-        without the background: ``"dice+bce"``, ``"dice+focal"``, ``"dice+topk"`` (the hardest 30 % of the voxels) and
-        ``"dice+boundary"`` (not where voxels are unlabelled); ``"dice"`` is its own for a network with a sigmoid.
+        ``"dice_ce_by_class"`` for a small one inside a large one; ``"soft_dice_ce"`` and ``"soft_dice_ce_by_class"``,
+        with a Dice that is linear in the probabilities, are the fastest. Those of EfficientSegmentation, over the
+        structures without the background: ``"dice+bce"``, ``"dice+focal"``, ``"dice+topk"`` (the hardest 30 % of the
+        voxels) and ``"dice+boundary"`` (not where voxels are unlabelled); ``"dice"`` is its own for a network with a
+        sigmoid.
     heads
         How many of the maps that the network gives while it learns are compared, finest first; 0 for all.
     steps
@@ -154,6 +180,15 @@ class StageRecipe:
         ``"polynomial"`` (down to 0 epoch by epoch, as MIS-FM) or ``"constant"``.
     patience
         Stop after so many epochs without a better validation; 0 never.
+    minutes
+        Train so long, instead of a number of steps: validations included, with as many epochs as `steps` and
+        `steps_per_epoch` give, each of as many steps as there is time for. 0 goes by steps.
+    ema
+        Decay of the moving average of the weights, which is what is validated and kept: 0.99 averages about the last
+        hundred steps. 0 keeps the weights of the last step.
+    keep
+        ``"best"``: the weights of the best validation; ``"last"``: those at the end, so that no validation case chose
+        anything.
     init_from
         A stage trained before whose weights are the start, where shapes fit; "" draws new ones.
     """
@@ -171,6 +206,9 @@ class StageRecipe:
     clip: float = 12.0
     schedule: str = "cosine"
     patience: int = 0
+    minutes: float = 0.0
+    ema: float = 0.0
+    keep: str = "best"
     init_from: str = ""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -182,5 +220,7 @@ class StageRecipe:
             )
         if self.optimiser not in ("adam", "adamw"):
             raise InvalidRecipe(f"Stage {self.stage!r}: optimiser is adam or adamw, not {self.optimiser!r}.")
+        if self.keep not in ("best", "last"):
+            raise InvalidRecipe(f"Stage {self.stage!r}: keep is best or last, not {self.keep!r}.")
         if wrong := wrong_number(self, _STAGE_RANGES):
             raise InvalidRecipe(f"Stage {self.stage!r}: {wrong}.")

@@ -1,7 +1,10 @@
 """Training of one network: epochs, validation, the best weights so far, and a checkpoint after every epoch.
 
 All randomness of an epoch comes from (seed, stage, epoch), so that a run that was killed and started again takes
-exactly the same steps as one that was not.
+exactly the same steps as one that was not. A stage that is trained for minutes plans the steps of each epoch at the end
+of the one before, from what these took, and the checkpoint holds the plan.
+
+Samples are drawn in a thread, one step ahead.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,19 +23,25 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from napari_fmseg.core.events import EpochDone, Saved, StepDone, TrainEvent
+from napari_fmseg.core.events import EpochDone, Saved, StepDone, TrainEvent, Warned
 from napari_fmseg.models.card import NetSpec
+from napari_fmseg.nets.traits import class_probabilities
 from napari_fmseg.training.checkpoint import load_checkpoint, restoring, save_checkpoint
+from napari_fmseg.training.data.copy_paste import Drawn, exchange_boxes, paste_unlabelled
 from napari_fmseg.training.data.hard_mining import HardExampleMiner
 from napari_fmseg.training.data.samples import Sample
-from napari_fmseg.training.data.sampling import CaseSampler, batches_of
+from napari_fmseg.training.data.sampling import CaseSampler, batches_of, in_turn
+from napari_fmseg.training.distributed import broadcast_ints
 from napari_fmseg.training.forgetting import Teacher, l2sp_penalty
 from napari_fmseg.training.monitor import TrainingMonitor
-from napari_fmseg.training.optimisation import make_optimiser, make_scheduler, optimiser_step
+from napari_fmseg.training.optimisation import WeightAverage, make_optimiser, make_scheduler, optimiser_step, rate_of
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Task
 
 __all__ = ["Forgetting", "StageState", "StageTrainer", "load_stage"]
+
+_USES = 2
+"""Steps that learn from the same samples, in other pairs, where unlabelled ones are among them."""
 
 _PARTS = ("net", "best", "optimiser", "scheduler", "state")
 
@@ -44,7 +54,8 @@ class StageState:
     """What a stage's checkpoint holds beside weights and optimiser.
 
     `old` is the mean Dice of the previously learned classes at the start, `seen` the Dice of each training case when
-    it was last sampled.
+    it was last sampled; `steps` were taken in `seconds` (of the recipe's clock, with validations), `skipped` of them
+    without a finite gradient; `planned` is how many the next epoch has, 0 for what the recipe says.
     """
 
     epoch: int = 0
@@ -52,8 +63,27 @@ class StageState:
     best_epoch: int = 0
     done: bool = False
     old: float = math.nan
+    steps: int = 0
+    seconds: float = 0.0
+    planned: int = 0
+    skipped: int = 0
     seen: list[float] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class _Draws:
+    """The samples of a step: cases, their samples, inputs of as many unlabelled cases, the teacher's guess at these."""
+
+    cases: list[int]
+    labelled: list[Drawn]
+    unlabelled: list[list[Tensor]]
+    guesses: Tensor | None = None
+
+    def pair_anew(self) -> None:
+        """Put each unlabelled sample beside the next labelled one."""
+        self.unlabelled = [*self.unlabelled[1:], *self.unlabelled[:1]]
+        self.guesses = None if self.guesses is None else self.guesses.roll(-1, 0)
 
 
 @dataclass(frozen=True)
@@ -84,6 +114,8 @@ class StageTrainer:
         What the stage learns.
     samples, sampler
         The training cases, and which of them are drawn.
+    unlabelled
+        Indices of those samples of the task that nobody labelled.
     forgetting
         See `Forgetting`.
     validate
@@ -108,21 +140,29 @@ class StageTrainer:
         task: Task,
         samples: Sequence[Sample],
         sampler: CaseSampler,
+        unlabelled: Sequence[int],
         forgetting: Forgetting,
         validate: Validate,
     ) -> None:
         self.recipe, self.fabric, self.number, self.stage, self.spec = recipe, fabric, number, stage, spec
-        self.task, self.samples, self.sampler = task, samples, sampler
+        self.task, self.samples, self.sampler, self.unlabelled = task, samples, sampler, unlabelled
         self.forgetting, self.validate = forgetting, validate
         optimiser = make_optimiser(stage, net)
         if fabric.device.type == "cpu" and getattr(net, "trains_channels_last", True):
             net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.net = net
         self.model, self.optimiser = fabric.setup(net, optimiser)
-        self.scheduler = make_scheduler(self.optimiser, stage)
+        self.plateau = make_scheduler(self.optimiser) if stage.schedule == "plateau" else None
+        self.average = WeightAverage(self.net, stage.ema) if stage.ema else None
         self.state = StageState()
         self.best: Mapping[str, Tensor] = {k: v.clone() for k, v in net.state_dict().items()}
         self.epochs = max(1, math.ceil(stage.steps / stage.steps_per_epoch))
+        self._clock = time.process_time if recipe.clock == "processor" else time.perf_counter
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and kept: the moving average, where there is one."""
+        return self.net if self.average is None else self.average.net
 
     def fit(self, saved: Mapping[str, Any] | None, path: Path, *, measure_start: bool) -> Iterator[TrainEvent]:
         """Train to the end.
@@ -146,35 +186,49 @@ class StageTrainer:
         monitor = TrainingMonitor(self.recipe, self.samples, self.epochs, first=state.epoch)
         miner = HardExampleMiner(self.recipe, [sample.name for sample in self.samples], state.seen)
         while state.epoch < self.epochs and not state.done:
-            start = time.perf_counter()
+            start, clock = time.perf_counter(), self._clock()
             losses: list[float] = []
             self.model.train()
             for event in self._epoch(state.epoch, monitor, miner):
                 losses.append(event.loss)
                 yield event
             state.epoch += 1
+            state.steps += len(losses)
             state.seen = miner.end_epoch(self.fabric)
             mean = float(np.mean(losses))
-            if stage.schedule == "plateau":
-                self.scheduler.step(mean)
-            steps = state.epoch * stage.steps_per_epoch
-            metrics = yield from self.validate(stage.stage, self.net, steps, state.epoch == self.epochs)
+            if self.plateau is not None:
+                self.plateau.step(mean)
+            metrics = yield from self.validate(stage.stage, self.evaluated, state.steps, state.epoch == self.epochs)
             better = self._note(mean, metrics)
+            took = self._clock() - clock
+            state.seconds += took
+            (state.planned,) = broadcast_ints(self.fabric, self._next_steps(took / len(losses)))
             if self.fabric.is_global_zero:
                 self._save(path)
             self.fabric.barrier()
             yield EpochDone(stage.stage, state.epoch, self.epochs, mean, time.perf_counter() - start, metrics)
             yield Saved(path, better)
             yield from monitor.warnings(stage.stage, state.epoch, state.old, metrics)
+        if state.skipped:
+            yield Warned(
+                f"{stage.stage}: {state.skipped} of {state.steps} steps had no finite gradient and were skipped.",
+                "skipped-steps",
+            )
+
+    def _next_steps(self, seconds_per_step: float) -> int:
+        """Return how many steps the next epoch has, so that the stage takes its minutes; 0 where it goes by steps."""
+        left = self.stage.minutes * 60 - self.state.seconds
+        epochs = max(1, self.epochs - self.state.epoch)
+        return max(1, int(left / epochs / max(seconds_per_step, 1e-6))) if self.stage.minutes else 0
 
     def _note(self, loss: float, metrics: Mapping[str, float]) -> bool:
         """Keep the weights if they are the best so far; return whether they are."""
         state = self.state
         score = metrics.get("dice", -loss)
         better = score > state.best
-        if better:
+        if better or self.stage.keep == "last":
             state.best, state.best_epoch = score, state.epoch
-            self.best = {k: v.detach().cpu().clone() for k, v in self.net.state_dict().items()}
+            self.best = {k: v.detach().cpu().clone() for k, v in self.evaluated.state_dict().items()}
         state.history.append({"epoch": state.epoch, "loss": loss, **metrics})
         stalled = self.stage.patience and state.epoch - state.best_epoch >= self.stage.patience
         state.done = state.epoch == self.epochs or bool(stalled)
@@ -184,33 +238,92 @@ class StageTrainer:
         with restoring(path):
             self.net.load_state_dict(saved["net"])
             self.optimiser.load_state_dict(saved["optimiser"])
-            self.scheduler.load_state_dict(saved["scheduler"])
+            if self.plateau is not None:
+                self.plateau.load_state_dict(saved["scheduler"])
+            if self.average is not None:
+                self.average.net.load_state_dict(saved["ema"])
             self.state, self.best = StageState(**saved["state"]), saved["best"]
         return self.state
 
     def _save(self, path: Path) -> None:
         parts = {"net": self.net.state_dict(), "best": dict(self.best), "optimiser": self.optimiser.state_dict()}
-        more = {"scheduler": self.scheduler.state_dict(), "state": dataclasses.asdict(self.state)}
+        plateau = {} if self.plateau is None else self.plateau.state_dict()
+        average = {} if self.average is None else self.average.net.state_dict()
+        more = {"scheduler": plateau, "ema": average, "state": dataclasses.asdict(self.state)}
         save_checkpoint(path, {**parts, **more})
 
     def _epoch(self, epoch: int, monitor: TrainingMonitor, miner: HardExampleMiner) -> Iterator[StepDone]:
-        stage, fabric = self.stage, self.fabric
-        seed = [self.recipe.seed, self.number, epoch, fabric.global_rank]
-        rng = np.random.default_rng(seed)
-        noise = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        total = self.epochs * stage.steps_per_epoch
-        order = self.sampler.picks(stage.steps_per_epoch * stage.batch, rng, miner.hard())
-        for step in range(stage.steps_per_epoch):
-            picks = order[step * stage.batch : (step + 1) * stage.batch]
-            samples = [self.task.sample(i, rng, noise, focus) for i, focus in picks]
-            monitor.saw(samples)
+        stage, state, first = self.stage, self.state, self.state.steps
+        steps = state.planned or stage.steps_per_epoch
+        most = self._clock() + 90 * stage.minutes / self.epochs if stage.minutes and not epoch else math.inf
+        seed = [self.recipe.seed, self.number, epoch, self.fabric.global_rank]
+        total = first + steps * (self.epochs - epoch)
+        for step, draws in enumerate(self._draw_ahead(epoch, steps, seed, miner.hard())):
+            monitor.saw(draws.labelled)
+            mixing = np.random.default_rng([*seed, step])
             # Dropout takes no generator.
             torch.manual_seed(int(np.random.SeedSequence([*seed, step]).generate_state(1)[0]))
-            loss = self._loss(samples, [i for i, _ in picks], miner)
-            if optimiser_step(fabric, self.model, self.optimiser, loss, stage.clip) and stage.schedule != "plateau":
-                self.scheduler.step()
+            samples = self._mix(draws, first + step, mixing)
+            if self.plateau is None:
+                rate = stage.lr * rate_of(stage, (epoch + step / steps) / self.epochs)
+                for group in self.optimiser.param_groups:
+                    group["lr"] = rate
+            loss = self._loss(samples, draws.cases, miner)
+            if not optimiser_step(self.fabric, self.model, self.optimiser, loss, stage.clip):
+                state.skipped += 1
+            elif self.average is not None:
+                self.average.update(self.net, first + step)
             rate = float(self.optimiser.param_groups[0]["lr"])
-            yield StepDone(stage.stage, epoch * stage.steps_per_epoch + step + 1, total, float(loss.detach()), rate)
+            yield StepDone(stage.stage, first + step + 1, total, float(loss.detach()), rate)
+            if self._clock() > most:  # the guess for the first epoch was far too high
+                break
+
+    def _draw_ahead(self, epoch: int, steps: int, seed: Sequence[int], hard: Sequence[int]) -> Iterator[_Draws]:
+        """Yield the samples of each step of an epoch, drawn while the step before is computed.
+
+        Where unlabelled cases are among them, every other step pairs the samples of the one before anew: to draw and
+        to label them costs as much as to learn from them.
+        """
+        stage, recipe = self.stage, self.recipe
+        rng = np.random.default_rng(seed)
+        noise = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        order = self.sampler.picks(steps * stage.batch, rng, hard)
+        others = in_turn(len(self.unlabelled), steps * stage.batch, rng) if self.unlabelled else []
+
+        def draw(step: int) -> _Draws:
+            part = slice(step * stage.batch, (step + 1) * stage.batch)
+            drawn = [self.task.sample(i, rng, noise, focus) for i, focus in order[part]]
+            late = (epoch + step / steps) / self.epochs >= recipe.unlabelled_from
+            more = [self.task.sample(self.unlabelled[i], rng, noise)[0] for i in others[part] if late]
+            return _Draws([i for i, _ in order[part]], drawn, more)
+
+        with ThreadPoolExecutor(1) as worker:
+            coming, step = worker.submit(draw, 0), 0
+            while step < steps:
+                now = coming.result()
+                uses = min(_USES, steps - step) if now.unlabelled else 1
+                step += uses
+                if step < steps:
+                    coming = worker.submit(draw, step)
+                yield now
+                for _ in range(uses - 1):
+                    now.pair_anew()
+                    yield now
+
+    def _mix(self, draws: _Draws, step: int, rng: np.random.Generator) -> list[Drawn]:
+        """Exchange boxes with unlabelled samples, or between the labelled ones, as the recipe asks."""
+        drawn = draws.labelled
+        if draws.unlabelled and self.average is not None:
+            if draws.guesses is None:
+                inputs = [torch.stack(parts) for parts in zip(*draws.unlabelled, strict=True)]
+                with torch.no_grad(), self.fabric.autocast():
+                    draws.guesses = class_probabilities(self.average.net, self.average.net(*inputs))
+            weight = self.recipe.unlabelled_weight
+            return paste_unlabelled(drawn, draws.unlabelled, draws.guesses, weight, step, rng)
+        alike = len({self.samples[i].missing for i in draws.cases}) == 1 and len({t.shape for _, t in drawn}) == 1
+        if len(drawn) > 1 and alike and rng.random() < self.recipe.augment.mix:
+            return exchange_boxes(drawn, rng)
+        return drawn
 
     def _loss(self, samples: Sequence[Any], cases: Sequence[int], miner: HardExampleMiner) -> Tensor:
         """Return the loss of one step's samples, whose cases are `cases`."""

@@ -25,6 +25,7 @@ __all__ = [
     "todays_labels",
     "training_and_validation_cases",
     "training_plan",
+    "unlabelled_cases_of",
 ]
 
 LEAVING = "leaving one out"
@@ -56,6 +57,8 @@ class Plan:
     training, validation
         The cases, each with the classes that its labels tell of. Without a locked split nothing validates: the model
         learns from all.
+    unlabelled
+        Cases without labels to learn from as well; never one whose image is held out.
     folds
         With two or three labelled images and no locked split: leave-one-out, to measure what such a model is worth.
     images
@@ -69,6 +72,7 @@ class Plan:
     ignore: int | None
     training: tuple[Case, ...]
     validation: tuple[Case, ...] = ()
+    unlabelled: tuple[Case, ...] = ()
     folds: tuple[Fold, ...] = ()
     images: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
@@ -123,10 +127,22 @@ def training_plan(project: Project) -> Plan:
         ignore=project.facts.ignore,
         training=training,
         validation=held,
+        unlabelled=_unlabelled(project),
         folds=() if locked else _leave_one_out(training, images),
         images=images,
         note=_note(len(set(images.values())), len(training), len(held)),
     )
+
+
+def _unlabelled(project: Project) -> tuple[Case, ...]:
+    """Return the cases without labels that may be learned from: none whose image has labels under another name."""
+    found, labelled = [], {project.record(name).image for name in project.labelled}
+    for name, files in project.files.items():
+        record = project.record(name)
+        usable = files.labels is None and record.image and not record.problem and not record.excluded
+        if usable and project.role(name) != HELD_OUT and record.image not in labelled:
+            found.append(Case(name, files.images))
+    return tuple(found)
 
 
 def _leave_one_out(cases: tuple[Case, ...], images: Mapping[str, str]) -> tuple[Fold, ...]:
@@ -238,6 +254,7 @@ def open_run(project: Project, number: int) -> Run:
         ignore=project.facts.ignore,
         training=cases["training"],
         validation=cases["validation"],
+        unlabelled=_unlabelled(project),
         folds=() if locked else _leave_one_out(cases["training"], hashes),
         images=hashes,
         note=told.note,
@@ -300,6 +317,12 @@ def training_and_validation_cases(
     held = [*plan.validation, *(case for case in plan.training if case.name in holdout)]
     ignored = {} if plan.ignore is None else {plan.ignore: "ignore"}
     return {**plan.names, **ignored}, training, held
+
+
+def unlabelled_cases_of(folder: Path) -> list[Case]:
+    """Return the cases of a project without labels that may be learned from; nothing is written."""
+    project = scan_all(open_project(folder, tidy=False), write=False)
+    return list(_unlabelled(project))
 
 
 def note_learned(folder: Path, cases: Iterable[Case]) -> None:

@@ -79,7 +79,7 @@ def _turn(data: Tensor, angles: np.ndarray) -> Tensor:
 
 
 def augment_intensity(image: Tensor, augment: Augment, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
-    """Change contrast, brightness and gamma of each channel (c, z, y, x), and add noise."""
+    """Change contrast, brightness and gamma of each channel (c, z, y, x); shade, blur, and add noise."""
     channels = []
     for channel in image:
         gamma = float(np.exp(rng.uniform(-augment.gamma, augment.gamma)))
@@ -87,6 +87,13 @@ def augment_intensity(image: Tensor, augment: Augment, rng: np.random.Generator,
         shift = float(rng.uniform(-augment.brightness, augment.brightness))
         channels.append(channel.clamp_min(0).pow(gamma).mul(factor).add(shift))
     out = torch.stack(channels)
+    if augment.bias and rng.random() < 0.3:
+        field = torch.from_numpy(rng.normal(0, augment.bias, (1, 1, 3, 3, 3)).astype(np.float32)).to(out.device)
+        z, y, x = out.shape[1:]
+        out = out * (1 + F.interpolate(field, size=(z, y, x), mode="trilinear", align_corners=True)[0])
+    if augment.blur and rng.random() < augment.blur:
+        soft = F.avg_pool3d(F.pad(out[None], (1,) * 6, mode="replicate"), 3, 1)[0]
+        out = torch.lerp(out, soft, float(rng.uniform(0.3, 1)))
     if augment.noise > 0 and rng.random() < 0.5:
         grains = torch.randn(out.shape, generator=noise, device=noise.device)
         out = out + float(rng.uniform(0, augment.noise)) * grains.to(out.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from napari_fmseg.core.resampling_torch import to_canonical, to_tensor, zoom
-from napari_fmseg.core.volume import LabelMap, Volume
+from napari_fmseg.core.volume import Box, LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
+from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise
 
-__all__ = ["Sample", "Spans", "ValidationCase", "load_sample", "one_hot", "target_in"]
+__all__ = ["Sample", "Spans", "ValidationCase", "load_sample", "load_unlabelled", "one_hot", "target_in"]
 
 
 Spans = list[tuple[float, float]]
@@ -80,14 +82,28 @@ def load_sample(
 ) -> Sample:
     """Read a case as the networks receive it: canonical, normalised, and cropped as the model crops it."""
     volume, truth = read_case(case, names, labels, ignore)
-    data, geometry = to_canonical(volume)
     marks, _ = to_canonical(truth)
+    sample, box = _sample_of(case.name, volume, intensity, crop_above, device)
+    within = to_tensor(marks, device)[0][box].contiguous()
+    return dataclasses.replace(sample, labels=within, missing=missing_in(case, names, labels))
+
+
+def load_unlabelled(case: Case, intensity: Intensity, crop_above: float | None, device: torch.device) -> Sample:
+    """Read a case without labels as `load_sample` does; all its voxels are `IGNORE`."""
+    sample, _ = _sample_of(case.name, read_channels(case.images), intensity, crop_above, device)
+    return sample
+
+
+def _sample_of(
+    name: str, volume: Volume, intensity: Intensity, crop_above: float | None, device: torch.device
+) -> tuple[Sample, Box]:
+    """Return a volume as a sample that nobody labelled, and the box of the body that it shows."""
+    data, geometry = to_canonical(volume)
     image = normalise(to_tensor(data, device), intensity)
     box = body_box(image, crop_above)
-    within = to_tensor(marks, device)[0][box].contiguous()
-    return Sample(
-        case.name, crop_array(image, box).contiguous(), within, missing_in(case, names, labels), geometry.spacing
-    )
+    shown = crop_array(image, box).contiguous()
+    nothing = torch.full(tuple(shown.shape[1:]), IGNORE, dtype=torch.uint8, device=device)
+    return Sample(name, shown, nothing, (), geometry.spacing), box
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:

@@ -12,7 +12,7 @@ from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.training.data.samples import Sample
 from napari_fmseg.training.recipe import Recipe
 
-__all__ = ["CaseSampler", "batches_of"]
+__all__ = ["CaseSampler", "batches_of", "in_turn"]
 
 
 class CaseSampler:
@@ -41,11 +41,11 @@ class CaseSampler:
         ]
         if not groups[1]:
             order = groups[0]
-            drawn = [order[i] for i in _order(len(order), n, rng)]
+            drawn = [order[i] for i in in_turn(len(order), n, rng)]
         else:
             share = self._recipe.replay_share if groups[0] else 1.0
             turns = rng.random(n) < share
-            orders = [iter([g[i] for i in _order(len(g), n, rng)] if g else []) for g in groups]
+            orders = [iter([g[i] for i in in_turn(len(g), n, rng)] if g else []) for g in groups]
             drawn = [next(orders[int(turn)]) for turn in turns]
         if not self._recipe.balance:
             return [(i, 0) for i in drawn]
@@ -74,7 +74,7 @@ def batches_of(
     return [(inputs, torch.stack([d[1] for d in drawn]), missing)]
 
 
-def _order(n_cases: int, n_draws: int, rng: np.random.Generator) -> list[int]:
-    """Return every case once before any comes twice."""
+def in_turn(n_cases: int, n_draws: int, rng: np.random.Generator) -> list[int]:
+    """Return indices of cases at random, every one once before any comes twice."""
     rounds = -(-n_draws // n_cases)
     return list(np.concatenate([rng.permutation(n_cases) for _ in range(rounds)])[:n_draws])

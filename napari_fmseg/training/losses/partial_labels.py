@@ -111,7 +111,7 @@ def partial_loss(
             if parts[0].shape[1] > 1:
                 total = total + partial_loss(criterion, parts[0], parts[1], sparse=sparse) * (len(own) / len(sets))
         return total
-    if not sparse:
+    if not sparse or getattr(criterion, "takes_shares", False):
         return criterion(prediction, target)
     told, share = shares(target)
     return criterion(prediction, told, share)

@@ -88,8 +88,8 @@ def _train_with_progress(recipe: Recipe, before: int, total: int) -> Iterator[Pr
     with closing(train(recipe)) as events:
         for event in events:
             if isinstance(event, StepDone):
-                step += 1
-                yield Progress(LEAVING, before + step, total)
+                step += 1  # a training for minutes may take more steps than were guessed
+                yield Progress(LEAVING, min(before + step, total), total)
 
 
 def _recipe_of(run: Run, fold: Fold, recipe: Recipe, folder: Path) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,7 @@ def prepare_run(
         None if options.device == "auto" else options.device,
         labels=plan.labels,
         validation=plan.validation,
+        unlabelled=plan.unlabelled,
     )
     for word in suggestion.words:
         yield Warned(word)
@@ -156,18 +157,27 @@ def prepare_run(
         pipeline=found.pipeline,
         settings=found.settings,
         intensity=found.intensity,
-        augment=augment or found.augment,
+        augment=_merged(found.augment, augment or Augment()),
         balance=found.balance,
         distillation_weight=found.distillation_weight if known else 0.0,
+        unlabelled=found.unlabelled if found.unlabelled_weight else (),
+        unlabelled_weight=found.unlabelled_weight,
         validate_cases=min(3, found.validate_cases),
         seed=options.seed,
         device=options.device,
-        precision=options.precision,
+        precision=found.precision if options.precision == "auto" else options.precision,
         trained_on=f"{len(plan.training)} case(s) of a project; {len(plan.validation)} held out.",
     )
     write_recipe(recipe, recipe_file(run))
     yield Saved(recipe_file(run), True)
     return run
+
+
+def _merged(found: Augment, given: Augment) -> Augment:
+    """Return the augmentation that follows from the data, with what somebody set instead of the default."""
+    default = Augment()
+    names = [field.name for field in fields(Augment)]
+    return replace(found, **{n: getattr(given, n) for n in names if getattr(given, n) != getattr(default, n)})
 
 
 def recipe_file(run: Run) -> Path:

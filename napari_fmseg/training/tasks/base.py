@@ -22,6 +22,7 @@ from napari_fmseg.nets.traits import probabilities
 from napari_fmseg.training.data.samples import Sample
 from napari_fmseg.training.losses import fmsf
 from napari_fmseg.training.losses.partial_labels import partial_loss, partial_structures
+from napari_fmseg.training.losses.soft_dice_ce import SoftDiceCELoss
 from napari_fmseg.training.losses.structures import STRUCTURE_LOSSES, StructureLoss
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 
@@ -68,6 +69,8 @@ def make_loss(name: str) -> nn.Module:
         "dice_ce": fmsf.DiceCELoss,
         "dice_ce_balanced": partial(fmsf.DiceCELoss, balanced=True),
         "dice_ce_by_class": partial(fmsf.DiceCELoss, by_class=True),
+        "soft_dice_ce": SoftDiceCELoss,
+        "soft_dice_ce_by_class": partial(SoftDiceCELoss, by_class=True),
     }
     return kinds[name]() if name in kinds else _Foreground(name)
 

@@ -14,16 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import InvalidRecipe
-from napari_fmseg.core.resampling_torch import resize, resize_slab, zoom
+from napari_fmseg.core.resampling_torch import resize, resize_slab
 from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.settings import PhasedSettings
 from napari_fmseg.nets.fmsf import HALO
+from napari_fmseg.nets.traits import class_probabilities
 from napari_fmseg.pipelines.phased import attention_input, attention_roi, consensus_input
 from napari_fmseg.pipelines.preprocessing import crop_array, minmax_normalise
-from napari_fmseg.training.data.augmentation import augment_intensity, augment_spatial, jitter_window
+from napari_fmseg.training.data.augmentation import augment_intensity
 from napari_fmseg.training.data.samples import Sample, target_in
+from napari_fmseg.training.data.views import draw_view, make_region
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Labelled, Task
 
@@ -69,34 +71,38 @@ class _Phase(Labelled):
 
 
 class _Consensus(_Phase):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        grid, n = self.settings.consensus_grid, self.n_classes
+        self.regions = [make_region(case, [(0, m) for m in case.labels.shape], grid, n) for case in self.samples]
+
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
     ) -> tuple[list[Tensor], Tensor]:
-        case = self.samples[index]
-        whole = [(0.0, float(n)) for n in case.labels.shape]
-        spans = jitter_window(whole, self.augment, rng)
-        x = minmax_normalise(zoom(case.image, spans, self.settings.consensus_grid), self.intensity)
-        target = target_in(case.labels, spans, self.settings.consensus_grid, self.n_classes)
-        (x,), target = augment_spatial([x], target, self.augment_of(case), self.swap, rng)
-        return [augment_intensity(x, self.augment, rng, noise)], target
+        augment = self.augment_of(self.samples[index])
+        x, target = draw_view(self.regions[index], self.settings.consensus_grid, augment, self.swap, rng)
+        return [augment_intensity(minmax_normalise(x, self.intensity), augment, rng, noise)], target
 
 
 class _Attention(_Phase):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         frozen = args[3]
-        self.looks = [_look(case, frozen["consensus"], self.settings, self.intensity) for case in self.samples]
-        self.remarks = _cut_off(self.samples, [box for _, box in self.looks], args[1].labels)
+        looks = [_look(case, frozen["consensus"], self.settings, self.intensity) for case in self.samples]
+        self.remarks = _cut_off(self.samples, [box for _, box in looks], args[1].labels)
+        grid, n = self.settings.attention_grid, self.n_classes
+        self.regions = [
+            make_region(case, [(s.start, s.stop) for s in box], grid, n, maps=attention, margin=_MARGIN)
+            for case, (attention, box) in zip(self.samples, looks, strict=True)
+        ]
 
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
     ) -> tuple[list[Tensor], Tensor]:
-        case, (attention, box) = self.samples[index], self.looks[index]
-        spans = jitter_window([(s.start, s.stop) for s in box], self.augment, rng)
-        x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
-        target = target_in(case.labels, spans, self.settings.attention_grid, self.n_classes)
-        (x, a), target = augment_spatial([x, a], target, self.augment_of(case), self.swap, rng)
-        return [augment_intensity(x, self.augment, rng, noise), a], target
+        augment, n = self.augment_of(self.samples[index]), self.samples[index].image.shape[0]
+        both, target = draw_view(self.regions[index], self.settings.attention_grid, augment, self.swap, rng)
+        x = minmax_normalise(both[:n], self.intensity)
+        return [augment_intensity(x, augment, rng, noise), both[n:]], target
 
 
 class _Edge(_Phase):
@@ -110,7 +116,7 @@ class _Edge(_Phase):
             spans = [(float(s.start), float(s.stop)) for s in box]
             x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
             with torch.inference_mode():
-                s = frozen["attention"](x[None], a[None])[0]
+                s = class_probabilities(frozen["attention"], frozen["attention"](x[None], a[None]))[0]
             self.boxes.append(box)
             self.segmentations.append(s.half())
 
@@ -155,6 +161,8 @@ def _cut_off(samples: Sequence[Sample], boxes: Sequence[Box], labels: Sequence[s
 
 
 _CUT = 0.5
+_MARGIN = 0.15
+"""How far the surroundings of the window reach that its views may show, as a share of its size."""
 
 
 def _first_plane(labels: Tensor, depth: int, rng: np.random.Generator, focus: int = 0) -> int:
@@ -173,7 +181,7 @@ def _first_plane(labels: Tensor, depth: int, rng: np.random.Generator, focus: in
 @torch.inference_mode()
 def _look(case: Sample, consensus: nn.Module, settings: PhasedSettings, intensity: Intensity) -> tuple[Tensor, Box]:
     """Return the attention map and native window that the frozen consensus network gives for a case."""
-    p = consensus(consensus_input(case.image, settings, intensity)[None])[0]
+    p = class_probabilities(consensus, consensus(consensus_input(case.image, settings, intensity)[None]))[0]
     shape = (case.labels.shape[0], case.labels.shape[1], case.labels.shape[2])
     _, attention, box = attention_roi(p, shape, settings)
     return attention.clone(), box

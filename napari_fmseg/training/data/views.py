@@ -1,0 +1,176 @@
+"""Training views: a region of a case is resampled once, and every view of it is one affine and elastic resampling.
+
+Labels travel as the share of each class in a voxel, so that small structures do not vanish on a coarse grid.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from napari_fmseg.core.resampling_torch import resize, zoom
+from napari_fmseg.datasets.case import IGNORE
+from napari_fmseg.pipelines.preprocessing import crop_array
+from napari_fmseg.training.data.samples import Sample, Spans
+from napari_fmseg.training.recipe import Augment
+
+__all__ = ["Region", "draw_view", "make_region", "sampling_grid"]
+
+_DENSITY = 1.25
+"""Voxels of a region per voxel of a view, along each axis, so that turning and zooming lose little."""
+
+_KNOT = 14
+"""Voxels of a view between two knots of the elastic deformation."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a case, from which views are drawn.
+
+    Attributes
+    ----------
+    data
+        (c + k, z, y, x) float32: the channels, then maps, then the share of each of `classes` in a voxel.
+    classes
+        With 0, the background, only where not every voxel was labelled.
+    n_classes
+        Of the target, with the background.
+    window
+        Edges of a view without augmentation along z, y, x, in voxels of `data`.
+    spacing
+        Of the voxels (z, y, x) in mm.
+    """
+
+    data: Tensor
+    classes: tuple[int, ...]
+    n_classes: int
+    window: Spans
+    spacing: tuple[float, float, float]
+
+
+def make_region(
+    case: Sample,
+    window: Spans,
+    grid: Sequence[int],
+    n_classes: int,
+    *,
+    maps: Tensor | None = None,
+    margin: float = 0.0,
+) -> Region:
+    """Resample what views of a window can show, a little finer than their grid and no finer than the case.
+
+    Parameters
+    ----------
+    case, window
+        The case and the edges of the window along z, y, x in its voxels.
+    grid
+        Voxels (z, y, x) of a view.
+    n_classes
+        With the background.
+    maps
+        (m, z, y, x) over the whole case on a grid of its own: further inputs.
+    margin
+        How far the region reaches beyond the window on each side, as a share of its size; at most to the border.
+    """
+    part, sizes, inner = [], [], []
+    for (first, last), n, voxels in zip(window, case.labels.shape, grid, strict=True):
+        low = max(0, math.floor(first - margin * (last - first)))
+        high = min(n, math.ceil(last + margin * (last - first)))
+        low, high = (low, high) if low < high else (0, n)
+        size = max(1, min(high - low, round(_DENSITY * voxels * (high - low) / (last - first))))
+        part.append(slice(low, high))
+        sizes.append(size)
+        inner.append(((first - low) * size / (high - low), (last - low) * size / (high - low)))
+    box = (part[0], part[1], part[2])
+    inputs = [resize(crop_array(case.image, box), sizes)]
+    if maps is not None:
+        scale = [m / n for n, m in zip(case.labels.shape, maps.shape[1:], strict=True)]
+        inputs.append(zoom(maps, [(s.start * k, s.stop * k) for s, k in zip(box, scale, strict=True)], sizes))
+    labels = case.labels[box]
+    present = {int(v) for v in torch.unique(labels)}
+    classes = tuple(sorted((present - {0, IGNORE}) | ({0} if IGNORE in present else set())))
+    shares = [resize((labels == v).float()[None], sizes) for v in classes]
+    spacing = [s * (p.stop - p.start) / m for s, p, m in zip(case.spacing, box, sizes, strict=True)]
+    data = torch.cat([*inputs, *shares]).float().contiguous()
+    return Region(data, classes, n_classes, inner, (spacing[0], spacing[1], spacing[2]))
+
+
+def draw_view(
+    region: Region, grid: Sequence[int], augment: Augment, swap: Sequence[tuple[int, int]], rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw a view: the window turned, zoomed, shifted, mirrored and deformed at random, in one resampling.
+
+    Returns
+    -------
+    tuple
+        Inputs (c, z, y, x), and the target (classes, z, y, x), adding up to 1 or to the labelled share.
+    """
+    places, mirrored = sampling_grid(region, grid, augment, rng)
+    data = region.data
+    seen = F.grid_sample(data[None], places.to(data.device), padding_mode="border", align_corners=False)[0]
+    n = len(data) - len(region.classes)
+    inputs, shares = seen[:n], seen[n:]
+    target = shares.new_zeros((region.n_classes, *shares.shape[1:]))
+    target[list(region.classes)] = shares
+    if 0 not in region.classes:
+        target[0] = (1 - shares.sum(0)).clamp_min_(0)
+    if mirrored:
+        order = list(range(region.n_classes))
+        for a, b in swap:
+            order[a], order[b] = order[b], order[a]
+        target = target[order]
+    return inputs, target
+
+
+def sampling_grid(
+    region: Region, grid: Sequence[int], augment: Augment, rng: np.random.Generator
+) -> tuple[Tensor, bool]:
+    """Draw where a view reads its region, for `torch.nn.functional.grid_sample`; turns keep millimetres.
+
+    Returns
+    -------
+    tuple
+        Places (1, z, y, x, 3), and whether x was mirrored.
+    """
+    size = np.array(region.data.shape[:0:-1], float)  # x, y, z from here on
+    first, last = np.array(region.window[::-1], float).T
+    half_mm = (last - first) / 2 * np.array(region.spacing[::-1])
+    angles = np.deg2rad(rng.uniform(-augment.rotate_deg, augment.rotate_deg, 3))
+    if rng.random() >= augment.rotate_p:
+        angles[:] = 0
+    (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    scale = np.exp(rng.uniform(-1, 1) * augment.zoom * 0.7 + rng.uniform(-1, 1, 3) * augment.zoom * 0.5)
+    scale[2] *= np.exp(rng.uniform(-1, 1) * augment.stretch)
+    flips = np.array([-1.0 if axis in augment.flip and rng.random() < 0.5 else 1.0 for axis in "xyz"])
+    matrix = (about_z @ about_y @ about_x) * (scale * flips * half_mm)[None]
+    matrix = matrix / np.array(region.spacing[::-1])[:, None]  # in voxels of the region
+    shift = rng.uniform(-1, 1, 3) * augment.shift * np.array([1, 1, max(1.0, augment.stretch / 0.09)]) * (last - first)
+    middle = (first + last) / 2 + shift
+    theta = np.concatenate([matrix * 2 / size[:, None], (middle * 2 / size - 1)[:, None]], 1)
+    # Not affine_grid: it multiplies out the fourth coordinate of every voxel.
+    along = [torch.arange(n, dtype=torch.float32).mul_(2).add_(1).div_(n).sub_(1) for n in reversed(tuple(grid))]
+    rows = theta.astype(np.float32).tolist()
+    places = torch.stack(
+        [
+            (along[0] * r[0] + r[3])[None, None] + (along[1] * r[1])[None, :, None] + (along[2] * r[2])[:, None, None]
+            for r in rows
+        ],
+        -1,
+    )[None]
+    if augment.elastic and rng.random() < 0.5:
+        knots = [max(4, round(n / _KNOT)) for n in grid]
+        moves = torch.from_numpy(rng.normal(0, augment.elastic, (1, 3, *knots)).astype(np.float32))
+        moves *= torch.tensor((last - first) / size, dtype=torch.float32)[None, :, None, None, None]
+        z, y, x = grid
+        moves = F.interpolate(moves, size=(z, y, x), mode="trilinear", align_corners=True)
+        places += moves.permute(0, 2, 3, 4, 1)
+    return places, bool(flips[0] < 0)
