@@ -84,6 +84,9 @@ class PhasedSettings(PipelineSettings):
     keep_largest
         ``"each"`` keeps the largest part of every class, ``"together"`` the largest part of all classes joined, both
         through faces; ``""`` keeps everything.
+    careful
+        Whether the consensus network also looks at the volume zoomed and shifted in five ways, and the answers are
+        averaged: five to six times its work.
     """
 
     consensus_grid: tuple[int, int, int] = (128, 128, 128)
@@ -95,6 +98,7 @@ class PhasedSettings(PipelineSettings):
     edge_grid: str = "native"
     crop_above: float | None = None
     keep_largest: str = ""
+    careful: bool = False
 
     MODEL: ClassVar[str] = "a phased model"
 

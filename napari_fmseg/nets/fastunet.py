@@ -144,7 +144,9 @@ class _Layer(nn.Module):
         self.norm = nn.GroupNorm(n_out, n_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.norm(self.conv(x)), _SLOPE, inplace=True)
+        x = self.conv(x)
+        norm = self.norm  # not called: it refuses a single voxel, which very small volumes come down to
+        return F.leaky_relu(torch.group_norm(x, norm.num_groups, norm.weight, norm.bias), _SLOPE, inplace=True)
 
 
 class _Head(nn.Module):

@@ -60,6 +60,9 @@ class SegmentOptions:
         model's card.
     blend
         How overlapping windows are averaged: ``"gaussian"``, their middle counts most, or ``"constant"``.
+    careful
+        Whether a network that sees the whole volume also looks at it zoomed and shifted, and averages: a little better,
+        about five times slower. None: as in the model's card.
     max_memory_gb
         Most memory in GB that the run may take, of a GPU or else of the whole program; 0 for no limit. A GPU's limit
         is kept, by smaller parts or on the CPU; on the CPU the run warns if it needed more.
@@ -74,6 +77,7 @@ class SegmentOptions:
     overlap: float | None = None
     window_batch: int | None = None
     blend: str = "gaussian"
+    careful: bool | None = None
     max_memory_gb: float = 0.0
 
     def __post_init__(self) -> None:

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["attention_input", "attention_roi", "consensus_input", "explain_inputs", "run"]
 
+_VIEWS = 6
+"""Of the whole volume in a careful run."""
+
 _LEAST_PLANES = 4  # with fewer at once most of the work would go into the halo
 
 
@@ -101,6 +104,7 @@ class _Stages(StageRun):
     def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
         super().__init__(volume, model, options)
         self.settings = PhasedSettings.of(model.card.settings)
+        self.careful = self.settings.careful if options.careful is None else options.careful
         data, self.geometry = to_canonical(volume)
         self.full = self.geometry
         image = self._load_normalised(data)
@@ -135,6 +139,11 @@ class _Stages(StageRun):
         start = time.perf_counter()
         x = consensus_input(self.image, self.settings, self.card.intensity)
         self.probabilities = self._probabilities("consensus", x[None])
+        for done, spans in enumerate(careful_views(x.shape[1:]) if self.careful else (), 1):
+            yield Progress("consensus", done, _VIEWS)
+            seen = self._probabilities("consensus", zoom(x, spans, x.shape[1:])[None])
+            back = zoom(seen, _back(spans, x.shape[1:]), x.shape[1:])
+            self.probabilities = torch.lerp(self.probabilities, back, 1 / (done + 1))
         grid = self.geometry.resize(self.settings.consensus_grid)
         labels = self.label_map(ARGMAX(self.probabilities), grid)
         seconds = time.perf_counter() - start
@@ -227,6 +236,23 @@ class _Stages(StageRun):
             found = clean(found, keep_largest=True, together=largest == "together", neighbours=6)
         array = from_canonical(found.data, self.volume.geometry)
         return StageResult("labels", self.label_map(array, self.volume.geometry), time.perf_counter() - start)
+
+
+def careful_views(shape: Sequence[int]) -> Iterator[list[tuple[float, float]]]:
+    """Yield the five windows (edges along z, y, x) on which a careful run looks beside the whole grid."""
+    zooms = ((1.12, 1, 1), (1, 1.1, 1.1), (1.1, 1.1, 1.1), (1, 1, 1), (1, 1, 1))
+    for scale, shift in zip(zooms, (0, 0, 0, 0.04, -0.04), strict=True):
+        spans = [(n / 2 - n * s / 2, n / 2 + n * s / 2) for n, s in zip(shape, scale, strict=True)]
+        yield [(first + n * shift * (axis == 0), last + n * shift * (axis == 0))
+               for axis, ((first, last), n) in enumerate(zip(spans, shape, strict=True))]  # fmt: skip
+
+
+def _back(spans: Sequence[tuple[float, float]], shape: Sequence[int]) -> list[tuple[float, float]]:
+    """Return the edges of the whole grid in voxels of a window's own grid of that shape."""
+    return [
+        (-first * n / (last - first), (n - first) * n / (last - first))
+        for (first, last), n in zip(spans, shape, strict=True)
+    ]
 
 
 def attention_roi(

@@ -35,6 +35,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "overlap": OVERLAPS,
     "window_batch": BATCHES,
     "blend": (("Gaussian", "gaussian"), ("plain mean", "constant")),
+    "careful": ((AS_CARD, None), ("yes", True), ("no", False)),
 }
 WORDS = {
     "precision": "Precision",
@@ -44,6 +45,7 @@ WORDS = {
     "overlap": "Windows overlap",
     "window_batch": "Windows at once",
     "blend": "Blend windows",
+    "careful": "More careful, 5 times slower",
     "max_memory_gb": "Use memory up to (GB)",
 }
 

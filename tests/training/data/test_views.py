@@ -1,0 +1,126 @@
+"""Views of a case: one resampling, with labels as shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from napari_fmseg.datasets.case import IGNORE
+from napari_fmseg.training import Augment
+from napari_fmseg.training.data.samples import Sample
+from napari_fmseg.training.data.views import draw_view, make_region, sampling_grid
+
+STILL = Augment(shift=0, zoom=0, rotate_p=0, contrast=0, brightness=0, gamma=0, noise=0)
+
+
+def case(shape: tuple[int, int, int] = (20, 30, 40), **changes: Any) -> Sample:
+    rng = np.random.default_rng(0)
+    image = ndimage.gaussian_filter(rng.normal(0, 1, shape), 2).astype(np.float32)
+    labels = torch.zeros(shape, dtype=torch.uint8)
+    labels[5:15, 8:20, 10:30] = 1
+    labels[8:12, 10:14, 12:20] = 2
+    return Sample("a", torch.from_numpy(image)[None], labels, **changes)
+
+
+def whole(sample: Sample) -> list[tuple[float, float]]:
+    return [(0.0, float(n)) for n in sample.labels.shape]
+
+
+def test_a_view_without_augmentation_shows_the_window_as_it_is() -> None:
+    sample = case()
+    region = make_region(sample, whole(sample), (20, 30, 40), 3)
+    x, target = draw_view(region, (20, 30, 40), STILL, [], np.random.default_rng(0))
+    assert torch.allclose(x, sample.image, atol=1e-5)
+    assert torch.equal(target.argmax(0).to(torch.uint8), sample.labels)
+    assert torch.allclose(target.sum(0), torch.ones(20, 30, 40), atol=1e-5)
+
+
+def test_on_a_coarse_grid_the_shares_keep_the_volume_of_every_class() -> None:
+    sample = case()
+    region = make_region(sample, whole(sample), (8, 12, 16), 3)
+    _, target = draw_view(region, (8, 12, 16), STILL, [], np.random.default_rng(0))
+    for label in (1, 2):
+        share = float(target[label].mean())
+        assert share == pytest.approx(float((sample.labels == label).float().mean()), rel=0.1)
+
+
+def test_a_view_turns_as_scipy_turns_and_keeps_millimetres() -> None:
+    sample = case(spacing=(2.0, 1.0, 1.0))
+    region = make_region(sample, whole(sample), (20, 30, 40), 3)
+    turn = Augment(**{**vars(STILL), "rotate_deg": 40.0, "rotate_p": 1.0})
+    x, _ = draw_view(region, (20, 30, 40), turn, [], np.random.default_rng(5))
+    rng = np.random.default_rng(5)
+    ax, ay, az = np.deg2rad(rng.uniform(-40, 40, 3))
+    about_x = np.array([[1, 0, 0], [0, np.cos(ax), -np.sin(ax)], [0, np.sin(ax), np.cos(ax)]])
+    about_y = np.array([[np.cos(ay), 0, np.sin(ay)], [0, 1, 0], [-np.sin(ay), 0, np.cos(ay)]])
+    about_z = np.array([[np.cos(az), -np.sin(az), 0], [np.sin(az), np.cos(az), 0], [0, 0, 1]])
+    turned = (about_z @ about_y @ about_x)[::-1, ::-1]  # z, y, x
+    spacing = np.array([2.0, 1.0, 1.0])
+    matrix = turned * spacing[None] / spacing[:, None]
+    middle = (np.array([20, 30, 40]) - 1) / 2
+    theirs = ndimage.affine_transform(
+        sample.image[0].numpy(), matrix, middle - matrix @ middle, order=1, mode="nearest"
+    )
+    assert np.abs(x[0].numpy() - theirs).max() < 1e-4
+
+
+def test_mirroring_x_exchanges_paired_organs() -> None:
+    sample = case()
+    region = make_region(sample, whole(sample), (20, 30, 40), 3)
+    mirror = Augment(**{**vars(STILL), "flip": "x", "swap": (("a", "b"),)})
+    rng = np.random.default_rng(0)
+    views = [draw_view(region, (20, 30, 40), mirror, [(1, 2)], rng) for _ in range(8)]
+    other = torch.tensor([0, 2, 1], dtype=torch.uint8)[sample.labels.long()].flip(2)
+    kinds = {("plain" if torch.equal(t.argmax(0).to(torch.uint8), sample.labels) else "mirrored"): t for _, t in views}
+    assert set(kinds) == {"plain", "mirrored"}
+    assert torch.equal(kinds["mirrored"].argmax(0).to(torch.uint8), other)
+
+
+def test_what_nobody_labelled_adds_up_to_nothing() -> None:
+    sample = case()
+    sample.labels[:4] = IGNORE
+    region = make_region(sample, whole(sample), (20, 30, 40), 3)
+    _, target = draw_view(region, (20, 30, 40), STILL, [], np.random.default_rng(0))
+    assert target.sum(0)[:3].abs().max() < 1e-5
+    assert (target.sum(0)[5:] - 1).abs().max() < 1e-5
+    nothing = Sample("b", sample.image, torch.full_like(sample.labels, IGNORE))
+    _, target = draw_view(
+        make_region(nothing, whole(nothing), (8, 8, 8), 3), (8, 8, 8), STILL, [], np.random.default_rng(0)
+    )
+    assert (target == 0).all()
+
+
+def test_a_window_inside_a_case_reads_only_its_surroundings() -> None:
+    sample = case()
+    window = [(4.0, 14.0), (6.0, 26.0), (10.0, 30.0)]
+    region = make_region(sample, window, (10, 20, 20), 3, margin=0.2)
+    assert region.data.shape[1:] == (14, 28, 28)
+    x, target = draw_view(region, (10, 20, 20), STILL, [], np.random.default_rng(0))
+    assert torch.allclose(x, sample.image[:, 4:14, 6:26, 10:30], atol=1e-5)
+    assert torch.equal(target.argmax(0).to(torch.uint8), sample.labels[4:14, 6:26, 10:30])
+
+
+def test_maps_on_their_own_grid_are_read_at_the_same_place() -> None:
+    sample = case()
+    ramp: Tensor = torch.linspace(0.5, 9.5, 10)[None, None, None, :].expand(1, 5, 6, 10).contiguous()
+    region = make_region(sample, whole(sample), (20, 30, 40), 3, maps=ramp)
+    both, _ = draw_view(region, (20, 30, 40), STILL, [], np.random.default_rng(0))
+    assert both.shape[0] == 2
+    assert both[1, 10, 15, 20].item() == pytest.approx(5.125, abs=0.05)
+
+
+def test_the_same_seed_draws_the_same_place_and_elastic_moves_are_small() -> None:
+    sample = case()
+    region = make_region(sample, whole(sample), (20, 30, 40), 3)
+    bent = Augment(**{**vars(STILL), "elastic": 0.02})
+    drawn = [sampling_grid(region, (20, 30, 40), bent, np.random.default_rng(s))[0] for s in (1, 1, 2, 3, 4)]
+    still, _ = sampling_grid(region, (20, 30, 40), STILL, np.random.default_rng(1))
+    assert torch.equal(drawn[0], drawn[1])
+    moves = [float((places - still).abs().max()) for places in drawn]
+    assert max(moves) > 0.01
+    assert max(moves) < 0.15
