@@ -133,6 +133,8 @@ def sampling_grid(
 ) -> tuple[Tensor, bool]:
     """Draw where a view reads its region, for `torch.nn.functional.grid_sample`; turns keep millimetres.
 
+    A flat stack of slices is turned about x and y by less, as its height is to its width.
+
     Returns
     -------
     tuple
@@ -144,6 +146,9 @@ def sampling_grid(
     angles = np.deg2rad(rng.uniform(-augment.rotate_deg, augment.rotate_deg, 3))
     if rng.random() >= augment.rotate_p:
         angles[:] = 0
+    angles[:2] *= np.minimum(
+        1, half_mm[2] / half_mm[1::-1]
+    )  # a thick slab of slices is hardly tilted out of its planes
     (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
     about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])

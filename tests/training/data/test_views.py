@@ -124,3 +124,16 @@ def test_the_same_seed_draws_the_same_place_and_elastic_moves_are_small() -> Non
     moves = [float((places - still).abs().max()) for places in drawn]
     assert max(moves) > 0.01
     assert max(moves) < 0.15
+
+
+def test_a_flat_stack_is_hardly_turned_out_of_its_planes() -> None:
+    sample = case((6, 60, 60))
+    region = make_region(sample, whole(sample), (6, 60, 60), 3)
+    turn = Augment(**{**vars(STILL), "rotate_deg": 20.0, "rotate_p": 1.0})
+    still, _ = sampling_grid(region, (6, 60, 60), STILL, np.random.default_rng(0))
+    moves = [
+        (sampling_grid(region, (6, 60, 60), turn, np.random.default_rng(seed))[0] - still).abs().amax((0, 1, 2, 3))
+        for seed in range(10)
+    ]
+    assert max(float(move[2]) for move in moves) < 1.0  # half the stack, which was ten times as wide
+    assert max(float(move[0]) for move in moves) > 0.2
