@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import InvalidRecipe
-from napari_fmseg.core.resampling_torch import zoom
+from napari_fmseg.core.resampling_torch import resize
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.models.settings import SingleSettings
-from napari_fmseg.training.data.augmentation import augment_intensity, augment_spatial, jitter_window
-from napari_fmseg.training.data.samples import Sample, target_in
+from napari_fmseg.training.data.augmentation import augment_intensity
+from napari_fmseg.training.data.samples import Sample
+from napari_fmseg.training.data.views import draw_view, make_region
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Labelled
 
@@ -34,38 +36,54 @@ class PatchTask(Labelled):
         if stage.stage != "net":
             raise InvalidRecipe(f"The single pipeline has one stage, 'net', not {stage.stage!r}.")
         self.settings = SingleSettings.of(recipe.settings)
-        self.places = [_places(case.labels) for case in samples]
+        self.cases = [_at_spacing(case, self.settings.spacing_mm) for case in samples]
+        self.places = [_places(case.labels) for case in self.cases]
 
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
     ) -> tuple[list[Tensor], Tensor]:
         """Return a patch and its target; see `Task`."""
-        case, augment = self.samples[index], self.augment_of(self.samples[index])
-        spans = jitter_window(self._window(index, rng, focus), augment, rng)
-        x = _read(case.image, spans, self.settings.window)
-        target = target_in(case.labels, spans, self.settings.window, self.n_classes)
-        (x,), target = augment_spatial([x], target, augment, self.swap, rng)
+        case, augment, size = self.cases[index], self.augment_of(self.samples[index]), self.settings.window
+        region = make_region(case, self._window(index, rng, focus), size, self.n_classes, margin=_MARGIN)
+        x, target = draw_view(region, size, augment, self.swap, rng)
         return [augment_intensity(x, augment, rng, noise)], target
 
     def _window(self, index: int, rng: np.random.Generator, focus: int) -> list[tuple[float, float]]:
-        """Return the edges of a window in the case's own voxels, within the volume where it fits."""
-        case, spans = self.samples[index], []
-        spacing = self.settings.spacing_mm or case.spacing
-        places = self.places[index]
+        """Return the edges of a window in whole voxels, within the volume where it fits."""
+        case, places, spans = self.cases[index], self.places[index], []
         seen = [label for label in places if label > 0]
         label = focus if focus in seen else 0
         if not label and seen and rng.random() < self.augment.focus:
             label = int(rng.choice(seen))
         among = places.get(label, places.get(0, np.zeros((1, 3), np.int32)))
         middle = among[int(rng.integers(len(among)))]
-        for n, have, want, length, at in zip(
-            case.labels.shape, case.spacing, spacing, self.settings.window, middle, strict=True
-        ):
-            size = length * want / have
-            first = float(at) + 0.5 - size / 2 + size * rng.uniform(-0.25, 0.25)
-            first = (n - size) / 2 if size >= n else min(max(first, 0.0), n - size)
-            spans.append((first, first + size))
+        for n, size, at in zip(case.labels.shape, self.settings.window, middle, strict=True):
+            first = round(float(at) + 0.5 - size / 2 + size * rng.uniform(-0.25, 0.25))
+            first = (n - size) // 2 if size >= n else min(max(first, 0), n - size)
+            spans.append((float(first), float(first + size)))
         return spans
+
+
+def _at_spacing(case: Sample, spacing_mm: Sequence[float]) -> Sample:
+    """Return a case on the pipeline's voxels, as `napari_fmseg.pipelines.single` resamples it; labels by the nearest."""
+    if not spacing_mm:
+        return case
+    sizes = [
+        max(1, round(n * have / want))
+        for n, have, want in zip(case.labels.shape, case.spacing, spacing_mm, strict=True)
+    ]
+    if sizes == list(case.labels.shape):
+        return case
+    nearest = [((np.arange(m) + 0.5) * n / m).astype(np.int64) for n, m in zip(case.labels.shape, sizes, strict=True)]
+    labels = case.labels
+    for axis, index in enumerate(nearest):
+        labels = labels.index_select(axis, torch.from_numpy(index).to(labels.device))
+    z, y, x = (n * s / m for n, s, m in zip(case.labels.shape, case.spacing, sizes, strict=True))
+    return dataclasses.replace(case, image=resize(case.image, sizes), labels=labels, spacing=(z, y, x))
+
+
+_MARGIN = 0.2
+"""How far the surroundings of a patch reach that its view may show, as a share of its size."""
 
 
 def _places(labels: Tensor, most: int = 4096) -> dict[int, np.ndarray]:
@@ -81,13 +99,3 @@ def _places(labels: Tensor, most: int = 4096) -> dict[int, np.ndarray]:
             at = at[:: max(1, len(at) // most)]
             found[label] = np.stack(np.unravel_index(at, tuple(labels.shape)), 1).astype(np.int32)
     return found
-
-
-def _read(image: Tensor, spans: Sequence[tuple[float, float]], shape: Sequence[int]) -> Tensor:
-    """Read the image between edges; only that region is read."""
-    inner = []
-    for (a, b), n, m in zip(spans, image.shape[1:], shape, strict=True):
-        reach = int((b - a) / m) + 3  # of the kernel
-        inner.append(slice(max(0, min(n - 1, int(a) - reach)), min(n, max(1, int(b) + reach))))
-    local = [(a - s.start, b - s.start) for (a, b), s in zip(spans, inner, strict=True)]
-    return zoom(image[(slice(None), *inner)], local, shape)
