@@ -65,7 +65,7 @@ class PatchTask(Labelled):
 
 
 def _at_spacing(case: Sample, spacing_mm: Sequence[float]) -> Sample:
-    """Return a case on the pipeline's voxels, as `napari_fmseg.pipelines.single` resamples it; labels by the nearest."""
+    """Return a case on the pipeline's voxels, as `napari_fmseg.pipelines.single` resamples it; nearest labels."""
     if not spacing_mm:
         return case
     sizes = [
