@@ -28,7 +28,7 @@ from napari_fmseg.models.card import NetSpec
 from napari_fmseg.nets.traits import class_probabilities
 from napari_fmseg.training.checkpoint import load_checkpoint, restoring, save_checkpoint
 from napari_fmseg.training.data.copy_paste import Drawn, exchange_boxes, paste_unlabelled
-from napari_fmseg.training.data.hard_mining import HardExampleMiner
+from napari_fmseg.training.data.hard_mining import HardExampleMiner, soft_dice
 from napari_fmseg.training.data.samples import Sample
 from napari_fmseg.training.data.sampling import CaseSampler, batches_of, in_turn
 from napari_fmseg.training.distributed import broadcast_ints
@@ -43,6 +43,9 @@ __all__ = ["Forgetting", "StageState", "StageTrainer", "load_stage"]
 _USES = 2
 """Steps that learn from the same samples, in other pairs, where unlabelled ones are among them."""
 
+_KNOWN = 0.5
+"""Dice on labelled samples from which a class is known well enough for the network to label it elsewhere."""
+
 _PARTS = ("net", "best", "optimiser", "scheduler", "state")
 
 Validate = Callable[[str, nn.Module, int, bool], Generator[TrainEvent, None, dict[str, float]]]
@@ -55,7 +58,8 @@ class StageState:
 
     `old` is the mean Dice of the previously learned classes at the start, `seen` the Dice of each training case when
     it was last sampled; `steps` were taken in `seconds` (of the recipe's clock, with validations), `skipped` of them
-    without a finite gradient; `planned` is how many the next epoch has, 0 for what the recipe says.
+    without a finite gradient; `planned` is how many the next epoch has, 0 for what the recipe says. `teaches` says
+    whether the moving average knows every class well enough to label volumes that nobody labelled.
     """
 
     epoch: int = 0
@@ -67,6 +71,7 @@ class StageState:
     seconds: float = 0.0
     planned: int = 0
     skipped: int = 0
+    teaches: bool = False
     seen: list[float] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -155,6 +160,7 @@ class StageTrainer:
         self.plateau = make_scheduler(self.optimiser) if stage.schedule == "plateau" else None
         self.average = WeightAverage(self.net, stage.ema) if stage.ema else None
         self.state = StageState()
+        self.overlaps: list[Tensor] = []  # Dice per class of the samples of an epoch, until the network can teach
         self.best: Mapping[str, Tensor] = {k: v.clone() for k, v in net.state_dict().items()}
         self.epochs = max(1, math.ceil(stage.steps / stage.steps_per_epoch))
         self._clock = time.process_time if recipe.clock == "processor" else time.perf_counter
@@ -195,6 +201,7 @@ class StageTrainer:
             state.epoch += 1
             state.steps += len(losses)
             state.seen = miner.end_epoch(self.fabric)
+            state.teaches = state.teaches or self._knows_every_class()
             mean = float(np.mean(losses))
             if self.plateau is not None:
                 self.plateau.step(mean)
@@ -214,6 +221,19 @@ class StageTrainer:
                 f"{stage.stage}: {state.skipped} of {state.steps} steps had no finite gradient and were skipped.",
                 "skipped-steps",
             )
+
+    def _knows_every_class(self) -> bool:
+        """Return whether the mean Dice of every class on the last third of an epoch's samples is high enough.
+
+        A teacher that does not know a class labels it as background everywhere, and it is never learned.
+        """
+        last = self.overlaps[-(1 + len(self.overlaps) // 3) :]
+        self.overlaps = []
+        if not last:
+            return False
+        means = torch.stack(last).nanmean(0)
+        (knows,) = broadcast_ints(self.fabric, int(bool((means[means.isfinite()] >= _KNOWN).all())))
+        return bool(knows)
 
     def _next_steps(self, seconds_per_step: float) -> int:
         """Return how many steps the next epoch has, so that the stage takes its minutes; 0 where it goes by steps."""
@@ -293,7 +313,7 @@ class StageTrainer:
         def draw(step: int) -> _Draws:
             part = slice(step * stage.batch, (step + 1) * stage.batch)
             drawn = [self.task.sample(i, rng, noise, focus) for i, focus in order[part]]
-            late = (epoch + step / steps) / self.epochs >= recipe.unlabelled_from
+            late = self.state.teaches and (epoch + step / steps) / self.epochs >= recipe.unlabelled_from
             more = [self.task.sample(self.unlabelled[i], rng, noise)[0] for i in others[part] if late]
             return _Draws([i for i, _ in order[part]], drawn, more)
 
@@ -333,6 +353,8 @@ class StageTrainer:
             heads = self.task.heads(self.model, x)[: stage.heads or None]
             part = self.task.loss_of_heads(heads, target, missing)
             miner.saw(cases[first : first + len(target)], heads[0], target, missing)
+            if self.unlabelled and not self.state.teaches:
+                self.overlaps.append(soft_dice(heads[0], target))
             first += len(target)
             if teacher is not None:
                 part = part + recipe.distillation_weight * teacher.loss(heads[0], x)

@@ -58,26 +58,54 @@ def test_a_suggested_recipe_trains_and_tells_what_it_does_in_plain_words(tmp_pat
     assert recipe.labels == ("dot", "block")
     assert recipe.intensity.kind == "window"
     assert recipe.intensity.low < 100 < recipe.intensity.high
-    assert recipe.stages[0].loss == "dice_ce_by_class"
-    assert all(n % 16 == 0 and n >= 32 for grid in recipe.settings.values() if grid != "all" for n in grid)
+    assert recipe.stages[0].loss == "soft_dice_ce_by_class"
+    assert [stage.network for stage in recipe.stages] == ["fastunet"]
+    assert recipe.settings["consensus_grid"] == [20, 40, 60]  # no finer than the data
+    assert recipe.stages[0].kwargs["strides"][0] == (1, 2, 2)  # slices of 3 mm are not joined at once
+    assert recipe.settings["keep_largest"] == "each"
     assert "4 cases" in str(found)
     assert "3 x 1 x 1 mm" in str(found)
     assert "steps" in str(found)
     assert isinstance(list(train(recipe))[-1], Saved)
 
 
-def test_twice_the_time_gives_more_steps(tmp_path: Path) -> None:
+def test_small_structures_get_a_second_look_and_the_time_is_shared(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data", small=True, names={"background": 0, "dot": 1})
-    known = {"consensus": 0.02, "attention": 0.2, "edge": 0.1}  # not this machine's, which may be slow or busy
+    known = {"consensus": 0.02, "attention": 0.2}  # not this machine's, which may be slow or busy
     short, long = (
-        suggest_recipe(folder, m, device="cpu", out=tmp_path / "out", seconds_per_step=known) for m in (0.5, 1.0)
+        suggest_recipe(folder, m, device="cpu", out=tmp_path / "out", seconds_per_step=known) for m in (20, 40)
     )
-    assert [stage.steps for stage in short.recipe.stages] == [375, 90, 15]  # a quarter of 30 s, then 0.6, then 0.05
-    assert short.recipe.stages[0].loss == "dice_ce_balanced"
+    assert [stage.stage for stage in short.recipe.stages] == ["consensus", "attention"]
+    assert [stage.loss for stage in short.recipe.stages] == ["soft_dice_ce_by_class"] * 2
+    assert short.recipe.settings["window"] == "all"
     assert short.recipe.intensity.kind == "percentile"
     for one, other in zip(short.recipe.stages, long.recipe.stages, strict=True):
-        assert other.steps == 2 * one.steps
+        assert other.minutes > 1.5 * one.minutes
+        assert one.steps == pytest.approx(60 * one.minutes / known[one.stage], rel=0.02)
         assert one.steps_per_epoch <= one.steps
+    assert 10 <= sum(stage.minutes for stage in short.recipe.stages) <= 20
+
+
+def test_from_three_unlabelled_volumes_on_they_are_learned_from_where_structures_are_large(tmp_path: Path) -> None:
+    folder = dataset(tmp_path / "data")
+    cases = [
+        Case(f"c{i}", (folder / f"imagesTr/c{i}_0000.nii.gz",), folder / f"labelsTr/c{i}.nii.gz") for i in range(5)
+    ]
+    others = [dataclasses.replace(case, labels=None) for case in cases[1:]]
+    found = [
+        suggest_recipe(
+            cases[:1],
+            1,
+            device="cpu",
+            labels=labels,
+            unlabelled=some,
+            out=tmp_path / "out",
+            seconds_per_step={"consensus": 1.0, "attention": 1.0},
+        )
+        for labels, some in ((("dot", "block"), others[:3]), (("dot", "block"), others[:2]), (("dot",), others))
+    ]
+    assert [one.recipe.unlabelled_weight for one in found] == [0.5, 0.0, 0.0]
+    assert "3 volumes without labels are learned from, too." in found[0].words
 
 
 def test_starting_from_a_model_keeps_its_ways_and_its_answers(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.training.recipe import Recipe
 
-__all__ = ["HardExampleMiner", "dice_of_samples"]
+__all__ = ["HardExampleMiner", "dice_of_samples", "soft_dice"]
 
 _SHARE = 0.2  # of the cases is called hard
 _PART = 0.5  # share of a coarse voxel from which the truth counts as inside
@@ -75,6 +75,20 @@ class HardExampleMiner:
         self._seen = np.where(counts > 0, sums / np.maximum(counts, 1), self._seen)
         self._sums[:], self._counts[:] = 0, 0
         return [float(v) for v in self._seen]
+
+
+@torch.no_grad()
+def soft_dice(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return the Dice of probabilities (b, classes, z, y, x) per structure over a batch; nan where it shows none.
+
+    The target adds up to the labelled share of each voxel. Where structures may overlap, the prediction has no
+    background.
+    """
+    true = target[:, 1:].flatten(2)
+    p = prediction[:, prediction.shape[1] - true.shape[1] :].flatten(2).to(true.dtype)
+    both, voxels = torch.einsum("bcn,bcn->c", p, true), true.sum((0, 2))
+    dice = 2 * both / (torch.einsum("bcn,bn->c", p, target.flatten(2).sum(1)) + voxels).clamp_min(1e-6)
+    return torch.where(voxels > 1, dice, torch.nan)
 
 
 def dice_of_samples(prediction: Tensor, target: Tensor, missing: Sequence[Sequence[int]] = ()) -> list[float]:

@@ -59,10 +59,10 @@ def test_losses_are_the_published_ones(case):
 def test_polynomial_rate_is_the_published_one():
     facts = published("misfm_schedule.json")
     stage = StageRecipe("net", "fmunet", steps=6000, steps_per_epoch=250, schedule="polynomial")
-    ours = [1e-3 * rate_of(stage, 250 * k + within) for k in range(24) for within in (0, 249)]
+    ours = [1e-3 * rate_of(stage, (250 * k + within) / 6000) for k in range(24) for within in (0, 249)]
     np.testing.assert_allclose(ours[::2], facts["values"][:-1], rtol=1e-6, atol=1e-12)
     assert ours[1::2] == ours[::2]
-    assert rate_of(stage, 6000) == 0
+    assert rate_of(stage, 1.0) == 0
 
 
 def test_saturated_logits_leave_a_finite_loss_and_gradient(case):

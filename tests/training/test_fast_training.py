@@ -1,0 +1,227 @@
+"""Training in minutes: the moving average, unlabelled volumes, planned time, and resuming with all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.core.events import LEARNED_FROM, EpochDone, Saved, StepDone, Warned
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.datasets.nnunet_raw import unlabelled_in
+from napari_fmseg.io import write_labels, write_volume
+from napari_fmseg.models.registry import find_card
+from napari_fmseg.models.weights import load_model
+from napari_fmseg.nets import build
+from napari_fmseg.training import Augment, Recipe, StageRecipe, stage_trainer, train
+from napari_fmseg.training.data.hard_mining import soft_dice
+from napari_fmseg.training.optimisation import WeightAverage, make_optimiser, rate_of
+
+NET = {"widths": (4, 8), "strides": ((2, 2, 2), (2, 2, 2))}
+STAGE = StageRecipe(
+    "consensus", "fastunet", loss="soft_dice_ce", steps=8, steps_per_epoch=4, lr=5e-3, ema=0.9, keep="last", kwargs=NET
+)
+
+
+def write_case(folder: Path, name: str, rng: np.random.Generator) -> dict[str, str]:
+    labels = np.zeros((20, 24, 24), np.uint8)
+    z, y, x = rng.integers(3, 9, 3)
+    labels[z : z + 9, y : y + 9, x : x + 9] = 1
+    data = (rng.normal(0, 8, labels.shape) + 100 * labels).astype(np.float32)
+    geometry = Geometry.from_spacing(labels.shape, (2, 1.5, 1.5))
+    write_volume(Volume(data, geometry), folder / f"{name}.nii.gz")
+    write_labels(LabelMap(labels, geometry), folder / f"{name}-labels.nii.gz")
+    return {"case": name, "image": f"{name}.nii.gz", "label": f"{name}-labels.nii.gz"}
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
+    rng, folder = np.random.default_rng(5), tmp_path / "data"
+    folder.mkdir()
+    cases = [write_case(folder, f"c{i}", rng) for i in range(7)]
+    unlabelled = [{"case": case["case"], "image": case["image"]} for case in cases[3:]]
+    table = {"labels": {"background": 0, "cube": 1}, "training": cases[:2], "validation": cases[2:3]}
+    (folder / "dataset.json").write_text(json.dumps({**table, "unlabelled": unlabelled}))
+    return tmp_path
+
+
+def recipe(home: Path, stage: StageRecipe = STAGE, **changes: Any) -> Recipe:
+    plain = {"settings": {"consensus_grid": [16, 16, 16]}, "augment": Augment(elastic=0.02, blur=0.3), "device": "cpu"}
+    facts = {"dataset": home / "data", "out": home / "out", "unlabelled_weight": 0.5, **plain, **changes}
+    return Recipe("cube", (stage,), ("cube",), **facts)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_model(folder / "cube.toml", device="cpu").nets["consensus"].state_dict())
+
+
+def test_a_cube_is_learned_from_two_labelled_and_four_unlabelled_volumes(home: Path) -> None:
+    events = list(train(recipe(home, dataclasses.replace(STAGE, steps=60, steps_per_epoch=30))))
+    told = [e.text for e in events if isinstance(e, Warned) and e.code == LEARNED_FROM]
+    assert told == ["Learning from 2 labelled and 4 unlabelled volumes."]
+    card = find_card(home / "out" / "cube.toml")
+    assert card.scores["labels"]["cube"] > 0.8
+    assert "chose nothing" in card.scored_on
+
+
+@pytest.fixture
+def any_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network may teach however little it knows."""
+    monkeypatch.setattr(stage_trainer, "_KNOWN", 0.0)
+
+
+@pytest.mark.usefixtures("any_teacher")
+def test_what_is_unlabelled_changes_the_weights_only_from_its_share_of_the_training_on(home: Path) -> None:
+    without = [e.loss for e in train(recipe(home, unlabelled_weight=0.0)) if isinstance(e, StepDone)]
+    late = recipe(home, unlabelled_from=0.5, out=home / "late")
+    losses = [e.loss for e in train(late) if isinstance(e, StepDone)]
+    assert losses[:4] == without[:4]
+    assert losses[4:] != without[4:]
+
+
+def test_a_network_that_does_not_know_a_class_labels_no_volume(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without = [e.loss for e in train(recipe(home, unlabelled_weight=0.0)) if isinstance(e, StepDone)]
+    monkeypatch.setattr(stage_trainer, "_KNOWN", 1.1)
+    never = [e.loss for e in train(recipe(home, out=home / "never")) if isinstance(e, StepDone)]
+    assert never == without
+
+
+def test_the_dice_of_a_batch_is_per_structure_and_nan_where_it_is_not() -> None:
+    target = torch.zeros(1, 4, 2, 4, 4)
+    target[:, 1, :, :2], target[:, 2, :, 2:] = 1, 1
+    guess = torch.zeros_like(target)
+    guess[:, 1] = 1
+    found = soft_dice(guess, target)
+    assert found[:2].tolist() == pytest.approx([2 * 16 / (32 + 16), 0])
+    assert found[2].isnan()
+
+
+def test_a_stage_without_a_moving_average_has_no_teacher_and_learns_from_labels_alone(home: Path) -> None:
+    events = list(train(recipe(home, dataclasses.replace(STAGE, ema=0.0))))
+    assert not [e for e in events if isinstance(e, Warned) and e.code == LEARNED_FROM]
+
+
+def test_an_unlabelled_volume_that_cannot_be_read_is_left_out_with_a_warning(home: Path) -> None:
+    (home / "data" / "c5.nii.gz").write_bytes(b"nothing")
+    told = [e.text for e in train(recipe(home)) if isinstance(e, Warned)]
+    assert any(text.startswith("c5 cannot be learned from") for text in told)
+    assert "Learning from 2 labelled and 3 unlabelled volumes." in told
+
+
+@pytest.mark.usefixtures("any_teacher")
+@pytest.mark.parametrize("unlabelled_weight", [0.0, 0.5])
+def test_a_run_that_stopped_after_an_epoch_ends_with_the_same_weights(home: Path, unlabelled_weight: float) -> None:
+    given = {"unlabelled_weight": unlabelled_weight}
+    list(train(recipe(home, **given)))
+    events: Iterator[Any] = train(recipe(home, out=home / "cut", **given))
+    for event in events:
+        if isinstance(event, StepDone) and event.step == 6:
+            events.close()  # type: ignore[attr-defined]
+            break
+    steps = [e.step for e in train(recipe(home, out=home / "cut", **given)) if isinstance(e, StepDone)]
+    assert steps == [5, 6, 7, 8]
+    whole, resumed = weights_of(home / "out"), weights_of(home / "cut")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+class Clock:
+    """A clock on which every look takes a twentieth of a second."""
+
+    def __init__(self) -> None:
+        self.looks = itertools.count()
+
+    def perf_counter(self) -> float:
+        return next(self.looks) * 0.05
+
+    process_time = perf_counter
+
+
+@pytest.mark.parametrize("guess", [2, 20, 400])
+def test_a_stage_takes_its_minutes_whatever_the_guess_of_its_steps_was(
+    home: Path, monkeypatch: pytest.MonkeyPatch, guess: int
+) -> None:
+    monkeypatch.setattr(
+        stage_trainer,
+        "time",
+        SimpleNamespace(**{n: getattr(Clock(), n) for n in ("perf_counter",)}, process_time=Clock().process_time),
+    )
+    timed = dataclasses.replace(STAGE, minutes=5 / 60, steps=4 * guess, steps_per_epoch=guess)
+    events = list(train(recipe(home, timed)))
+    steps = [e.step for e in events if isinstance(e, StepDone)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert 80 <= len(steps) <= 105  # a hundred looks at the clock, some of them between epochs
+    assert len([e for e in events if isinstance(e, EpochDone)]) == 4
+    assert isinstance(events[-1], Saved)
+
+
+def test_the_average_follows_the_weights_and_forgets_at_its_decay() -> None:
+    net = build("fastunet", in_channels=1, n_classes=2, **NET)
+    average = WeightAverage(net, 0.9)
+    before = [p.clone() for p in net.parameters()]
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(1)
+    average.update(net, 10_000)
+    for own, old in zip(average.net.parameters(), before, strict=True):
+        assert torch.allclose(own, old + 0.1, atol=1e-5)
+    average.update(net, 0)  # the first steps tell nothing yet
+    for own, old in zip(average.net.parameters(), before, strict=True):
+        assert torch.allclose(own, old + 0.91, atol=1e-5)
+
+
+def test_norms_and_biases_do_not_decay() -> None:
+    net = build("fastunet", in_channels=1, n_classes=2, **NET)
+    groups = make_optimiser(dataclasses.replace(STAGE, weight_decay=0.1), net).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert all(p.ndim > 1 for p in groups[0]["params"])
+    assert all(p.ndim == 1 for p in groups[1]["params"])
+    assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+
+
+def test_the_rate_rises_over_a_twentieth_and_falls_to_a_thousandth() -> None:
+    rates = [rate_of(STAGE, i / 100) for i in range(101)]
+    assert rates[0] < 0.05
+    assert 0.95 < max(rates) <= 1.01
+    assert rates.index(max(rates)) == 5
+    assert rates[-1] == pytest.approx(1e-3)
+
+
+def test_steps_without_a_finite_gradient_are_skipped_and_counted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = itertools.count()
+    step = stage_trainer.optimiser_step
+    monkeypatch.setattr(
+        stage_trainer,
+        "optimiser_step",
+        lambda fabric, model, optimiser, loss, clip: step(
+            fabric, model, optimiser, loss * (float("nan") if next(turn) == 3 else 1), clip
+        ),
+    )
+    told = [e.text for e in train(recipe(home)) if isinstance(e, Warned) and e.code == "skipped-steps"]
+    assert told == ["consensus: 1 of 8 steps had no finite gradient and were skipped."]
+    assert all(torch.isfinite(value).all() for value in weights_of(home / "out").values())
+
+
+def test_the_unlabelled_cases_of_a_folder_are_those_that_it_lists(home: Path) -> None:
+    assert [case.name for case in unlabelled_in(home / "data")] == ["c3", "c4", "c5", "c6"]
+    assert all(case.labels is None for case in unlabelled_in(home / "data"))
+
+
+@pytest.mark.parametrize(("field", "value"), [("keep", "first"), ("ema", 1.0), ("minutes", -1.0)])
+def test_a_wrong_way_to_train_is_refused(field: str, value: object) -> None:
+    with pytest.raises(InvalidRecipe, match=field):
+        dataclasses.replace(STAGE, **{field: value})
+
+
+def test_a_wrong_clock_is_refused(home: Path) -> None:
+    with pytest.raises(InvalidRecipe, match="clock is wall or processor"):
+        recipe(home, clock="sun")
