@@ -12,7 +12,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.datasets.case import IGNORE_NAME, Case, _case_of, _stem
 from napari_fmseg.datasets.dataset_json import CaseEntry, as_dataset_table, labels_in, read_dataset_table
 
-__all__ = ["cases_of", "pair_by_name", "unlabelled_in"]
+__all__ = ["cases_of", "find_unlabelled", "pair_by_name"]
 
 
 def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[int, str], list[Case], list[Case]]:
@@ -86,7 +86,7 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     return labels, cases, held
 
 
-def unlabelled_in(folder: Path | str) -> list[Case]:
+def find_unlabelled(folder: Path | str) -> list[Case]:
     """Find the cases of a dataset folder that nobody labelled: those that its dataset.json lists as ``unlabelled``.
 
     Of a project they are all its cases without labels whose image is not held out.
@@ -98,9 +98,9 @@ def unlabelled_in(folder: Path | str) -> list[Case]:
     """
     folder = Path(folder)
     if (folder / "fmseg" / "project.json").exists():
-        from napari_fmseg.datasets.projects.training_plan import unlabelled_cases_of
+        from napari_fmseg.datasets.projects.training_plan import find_unlabelled_cases
 
-        return unlabelled_cases_of(folder)
+        return find_unlabelled_cases(folder)
     try:
         facts = as_dataset_table(read_dataset_table(folder))
         return [_case_of(e, folder) for e in facts.unlabelled if isinstance(e, CaseEntry)]

@@ -34,7 +34,7 @@ from napari_fmseg.training.class_growth import extend_classes
 from napari_fmseg.training.data.case_cache import prepare
 from napari_fmseg.training.data.samples import Sample, ValidationCase, load_sample, load_unlabelled
 from napari_fmseg.training.data.sampling import CaseSampler
-from napari_fmseg.training.data.sources import Source, sources_of, unlabelled_cases
+from napari_fmseg.training.data.sources import Source, choose_unlabelled, sources_of
 from napari_fmseg.training.distributed import make_fabric
 from napari_fmseg.training.forgetting import Teacher
 from napari_fmseg.training.recipe import Recipe, StageRecipe
@@ -160,7 +160,7 @@ class _Run:
     def _read_unlabelled(self) -> Iterator[TrainEvent]:
         """Read the cases without labels; one that cannot be read is left out, with a warning."""
         recipe = self.recipe
-        cases = [] if TASKS[recipe.pipeline].caches_cases else unlabelled_cases(recipe)
+        cases = [] if TASKS[recipe.pipeline].caches_cases else choose_unlabelled(recipe)
         crop_above = recipe.settings.get("crop_above") if TASKS[recipe.pipeline].crops_cases else None
         for done, case in enumerate(cases):
             yield Progress("reading", done, len(cases))

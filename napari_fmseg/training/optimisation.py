@@ -45,7 +45,7 @@ def optimiser_step(fabric: Fabric, model: Any, optimiser: Any, loss: Tensor, cli
     return finite
 
 
-def rate_of(stage: StageRecipe, progress: float) -> float:
+def rate_of(stage: StageRecipe, progress: float, step: float = 1e-3) -> float:
     """Return the factor of the learning rate, for all schedules but ``"plateau"``.
 
     ``"cosine"`` rises over a twentieth of the training, then falls to a thousandth; ``"polynomial"`` is
@@ -55,15 +55,15 @@ def rate_of(stage: StageRecipe, progress: float) -> float:
     ----------
     stage
         With the schedule.
-    progress
-        Share of the training that is done, 0..1.
+    progress, step
+        Share of the training that is done, 0..1, and that of one step.
     """
     epochs = max(1, math.ceil(stage.steps / stage.steps_per_epoch))
     if stage.schedule == "constant":
         return 1.0
     if stage.schedule == "polynomial":
         return math.pow(max(0.0, 1 - math.floor(progress * epochs + 1e-9) / epochs), 0.8)
-    return min((progress + 1e-3) / 0.05, 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) + 1e-3)
+    return min((progress + step) / max(0.05, step), 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) + 1e-3)
 
 
 class WeightAverage:

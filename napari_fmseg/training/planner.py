@@ -17,7 +17,7 @@ from napari_fmseg.core.allocator import keep_freed_memory
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.resampling_torch import to_canonical
 from napari_fmseg.datasets.case import Case, read_case
-from napari_fmseg.datasets.nnunet_raw import cases_of, unlabelled_in
+from napari_fmseg.datasets.nnunet_raw import cases_of, find_unlabelled
 from napari_fmseg.models.card import Intensity, ModelCard
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.settings import PIPELINES
@@ -144,7 +144,7 @@ def suggest_recipe(
     listed = () if isinstance(cases, str | Path) else tuple(cases)
     if dataset is not None:
         names, training, held = cases_of(dataset)
-        unlabelled = unlabelled_in(dataset)
+        unlabelled = find_unlabelled(dataset)
     else:
         names, training, held = dict(enumerate(labels, 1)), [c for c in listed if c.labels], list(validation)
     parent = find_card(start_from) if start_from else None

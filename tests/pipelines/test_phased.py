@@ -34,6 +34,8 @@ STAGES = ["consensus", "attention map", "attention", "edge", "labels"]
 class Nearest(nn.Module):
     """One convolution: the class whose mean intensity is nearest, whatever else is given."""
 
+    activation = "none"
+
     def __init__(self, means: tuple[float, ...] = (0.0, 1.0), channels: int = 1, sharpness: float = 40.0) -> None:
         super().__init__()
         self.conv = nn.Conv3d(channels, len(means), 1).requires_grad_(False)
@@ -244,6 +246,8 @@ def test_with_several_classes_the_foreground_is_all_that_is_not_background() -> 
     """No class alone reaches the threshold everywhere: 0.36, 0.32, 0.32."""
 
     class Undecided(nn.Module):
+        activation = "none"
+
         def __init__(self) -> None:
             super().__init__()
             self.conv = nn.Conv3d(1, 3, 1)
@@ -542,6 +546,8 @@ class Careful(Nearest):
 
 class Narrow(nn.Module):
     """A real edge network that fits into the memory for a few planes only, and on some devices only."""
+
+    activation = "none"
 
     def __init__(self, planes: int, *, only_cpu: bool = False) -> None:
         super().__init__()

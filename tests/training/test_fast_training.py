@@ -17,7 +17,7 @@ import torch
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import LEARNED_FROM, EpochDone, Saved, StepDone, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
-from napari_fmseg.datasets.nnunet_raw import unlabelled_in
+from napari_fmseg.datasets.nnunet_raw import find_unlabelled
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
@@ -212,8 +212,8 @@ def test_steps_without_a_finite_gradient_are_skipped_and_counted(home: Path, mon
 
 
 def test_the_unlabelled_cases_of_a_folder_are_those_that_it_lists(home: Path) -> None:
-    assert [case.name for case in unlabelled_in(home / "data")] == ["c3", "c4", "c5", "c6"]
-    assert all(case.labels is None for case in unlabelled_in(home / "data"))
+    assert [case.name for case in find_unlabelled(home / "data")] == ["c3", "c4", "c5", "c6"]
+    assert all(case.labels is None for case in find_unlabelled(home / "data"))
 
 
 @pytest.mark.parametrize(("field", "value"), [("keep", "first"), ("ema", 1.0), ("minutes", -1.0)])

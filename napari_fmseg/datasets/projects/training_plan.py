@@ -19,13 +19,13 @@ __all__ = [
     "Fold",
     "Plan",
     "Run",
+    "find_unlabelled_cases",
     "note_learned",
     "open_run",
     "start_run",
     "todays_labels",
     "training_and_validation_cases",
     "training_plan",
-    "unlabelled_cases_of",
 ]
 
 LEAVING = "leaving one out"
@@ -127,14 +127,14 @@ def training_plan(project: Project) -> Plan:
         ignore=project.facts.ignore,
         training=training,
         validation=held,
-        unlabelled=_unlabelled(project),
+        unlabelled=_find_unlabelled(project),
         folds=() if locked else _leave_one_out(training, images),
         images=images,
         note=_note(len(set(images.values())), len(training), len(held)),
     )
 
 
-def _unlabelled(project: Project) -> tuple[Case, ...]:
+def _find_unlabelled(project: Project) -> tuple[Case, ...]:
     """Return the cases without labels that may be learned from: none whose image has labels under another name."""
     found, labelled = [], {project.record(name).image for name in project.labelled}
     for name, files in project.files.items():
@@ -254,7 +254,7 @@ def open_run(project: Project, number: int) -> Run:
         ignore=project.facts.ignore,
         training=cases["training"],
         validation=cases["validation"],
-        unlabelled=_unlabelled(project),
+        unlabelled=_find_unlabelled(project),
         folds=() if locked else _leave_one_out(cases["training"], hashes),
         images=hashes,
         note=told.note,
@@ -319,10 +319,10 @@ def training_and_validation_cases(
     return {**plan.names, **ignored}, training, held
 
 
-def unlabelled_cases_of(folder: Path) -> list[Case]:
+def find_unlabelled_cases(folder: Path) -> list[Case]:
     """Return the cases of a project without labels that may be learned from; nothing is written."""
     project = scan_all(open_project(folder, tidy=False), write=False)
-    return list(_unlabelled(project))
+    return list(_find_unlabelled(project))
 
 
 def note_learned(folder: Path, cases: Iterable[Case]) -> None:

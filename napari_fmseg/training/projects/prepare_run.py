@@ -157,7 +157,7 @@ def prepare_run(
         pipeline=found.pipeline,
         settings=found.settings,
         intensity=found.intensity,
-        augment=_merged(found.augment, augment or Augment()),
+        augment=_merge(found.augment, augment or Augment()),
         balance=found.balance,
         distillation_weight=found.distillation_weight if known else 0.0,
         unlabelled=found.unlabelled if found.unlabelled_weight else (),
@@ -173,7 +173,7 @@ def prepare_run(
     return run
 
 
-def _merged(found: Augment, given: Augment) -> Augment:
+def _merge(found: Augment, given: Augment) -> Augment:
     """Return the augmentation that follows from the data, with what somebody set instead of the default."""
     default = Augment()
     names = [field.name for field in fields(Augment)]

@@ -176,6 +176,8 @@ def recipe_of(**changes: Any) -> Recipe:
 class Bright(torch.nn.Module):
     """Background is what is dark."""
 
+    activation = "none"
+
     def forward(self, x: torch.Tensor, *beside: torch.Tensor) -> torch.Tensor:
         return torch.cat([1 - x, x], 1)
 
