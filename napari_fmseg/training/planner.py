@@ -274,7 +274,7 @@ _FAST: dict[str, Any] = {
 """How FastUNet is trained; measured in docs/tutorials/teach.md."""
 
 _AUGMENT: dict[str, Any] = {
-    **{"zoom": 0.15, "stretch": 0.15, "rotate_deg": 12.0, "rotate_p": 0.7, "elastic": 0.04},
+    **{"zoom": 0.15, "stretch": 0.15, "rotate_deg": 12.0, "rotate_p": 0.7, "elastic": 0.14},
     **{"gamma": 0.45, "contrast": 0.25, "brightness": 0.06, "noise": 0.05, "blur": 0.3},
 }
 

@@ -89,7 +89,8 @@ class Augment:
     stretch
         Further largest change of the window's size along z, as a share of it; the window also shifts more along z.
     elastic
-        Standard deviation of an elastic deformation that half of the samples get, as a share of half the window.
+        Standard deviation of an elastic deformation that half of the samples get, as a share of the distance of its
+        knots, about 14 voxels.
     bias
         Standard deviation of a smooth field that three in ten samples are multiplied by, as coils make it in MR.
     blur

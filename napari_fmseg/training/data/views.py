@@ -174,7 +174,8 @@ def sampling_grid(
     if augment.elastic and rng.random() < 0.5:
         knots = [max(4, round(n / _KNOT)) for n in grid]
         moves = torch.from_numpy(rng.normal(0, augment.elastic, (1, 3, *knots)).astype(np.float32))
-        moves *= torch.tensor((last - first) / size, dtype=torch.float32)[None, :, None, None, None]
+        reach = 2 * (last - first) / np.array(knots[::-1]) / size  # from knot to knot
+        moves *= torch.tensor(reach, dtype=torch.float32)[None, :, None, None, None]
         z, y, x = grid
         moves = F.interpolate(moves, size=(z, y, x), mode="trilinear", align_corners=True)
         places += moves.permute(0, 2, 3, 4, 1)

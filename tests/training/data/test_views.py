@@ -117,13 +117,13 @@ def test_maps_on_their_own_grid_are_read_at_the_same_place() -> None:
 def test_the_same_seed_draws_the_same_place_and_elastic_moves_are_small() -> None:
     sample = case()
     region = make_region(sample, whole(sample), (20, 30, 40), 3)
-    bent = Augment(**{**vars(STILL), "elastic": 0.02})
+    bent = Augment(**{**vars(STILL), "elastic": 0.1})
     drawn = [sampling_grid(region, (20, 30, 40), bent, np.random.default_rng(s))[0] for s in (1, 1, 2, 3, 4)]
     still, _ = sampling_grid(region, (20, 30, 40), STILL, np.random.default_rng(1))
     assert torch.equal(drawn[0], drawn[1])
     moves = [float((places - still).abs().max()) for places in drawn]
     assert max(moves) > 0.01
-    assert max(moves) < 0.15
+    assert max(moves) < 0.3
 
 
 def test_a_flat_stack_is_hardly_turned_out_of_its_planes() -> None:
