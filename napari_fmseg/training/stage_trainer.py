@@ -166,7 +166,7 @@ class StageTrainer:
         self._clock = time.process_time if recipe.clock == "processor" else time.perf_counter
 
     @property
-    def evaluated(self) -> nn.Module:
+    def final_net(self) -> nn.Module:
         """The network that is validated and kept: the moving average, where there is one."""
         return self.net if self.average is None else self.average.net
 
@@ -205,7 +205,7 @@ class StageTrainer:
             mean = float(np.mean(losses))
             if self.plateau is not None:
                 self.plateau.step(mean)
-            metrics = yield from self.validate(stage.stage, self.evaluated, state.steps, state.epoch == self.epochs)
+            metrics = yield from self.validate(stage.stage, self.final_net, state.steps, state.epoch == self.epochs)
             better = self._note(mean, metrics)
             took = self._clock() - clock
             state.seconds += took
@@ -248,7 +248,7 @@ class StageTrainer:
         better = score > state.best
         if better or self.stage.keep == "last":
             state.best, state.best_epoch = score, state.epoch
-            self.best = {k: v.detach().cpu().clone() for k, v in self.evaluated.state_dict().items()}
+            self.best = {k: v.detach().cpu().clone() for k, v in self.final_net.state_dict().items()}
         state.history.append({"epoch": state.epoch, "loss": loss, **metrics})
         stalled = self.stage.patience and state.epoch - state.best_epoch >= self.stage.patience
         state.done = state.epoch == self.epochs or bool(stalled)
