@@ -203,7 +203,7 @@ class _Clock:
             self._first = (now, event.step)
 
     def fraction(self, now: float) -> float:
-        done, total = self._timed(now) if self.seconds else self._counted()
+        done, total = self._progress_in_seconds(now) if self.seconds else self._progress_in_steps()
         return min(1.0, done / total) if self._total else 0.0
 
     def seconds_left(self, now: float) -> float | None:
@@ -211,18 +211,18 @@ class _Clock:
         if self._first is None or now - self._first[0] < _FIRST_S:
             return None
         if self.seconds:
-            done, total = self._timed(now)
+            done, total = self._progress_in_seconds(now)
             return total - done or None
         seen = sum(self._over.values()) - self._first[1]
-        done, total = self._counted()
+        done, total = self._progress_in_steps()
         return (now - self._first[0]) / seen * (total - done) if seen > 0 and self._total else None
 
-    def _counted(self) -> tuple[float, float]:
+    def _progress_in_steps(self) -> tuple[float, float]:
         """Return the steps that are done, those of earlier stages too, and those of all stages."""
         before, after = self._around(self.steps)
         return before + self._step, before + self._total + after
 
-    def _timed(self, now: float) -> tuple[float, float]:
+    def _progress_in_seconds(self, now: float) -> tuple[float, float]:
         """Return the planned seconds that are over, and those of all stages."""
         before, after = self._around(self.seconds)
         own = self.seconds.get(self._stage, 0.0)

@@ -13,7 +13,7 @@ from napari_fmseg.training.projects import Project
 
 __all__ = ["layers_of_case", "record_case", "show_case"]
 
-_OUTLINE = 2  # pixels
+_OUTLINE = 1  # voxel
 
 
 def layers_of_case(viewer: Any, name: str, project: Project) -> list[Any]:

@@ -253,8 +253,9 @@ class TeachDock(Dock):
         report = self.train.held_out.report
         case = next((case for case in report.cases if case.name == name), None) if report is not None else None
         if self.project is not None and case is not None and report is not None:
-            folder, title = self.project.folder, f"{name} · version {report.version}"
-            self._do(lambda: load_case_job(folder, name, case.found, title))
+            folder = self.project.folder
+            model = "a model without it" if report.left_out else f"version {report.version}"
+            self._do(lambda: load_case_job(folder, name, case.found, f"{name} · {model}"))
 
     def _on_predict(self) -> None:
         if self.project is not None and not self.round.running:

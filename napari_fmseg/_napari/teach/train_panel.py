@@ -122,8 +122,8 @@ class TrainPanel(QWidget):
             curves.plot.setMinimumHeight(_PLOT)
         self.loss.setToolTip(TEACH.loss)
         self.dice.setToolTip(TEACH.dice_curve)
-        above = (fields, self.note, self.more, buttons, status, self.bar, self.learned)
-        shown = ((self.loss, 1), (self.dice, 1), self.picture, self.held_out)
+        above = (fields, self.note, self.more, buttons, status, self.bar, self.learned, self.held_out)
+        shown = ((self.loss, 1), (self.dice, 1), self.picture)
         vbox(*above, *shown, of=self, margins=(6, 6, 6, 6), spacing=5)
 
     # --- what to start from ---

@@ -27,7 +27,7 @@ _OUTLINES = {"labels": "#56b4e9", "prediction": "#e69f00"}  # told apart with ev
 PICTURE, CASE, DICE, CLASSES = range(4)
 _COLUMNS = ("Picture", "Case", "Dice", "Lowest class")
 _COLUMN_TIPS = (TEACH.held_out_picture, TEACH.held_out_case, TEACH.held_out_dice, TEACH.held_out_class)
-_ROW = 88  # pixels, of a picture too
+_PICTURE, _ROW = 84, 90  # pixels
 _ROWS_SHOWN = 3
 _LEAST_PLANE = 24  # voxels of a plane that are shown at least
 
@@ -67,21 +67,25 @@ class HeldOutTable(QWidget):
         self.report: RunReport | None = None
         self.advice, self.title = paragraph(tip=TEACH.advice), paragraph()
         self.table = plain_table(_COLUMNS, _COLUMN_TIPS, row=_ROW, stretch=CLASSES)
-        self.table.setIconSize(QSize(_ROW, _ROW))
+        self.table.setIconSize(QSize(_PICTURE, _PICTURE))
         vbox(self.advice, self.title, self.table, of=self, margins=NO_MARGINS, spacing=4)
         self.table.cellClicked.connect(self._on_opened)
         self.table.cellActivated.connect(self._on_opened)  # Enter
-        self.show_report(None)
+        self._fill(None)
 
     def show_report(self, report: RunReport | None) -> None:
         """Show what a version did, or with None nothing."""
+        if report != self.report:  # pictures take a while to be read
+            self._fill(report)
+
+    def _fill(self, report: RunReport | None) -> None:
         self.report = report
         cases = report.cases if report is not None else ()
         self.advice.setText(report.advice if report is not None else "")
         self.advice.setVisible(bool(self.advice.text()))
         yours, model = (f'<span style="color: {color}">●</span>' for color in _OUTLINES.values())
-        version = report.version if report is not None else 0
-        self.title.setText(f"<b>Cases that version {version} never saw</b> {yours} your labels {model} the model's")
+        what = _title(report) if report is not None else ""
+        self.title.setText(f"<b>{what}</b> {yours} your labels {model} the model's")
         self.table.setRowCount(len(cases))
         for row, case in enumerate(cases):
             for column, item in enumerate(_cells(case)):
@@ -95,13 +99,19 @@ class HeldOutTable(QWidget):
             self.opened.emit(self.report.cases[row].name)
 
 
+def _title(report: RunReport) -> str:
+    if report.left_out:
+        return "Each case by a model that was trained without it"
+    return f"Cases that version {report.version} never saw"
+
+
 def _cells(case: HeldOutCase) -> list[QTableWidgetItem]:
     told = {name: value for name, value in case.dice_by_class.items() if value == value}
     lowest = min(told, key=lambda name: told[name]) if len(told) > 1 else ""
     plane = _read_plane(case.picture) if case.picture is not None else None
     items = [QTableWidgetItem(text) for text in ("", case.name, f"{case.dice:.2f}", lowest)]
     if plane is not None:
-        items[PICTURE].setIcon(QIcon(_outlined(*plane)))
+        items[PICTURE].setIcon(QIcon(_draw_outlines(*plane)))
     tip = "\n".join([*(f"Dice of {name}: {value:.3f}" for name, value in told.items()), TEACH.held_out_case])
     for item in items:
         item.setToolTip(tip)
@@ -121,17 +131,17 @@ def _read_plane(path: Path) -> Plane | None:
         return None
 
 
-def _outlined(
+def _draw_outlines(
     image: npt.NDArray[np.floating], marks: Mapping[str, npt.NDArray[np.integer]], spacing: npt.NDArray[np.floating]
 ) -> QPixmap:
-    """Draw the plane around the structures with the outlines of both labels, as fine as the screen has them."""
+    """Draw an 8-bit plane around the structures with the outlines of both labels, as fine as the screen has them."""
     part = _around(np.logical_or(*(marks[name] > 0 for name in _TITLES)))
-    height, width = _size(image[part].shape, spacing, _ROW)
+    height, width = _size(image[part].shape, spacing, _PICTURE)
     at = tuple(np.arange(n) * of // n for n, of in zip((height, width), image[part].shape, strict=True))
-    out = _tint(image, np.zeros(image.shape, np.uint8), {})[part][np.ix_(*at)]
+    out = np.repeat(image[part][np.ix_(*at)].astype(np.uint8)[..., None], 3, 2)
     for name, color in _OUTLINES.items():
         out[_edges(marks[name][part][np.ix_(*at)])] = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    return _pixmap(out, np.ones(2), _ROW)
+    return _pixmap(out, np.ones(2), _PICTURE)
 
 
 def _around(there: npt.NDArray[np.bool_]) -> tuple[slice, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_fmseg.core.structuring import read_table
+from napari_fmseg.datasets.projects.case_results import labels_file, picture_file
 from napari_fmseg.datasets.projects.project import Project
 from napari_fmseg.datasets.projects.transaction import STATE_DIR
 from napari_fmseg.training.history import read_dice_curve
@@ -16,9 +17,7 @@ from napari_fmseg.training.projects.advice import what_would_help
 from napari_fmseg.training.projects.prepare_run import KEPT
 from napari_fmseg.training.projects.versions import Version
 
-__all__ = ["HeldOutCase", "RunReport", "found_file", "picture_file", "run_report"]
-
-_HELD_OUT = "held-out"  # in the folder of a run
+__all__ = ["HeldOutCase", "RunReport", "run_report"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,24 @@ class HeldOutCase:
 
 @dataclass(frozen=True)
 class RunReport:
-    """The cases of a version's validation, the worst first, and a sentence on what would help most, or ""."""
+    """The validation of a version.
+
+    Attributes
+    ----------
+    version
+        Its number.
+    cases
+        The worst first.
+    advice
+        A sentence on what would help most, or "".
+    left_out
+        Whether no case was held out, and each one was measured with a model that was trained without it.
+    """
 
     version: int
     cases: tuple[HeldOutCase, ...]
     advice: str = ""
+    left_out: bool = False
 
 
 def run_report(project: Project, version: Version) -> RunReport:
@@ -73,22 +85,13 @@ def run_report(project: Project, version: Version) -> RunReport:
         told = [value for value in scores.values() if math.isfinite(value)]
         if name not in project.files or not told:
             continue
-        files = [make(run, images[name]) if run and name in images else None for make in (picture_file, found_file)]
+        files = [make(run, images[name]) if run and name in images else None for make in (picture_file, labels_file)]
         picture, found = (file if file is not None and file.exists() else None for file in files)
         cases.append(HeldOutCase(name, sum(told) / len(told), scores, picture, found))
     curve = read_dice_curve(run) if run is not None else ()
     known = {case.name: case.dice_by_class for case in cases}
-    return RunReport(version.number, tuple(sorted(cases, key=lambda case: case.dice)), what_would_help(known, curve))
-
-
-def picture_file(run: Path, image: str) -> Path:
-    """Return where the picture of a case lies in the folder of a run, by the hash of its image: names change."""
-    return run / _HELD_OUT / f"{image[:16]}.npz"
-
-
-def found_file(run: Path, image: str) -> Path:
-    """Return where the label map that the model found in a case lies."""
-    return run / _HELD_OUT / f"{image[:16]}.nii.gz"
+    worst_first = tuple(sorted(cases, key=lambda case: case.dice))
+    return RunReport(version.number, worst_first, what_would_help(known, curve), left_out=not lineage.held_out)
 
 
 def _run_of(project: Project, version: int) -> Path | None:

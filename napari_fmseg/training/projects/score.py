@@ -10,6 +10,7 @@ import numpy as np
 from napari_fmseg.core.events import Progress, drain
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE
+from napari_fmseg.datasets.projects.case_results import labels_file, picture_file
 from napari_fmseg.datasets.projects.locked_split import HELD_OUT
 from napari_fmseg.datasets.projects.project import Project
 from napari_fmseg.evaluation.metrics import dice_per_label
@@ -17,7 +18,6 @@ from napari_fmseg.io import read_labels, write_labels
 from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.weights import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
-from napari_fmseg.training.projects.run_report import found_file, picture_file
 from napari_fmseg.training.validation import write_plane
 
 __all__ = ["cases_to_score", "measure"]
@@ -110,4 +110,4 @@ def _keep(volume: Volume, truth: LabelMap, found: LabelMap, project: Project, na
     data = truth.data if ignore is None else np.where(truth.data == ignore, IGNORE, truth.data)
     known = LabelMap(data, truth.geometry, {}, truth.names)
     write_plane(volume, known, found, picture_file(run, image), small=True)
-    write_labels(found, found_file(run, image), source=volume)
+    write_labels(found, labels_file(run, image), source=volume)

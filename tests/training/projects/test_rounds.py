@@ -214,6 +214,7 @@ def test_two_images_are_left_out_in_turn_and_no_model_is_measured_on_what_it_has
     assert all(row.left_out for row in case_table(kept.project))
     report = run_report(kept.project, kept.version)
     assert {case.name for case in report.cases} == {"c0", "c1"}
+    assert report.left_out
     assert all(case.picture and case.found for case in report.cases)
 
     # The next round starts from that model, which has seen both: what is left out must not be in the start.

@@ -87,8 +87,12 @@ def test_what_was_measured_is_kept_with_the_projects_numbers_and_a_small_picture
             assert arrays["image"].dtype == np.uint8
             assert (arrays["labels"] > 0).sum() == 25
         assert case.picture.stat().st_size < 10_000
-    left = {path.suffix for path in case.picture.parent.iterdir()}
-    assert left == {".npz", ".gz"}  # nothing half-written
+    folder = case.picture.parent
+    assert {path.suffix for path in folder.iterdir()} == {".npz", ".gz"}  # nothing half-written
+    kept = run_report(run.project, list_versions(run.project)[-1]).cases
+    remove_case(run.project, "c0", with_labels=True)  # for good: no picture of the patient stays
+    (other,) = (case for case in kept if case.name != "c0")
+    assert sorted(folder.iterdir()) == sorted(filter(None, (other.picture, other.found)))
 
 
 def test_the_worst_case_comes_first_under_its_present_name_and_removed_ones_not_at_all(run: Run) -> None:
