@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,7 +20,9 @@ from napari_fmseg.core.errors import MissingExtra
 from napari_fmseg.core.events import EpochDone, Pictures, StepDone, TrainEvent
 from napari_fmseg.core.processes import is_rank_zero
 
-__all__ = ["record_history"]
+__all__ = ["read_dice_curve", "record_history"]
+
+_FILE = "history.jsonl"
 
 
 def record_history(
@@ -59,11 +61,32 @@ def record_history(
             yield event
 
 
+def read_dice_curve(folder: Path) -> tuple[float, ...]:
+    """Return the mean Dice after each epoch of the last stage of a run; nothing where it was not measured."""
+    rows = [row for _, row in _rows(Path(folder) / _FILE) if "epoch" in row]
+    last = rows[-1].get("stage") if rows else None
+    told = [row.get("dice") for row in rows if row.get("stage") == last]
+    return tuple(float(dice) for dice in told if isinstance(dice, int | float))
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the lines of a history that can be read, each also as what it says."""
+    if not path.is_file():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # cut short by a kill
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):  # else written by somebody else
+            yield line, row
+
+
 class _Lines:
     """The lines of ``history.jsonl``."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.file = Path(folder) / "history.jsonl", None
+        self.path, self.file = Path(folder) / _FILE, None
         self.steps: dict[str, int] = {}
 
     file: TextIO | None
@@ -83,16 +106,7 @@ class _Lines:
         self.close()
         if not self.path.is_file():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):  # cut short by a kill
-                continue
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int):  # written by somebody else
-                continue
-            if row.get("stage") != stage or row["step"] < first:
-                kept.append(line)
+        kept = [line for line, row in _rows(self.path) if row.get("stage") != stage or row["step"] < first]
         with atomic_write(self.path) as file:
             file.write("".join(kept).encode())
 

@@ -68,7 +68,7 @@ def dice_on_labelled_voxels(found: LabelMap, case: ValidationCase, n_classes: in
     return dice
 
 
-def write_plane(volume: Volume, truth: LabelMap, found: LabelMap, path: Path) -> Path:
+def write_plane(volume: Volume, truth: LabelMap, found: LabelMap, path: Path, *, small: bool = False) -> Path:
     """Write the axial plane that shows most of the structures: "image", "labels" and "prediction", (1, y, x) each.
 
     Parameters
@@ -77,6 +77,8 @@ def write_plane(volume: Volume, truth: LabelMap, found: LabelMap, path: Path) ->
         On one grid; voxels of `truth` that nobody labelled carry `IGNORE`.
     path
         An npz file without pickle, with "spacing", (3,) in mm; it is replaced whole.
+    small
+        Whether the image is kept in 8 bits, between its 1st and 99th percentile, to be looked at only.
     """
     grid, order, flips = volume.geometry.canonical()
     image, mine, its = (
@@ -85,13 +87,21 @@ def write_plane(volume: Volume, truth: LabelMap, found: LabelMap, path: Path) ->
     structure = (mine > 0) & (mine != IGNORE)
     plane = int((structure if structure.any() else its > 0).sum((1, 2)).argmax())
     shown: dict[str, Any] = {
-        "image": image[plane, None].astype(np.float32),
+        "image": _in_8_bits(image[plane, None]) if small else image[plane, None].astype(np.float32),
         "labels": np.where(mine == IGNORE, 0, mine)[plane, None].astype(np.uint8),
         "prediction": its[plane, None].astype(np.uint8),
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         np.savez_compressed(file, spacing=np.array(grid.spacing), **shown)
     return path
+
+
+def _in_8_bits(image: np.ndarray) -> np.ndarray:
+    """Return intensities as 0 to 255, what is beyond the 1st and 99th percentile cut off."""
+    low, high = np.percentile(image, (1, 99))
+    shown: np.ndarray = np.rint(255 * np.clip((image - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
+    return shown
 
 
 def _means(table: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 
 from napari_fmseg.core.errors import MissingExtra
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone
-from napari_fmseg.training.history import record_history
+from napari_fmseg.training.history import read_dice_curve, record_history
 
 
 def learning(first, last, stage="net"):
@@ -48,6 +48,20 @@ def test_what_a_resumed_run_does_again_stands_there_once(tmp_path):
         *[("net", step) for step in (1, 2, 2, 3, 4, 4)],
     ]
     killed.close()
+
+
+def test_the_curve_is_that_of_the_last_stage_and_empty_where_nothing_was_measured(tmp_path):
+    def measured(stage, *dice):
+        for epoch, value in enumerate(dice, 1):
+            yield StepDone(stage, epoch, len(dice), 0.5, 0.1)
+            yield EpochDone(stage, epoch, len(dice), 0.5, 1.0, {"dice": value, "dice/liver": 0.9})
+
+    assert read_dice_curve(tmp_path) == ()
+    list(record_history(measured("first", 0.7), tmp_path))
+    list(record_history(measured("last", 0.1, 0.3), tmp_path))
+    assert read_dice_curve(tmp_path) == (0.1, 0.3)
+    list(record_history(learning(1, 4, "without"), tmp_path))
+    assert read_dice_curve(tmp_path) == ()
 
 
 def test_closing_closes_the_training(tmp_path):

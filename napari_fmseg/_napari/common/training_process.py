@@ -50,10 +50,10 @@ class TrainingRun:
         signals = self._signals
         self.changed, self.event, self.failed = signals.changed, signals.event_received, signals.failed
         self._command: tuple[str, ...] = ()
-        self._steps: dict[str, int] = {}
         self._training: RemoteTraining | None = None
         self._job: Job | None = None
-        self._clock = _Clock()
+        self._clock = _Clock({}, {})
+        self._done = 0.0
         self._asked = False
         self.state = "idle"
         self.error: FmsegError | None = None
@@ -80,15 +80,22 @@ class TrainingRun:
 
     @property
     def fraction(self) -> float:
-        """Share of the steps that are done, 0 to 1."""
-        return self._clock.fraction(self._steps)
+        """Share of the steps, or of the planned minutes, that is done, 0 to 1; it never falls in a training."""
+        self._done = max(self._done, self._clock.fraction(time.monotonic()))
+        return self._done
 
     @property
     def seconds_left(self) -> float | None:
         """About how long the rest takes, or None while nobody can tell."""
-        return self._clock.seconds_left(self._steps, time.monotonic())
+        return self._clock.seconds_left(time.monotonic())
 
-    def start(self, command: Sequence[str], *, steps: Mapping[str, int] | None = None) -> None:
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        steps: Mapping[str, int] | None = None,
+        minutes: Mapping[str, float] | None = None,
+    ) -> None:
         """Begin; does nothing while a training is under way.
 
         Parameters
@@ -98,11 +105,14 @@ class TrainingRun:
         steps
             Optimiser steps of every stage in order, where there are several, so that the time left takes in those to
             come.
+        minutes
+            How long every stage is to take, where the training goes by time: then the time left does, too.
         """
         if self.running:
             return
-        self._command, self._steps = tuple(map(str, command)), dict(steps or {})
-        self._clock, self.error, self._asked = _Clock(), None, False
+        self._command = tuple(map(str, command))
+        self._clock = _Clock(steps or {}, {stage: 60 * m for stage, m in (minutes or {}).items()})
+        self.error, self._asked, self._done = None, False, 0.0
         self._training = training = RemoteTraining(self._command, program=self._program)
         self._job = start_job(lambda: _thin_steps(training.events()), training.stop, self._parent)
         self._job.event.connect(self._on_event)
@@ -121,7 +131,7 @@ class TrainingRun:
     def resume(self) -> None:
         """Go on with a training that was stopped or failed, from what it has saved."""
         if self.can_resume:
-            self.start(self._command, steps=self._steps)
+            self.start(self._command, steps=self._clock.steps, minutes=self._clock.minutes)
 
     def close(self) -> None:
         """End the training at once; no signal follows."""
@@ -161,37 +171,69 @@ class _Signals(QObject):
 
 
 class _Clock:
-    """How far a training is, and how fast it went since it was started here."""
+    """How far a training is: by its steps and how fast they went since it was started here, or by its planned time.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    steps
+        Of every stage in order, where there are several.
+    seconds
+        How long every stage is to take; empty where it goes by steps. How many steps that will be is then a guess.
+    """
+
+    def __init__(self, steps: Mapping[str, int], seconds: Mapping[str, float]) -> None:
+        self.steps, self.seconds = dict(steps), dict(seconds)
         self._first: tuple[float, int] | None = None  # when, and how many steps were done then
+        self._entered = 0.0, 0.0  # when the present stage was, and which share of it was done then
         self._over: dict[str, int] = {}  # steps of every stage that was seen
         self._stage, self._step, self._total = "", 0, 0
 
+    @property
+    def minutes(self) -> dict[str, float]:
+        """How long every stage is to take."""
+        return {stage: seconds / 60 for stage, seconds in self.seconds.items()}
+
     def take(self, event: StepDone, now: float) -> None:
         """Record a step."""
+        if event.stage != self._stage:
+            self._entered = now, (event.step - 1) / event.total if event.total else 0.0
         self._stage, self._step, self._total = event.stage, event.step, event.total
         self._over[event.stage] = event.step
         if self._first is None:
             self._first = (now, event.step)
 
-    def _all(self, steps: Mapping[str, int]) -> tuple[int, int]:
-        """Return the steps that are done, those of earlier stages too, and those of all stages."""
-        stages = list(steps)
-        at = stages.index(self._stage) if self._stage in stages else 0
-        before, after = sum(steps[s] for s in stages[:at]), sum(steps[s] for s in stages[at + 1 :])
-        return before + self._step, before + self._total + after
-
-    def fraction(self, steps: Mapping[str, int]) -> float:
-        done, total = self._all(steps)
+    def fraction(self, now: float) -> float:
+        done, total = self._progress_in_seconds(now) if self.seconds else self._progress_in_steps()
         return min(1.0, done / total) if self._total else 0.0
 
-    def seconds_left(self, steps: Mapping[str, int], now: float) -> float | None:
+    def seconds_left(self, now: float) -> float | None:
+        """Return about how many seconds the rest takes; None while nobody can tell, or when the time is over."""
         if self._first is None or now - self._first[0] < _FIRST_S:
             return None
+        if self.seconds:
+            done, total = self._progress_in_seconds(now)
+            return total - done or None
         seen = sum(self._over.values()) - self._first[1]
-        done, total = self._all(steps)
+        done, total = self._progress_in_steps()
         return (now - self._first[0]) / seen * (total - done) if seen > 0 and self._total else None
+
+    def _progress_in_steps(self) -> tuple[float, float]:
+        """Return the steps that are done, those of earlier stages too, and those of all stages."""
+        before, after = self._around(self.steps)
+        return before + self._step, before + self._total + after
+
+    def _progress_in_seconds(self, now: float) -> tuple[float, float]:
+        """Return the planned seconds that are over, and those of all stages."""
+        before, after = self._around(self.seconds)
+        own = self.seconds.get(self._stage, 0.0)
+        since, share = self._entered
+        return before + min(own, own * share + now - since), before + own + after
+
+    def _around(self, sizes: Mapping[str, float]) -> tuple[float, float]:
+        """Return the sum of the stages before the present one, and of those after it."""
+        stages = list(sizes)
+        at = stages.index(self._stage) if self._stage in stages else 0
+        return sum(sizes[s] for s in stages[:at]), sum(sizes[s] for s in stages[at + 1 :])
 
 
 def _thin_steps(events: Generator[TrainEvent, None, None]) -> Iterator[TrainEvent]:

@@ -8,10 +8,12 @@ from napari_fmseg._napari.choosers.image_volumes import cases_of
 from napari_fmseg._napari.choosers.label_pairing import is_of, note_image
 from napari_fmseg._napari.layer_transform import add_metadata, fmseg_metadata
 from napari_fmseg._napari.opening.open_files import look_at
-from napari_fmseg._napari.teach.jobs import EARLIER, UNCERTAINTY, CaseLayers, NewCase
+from napari_fmseg._napari.teach.jobs import EARLIER, FOUND, UNCERTAINTY, CaseLayers, NewCase
 from napari_fmseg.training.projects import Project
 
 __all__ = ["layers_of_case", "record_case", "show_case"]
+
+_OUTLINE = 1  # voxel
 
 
 def layers_of_case(viewer: Any, name: str, project: Project) -> list[Any]:
@@ -47,12 +49,12 @@ def show_case(viewer: Any, project: Project, case: CaseLayers) -> None:
 
     own = layers_of_case(viewer, case.name, project)
     roles = {layer: fmseg_metadata(layer).get("role") for layer in own}
-    there = [layer for layer in own if roles[layer] not in (UNCERTAINTY, EARLIER)]
+    there = [layer for layer in own if roles[layer] not in (UNCERTAINTY, EARLIER, FOUND)]
     for layer in viewer.layers:
         if "case" in fmseg_metadata(layer) and roles.get(layer) != UNCERTAINTY:  # that map is as the user left it
             layer.visible = layer in there
     new = [] if any(layer._type_string == "image" for layer in there) else [*case.images]
-    if case.uncertainty is not None and not any("role" in fmseg_metadata(layer) for layer in own):
+    if case.uncertainty is not None and not {UNCERTAINTY, EARLIER} & {*roles.values()}:
         new.append(case.uncertainty)
     for data in new:
         viewer.add_layer(Layer.create(*data))
@@ -63,5 +65,16 @@ def show_case(viewer: Any, project: Project, case: CaseLayers) -> None:
         if home is not None:
             note_image(labels, home)
         viewer.add_layer(labels)
+    if case.found is not None:
+        _show_found(viewer, Layer.create(*case.found), [layer for layer in own if roles[layer] == FOUND])
     viewer.layers.selection.active = labels
     look_at(viewer, labels)
+
+
+def _show_found(viewer: Any, layer: Any, before: list[Any]) -> None:
+    """Add what a version found, as outlines over the labels, in place of what one before it found."""
+    for old in before:
+        viewer.layers.remove(old)
+    layer.contour = _OUTLINE
+    layer.opacity = 1.0
+    viewer.add_layer(layer)

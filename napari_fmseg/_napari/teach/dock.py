@@ -40,10 +40,10 @@ from napari_fmseg._napari.teach.model_files import ask_and_export, ask_and_impor
 from napari_fmseg._napari.teach.project_bar import ProjectBar
 from napari_fmseg._napari.teach.questions import ask_to_replace
 from napari_fmseg._napari.teach.train_panel import TrainPanel
-from napari_fmseg._napari.teach.training_round import Round, steps_of
+from napari_fmseg._napari.teach.training_round import Round, minutes_of, steps_of
 from napari_fmseg._napari.teach.version_list import VersionList
 from napari_fmseg.core.errors import FmsegError, LabelsChanged
-from napari_fmseg.core.events import STARTING_WEIGHTS, EpochDone, Progress, Warned
+from napari_fmseg.core.events import LEARNED_FROM, STARTING_WEIGHTS, EpochDone, Progress, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.training import Recipe
 from napari_fmseg.training.projects import Project, case_table, labels_revision, rank_cases
@@ -104,6 +104,7 @@ class TeachDock(Dock):
         self.train.start.connect(self._on_start)
         self.train.stop.connect(self.round.stop)
         self.train.resume.connect(self._on_resume)
+        self.train.held_out.opened.connect(self._on_held_out)
         self.round.changed.connect(self._on_state)
         self.round.recipe_explained.connect(self.train.add_choice)
         self.round.started.connect(self._on_began)
@@ -176,6 +177,7 @@ class TeachDock(Dock):
             self.note.tell([])
             if not self.round.running:
                 self.train.show_state("idle", "")
+                self.train.show_learned("")
         if self._adding is not None:
             self._on_added(self._adding)
         self._list_models()
@@ -201,6 +203,7 @@ class TeachDock(Dock):
             self.train.note.setText(known.note)
             self.versions.show_versions(known.versions, used)
             self.train.refresh(known.versions, used[-1] if used else 0)
+            self.train.show_report(known.report if not self.round.running else None)
         self._allow()
 
     def _allow(self) -> None:
@@ -245,6 +248,15 @@ class TeachDock(Dock):
             folder = self.project.folder
             self._do(lambda: load_case_job(folder, name))
 
+    def _on_held_out(self, name: str) -> None:
+        """Open a case with its labels and the model's."""
+        report = self.train.held_out.report
+        case = next((case for case in report.cases if case.name == name), None) if report is not None else None
+        if self.project is not None and case is not None and report is not None:
+            folder = self.project.folder
+            model = "a model without it" if report.left_out else f"version {report.version}"
+            self._do(lambda: load_case_job(folder, name, case.found, f"{name} · {model}"))
+
     def _on_predict(self) -> None:
         if self.project is not None and not self.round.running:
             self.error.tell(None)
@@ -274,6 +286,7 @@ class TeachDock(Dock):
             return
         self._remarks.clear()
         self.train.tell_choices([])
+        self.train.show_learned("")
         self.round.start(self.project.folder, source, options, augment)
 
     def _on_resume(self) -> None:
@@ -282,12 +295,15 @@ class TeachDock(Dock):
             self.round.resume(self.project.folder, self._known.unfinished if self._known else 0)
 
     def _on_began(self, recipe: Recipe) -> None:
-        self.train.begin(steps_of(recipe), _colors(recipe.labels), fresh=self.round.fresh)
+        steps, is_timed = steps_of(recipe), bool(minutes_of(recipe))
+        self.train.begin(steps, _colors(recipe.labels), fresh=self.round.fresh, is_timed=is_timed)
 
     def _on_event(self, event: Any) -> None:
         if isinstance(event, Warned):
             if event.code == STARTING_WEIGHTS:  # for those who open the details
                 self.train.add_choice(event.text)
+            elif event.code == LEARNED_FROM:
+                self.train.show_learned(event.text)
             else:
                 self._warn(event)
         self.train.take(event)

@@ -20,6 +20,7 @@ from napari_fmseg.io.channels import read_channels
 from napari_fmseg.training.projects import (
     LabelOptions,
     Project,
+    RunReport,
     Version,
     activate_version,
     add_case,
@@ -33,6 +34,7 @@ from napari_fmseg.training.projects import (
     rename_class,
     restore_labels,
     roll_back,
+    run_report,
     scan_cases,
     training_plan,
     unfinished_run,
@@ -40,6 +42,7 @@ from napari_fmseg.training.projects import (
 
 __all__ = [
     "EARLIER",
+    "FOUND",
     "UNCERTAINTY",
     "CaseLayers",
     "Earlier",
@@ -61,6 +64,9 @@ UNCERTAINTY = "uncertainty"
 EARLIER = "earlier"
 """The role of a layer with labels that a case had before."""
 
+FOUND = "found"
+"""The role of a layer with what a version found in a case that it never saw."""
+
 
 @dataclass(frozen=True)
 class ProjectSnapshot:
@@ -76,6 +82,8 @@ class ProjectSnapshot:
         Whether something can.
     unfinished
         The number of a run that can be resumed, or 0.
+    report
+        What the newest version did on the cases that it never saw; None while there is no version.
     """
 
     project: Project
@@ -83,16 +91,21 @@ class ProjectSnapshot:
     note: str = ""
     can_train: bool = False
     unfinished: int = 0
+    report: RunReport | None = None
 
 
 @dataclass(frozen=True)
 class CaseLayers:
-    """A case to be shown: the layers of its image, one with its labels, and one with the uncertainty of the model."""
+    """A case to be shown: the layers of its image, one with its labels, and those of a model.
+
+    `uncertainty` is where the model is unsure, `found` are the labels that it found.
+    """
 
     name: str
     images: tuple[LayerData, ...]
     labels: LayerData
     uncertainty: LayerData | None = None
+    found: LayerData | None = None
 
 
 @dataclass(frozen=True)
@@ -173,8 +186,20 @@ def add_case_job(what: NewCase) -> Iterator[ProjectSnapshot]:
     yield _snapshot_of(project)
 
 
-def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
-    """Read a case: its image, and its labels, what a model found, or an empty layer to label it in."""
+def load_case_job(
+    folder: Path, name: str, model_labels: Path | None = None, title_of_model: str = ""
+) -> Iterator[CaseLayers]:
+    """Read a case: its image, and its labels, what a model found, or an empty layer to label it in.
+
+    Parameters
+    ----------
+    folder
+        Of the project.
+    name
+        Of the case.
+    model_labels, title_of_model
+        What a version found in it, to be shown beside its labels, and what that layer is called.
+    """
     project = open_project(folder)
     files = project.files_of(name)
     volume = read_channels(files.images)
@@ -195,7 +220,13 @@ def load_case_job(folder: Path, name: str) -> Iterator[CaseLayers]:
     data, options, kind = _with_metadata(layer, recorded)
     is_shown = files.labels is None and where.exists()
     uncertainty = _uncertainty_layer(where, f"{name} · uncertainty", volume, recorded) if is_shown else None
-    yield CaseLayers(name, images, (np.ascontiguousarray(data), options, kind), uncertainty)
+    shown = None
+    if model_labels is not None:
+        found = read_labels(model_labels)
+        marks = LabelMap(np.array(found.data), volume.geometry, {}, dict(project.facts.labels))
+        shown = labels_layer(marks, title_of_model, frame=volume.geometry.canonical()[0])
+        shown = _with_metadata(shown, {"case": name, "project": str(folder), "role": FOUND})
+    yield CaseLayers(name, images, (np.ascontiguousarray(data), options, kind), uncertainty, shown)
 
 
 def load_earlier_job(folder: Path, name: str, number: int) -> Iterator[CaseLayers | Earlier]:
@@ -250,4 +281,6 @@ def _snapshot_of(project: Project) -> ProjectSnapshot:
         note, can_train = training_plan(project).note, True
     except FmsegError:
         note, can_train = "Nothing to train on yet: add a volume with its labels.", False
-    return ProjectSnapshot(project, list_versions(project), note, can_train, unfinished_run(project))
+    versions = list_versions(project)
+    report = run_report(project, versions[-1]) if versions else None
+    return ProjectSnapshot(project, versions, note, can_train, unfinished_run(project), report)

@@ -30,11 +30,11 @@ from napari_fmseg._napari.common.widgets import (
     push_button,
     vbox,
 )
-from napari_fmseg._napari.teach.validation_view import PlaneView
+from napari_fmseg._napari.teach.validation_view import HeldOutTable, PlaneView
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone, TrainEvent
 from napari_fmseg.models.registry import list_models
 from napari_fmseg.training import Augment
-from napari_fmseg.training.projects import ACTIVE_VERSION, FROM_SCRATCH, TrainingOptions, Version
+from napari_fmseg.training.projects import ACTIVE_VERSION, FROM_SCRATCH, RunReport, TrainingOptions, Version
 
 __all__ = ["TrainPanel"]
 
@@ -66,7 +66,9 @@ class TrainPanel(QWidget):
         self.state, self._text, self._doing = "idle", "", ""
         self._present = 0
         self._files: list[str] = []  # cards that the user has chosen
-        self._steps: Mapping[str, int] = {}
+        self._steps: Mapping[str, int] = {}  # as planned
+        self._reached: dict[str, int] = {}  # the last step of every stage that was seen
+        self._is_timed = False
         self._colors: dict[int, Sequence[float]] = {}
         self._last = 0.0  # where on the x axis the last step lies
         self._left: Any = lambda: None
@@ -89,7 +91,9 @@ class TrainPanel(QWidget):
         self.bar = progress_bar()
         self.loss = Curves("", "loss")
         self.dice = Curves("step", "Dice", y_range=(0, 1), digits=2)
-        self.picture = PlaneView()
+        self.learned = paragraph(tip=TEACH.learned)
+        self.picture, self.held_out = PlaneView(), HeldOutTable()
+        self.show_learned("")
         self._lay_out()
         self._timer = QTimer(self, interval=_TICK_MS)
         self._timer.timeout.connect(self._on_tick)
@@ -118,7 +122,7 @@ class TrainPanel(QWidget):
             curves.plot.setMinimumHeight(_PLOT)
         self.loss.setToolTip(TEACH.loss)
         self.dice.setToolTip(TEACH.dice_curve)
-        above = (fields, self.note, self.more, buttons, status, self.bar)
+        above = (fields, self.note, self.more, buttons, status, self.bar, self.learned, self.held_out)
         shown = ((self.loss, 1), (self.dice, 1), self.picture)
         vbox(*above, *shown, of=self, margins=(6, 6, 6, 6), spacing=5)
 
@@ -185,13 +189,29 @@ class TrainPanel(QWidget):
         (self._timer.start if running else self._timer.stop)()
         self._on_tick()
 
-    def begin(self, steps: Mapping[str, int], colors: Mapping[str, Any], *, fresh: bool) -> None:
-        """Get ready for the steps of every stage; a training that is resumed goes on in its plots."""
-        self._steps = dict(steps)
+    def begin(
+        self, steps: Mapping[str, int], colors: Mapping[str, Any], *, fresh: bool, is_timed: bool = False
+    ) -> None:
+        """Get ready for a training; one that is resumed goes on in its plots.
+
+        Parameters
+        ----------
+        steps
+            Of every stage, as planned.
+        colors
+            Of the structures.
+        fresh
+            Whether it is another training than the last one.
+        is_timed
+            Whether it goes by time, so that its number of steps is a guess.
+        """
+        self._steps, self._is_timed = dict(steps), is_timed
+        self.held_out.show_report(None)
         if fresh:
             self.loss.clear()
             self.dice.clear()
             self._doing = ""
+            self._reached.clear()
             self.picture.hide()
         self._colors = dict(enumerate(colors.values(), 1))
         self.dice.set_colors(dict(colors))
@@ -205,11 +225,22 @@ class TrainPanel(QWidget):
         """Show one choice more."""
         self.tell_choices([*filter(None, self.choices_made.text().splitlines()), text])
 
+    def show_learned(self, text: str) -> None:
+        """Show what the model learns from, or with "" nothing."""
+        self.learned.setText(text)
+        self.learned.setVisible(bool(text))
+
+    def show_report(self, report: RunReport | None) -> None:
+        """Show what the newest version did on the cases that it never saw, in place of the picture as it learned."""
+        self.held_out.show_report(report)
+        self.picture.setVisible(self.picture.isVisibleTo(self) and not self.held_out.isVisibleTo(self))
+
     def take(self, event: TrainEvent) -> None:
         """Draw an event."""
         if isinstance(event, StepDone):
             self.loss.add(self._at(event.stage, event.step), {event.stage: event.loss})
-            self._doing = f"Training: {event.stage}, step {event.step} of {event.total}"
+            self._doing = f"Training: {event.stage}, step {event.step}"
+            self._doing += "" if self._is_timed else f" of {event.total}"
         elif isinstance(event, EpochDone):
             values = {name.removeprefix("dice/"): v for name, v in event.metrics.items() if name.startswith("dice/")}
             self.dice.add(self._last, values)
@@ -223,7 +254,9 @@ class TrainPanel(QWidget):
     def _at(self, stage: str, step: int) -> float:
         """Return where a step lies, behind those of the stages before."""
         names = list(self._steps)
-        before = sum(self._steps[name] for name in names[: names.index(stage)]) if stage in names else 0
+        earlier = names[: names.index(stage)] if stage in names else []
+        self._reached[stage] = step
+        before = sum(self._reached.get(name, self._steps[name]) for name in earlier)
         self._last = float(before + step)
         return self._last
 

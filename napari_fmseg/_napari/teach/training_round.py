@@ -14,7 +14,7 @@ from napari_fmseg.core.events import Progress, Saved, Warned
 from napari_fmseg.training import Augment, Recipe, load_recipe
 from napari_fmseg.training.projects import LEAVING, TrainingOptions
 
-__all__ = ["Round", "steps_of"]
+__all__ = ["Round", "minutes_of", "steps_of"]
 
 _SAID = {
     "preparing": "Starting, and reading the cases",
@@ -85,7 +85,7 @@ class Round(QObject):
 
     @property
     def left(self) -> tuple[float, float | None] | None:
-        """Share of the steps that are done and about how many seconds the rest takes; None while nothing is learned."""
+        """Share that is done and about how many seconds the rest takes; None while nothing is learned."""
         return (self.training.fraction, self.training.seconds_left) if self.training.running else None
 
     def start(self, folder: Path, source: str, options: TrainingOptions, augment: Augment) -> None:
@@ -146,7 +146,7 @@ class Round(QObject):
         assert self._recipe is not None
         self._why = ""
         self.started.emit(self._recipe)
-        self.training.start(("train", str(self._file)), steps=steps_of(self._recipe))
+        self.training.start(("train", str(self._file)), steps=steps_of(self._recipe), minutes=minutes_of(self._recipe))
 
     def _on_training(self, state: str) -> None:
         if state in _SAID:
@@ -197,6 +197,12 @@ class Round(QObject):
 def steps_of(recipe: Recipe) -> dict[str, int]:
     """Return the steps that every stage takes: whole epochs."""
     return {stage.stage: -(-stage.steps // stage.steps_per_epoch) * stage.steps_per_epoch for stage in recipe.stages}
+
+
+def minutes_of(recipe: Recipe) -> dict[str, float]:
+    """Return the minutes that every stage takes by the clock on the wall; nothing where a stage goes by steps."""
+    is_timed = recipe.clock == "wall" and all(stage.minutes for stage in recipe.stages)
+    return {stage.stage: stage.minutes for stage in recipe.stages} if is_timed else {}
 
 
 def _non_default_arguments(options: Any, prefix: str) -> list[str]:

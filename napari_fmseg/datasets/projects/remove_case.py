@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.datasets import nnunet_json
+from napari_fmseg.datasets.projects.case_results import results_of
 from napari_fmseg.datasets.projects.project import Project, open_project, with_record, write_state
 from napari_fmseg.datasets.projects.staged_case import prediction_of, relative, uncertainty_of
 from napari_fmseg.datasets.projects.transaction import STATE_DIR, transaction
@@ -34,7 +35,7 @@ def _with_exclusion(project: Project, name: str, *, excluded: bool) -> Project:
 
 
 def remove_case(project: Project, name: str, *, with_labels: bool = False) -> Project:
-    """Delete a case: its image, labels, earlier labels and predictions. A linked image stays where it is.
+    """Delete a case: its image, labels, earlier labels, predictions and pictures. A linked image stays where it is.
 
     Its image keeps its role in the split: if it comes again, it is held out or not as before, and versions that have
     learned from it still say so.
@@ -65,6 +66,8 @@ def remove_case(project: Project, name: str, *, with_labels: bool = False) -> Pr
         ]
         places += [old.file for old in record.earlier]
         places += [place for place in (prediction_of(name), uncertainty_of(name)) if (fresh.folder / place).exists()]
+        if record.image not in {fresh.record(other).image for other in fresh.files if other != name}:
+            places += [relative(path, fresh.folder) for path in results_of(fresh.folder, record.image)]
         for place in places:
             change.remove(place)
         n_labelled = len([other for other in fresh.labelled if other != name])

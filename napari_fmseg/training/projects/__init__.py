@@ -25,6 +25,7 @@ from napari_fmseg.datasets.projects.remove_case import exclude_case, include_cas
 from napari_fmseg.datasets.projects.revisions import LabelVersion, earlier_labels, label_history, labels_revision
 from napari_fmseg.datasets.projects.scan import scan_all, scan_cases
 from napari_fmseg.datasets.projects.training_plan import LEAVING, Fold, Plan, Run, open_run, start_run, training_plan
+from napari_fmseg.training.projects.advice import what_would_help
 from napari_fmseg.training.projects.case_table import CaseRow, case_table, rank_cases, record_scores, record_uncertainty
 from napari_fmseg.training.projects.planning import recipe_for
 from napari_fmseg.training.projects.prepare_run import (
@@ -36,6 +37,7 @@ from napari_fmseg.training.projects.prepare_run import (
     unfinished_run,
 )
 from napari_fmseg.training.projects.rename import rename_case, rename_class
+from napari_fmseg.training.projects.run_report import HeldOutCase, RunReport, run_report
 from napari_fmseg.training.projects.versions import (
     Lineage,
     Version,
@@ -63,6 +65,7 @@ __all__ = [
     "CaseRecord",
     "CaseRow",
     "Fold",
+    "HeldOutCase",
     "LabelOptions",
     "LabelVersion",
     "Lineage",
@@ -70,6 +73,7 @@ __all__ = [
     "Plan",
     "Project",
     "Run",
+    "RunReport",
     "TrainingOptions",
     "Version",
     "VersionResult",
@@ -109,12 +113,14 @@ __all__ = [
     "rename_class",
     "restore_labels",
     "roll_back",
+    "run_report",
     "save_prediction",
     "scan_all",
     "scan_cases",
     "start_run",
     "training_plan",
     "unfinished_run",
+    "what_would_help",
 ]
 
 

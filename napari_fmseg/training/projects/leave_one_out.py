@@ -70,7 +70,8 @@ def leave_one_out(
             yield from _train_with_progress(_recipe_of(run, fold, recipe, folder), i * steps, total)
             card = read_card(folder / f"{recipe.name}.toml")
             model = load_model(replace(card, labels=todays_labels(run, card.labels)), device=recipe.device)
-            scores = yield from measure(run.project, model, [case.name for case in fold.validation], options)
+            names = [case.name for case in fold.validation]
+            scores = yield from measure(run.project, model, names, options, run=run.folder)
             with atomic_write(done) as file:
                 file.write(json.dumps(scores).encode())
         try:

@@ -69,7 +69,7 @@ def finish_run(
     if run.plan.folds:
         scores = yield from leave_one_out(run, recipe, options)
     else:
-        scores = yield from measure(project, model, held, options)
+        scores = yield from measure(project, model, held, options, run=run.folder)
     old = active_version(project)
     if old is not None and (waiting := cases_to_score(project, old.number)):
         found = yield from measure(project, load_model(old.card, device=recipe.device), waiting, options)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from napari_fmseg.core.events import Progress, drain
-from napari_fmseg.core.volume import LabelMap
+from napari_fmseg.core.volume import LabelMap, Volume
+from napari_fmseg.datasets.case import IGNORE
+from napari_fmseg.datasets.projects.case_results import labels_file, picture_file
 from napari_fmseg.datasets.projects.locked_split import HELD_OUT
 from napari_fmseg.datasets.projects.project import Project
 from napari_fmseg.evaluation.metrics import dice_per_label
-from napari_fmseg.io import read_labels
+from napari_fmseg.io import read_labels, write_labels
 from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.weights import Model
 from napari_fmseg.pipelines import SegmentOptions, segment
+from napari_fmseg.training.validation import write_plane
 
 __all__ = ["cases_to_score", "measure"]
 
@@ -30,7 +34,12 @@ def cases_to_score(project: Project, version: int) -> tuple[str, ...]:
 
 
 def measure(
-    project: Project, model: Model, names: Sequence[str], options: SegmentOptions | None = None
+    project: Project,
+    model: Model,
+    names: Sequence[str],
+    options: SegmentOptions | None = None,
+    *,
+    run: Path | None = None,
 ) -> Generator[Progress, None, dict[str, dict[str, float]]]:
     """Segment cases and compare with their labels.
 
@@ -46,6 +55,8 @@ def measure(
         Of labelled cases.
     options
         Of the pipeline.
+    run
+        The folder of a run, to keep there what the model found in each case and a picture of it.
 
     Yields
     ------
@@ -62,26 +73,41 @@ def measure(
     for i, name in enumerate(names):
         yield Progress("measuring", i, len(names))
         files = project.files_of(name)
-        prediction = drain(segment(read_channels(files.images), model, options))
+        volume = read_channels(files.images)
+        prediction = _renumber(drain(segment(volume, model, options)), model.card.labels, project.facts.numbers)
         if files.labels is not None:
             truth = read_labels(files.labels)
-            found[name] = _dice(prediction, truth, project, model, project.record(name).classes)
+            known = set(model.card.labels.values())
+            found[name] = _dice(prediction, truth, project, [n for n in project.record(name).classes if n in known])
+            if run is not None:
+                _keep(volume, truth, prediction, project, name, run)
     yield Progress("measuring", len(names), len(names))
     return found
 
 
-def _dice(
-    prediction: LabelMap, truth: LabelMap, project: Project, model: Model, classes: Sequence[str]
-) -> dict[str, float]:
-    shared = [name for name in classes if name in model.card.labels.values() and name in project.facts.numbers]
-    code = {name: i for i, name in enumerate(shared, 1)}
-    mine = np.zeros(prediction.data.shape, np.int32)
-    its = np.zeros(truth.data.shape, np.int32)
-    for value, name in model.card.labels.items():
-        mine[prediction.data == value] = code.get(name, 0)
-    for value, name in project.facts.labels.items():
-        its[truth.data == value] = code.get(name, 0)
-    if project.facts.ignore is not None:
-        mine[truth.data == project.facts.ignore] = 0
-    values = dice_per_label(mine, its, len(shared) + 1)
-    return dict(zip(shared, map(float, values), strict=True))
+def _renumber(labels: LabelMap, names: Mapping[int, str], numbers: Mapping[str, int]) -> LabelMap:
+    """Return labels with other numbers for the classes; those that have none are left out."""
+    data = np.zeros(labels.data.shape, np.int32)
+    for value, name in names.items():
+        data[labels.data == value] = numbers.get(name, 0)
+    own = {number: name for name, number in numbers.items() if name in names.values()}
+    return LabelMap(data, labels.geometry, labels.meta, own)
+
+
+def _dice(prediction: LabelMap, truth: LabelMap, project: Project, classes: Sequence[str]) -> dict[str, float]:
+    facts = project.facts
+    code = {name: i for i, name in enumerate((n for n in classes if n in facts.numbers), 1)}
+    mine, its = (_renumber(labels, facts.labels, code).data for labels in (prediction, truth))
+    if facts.ignore is not None:
+        mine[truth.data == facts.ignore] = 0
+    values = dice_per_label(mine, its, len(code) + 1)
+    return dict(zip(code, map(float, values), strict=True))
+
+
+def _keep(volume: Volume, truth: LabelMap, found: LabelMap, project: Project, name: str, run: Path) -> None:
+    """Keep a picture of a case and what was found in it in the folder of a run."""
+    image, ignore = project.record(name).image, project.facts.ignore
+    data = truth.data if ignore is None else np.where(truth.data == ignore, IGNORE, truth.data)
+    known = LabelMap(data, truth.geometry, {}, truth.names)
+    write_plane(volume, known, found, picture_file(run, image), small=True)
+    write_labels(found, labels_file(run, image), source=volume)

@@ -140,7 +140,7 @@ def test_the_time_left_takes_in_the_stages_to_come(make_run: Make, monkeypatch: 
     run = make_run("")
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    run._steps = {"consensus": 100, "edge": 50}
+    run._clock.steps = {"consensus": 100, "edge": 50}
     run._clock.take(StepDone("consensus", 11, 100, 0.5, 0.1), now)  # resumed: ten steps were done before
     assert run.seconds_left is None
     now = 120.0
@@ -151,6 +151,46 @@ def test_the_time_left_takes_in_the_stages_to_come(make_run: Make, monkeypatch: 
     run._clock.take(StepDone("edge", 10, 50, 0.5, 0.1), now)
     assert run.seconds_left == pytest.approx(200 / 20 * 40)
     assert run.fraction == pytest.approx(110 / 150)
+
+
+def test_a_training_by_time_goes_by_its_minutes_whatever_its_steps_turn_out_to_be(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch, qtbot: Any
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    run: Any = make_run("")
+    run.start(["train", "r.toml"], steps={"coarse": 40, "fine": 10}, minutes={"coarse": 2.0, "fine": 1.0})
+    run._clock.take(StepDone("coarse", 1, 40, 0.5, 0.1), now)
+    shares, left = [], []
+    for now, stage, step, total in (
+        (130.0, "coarse", 20, 40),
+        (160.0, "coarse", 21, 400),  # it is much faster than was guessed
+        (190.0, "coarse", 200, 300),
+        (250.0, "coarse", 299, 300),  # later than planned
+        (251.0, "fine", 1, 90),
+        (281.0, "fine", 40, 90),
+    ):
+        run._clock.take(StepDone(stage, step, total, 0.5, 0.1), now)
+        shares.append(run.fraction)
+        left.append(run.seconds_left)
+    assert shares == pytest.approx([30 / 180, 60 / 180, 90 / 180, 120 / 180, 120 / 180, 150 / 180])
+    assert left == pytest.approx([150, 120, 90, 60, 60, 30])
+    wait(qtbot, run, "done")
+
+
+def test_a_resumed_training_by_time_goes_on_at_its_share_and_the_bar_never_falls(
+    make_run: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    run = make_run("")
+    run._clock = training_process._Clock({}, {"net": 60.0})
+    run._clock.take(StepDone("net", 51, 100, 0.5, 0.1), now)
+    now = 115.0
+    assert (run.fraction, run.seconds_left) == (pytest.approx(0.75), pytest.approx(15.0))
+    run._clock = training_process._Clock({"net": 100}, {})  # by steps, of which there are more than were guessed
+    run._clock.take(StepDone("net", 40, 100, 0.5, 0.1), now)
+    assert run.fraction == pytest.approx(0.75)
 
 
 def test_of_fast_steps_the_mean_loss_is_told_and_the_last_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:

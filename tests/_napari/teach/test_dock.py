@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -35,7 +36,8 @@ from napari_fmseg._napari.results.class_table import NAME, ClassTable
 from napari_fmseg._napari.teach.dock import TeachDock
 from napari_fmseg._napari.teach.label_history import LabelHistory
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
-from napari_fmseg.io import read_labels
+from napari_fmseg.datasets.projects.case_results import labels_file, picture_file
+from napari_fmseg.io import read_labels, write_labels
 from napari_fmseg.models.card import ModelCard, NetSpec
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import save_model
@@ -55,6 +57,7 @@ from napari_fmseg.training.projects import (
     training_plan,
 )
 from napari_fmseg.training.projects.prepare_run import write_recipe
+from napari_fmseg.training.validation import write_plane
 
 PATIENCE_MS = 120_000
 SHAPE = (16, 28, 32)
@@ -762,3 +765,102 @@ def test_a_case_that_was_changed_elsewhere_since_it_was_added_here_is_asked_abou
     qtbot.waitUntil(lambda: bool(asked), timeout=30_000)
     wait(qtbot, dock)
     np.testing.assert_array_equal(stored(dock.project.folder, "case-001"), truth.data)
+
+
+# --- held-out cases after a training --------------------------------------------------------------------------------
+
+
+def click_row(qtbot: Any, table: Any, row: int) -> None:
+    table.scrollToItem(table.item(row, 0))
+    box = table.visualItemRect(table.item(row, 0))
+    qtbot.mouseClick(table.viewport(), Qt.MouseButton.LeftButton, pos=box.center())
+
+
+def test_a_training_by_time_says_what_it_learns_from_and_shows_the_held_out_case_with_one_click(
+    make_dock: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    project = project_at(tmp_path / "balls", 4)
+    for i in range(3):
+        project = add_case(project, f"more-{i}", case_of(20 + i)[0])
+    run = start_run(project, training_plan(project))
+    (held,) = (case.name for case in run.plan.validation)
+    net = {"widths": (4, 8), "strides": ((2, 2, 2), (2, 2, 2))}
+    timed = {"steps": 20, "steps_per_epoch": 5, "minutes": 0.05}
+    stage = StageRecipe("consensus", "fastunet", "soft_dice_ce", kwargs=net, ema=0.9, keep="last", **timed)
+    settings = {"consensus_grid": (16, 16, 16), "attention_grid": (16, 16, 16)}
+    recipe = recipe_for(
+        run, (stage,), settings=settings, unlabelled=run.plan.unlabelled, unlabelled_weight=0.5, device="cpu"
+    )
+    write_recipe(recipe, recipe_file(run))
+    dock = make_dock(project.folder)
+    dock.pages.setCurrentIndex(1)
+    page = dock.train
+    bar, said = [], []
+    page.bar.valueChanged.connect(bar.append)
+    dock.round.event_received.connect(lambda _: said.append((page.learned.text(), page.said.text())))
+    press(qtbot, page.resume_button)
+    assert not page.held_out.isVisible()
+    qtbot.waitUntil(lambda: not dock.round.running and dock.round.state != "preparing", timeout=PATIENCE_MS)
+    wait(qtbot, dock)
+    assert (dock.round.state, dock.error.error) == ("done", None), dock.error.text.text()
+    learned = "Learning from 3 labelled and 3 unlabelled volumes."
+    assert learned in [text for text, _ in said]
+    assert page.learned.isVisible()
+    assert page.learned.text() == learned
+    assert learned not in dock.note.text()
+    assert bar == sorted(bar)
+    steps = [text for _, text in said if "step" in text]
+    assert steps
+    assert not [text for text in steps if " of " in text]  # how many it will be is a guess
+
+    table = page.held_out.table
+    assert page.held_out.isVisible()
+    assert [table.item(i, 1).text() for i in range(table.rowCount())] == [held]
+    assert not table.item(0, 0).icon().isNull()
+    click_row(qtbot, table, 0)
+    wait(qtbot, dock)
+    assert [layer.name for layer in dock.viewer.layers] == [held, f"{held} · labels", f"{held} · version 1"]
+    _, mine, its = dock.viewer.layers
+    assert its.contour
+    dice = 2 * ((mine.data == 1) & (its.data == 1)).sum() / ((mine.data == 1).sum() + (its.data == 1).sum())
+    assert table.item(0, 2).text() == f"{dice:.2f}"
+    assert dock.viewer.layers.selection.active is mine
+    assert dock.add.layer is mine  # the model's are only looked at
+
+
+def test_held_out_cases_stand_worst_first_with_what_would_help_most(make_dock: Any, qtbot: Any, tmp_path: Path) -> None:
+    folder = project_at(tmp_path / "balls", 4).folder
+    a_version(folder, tmp_path / "first")
+    project = open_project(folder)
+    run = start_run(project, training_plan(project))
+    scores = {f"case-{i:03d}": {"ball": dice} for i, dice in ((1, 0.9), (2, 0.4), (3, 0.8))}
+    add_version(run, tmp_path / "first" / "balls.toml", scores=scores)
+    (run.folder / "kept.json").write_text('{"version": 2}')
+    image, truth = case_of(1)
+    shifted = LabelMap(np.roll(truth.data, 2, 1), truth.geometry, {}, truth.names)
+    write_plane(image, truth, shifted, picture_file(run.folder, project.record("case-002").image), small=True)
+    write_labels(shifted, labels_file(run.folder, project.record("case-002").image))
+    dock = make_dock(folder)
+    dock.pages.setCurrentIndex(1)
+    shown = dock.train.held_out
+    assert shown.isVisible()
+    assert "version 2 never saw" in shown.title.text()
+    assert shown.advice.text().startswith("More cases like case-002 would help most: its Dice is 0.40")
+    cells = [[shown.table.item(i, column).text() for column in (1, 2)] for i in range(shown.table.rowCount())]
+    assert cells == [["case-002", "0.40"], ["case-003", "0.80"], ["case-001", "0.90"]]
+    assert [shown.table.item(i, 0).icon().isNull() for i in range(3)] == [False, True, True]
+    picture = shown.table.item(0, 0).icon().pixmap(84, 84).toImage()
+    colors = {picture.pixelColor(x, y).name() for x in range(picture.width()) for y in range(picture.height())}
+    assert {"#56b4e9", "#e69f00"} <= colors  # the outlines of both
+    for _ in range(2):  # clicked again, nothing comes twice
+        click_row(qtbot, shown.table, 0)
+        wait(qtbot, dock)
+        assert [layer.name for layer in dock.viewer.layers] == ["case-002", "case-002 · labels", "case-002 · version 2"]
+    np.testing.assert_array_equal(np.sort(np.unique(dock.viewer.layers[-1].data)), [0, 1])
+    click_row(qtbot, shown.table, 1)  # what was found was not kept
+    wait(qtbot, dock)
+    visible = [layer.name for layer in dock.viewer.layers if layer.visible]
+    assert visible == ["case-003", "case-003 · labels"]
+    shown.show_report(dataclasses.replace(shown.report, left_out=True, advice=""))
+    assert "trained without it" in shown.title.text()
+    assert not shown.advice.isVisible()

@@ -36,6 +36,7 @@ from napari_fmseg.training.projects import (
     predict,
     prepare_run,
     recipe_file,
+    run_report,
     start_run,
     training_plan,
     unfinished_run,
@@ -85,9 +86,12 @@ def test_a_prepared_run_has_a_recipe_that_reads_back_as_it_was_written(filled: P
     recipe = load_recipe(recipe_file(run))
     plan = training_plan(run.project)
     assert (recipe.training, recipe.validation) == (plan.training, plan.validation)
-    assert (recipe.labels, recipe.augment, recipe.seed) == (("liver", "tumour"), augment, 7)
+    assert (recipe.labels, recipe.seed) == (("liver", "tumour"), 7)
+    assert (recipe.augment.flip, recipe.augment.noise) == ("x", 0.1)  # the rest follows from the data
     assert (recipe.out, recipe.channels, recipe.modality) == (run.folder, ("CT",), "CT")
-    assert [stage.stage for stage in recipe.stages] == ["consensus", "attention", "edge"]
+    assert recipe.stages[0].stage == "consensus"
+    assert all(stage.minutes > 0 for stage in recipe.stages)
+    assert sum(stage.minutes for stage in recipe.stages) <= SHORT.minutes
     assert unfinished_run(open_project(filled.folder)) == int(run.folder.name)
 
 
@@ -189,8 +193,9 @@ def test_two_images_are_left_out_in_turn_and_no_model_is_measured_on_what_it_has
     _, run = ended(prepare_run(project, FROM_SCRATCH, TrainingOptions(minutes=0.01, device="cpu")))
     recipe = load_recipe(recipe_file(run))
     # Steps by the hand of the test: a busy machine must not make it long.
+    small = {"widths": (4, 4), "strides": ((2, 2, 2), (2, 2, 2))}
     stages = tuple(
-        dataclasses.replace(s, steps=1, steps_per_epoch=1, kwargs={"width": 4} if s.kwargs else {})
+        dataclasses.replace(s, steps=1, steps_per_epoch=1, minutes=0.0, kwargs={**s.kwargs, **small})
         for s in recipe.stages
     )
     grids = {"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]}
@@ -200,19 +205,25 @@ def test_two_images_are_left_out_in_turn_and_no_model_is_measured_on_what_it_has
     assert list(kept.version.lineage.scores) == ["c0", "c1"]
     assert kept.version.lineage.held_out == {}
     assert {e.stage for e in events if isinstance(e, Progress)} == {LEAVING, "measuring"}
-    assert [e for e in events if isinstance(e, Progress) and e.stage == LEAVING][-1] == Progress(LEAVING, 6, 6)
+    n = 2 * len(stages)
+    assert [e for e in events if isinstance(e, Progress) and e.stage == LEAVING][-1] == Progress(LEAVING, n, n)
     for fold, seen in (("1", "c1"), ("2", "c0")):
         told = json.loads((run.folder / "left-out" / fold / "run.json").read_text())["recipe"]
         assert [case["name"] for case in told["training"]] == [seen]
         assert not told.get("start_from")
     assert all(row.left_out for row in case_table(kept.project))
+    report = run_report(kept.project, kept.version)
+    assert {case.name for case in report.cases} == {"c0", "c1"}
+    assert report.left_out
+    assert all(case.picture and case.found for case in report.cases)
 
     # The next round starts from that model, which has seen both: what is left out must not be in the start.
     _, run = ended(prepare_run(kept.project, "project", TrainingOptions(minutes=0.01, device="cpu")))
     recipe = load_recipe(recipe_file(run))
     write_recipe(
         dataclasses.replace(
-            recipe, stages=tuple(dataclasses.replace(s, steps=1, steps_per_epoch=1) for s in recipe.stages)
+            recipe,
+            stages=tuple(dataclasses.replace(s, steps=1, steps_per_epoch=1, minutes=0.0) for s in recipe.stages),
         ),
         recipe_file(run),
     )
@@ -221,5 +232,5 @@ def test_two_images_are_left_out_in_turn_and_no_model_is_measured_on_what_it_has
     for fold in ("1", "2"):
         told = json.loads((run.folder / "left-out" / fold / "run.json").read_text())["recipe"]
         assert not told.get("start_from")
-        assert told["stages"][0]["kwargs"]["width"] == 4
+        assert told["stages"][0]["kwargs"]["widths"] == [4, 4]
     assert again.version.lineage.parent == 1
