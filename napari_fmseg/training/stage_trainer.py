@@ -308,7 +308,10 @@ class StageTrainer:
         rng = np.random.default_rng(seed)
         noise = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         order = self.sampler.picks(steps * stage.batch, rng, hard)
-        others = in_turn(len(self.unlabelled), steps * stage.batch, rng) if self.unlabelled else []
+        own = np.random.default_rng(
+            [*seed, len(order)]
+        )  # labelled samples are the same with and without unlabelled ones
+        others = in_turn(len(self.unlabelled), len(order), own) if self.unlabelled else []
 
         def draw(step: int) -> _Draws:
             part = slice(step * stage.batch, (step + 1) * stage.batch)
