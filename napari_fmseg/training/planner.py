@@ -222,10 +222,8 @@ def _plan(
     margin = max(50.0, 0.3 * (high - low))
     intensity = Intensity("window", round(low - margin), round(high + margin)) if ct else Intensity()
     kind = "cpu" if device.type == "cpu" else "other"
-    shares = sorted(facts.share.values())
-    large = sum(shares) >= _LARGE
-    uneven = len(shares) > 1 and shares[-1] > 20 * shares[0]
-    loss = "soft_dice_ce_by_class" if uneven or not large else "soft_dice_ce"
+    large = sum(facts.share.values()) >= _LARGE
+    loss = "soft_dice_ce_by_class"
     grid = _grid_of(facts, _GRID[kind])
     spacing = [n * s / m for n, s, m in zip(facts.shape, facts.spacing, grid, strict=True)]
     net: dict[str, Any] = {"widths": _WIDTHS[kind], "strides": fastunet_strides(grid, spacing)}
@@ -249,7 +247,7 @@ def _plan(
         StageRecipe(s, "fastunet", loss=loss, **{**_FAST, "lr": 1e-3})
         if parent.nets[s].network == "fastunet"
         else StageRecipe(
-            s, parent.nets[s].network, loss=loss.replace("soft_", ""), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2
+            s, parent.nets[s].network, loss=_published_loss(facts), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2
         )
         for s in PIPELINES[parent.pipeline].stages
         if s in parent.nets
@@ -284,6 +282,14 @@ def _training_precision(stages: Sequence[StageRecipe], device: torch.device) -> 
     shown = all(getattr(load(NETWORKS[stage.network]), "trains_in_bfloat16", False) for stage in stages)
     half = device.type == "cpu" and pick_precision(device, half_precision_ok=True) == "bfloat16"
     return "bfloat16" if shown and half else "auto"
+
+
+def _published_loss(facts: DatasetStatistics) -> str:
+    """Return the loss for networks without normalisation."""
+    shares = sorted(facts.share.values())
+    if len(shares) > 1 and shares[-1] > 20 * shares[0]:
+        return "dice_ce_by_class"
+    return "dice_ce_balanced" if sum(shares) < _LARGE else "dice_ce"
 
 
 def _grid_of(facts: DatasetStatistics, voxels: int) -> tuple[int, int, int]:
@@ -386,7 +392,9 @@ def _plan_in_words(
         "percentile": f"percentiles {low} to {high} of each volume",
     }
     told.append(f"Intensities: {kind.get(recipe.intensity.kind, recipe.intensity.kind)}.")
-    if recipe.stages[0].loss.endswith(("_balanced", "_by_class")):
+    if min(facts.share.values(), default=1.0) < _LARGE:
         small = min(facts.share, key=lambda n: facts.share[n])
-        told.append(f"{small!r} fills {100 * facts.share[small]:.2g} % of the volume, so small structures weigh more.")
+        told.append(
+            f"{small!r} fills {100 * facts.share[small]:.2g} % of the volume, so small structures weigh more at first."
+        )
     return told

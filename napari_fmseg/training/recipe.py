@@ -216,7 +216,7 @@ class Recipe:
     distillation_weight: float = 0.0
     unlabelled: tuple[Case, ...] = ()
     unlabelled_weight: float = 0.0
-    unlabelled_from: float = 0.2
+    unlabelled_from: float = 0.25
     clock: str = "wall"
     validate_cases: int = 0
     seed: int = 0

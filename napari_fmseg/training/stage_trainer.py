@@ -283,9 +283,11 @@ class StageTrainer:
             mixing = np.random.default_rng([*seed, step])
             # Dropout takes no generator.
             torch.manual_seed(int(np.random.SeedSequence([*seed, step]).generate_state(1)[0]))
+            progress = (epoch + step / steps) / self.epochs
+            self.task.set_progress(progress)
             samples = self._mix(draws, first + step, mixing)
             if self.plateau is None:
-                rate = stage.lr * rate_of(stage, (epoch + step / steps) / self.epochs, 1 / (steps * self.epochs))
+                rate = stage.lr * rate_of(stage, progress, 1 / (steps * self.epochs))
                 for group in self.optimiser.param_groups:
                     group["lr"] = rate
             loss = self._loss(samples, draws.cases, miner)

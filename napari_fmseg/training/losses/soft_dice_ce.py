@@ -27,25 +27,31 @@ class SoftDiceCELoss(nn.Module):
     Parameters
     ----------
     by_class
-        Weigh each class in the cross entropy by (background / voxels of the class)^0.75, at most 60.
+        Weigh each class in the cross entropy by (background / voxels of the class)^(0.75 `emphasis`), at most 60.
+
+    Attributes
+    ----------
+    emphasis
+        1 at first; training lets it fall to 0. Weights make a network find small structures early, and then find too
+        much of them; a teacher with weights would pass its excess on to a student that adds its own.
     """
 
     takes_shares = True
 
     def __init__(self, by_class: bool = False) -> None:
         super().__init__()
-        self.by_class = by_class
+        self.by_class, self.emphasis = by_class, 1.0
 
     def forward(self, prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the loss of probabilities and target (b, classes, z, y, x), a scalar."""
         target = target.float() if weight is None else target.float() * weight
-        loss: Tensor = _SoftDiceCE.apply(prediction.float(), target, self.by_class)  # type: ignore[no-untyped-call]
+        loss: Tensor = _SoftDiceCE.apply(prediction.float(), target, self.emphasis if self.by_class else 0.0)  # type: ignore[no-untyped-call]
         return loss
 
 
 class _SoftDiceCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, p: Tensor, t: Tensor, by_class: bool) -> Tensor:
+    def forward(ctx: Any, p: Tensor, t: Tensor, emphasised: float) -> Tensor:
         flat, true = p.flatten(2), t.flatten(2)
         share = true.sum(1)  # (b, n)
         voxels = true.sum(2)  # (b, c)
@@ -53,9 +59,9 @@ class _SoftDiceCE(torch.autograd.Function):
         union = torch.einsum("bcn,bn->bc", flat, share) + voxels + _SMOOTH
         overlap = (2 * both + _SMOOTH) / union
         emphasis = torch.ones_like(voxels[0])
-        if by_class:
+        if emphasised:
             count = voxels.sum(0)
-            emphasis = (count[0] / count.clamp_min(1)).pow(_POWER).clamp(1, _MOST)
+            emphasis = (count[0] / count.clamp_min(1)).clamp(1, _MOST ** (1 / _POWER)).pow(_POWER * emphasised)
         total = (voxels.sum(0) * emphasis).sum().clamp_min(1e-12)
         logs = flat.clamp_min(_FLOOR).log_()
         entropy = -(torch.einsum("bcn,bcn->c", logs, true) * emphasis).sum() / total

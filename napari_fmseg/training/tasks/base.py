@@ -29,6 +29,9 @@ from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 __all__ = ["Labelled", "Task", "make_loss", "make_structure_loss"]
 
 
+FADE = 0.25
+"""Share of the training over which the class weights of `SoftDiceCELoss` fade."""
+
 Missing: TypeAlias = Sequence[Sequence[int]]
 
 
@@ -53,6 +56,9 @@ class Task(Protocol):
 
     def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the probabilities of every head of the network, finest first."""
+
+    def set_progress(self, progress: float) -> None:
+        """Adapt to the share of the training that is done, 0..1; called before every step."""
 
     def loss_of_heads(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
         """Return the loss of a batch; `missing` holds for each sample the classes that it was never labelled with."""
@@ -137,6 +143,12 @@ class Labelled:
         """Return the augmentation of a case: without mirroring where only one of two paired organs is labelled."""
         torn = any((a in case.missing) != (b in case.missing) for a, b in self.swap)
         return dataclasses.replace(self.augment, flip=self.augment.flip.replace("x", "")) if torn else self.augment
+
+    def set_progress(self, progress: float) -> None:
+        """Let the class weights of a loss that has an `emphasis` fade over the first part of the training, 0..1."""
+        for criterion in (self.criterion, getattr(self.structure_criterion, "criterion", None)):
+            if hasattr(criterion, "emphasis"):
+                criterion.emphasis = max(0.0, 1 - progress / FADE)
 
     def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the probabilities of every head, finest first."""

@@ -58,3 +58,17 @@ def test_a_certain_and_wrong_answer_costs_much_and_stays_finite() -> None:
     assert 50 < loss.item() < 100
     (slope,) = torch.autograd.grad(loss, p)
     assert torch.isfinite(slope).all()
+
+
+def test_class_weights_fade_to_none() -> None:
+    torch.manual_seed(0)
+    p = torch.rand(1, 3, 4, 4, 4).softmax(1)
+    target = torch.zeros(1, 3, 4, 4, 4)
+    target[:, 0], target[:, 0, 0, 0, 0], target[:, 2, 0, 0, 0] = 1, 0, 1
+    weighted, plain = SoftDiceCELoss(by_class=True), SoftDiceCELoss()
+    values = []
+    for emphasis in (1.0, 0.5, 0.0):
+        weighted.emphasis = emphasis
+        values.append(weighted(p, target).item())
+    assert len(set(values)) == 3
+    assert values[-1] == pytest.approx(plain(p, target).item(), rel=1e-6)
