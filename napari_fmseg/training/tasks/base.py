@@ -147,7 +147,7 @@ class Labelled:
     def set_progress(self, progress: float) -> None:
         """Let the class weights of a loss that has an `emphasis` fade over the first part of the training, 0..1."""
         for criterion in (self.criterion, getattr(self.structure_criterion, "criterion", None)):
-            if hasattr(criterion, "emphasis"):
+            if isinstance(criterion, SoftDiceCELoss):
                 criterion.emphasis = max(0.0, 1 - progress / FADE)
 
     def heads(self, net: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
