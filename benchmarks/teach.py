@@ -54,7 +54,7 @@ class Results(budgeted.Results):
         elif key not in self.table["plans"]:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             facts = facts_of(cases[:2], names, [n for n in recipe.labels if n in names.values()])
-            stages, told = _set_duration(recipe, facts, device, minutes * 60, 10)
+            stages, told = _set_duration(recipe, facts, device, minutes * 60, None)
             self.table["plans"][key] = {s.stage: [s.steps, s.steps_per_epoch] for s in stages}
             print("\n".join(told), flush=True)
             self.save()
