@@ -88,24 +88,32 @@ def export(
 
 
 def import_(
-    file: Positional[Annotated[Path, arg(metavar="FILE.zip")]],
+    file: Positional[Annotated[Path, arg(metavar="FILE.zip|FOLDER")]],
     /,
     *,
     replace: bool = False,
 ) -> int:
-    """Install a model from one file; its hash is checked.
+    """Install a model from one file; its hash is checked. Models of nnU-Net v2 are converted.
 
     Parameters
     ----------
     file
-        A file written by `fmseg models export`.
+        A file written by `fmseg models export`, a results folder of nnU-Net v2, or a zip of one.
     replace
         Replace another model of yours with the same name.
     """
     from napari_fmseg.models.archive import import_model
+    from napari_fmseg.models.nnunet import import_nnunet, is_nnunet
 
-    card = import_model(file, replace=replace)
-    say(f"{card.name}, version {card.version}: {', '.join(card.labels.values())}")
+    if file.is_dir() or is_nnunet(file):
+        done = import_nnunet(file, replace=replace)
+        for reason in done.refused:
+            note(f"Not imported: {reason}")
+        cards = done.cards
+    else:
+        cards = (import_model(file, replace=replace),)
+    for card in cards:
+        say(f"{card.name}, version {card.version}: {', '.join(card.labels.values())}")
     return 0
 
 

@@ -60,6 +60,11 @@ class SegmentOptions:
         model's card.
     blend
         How overlapping windows are averaged: ``"gaussian"``, their middle counts most, or ``"constant"``.
+    mirror
+        Whether windows are mirrored, too, where the model's card says so: up to 8 times the work.
+    mode
+        For models of nnU-Net: ``"exact"``, its own arithmetic; ``"fast"``, in 16 bit where the device computes in it;
+        "" as in the model's card.
     max_memory_gb
         Most memory in GB that the run may take, of a GPU or else of the whole program; 0 for no limit. A GPU's limit
         is kept, by smaller parts or on the CPU; on the CPU the run warns if it needed more.
@@ -74,11 +79,15 @@ class SegmentOptions:
     overlap: float | None = None
     window_batch: int | None = None
     blend: str = "gaussian"
+    mirror: bool = True
+    mode: str = ""
     max_memory_gb: float = 0.0
 
     def __post_init__(self) -> None:
         if wrong := wrong_number(self, _RANGES):
             raise InvalidRecipe(f"{wrong}.")
+        if self.mode not in ("", "exact", "fast"):
+            raise InvalidRecipe(f"The mode is exact, fast or nothing, not {self.mode!r}.")
 
 
 def stages_of(card: ModelCard) -> tuple[str, ...]:

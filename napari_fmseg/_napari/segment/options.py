@@ -35,6 +35,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "overlap": OVERLAPS,
     "window_batch": BATCHES,
     "blend": (("Gaussian", "gaussian"), ("plain mean", "constant")),
+    "mode": ((AS_CARD, ""), ("exact", "exact"), ("fast", "fast")),
 }
 WORDS = {
     "precision": "Precision",
@@ -44,6 +45,8 @@ WORDS = {
     "overlap": "Windows overlap",
     "window_batch": "Windows at once",
     "blend": "Blend windows",
+    "mirror": "Mirror windows too",
+    "mode": "Mode (nnU-Net)",
     "max_memory_gb": "Use memory up to (GB)",
 }
 
