@@ -195,6 +195,7 @@ class PlainConvUNet(nn.Module):
     """
 
     residual = False
+    cpu_memory_format = "contiguous"  # the other one is slower in float32, and a copy of the weights
 
     def __init__(
         self,

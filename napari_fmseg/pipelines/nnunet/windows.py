@@ -72,10 +72,11 @@ def predict_planes(
             if sums.ndim == 0:
                 sums = torch.zeros((len(out), window[0], *image.shape[2:]), dtype=torch.float16, device=image.device)
                 covered = torch.zeros_like(sums[0])
-            out.mul_(weights)
             for ring, part in _ring(first, window[0]):
-                sums[(slice(None), ring, *place)] += out[:, part]
+                for head, logits in zip(sums, out, strict=True):  # one by one: mixed types make copies
+                    head[(ring, *place)] += logits[part] * weights[part]
                 covered[(ring, *place)] += weights[part]
+            del out
             done += 1
             yield Progress(stage, done, total)
         last = starts[0][row + 1] if row + 1 < len(starts[0]) else image.shape[1]
@@ -91,11 +92,10 @@ def predict_planes(
 
 def _mean_of_mirrors(call: Callable[[Tensor], Tensor], x: Tensor, flips: Sequence[Sequence[int]]) -> Tensor:
     """Return the mean logits (heads, a0, a1, a2) over the mirrored windows, float32."""
-    total = torch.zeros(())
-    for axes in flips:
+    total = call(x).float()
+    for axes in flips[1:]:  # the first has none
         turned = [axis + 2 for axis in axes]
-        out = call(x.flip(turned) if turned else x).float().flip(turned)
-        total = out if total.ndim == 0 else total.add_(out)
+        total += call(x.flip(turned)).float().flip(turned)
     return total.div_(len(flips))[0] if len(flips) > 1 else total[0]
 
 
