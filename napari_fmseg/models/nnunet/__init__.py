@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import tempfile
 import zipfile
@@ -32,6 +33,7 @@ __all__ = ["Imported", "import_nnunet", "is_nnunet"]
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 _V1 = ("plans.pkl", "model_final_checkpoint.model")
 _DEEPEST = 6
+_MOST_ENTRIES = 20_000  # of a folder that is not yet known to be a model
 _MODALITIES = {"ct": "CT", "pet": "PET", "pt": "PET", **dict.fromkeys(
     ("mri", "mr", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "flair", "adc", "dwi"), "MR")}  # fmt: skip
 
@@ -123,13 +125,15 @@ def _is_v1(names: Any) -> bool:
     return any(name in _V1 for name in names)
 
 
-def _files(place: Path, depth: int = _DEEPEST) -> list[Path]:
-    """Return the files below a folder, not deeper than a results folder has them."""
-    if depth < 0:
-        return []
-    entries = sorted(place.iterdir())
-    deeper = [file for one in entries if one.is_dir() and not one.is_symlink() for file in _files(one, depth - 1)]
-    return [one for one in entries if one.is_file()] + deeper
+def _files(place: Path) -> list[Path]:
+    """Return the files below a folder, not deeper than a results folder has them, and not without end."""
+    found: list[Path] = []
+    for folder, inner, names in os.walk(place):  # which follows no link
+        found += [Path(folder, name) for name in names]
+        if len(Path(folder).relative_to(place).parts) >= _DEEPEST or len(found) > _MOST_ENTRIES:
+            inner.clear()
+        inner.sort()
+    return sorted(found)
 
 
 def _model_folders(place: Path) -> list[Path]:
