@@ -200,10 +200,9 @@ def _slab_scores(
 ) -> Tensor:
     """Zoom along z by the weights and in plane by torch's bilinear kernel, or by the weights that are given."""
     if axes is not None:
-        part = scores.float()
-        for number, axis in enumerate(axes):
-            part = _two_taps(part, axis.whole[planes] if number == 0 else axis.whole, number + 1)
-        return part
+        z, y, x = (axis.whole for axis in axes)
+        part = _two_taps(_two_taps(scores.float(), z[planes], 1), y, 2)
+        return part @ x.T.to(part.device)  # along the last axis faster than to gather
     n_in, step = scores.shape[1], scores.shape[1] / shape[0]
     if step > 1 or any(n > m for n, m in zip(scores.shape[2:], shape[1:], strict=True)):
         return resize_slab(scores, shape, planes)
