@@ -324,6 +324,10 @@ class NNUNetSettings(PipelineSettings):
         """Return the voxels of a window."""
         return NNUNetSettings.of(self.lowres).window if stage == "lowres" else self.window
 
+    def with_new_classes(self) -> Self:
+        """Return the settings for voxels in an order that does not depend on the file, as training shows them."""
+        return replace(self, orientation="RAS")
+
 
 def _is_known(resampling: Resampling) -> bool:
     orders = range(4)

@@ -75,7 +75,8 @@ def import_nnunet(path: Path | str, folder: Path | str | None = None, *, replace
     Parameters
     ----------
     path
-        The folder of a model, one above it, or a zip as nnUNetv2_export_model_to_zip writes it.
+        The folder of a model, of one of its folds (only that one is taken), one above it, or a zip as
+        nnUNetv2_export_model_to_zip writes it.
     folder
         Where to; by default the folder of the user's own models.
     replace
@@ -95,6 +96,7 @@ def import_nnunet(path: Path | str, folder: Path | str | None = None, *, replace
     path = Path(path)
     with ExitStack() as stack:
         place = path if path.is_dir() else stack.enter_context(unzip(path))
+        fold = place.name if _is_fold(place) else ""
         found = _model_folders(place)
         if not found:
             raise UnknownModel(_nothing_in(path, place))
@@ -102,7 +104,7 @@ def import_nnunet(path: Path | str, folder: Path | str | None = None, *, replace
         refused: list[FmsegError] = []
         for one in found:
             try:
-                card = _import_one(one, found, folder, replace)
+                card = _import_one(_Source.read(one, fold), one, found, folder, replace)
             except (UnknownModel, WeightsMismatch) as error:
                 refused.append(error)
             else:
@@ -138,15 +140,21 @@ def _files(place: Path) -> list[Path]:
 
 def _model_folders(place: Path) -> list[Path]:
     """Return the folders with plans and folds, at any depth; the parent's, if the folder of a fold is given."""
-    if _checkpoint_in(place) is not None and (place.parent / "plans.json").is_file():
-        place = place.parent
+    if _is_fold(place):
+        return [place.parent]
     folders = [file.parent for file in _files(place) if file.name == "plans.json"]
     return [one for one in folders if (one / "dataset.json").is_file() and _folds(one)]
 
 
-def _folds(folder: Path) -> list[Path]:
+def _is_fold(place: Path) -> bool:
+    return _checkpoint_in(place) is not None and all(
+        (place.parent / name).is_file() for name in ("plans.json", "dataset.json")
+    )
+
+
+def _folds(folder: Path, only: str = "") -> list[Path]:
     """Return the checkpoints: of all numbered folds, or of the one that was trained on everything."""
-    numbered = sorted(folder.glob("fold_[0-9]*"), key=lambda one: (len(one.name), one.name))
+    numbered = sorted(folder.glob(only or "fold_[0-9]*"), key=lambda one: (len(one.name), one.name))
     found = [_checkpoint_in(one) for one in numbered]
     checkpoints = [one for one in found if one is not None]
     everything = _checkpoint_in(folder / "fold_all")
@@ -165,17 +173,18 @@ class _Source:
     dataset: Mapping[str, Any]
     plan: Configuration
     folds: Sequence[Checkpoint]
+    only: str = ""
 
     @classmethod
-    def read(cls, folder: Path) -> _Source:
+    def read(cls, folder: Path, only: str = "") -> _Source:
         try:
             plans, dataset = read_table(folder / "plans.json"), read_table(folder / "dataset.json")
         except (OSError, ValueError) as error:
             raise UnknownModel(f"plans.json or dataset.json of {folder.name} cannot be read: {error}.") from error
-        folds = [read_nnunet_checkpoint(path) for path in _folds(folder)]
+        folds = [read_nnunet_checkpoint(path) for path in _folds(folder, only)]
         if folds[0].configuration not in configuration_names(plans):
             raise UnknownModel(f"plans.json of {folder.name} has no configuration {folds[0].configuration!r}.")
-        return cls(plans, dataset, read_configuration(plans, dataset, folds[0].configuration), folds)
+        return cls(plans, dataset, read_configuration(plans, dataset, folds[0].configuration), folds, only)
 
     @property
     def previous(self) -> str:
@@ -219,8 +228,9 @@ def _check_sizes(net: Any, plan: Configuration) -> None:
     net.check(torch.empty((1, net.in_channels, *plan.settings.window), device="meta"))
 
 
-def _import_one(folder: Path, everything: Sequence[Path], target: Path | str | None, replace: bool) -> ModelCard:
-    source = _Source.read(folder)
+def _import_one(
+    source: _Source, folder: Path, everything: Sequence[Path], target: Path | str | None, replace: bool
+) -> ModelCard:
     specs, nets = source.networks("windows")
     more: dict[str, Any] = {}
     if source.previous:
@@ -256,7 +266,7 @@ def _lower_stage(folder: Path, source: _Source, everything: Sequence[Path]) -> _
 def _card(source: _Source, specs: Mapping[str, NetSpec], more: Mapping[str, Any]) -> ModelCard:
     plan, first = source.plan, source.folds[0]
     dataset = re.sub(r"^Dataset\d+_", "", plan.dataset)
-    parts = [dataset, first.configuration]
+    parts = [dataset, first.configuration, source.only]
     parts += [first.trainer] if first.trainer != "nnUNetTrainer" else []
     parts += [plan.plans] if plan.plans != "nnUNetPlans" else []
     name = re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")

@@ -14,10 +14,10 @@ from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.models.settings import SingleSettings
 from napari_fmseg.training.data.augmentation import augment_intensity, augment_spatial, jitter_window
 from napari_fmseg.training.data.samples import Sample, target_in
-from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Labelled
 
-__all__ = ["PatchTask"]
+__all__ = ["PatchTask", "find_places"]
 
 
 class PatchTask(Labelled):
@@ -34,7 +34,7 @@ class PatchTask(Labelled):
         if stage.stage != "net":
             raise InvalidRecipe(f"The single pipeline has one stage, 'net', not {stage.stage!r}.")
         self.settings = SingleSettings.of(recipe.settings)
-        self.places = [_places(case.labels) for case in samples]
+        self.places = [find_places(case.labels) for case in samples]
 
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0
@@ -45,7 +45,11 @@ class PatchTask(Labelled):
         x = _read(case.image, spans, self.settings.window)
         target = target_in(case.labels, spans, self.settings.window, self.n_classes)
         (x,), target = augment_spatial([x], target, augment, self.swap, rng)
-        return [augment_intensity(x, augment, rng, noise)], target
+        return [self.change_intensity(x, augment, rng, noise)], target
+
+    def change_intensity(self, x: Tensor, augment: Augment, rng: np.random.Generator, noise: torch.Generator) -> Tensor:
+        """Return the patch with its intensities changed at random; they are 0..1."""
+        return augment_intensity(x, augment, rng, noise)
 
     def _window(self, index: int, rng: np.random.Generator, focus: int) -> list[tuple[float, float]]:
         """Return the edges of a window in the case's own voxels, within the volume where it fits."""
@@ -68,7 +72,7 @@ class PatchTask(Labelled):
         return spans
 
 
-def _places(labels: Tensor, most: int = 4096) -> dict[int, np.ndarray]:
+def find_places(labels: Tensor, most: int = 4096) -> dict[int, np.ndarray]:
     """Return voxels (n, 3) of every class that is there, and under 0 of everything that was labelled; at most so
     many.
     """

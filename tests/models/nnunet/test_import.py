@@ -32,13 +32,12 @@ def zip_of(folder: Path, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", ["the model's folder", "the folder above", "one fold", "a zip"])
+@pytest.mark.parametrize("how", ["the model's folder", "the folder above", "a zip"])
 def test_a_results_folder_or_a_zip_of_it_becomes_a_model_that_loads(how, nnunet_results, tmp_path):
     model = nnunet_results(tmp_path / "results", folds=2)
     given = {
         "the model's folder": model,
         "the folder above": tmp_path / "results",
-        "one fold": model / "fold_0",
         "a zip": zip_of(tmp_path / "results", tmp_path / "toy.zip"),
     }[how]
     assert is_nnunet(given)
@@ -75,6 +74,13 @@ def test_the_network_is_read_off_the_weights_and_not_off_the_plans(network, kwar
     x = torch.rand(1, 1, 16, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(net(x), expected.eval()(x), rtol=0, atol=0)
+
+
+def test_of_the_folder_of_one_fold_only_that_one_is_taken(nnunet_results, tmp_path):
+    model = nnunet_results(tmp_path / "results", folds=2)
+    (card,) = import_nnunet(model / "fold_1", tmp_path / "models").cards
+    assert card.name == "toy-3d-fullres-fold-1"
+    assert list(card.nets) == ["windows"]
 
 
 def test_weights_of_two_dimensions_and_names_of_wrappers_are_understood(nnunet_plans, nnunet_results, tmp_path):
