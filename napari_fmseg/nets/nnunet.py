@@ -36,7 +36,10 @@ class _Unit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, outs, z, y, x)."""
-        x = self.conv(x)
+        return self.finish(self.conv(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Return what follows the convolution."""
         if self._first:
             return self.norm(_leak(x, self._slope))  # type: ignore[no-any-return]
         return _leak(self.norm(x), self._slope)
@@ -195,7 +198,7 @@ class PlainConvUNet(nn.Module):
     """
 
     residual = False
-    cpu_memory_format = "contiguous"  # the other one is slower in float32, and a copy of the weights
+    cpu_form = "napari_fmseg.nets.runtime.nnunet_cpu:NNUNetCpu"
 
     def __init__(
         self,
@@ -272,12 +275,17 @@ class PlainConvUNet(nn.Module):
         """
         self.check(x)
         slices = x.shape[2]
-        if self._slicewise:
-            x = x.movedim(2, 1).flatten(0, 1)[:, :, None]  # (b * z, c, 1, y, x)
-        heads = self.decoder(self.encoder(x), self.training and self._supervised)
-        if self._slicewise:
-            heads = [head[:, :, 0].unflatten(0, (-1, slices)).movedim(1, 2) for head in heads]
+        heads = self.decoder(self.encoder(self.as_slices(x)), self.training and self._supervised)
+        heads = [self.from_slices(head, slices) for head in heads]
         return tuple(heads) if len(heads) > 1 else heads[0]
+
+    def as_slices(self, x: Tensor) -> Tensor:
+        """Return (b * z, c, 1, y, x) where slices are seen alone."""
+        return x.movedim(2, 1).flatten(0, 1)[:, :, None] if self._slicewise else x
+
+    def from_slices(self, x: Tensor, slices: int) -> Tensor:
+        """Return (b, c, z, y, x) of that many slices again: the inverse of `as_slices`."""
+        return x.reshape(-1, slices, x.shape[1], *x.shape[3:]).movedim(2, 1) if self._slicewise else x
 
     def check(self, x: Tensor) -> None:
         """Refuse an image that the network cannot take.

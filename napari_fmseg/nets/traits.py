@@ -9,7 +9,7 @@ Every attribute is optional:
 - ``trains_channels_last``: False where training on a CPU is slower in that memory format.
 - ``map_channels``: channels of each input after the image.
 - ``cpu_form``: ``"module:Class"`` of a faster way to compute the same on a CPU, made of (network, dtype); "" for none.
-- ``cpu_memory_format``: ``"channels_last"`` or ``"contiguous"``, the faster one on a CPU; without it both are timed.
+- ``cpu_memory_format``: ``"channels_last"`` where that is always the faster one on a CPU; else both are timed.
 - ``low_memory_form``: ``"module:Class"`` of a way to compute the same in a fraction of the memory, made of (network,
   dtype, device).
 """
