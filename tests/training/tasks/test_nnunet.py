@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import torch
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import Warned, drain
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.datasets.projects.project import open_project
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.nnunet import import_nnunet
 from napari_fmseg.models.settings import NNUNetSettings
 from napari_fmseg.models.weights import load_model, save_model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training import Recipe, StageRecipe, train
+from napari_fmseg.training.projects.prepare_run import TrainingOptions, prepare_run
+from napari_fmseg.training.recipe_file import load_recipe
 
 SHAPE = (20, 24, 22)
 
@@ -109,3 +113,25 @@ def test_what_cannot_be_trained_further_is_refused(nnunet_results: Any, dataset:
     save_model(replace(flat, name="flat"), load_model(card, device="cpu").nets, tmp_path / "flat")
     with pytest.raises(InvalidRecipe, match="not trained further"):
         list(train(recipe(dataset, tmp_path / "out", tmp_path / "flat" / "flat.toml", ("bright",), 5)))
+
+
+def test_a_project_plans_a_training_from_an_imported_model(
+    nnunet_plans: Any, nnunet_results: Any, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
+    plans = nnunet_plans((16, 16, 16), (1.0, 1.0, 1.0))
+    (card,) = import_nnunet(nnunet_results(tmp_path / "results", plans, labels={"background": 0, "bright": 1})).cards
+    table = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps({**table, "numTraining": 4, "file_ending": ".nii.gz"}))
+    options = TrainingOptions(minutes=0.5, device="cpu")
+    planning = prepare_run(open_project(dataset), card.name, options)
+    *_, saved = planning
+    planned = load_recipe(saved.path)
+    assert planned.pipeline == "nnunet"
+    assert [(stage.stage, stage.network) for stage in planned.stages] == [("windows", "plainconvunet")]
+    assert planned.labels == ("bright", "dark")
+    assert planned.settings["orientation"] == "RAS"
+    assert planned.intensity == card.intensity
+    quick = dataclasses.replace(planned, stages=(dataclasses.replace(planned.stages[0], steps=3, steps_per_epoch=3),))
+    list(train(quick))
+    assert load_model(Path(quick.out) / f"{quick.name}.toml", device="cpu").card.labels == {1: "bright", 2: "dark"}
