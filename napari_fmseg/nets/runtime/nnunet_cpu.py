@@ -30,7 +30,10 @@ class NNUNetCpu:
     """
 
     def __init__(self, net: PlainConvUNet, dtype: torch.dtype = torch.float32) -> None:
-        self._net: Any = copy.deepcopy(net).eval().requires_grad_(False).to(dtype)
+        # In bfloat16 only the kernels of channels last sum up in float32; in float32 they are the slower ones.
+        self._format = torch.contiguous_format if dtype == torch.float32 else torch.channels_last_3d
+        own: Any = copy.deepcopy(net).eval().requires_grad_(False)
+        self._net: Any = own.to(dtype).to(memory_format=self._format)
         self._dtype = dtype
 
     @torch.inference_mode()
@@ -38,7 +41,7 @@ class NNUNetCpu:
         """Return logits; see `PlainConvUNet.forward`."""
         net, slices = self._net, x.shape[2]
         net.check(x)
-        held = [net.as_slices(x.to(self._dtype))]
+        held = [net.as_slices(x.to(self._dtype)).contiguous(memory_format=self._format)]
         del x
         if hasattr(net.encoder, "stem"):
             _run(net.encoder.stem.convs, held)
