@@ -35,23 +35,29 @@ class NNUNetCpu:
         own: Any = copy.deepcopy(net).eval().requires_grad_(False)
         self._net: Any = own.to(dtype).to(memory_format=self._format)
         self._dtype = dtype
+        encoder = net.encoder.stem.convs if net.residual else net.encoder.stages[0][0].convs
+        self._first: Any = copy.deepcopy(encoder[0]).eval().requires_grad_(False)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits; see `PlainConvUNet.forward`."""
         net, slices = self._net, x.shape[2]
         net.check(x)
-        held = [net.as_slices(x.to(self._dtype)).contiguous(memory_format=self._format)]
+        # The image itself in float32: few channels, and 8 bits of an intensity are too few.
+        held = [self._first(net.as_slices(x.float())).to(self._dtype, memory_format=self._format)]
         del x
+        begun = True
         if hasattr(net.encoder, "stem"):
-            _run(net.encoder.stem.convs, held)
+            _run(net.encoder.stem.convs[1:], held)
+            begun = False
         skips: list[Tensor] = []
         for stage in net.encoder.stages:
             if net.residual:
                 for block in stage.blocks:
                     held.append(block(held.pop()))
             else:
-                _run(stage[0].convs, held)
+                _run(stage[0].convs[1:] if begun else stage[0].convs, held)
+                begun = False
             skips.append(held[0])
         skips.pop()
         for up, stage in zip(net.decoder.transpconvs, net.decoder.stages, strict=True):
