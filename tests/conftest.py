@@ -182,3 +182,89 @@ def fill_network_fixture():
 @pytest.fixture(name="draw")
 def draw_fixture():
     return draw
+
+
+def nnunet_plans(patch, spacing, **more):
+    """Return a plans.json as nnU-Net v2 writes it, for one channel and one configuration; `more` goes to the latter."""
+    function, order = "resample_data_or_seg_to_shape", {"data": 3, "seg": 1, "probabilities": 1}
+    own = {
+        "preprocessor_name": "DefaultPreprocessor",
+        "patch_size": list(patch),
+        "spacing": list(spacing),
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        **{f"resampling_fn_{what}": function for what in order},
+        **{
+            f"resampling_fn_{what}_kwargs": {
+                "is_seg": what == "seg",
+                "order": n,
+                "order_z": 0,
+                "force_separate_z": None,
+            }
+            for what, n in order.items()
+        },
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {"conv_op": "torch.nn.modules.conv.Conv3d", "nonlin": "torch.nn.LeakyReLU"},
+        },
+        **more,
+    }
+    facts = {"mean": 40.0, "std": 120.0, "percentile_00_5": -200.0, "percentile_99_5": 300.0}
+    return {
+        "dataset_name": "Dataset123_Toy",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": facts},
+        "configurations": {"3d_fullres": own},
+    }
+
+
+NNUNET_LABELS = {"background": 0, "liver": 1, "kidneys": 2}
+
+
+def nnunet_results(folder, plans=None, *, labels=None, folds=1, network="plainconvunet", change=None, **kwargs):
+    """Write a results folder of nnU-Net v2 with a small untrained network; `change` alters a checkpoint's content."""
+    from napari_fmseg.nets import build
+
+    plans = plans or nnunet_plans((16, 16, 16), (2.0, 1.5, 1.5))
+    labels = labels or NNUNET_LABELS
+    dataset = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 4, "file_ending": ".nii.gz"}
+    model = Path(folder) / "Dataset123_Toy" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    model.mkdir(parents=True)
+    (model / "plans.json").write_text(json.dumps(plans))
+    (model / "dataset.json").write_text(json.dumps(dataset))
+    given = {"n_classes": len(labels), "features": [4, 6, 8], "strides": [1, 2, 2], **kwargs}
+    for fold in range(folds):
+        torch.manual_seed(fold)
+        state = {}
+        for key, value in build(network, **given).state_dict().items():
+            copies = [key]
+            if ".conv." in key or ".norm." in key:  # nnU-Net lists every layer twice, and the encoder in the decoder
+                copies.append(key.replace(".conv.", ".all_modules.0.").replace(".norm.", ".all_modules.1."))
+            copies += [f"decoder.{name}" for name in copies if name.startswith("encoder.")]
+            state |= dict.fromkeys(copies, value)
+        content = {
+            "network_weights": state,
+            "trainer_name": "nnUNetTrainer",
+            "init_args": {"configuration": "3d_fullres", "fold": fold, "device": torch.device("cpu")},
+            "inference_allowed_mirroring_axes": (0, 1, 2),
+            "logging": {"ema_fg_dice": [np.float64(0.5), np.float32(0.25)], "steps": np.int64(3)},
+            "_best_ema": np.float64(0.5),
+            "current_epoch": 1,
+        }
+        (model / f"fold_{fold}").mkdir()
+        torch.save(change(content) if change else content, model / f"fold_{fold}" / "checkpoint_final.pth")
+    return model
+
+
+@pytest.fixture(name="nnunet_plans")
+def nnunet_plans_fixture():
+    return nnunet_plans
+
+
+@pytest.fixture(name="nnunet_results")
+def nnunet_results_fixture():
+    return nnunet_results

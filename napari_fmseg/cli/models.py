@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -88,24 +88,32 @@ def export(
 
 
 def import_(
-    file: Positional[Annotated[Path, arg(metavar="FILE.zip")]],
+    file: Positional[Annotated[Path, arg(metavar="FILE.zip|FOLDER")]],
     /,
     *,
     replace: bool = False,
 ) -> int:
-    """Install a model from one file; its hash is checked.
+    """Install a model from one file; its hash is checked. Models of nnU-Net v2 are converted.
 
     Parameters
     ----------
     file
-        A file written by `fmseg models export`.
+        A file written by `fmseg models export`, a results folder of nnU-Net v2, or a zip of one.
     replace
         Replace another model of yours with the same name.
     """
     from napari_fmseg.models.archive import import_model
+    from napari_fmseg.models.nnunet import import_nnunet, is_nnunet
 
-    card = import_model(file, replace=replace)
-    say(f"{card.name}, version {card.version}: {', '.join(card.labels.values())}")
+    if file.is_dir() or is_nnunet(file):
+        done = import_nnunet(file, replace=replace)
+        for reason in done.refused:
+            note(f"Not imported: {reason}")
+        cards = done.cards
+    else:
+        cards = (import_model(file, replace=replace),)
+    for card in cards:
+        say(f"{card.name}, version {card.version}: {', '.join(card.labels.values())}")
     return 0
 
 
@@ -156,11 +164,12 @@ def rollback(
 
 
 def convert(
-    checkpoint: Positional[Annotated[Path, arg(metavar="CHECKPOINT")]],
+    checkpoint: Positional[Annotated[Path, arg(metavar="CHECKPOINT|PROJECT")]],
     /,
     *,
-    network: str,
     output: Path,
+    network: str = "",
+    to: Literal["fmseg", "nnunet"] = "fmseg",
     n_classes: int | None = None,
     in_channels: int | None = None,
     variant: str | None = None,
@@ -173,16 +182,20 @@ def convert(
 ) -> int:
     """Convert a published checkpoint (.pt, .pth) to safetensors and a model card; code in it is never run.
 
+    With `--to nnunet` a project becomes a data set that nnUNetv2_plan_and_preprocess accepts.
+
     Parameters
     ----------
     checkpoint
         As FMSF-PT ({net, optimizer, epoch}), MIS-FM ({model_state_dict, iteration}) or EfficientSegmentation
-        ({state_dict, epoch}) saves it, or a plain state dict.
+        ({state_dict, epoch}) saves it, or a plain state dict. With `--to nnunet` the folder of a project.
+    output
+        Where to write: NAME.safetensors, with NAME.toml beside it; with `--to nnunet` a folder DatasetNNN_NAME.
     network
         snet, attnnet, edgenet, fmunet, pctnet, baseunet, contextunet or efficientsegnet; of the last three the
         classes, channels and blocks are read from the checkpoint.
-    output
-        Where to write: NAME.safetensors, with NAME.toml beside it.
+    to
+        ``nnunet`` writes a project for nnU-Net.
     n_classes
         Classes that it was trained with, background included.
     in_channels
@@ -202,6 +215,13 @@ def convert(
     part
         Its name in the model; by default the stage that it serves: consensus, attention, edge; coarse, fine; net.
     """
+    if to == "nnunet":
+        from napari_fmseg.datasets.nnunet_export import export_for_nnunet
+
+        say(str(export_for_nnunet(checkpoint, output)))
+        return 0
+    if not network:
+        raise FmsegError("Which network is it? Name it with --network, or convert a project with --to nnunet.")
     from napari_fmseg.models.convert import convert_checkpoint
 
     given = {

@@ -27,7 +27,7 @@ _LARGEST_LABEL = 65535
 
 _ANY = Range(-math.inf)
 
-_INTENSITIES = ("window", "window_zscore", "percentile", "zscore")
+_INTENSITIES = ("window", "window_zscore", "percentile", "zscore", "fixed_zscore", "none")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Intensity:
         volume, for modalities without a unit. Values are clamped to the window and mapped to 0..1. ``"zscore"``: each
         channel gets mean 0 and standard deviation 1, as MIS-FM is fine-tuned; `low` and `high` have no effect.
         ``"window_zscore"``: clamped to the window, then mean 0 and standard deviation 1, as EfficientSegmentation does.
+        ``"fixed_zscore"``: clamped to the window, minus `mean`, over `std`, as nnU-Net does for CT. ``"none"``: as it
+        is stored.
         A coarse-to-fine model maps what each network sees, after it was resized; the others map the whole volume.
     low
         Lower end of the window: what becomes 0.
@@ -59,6 +61,8 @@ class Intensity:
     unit
         What `low` and `high` of a window are counted in: ``"SUV"``, ``"HU"``... An image that says that it is in
         another unit is told of. "" where nothing is known.
+    mean, std
+        Of the training volumes, for ``"fixed_zscore"``.
     channels
         One intensity for each channel, where they differ, as in CT and PET; empty where this one holds for all.
     """
@@ -68,6 +72,8 @@ class Intensity:
     high: float = 99.5
     minmax: bool = False
     unit: str = ""
+    mean: float = 0.0
+    std: float = 1.0
     channels: tuple[Intensity, ...] = ()
 
     def of_channel(self, number: int) -> Intensity:
@@ -77,12 +83,12 @@ class Intensity:
     def __post_init__(self) -> None:
         if any(one.channels or one.minmax for one in self.channels):
             raise UnknownModel("The intensity of one channel is kind, low, high and unit; nothing more.")
-        if wrong := wrong_number(self, {"low": _ANY, "high": _ANY}, "intensity."):
+        if wrong := wrong_number(self, {"low": _ANY, "high": _ANY, "mean": _ANY, "std": Range()}, "intensity."):
             raise UnknownModel(f"{wrong}.")
         if self.kind not in _INTENSITIES or not self.low < self.high:
             raise UnknownModel(
-                f"An intensity is a window, a window_zscore or a percentile with low < high, or zscore, not "
-                f"{self.kind!r} {self.low}..{self.high}."
+                "An intensity is a window, window_zscore, fixed_zscore or percentile with low < high, zscore or none, "
+                f"not {self.kind!r} {self.low}..{self.high}."
             )
 
 

@@ -159,7 +159,8 @@ def _plain_numbers() -> list[Any]:
     core = getattr(np, "_core", None) or np.core
     scalar = core.multiarray.scalar
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # of numpy 1 and numpy 2
-    return [*((scalar, name) for name in names), np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
+    return [*((scalar, name) for name in names), np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType,
+            np.dtypes.Int64DType]  # fmt: skip
 
 
 def _settings_from_weights(network: str, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from napari_fmseg.core.errors import UnknownModel
 from napari_fmseg.core.structuring import Range, structure, wrong_number
 
-__all__ = ["PIPELINES", "CoarseFineSettings", "PhasedSettings", "Pipeline", "PipelineSettings", "SingleSettings"]
+__all__ = ["PIPELINES", "CoarseFineSettings", "NNUNetSettings", "PhasedSettings", "Pipeline", "PipelineSettings",
+           "Resampling", "SingleSettings"]  # fmt: skip
 
 _SIZE = Range(1, 4096)
 
@@ -241,6 +242,116 @@ class CoarseFineSettings(PipelineSettings):
 
 
 @dataclass(frozen=True)
+class Resampling:
+    """How nnU-Net brings images, labels or logits to another grid.
+
+    Parameters
+    ----------
+    how
+        ``"spline"``, nnU-Net's default; ``"torch"``, linear; ``"none"``, not at all.
+    order, order_z
+        Of the spline, 0 to 3; along an axis that is resampled by itself.
+    separate
+        When the axis of the largest spacing is resampled by itself: ``"auto"``, where one of both grids has a ratio of
+        its spacings above `threshold`; ``"always"`` or ``"never"``.
+    threshold
+        See `separate`. Published: 3.
+    """
+
+    how: str = "spline"
+    order: int = 1
+    order_z: int = 0
+    separate: str = "auto"
+    threshold: float = 3.0
+
+
+@dataclass(frozen=True)
+class NNUNetSettings(PipelineSettings):
+    """What the card of an imported nnU-Net model stores beside its networks; sizes are in the network's order.
+
+    Parameters
+    ----------
+    mode
+        ``"exact"``: nnU-Net's own arithmetic. ``"fast"``: in 16 bit where the device computes in it, so that voxels at
+        borders may differ (Dice against exact about 0.998).
+    window
+        Voxels that the network sees at once; one slice where it sees slices.
+    spacing_mm
+        Spacing on which the network sees the volume; a 0 stands for the volume's own.
+    axes
+        Which axis (0 z, 1 y, 2 x) of the volume each axis of the network is.
+    orientation
+        ``"file"``: voxels in the order in which the file holds them. ``"RAS"``: reordered to superior, anterior, right.
+    mirror
+        Axes of the network along which windows are mirrored too, and the results averaged.
+    masked
+        Of each channel, whether it is normalised by the voxels around which the volume is not 0.
+    image, logits, labels
+        How each is resampled; labels are those of the earlier stage of a cascade.
+    regions
+        The labels of structures that may overlap, in the order in which they are painted; empty where classes exclude
+        each other.
+    lowres
+        The settings of the earlier stage of a cascade.
+    previous
+        The labels of the earlier stage that the network takes, one channel each.
+    """
+
+    mode: str = "exact"
+    window: tuple[int, int, int] = (128, 128, 128)
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    axes: tuple[int, int, int] = (0, 1, 2)
+    orientation: str = "file"
+    mirror: tuple[int, ...] = ()
+    masked: tuple[bool, ...] = ()
+    image: Resampling = field(default_factory=lambda: Resampling(order=3))
+    logits: Resampling = field(default_factory=Resampling)
+    labels: Resampling = field(default_factory=Resampling)
+    regions: tuple[int, ...] = ()
+    lowres: Mapping[str, Any] = field(default_factory=dict)
+    previous: tuple[int, ...] = ()
+
+    MODEL: ClassVar[str] = "a model of nnU-Net"
+
+    def checks(self) -> dict[str, bool]:
+        """Return for each setting that has a range or a list of values whether it is within."""
+        return {
+            "mode": self.mode in ("exact", "fast"),
+            "window": not wrong_number(self, {"window": _SIZE}),
+            "spacing_mm": min(self.spacing_mm[1:]) > 0 and self.spacing_mm[0] >= 0,
+            "axes": sorted(self.axes) == [0, 1, 2],
+            "orientation": self.orientation in ("file", "RAS"),
+            "mirror": set(self.mirror) <= {0, 1, 2},
+            "image": _is_known(self.image),
+            "logits": _is_known(self.logits) and max(self.logits.order, self.logits.order_z) < 2,
+            "labels": _is_known(self.labels),
+        }
+
+    @property
+    def sees_slices(self) -> bool:
+        """Whether the network sees single slices."""
+        return self.spacing_mm[0] == 0
+
+    def input_size(self, stage: str) -> tuple[int, int, int]:
+        """Return the voxels of a window."""
+        return NNUNetSettings.of(self.lowres).window if stage == "lowres" else self.window
+
+    def with_new_classes(self) -> Self:
+        """Return the settings for voxels in an order that does not depend on the file, as training shows them."""
+        return replace(self, orientation="RAS")
+
+
+def _is_known(resampling: Resampling) -> bool:
+    orders = range(4)
+    return (
+        resampling.how in ("spline", "torch", "none")
+        and resampling.order in orders
+        and resampling.order_z in orders
+        and resampling.separate in ("auto", "always", "never")
+    )
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """A way to use the networks of a model, as far as it is known without torch.
 
@@ -272,6 +383,7 @@ PIPELINES: dict[str, Pipeline] = {
     pipeline.name: pipeline
     for pipeline in (
         Pipeline("coarse_fine", ("coarse", "fine"), CoarseFineSettings, "napari_fmseg.pipelines.coarse_fine"),
+        Pipeline("nnunet", ("lowres", "windows"), NNUNetSettings, "napari_fmseg.pipelines.nnunet", True),
         Pipeline("phased", ("consensus", "attention", "edge"), PhasedSettings, "napari_fmseg.pipelines.phased"),
         Pipeline("single", ("net",), SingleSettings, "napari_fmseg.pipelines.single", True, half_precision_ok=False),
     )

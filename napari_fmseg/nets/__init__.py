@@ -37,6 +37,8 @@ NETWORKS: dict[str, str] = {
     "voxresnet": "napari_fmseg.nets.voxresnet:VoxResNet",
     "anatomynet": "napari_fmseg.nets.anatomynet:AnatomyNet",
     "hdenseunet": "napari_fmseg.nets.hdenseunet:HDenseUNet",
+    "plainconvunet": "napari_fmseg.nets.nnunet:PlainConvUNet",
+    "residualencoderunet": "napari_fmseg.nets.nnunet:ResidualEncoderUNet",
     "unet2d": "napari_fmseg.nets.slicewise:UNet2D",
     "fcn": "napari_fmseg.nets.slicewise:FCN",
     "deeplabv3plus": "napari_fmseg.nets.slicewise:DeepLab",

@@ -63,6 +63,11 @@ class SegmentOptions:
     careful
         Whether a network that sees the whole volume also looks at it zoomed and shifted, and averages: a little better,
         about five times slower. None: as in the model's card.
+    mirror
+        Whether windows are mirrored, too, where the model's card says so: up to 8 times the work.
+    mode
+        For models of nnU-Net: ``"exact"``, its own arithmetic; ``"fast"``, in 16 bit where the device computes in it;
+        "" as in the model's card.
     max_memory_gb
         Most memory in GB that the run may take, of a GPU or else of the whole program; 0 for no limit. A GPU's limit
         is kept, by smaller parts or on the CPU; on the CPU the run warns if it needed more.
@@ -78,11 +83,15 @@ class SegmentOptions:
     window_batch: int | None = None
     blend: str = "gaussian"
     careful: bool | None = None
+    mirror: bool = True
+    mode: str = ""
     max_memory_gb: float = 0.0
 
     def __post_init__(self) -> None:
         if wrong := wrong_number(self, _RANGES):
             raise InvalidRecipe(f"{wrong}.")
+        if self.mode not in ("", "exact", "fast"):
+            raise InvalidRecipe(f"The mode is exact, fast or nothing, not {self.mode!r}.")
 
 
 def stages_of(card: ModelCard) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from napari_fmseg.core.resampling_torch import axis_weights, resize_slab, slabs
 from napari_fmseg.models.settings import CoarseFineSettings
 
-__all__ = ["ARGMAX", "LabelRule", "label_rule_for", "label_slabs", "labels_on"]
+__all__ = ["ARGMAX", "AxisTiles", "LabelRule", "label_rule_for", "label_slabs", "labels_on"]
 
 _CELLS = 4  # coarse voxels along each side of a tile
 _TILE = 8  # fine voxels along each side of a tile, at least
@@ -99,7 +99,9 @@ def labels_on(scores: Tensor, shape: Sequence[int], choose: LabelRule = ARGMAX) 
     return out
 
 
-def label_slabs(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iterator[tuple[slice, Tensor]]:
+def label_slabs(
+    scores: Tensor, shape: Sequence[int], choose: LabelRule, axes: Sequence[AxisTiles] | None = None
+) -> Iterator[tuple[slice, Tensor]]:
     """Zoom scores of classes (c, z, y, x) to `shape` and choose a label for every voxel, some planes at a time.
 
     Parameters
@@ -110,24 +112,28 @@ def label_slabs(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iter
         Voxels (z, y, x) of the result, over the same field of view.
     choose
         How.
+    axes
+        The weights along z, y, x, of at most two neighbours each; linear and anti-aliased if None.
 
     Yields
     ------
     tuple
         Planes along z, and their labels.
     """
-    if tuple(shape) == tuple(scores.shape[1:]):
+    if axes is None and tuple(shape) == tuple(scores.shape[1:]):
         yield slice(0, shape[0]), choose(scores)
     elif scores.device.type == "cpu":
-        yield from _label_tiles(scores, shape, choose)
+        yield from _label_tiles(scores, shape, choose, axes)
     else:
         for planes in slabs(shape, len(scores)):
-            yield planes, choose(_slab_scores(scores, shape, planes))
+            yield planes, choose(_slab_scores(scores, shape, planes, axes))
 
 
-def _label_tiles(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Iterator[tuple[slice, Tensor]]:
+def _label_tiles(
+    scores: Tensor, shape: Sequence[int], choose: LabelRule, given: Sequence[AxisTiles] | None
+) -> Iterator[tuple[slice, Tensor]]:
     """Fill tiles of one label; compute the others from the classes that can win there."""
-    axes = [_Axis.of(n_in, n_out) for n_in, n_out in zip(scores.shape[1:], shape, strict=True)]
+    axes = given or [AxisTiles.of(_linear(n, m)) for n, m in zip(scores.shape[1:], shape, strict=True)]
     least = most = choose(scores).numpy()
     for i, axis in enumerate(axes):
         least = np.stack([least.take(range(s.start, s.stop), i).min(i) for s in axis.seen], i)
@@ -138,7 +144,7 @@ def _label_tiles(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Ite
         if mixed.mean() > _MOSTLY:
             for slab in slabs((planes.stop - planes.start, *shape[1:]), len(scores)):
                 few = slice(planes.start + slab.start, planes.start + slab.stop)
-                yield few, choose(_slab_scores(scores, shape, few))
+                yield few, choose(_slab_scores(scores, shape, few, given))
             continue
         rows = np.repeat(least[z], [s.stop - s.start for s in y_axis.tiles], 0)
         plane = np.repeat(rows, [s.stop - s.start for s in x_axis.tiles], 1)
@@ -155,38 +161,69 @@ def _label_tiles(scores: Tensor, shape: Sequence[int], choose: LabelRule) -> Ite
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """One axis cut into tiles: fine voxels of each, the coarse voxels that they are means of, and the weights."""
+class AxisTiles:
+    """One axis cut into tiles.
 
+    Attributes
+    ----------
+    whole
+        Weights (fine voxels, coarse voxels) of the axis; every row adds up to 1, and none is negative.
+    tiles, seen, weights
+        Fine voxels of each tile, the coarse voxels that they are means of, and the weights.
+    """
+
+    whole: Tensor
     tiles: list[slice]
     seen: list[slice]
     weights: list[Tensor]
 
     @classmethod
-    def of(cls, n_in: int, n_out: int) -> _Axis:
-        step = n_in / n_out
-        weights = axis_weights(n_in, n_out, (step - 1) / 2, step)
-        size = max(_TILE, round(_CELLS / step))
+    def of(cls, weights: Tensor) -> AxisTiles:
+        """Cut an axis into tiles of a few coarse voxels."""
+        n_out, n_in = weights.shape
+        size = max(_TILE, round(_CELLS * n_out / n_in))
         tiles = [slice(a, min(a + size, n_out)) for a in range(0, n_out, size)]
         seen = []
         for tile in tiles:
             used = weights[tile].any(0).nonzero()
             seen.append(slice(int(used[0]), int(used[-1]) + 1))
-        return cls(tiles, seen, [weights[t, s].contiguous() for t, s in zip(tiles, seen, strict=True)])
+        return cls(weights, tiles, seen, [weights[t, s].contiguous() for t, s in zip(tiles, seen, strict=True)])
 
 
-def _slab_scores(scores: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
-    """Zoom along z by the weights and in plane by torch's bilinear kernel."""
+def _linear(n_in: int, n_out: int) -> Tensor:
+    step = n_in / n_out
+    return axis_weights(n_in, n_out, (step - 1) / 2, step)
+
+
+def _slab_scores(
+    scores: Tensor, shape: Sequence[int], planes: slice, axes: Sequence[AxisTiles] | None = None
+) -> Tensor:
+    """Zoom along z by the weights and in plane by torch's bilinear kernel, or by the weights that are given."""
+    if axes is not None:
+        z, y, x = (axis.whole for axis in axes)
+        part = _two_taps(_two_taps(scores.float(), z[planes], 1), y, 2)
+        return part @ x.T.to(part.device)  # along the last axis faster than to gather
     n_in, step = scores.shape[1], scores.shape[1] / shape[0]
     if step > 1 or any(n > m for n, m in zip(scores.shape[2:], shape[1:], strict=True)):
         return resize_slab(scores, shape, planes)
-    weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
+    weights = _linear(n_in, shape[0])[planes]
     used = weights.any(0).nonzero()
     first, last = int(used[0]), int(used[-1]) + 1
     near = scores[:, first:last].float()
     near = torch.matmul(weights[:, first:last].to(near.device), near.flatten(2))  # (c, planes, y * x)
     part = near.reshape(*near.shape[:2], *scores.shape[2:])
     return F.interpolate(part, tuple(shape[1:]), mode="bilinear", align_corners=False)
+
+
+def _two_taps(data: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Apply weights that hold one or two numbers in a row, other than 0, to an axis."""
+    n_out, n_in = weights.shape
+    used = weights > 0
+    low, high = used.int().argmax(1), n_in - 1 - used.flip(1).int().argmax(1)
+    share = weights[torch.arange(n_out), high] * (high > low)
+    share = share.reshape([-1 if i == axis else 1 for i in range(data.ndim)]).to(data)
+    low, high = low.to(data.device), high.to(data.device)
+    return torch.lerp(data.index_select(axis, low), data.index_select(axis, high), share)
 
 
 def _highest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,13 @@ def normalise(data: Tensor, intensity: Intensity) -> Tensor:
     out = data.float() if data.dtype != torch.float32 else data.clone()
     for number, channel in enumerate(out):
         own = intensity.of_channel(number)
-        if own.kind == "window_zscore":
+        if own.kind == "none":
+            continue
+        if own.kind in ("window_zscore", "fixed_zscore"):
             channel.clamp_(own.low, own.high)
+        if own.kind == "fixed_zscore":
+            channel.sub_(own.mean).div_(max(own.std, 1e-8))
+            continue
         if own.kind in ("zscore", "window_zscore"):
             std, mean = torch.std_mean(channel, correction=0)
             channel.sub_(mean).div_(std + 1e-5)

@@ -55,7 +55,7 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
         lambda x: state.predict("net", x), pad_to_window(image, nets[0], settings.window), settings.window,
         overlap=settings.overlap if options.overlap is None else options.overlap,
         batch=settings.batch if options.window_batch is None else options.window_batch,
-        flips=mirror_axes(settings.flips), blend=options.blend, stage="net",
+        flips=mirror_axes(settings.flips if options.mirror else ""), blend=options.blend, stage="net",
     )  # fmt: skip
     scores = scores[:, : grid.shape[0], : grid.shape[1], : grid.shape[2]]
     if activation_of(nets[0]) == "sigmoid":

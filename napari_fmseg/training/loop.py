@@ -319,7 +319,7 @@ class _Run:
                 specs.pop(name, None)
         stages = PIPELINES[self.recipe.pipeline].stages
         kept = {name: specs[name] for name in stages if name in nets and name in specs}
-        if stages[0] not in kept:
+        if next((name for name in stages if name in self.specs), "") not in kept:
             return None
         card = dataclasses.replace(
             self.card,

@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QFileDialog, QFrame, QProgressBar, QSizePolicy, QWidg
 from napari_fmseg._napari.common.tooltips import OPEN
 from napari_fmseg._napari.common.widgets import hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.opening.open_files import Opening, tell
+from napari_fmseg.models.nnunet import is_nnunet
 
 __all__ = ["DropZone"]
 
@@ -41,6 +42,8 @@ class DropZone(QWidget):
         The layers of one path, when it was opened in `viewer`.
     failed : Signal(object)
         An `FmsegError`; where nothing is connected, a dialog shows it.
+    models : Signal(list)
+        Paths of models that nnU-Net trained; where nothing is connected, they are opened as files.
     idle : Signal
         Everything that was dropped has been read, or could not be.
     """
@@ -48,6 +51,7 @@ class DropZone(QWidget):
     dropped = Signal(list)
     opened = Signal(list)
     failed = Signal(object)
+    models = Signal(list)
     idle = Signal()
 
     def __init__(self, parent: QWidget | None = None, *, viewer: Any = None) -> None:
@@ -133,6 +137,11 @@ class DropZone(QWidget):
 
     def _on_dropped(self, paths: list[str]) -> None:
         if self._viewer is None or self.busy:
+            return
+        if self.receivers(self.models) > 0 and (models := [path for path in paths if is_nnunet(path)]):
+            self.models.emit(models)
+            paths = [path for path in paths if path not in models]
+        if not paths:
             return
         self.show_busy(f"{len(paths)} items" if len(paths) > 1 else "…")
         self._opening = Opening(self._viewer, paths, self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt
@@ -26,6 +27,7 @@ from napari_fmseg._napari.results.lesion_table import LesionDialog
 from napari_fmseg._napari.results.navigation import point_in
 from napari_fmseg._napari.results.view_3d import ThreeD
 from napari_fmseg._napari.segment.gradcam_request import disabled_reason, grad_cam_request
+from napari_fmseg._napari.segment.model_import import ModelImport
 from napari_fmseg._napari.segment.options import Choices
 from napari_fmseg._napari.segment.run_bar import RunBar
 from napari_fmseg._napari.segment.run_request import Engine, Request, StageLayer
@@ -53,6 +55,7 @@ class SegmentDock(Dock):
         self._remarks: list[str] = []
         self._key = ("", "")
         self.drop = DropZone(viewer=napari_viewer)
+        self.model_import = ModelImport(self)
         self.choices = Choices(napari_viewer)
         self.image, self.model, self.region = self.choices.image, self.choices.model, self.choices.region
         self.until, self.device, self.more = self.choices.until, self.choices.device, self.choices.more
@@ -103,6 +106,9 @@ class SegmentDock(Dock):
         self.drop.idle.connect(self._on_changed)
         self.drop.opened.connect(self._on_opened)
         self.drop.failed.connect(self.error.tell)
+        self.drop.models.connect(self._on_models)
+        self.model_import.imported.connect(self._on_imported)
+        self.model_import.failed.connect(self.error.tell)
         self.choices.changed.connect(self._on_changed)
         self.bar.run.connect(self._on_run)
         self.bar.cancel.connect(self._on_cancel)
@@ -126,6 +132,16 @@ class SegmentDock(Dock):
 
     def _on_opened(self) -> None:
         offer_as_default_reader(self)  # who drops scans here will drop them on the canvas too
+
+    def _on_models(self, paths: list[str]) -> None:
+        self.remarks.tell([f"Importing {Path(path).name} …" for path in paths])
+        self.model_import.start(paths)
+
+    def _on_imported(self, done: Any) -> None:
+        self.model.refresh()
+        self.model.choose(done.cards[0].name)
+        found = [f"Imported “{card.title}”: {', '.join(card.labels.values())}." for card in done.cards]
+        self.remarks.tell([*found, *done.refused])
 
     def _on_changed(self) -> None:
         """Enable what can be run, or state why not; the drop zone is hidden when there is a volume."""

@@ -36,6 +36,7 @@ CHOICES: dict[str, Sequence[Any]] = {
     "window_batch": BATCHES,
     "blend": (("Gaussian", "gaussian"), ("plain mean", "constant")),
     "careful": ((AS_CARD, None), ("yes", True), ("no", False)),
+    "mode": ((AS_CARD, ""), ("exact", "exact"), ("fast", "fast")),
 }
 WORDS = {
     "precision": "Precision",
@@ -46,6 +47,8 @@ WORDS = {
     "window_batch": "Windows at once",
     "blend": "Blend windows",
     "careful": "More careful, 5 times slower",
+    "mirror": "Mirror windows too",
+    "mode": "Mode (nnU-Net)",
     "max_memory_gb": "Use memory up to (GB)",
 }
 

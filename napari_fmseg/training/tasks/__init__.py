@@ -29,6 +29,7 @@ class TrainingTask:
 
 TASKS: dict[str, TrainingTask] = {
     "coarse_fine": TrainingTask("napari_fmseg.training.tasks.coarse_fine:CoarseFineTask", caches_cases=True),
+    "nnunet": TrainingTask("napari_fmseg.training.tasks.nnunet:NNUNetTask"),
     "phased": TrainingTask("napari_fmseg.training.tasks.phased:phased_task", crops_cases=True),
     "single": TrainingTask("napari_fmseg.training.tasks.single:PatchTask"),
 }

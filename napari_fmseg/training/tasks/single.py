@@ -16,7 +16,7 @@ from napari_fmseg.models.settings import SingleSettings
 from napari_fmseg.training.data.augmentation import augment_intensity
 from napari_fmseg.training.data.samples import Sample
 from napari_fmseg.training.data.views import draw_view, make_region
-from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Labelled
 
 __all__ = ["PatchTask"]
@@ -36,6 +36,10 @@ class PatchTask(Labelled):
         if stage.stage != "net":
             raise InvalidRecipe(f"The single pipeline has one stage, 'net', not {stage.stage!r}.")
         self.settings = SingleSettings.of(recipe.settings)
+        self.take(samples)
+
+    def take(self, samples: Sequence[Sample]) -> None:
+        """Take the cases from which patches are drawn, each on the pipeline's voxels."""
         self.cases = [_at_spacing(case, self.settings.spacing_mm) for case in samples]
         self.places = [_places(case.labels) for case in self.cases]
 
@@ -46,7 +50,17 @@ class PatchTask(Labelled):
         case, augment, size = self.cases[index], self.augment_of(self.samples[index]), self.settings.window
         region = make_region(case, self._window(index, rng, focus), size, self.n_classes, margin=_MARGIN)
         x, target = draw_view(region, size, augment, self.swap, rng)
-        return [augment_intensity(x, augment, rng, noise)], target
+        return [self._change_intensity(x, augment, rng, noise)], target
+
+    def _change_intensity(
+        self, x: Tensor, augment: Augment, rng: np.random.Generator, noise: torch.Generator
+    ) -> Tensor:
+        """Return a patch with its intensities changed at random; z-scores as if their range were 0..1."""
+        if not self.intensity.kind.endswith("zscore"):
+            return augment_intensity(x, augment, rng, noise)
+        low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+        span = (high - low).clamp_min(1e-6)
+        return augment_intensity((x - low) / span, augment, rng, noise) * span + low
 
     def _window(self, index: int, rng: np.random.Generator, focus: int) -> list[tuple[float, float]]:
         """Return the edges of a window in whole voxels, within the volume where it fits."""

@@ -35,12 +35,15 @@ from napari_fmseg._napari.layers import image_layers, labels_layer
 from napari_fmseg._napari.results.class_table import NAME, ClassTable
 from napari_fmseg._napari.teach.dock import TeachDock
 from napari_fmseg._napari.teach.label_history import LabelHistory
+from napari_fmseg.core.events import drain
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.projects.case_results import labels_file, picture_file
 from napari_fmseg.io import read_labels, write_labels
 from napari_fmseg.models.card import ModelCard, NetSpec
+from napari_fmseg.models.nnunet import import_nnunet
 from napari_fmseg.models.registry import find_card
-from napari_fmseg.models.weights import save_model
+from napari_fmseg.models.weights import load_model, save_model
+from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training import StageRecipe
 from napari_fmseg.training.projects import (
     add_case,
@@ -864,3 +867,27 @@ def test_held_out_cases_stand_worst_first_with_what_would_help_most(make_dock: A
     shown.show_report(dataclasses.replace(shown.report, left_out=True, advice=""))
     assert "trained without it" in shown.title.text()
     assert not shown.advice.isVisible()
+
+
+def test_a_model_of_nnunet_learns_a_new_class_from_the_panel(
+    make_dock: Any, qtbot: Any, nnunet_plans: Any, nnunet_results: Any, tmp_path: Path
+) -> None:
+    plans = nnunet_plans((16, 16, 16), (2.0, 1.5, 1.5))
+    model = nnunet_results(tmp_path / "results", plans, labels={"background": 0, "other": 1})
+    (card,) = import_nnunet(model).cards
+    folder = project_at(tmp_path / "balls", 4).folder
+    dock = make_dock(folder)
+    dock.pages.setCurrentIndex(1)
+    dock.train.source.setCurrentIndex(dock.train.source.findData(card.name))
+    dock.train.minutes.setValue(0.5)
+    press(qtbot, dock.train.start_button)
+    qtbot.waitUntil(lambda: dock.round.running, timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: not dock.round.running, timeout=2 * PATIENCE_MS)
+    wait(qtbot, dock)
+    assert dock.error.error is None, dock.error.text.text()
+    (version,) = dock._known.versions
+    assert version.card.pipeline == "nnunet"
+    assert version.card.labels == {1: "ball"}
+    volume, truth = case_of(9)
+    found = drain(segment(volume, load_model(version.card, device="cpu"), SegmentOptions(mirror=False))).data > 0
+    assert 2 * (found & (truth.data > 0)).sum() / (found.sum() + (truth.data > 0).sum()) > 0.6
