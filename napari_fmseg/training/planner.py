@@ -247,7 +247,7 @@ def _plan(
         StageRecipe(s, "fastunet", loss=loss, **{**_FAST, "lr": 1e-3})
         if parent.nets[s].network == "fastunet"
         else StageRecipe(
-            s, parent.nets[s].network, loss=_published_loss(facts), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2
+            s, parent.nets[s].network, loss=_choose_loss(facts), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2
         )
         for s in PIPELINES[parent.pipeline].stages
         if s in parent.nets
@@ -284,7 +284,7 @@ def _training_precision(stages: Sequence[StageRecipe], device: torch.device) -> 
     return "bfloat16" if shown and half else "auto"
 
 
-def _published_loss(facts: DatasetStatistics) -> str:
+def _choose_loss(facts: DatasetStatistics) -> str:
     """Return the loss for networks without normalisation."""
     shares = sorted(facts.share.values())
     if len(shares) > 1 and shares[-1] > 20 * shares[0]:

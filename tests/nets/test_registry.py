@@ -36,6 +36,7 @@ CASES = {
     "attnnet": ({"width": 4}, (1,), 32, (33, 40, 47)),
     "edgenet": ({"hidden": 4}, (3,), 1, (7, 1, 9)),
     "edgenet v2": ({"width": 4, "variant": "v2"}, (3,), 32, (33, 70, 47)),
+    "fastunet": ({"widths": [4, 8], "strides": [[2, 2, 2], [2, 2, 2]]}, (), 1, (9, 17, 33)),
     "fmunet": ({"widths": [4, 4, 8, 8, 8]}, (), 1, (19, 17, 33)),
     "fmunet flat": ({"widths": [4, 4, 8, 8, 8], "flat_levels": 1}, (), 1, (9, 17, 33)),
     "pctnet": ({"widths": [4, 4, 8, 8, 16], "heads": [2, 2, 4], "windows": [3, 3, 3]}, (), 1, (19, 17, 33)),

@@ -58,7 +58,7 @@ class Task(Protocol):
         """Return the probabilities of every head of the network, finest first."""
 
     def set_progress(self, progress: float) -> None:
-        """Adapt to the share of the training that is done, 0..1; called before every step."""
+        """Set the share of the training that is done, 0..1, before every step."""
 
     def loss_of_heads(self, heads: Sequence[Tensor], target: Tensor, missing: Missing) -> Tensor:
         """Return the loss of a batch; `missing` holds for each sample the classes that it was never labelled with."""
@@ -145,7 +145,7 @@ class Labelled:
         return dataclasses.replace(self.augment, flip=self.augment.flip.replace("x", "")) if torn else self.augment
 
     def set_progress(self, progress: float) -> None:
-        """Let the class weights of a loss that has an `emphasis` fade over the first part of the training, 0..1."""
+        """Set the share of the training that is done, 0..1: class weights of `SoftDiceCELoss` fade."""
         for criterion in (self.criterion, getattr(self.structure_criterion, "criterion", None)):
             if isinstance(criterion, SoftDiceCELoss):
                 criterion.emphasis = max(0.0, 1 - progress / FADE)

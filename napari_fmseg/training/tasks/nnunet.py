@@ -37,7 +37,7 @@ class NNUNetTask(PatchTask):
             )
         Labelled.__init__(self, stage, recipe, [_turn(case, own) for case in samples])
         self.settings = SingleSettings(own.window, spacing_mm=own.spacing_mm)
-        self.take(self.samples)
+        self.use_cases(self.samples)
 
 
 def _turn(case: Sample, settings: NNUNetSettings) -> Sample:

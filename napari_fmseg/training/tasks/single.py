@@ -36,10 +36,10 @@ class PatchTask(Labelled):
         if stage.stage != "net":
             raise InvalidRecipe(f"The single pipeline has one stage, 'net', not {stage.stage!r}.")
         self.settings = SingleSettings.of(recipe.settings)
-        self.take(samples)
+        self.use_cases(samples)
 
-    def take(self, samples: Sequence[Sample]) -> None:
-        """Take the cases from which patches are drawn, each on the pipeline's voxels."""
+    def use_cases(self, samples: Sequence[Sample]) -> None:
+        """Resample the cases from which patches are drawn to the pipeline's voxels."""
         self.cases = [_at_spacing(case, self.settings.spacing_mm) for case in samples]
         self.places = [_places(case.labels) for case in self.cases]
 
