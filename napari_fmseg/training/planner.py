@@ -65,7 +65,7 @@ class DatasetStatistics:
     is_hounsfield
         Whether the intensities are those of a CT.
     window
-        0.5 and 99.5 percentile of the intensities inside the structures.
+        2 and 98 percentile of the intensities inside the structures.
     sparse
         Whether some voxels are not labelled.
     share
@@ -158,6 +158,7 @@ def suggest_recipe(
         keep_freed_memory()
     words = [_data_in_words(len(training), len(held), facts)]
     recipe = _plan(named, facts, place, parent, Path(out), name)
+    recipe = replace(recipe, precision=_training_precision(recipe, place))
     if len(unlabelled) < _FEWEST_UNLABELLED or sum(facts.share.values()) < _LARGE:
         recipe = replace(recipe, unlabelled_weight=0.0)
     where: Recipe = (
@@ -198,7 +199,7 @@ def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[s
         kept = clean(known, keep_largest=True, neighbours=6).data
         whole &= all((kept == v).sum() >= _ONE_PIECE * (marks == v).sum() for v in range(1, len(labels) + 1))
     values = np.concatenate(inside) if any(len(i) for i in inside) else np.zeros(1)
-    low, high = (float(v) for v in np.percentile(values, [0.5, 99.5]))
+    low, high = (float(v) for v in np.percentile(values, [2, 98]))
     z, y, x = (int(n) for n in np.median(shapes, 0))
     dz, dy, dx = (float(s) for s in np.median(spacings, 0))
     return DatasetStatistics(
@@ -238,8 +239,7 @@ def _plan(
         name, stages, labels, out, phantom=(1, 1), settings=settings, intensity=intensity,
         channels=tuple(f"channel {i}" for i in range(facts.channels)) if facts.channels > 1 else ("image",),
         modality=facts.modality or ("CT" if ct else ""), balance=len(labels) > 2, validate_cases=5,
-        augment=Augment(**_AUGMENT, bias=0.0 if ct else 0.2), unlabelled_weight=0.5,
-        precision=_training_precision(stages, device),
+        augment=Augment(**_AUGMENT, bias=0.0 if ct else 0.2, noise=0.03 if ct else 0.05), unlabelled_weight=0.5,
     )  # fmt: skip
     if parent is None:
         return recipe
@@ -258,7 +258,7 @@ def _plan(
         changed = {k: v for k, v in vars(own.with_new_classes()).items() if v != getattr(own, k)}
         settings = {**settings, **changed}
     return replace(
-        recipe, stages=kept, pipeline=parent.pipeline, precision=_training_precision(kept, device),
+        recipe, stages=kept, pipeline=parent.pipeline,
         settings=settings, intensity=parent.intensity,
         balance=recipe.balance or bool(new),  # few cases tell of a new structure: they must come as often as the others
         channels=parent.channels, modality=parent.modality, start_from=str(parent.folder / f"{parent.name}.toml"),
@@ -273,15 +273,32 @@ _FAST: dict[str, Any] = {
 
 _AUGMENT: dict[str, Any] = {
     **{"zoom": 0.15, "stretch": 0.15, "rotate_deg": 12.0, "rotate_p": 0.7, "elastic": 0.14},
-    **{"gamma": 0.45, "contrast": 0.25, "brightness": 0.06, "noise": 0.05, "blur": 0.3},
+    **{"gamma": 0.45, "contrast": 0.25, "brightness": 0.06, "blur": 0.3},
 }
 
 
-def _training_precision(stages: Sequence[StageRecipe], device: torch.device) -> str:
-    """Return bfloat16 where the processor computes in it and every network was shown to learn as well in it."""
-    shown = all(getattr(load(NETWORKS[stage.network]), "trains_in_bfloat16", False) for stage in stages)
+_SAFE_VOXELS = 64
+"""Along y and x after the first level: with larger planes torch 2.13 writes beyond its memory in bfloat16 on a CPU."""
+
+
+def _training_precision(recipe: Recipe, device: torch.device) -> str:
+    """Return bfloat16 where the processor computes in it, every network learns as well in it, and it is safe.
+
+    The gradient of a bfloat16 convolution of torch 2.13 on a CPU corrupts the memory of the process for some sizes:
+    seen with planes of 96 x 96 and few slices, never with planes of up to 64 x 64.
+    """
+    settings = PIPELINES[recipe.pipeline].settings.of(recipe.settings)
+    parent = find_card(recipe.start_from) if recipe.start_from else None
+    for stage in recipe.stages:
+        kwargs = {**(parent.nets[stage.stage].kwargs if parent else {}), **stage.kwargs}
+        strides = kwargs.get("strides", ((2, 2, 2),))
+        planes = zip(settings.input_size(stage.stage)[1:], strides[0][1:], strict=True)
+        if not getattr(load(NETWORKS[stage.network]), "trains_in_bfloat16", False):
+            return "auto"
+        if any(math.ceil(n / step) > _SAFE_VOXELS for n, step in planes):
+            return "auto"
     half = device.type == "cpu" and pick_precision(device, half_precision_ok=True) == "bfloat16"
-    return "bfloat16" if shown and half else "auto"
+    return "bfloat16" if half else "auto"
 
 
 def _choose_loss(facts: DatasetStatistics) -> str:
@@ -293,7 +310,7 @@ def _choose_loss(facts: DatasetStatistics) -> str:
 
 
 def _grid_of(facts: DatasetStatistics, voxels: int) -> tuple[int, int, int]:
-    """Return the field of view with voxels as near to cubes as the data's own fineness allows, in steps of 4."""
+    """Return the field of view with voxels as near to cubes as the data allow, in steps of 4, and no slice lost."""
     extent = [n * s for n, s in zip(facts.shape, facts.spacing, strict=True)]
     pitch = (math.prod(extent) / voxels) ** (1 / 3)
     thick = [i for i, s in enumerate(facts.spacing) if s > pitch]
@@ -301,8 +318,10 @@ def _grid_of(facts: DatasetStatistics, voxels: int) -> tuple[int, int, int]:
         rest = [i for i in range(3) if i not in thick]
         left = voxels / math.prod(facts.shape[i] for i in thick)
         pitch = (math.prod(extent[i] for i in rest) / left) ** (1 / len(rest))
-    sizes = [min(e / pitch, n) for e, n in zip(extent, facts.shape, strict=True)]
-    z, y, x = (max(4, 4 * math.ceil(n / 4 - 0.25)) for n in sizes)
+    z, y, x = (
+        2 * math.ceil(n / 2) if n <= e / pitch else max(4, 4 * math.ceil(e / pitch / 4 - 0.25))
+        for e, n in zip(extent, facts.shape, strict=True)
+    )
     return z, y, x
 
 

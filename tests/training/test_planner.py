@@ -17,7 +17,7 @@ from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.card import ModelCard, NetSpec
 from napari_fmseg.models.weights import save_model
 from napari_fmseg.nets import build
-from napari_fmseg.training import Case, train
+from napari_fmseg.training import Case, planner, train
 from napari_fmseg.training.planner import facts_of, suggest_recipe
 
 
@@ -165,3 +165,24 @@ def test_a_model_of_one_structure_that_learns_a_second_one_looks_at_both(tmp_pat
     assert more.recipe.settings == {**settings, "window": "all"}
     assert same.recipe.settings == settings
     assert any("a window around every piece" in word for word in more.words)
+
+
+@pytest.mark.parametrize(("grid", "precision"), [((48, 76, 100), "bfloat16"), ((8, 196, 192), "auto")])
+def test_half_precision_is_proposed_only_where_it_cannot_corrupt_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, grid: tuple[int, int, int], precision: str
+) -> None:
+    monkeypatch.setattr(planner, "pick_precision", lambda device, half_precision_ok: "bfloat16")
+    monkeypatch.setattr(planner, "_grid_of", lambda facts, voxels: grid)
+    known = {"consensus": 0.1}
+    folder = dataset(tmp_path / "data")
+    found = suggest_recipe(folder, 1, device="cpu", out=tmp_path / "out", seconds_per_step=known)
+    assert found.recipe.precision == precision
+
+
+def test_without_half_precision_in_the_processor_none_is_proposed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(planner, "pick_precision", lambda device, half_precision_ok: "float32")
+    folder = dataset(tmp_path / "data")
+    found = suggest_recipe(folder, 1, device="cpu", out=tmp_path / "out", seconds_per_step={"consensus": 0.1})
+    assert found.recipe.precision == "auto"
