@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
@@ -49,8 +49,8 @@ class PipelineSettings(ABC):
         """Return the settings for a model that is to learn further classes."""
         return self
 
-    def summary(self) -> str:
-        """Return a sentence on the grids, or ""."""
+    def summary(self, stages: Collection[str]) -> str:
+        """Return a sentence on the grids of these stages, or ""."""
         return ""
 
 
@@ -124,10 +124,11 @@ class PhasedSettings(PipelineSettings):
         """Return the settings with a window around all components: the largest alone would cut off the others."""
         return replace(self, window="all") if self.window == "largest" else self
 
-    def summary(self) -> str:
-        """Return a sentence on the two grids."""
+    def summary(self, stages: Collection[str]) -> str:
+        """Return a sentence on the grids of these stages."""
         coarse, fine = (" x ".join(map(str, grid)) for grid in (self.consensus_grid, self.attention_grid))
-        return f"The whole volume is seen on {coarse} voxels; what later stages there are see what was found on {fine}."
+        later = f", then what was found on {fine}" if "attention" in stages else ""
+        return f"The whole volume is seen on {coarse} voxels{later}{', then its edge' if 'edge' in stages else ''}."
 
 
 @dataclass(frozen=True)

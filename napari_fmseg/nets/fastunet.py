@@ -25,7 +25,7 @@ _LEAST = 3
 
 
 def fastunet_strides(
-    grid: Sequence[int], spacing_mm: Sequence[float], levels: int = 4, *, stem: bool = True
+    grid: Sequence[int], spacing_mm: Sequence[float], levels: int = 4
 ) -> tuple[tuple[int, int, int], ...]:
     """Return the reductions (z, y, x) of each level for a grid: an axis waits while its voxels are coarser.
 
@@ -37,16 +37,11 @@ def fastunet_strides(
         Of these voxels.
     levels
         How many, the first of them the move of voxels into channels.
-    stem
-        Whether the first level reduces anything.
     """
     size, pitch, found = [float(n) for n in grid], [float(s) for s in spacing_mm], []
-    for level in range(levels):
+    for _ in range(levels):
         finest = min(pitch)
-        step = [
-            2 if p <= 1.6 * finest and n / 2 >= _LEAST and (level or stem) else 1
-            for n, p in zip(size, pitch, strict=True)
-        ]
+        step = [2 if p <= 1.6 * finest and n / 2 >= _LEAST else 1 for n, p in zip(size, pitch, strict=True)]
         size = [n / s for n, s in zip(size, step, strict=True)]
         pitch = [p * s for p, s in zip(pitch, step, strict=True)]
         found.append((step[0], step[1], step[2]))

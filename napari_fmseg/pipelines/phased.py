@@ -47,7 +47,7 @@ from napari_fmseg.pipelines.stages import StageRun
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["attention_input", "attention_roi", "consensus_input", "explain_inputs", "run"]
+__all__ = ["attention_input", "attention_roi", "careful_views", "consensus_input", "explain_inputs", "run"]
 
 _VIEWS = 6
 """Of the whole volume in a careful run."""

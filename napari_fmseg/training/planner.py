@@ -403,8 +403,14 @@ def _plan_in_words(
             + (f"; new: {', '.join(new)}" + (", with a window around every piece." if apart else ".") if new else ".")
             + (" Its answers about its own classes are kept." if recipe.distillation_weight else "")
         )
-    elif summary := PIPELINES[recipe.pipeline].settings.of(recipe.settings).summary():
-        told.append(summary)
+    else:
+        settings, augment = PIPELINES[recipe.pipeline].settings.of(recipe.settings), recipe.augment
+        summary = settings.summary([stage.stage for stage in recipe.stages])
+        told += [summary] if summary else []
+        told.append(
+            f"Augmentation: turns of up to {augment.rotate_deg:.0f} degrees, sizes up to {100 * augment.zoom:.0f} % "
+            "larger or smaller, elastic deformation, and other brightness and contrast; see the recipe."
+        )
     low, high = recipe.intensity.low, recipe.intensity.high
     kind = {
         "window": f"the window {low:.0f} to {high:.0f}",

@@ -56,6 +56,9 @@ _AUGMENT_RANGES = {
 class Augment:
     """How training volumes are augmented.
 
+    `stretch` and `elastic` act where a view is drawn in one resampling: consensus, attention and patches, not in
+    coarse-to-fine models and the edge stage.
+
     Parameters
     ----------
     flip

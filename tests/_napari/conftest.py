@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,27 @@ def open_paths() -> Callable[..., list[Any]]:
 
 
 @pytest.hookimpl(tryfirst=True)
+@pytest.fixture
+def make_docks(make_napari_viewer: Any) -> Iterator[Callable[[], tuple[Any, Any]]]:
+    """Yield a function that opens a window with both docks; pytest keeps what a fixture gives for too long."""
+    from napari_fmseg._napari.export.dock import ExportDock
+    from napari_fmseg._napari.segment.dock import SegmentDock
+
+    sessions: list[Any] = []
+
+    def made() -> tuple[Any, Any]:
+        viewer = make_napari_viewer(show=True)
+        docks = SegmentDock(viewer), ExportDock(viewer)
+        for dock in docks:
+            viewer.window.add_dock_widget(dock, name=type(dock).__name__)
+        sessions.append(docks[0].session)
+        return docks
+
+    yield made
+    while sessions:
+        sessions.pop().close()
+
+
 def pytest_runtest_teardown() -> None:
     """End what still runs in threads: while it runs nothing is collected, and napari would take that for a leak."""
     worker = sys.modules.get("napari_fmseg._napari.common.job")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication
 
-from napari_fmseg._napari.export.dock import ExportDock
 from napari_fmseg._napari.segment.dock import SegmentDock
 from napari_fmseg.cli.main import main
 from napari_fmseg.datasets.phantom import phantom_ct
@@ -25,24 +23,6 @@ from napari_fmseg.io import write_volume
 SHARED = Path(os.environ.get("FMSEG_SHARED", Path(__file__).parents[2].parent / "shared"))
 PATIENCE_MS = 90_000
 STAGES = ["consensus", "attention map", "attention", "edge", "labels"]
-
-
-@pytest.fixture
-def make_docks(make_napari_viewer: Any) -> Iterator[Callable[[], tuple[SegmentDock, ExportDock]]]:
-    """A window on the screen with both docks; a function, since pytest keeps what a fixture gives for too long."""
-    sessions: list[Any] = []
-
-    def made() -> tuple[SegmentDock, ExportDock]:
-        viewer = make_napari_viewer(show=True)
-        docks = SegmentDock(viewer), ExportDock(viewer)
-        for dock in docks:
-            viewer.window.add_dock_widget(dock, name=type(dock).__name__)
-        sessions.append(docks[0].session)
-        return docks
-
-    yield made
-    while sessions:
-        sessions.pop().close()
 
 
 def scan_of(kind: str, folder: Path) -> tuple[Path, str]:

@@ -16,14 +16,14 @@ from torch import nn
 
 from napari_fmseg.core.errors import DeviceMemory, GeometryMismatch, InvalidRecipe, UnknownModel
 from napari_fmseg.core.events import Event, Progress, StageResult, Warned, drain
-from napari_fmseg.core.resampling_torch import slabs
+from napari_fmseg.core.resampling_torch import slabs, zoom
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets import build
 from napari_fmseg.pipelines import SegmentOptions, phased, segment, stages_of
 from napari_fmseg.pipelines.executor import InferenceRunner
-from napari_fmseg.pipelines.phased import PhasedSettings
+from napari_fmseg.pipelines.phased import PhasedSettings, careful_views
 from napari_fmseg.pipelines.preprocessing import normalise
 
 FLOAT = SegmentOptions(precision="float32")
@@ -618,3 +618,43 @@ def test_an_edge_that_fits_in_no_part_goes_to_the_cpu_with_the_same_result(monke
     assert len(told) == 2
     assert "smaller parts" in told[0]
     assert "continued on the CPU" in told[1]
+
+
+def test_a_careful_run_averages_six_views_and_finds_the_organ_at_the_same_place() -> None:
+    direction, shape, spacing = ORIENTATIONS["oblique"]
+    geometry = Geometry.from_spacing(shape, spacing, (-120.0, 35.0, 260.0), direction)
+    centre = geometry.place(np.array(shape) * (0.45, 0.5, 0.5))
+    data = ball(geometry, centre)
+    grains = np.random.default_rng(0).normal(0, 0.3 * float(np.ptp(data)), data.shape)
+    volume = Volume((data + grains).astype(np.float32), geometry)
+    model = model_of(settings={"consensus_grid": (48, 44, 40)})
+    model = dataclasses.replace(model, nets={"consensus": model.nets["consensus"]})
+    plain, careful = (
+        list(segment(volume, model, dataclasses.replace(FLOAT, careful=careful))) for careful in (None, True)
+    )
+    seen = [e.done for e in careful if isinstance(e, Progress) and e.stage == "consensus" and e.total == 6]
+    assert seen == [1, 2, 3, 4, 5]
+    one, other = (drain(iter(events)) for events in (plain, careful))
+    truth = data > data.mean()
+    overlaps = [2 * ((m.data > 0) & truth).sum() / ((m.data > 0).sum() + truth.sum()) for m in (one, other)]
+    assert overlaps[1] > overlaps[0]  # the mean of six views has less noise
+
+
+@pytest.mark.parametrize("spans", list(careful_views((20, 24, 28))))
+def test_a_view_of_a_careful_run_is_put_back_where_it_was_taken(spans: list[tuple[float, float]]) -> None:
+    """Checked on a linear ramp, which linear resampling keeps, away from the border."""
+    shape = (20, 24, 28)
+    ramp = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in shape), indexing="ij"))
+    back = zoom(zoom(ramp, spans, shape), phased._back(spans, shape), shape)
+    assert (back - ramp)[:, 4:-4, 4:-4, 4:-4].abs().max() < 0.1  # of a voxel
+
+
+@pytest.mark.parametrize(("setting", "pieces"), [("", 2), ("each", 1)])
+def test_only_the_largest_piece_of_a_class_is_kept_where_the_card_says_so(setting: str, pieces: int) -> None:
+    geometry = Geometry.from_spacing((40, 40, 40), (1, 1, 1))
+    data = np.zeros((40, 40, 40), np.float32)
+    data[5:20, 5:20, 5:20], data[28:34, 28:34, 28:34] = 1, 1
+    model = model_of(settings={"consensus_grid": (40, 40, 40), "keep_largest": setting})
+    model = dataclasses.replace(model, nets={"consensus": model.nets["consensus"]})
+    found = drain(segment(Volume(data, geometry), model, FLOAT)).data
+    assert ndimage.label(found)[1] == pieces

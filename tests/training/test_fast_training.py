@@ -233,3 +233,15 @@ def test_a_wrong_way_to_train_is_refused(field: str, value: object) -> None:
 def test_a_wrong_clock_is_refused(home: Path) -> None:
     with pytest.raises(InvalidRecipe, match="clock is wall or processor"):
         recipe(home, clock="sun")
+
+
+def test_labelled_samples_exchange_boxes_as_often_as_the_recipe_says(home: Path) -> None:
+    losses = [
+        [
+            e.loss
+            for e in train(recipe(home, unlabelled_weight=0.0, augment=Augment(mix=mix), out=home / f"mix{mix}"))
+            if isinstance(e, StepDone)
+        ]
+        for mix in (0.0, 1.0)
+    ]
+    assert losses[0][0] != losses[1][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
 from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication
 
-from napari_fmseg._napari.export.dock import ExportDock
 from napari_fmseg._napari.segment.dock import SegmentDock
 from napari_fmseg.core.events import drain
 from napari_fmseg.datasets.phantom import phantom_ct
@@ -23,22 +21,6 @@ from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import segment
 
 PATIENCE_MS = 90_000
-
-
-@pytest.fixture
-def make_docks(make_napari_viewer: Any) -> Iterator[Callable[[], tuple[SegmentDock, ExportDock]]]:
-    sessions: list[Any] = []
-
-    def made() -> tuple[SegmentDock, ExportDock]:
-        viewer = make_napari_viewer(show=True)
-        docks = SegmentDock(viewer), ExportDock(viewer)
-        for dock in docks:
-            viewer.window.add_dock_widget(dock, name=type(dock).__name__)
-        sessions.append(docks[0].session)
-        return docks
-
-    yield made
-    sessions.pop().close()
 
 
 def drop(dock: SegmentDock, path: Path) -> None:
