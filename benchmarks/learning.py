@@ -4,10 +4,14 @@
     python benchmarks/learning.py atrium --labels 8 --minutes 30 --seeds 3
     python benchmarks/learning.py atrium --labels 8 --minutes 8 --seeds 3 --without-unlabelled
     python benchmarks/learning.py heart hippocampus head --labels 8 --minutes 8 --seeds 3
+    python benchmarks/learning.py atrium heart hippocampus --minutes 5 --seeds 1 --threads 2
+    python benchmarks/learning.py heart --minutes 4 --seeds 1 --develop
 
 The recipe is that of `suggest_recipe`, which the Teach panel and ``fmseg project prepare`` use, but for its clock: a
 minute is one of processor time of all threads, so that another program on the machine takes none of it. ``fmseg train``
-runs it with one thread. The figures are those of the weights of the last step; the validation list chose nothing.
+runs it with one thread. With ``--threads`` it goes by the clock instead, as in the panel, and ``seconds`` tells whether
+the minutes are kept. The figures are those of the weights of the last step; the validation list chose nothing.
+``--develop`` measures on training cases that are not learned from: to compare recipes before one of them is published.
 Every training is written to benchmarks/results at once, and the same command goes on where it was stopped.
 """
 
@@ -21,6 +25,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,7 @@ import numpy as np
 
 from napari_fmseg.core.hardware import processor_name
 from napari_fmseg.models.registry import find_card
+from napari_fmseg.training import Recipe
 from napari_fmseg.training.planner import suggest_recipe
 from napari_fmseg.training.projects.prepare_run import write_recipe
 
@@ -37,8 +43,17 @@ GROUPS = ("acdc_003", "acdc_023", "acdc_043", "acdc_063")
 """A patient of each of four groups, both time points: what is labelled of the heart."""
 
 
-def listed(name: str, n: int, folder: Path, *, unlabelled: bool) -> Path:
-    """Write a dataset.json that labels n training cases, evenly over the list, and lists the others without labels."""
+DEVELOP = 10
+"""Training cases that measure with ``--develop``."""
+
+
+def listed(
+    name: str, n: int, folder: Path, *, unlabelled: bool = True, develop: bool = False, only: Sequence[str] = ()
+) -> Path:
+    """Write a dataset.json that labels n training cases, and lists the others without labels.
+
+    They are `only`, or evenly over the list; `develop` lets some of the others measure, and not the validation list.
+    """
     source = budgeted.SHARED / SETS[name]
     facts = json.loads((source / "dataset.json").read_text())
 
@@ -49,14 +64,21 @@ def listed(name: str, n: int, folder: Path, *, unlabelled: bool) -> Path:
 
     cases = facts["training"]
     chosen = {cases[i]["case"] for i in np.linspace(0, len(cases) - 1, min(n, len(cases))).round().astype(int)}
-    if name == "heart":
+    if only:
+        chosen = set(only)
+    elif name == "heart":
         chosen = {case["case"] for case in cases if case["case"].startswith(GROUPS)}
+    others, held = [case for case in cases if case["case"] not in chosen], facts["validation"]
+    if develop:
+        held = [others[i] for i in np.linspace(0, len(others) - 1, DEVELOP).round().astype(int)]
+        patients = {case["case"][:8] for case in held}
+        others = [case for case in others if case["case"][:8] not in patients]
     table = {
         "labels": facts["labels"],
         "channel_names": facts["channel_names"],
         "training": [entry(case, labels=True) for case in cases if case["case"] in chosen],
-        "validation": [entry(case, labels=True) for case in facts["validation"]],
-        "unlabelled": [entry(case, labels=False) for case in cases if case["case"] not in chosen] if unlabelled else [],
+        "validation": [entry(case, labels=True) for case in held],
+        "unlabelled": [entry(case, labels=False) for case in others] if unlabelled else [],
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dataset.json").write_text(json.dumps(table, indent=1))
@@ -64,28 +86,42 @@ def listed(name: str, n: int, folder: Path, *, unlabelled: bool) -> Path:
 
 
 def run(name: str, n: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Train once in a process of its own."""
-    kind = "" if options.unlabelled else "-labelled-only"
-    place = options.work / f"{name}-{n}-{options.minutes:g}min{kind}-seed{seed}"
-    data = listed(name, n, place / "data", unlabelled=options.unlabelled)
+    """Write a recipe and train it."""
+    place = options.work / f"{name}-{n}-{options.minutes:g}min{kind_of(options).replace(' ', '-')}-seed{seed}"
+    data = listed(name, n, place / "data", unlabelled=options.unlabelled, develop=options.develop)
     if not (place / "recipe.toml").exists():
         recipe = suggest_recipe(data, options.minutes, device="cpu", out=place / "run").recipe
-        # The planned time without what reading takes from it: it is processor time of the training alone.
-        share = options.minutes / sum(stage.minutes for stage in recipe.stages)
-        stages = tuple(dataclasses.replace(stage, minutes=stage.minutes * share) for stage in recipe.stages)
-        recipe = dataclasses.replace(recipe, stages=stages, clock="processor", seed=seed, validate_cases=2)
-        write_recipe(recipe, place / "recipe.toml")
+        if not options.threads:
+            recipe = on_processor_time(recipe, options.minutes)
+        write_recipe(dataclasses.replace(recipe, seed=seed, validate_cases=2), place / "recipe.toml")
+    return train_apart(place / "recipe.toml", place / "run", options.threads or 1)
+
+
+def kind_of(options: argparse.Namespace) -> str:
+    """Return what sets a run apart from the plain one."""
+    parts = ["" if options.unlabelled else ", labelled only", ", development" if options.develop else ""]
+    return "".join(parts) + (f", {options.threads} threads by the clock" if options.threads else "")
+
+
+def on_processor_time(recipe: Recipe, minutes: float) -> Recipe:
+    """Give the stages the planned minutes without what reading takes, as processor time of the training alone."""
+    share = minutes / sum(stage.minutes for stage in recipe.stages)
+    stages = tuple(dataclasses.replace(stage, minutes=stage.minutes * share) for stage in recipe.stages)
+    return dataclasses.replace(recipe, stages=stages, clock="processor")
+
+
+def train_apart(recipe: Path, out: Path, threads: int = 1) -> dict[str, Any]:
+    """Train once with ``fmseg train``, in a process of its own; return its figures."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, "-m", "napari_fmseg", "train", str(place / "recipe.toml"), "--events"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = [sys.executable, "-m", "napari_fmseg", "train", str(recipe), "--events"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    card = find_card(next((place / "run").glob("*.toml")))
-    lines = [json.loads(line) for line in (place / "run" / "history.jsonl").read_text().splitlines()]
-    steps = {line["stage"]: line["step"] for line in lines if "epoch" in line}
+    card = find_card(next(out.glob("*.toml")))
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return {
         "dice": dict(card.scores["labels"]),
-        "steps": steps,
+        "steps": {line["stage"]: line["step"] for line in lines if "epoch" in line},
         "process_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
         "seconds": round(time.perf_counter() - start),
         "curve": [round(line["dice"], 4) for line in lines if "dice" in line],
@@ -100,6 +136,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--without-unlabelled", dest="unlabelled", action="store_false")
+    parser.add_argument("--threads", type=int, default=0, help="train by the clock, with so many threads")
+    parser.add_argument("--develop", action="store_true", help="measure on training cases that are not learned from")
     parser.add_argument("--work", type=Path, default=Path("learning-runs"))
     parser.add_argument("--out", type=Path, default=budgeted.ROOT / "benchmarks" / "results" / "learning.json")
     options = parser.parse_args()
@@ -107,7 +145,7 @@ def main() -> None:
     table["processor"] = processor_name()
     for name in options.sets:
         for n in options.labels:
-            key = f"{name}, {n} labelled, {options.minutes:g} min" + ("" if options.unlabelled else ", labelled only")
+            key = f"{name}, {n} labelled, {options.minutes:g} min{kind_of(options)}"
             runs = table["runs"].setdefault(key, {})
             for seed in range(options.seeds):
                 if str(seed) not in runs:

@@ -1,7 +1,8 @@
-"""Where a model disagrees with itself: mirrored, and from stage to stage. The most uncertain cases are labelled next.
+"""Where a model disagrees with itself: from stage to stage, on parts of the volume, and mirrored.
 
-No network and no pipeline need know of it: the volume is segmented as it is and mirrored, and the label maps of the
-results and of the coarse stages are compared voxel by voxel.
+The most uncertain cases are labelled next. No network and no pipeline need know of it: the volume is segmented as it
+is, without its ends, or mirrored, and the label maps of the results and of the coarse stages are compared voxel by
+voxel.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.resampling import resample
-from napari_fmseg.core.volume import LabelMap, Volume
+from napari_fmseg.core.volume import Box, LabelMap, Volume
 
 if TYPE_CHECKING:
     from napari_fmseg.models.weights import Model
@@ -28,6 +29,9 @@ __all__ = ["STAGE", "case_uncertainty", "mirror_label_pairs", "rank_by_uncertain
 
 STAGE = "uncertainty"
 """What the result with the map is called."""
+
+_END = 0.08
+"""Share of an axis that a part of the volume lacks at one end."""
 
 
 def uncertainty(
@@ -44,7 +48,9 @@ def uncertainty(
         Classes of a left and a right organ change their names in a mirror along x. ``""`` compares the stages only: a
         body whose sides differ (the liver) looks unlike anything in training when it is mirrored, which raises all
         numbers alike (on the phantom 0.17 became 0.66 by noise without mirrors, and 0.41 became 0.51 with one). None
-        compares the stages, and mirrors along x where a model has one stage only.
+        compares the stages; where a model has one stage only, the volume is segmented twice more, each time without
+        `_END` of it at one end of every axis, which a network on the whole volume sees larger and shifted. (On 32 left
+        atria the rank correlation of this number with the Dice was -0.62, that by a mirror -0.50.)
 
     Yields
     ------
@@ -59,12 +65,12 @@ def uncertainty(
     """
     from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 
-    if flips is None:
-        flips = "" if len(stages_of(model.card)) > 1 else "x"
+    parts = () if flips is not None or len(stages_of(model.card)) > 1 else _parts(volume.geometry.shape)
+    flips = flips or ""
     if set(flips) - set("zyx") or len(set(flips)) < len(flips):
         raise InvalidRecipe(f"Axes to mirror are made of z, y and x, each at most once; not {flips!r}.")
     options = replace(options or SegmentOptions(), show_stages=True)
-    seconds, views = 0.0, 1 + len(flips)
+    seconds, views = 0.0, 1 + len(parts) + len(flips)
     yield Progress(STAGE, 0, views)
     maps: list[npt.NDArray[np.integer]] = []
     stages: list[LabelMap] = []
@@ -84,8 +90,11 @@ def uncertainty(
     maps.append(labels.data)
     # The last stage is what the labels were made of; the others contradict it where the model is not sure.
     maps += [resample(stage, volume.geometry, order=0).data for stage in stages[:-1]]
+    for view, box in enumerate(parts, 1):
+        yield Progress(STAGE, view, views)
+        maps.append(_segment_part(volume, model, options, box, labels.data))
     _, order, _ = volume.geometry.canonical()
-    for view, axis in enumerate(flips, 1):
+    for view, axis in enumerate(flips, 1 + len(parts)):
         yield Progress(STAGE, view, views)
         index = order["zyx".index(axis)]
         maps.append(_segment_mirrored(volume, model, options, index, swap=axis == "x"))
@@ -95,6 +104,27 @@ def uncertainty(
     yield Progress(STAGE, views, views)
     note = "Nothing was found in any view." if not any(m.any() for m in maps) else ""
     yield StageResult(STAGE, Volume(share, volume.geometry, {"doubt": doubt}), seconds, note)
+
+
+def _parts(shape: Sequence[int]) -> tuple[Box, ...]:
+    """Return the volume without its first slices along each axis, and without its last ones."""
+    ends = [round(n * _END) for n in shape]
+    first = tuple(slice(end, n) for n, end in zip(shape, ends, strict=True))
+    last = tuple(slice(0, n - end) for n, end in zip(shape, ends, strict=True))
+    return cast(Box, first), cast(Box, last)
+
+
+def _segment_part(
+    volume: Volume, model: Model, options: SegmentOptions, box: Box, labels: npt.NDArray[np.integer]
+) -> npt.NDArray[np.integer]:
+    """Return labels of a part of the volume; around it they are `labels`, so that they agree there."""
+    from napari_fmseg.core.events import drain
+    from napari_fmseg.pipelines import segment
+
+    part = Volume(volume.data[(..., *box)], volume.geometry.crop(box), volume.meta)
+    found = labels.copy()
+    found[box] = drain(segment(part, model, replace(options, show_stages=False))).data
+    return found
 
 
 def _segment_mirrored(

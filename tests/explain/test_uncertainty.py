@@ -43,7 +43,7 @@ def seen(volume: Volume, **changes: str) -> tuple[LabelMap, Volume]:
     labels = results["labels"]
     assert isinstance(labels, LabelMap)
     assert isinstance(events[-1], StageResult)
-    assert [e.done for e in events if isinstance(e, Progress)][-1] == 1 + len(changes.get("flips", "x"))
+    assert [e.done for e in events if isinstance(e, Progress)][-1] == 1 + len(changes.get("flips", "12"))
     return labels, results["uncertainty"]
 
 
@@ -55,7 +55,7 @@ def test_what_is_seen_from_one_side_only_is_uncertain_in_every_orientation(turn:
     geometry = Geometry.from_spacing((8, 8, 8), direction=turn)
     own, order, flips = geometry.canonical()
     stored = np.flip(canonical.data, flips).transpose(np.argsort(order))
-    labels, share = seen(Volume(np.ascontiguousarray(stored), geometry))
+    labels, share = seen(Volume(np.ascontiguousarray(stored), geometry), flips="x")
     back = np.flip(share.data.transpose(order), flips)
     expected = np.zeros((8, 8, 8), np.float32)
     expected[2, 2, 6] = 1
@@ -65,6 +65,31 @@ def test_what_is_seen_from_one_side_only_is_uncertain_in_every_orientation(turn:
     assert labels.data.any()
     assert share.meta["doubt"] == pytest.approx(0.5)
     assert own.shape == (8, 8, 8)
+
+
+class Middle(torch.nn.Module):
+    """Finds what lies in the middle of the volume that it is given, along z."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[2]
+        inside = ((torch.arange(n) >= n // 4) & (torch.arange(n) < n - n // 4))[:, None, None].expand_as(x[:, 0])
+        return torch.stack([0.5 * torch.ones_like(x[:, 0]), inside.to(x.dtype)], 1)
+
+
+def test_one_stage_is_uncertain_where_a_part_of_the_volume_gives_another_answer() -> None:
+    card = ModelCard(
+        "middle", "middle", "single", {"net": NetSpec("fmunet")}, {1: "middle"},
+        intensity=Intensity("window", 0, 1), settings={"window": [32, 8, 8]},
+    )  # fmt: skip
+    centred = Model(card, {"net": Middle().eval()}, torch.device("cpu"))
+    data = np.random.default_rng(0).random((32, 8, 8), np.float32)
+    *_, last = uncertainty(Volume(data, Geometry.from_spacing((32, 8, 8))), centred)
+    assert isinstance(last, StageResult)
+    doubt = last.output.data[:, 4, 4]
+    np.testing.assert_array_equal(doubt[12:20], 0)  # found in each view
+    np.testing.assert_array_equal(doubt[:3], 0)  # missing from each part: one answer only
+    assert doubt[[8, 23]].min() > 0  # the ends of what was found move with the view
+    assert 0 < last.output.meta["doubt"] < 0.5
 
 
 def test_sides_change_their_names_in_a_mirror() -> None:
