@@ -5,6 +5,7 @@
     python benchmarks/learning.py atrium --labels 8 --minutes 8 --seeds 3 --without-unlabelled
     python benchmarks/learning.py heart hippocampus head --labels 8 --minutes 8 --seeds 3
     python benchmarks/learning.py atrium heart hippocampus --minutes 5 --seeds 1 --threads 2
+    python benchmarks/learning.py atrium hippocampus --seeds 1 --without-unlabelled --network monai-dynunet
     python benchmarks/learning.py heart --minutes 4 --seeds 1 --develop
 
 The recipe is that of `suggest_recipe`, which the Teach panel and ``fmseg project prepare`` use, but for its clock: a
@@ -42,6 +43,15 @@ SETS = {"atrium": "la_mr", "heart": "acdc", "hippocampus": "hippocampus", "head"
 GROUPS = ("acdc_003", "acdc_023", "acdc_043", "acdc_063")
 """A patient of each of four groups, both time points: what is labelled of the heart."""
 
+
+PEERS: dict[str, dict[str, Any]] = {
+    "fastunet": {},
+    "snet": {"width": 16},
+    "monai-dynunet": {"channels": (16, 32, 64, 128)},
+    "monai-segresnet": {"width": 8},
+}
+"""Networks of like size that ``--network`` trains in the same way, on the same grid: what the earlier Teach began with,
+and MONAI's."""
 
 DEVELOP = 10
 """Training cases that measure with ``--develop``."""
@@ -93,13 +103,26 @@ def run(name: str, n: int, seed: int, options: argparse.Namespace) -> dict[str, 
         recipe = suggest_recipe(data, options.minutes, device="cpu", out=place / "run").recipe
         if not options.threads:
             recipe = on_processor_time(recipe, options.minutes)
-        write_recipe(dataclasses.replace(recipe, seed=seed, validate_cases=2), place / "recipe.toml")
+        if options.network:
+            recipe = with_network(recipe, options.network)
+        looks = 0 if options.network else 2  # the curve beside peers is that of all cases
+        write_recipe(dataclasses.replace(recipe, seed=seed, validate_cases=looks), place / "recipe.toml")
     return train_apart(place / "recipe.toml", place / "run", options.threads or 1)
+
+
+def with_network(recipe: Recipe, name: str) -> Recipe:
+    """Put another network in the place of that of the first and only stage, on a grid that each of them takes."""
+    (stage,) = recipe.stages
+    kwargs = PEERS[name] if name != "fastunet" else dict(stage.kwargs)
+    grid = [round(n / 8) * 8 for n in recipe.settings["consensus_grid"]]
+    stage = dataclasses.replace(stage, network=name, kwargs=kwargs)
+    return dataclasses.replace(recipe, stages=(stage,), settings={**recipe.settings, "consensus_grid": grid})
 
 
 def kind_of(options: argparse.Namespace) -> str:
     """Return what sets a run apart from the plain one."""
     parts = ["" if options.unlabelled else ", labelled only", ", development" if options.develop else ""]
+    parts.append(f", {options.network}" if options.network else "")
     return "".join(parts) + (f", {options.threads} threads by the clock" if options.threads else "")
 
 
@@ -137,6 +160,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--without-unlabelled", dest="unlabelled", action="store_false")
     parser.add_argument("--threads", type=int, default=0, help="train by the clock, with so many threads")
+    parser.add_argument("--network", choices=list(PEERS), help="another network, trained in the same way")
     parser.add_argument("--develop", action="store_true", help="measure on training cases that are not learned from")
     parser.add_argument("--work", type=Path, default=Path("learning-runs"))
     parser.add_argument("--out", type=Path, default=budgeted.ROOT / "benchmarks" / "results" / "learning.json")

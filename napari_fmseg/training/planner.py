@@ -37,8 +37,8 @@ _SHARES = {"consensus": 0.25, "attention": 0.6, "edge": 0.05, "net": 0.9, "coars
 """Shares of the time budget; the rest is for validation."""
 
 _FEWEST_STEPS = 150
-_GRID = {"cpu": 330_000, "other": 2_000_000}
-"""Voxels of a network's input."""
+_GRID = {"cpu": 41_000, "other": 250_000}
+"""Positions of a network's first level, which a step's time depends on: blocks of 8 voxels, or 4 in thick slices."""
 
 _WIDTHS = {"cpu": (16, 32, 64, 128), "other": (32, 64, 128, 256)}
 _EPOCHS = 8
@@ -48,8 +48,8 @@ _LARGE = 0.01
 _FEWEST_UNLABELLED = 3
 """Unlabelled volumes from which they are learned from, too."""
 
-_ONE_PIECE = 0.98
-"""Share of a structure in its largest connected component from which stray pieces are taken for errors."""
+_ONE_PIECE = 0.95, 0.9
+"""Share of a structure in its largest connected component, on average and at least, from which the rest is an error."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class DatasetStatistics:
     channels
         Of a case.
     in_one_piece
-        Whether every structure is one connected component in every case.
+        Whether every structure is one connected component, but for little.
     seconds_per_case
         What reading one took.
     """
@@ -180,7 +180,8 @@ def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[s
     picked = [cases[i] for i in np.linspace(0, len(cases) - 1, min(len(cases), _LOOK_AT)).round().astype(int)]
     shapes, spacings, inside, lows, sparse = [], [], [], [], False
     shares: dict[str, list[float]] = {label: [] for label in labels}
-    modality, channels, whole, start = "", 1, True, time.perf_counter()
+    largest: dict[str, list[float]] = {label: [] for label in labels}
+    modality, channels, start = "", 1, time.perf_counter()
     for case in picked:
         volume, truth = read_case(case, names, labels)
         data, grid = to_canonical(volume)
@@ -197,14 +198,17 @@ def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[s
             shares[label] += [count / max(1, int((marks != 255).sum()))] if count else []
         known = dataclasses.replace(truth, data=np.where(marks == 255, 0, marks), names={})
         kept = clean(known, keep_largest=True, neighbours=6).data
-        whole &= all((kept == v).sum() >= _ONE_PIECE * (marks == v).sum() for v in range(1, len(labels) + 1))
+        for i, label in enumerate(labels, 1):
+            if (count := int((marks == i).sum())) > 0:
+                largest[label].append(int((kept == i).sum()) / count)
     values = np.concatenate(inside) if any(len(i) for i in inside) else np.zeros(1)
     low, high = (float(v) for v in np.percentile(values, [2, 98]))
     z, y, x = (int(n) for n in np.median(shapes, 0))
     dz, dy, dx = (float(s) for s in np.median(spacings, 0))
     return DatasetStatistics(
         (z, y, x), (dz, dy, dx), modality, modality == "CT" or float(np.median(lows)) < -500, (low, high), sparse,
-        {label: float(np.mean(s)) for label, s in shares.items() if s}, channels, whole,
+        {label: float(np.mean(s)) for label, s in shares.items() if s}, channels,
+        all(np.mean(s) >= _ONE_PIECE[0] and min(s) >= _ONE_PIECE[1] for s in largest.values() if s),
         (time.perf_counter() - start) / max(1, len(picked)),
     )  # fmt: skip
 
@@ -225,9 +229,8 @@ def _plan(
     kind = "cpu" if device.type == "cpu" else "other"
     large = sum(facts.share.values()) >= _LARGE
     loss = "soft_dice_ce_by_class"
-    grid = _grid_of(facts, _GRID[kind])
-    spacing = [n * s / m for n, s, m in zip(facts.shape, facts.spacing, grid, strict=True)]
-    net: dict[str, Any] = {"widths": _WIDTHS[kind], "strides": fastunet_strides(grid, spacing)}
+    grid, strides = _grid_and_strides(facts, device)
+    net: dict[str, Any] = {"widths": _WIDTHS[kind], "strides": strides}
     stages: tuple[StageRecipe, ...] = (StageRecipe("consensus", "fastunet", loss=loss, kwargs=net, **_FAST),)
     settings: Mapping[str, Any] = {"consensus_grid": list(grid), "attention_grid": list(grid)}
     if facts.in_one_piece:
@@ -309,8 +312,25 @@ def _choose_loss(facts: DatasetStatistics) -> str:
     return "dice_ce_balanced" if sum(shares) < _LARGE else "dice_ce"
 
 
-def _grid_of(facts: DatasetStatistics, voxels: int) -> tuple[int, int, int]:
-    """Return the field of view with voxels as near to cubes as the data allow, in steps of 4, and no slice lost."""
+def _grid_and_strides(
+    facts: DatasetStatistics, device: torch.device
+) -> tuple[tuple[int, int, int], tuple[tuple[int, int, int], ...]]:
+    """Return a grid over the field of view on which a step takes its time, and the network's strides on it."""
+    first = _GRID["cpu" if device.type == "cpu" else "other"]
+    most = 2 * _SAFE_VOXELS if device.type == "cpu" else max(facts.shape)
+    grid = _grid_of(facts, 8 * first, most)
+    spacing = [n * s / m for n, s, m in zip(facts.shape, facts.spacing, grid, strict=True)]
+    if (block := math.prod(fastunet_strides(grid, spacing)[0])) < 8:
+        grid = _grid_of(facts, block * first, most)
+        spacing = [n * s / m for n, s, m in zip(facts.shape, facts.spacing, grid, strict=True)]
+    return grid, fastunet_strides(grid, spacing)
+
+
+def _grid_of(facts: DatasetStatistics, voxels: int, most: int) -> tuple[int, int, int]:
+    """Return a grid of about so many voxels, as near to cubes as the data allow, in steps of 4.
+
+    No slice is lost, and planes have at most so many voxels along each axis.
+    """
     extent = [n * s for n, s in zip(facts.shape, facts.spacing, strict=True)]
     pitch = (math.prod(extent) / voxels) ** (1 / 3)
     thick = [i for i, s in enumerate(facts.spacing) if s > pitch]
@@ -322,7 +342,7 @@ def _grid_of(facts: DatasetStatistics, voxels: int) -> tuple[int, int, int]:
         2 * math.ceil(n / 2) if n <= e / pitch else max(4, 4 * math.ceil(e / pitch / 4 - 0.25))
         for e, n in zip(extent, facts.shape, strict=True)
     )
-    return z, y, x
+    return z, min(y, most), min(x, most)
 
 
 def _set_duration(

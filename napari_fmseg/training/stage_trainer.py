@@ -241,6 +241,16 @@ class StageTrainer:
         epochs = max(1, self.epochs - self.state.epoch)
         return max(1, int(left / epochs / max(seconds_per_step, 1e-6))) if self.stage.minutes else 0
 
+    def _progress(self, epoch: int, step: int, steps: int) -> float:
+        """Return the share of the stage that is done, 0..1, at a step of an epoch of `steps`.
+
+        Where a stage has minutes, epochs begin at their share of them: the first may be far shorter than the others.
+        """
+        done = epoch / self.epochs
+        if self.stage.minutes:
+            done = min(1.0, self.state.seconds / (60 * self.stage.minutes))
+        return done + (1 - done) * step / steps / (self.epochs - epoch)
+
     def _note(self, loss: float, metrics: Mapping[str, float]) -> bool:
         """Keep the weights if they are the best so far; return whether they are."""
         state = self.state
@@ -283,11 +293,11 @@ class StageTrainer:
             mixing = np.random.default_rng([*seed, step])
             # Dropout takes no generator.
             torch.manual_seed(int(np.random.SeedSequence([*seed, step]).generate_state(1)[0]))
-            progress = (epoch + step / steps) / self.epochs
+            progress = self._progress(epoch, step, steps)
             self.task.set_progress(progress)
             samples = self._mix(draws, first + step, mixing)
             if self.plateau is None:
-                rate = stage.lr * rate_of(stage, progress, 1 / (steps * self.epochs))
+                rate = stage.lr * rate_of(stage, progress, self._progress(epoch, step + 1, steps) - progress)
                 for group in self.optimiser.param_groups:
                     group["lr"] = rate
             loss = self._loss(samples, draws.cases, miner)
@@ -318,7 +328,7 @@ class StageTrainer:
         def draw(step: int) -> _Draws:
             part = slice(step * stage.batch, (step + 1) * stage.batch)
             drawn = [self.task.sample(i, rng, noise, focus) for i, focus in order[part]]
-            late = self.state.teaches and (epoch + step / steps) / self.epochs >= recipe.unlabelled_from
+            late = self.state.teaches and self._progress(epoch, step, steps) >= recipe.unlabelled_from
             more = [self.task.sample(self.unlabelled[i], rng, noise)[0] for i in others[part] if late]
             return _Draws([i for i, _ in order[part]], drawn, more)
 

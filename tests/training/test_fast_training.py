@@ -170,6 +170,12 @@ def test_a_stage_takes_its_minutes_whatever_the_guess_of_its_steps_was(
     assert 80 <= len(steps) <= 105  # a hundred looks at the clock, some of them between epochs
     assert len([e for e in events if isinstance(e, EpochDone)]) == 4
     assert isinstance(events[-1], Saved)
+    # The schedule goes by the time, too: a short first epoch is not a quarter of it.
+    first = next(i for i, e in enumerate(events) if isinstance(e, EpochDone))
+    for event in events[first:]:
+        if isinstance(event, StepDone) and event.step > len(steps) / 10:  # after the rise
+            wanted = rate_of(timed, (event.step - 1) / len(steps), 1 / len(steps))
+            assert event.lr == pytest.approx(timed.lr * wanted, abs=0.25 * timed.lr)
 
 
 def test_the_average_follows_the_weights_and_forgets_at_its_decay() -> None:

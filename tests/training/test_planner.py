@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import Saved
@@ -49,6 +50,38 @@ def test_the_data_are_described_as_they_are(tmp_path: Path) -> None:
     assert facts.sparse
     assert facts.window == pytest.approx((100, 100), abs=20)
     assert facts.share["dot"] == pytest.approx(8 / (48_000 - 4800))
+
+
+@pytest.mark.parametrize(("piece", "together"), [((5, 6), True), ((5, 7), False)])
+def test_a_structure_is_one_piece_where_other_components_are_few_voxels(
+    tmp_path: Path, piece: tuple[int, int], *, together: bool
+) -> None:
+    labels, geometry = np.zeros((12, 12, 12), np.uint8), Geometry.from_spacing((12, 12, 12))
+    labels[1:4, 1:4, 1:5] = 1
+    labels[8, 8, slice(*piece)] = 1  # one voxel beside 36, or two
+    cases = []
+    for i, marks in enumerate((labels, np.where(np.arange(12)[:, None, None] > 6, 0, labels).astype(np.uint8))):
+        write_volume(Volume(marks.astype(np.float32), geometry), tmp_path / f"i{i}.nii.gz")
+        write_labels(LabelMap(marks, geometry), tmp_path / f"l{i}.nii.gz")
+        cases.append(Case(f"c{i}", (tmp_path / f"i{i}.nii.gz",), tmp_path / f"l{i}.nii.gz"))
+    assert facts_of(cases[:1], {1: "dot"}, ("dot",)).in_one_piece is together
+    assert facts_of(cases, {1: "dot"}, ("dot",)).in_one_piece
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "first"),
+    [((88, 176, 144), (0.6, 0.6, 0.6), (2, 2, 2)), ((10, 256, 216), (10, 1.4, 1.4), (1, 2, 2))],
+)
+def test_a_step_costs_the_same_in_thin_and_in_thick_slices(
+    shape: tuple[int, int, int], spacing: tuple[float, float, float], first: tuple[int, int, int]
+) -> None:
+    grid, strides = planner._grid_and_strides(planner.DatasetStatistics(shape, spacing), torch.device("cpu"))
+    assert strides[0] == first
+    assert np.prod(grid) / np.prod(first) == pytest.approx(41_000, rel=0.1)
+    assert max(grid[1:]) <= 128  # on a CPU, where half precision is safe
+    larger, _ = planner._grid_and_strides(planner.DatasetStatistics(shape, spacing), torch.device("cuda"))
+    assert np.prod(larger) > 1.5 * np.prod(grid)
+    assert all(n <= most for n, most in zip(larger, shape, strict=True))
 
 
 def test_a_suggested_recipe_trains_and_tells_what_it_does_in_plain_words(tmp_path: Path) -> None:
@@ -167,12 +200,12 @@ def test_a_model_of_one_structure_that_learns_a_second_one_looks_at_both(tmp_pat
     assert any("a window around every piece" in word for word in more.words)
 
 
-@pytest.mark.parametrize(("grid", "precision"), [((48, 76, 100), "bfloat16"), ((8, 196, 192), "auto")])
+@pytest.mark.parametrize(("grid", "precision"), [((48, 76, 100), "bfloat16"), ((8, 208, 192), "auto")])
 def test_half_precision_is_proposed_only_where_it_cannot_corrupt_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, grid: tuple[int, int, int], precision: str
 ) -> None:
     monkeypatch.setattr(planner, "pick_precision", lambda device, half_precision_ok: "bfloat16")
-    monkeypatch.setattr(planner, "_grid_of", lambda facts, voxels: grid)
+    monkeypatch.setattr(planner, "_grid_and_strides", lambda facts, device: (grid, ((2, 2, 2),) * 4))
     known = {"consensus": 0.1}
     folder = dataset(tmp_path / "data")
     found = suggest_recipe(folder, 1, device="cpu", out=tmp_path / "out", seconds_per_step=known)
