@@ -7,9 +7,9 @@ python scripts/score_cards.py CARD.toml... --training-data [--cases PATTERN]
 The cases are those that `resources/recipes` names under the model's name, by default in ../shared beside the project.
 What was measured is kept in the output folder, a table per model, and is not measured again. With --half-precision
 every case is segmented in float32 and in bfloat16 instead, and the card gets the lowest Dice between the two masks by
-class: from 0.999 on, bfloat16 is taken where the processor computes in it. With --training-data the volumes that the recipe
-learns from are measured, and the card gets the ranges of their values, voxels and sizes, by which a volume is judged that
-does not fit; nothing of a single one. --cases names those of them that older weights learned from, such as 'acdc_0[01]*'.
+class: from 0.999 on, bfloat16 is taken where the processor computes in it. With --training-data the volumes that the
+recipe learns from are measured, and the card gets the ranges of their values, voxels and sizes, nothing of a single
+one: by them a volume is judged that does not fit. --cases names those that older weights learned from: 'acdc_0[01]*'.
 """
 
 from __future__ import annotations

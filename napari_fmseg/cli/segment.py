@@ -35,7 +35,8 @@ def segment(
 ) -> int:
     """Segment volumes. Research use only. Not a medical device.
 
-    What does not fit the model is warned of first; `--strict` refuses it. Beside each result a manifest is written, RESULT.json: model, hash, device, options and seconds; no patient data.
+    A volume that does not fit the model is warned of first; `--strict` refuses it. Beside each result a manifest is
+    written, RESULT.json: model, hash, device, options and seconds; no patient data.
 
     Parameters
     ----------

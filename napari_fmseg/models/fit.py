@@ -17,7 +17,7 @@ from napari_fmseg.core.volume import NO_SPACING
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.measures import Measures, TrainingData, Values
 
-__all__ = ["Fit", "Misfit", "find_misfits", "modality_of", "rank_models"]
+__all__ = ["Fit", "Misfit", "find_misfits", "modality_of", "rank"]
 
 _COARSER, _MUCH_COARSER, _FINER = 1.6, 2.0, 2.0  # times the spacing
 _LARGER = 1.5  # times the box around the body, along any side
@@ -27,6 +27,8 @@ _RIM = 0.3  # beyond
 _FEW = 1.5  # over the number of cases: what is added to all of these, since few cases do not show how bodies vary
 _VALUES = 0.5  # of the span of the training values, beyond them
 _ABSOLUTE = ("window", "window_zscore", "fixed_zscore", "none")
+_OTHER_IMAGES = ("channels", "phantom", "modality", "values")
+"""Kinds of misfits that no cropping or resampling mends."""
 _REGIONS = {
     **dict.fromkeys(("head", "brain", "skull", "face", "orbit", "hippocamp"), 0),
     **dict.fromkeys(("neck", "cspine", "thyroid", "larynx"), 1),
@@ -88,17 +90,16 @@ def find_misfits(measures: Measures, meta: Mapping[str, Any], card: ModelCard) -
     return tuple(sorted(found.values(), key=lambda misfit: not misfit.grave))
 
 
-def rank_models(cards: Iterable[ModelCard], measures: Measures, meta: Mapping[str, Any]) -> tuple[Fit, ...]:
-    """Order models by how well they fit a volume, the best first; among equals the one with the higher Dice."""
-    fits = [Fit(card, find_misfits(measures, meta, card)) for card in cards]
+def rank(fits: Iterable[Fit]) -> tuple[Fit, ...]:
+    """Order models by how well they fit, the best first; among equals the one with the higher Dice."""
     return tuple(sorted(fits, key=_rank))
 
 
 def _rank(fit: Fit) -> tuple[Any, ...]:
     dice = fit.card.mean_dice
     unmeasured = dice is None or math.isnan(dice)
-    grave = sum(misfit.grave for misfit in fit.misfits)
-    return grave, len(fit.misfits), unmeasured, 0.0 if unmeasured else -float(dice or 0), fit.card.name
+    against = sum(1 + misfit.grave + 2 * (misfit.kind in _OTHER_IMAGES) for misfit in fit.misfits)
+    return not fit.is_usable, against, unmeasured, 0.0 if unmeasured else -float(dice or 0), fit.card.name
 
 
 def modality_of(meta: Mapping[str, Any]) -> str:
@@ -112,12 +113,21 @@ def _misfits(measures: Measures, meta: Mapping[str, Any], card: ModelCard) -> It
     have, want = len(measures.channels), len(card.channels)
     if have != want:
         channels = f"{have} channel{'s' * (have != 1)}"
-        yield Misfit("channels", f"The volume has {channels}; {card.name} was trained on {want} "
-                     f"({', '.join(card.channels)}). Give it exactly those.")  # fmt: skip
+        yield Misfit(
+            "channels",
+            f"The volume has {channels}; {card.name} was trained on {want} "
+            f"({', '.join(card.channels)}). Give it exactly those.",
+        )
     if data is not None and data.is_of_phantoms and not measures.is_phantom:
-        yield Misfit("phantom", f"Nothing says that the volume is a phantom; {card.name} was trained on phantoms alone. "
-                     "On a patient its result means nothing: choose another model.")  # fmt: skip
-    yield from _wrong_values(measures, meta, card)
+        yield Misfit(
+            "phantom",
+            f"Nothing says that the volume is a phantom; {card.name} was trained on phantoms "
+            "alone. On a patient its result means nothing: choose another model.",
+        )
+    values = list(_wrong_values(measures, meta, card))
+    yield from values
+    if any(misfit.kind in ("modality", "values") for misfit in values):
+        return  # where such a volume lies, and how much it shows, does not matter any more
     if data is not None and have == want:
         yield from _wrong_region(measures, meta, card, data)
     if not meta.get(NO_SPACING):
@@ -131,26 +141,34 @@ def _wrong_values(measures: Measures, meta: Mapping[str, Any], card: ModelCard) 
     """Yield a wrong modality, else a wrong unit, else values of another scale."""
     modality = modality_of(meta)
     if modality and card.modality and modality != card.modality:
-        yield Misfit("modality", f"The volume is {modality}; {card.name} was trained on {card.modality}. "
-                     "Do not trust the result.")  # fmt: skip
+        yield Misfit(
+            "modality",
+            f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result.",
+        )
         return
     units = [Misfit("unit", text) for text in _wrong_units(meta, card)]
     yield from units
     if units or len(measures.channels) != len(card.channels):
         return
     for number, values in enumerate(measures.channels):
-        whose = "The volume" if len(card.channels) == 1 else f"The channel {card.channels[number]}"
+        whose = "volume" if len(card.channels) == 1 else f"channel {card.channels[number]}"
         expected = _expects_hu(card, number)
         if values.is_hu and expected is False and modality != card.modality:
-            yield Misfit("modality", f"{whose} has values from {values.minimum:g} to {values.maximum:g}, as a CT in HU "
-                         f"has; {card.name} was trained on {card.modality or 'other values'}. Do not trust the result: "
-                         "choose a model for CT.")  # fmt: skip
-        elif expected and not values.is_hu:
-            yield Misfit("values", f"{whose} has values from {values.minimum:g} to {values.maximum:g}, which are not "
-                         f"HU with air at about -1000; {card.name} was trained on {card.modality or 'CT'} in HU. Do "
-                         "not trust the result: choose a model for this kind of image, or bring a CT to HU.")  # fmt: skip
-        elif expected is False and (text := _other_scale(values, card, number)):
-            yield Misfit("values", f"{whose} {text}")
+            yield Misfit(
+                "modality",
+                f"The {whose} has values from {_number(values.minimum)} to {_number(values.maximum)}, as a CT in HU "
+                f"has; {card.name} was trained on {card.modality or 'other values'}. Do not trust the result: "
+                "choose a model for CT.",
+            )
+        elif expected and not values.is_hu and meta.get("units") != "HU":
+            yield Misfit(
+                "values",
+                f"The {whose} has values from {_number(values.minimum)} to {_number(values.maximum)}, which are not "
+                f"HU with air at about -1000; {card.name} was trained on {card.modality or 'CT'} in HU. Do "
+                "not trust the result: choose a model for this kind of image, or bring a CT to HU.",
+            )
+        elif expected is False and (text := _other_scale(values, card, number, whose)):
+            yield Misfit("values", text)
 
 
 def _wrong_units(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
@@ -178,34 +196,37 @@ def _expects_hu(card: ModelCard, number: int) -> bool | None:
     return False
 
 
-def _other_scale(values: Values, card: ModelCard, number: int) -> str:
+def _other_scale(values: Values, card: ModelCard, number: int, whose: str) -> str:
     """Return how values without HU differ from the training's, for models that take them as they are; or ""."""
     data, intensity = card.training_data, card.intensity.of_channel(number)
     if data is None or intensity.kind not in _ABSOLUTE:
         return ""
     low, high = data.low.channels[number], data.high.channels[number]
     room = _VALUES * (high.high - low.low)
-    for name, percent in (("low", "0.5"), ("median", "50"), ("high", "99.5")):
+    for name, word in (("low", "0.5th percentile"), ("median", "median"), ("high", "99.5th percentile")):
         found, least, most = (float(getattr(one, name)) for one in (values, low, high))
         if not least - room <= found <= most + room:
             unit = f" {intensity.unit}" if intensity.unit else ""
-            return (f"has {percent} % of its values below {found:g}; in those that {card.name} was trained on it is "
-                    f"{_span(least, most)}{unit}. Do not trust the result: bring the values to that scale first.")  # fmt: skip
+            return (
+                f"The {word} of the {whose}'s values is {_number(found)}; {card.name} was trained on "
+                f"{_span(least, most)}{unit}. Do not trust the result: bring the values to that scale first."
+            )
     return ""
 
 
 # --- place and size
 
 
-def _wrong_region(
-    measures: Measures, meta: Mapping[str, Any], card: ModelCard, data: TrainingData
-) -> Iterator[Misfit]:
+def _wrong_region(measures: Measures, meta: Mapping[str, Any], card: ModelCard, data: TrainingData) -> Iterator[Misfit]:
     """Yield another part of the body, or a larger or smaller one."""
     stated = str(meta.get("body_part") or "")
     there, wanted = _regions(stated), _regions(card.body_part)
     if there and wanted and min(abs(a - b) for a in there for b in wanted) > 1:
-        yield Misfit("region", f"The file says that the volume shows the {stated.lower()}; {card.name} was trained on: "
-                     f"{card.body_part}. Do not trust the result.")  # fmt: skip
+        yield Misfit(
+            "region",
+            f"The file says that the volume shows the {stated.lower()}; {card.name} was trained on: "
+            f"{card.body_part}. Do not trust the result.",
+        )
     if measures.section_cm2 == 0:
         yield Misfit("region", "The volume shows nothing: all its values are alike.")
     low, high, more = data.low, data.high, _FEW / data.n_cases
@@ -214,17 +235,26 @@ def _wrong_region(
             yield misfit
         found, times = measures.section_cm2, _SECTION + more
         if not low.section_cm2 / times <= found <= high.section_cm2 * times:
-            yield Misfit("region", f"What the volume shows has a cross-section of {found:.3g} cm²; {card.name} was "
-                         f"trained on {_span(low.section_cm2, high.section_cm2)} cm²{_of(card)}. It seems to be another "
-                         "part of the body: do not trust the result.")  # fmt: skip
+            yield Misfit(
+                "region",
+                f"The body in this volume has a cross-section of {_number(found)} cm²; {card.name} was "
+                f"trained on {_span(low.section_cm2, high.section_cm2)} cm²{_of(card)}. It seems to be "
+                "another part of the body: do not trust the result.",
+            )
     if measures.rim > high.rim + _RIM + more:
-        yield Misfit("region", f"The body fills {_percent(measures.rim)} of the volume's sides; {card.name} was trained "
-                     f"on volumes where it fills {_percent(low.rim, high.rim)}{_of(card)}. Give it a volume that is "
-                     "not cropped so closely.")  # fmt: skip
+        yield Misfit(
+            "region",
+            f"The body fills {_percent(measures.rim)} of the volume's sides; {card.name} was "
+            f"trained on volumes where it fills {_percent(low.rim, high.rim)}{_of(card)}. Give it a volume that is "
+            "not cropped so closely.",
+        )
     elif measures.rim < low.rim - _RIM - more:
-        yield Misfit("region", f"The body fills {_percent(measures.rim)} of the volume's sides; {card.name} was trained "
-                     f"on volumes where it fills {_percent(low.rim, high.rim)}{_of(card)}. Crop the volume as "
-                     "those were.")  # fmt: skip
+        yield Misfit(
+            "region",
+            f"The body fills {_percent(measures.rim)} of the volume's sides; {card.name} was "
+            f"trained on volumes where it fills {_percent(low.rim, high.rim)}{_of(card)}. Crop the volume as "
+            "those were.",
+        )
 
 
 def _wrong_size(measures: Measures, card: ModelCard, data: TrainingData) -> Misfit | None:
@@ -239,8 +269,11 @@ def _wrong_size(measures: Measures, card: ModelCard, data: TrainingData) -> Misf
     advice = "Crop it as those were." if is_large and not is_small else "Give it a volume that shows as much."
     if is_small and is_large:
         advice = "It seems to be another part of the body: do not trust the result."
-    return Misfit("region", f"The volume shows {_sizes(measures.body_mm)} mm of a body (z, y, x); {card.name} was "
-                  f"trained on {_spans(low.body_mm, high.body_mm)} mm{_of(card)}. {advice}")  # fmt: skip
+    return Misfit(
+        "region",
+        f"The volume shows {_sizes(measures.body_mm)} mm of a body (z, y, x); {card.name} was "
+        f"trained on {_spans(low.body_mm, high.body_mm)} mm{_of(card)}. {advice}",
+    )
 
 
 def _regions(text: str) -> set[int]:
@@ -255,8 +288,12 @@ def _wrong_spacing(measures: Measures, card: ModelCard) -> Iterator[Misfit]:
         if card.spacing_mm:  # the median, in the order of the files
             ratio = np.sort(spacing) / np.sort(card.spacing_mm)
             if ratio.max() > 2 or ratio.min() < 1 / _FINER:
-                yield Misfit("spacing", f"The voxels are {_sizes(sorted(spacing))} mm; {card.name} was trained with "
-                             f"about {_sizes(sorted(card.spacing_mm))} mm. Look at the result closely.", False)  # fmt: skip
+                yield Misfit(
+                    "spacing",
+                    f"The voxels are {_sizes(sorted(spacing))} mm; {card.name} was trained with "
+                    f"about {_sizes(sorted(card.spacing_mm))} mm. Look at the result closely.",
+                    False,
+                )
         return
     low, high = data.low.spacing_mm, data.high.spacing_mm
     grave = any(found >= _MUCH_COARSER * most for found, most in zip(spacing, high, strict=True))
@@ -264,12 +301,20 @@ def _wrong_spacing(measures: Measures, card: ModelCard) -> Iterator[Misfit]:
     fine = [found < least / _FINER for found, least in zip(spacing, low, strict=True)]
     resamples = card.pipeline != "single" or bool(card.settings.get("spacing_mm"))
     if coarse == [True, False, False]:
-        yield Misfit("spacing", f"The slices are {spacing[0]:.3g} mm apart; {card.name} was trained with "
-                     f"{_span(low[0], high[0])} mm. Use thinner slices if there are any, and look at the result "
-                     "closely.", grave)  # fmt: skip
+        yield Misfit(
+            "spacing",
+            f"The slices are {_number(spacing[0])} mm apart; {card.name} was trained with "
+            f"{_span(low[0], high[0])} mm. Use thinner slices if there are any, and look at the result "
+            "closely.",
+            grave,
+        )
     elif any(coarse) or (any(fine) and not resamples):
-        yield Misfit("spacing", f"The voxels are {_sizes(spacing)} mm (z, y, x); {card.name} was trained with "
-                     f"{_spans(low, high)} mm. Look at the result closely.", grave)  # fmt: skip
+        yield Misfit(
+            "spacing",
+            f"The voxels are {_sizes(spacing)} mm (z, y, x); {card.name} was trained with "
+            f"{_spans(low, high)} mm. Look at the result closely.",
+            grave,
+        )
 
 
 # --- words
@@ -280,7 +325,7 @@ def _of(card: ModelCard) -> str:
 
 
 def _span(low: float, high: float) -> str:
-    one, other = f"{low:.3g}", f"{high:.3g}"
+    one, other = _number(low), _number(high)
     return one if one == other else f"{one} to {other}"
 
 
@@ -289,7 +334,12 @@ def _spans(low: Sequence[float], high: Sequence[float]) -> str:
 
 
 def _sizes(mm: Sequence[float]) -> str:
-    return " x ".join(f"{one:.3g}" for one in mm)
+    return " x ".join(map(_number, mm))
+
+
+def _number(value: float) -> str:
+    """Return a number as people write it: three digits, and no exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _percent(low: float, high: float | None = None) -> str:

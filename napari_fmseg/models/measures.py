@@ -188,7 +188,7 @@ def _is_whole(some: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
 def _body(data: npt.NDArray[Any], values: Values) -> npt.NDArray[np.bool_]:
     """Return which voxels of a sample are not background."""
     above = _AIR_HU if values.is_hu else values.low + _BACKGROUND * (values.high - values.low)
-    return np.asarray(data > above)  # nan is background
+    return np.asarray((data > above) & np.isfinite(data))
 
 
 def _extent(body: npt.NDArray[np.bool_], axis: int) -> float:

@@ -1,8 +1,8 @@
 """How a result was made: a small JSON file beside it, without anything of the patient.
 
-It holds no path, no name of an input file and no intensities or volumes (but for the one that a warning names): only the
-result's own file name and hash, the model, the options, the machine and the time taken. (A result that is named after a patient
-carries that name in its own file name: choose another with --output.)
+It holds no path, no name of an input file and no intensities or volumes, but for those that a warning of what does not
+fit names: only the result's own file name and hash, the model, the options, the machine and the time taken. (A result
+that is named after a patient carries that name in its own file name: choose another with --output.)
 """
 
 from __future__ import annotations

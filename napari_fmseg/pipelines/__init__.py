@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe, ModelMismatch
 from napari_fmseg.core.events import DOES_NOT_FIT, FROM_THE_FILE, Event, StageResult, Warned

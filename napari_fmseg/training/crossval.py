@@ -176,7 +176,8 @@ def _ensemble(recipe: Recipe, n: int, cases: Evaluation) -> Iterator[TrainEvent]
     dice = {label: round(cases.mean("dice", label), 4) for label in cases.labels}
     known = sum(not case.problem for case in cases.cases)
     joined = dataclasses.replace(
-        card, training_data=join(learned, len(cases.cases)), name=recipe.name, title=recipe.title or recipe.name, nets=specs,
+        card, training_data=join(learned, len(cases.cases)),
+        name=recipe.name, title=recipe.title or recipe.name, nets=specs,
         scores={"labels": {label: value for label, value in dice.items() if value == value}},
         scored_on=f"{known} cases in {n} folds, each by the one network that had not seen it, for which the fold also "
         "chose the best epoch; the ensemble of all networks was not measured",
