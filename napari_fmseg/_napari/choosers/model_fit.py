@@ -75,7 +75,7 @@ def _measures_of(case: ImageVolume) -> Measures:
     """Measure a volume, or return what was measured of it in the same place."""
     layer, geometry = case.layers[0], case.geometry
     known = _measured.get(layer)
-    if known is None or known[0] != geometry:
+    if known is None or known[0] != geometry or len(known[1].channels) != case.n_channels:
         arrays = [voxels_of(layer) for layer in case.layers]
         channels = [array for data in arrays for array in ([data] if data.ndim == 3 else data)]
         known = _measured[layer] = geometry, measure(channels, geometry, case.meta)
