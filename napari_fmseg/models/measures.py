@@ -145,9 +145,9 @@ def measure(channels: Sequence[Any], geometry: Geometry, meta: Mapping[str, Any]
     shown = planes[planes > 0.01]
     sides = np.concatenate([body[:, side].ravel() for side in (0, -1)] + [body[:, :, side].ravel() for side in (0, -1)])
     return Measures(
-        _rounded(spacing),
-        _rounded(field),
-        _rounded(_extent(body, axis) * mm for axis, mm in enumerate(field)),
+        _round_all(spacing),
+        _round_all(field),
+        _round_all(_extent(body, axis) * mm for axis, mm in enumerate(field)),
         _round(float(np.median(shown)) * field[1] * field[2] / 100 if shown.size else 0.0),
         _round(float(sides.mean())),
         tuple(values),
@@ -178,7 +178,7 @@ def _values(data: npt.NDArray[Any]) -> Values:
     if not some.size:
         some = np.zeros(1)
     numbers = [some.min(), *np.percentile(some, (0.5, 50, 99.5)), some.max(), (some < 0).mean(), _is_whole(some).mean()]
-    return Values(*_rounded(numbers))
+    return Values(*_round_all(numbers))
 
 
 def _is_whole(some: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
@@ -225,5 +225,5 @@ def _round(number: float) -> float:
     return float(f"{number:.{_DIGITS}g}")
 
 
-def _rounded(numbers: Iterable[float]) -> Any:
+def _round_all(numbers: Iterable[float]) -> Any:
     return tuple(_round(float(number)) for number in numbers)
