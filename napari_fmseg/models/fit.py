@@ -143,7 +143,8 @@ def _wrong_values(measures: Measures, meta: Mapping[str, Any], card: ModelCard) 
     if modality and card.modality and modality != card.modality:
         yield Misfit(
             "modality",
-            f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result.",
+            f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result: choose a "
+            f"model for {modality}.",
         )
         return
     units = [Misfit("unit", text) for text in _wrong_units(meta, card)]
@@ -179,7 +180,8 @@ def _wrong_units(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
         if want and (have or want == "SUV") and have != want:
             whose = f"The channel {name}" if len(card.channels) > 1 else "The volume"
             is_in = f"is in {have}" if have else "does not say its unit"
-            yield f"{whose} {is_in}; {card.name} was trained on {want}. Do not trust the result."
+            advice = f": bring its values to {want} first" if have else f" unless its values are {want}"
+            yield f"{whose} {is_in}; {card.name} was trained on {want}. Do not trust the result{advice}."
 
 
 def _expects_hu(card: ModelCard, number: int) -> bool | None:

@@ -65,7 +65,7 @@ def test_few_training_cases_make_wider_limits(body_scan: Any, body_card: Any) ->
 def test_what_the_file_states_comes_first_and_says_enough(body_scan: Any, body_card: Any) -> None:
     assert kinds(body_scan("ct-head", modality="CT"), body_card("mr-crop")) == ["modality"]
     (told,) = misfits(body_scan("mr-head", modality="MR"), body_card("ct-head"))
-    assert told.text == "The volume is MR; ct-head was trained on CT. Do not trust the result."
+    assert told.text == "The volume is MR; ct-head was trained on CT. Do not trust the result: choose a model for MR."
 
 
 @pytest.mark.parametrize(

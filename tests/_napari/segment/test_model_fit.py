@@ -91,12 +91,14 @@ def chosen(dock: SegmentDock) -> str:
     return dock.model.card.name if dock.model.card is not None else ""
 
 
+@pytest.mark.parametrize("accepted", [True, False], ids=["terms accepted before", "terms to be accepted"])
 def test_a_dropped_scan_and_one_press_on_run_are_enough(
-    make_docks: Any, qtbot: Any, tmp_path: Path, install: Any, body_scan: Any
+    make_docks: Any, qtbot: Any, tmp_path: Path, install: Any, body_scan: Any, accepted: bool
 ) -> None:
     card = install("mr-heart", name="hearts", restriction="For research only.")
     install("ct-abdomen")
-    remember_terms(card)
+    if accepted:
+        remember_terms(card)
     path = write_volume(body_scan("mr-heart"), tmp_path / "scan.nii.gz")
     dock, _ = make_docks()
     dock.device.setCurrentText("cpu")
@@ -105,9 +107,13 @@ def test_a_dropped_scan_and_one_press_on_run_are_enough(
     qtbot.waitUntil(lambda: dock.image.case is not None and not dock.drop.busy, timeout=PATIENCE_MS)
     assert chosen(dock) == "hearts"
     assert dock.choices.misfits.isHidden()
+    if not accepted:
+        dock._scroll.ensureWidgetVisible(dock.model.accept)
+        box = dock.model.accept
+        qtbot.mouseClick(box, Qt.MouseButton.LeftButton, pos=QPoint(8, box.height() // 2))
     assert dock.bar.run_button.isEnabled(), dock.bar.run_button.toolTip()
     qtbot.mouseClick(dock.bar.run_button, Qt.MouseButton.LeftButton)
-    assert clicks.end() <= 2
+    assert clicks.end() == (1 if accepted else 2)
     qtbot.waitUntil(lambda: not dock.session.running, timeout=PATIENCE_MS)
     assert dock.error.error is None
     assert dock.session.final is not None
