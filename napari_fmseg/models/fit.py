@@ -227,7 +227,7 @@ def _wrong_region(measures: Measures, meta: Mapping[str, Any], card: ModelCard, 
         yield Misfit(
             "region",
             f"The file says that the volume shows the {stated.lower()}; {card.name} was trained on: "
-            f"{card.body_part}. Do not trust the result.",
+            f"{card.body_part}. Do not trust the result: choose another model.",
         )
     if measures.section_cm2 == 0:
         yield Misfit("region", "The volume shows nothing: all its values are alike.")
@@ -268,7 +268,7 @@ def _wrong_size(measures: Measures, card: ModelCard, data: TrainingData) -> Misf
     is_large = any(found > most * (_LARGER + more) for found, _, most in pairs)
     if not (is_small or is_large):
         return None
-    advice = "Crop it as those were." if is_large and not is_small else "Give it a volume that shows as much."
+    advice = "Crop it as those were." if is_large and not is_small else "Give it a volume that shows as much of a body."
     if is_small and is_large:
         advice = "It seems to be another part of the body: do not trust the result."
     return Misfit(
