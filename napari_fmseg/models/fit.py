@@ -301,20 +301,20 @@ def _wrong_spacing(measures: Measures, card: ModelCard) -> Iterator[Misfit]:
     grave = any(found >= _MUCH_COARSER * most for found, most in zip(spacing, high, strict=True))
     coarse = [found > _COARSER * most for found, most in zip(spacing, high, strict=True)]
     fine = [found < least / _FINER for found, least in zip(spacing, low, strict=True)]
+    advice = "Do not trust the result" if grave else "Look at the result closely"
     resamples = card.pipeline != "single" or bool(card.settings.get("spacing_mm"))
     if coarse == [True, False, False]:
         yield Misfit(
             "spacing",
             f"The slices are {_number(spacing[0])} mm apart; {card.name} was trained with "
-            f"{_span(low[0], high[0])} mm. Use thinner slices if there are any, and look at the result "
-            "closely.",
+            f"{_span(low[0], high[0])} mm. {advice}, and use thinner slices if there are any.",
             grave,
         )
     elif any(coarse) or (any(fine) and not resamples):
         yield Misfit(
             "spacing",
             f"The voxels are {_sizes(spacing)} mm (z, y, x); {card.name} was trained with "
-            f"{_spans(low, high)} mm. Look at the result closely.",
+            f"{_spans(low, high)} mm. {advice}.",
             grave,
         )
 
