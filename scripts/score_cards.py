@@ -2,11 +2,14 @@
 
 python scripts/score_cards.py CARD.toml... [--tolerance-mm 2] [--dice] [--output FOLDER]
 python scripts/score_cards.py CARD.toml... --half-precision
+python scripts/score_cards.py CARD.toml... --training-data [--cases PATTERN]
 
 The cases are those that `resources/recipes` names under the model's name, by default in ../shared beside the project.
 What was measured is kept in the output folder, a table per model, and is not measured again. With --half-precision
 every case is segmented in float32 and in bfloat16 instead, and the card gets the lowest Dice between the two masks by
-class: from 0.999 on, bfloat16 is taken where the processor computes in it.
+class: from 0.999 on, bfloat16 is taken where the processor computes in it. With --training-data the volumes that the
+recipe learns from are measured, and the card gets the ranges of their values, voxels and sizes, nothing of a single
+one: by them a volume is judged that does not fit. --cases names those that older weights learned from: 'acdc_0[01]*'.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +27,10 @@ from napari_fmseg.core.hardware import processor_name
 from napari_fmseg.datasets.case import read_case
 from napari_fmseg.evaluation.evaluate import Evaluation, evaluate
 from napari_fmseg.evaluation.metrics import dice_per_label
+from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.card import ModelCard, read_card, write_card
 from napari_fmseg.models.half_precision import HalfPrecision
+from napari_fmseg.models.measures import TrainingData, measure_volume, summarise
 from napari_fmseg.models.weights import Model, load_model
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 from napari_fmseg.training import Case, load_recipe
@@ -33,11 +39,23 @@ from napari_fmseg.training.data.sources import cases_for
 ROOT = Path(__file__).parents[1]
 
 
+def cases_of_recipe(path: Path, output: Path) -> tuple[Mapping[int, str], Sequence[Case], Sequence[Case]]:
+    """Find the classes by their number, and the training and held-out cases, of the recipe of a card."""
+    recipe = load_recipe(ROOT / "resources" / "recipes" / path.name)
+    return cases_for(dataclasses.replace(recipe, out=output / path.stem))
+
+
 def held_out(path: Path, output: Path) -> tuple[Mapping[int, str], Sequence[Case]]:
     """Find the cases that the recipe of a card holds out, and the classes by their number there."""
-    recipe = load_recipe(ROOT / "resources" / "recipes" / path.name)
-    names, _, validation = cases_for(dataclasses.replace(recipe, out=output / path.stem))
+    names, _, validation = cases_of_recipe(path, output)
     return names, validation
+
+
+def training_data(path: Path, output: Path, pattern: str) -> TrainingData | None:
+    """Measure the volumes that the recipe of a card learns from, or those of them whose names are like a pattern."""
+    _, training, _ = cases_of_recipe(path, output)
+    learned = [case for case in training if fnmatch(case.name, pattern)]
+    return summarise(measure_volume(read_channels(case.images)) for case in learned)
 
 
 def measured(path: Path, output: Path, tolerance_mm: float) -> Evaluation:
@@ -88,11 +106,17 @@ def main() -> None:
     parser.add_argument("--tolerance-mm", type=float, default=2.0)
     parser.add_argument("--dice", action="store_true", help="write the Dice of the labels, too")
     parser.add_argument("--half-precision", action="store_true", help="compare bfloat16 with float32")
+    parser.add_argument("--training-data", action="store_true", help="measure the volumes that were learned from")
+    parser.add_argument("--cases", default="*", help="which of them")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "scores")
     asked = parser.parse_args()
     for path in asked.cards:
         card = read_card(path)
-        if asked.half_precision:
+        if asked.training_data:
+            measured_data = training_data(path, asked.output, asked.cases)
+            print(f"{card.name}: {measured_data}")
+            write_card(dataclasses.replace(card, training_data=measured_data), path)
+        elif asked.half_precision:
             names, cases = held_out(path, asked.output)
             found = compare_precisions(load_model(path), names, cases)
             print(f"{card.name}: {found}")

@@ -367,12 +367,35 @@ def pet(folder: Path) -> None:
     viewer.close()
 
 
+def fit(folder: Path) -> None:
+    """Make the picture of docs/how_to/fit.md: a phantom, and a model that is not for it."""
+    import napari
+
+    from napari_fmseg import phantom_ct, write_volume
+
+    folder.mkdir(parents=True, exist_ok=True)
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*SIZE)
+    camera = Photographer(viewer, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        scan = Path(temporary) / "abdomen.nii.gz"
+        write_volume(phantom_ct(SEED, spacing=(3.0, 1.7, 1.7))[0], scan)
+        _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
+        viewer.open(str(scan), plugin="napari-fmseg")
+        wait(lambda: dock.image.case is not None)
+        dock.model.choose("efficient-headneck-ct")
+        rest(1)
+        camera.take("1-misfit")
+        dock.close_down()
+    viewer.close()
+
+
 MINUTES = 2.0  # of the trainings in the pictures
 
 
 if __name__ == "__main__":
     np.seterr(all="ignore")
-    takes = {"tour": tour, "pretrain": pretrain, "teach": teach, "pet": pet}
+    takes = {"tour": tour, "pretrain": pretrain, "teach": teach, "pet": pet, "fit": fit}
     if len(sys.argv) != 2 or sys.argv[1] not in takes:
         sys.exit(f"Say which pictures: {', '.join(takes)}.")
     takes[sys.argv[1]](Path("docs/images") / sys.argv[1])

@@ -1,4 +1,4 @@
-"""Fixtures of several packages: a synthetic DICOM PET, golden vectors of published networks."""
+"""Fixtures of several packages: a synthetic DICOM PET, made-up bodies, golden vectors of published networks."""
 
 from __future__ import annotations
 
@@ -268,3 +268,70 @@ def nnunet_plans_fixture():
 @pytest.fixture(name="nnunet_results")
 def nnunet_results_fixture():
     return nnunet_results
+
+
+# modality, field of view, half axes of the body and spacing, all in mm along (z, y, x)
+BODIES = {
+    "ct-head": ("CT", (220, 240, 240), (150, 95, 75), (4, 4, 4)),
+    "ct-abdomen": ("CT", (280, 380, 440), (700, 120, 180), (4, 4, 4)),
+    "mr-head": ("MR", (220, 240, 240), (150, 95, 75), (4, 4, 4)),
+    "mr-crop": ("MR", (40, 50, 40), (900, 900, 900), (1, 1, 1)),
+    "mr-heart": ("MR", (100, 320, 340), (700, 115, 165), (10, 2.5, 2.5)),
+    "pet-body": ("PET", (1000, 600, 600), (700, 110, 180), (8, 8, 8)),
+}
+
+
+def _body_scan(kind: str, seed: int = 0, *, spacing: Any = None, **meta: Any) -> Any:
+    """Return a scan of a patient whose size the seed draws; as a NIfTI has it, unless `meta` says more."""
+    from napari_fmseg.core.volume import Geometry, Volume
+
+    modality, field, half, usual = BODIES[kind]
+    rng = np.random.default_rng([seed, list(BODIES).index(kind)])
+    spacing = spacing or usual
+    shape = tuple(round(mm * rng.uniform(0.95, 1.05) / step) for mm, step in zip(field, spacing, strict=True))
+    axes = np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * step for n, step in zip(shape, spacing, strict=True)],
+                       indexing="ij")  # fmt: skip
+    size = rng.uniform(0.93, 1.07)
+    body = sum((axis / (mm * size)) ** 2 for axis, mm in zip(axes, half, strict=True)) < 1
+    noise = rng.normal(0, 1, shape)
+    if modality == "CT":
+        data = np.where(body, 40 + 20 * noise, -1000 + 5 * noise)
+        data[body & (noise > 2)] = 900  # bone
+        data = np.rint(data).astype(np.int16)
+    elif modality == "MR":
+        data = np.rint(np.where(body, 400 + 90 * noise, 4 * np.abs(noise)).clip(0) * rng.uniform(0.3, 9))
+        data = data.astype(np.uint16)
+    else:
+        data = np.where(body, 1 + 0.2 * noise, 0).clip(0).astype(np.float32)
+        data[body & (noise > 3)] = 12  # uptake
+    return Volume(data, Geometry.from_spacing(shape, tuple(map(float, spacing))), meta)
+
+
+def _body_card(kind: str, n_cases: int = 6, **changes: Any) -> Any:
+    """Return the card of a model that was trained on such scans."""
+    from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
+    from napari_fmseg.models.measures import measure_volume, summarise
+
+    modality, *_ = BODIES[kind]
+    windows = {"CT": Intensity("window", -200, 300), "MR": Intensity(), "PET": Intensity("window", 0, 10)}
+    facts = {
+        "name": kind, "title": kind, "pipeline": "phased", "labels": {1: "organ"}, "modality": modality,
+        "nets": {"consensus": NetSpec("snet", {"in_channels": 1, "n_classes": 2, "width": 4})},
+        "channels": (modality,), "intensity": windows[modality],
+        "settings": {"consensus_grid": (32, 32, 32), "attention_grid": (32, 32, 32)},
+        "training_data": summarise(measure_volume(_body_scan(kind, 100 + i)) for i in range(n_cases)),
+        "scores": {"labels": {"organ": 0.9}},
+    }  # fmt: skip
+    return ModelCard(**{**facts, **changes})
+
+
+@pytest.fixture(scope="session")
+def body_scan() -> Callable[..., Any]:
+    """Make scans of made-up bodies: of a head, an abdomen, a heart..."""
+    return _body_scan
+
+
+@pytest.fixture(scope="session")
+def body_card() -> Callable[..., Any]:
+    """Make the cards of models that were trained on such scans."""
+    return _body_card

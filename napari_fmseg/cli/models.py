@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from napari_fmseg.cli.console import USE, Json, ProjectFolder, note, number, say, table, write_json
 from napari_fmseg.core.errors import FmsegError
 
+if TYPE_CHECKING:
+    from napari_fmseg.models.card import ModelCard
+    from napari_fmseg.models.fit import Fit
+
 __all__ = ["MODEL_COMMANDS", "convert", "models"]
 
 
-def models(*, as_json: Json = False) -> int:
+def models(
+    *,
+    volume: Annotated[tuple[Path, ...], arg(name="for", metavar="FILE")] = (),
+    series: str | None = None,
+    as_json: Json = False,
+) -> int:
     """List the models: what each segments, how well, and what its licence allows.
 
     `fmseg models export` and `import` carry models between machines; `rollback` returns to an earlier version.
+
+    Parameters
+    ----------
+    volume
+        List which models fit this volume, the best first, and why the others do not. For models of several channels
+        give one file for each, in their order.
+    series
+        Which series of a DICOM folder that holds several.
     """
     from napari_fmseg.models.registry import list_models
 
     cards = list_models()
+    if volume:
+        return _list_fits(cards, volume, series, as_json)
     if as_json:
         write_json([{**dataclasses.asdict(c), "mean_dice": c.mean_dice, "where": _where(c)} for c in cards])
         return 0
@@ -41,6 +60,41 @@ def models(*, as_json: Json = False) -> int:
                 say(f"\n{card.name}, {kind}: {text}")
     say(f"\nDice: mean over the classes, on cases that were not trained on (--json has each). {USE}")
     return 0
+
+
+def _list_fits(cards: Sequence[ModelCard], files: Sequence[Path], series: str | None, as_json: bool) -> int:
+    """List the models by how well they fit a volume."""
+    from napari_fmseg.io import read_volume
+    from napari_fmseg.io.channels import read_channels
+    from napari_fmseg.models.fit import Fit, find_misfits, rank
+    from napari_fmseg.models.measures import measure_volume
+
+    read = read_channels(files) if len(files) > 1 else read_volume(files[0], series=series)
+    measures = measure_volume(read)
+    fits = rank(Fit(card, find_misfits(measures, read.meta, card)) for card in cards)
+    if as_json:
+        write_json([{"name": fit.card.name, "fits": not fit.misfits, "usable": fit.is_usable,
+                     "mean_dice": fit.card.mean_dice, "labels": fit.card.labels,
+                     "misfits": [dataclasses.asdict(misfit) for misfit in fit.misfits]} for fit in fits])  # fmt: skip
+        return 0
+    say(table(
+        ("MODEL", "FITS", "DICE", "SEGMENTS"),
+        [(fit.card.name, _verdict(fit), number(fit.card.mean_dice), ", ".join(fit.card.labels.values()))
+         for fit in fits],
+    ))  # fmt: skip
+    for fit in fits:
+        if fit.misfits:
+            more = f" (and {len(fit.misfits) - 1} more: --json)" if len(fit.misfits) > 1 else ""
+            say(f"\n{fit.card.name}: {fit.misfits[0].text}{more}")
+    if not any(fit.is_usable for fit in fits):
+        note("No model here fits this volume.")
+    say(f"\nFits: like the volumes that the model was trained on. {USE}")
+    return 0
+
+
+def _verdict(fit: Fit) -> str:
+    """Return in a word whether a model fits."""
+    return "no" if not fit.is_usable else "with care" if fit.misfits else "yes"
 
 
 def _where(card: Any) -> str:

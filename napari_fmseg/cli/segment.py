@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.cli.console import USE, AcceptLicence, Bars, Json, note, say, show_event, show_terms, write_json
 from napari_fmseg.cli.exit_codes import _explain, _is_out_of_memory, _Usage
 from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.events import DOES_NOT_FIT, Warned
 from napari_fmseg.pipelines import SegmentOptions
+
+if TYPE_CHECKING:
+    from napari_fmseg.models.card import ModelCard
+    from napari_fmseg.pipelines.batch import JobVolume, SegmentationJob
 
 
 def segment(
@@ -29,7 +35,8 @@ def segment(
 ) -> int:
     """Segment volumes. Research use only. Not a medical device.
 
-    Beside each result a manifest is written, RESULT.json: model, hash, device, options and seconds; no patient data.
+    A volume that does not fit the model is warned of first; `--strict` refuses it. Beside each result a manifest is
+    written, RESULT.json: model, hash, device, options and seconds; no patient data.
 
     Parameters
     ----------
@@ -60,6 +67,7 @@ def segment(
     card = find_card(model)
     jobs = plan_jobs(images, output, series=series, channels=len(card.channels))
     native_reader.isolate(len(jobs) > 1)  # a file that makes a parser crash must not end the run for the others
+    first = None if run.strict else _first_volume(jobs, card, series, suv)
     show_terms(card, accept_licence)
     loaded = load_model(card, device=run.device)
     rows: list[dict[str, Any]] = []
@@ -68,10 +76,12 @@ def segment(
         for job in jobs:
             picture = None if preview is None else _picture(preview, job.result, len(jobs))
             try:
+                read, first = first, None
                 for event in segment_file(
-                    job, loaded, run, series=series, suv=suv, stages_dir=stages_dir, preview=picture
+                    job, loaded, run, read=read, series=series, suv=suv, stages_dir=stages_dir, preview=picture
                 ):
-                    show_event(event, bars, f"{job.image.name}: " if len(jobs) > 1 else "")
+                    if read is None or not _is_misfit(event):
+                        show_event(event, bars, _whose(job, jobs))
                     if isinstance(event, Done):
                         rows.append(_result_table(event))
                         if not as_json:
@@ -94,6 +104,33 @@ def segment(
     return worst
 
 
+def _first_volume(jobs: Sequence[SegmentationJob], card: ModelCard, series: str | None, suv: str) -> JobVolume | None:
+    """Read the first volume and warn of what does not fit, before anything else is written; None if it is unreadable.
+
+    That is reported when its turn comes.
+    """
+    from napari_fmseg.models.fit import find_misfits
+    from napari_fmseg.models.measures import measure_volume
+    from napari_fmseg.pipelines.batch import read_job
+
+    try:
+        first = read_job(jobs[0], card, series=series, suv=suv)
+    except (FmsegError, MemoryError, OSError):
+        return None
+    for misfit in find_misfits(measure_volume(first.volume), first.volume.meta, card):
+        note(f"{_whose(jobs[0], jobs)}Warning: {misfit.text}")
+    return first
+
+
+def _is_misfit(event: object) -> bool:
+    return isinstance(event, Warned) and event.code.startswith(DOES_NOT_FIT)
+
+
+def _whose(job: SegmentationJob, jobs: Sequence[SegmentationJob]) -> str:
+    """Return what a remark on one of several volumes begins with."""
+    return f"{job.image.name}: " if len(jobs) > 1 else ""
+
+
 def _picture(preview: Path, result: Path, n_jobs: int) -> Path:
     """Return the path of the picture of `result`."""
     from napari_fmseg.io import suffix_of
@@ -109,7 +146,7 @@ def _result_table(done: Any) -> dict[str, Any]:
     names = done.labels.names
     volumes = {names.get(value, str(value)): ml for value, ml in done.labels.volumes_ml().items()}
     return {"image": done.job.image, "output": done.job.result, "manifest": done.manifest,
-            "seconds": done.seconds, "volumes_ml": volumes, "notes": done.notes}  # fmt: skip
+            "seconds": done.seconds, "volumes_ml": volumes, "notes": done.notes, "misfits": done.misfits}  # fmt: skip
 
 
 def _result_line(done: Any) -> str:

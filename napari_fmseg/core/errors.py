@@ -7,6 +7,7 @@
     ├── NoSuv               a PET that lacks what SUV needs
     ├── UnwritableVolume    a place or format that cannot take the result
     ├── GeometryMismatch    two grids that should agree and do not
+    ├── ModelMismatch       a volume unlike those that the model was trained on, where that was not to be
     ├── UnknownModel        no model of that name, or a card that makes no sense
     ├── WeightsMismatch     weights that do not fit the network, or a wrong hash
     ├── InvalidRecipe       a recipe or option that cannot be carried out
@@ -31,6 +32,7 @@ __all__ = [
     "InvalidRecipe",
     "LabelsChanged",
     "MissingExtra",
+    "ModelMismatch",
     "NoSuv",
     "UnknownModel",
     "UnreadableVolume",
@@ -65,6 +67,10 @@ class UnwritableVolume(FmsegError):
 
 class GeometryMismatch(FmsegError):
     """Two grids that should lie on each other and do not."""
+
+
+class ModelMismatch(FmsegError):
+    """A volume that is not like those that the model was trained on, and a run that asked to be strict."""
 
 
 class UnknownModel(FmsegError):

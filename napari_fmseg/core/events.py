@@ -15,6 +15,7 @@ from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import LabelMap, Volume
 
 __all__ = [
+    "DOES_NOT_FIT",
     "FILE_LEFT_OUT",
     "FROM_THE_FILE",
     "LEARNED_FROM",
@@ -32,6 +33,9 @@ __all__ = [
     "from_json",
     "to_json",
 ]
+
+DOES_NOT_FIT = "does-not-fit: "
+"""How the code of a warning begins if a volume is not like those that the model was trained on; then its kind."""
 
 FILE_LEFT_OUT = "file-left-out"
 """Code of a warning: a file could not be read, and the work continues without it."""

@@ -151,9 +151,9 @@ def evaluate(
             f"{model.card.name} knows {', '.join(model.card.labels.values())}, and the labels tell of "
             f"{', '.join(names.values()) or 'no class'}. They share no class; choose another model or folder."
         )
-    # The device does not change the result; its cost is recorded per case.
+    # Neither changes a result; the cost of the device is recorded per case.
     setup = plain({**dataclasses.asdict(options), "tolerance_mm": tolerance_mm, "classes": shared})
-    setup.pop("device")
+    del setup["device"], setup["strict"]
     whole = Evaluation(model.card.name, model.card.sha256, setup)
     with claim_run_folder(output, run="evaluation"):
         known = _same_data(_before(output / "evaluation.json", whole), cases, output)

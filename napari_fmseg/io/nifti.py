@@ -33,6 +33,8 @@ _UNIT_NAMES = {1: "metres", 3: "micrometres"}
 _MILLIMETRES = (0, 2)  # 0 states no unit
 _FAR_MM = 1.0
 _TABLE_BYTES = 1 << 20
+_PHANTOM = "phantom: "  # how the description of one begins, which no patient's file may be taken for
+_LONGEST_DESCRIPTION = 79
 _KEPT = ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c", "quatern_d",
          "qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units")  # fmt: skip
 
@@ -79,6 +81,7 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
                 fill(stream, data)
     geometry, warnings = _geometry(header, shape, path)
     meta = {"format": "NIfTI", "nifti": _position_fields(header), "warnings": warnings, **_window(header)}
+    meta |= _phantom(header)
     meta["names"], meta["colors"] = segment_metadata.from_xml(_table(table))
     if not data.dtype.isnative:
         data = data.byteswap(inplace=True).view(data.dtype.newbyteorder())
@@ -310,6 +313,12 @@ def _window(header: Any) -> dict[str, float]:
     return {}
 
 
+def _phantom(header: Any) -> dict[str, str]:
+    """Return what a phantom is called; of any other description nothing, since it may name the patient."""
+    description = bytes(header["descrip"].tobytes()).rstrip(b"\0").decode("utf-8", "replace")
+    return {"phantom": description.removeprefix(_PHANTOM)} if description.startswith(_PHANTOM) else {}
+
+
 def _table(block: bytes) -> bytes:
     """Return the label table among the extensions that follow the header: 4 flags, then (size, code, content)."""
     position = 4
@@ -371,6 +380,8 @@ def _new_header(volume: Volume) -> Any:
         ) from error
     header.set_data_shape(shape)
     header.set_slope_inter(1, 0)
+    if volume.meta.get("phantom"):
+        header["descrip"] = f"{_PHANTOM}{volume.meta['phantom']}".encode()[:_LONGEST_DESCRIPTION]
     return header
 
 

@@ -19,6 +19,7 @@ from napari_fmseg.core.structuring import Range, is_file_name, read_table, struc
 from napari_fmseg.core.terminology import class_color
 from napari_fmseg.models.folders import _weights_folders
 from napari_fmseg.models.half_precision import HalfPrecision
+from napari_fmseg.models.measures import TrainingData
 from napari_fmseg.models.settings import PIPELINES
 
 __all__ = ["Intensity", "ModelCard", "NetSpec"]
@@ -111,7 +112,7 @@ class ModelCard:
     channels
         Names of the input channels.
     spacing_mm
-        Typical spacing (z, y, x) of the training volumes, to warn of others.
+        Typical spacing (z, y, x) of the training volumes, to warn of others where `training_data` says nothing.
     intensity, settings
         Preprocessing, and what the pipeline needs beside it (grids, margins).
     weights, sha256
@@ -136,6 +137,8 @@ class ModelCard:
         be measured honestly.
     recipe_sha256
         Hash of the recipe.
+    training_data
+        Ranges of what was measured of the training volumes, to warn of others; None where nobody has measured them.
     """
 
     name: str
@@ -165,6 +168,7 @@ class ModelCard:
     parent: str = ""
     cases: tuple[str, ...] = ()
     recipe_sha256: str = ""
+    training_data: TrainingData | None = None
     folder: Path = field(default=Path(), compare=False)
 
     @property
@@ -221,6 +225,8 @@ def read_card(path: Path) -> ModelCard:
             raise ValueError(f"labels are numbered from 1 to {_LARGEST_LABEL}; 0 is background and not listed")
         if card.weights != Path(card.weights).name:
             raise ValueError(f"weights is the name of a file beside the card, not {card.weights!r}")
+        if card.training_data is not None and (wrong := card.training_data.problem(len(card.channels))):
+            raise ValueError(wrong)
         half = card.half_precision
         if half is not None and set(half.dice_vs_float32) != set(card.labels.values()):
             raise ValueError(

@@ -1,8 +1,8 @@
 """How a result was made: a small JSON file beside it, without anything of the patient.
 
-It holds no path, no name of an input file and no intensities or volumes: only the result's own file name and
-hash, the model, the options, the machine and the time taken. (A result that is named after a patient
-carries that name in its own file name: choose another with --output.)
+It holds no path, no name of an input file and no intensities or volumes, but for those that a warning of what does not
+fit names: only the result's own file name and hash, the model, the options, the machine and the time taken. (A result
+that is named after a patient carries that name in its own file name: choose another with --output.)
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class Manifest:
         The input's grid (z, y, x).
     notes
         What the pipeline remarked.
+    misfits
+        How the volume differs from those that the model was trained on, a sentence by its kind.
     """
 
     model: ModelCard
@@ -56,6 +58,7 @@ class Manifest:
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     notes: tuple[str, ...] = field(default=())
+    misfits: Mapping[str, str] = field(default_factory=dict)
 
 
 def manifest_path(result: Path) -> Path:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-import numpy as np
-
-from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe
-from napari_fmseg.core.events import FROM_THE_FILE, Event, StageResult, Warned
+from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe, ModelMismatch
+from napari_fmseg.core.events import DOES_NOT_FIT, FROM_THE_FILE, Event, StageResult, Warned
 from napari_fmseg.core.structuring import Range, wrong_number
+from napari_fmseg.models.fit import find_misfits
+from napari_fmseg.models.measures import measure_volume
 from napari_fmseg.models.settings import PIPELINES, Pipeline
 
 if TYPE_CHECKING:
-    from napari_fmseg.core.volume import Box, Geometry, Volume
+    from napari_fmseg.core.volume import Box, Volume
     from napari_fmseg.models.card import ModelCard
     from napari_fmseg.models.weights import Model
     from napari_fmseg.pipelines.network_inputs import NetworkInputs
 
-__all__ = ["PipelineModule", "SegmentOptions", "check_channels", "compatibility_warnings", "pipeline_module", "segment",
+__all__ = ["PipelineModule", "SegmentOptions", "check_channels", "pipeline_module", "segment",
            "stages_of"]  # fmt: skip
 
 _RANGES = {
@@ -71,6 +71,8 @@ class SegmentOptions:
     max_memory_gb
         Most memory in GB that the run may take, of a GPU or else of the whole program; 0 for no limit. A GPU's limit
         is kept, by smaller parts or on the CPU; on the CPU the run warns if it needed more.
+    strict
+        Refuse a volume that is not like those that the model was trained on; else there is a warning.
     """
 
     until: str = ""
@@ -86,6 +88,7 @@ class SegmentOptions:
     mirror: bool = True
     mode: str = ""
     max_memory_gb: float = 0.0
+    strict: bool = False
 
     def __post_init__(self) -> None:
         if wrong := wrong_number(self, _RANGES):
@@ -97,45 +100,6 @@ class SegmentOptions:
 def stages_of(card: ModelCard) -> tuple[str, ...]:
     """Name the stages that a model can stop after, in their order; loads no torch."""
     return tuple(stage for stage in _pipeline_of(card).stages if stage in card.nets)
-
-
-def compatibility_warnings(geometry: Geometry, meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
-    """Yield how a volume differs from those that the model was trained on, one sentence each.
-
-    Parameters
-    ----------
-    geometry, meta
-        Of the volume that is to be segmented.
-    card
-        Of the model.
-    """
-    yield from _warnings_of_file(meta)
-    modality = str(meta.get("modality", ""))
-    modality = {"PT": "PET"}.get(modality, modality)  # DICOM's word for it
-    if modality and card.modality and modality != card.modality:
-        yield f"The volume is {modality}; {card.name} was trained on {card.modality}. Do not trust the result."
-    yield from _unit_warnings(meta, card)
-    if card.spacing_mm:
-        spacing = np.sort(geometry.spacing)
-        ratio = spacing / np.sort(card.spacing_mm)
-        if ratio.max() > 2 or ratio.min() < 0.5:
-            have, want = (" x ".join(f"{s:.3g}" for s in group) for group in (spacing, np.sort(card.spacing_mm)))
-            yield f"The voxels are {have} mm; {card.name} was trained with about {want} mm. Look at the result closely."
-
-
-def _warnings_of_file(meta: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(text) for name in ("repaired", "warnings") for text in meta.get(name, ()))
-
-
-def _unit_warnings(meta: Mapping[str, Any], card: ModelCard) -> Iterator[str]:
-    """Yield where intensities are counted in another unit than the model's windows."""
-    units = meta.get("channel_units") or [meta.get("units", "")] * len(card.channels)
-    for number, (have, name) in enumerate(zip(units, card.channels, strict=False)):
-        want = card.intensity.of_channel(number).unit
-        if want and (have or want == "SUV") and have != want:
-            whose = f"The channel {name}" if len(card.channels) > 1 else "The volume"
-            is_in = f"is in {have}" if have else "does not say its unit"
-            yield f"{whose} {is_in}; {card.name} was trained on {want}. Do not trust the result."
 
 
 def segment(volume: Volume, model: Model, options: SegmentOptions | None = None) -> Iterator[Event]:
@@ -159,6 +123,8 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     ------
     GeometryMismatch
         If the number of channels is not the model's.
+    ModelMismatch
+        If the volume is not like those that the model was trained on, and `options.strict`.
     InvalidRecipe
         If `options.until` is no stage of the model, or a limit is negative.
     DeviceMemory
@@ -170,9 +136,11 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     if options.until and options.until not in stages:
         raise InvalidRecipe(f"{card.name} has no stage {options.until!r}. Choose one of: {', '.join(stages)}.")
     check_channels(volume, card)
-    from_file = _warnings_of_file(volume.meta)
-    for text in compatibility_warnings(volume.geometry, volume.meta, card):
-        yield Warned(text, FROM_THE_FILE if text in from_file else "")
+    misfits = find_misfits(measure_volume(volume), volume.meta, card)
+    if misfits and options.strict:
+        raise ModelMismatch(" ".join(misfit.text for misfit in misfits))
+    yield from (Warned(misfit.text, DOES_NOT_FIT + misfit.kind) for misfit in misfits)
+    yield from (Warned(text, FROM_THE_FILE) for text in volume.warnings)
     from napari_fmseg.pipelines.executor import MemoryLimit, out_of_memory_as_error
 
     size = " x ".join(str(n) for n in volume.geometry.shape)

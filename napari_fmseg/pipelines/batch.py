@@ -11,7 +11,7 @@ from pathlib import Path
 
 from napari_fmseg.core.atomic_write import check_name
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume
-from napari_fmseg.core.events import FROM_THE_FILE, Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import DOES_NOT_FIT, FROM_THE_FILE, Event, Progress, StageResult, Warned
 from napari_fmseg.core.hardware import device_name
 from napari_fmseg.core.volume import LabelMap, Volume
 from napari_fmseg.io import check_destination, find_volumes, read_volume, suffix_of, write_labels, write_volume
@@ -19,11 +19,12 @@ from napari_fmseg.io.channels import read_channels
 from napari_fmseg.io.discovery import broken_files
 from napari_fmseg.io.paths import files_below
 from napari_fmseg.io.preview import write_preview
+from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.provenance import Manifest, manifest_path, precision_of, write_manifest
 from napari_fmseg.models.weights import Model
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 
-__all__ = ["Done", "SegmentationJob", "plan_jobs", "segment_file"]
+__all__ = ["Done", "JobVolume", "SegmentationJob", "plan_jobs", "read_job", "segment_file"]
 
 _WRITTEN_AS = {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}  # everything else as .nii.gz
 
@@ -35,6 +36,14 @@ class SegmentationJob:
     image: Path
     result: Path
     others: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class JobVolume:
+    """The volume of a `SegmentationJob`, and the seconds that reading it took."""
+
+    volume: Volume
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Done:
         Time for reading, every stage, and writing.
     notes
         What the pipeline remarked.
+    misfits
+        How the volume differs from those that the model was trained on, a sentence by its kind.
     """
 
     job: SegmentationJob
@@ -60,6 +71,7 @@ class Done:
     manifest: Path
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    misfits: dict[str, str] = field(default_factory=dict)
 
 
 def plan_jobs(
@@ -122,6 +134,7 @@ def segment_file(
     model: Model,
     options: SegmentOptions,
     *,
+    read: JobVolume | None = None,
     series: str | None = None,
     suv: str = "auto",
     stages_dir: Path | None = None,
@@ -135,6 +148,8 @@ def segment_file(
         From `plan_jobs`.
     model, options
         See `napari_fmseg.pipelines.segment`.
+    read
+        From `read_job`, where it was read already.
     series
         Which series of a DICOM folder.
     suv
@@ -156,24 +171,26 @@ def segment_file(
     for n, stage in enumerate(stages_of(model.card), 1):
         if stages_dir is not None:
             check_destination(_stage_path(stages_dir, _stem(job.result), n, stage))
-    watch = _Watch()
-    volume = _read(job, model, series, suv)
-    watch.lap("reading")
+    read = read or read_job(job, model.card, series=series, suv=suv)
+    volume, seconds = read.volume, {"reading": read.seconds}
     yield Progress("reading", 1, 1)
     stages: list[StageResult] = []
     notes: list[str] = []
+    misfits: dict[str, str] = {}
     for event in segment(volume, model, dataclasses.replace(options, show_stages=True)):
-        if isinstance(event, Warned) and event.code != FROM_THE_FILE:  # such a one may name the patient: not kept
+        if isinstance(event, Warned) and event.code.startswith(DOES_NOT_FIT):
+            misfits[event.code.removeprefix(DOES_NOT_FIT)] = event.text
+        elif isinstance(event, Warned) and event.code != FROM_THE_FILE:  # such a one may name the patient: not kept
             notes.append(event.text)
         if isinstance(event, StageResult):
             stages.append(event)
-            watch.seconds[event.stage] = event.seconds
+            seconds[event.stage] = event.seconds
             notes += [f"{event.stage}: {event.note}"] if event.note else []
         yield event
     labels = next((s.output for s in reversed(stages) if isinstance(s.output, LabelMap)), None)
     if labels is None:
         raise FmsegError(f"{model.card.name} ended without labels. Try another `until`.")
-    watch.restart()
+    watch = _Watch(seconds)
     write_labels(labels, job.result, source=volume)
     watch.lap("writing")
     if stages_dir is not None:
@@ -182,36 +199,43 @@ def segment_file(
     if preview is not None:
         write_preview(volume, labels, preview)
         watch.lap("preview")
-    manifest = write_manifest(_manifest(volume, model, options, watch.seconds, notes), job.result)
-    yield Done(job, labels, manifest, watch.seconds, tuple(notes))
+    manifest = write_manifest(_manifest(volume, model, options, seconds, notes, misfits), job.result)
+    yield Done(job, labels, manifest, seconds, tuple(notes), misfits)
 
 
-def _read(job: SegmentationJob, model: Model, series: str | None, suv: str) -> Volume:
+def read_job(job: SegmentationJob, card: ModelCard, *, series: str | None = None, suv: str = "auto") -> JobVolume:
     """Read the volume of a job; where its channels are files of their own, on the grid of the first."""
+    start = time.perf_counter()
+    volume = _read(job, card, series, suv)
+    return JobVolume(volume, time.perf_counter() - start)
+
+
+def _read(job: SegmentationJob, card: ModelCard, series: str | None, suv: str) -> Volume:
     if not job.others:
         return read_volume(job.image, series=series, suv=suv)
-    names = model.card.channels
+    names = card.channels
     wish = ["auto" if suv == "required" and name.upper().startswith(("CT", "MR")) else suv for name in names]
     return read_channels((job.image, *job.others), names, resample=True, suv=wish)
 
 
 class _Watch:
-    """Seconds since the last lap, kept by name."""
+    """Writes the seconds since the last lap into a table."""
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        self._start = time.perf_counter()
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._start = seconds, time.perf_counter()
 
     def lap(self, name: str) -> None:
-        self.seconds[name] = time.perf_counter() - self._start
-        self.restart()
+        now = time.perf_counter()
+        self._seconds[name], self._start = now - self._start, now
 
 
 def _manifest(
-    volume: Volume, model: Model, options: SegmentOptions, seconds: dict[str, float], notes: list[str]
+    volume: Volume,
+    model: Model,
+    options: SegmentOptions,
+    seconds: dict[str, float],
+    notes: list[str],
+    misfits: dict[str, str],
 ) -> Manifest:
     return Manifest(
         model=model.card,
@@ -222,6 +246,7 @@ def _manifest(
         shape=volume.geometry.shape,
         spacing_mm=volume.geometry.spacing,
         notes=tuple(notes),
+        misfits=misfits,
     )
 
 

@@ -22,6 +22,7 @@ from napari_fmseg.datasets.run_folder import claim_run_folder, fingerprint
 from napari_fmseg.evaluation.case_table import CaseScores, write_cases
 from napari_fmseg.evaluation.evaluate import Evaluation, Row, evaluate, read_evaluation, summary, write_csv
 from napari_fmseg.models.card import ModelCard
+from napari_fmseg.models.measures import TrainingData, join
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model, save_model
 from napari_fmseg.pipelines import SegmentOptions
@@ -163,9 +164,11 @@ def _ensemble(recipe: Recipe, n: int, cases: Evaluation) -> Iterator[TrainEvent]
     parts: dict[str, Any] = {}
     specs: dict[str, Any] = {}
     card: ModelCard | None = None
+    learned: list[TrainingData] = []
     for k in range(1, n + 1):
         model = load_model(find_card(recipe.out / f"fold-{k}" / f"{recipe.name}-fold{k}.toml"), device="cpu")
         card = card or model.card
+        learned += [model.card.training_data] if model.card.training_data else []
         for stage, net in model.nets.items():
             name = stage if k == 1 else f"{stage}-{k}"
             parts[name], specs[name] = net, model.card.nets[stage]
@@ -173,7 +176,8 @@ def _ensemble(recipe: Recipe, n: int, cases: Evaluation) -> Iterator[TrainEvent]
     dice = {label: round(cases.mean("dice", label), 4) for label in cases.labels}
     known = sum(not case.problem for case in cases.cases)
     joined = dataclasses.replace(
-        card, name=recipe.name, title=recipe.title or recipe.name, nets=specs,
+        card, training_data=join(learned, len(cases.cases)),
+        name=recipe.name, title=recipe.title or recipe.name, nets=specs,
         scores={"labels": {label: value for label, value in dice.items() if value == value}},
         scored_on=f"{known} cases in {n} folds, each by the one network that had not seen it, for which the fold also "
         "chose the best epoch; the ensemble of all networks was not measured",

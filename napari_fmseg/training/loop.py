@@ -24,7 +24,9 @@ from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.datasets.case import Case, read_case
 from napari_fmseg.datasets.projects.training_plan import note_learned
 from napari_fmseg.datasets.run_folder import claim_run_folder, fingerprint
+from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.card import ModelCard, NetSpec
+from napari_fmseg.models.measures import TrainingData, measure_volume, summarise
 from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.models.weights import Model, load_model, save_model
 from napari_fmseg.nets import build, load
@@ -142,6 +144,7 @@ class _Run:
             labels=dict(enumerate(recipe.labels, 1)),
             spacing_mm=tuple(round(float(s), 3) for s in spacing),
             parent=recipe.start_from,
+            training_data=_training_data(self.samples, [case for case, _ in learned]),
             **{f: getattr(recipe, f) for f in _SHARED},
         )
 
@@ -410,6 +413,13 @@ _SHARED = (
     "trained_on",
     "limits",
 )
+
+
+def _training_data(samples: Sequence[Sample], cases: Sequence[Case]) -> TrainingData | None:
+    """Return the ranges over the training volumes; those in caches of earlier versions are measured now."""
+    return summarise(
+        sample.source or measure_volume(read_channels(case.images)) for sample, case in zip(samples, cases, strict=True)
+    )
 
 
 def _dice_scores(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -23,6 +23,8 @@ from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress, StageResult, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
+from napari_fmseg.models.half_precision import HalfPrecision
+from napari_fmseg.models.measures import Measures, TrainingData, Values
 from napari_fmseg.pipelines import SegmentOptions
 
 __all__ = ["ChannelClosed", "MessageChannel"]
@@ -35,13 +37,17 @@ _KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Geometry,
+        HalfPrecision,
         Intensity,
         LabelMap,
+        Measures,
         ModelCard,
         NetSpec,
         Progress,
         SegmentOptions,
         StageResult,
+        TrainingData,
+        Values,
         Volume,
         Warned,
     )

@@ -352,3 +352,24 @@ def test_an_unknown_suffix_is_not_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(UnwritableVolume, match=r"Use one of \.nii\.gz"):
         write_labels(labels, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_phantom_is_still_known_for_one_when_it_comes_back(tmp_path: Path, suffix: str) -> None:
+    written = write_volume(Volume(RAMP.astype(np.int16), GRID, {"phantom": "easy, seed 4"}), tmp_path / f"a{suffix}")
+    again = read_volume(written)
+    assert again.meta["phantom"] == "easy, seed 4"
+    np.testing.assert_array_equal(again.data, RAMP)
+    if suffix not in (".nhdr", ".mhd"):
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(written))), RAMP)
+    assert "phantom" not in read_volume(write_volume(Volume(RAMP.astype(np.int16), GRID), written)).meta
+
+
+@pytest.mark.parametrize("description", [b"Doe^Jane", b"Doe, phantom: no", b""])
+def test_no_other_description_of_a_nifti_is_kept(tmp_path: Path, description: bytes) -> None:
+    image = nib.Nifti1Image(RAMP.astype(np.int16), np.eye(4))
+    image.header["descrip"] = description
+    nib.save(image, tmp_path / "a.nii.gz")
+    meta = read_volume(tmp_path / "a.nii.gz").meta
+    assert "phantom" not in meta
+    assert "Doe" not in str(meta)

@@ -44,6 +44,7 @@ def test_every_shipped_model_loads_and_its_card_is_complete(card) -> None:
     assert set(model.nets) == set(card.nets)
     for field in ("title", "modality", "licence", "citation", "trained_on", "limits", "sha256"):
         assert getattr(card, field), f"{card.name} has no {field}"
+    assert card.training_data, f"{card.name}: scripts/score_cards.py --training-data measures its training volumes"
     if not card.scored_on:
         assert "nobody to validate on" in card.trained_on
         assert "of no worth" in card.limits

@@ -11,10 +11,12 @@ from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
 from napari_fmseg.core.events import Progress, StageResult, drain
 from napari_fmseg.core.volume import Geometry, Volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
+from napari_fmseg.models.fit import find_misfits
+from napari_fmseg.models.measures import measure
 from napari_fmseg.models.settings import SingleSettings
 from napari_fmseg.models.weights import Model, load_model, save_model
 from napari_fmseg.nets import build
-from napari_fmseg.pipelines import SegmentOptions, compatibility_warnings, segment, stages_of
+from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 from napari_fmseg.pipelines.preprocessing import normalise
 
 FLOAT = SegmentOptions(precision="float32")
@@ -239,12 +241,16 @@ def test_channels_may_have_windows_of_their_own_and_another_unit_is_told(balls):
     data = np.stack([np.full((4, 4, 4), 0.0), np.full((4, 4, 4), 2.5)])
     assert [float(c.mean()) for c in normalise(torch.from_numpy(data), own)] == [0.5, 0.25]
     card = dataclasses.replace(card_of(intensity=own), channels=("CT", "PET"), modality="PET")
-    grid = Geometry.from_spacing((4, 4, 4))
-    assert not list(compatibility_warnings(grid, {"channel_units": ("HU", "SUV"), "modality": "PT"}, card))
-    (text,) = compatibility_warnings(grid, {"channel_units": ("HU", "Bq/ml")}, card)
+    measures = measure(list(data), Geometry.from_spacing((4, 4, 4)), {})
+
+    def told(**meta):
+        return [misfit.text for misfit in find_misfits(measures, meta, card)]
+
+    assert told(channel_units=("HU", "SUV"), modality="PT") == []
+    (text,) = told(channel_units=("HU", "Bq/ml"))
     assert "channel PET is in Bq/ml" in text
-    assert any("does not say its unit" in text for text in compatibility_warnings(grid, {}, card))
-    assert any("CT; one was trained on PET" in text for text in compatibility_warnings(grid, {"modality": "CT"}, card))
+    assert any("does not say its unit" in text for text in told())
+    assert any("CT; one was trained on PET" in text for text in told(modality="CT"))
     with pytest.raises(UnknownModel, match="one channel"):
         Intensity(channels=(own,))
 

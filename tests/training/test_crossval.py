@@ -18,6 +18,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import StepDone, drain
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import read_volume, write_labels, write_volume
+from napari_fmseg.models.measures import measure_volume, summarise
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 from napari_fmseg.training import cases_of, load_recipe
@@ -104,6 +105,8 @@ def test_every_case_is_measured_by_the_model_that_never_saw_it(recipe: Path):
     assert list(model.nets) == ["net", "net-2", "net-3"]
     assert stages_of(model.card) == ("net",)
     assert "not measured" in model.card.scored_on
+    measured = [measure_volume(read_volume(recipe.parent / "imagesTr" / f"{name}_0000.nii.gz")) for name in "abcdef"]
+    assert model.card.training_data == summarise(measured)
     volume = read_volume(recipe.parent / "imagesTr" / "a_0000.nii.gz")
     options = SegmentOptions(precision="float32")
     found = drain(segment(volume, model, options)).data

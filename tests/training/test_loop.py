@@ -17,6 +17,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import EpochDone, Saved, StageResult, StepDone, Warned, drain, from_json
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import read_labels, read_volume, write_labels, write_volume
+from napari_fmseg.models.measures import measure_volume, summarise
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.nets import build
@@ -115,6 +116,16 @@ def test_three_stages_learn_a_bright_cube_and_the_model_segments_an_unseen_one(h
     assert model.card.scores["labels"]["cube"] == pytest.approx(dice, abs=2e-3)
     assert list(model.card.scores) == ["consensus", "attention", "edge", "labels"]
     assert model.card.scores["edge"]["cube"] > model.card.scores["consensus"]["cube"]
+
+
+def test_the_card_holds_what_was_measured_of_the_training_volumes(home: Path) -> None:
+    *_, last = train(recipe(home, stage("consensus", "snet", steps=1, steps_per_epoch=1)))
+    data = find_card(last.path).training_data
+    learned = [read_volume(home / "data" / "imagesTr" / f"c{i}_0000.nii.gz") for i in range(4)]  # the fifth is held out
+    assert data == summarise(measure_volume(volume) for volume in learned)
+    assert data.n_cases == 4
+    assert data.low.spacing_mm == data.high.spacing_mm == (2, 1.5, 1.5)
+    assert data.low.channels[0].median == pytest.approx(min(np.median(v.data) for v in learned), rel=1e-3)
 
 
 def test_events_count_steps_and_epochs_of_every_stage(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from napari_fmseg.core.errors import Cancelled, DeviceMemory, FmsegError, Geomet
 from napari_fmseg.core.events import FROM_THE_FILE, Event, Progress, StageResult, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.phantom import phantom_ct
+from napari_fmseg.models.half_precision import HalfPrecision
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions, segment
@@ -435,8 +437,11 @@ def test_plain_values_arrive_as_they_were(wires: tuple[MessageChannel, MessageCh
 
 def test_a_card_arrives_whole_with_its_folder(wires: tuple[MessageChannel, MessageChannel]) -> None:
     card = find_card(MODEL)
+    half = HalfPrecision(dict.fromkeys(card.labels.values(), 1.0), 3, card.sha256)
+    card = dataclasses.replace(card, half_precision=half)
     found = carried(wires, card)
     assert found == card
+    assert card.training_data is not None
     assert found.folder == card.folder
 
 

@@ -51,6 +51,11 @@ class ImageVolume:
         """Channels over all layers; a layer with four axes holds several."""
         return sum(1 if layer.data.ndim == 3 else int(layer.data.shape[0]) for layer in self.layers)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all channels of its file are there; they are added one after the other."""
+        return self.n_channels >= int(fmseg_metadata(self.layers[0]).get("n_channels", 1))
+
 
 def cases_of(layers: Iterable[Any]) -> list[ImageVolume]:
     """Return the volumes among `layers`, in their order; colours, pictures and our own maps are none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt, Signal
@@ -9,17 +10,19 @@ from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QCheckBox, QLineEdit, QListWidget, QListWidgetItem, QWidget
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume
+from napari_fmseg._napari.choosers.model_fit import fits_of
 from napari_fmseg._napari.common.tooltips import SEGMENT
 from napari_fmseg._napari.common.widgets import NO_MARGINS, paragraph, vbox
-from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.models.card import ModelCard
+from napari_fmseg.models.fit import modality_of
 from napari_fmseg.models.licences import remember_terms, unread_terms
 from napari_fmseg.models.registry import list_models
-from napari_fmseg.pipelines import compatibility_warnings
 
 __all__ = ["ModelChooser", "all_of", "facts_of"]
 
 ROWS = 4
+NOT_FOUND = "No model fits the search. Clear it to see all of them."
+NOT_CHOSEN = "No model is chosen. Click one in the list."
 
 
 class ModelChooser(QWidget):
@@ -33,7 +36,7 @@ class ModelChooser(QWidget):
     chosen
         Signal: another model was chosen, or its terms were accepted.
     reason
-        Why the chosen model may not fit the volume, where nobody has chosen it; else nothing.
+        Why no model was chosen for the volume; or nothing.
     """
 
     chosen = Signal()
@@ -41,7 +44,9 @@ class ModelChooser(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._cards: dict[str, ModelCard] = {}
-        self._is_settled = False  # whether somebody has chosen a model, so that none is chosen by itself any more
+        self._case = ""  # id of the volume that a model is chosen for; "" while there is none
+        self._by_hand: dict[str, str] = {}  # what the user has chosen for each volume
+        self._latest = ""
         self.reason = ""
         self.search = QLineEdit()
         self.search.setPlaceholderText("Search: organ, modality, name …")
@@ -81,7 +86,7 @@ class ModelChooser(QWidget):
         cards = {card.name: card for card in list_models()}
         if cards == self._cards:
             return
-        name = self.card.name if self.card else ""
+        name = self.card.name if self.card else "" if self._cards else next(iter(cards), "")
         self._cards = cards
         self.list.clear()
         for card in cards.values():
@@ -97,33 +102,58 @@ class ModelChooser(QWidget):
         self._on_search(self.search.text())
 
     def choose(self, name: str) -> None:
-        """Choose a model by its name; the first one if there is none of that name."""
-        self._settle()
+        """Choose a model by its name, as the user does; none if there is none of that name."""
+        self._by_hand[self._case] = self._latest = name
+        self.reason = ""
         self._select(name)
 
-    def prefer(self, case: ImageVolume | None) -> None:
-        """Choose a model that fits a volume, by what its file states, unless somebody has chosen one already."""
-        if self._is_settled or case is None:
+    def prefer(self, case: ImageVolume | None, cases: Sequence[ImageVolume]) -> None:
+        """Choose the model that fits a volume best, or none; what the user has chosen for it stays.
+
+        Of several models that fit, the one that the user has chosen last is taken.
+
+        Parameters
+        ----------
+        case
+            The volume, or None.
+        cases
+            All volumes of the viewer, which may be further channels.
+        """
+        before, self._case = self._case, case.id if case is not None else ""
+        if case is None:
             return
-        fitting = [card for card in self._cards.values() if is_for(card, case)]
-        fitting.sort(key=lambda card: (len(card.channels) != case.n_channels, _n_warnings(card, case)))
-        self.reason = "" if fitting else _why_none(case)
-        self._select(fitting[0].name if fitting else "")
+        if not before and "" in self._by_hand:  # chosen before there was a volume: for the first one
+            self._by_hand.setdefault(case.id, self._by_hand.pop(""))
+        if case.id in self._by_hand:
+            self.reason = ""
+            self._select(self._by_hand[case.id])
+            return
+        fitting = [fit.card.name for fit in fits_of(self._cards.values(), case, cases) if fit.is_usable]
+        self.reason = "" if fitting else _why_none(case, self._cards.values())
+        self._select(self._latest if self._latest in fitting else next(iter(fitting), ""))
+        self._on_chosen()
+
+    def keep_for(self, case: ImageVolume) -> None:
+        """Keep the chosen model for another volume, which became its first channel."""
+        self._case = case.id
+        if self.card is not None:
+            self._by_hand[case.id] = self.card.name
 
     def _select(self, name: str) -> None:
         rows = [self.list.item(i).data(Qt.ItemDataRole.UserRole) for i in range(self.list.count())]
-        self.list.setCurrentRow(rows.index(name) if name in rows else 0)
+        self.list.setCurrentRow(rows.index(name) if name in rows else -1)
 
     def _settle(self) -> None:
-        """Record that the user has chosen a model."""
-        self._is_settled, self.reason = True, ""
+        """Record that the user chooses the model for this volume."""
+        self.reason = ""
+        self._by_hand[self._case] = self._latest = self.card.name if self.card else ""
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Notice that the user chooses in the list, by mouse or by key."""
         pressed = event is not None and event.type() == QEvent.Type.MouseButtonPress
         if isinstance(event, QKeyEvent) and event.type() == QEvent.Type.KeyPress:
             pressed = event.key() not in (Qt.Key.Key_Tab, Qt.Key.Key_Backtab)
-        if pressed and not self._is_settled:
+        if pressed and self._case not in self._by_hand:
             self._settle()
             self.chosen.emit()
         return False
@@ -135,13 +165,15 @@ class ModelChooser(QWidget):
             text = _search_text(self._cards[item.data(Qt.ItemDataRole.UserRole)])
             item.setHidden(not all(word in text for word in words))
         shown = [i for i in range(self.list.count()) if not self.list.item(i).isHidden()]
-        if shown and self.list.currentRow() not in shown:
+        if words and shown and self.list.currentRow() not in shown:
             self.list.setCurrentRow(shown[0])
         self._on_chosen()
 
     def _on_chosen(self) -> None:
         card = self.card
-        self.facts.setText(facts_of(card) if card else "No model fits the search. Clear it to see all of them.")
+        if card is not None and self._case in self._by_hand:
+            self._by_hand[self._case] = self._latest = card.name
+        self.facts.setText(facts_of(card) if card else NOT_FOUND if self.search.text().strip() else NOT_CHOSEN)
         self.rest.setText(all_of(card) if card else "")
         with QSignalBlocker(self.accept):
             self.accept.setChecked(False)
@@ -155,33 +187,11 @@ class ModelChooser(QWidget):
             self.chosen.emit()
 
 
-def is_for(card: ModelCard, case: ImageVolume) -> bool:
-    """Return whether a model was trained on volumes of this modality and, where it takes several channels, of as
-    many.
-    """
-    modality = modality_of(case)
-    return bool(modality) and card.modality == modality and case.n_channels in (1, len(card.channels))
-
-
-def modality_of(case: ImageVolume) -> str:
-    """Return the modality that the file of a volume states, in the words of the cards, or nothing."""
-    modality = str(case.meta.get("modality") or "")
-    return {"PT": "PET", "MRI": "MR"}.get(modality, modality)
-
-
-def _n_warnings(card: ModelCard, case: ImageVolume) -> int:
-    """Count what does not look like the volumes that a model was trained on; 0 where the volume's place is unknown."""
-    try:
-        return len(list(compatibility_warnings(case.geometry, case.meta, card)))
-    except GeometryMismatch:
-        return 0
-
-
-def _why_none(case: ImageVolume) -> str:
-    modality = modality_of(case)
-    if not modality:
-        return f"The file of “{case.name}” does not state whether it is CT, MR or PET. Choose a model that fits."
-    return f"No model here was trained on {modality}, which “{case.name}” is. The first of the list is chosen."
+def _why_none(case: ImageVolume, cards: Iterable[ModelCard]) -> str:
+    modality = modality_of(case.meta)
+    if modality and all(card.modality != modality for card in cards):
+        return f"No model here was trained on {modality}, which “{case.name}” is, so none is chosen."
+    return f"No model here fits “{case.name}”, so none is chosen. Click a model to see what does not fit."
 
 
 def _search_text(card: ModelCard) -> str:

@@ -96,7 +96,9 @@ class SegmentDock(Dock):
         self._scroll = ScrollArea(inside)
         use = ResearchOnly(centred=True)
         use.setToolTip("What the models find may be wrong. Do not base a diagnosis or a treatment on it.")
-        foot = vbox(self.bar, use, margins=(8, 4, 8, 4), spacing=4)  # always in sight, however low the window
+        foot = vbox(
+            self.choices.misfits, self.bar, use, margins=(8, 4, 8, 4), spacing=4
+        )  # always in sight, however low the window
         vbox((self._scroll, 1), foot, of=self, margins=NO_MARGINS, spacing=0)
         self.setMinimumWidth(320)
 
@@ -210,7 +212,8 @@ class SegmentDock(Dock):
 
     def _remark(self, text: str) -> None:
         self._remarks.append(text)
-        self.remarks.tell([t for t in self._remarks if t not in self.warnings.text().splitlines()])
+        shown = [*self.warnings.text().splitlines(), *self.choices.misfits.text().splitlines()]
+        self.remarks.tell([text for text in self._remarks if text not in shown])
 
     def _on_finished(self, done: bool) -> None:
         seconds = self.bar.end("")

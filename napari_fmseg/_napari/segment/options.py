@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qtpy.QtCore import Signal
@@ -13,6 +13,7 @@ from napari_fmseg._napari.choosers.image_chooser import ImageChooser, RegionChoo
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with, channels_by_number
 from napari_fmseg._napari.choosers.label_pairing import record_of
 from napari_fmseg._napari.choosers.model_chooser import ModelChooser
+from napari_fmseg._napari.choosers.model_fit import misfits_of
 from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.options_form import OptionsForm
@@ -23,7 +24,7 @@ from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spac
 from napari_fmseg._napari.layers import voxels_of
 from napari_fmseg._napari.segment.run_request import Request, Run
 from napari_fmseg.core.errors import FmsegError
-from napari_fmseg.pipelines import SegmentOptions, compatibility_warnings, stages_of
+from napari_fmseg.pipelines import SegmentOptions, stages_of
 
 __all__ = ["Choices"]
 
@@ -50,6 +51,7 @@ WORDS = {
     "mirror": "Mirror windows too",
     "mode": "Mode (nnU-Net)",
     "max_memory_gb": "Use memory up to (GB)",
+    "strict": "Refuse what does not fit",
 }
 
 
@@ -69,7 +71,8 @@ class Choices(QWidget):
             limit_width(combo, 10)
         self.options = OptionsForm(SegmentOptions, skip=("until", "device"), choices=CHOICES, labels=WORDS)
         self.more = Collapsible("Mor&e options", self.options, "Precision, windows, and how the labels are cleaned.")
-        self.warnings = Note()
+        self.warnings, self.misfits = Note(), Note()  # the dock puts the latter next to Run
+        self._is_choosing_channels = False
         self._ordered: tuple[str, ...] = ()  # the model, and the volumes that were put in the order of its channels
         self._fill()
         self._lay_out()
@@ -116,7 +119,7 @@ class Choices(QWidget):
         if case is None:
             return self.image.refusal or SEGMENT.run_no_image
         if card is None:
-            return SEGMENT.run_no_model
+            return self.model.reason or SEGMENT.run_no_model
         for one in (case, *(other for other in self.channels.cases if other is not None)):
             if self._no_place(one):
                 return self._no_place(one)
@@ -188,7 +191,9 @@ class Choices(QWidget):
         self.region.close_down()
 
     def _on_image(self) -> None:
-        self.model.prefer(self.image.case)
+        case = self.image.case
+        if not self._is_choosing_channels and (case is None or case.is_complete):
+            self.model.prefer(case, self.image.cases)
         self._look()
 
     def _on_active(self) -> None:
@@ -199,7 +204,7 @@ class Choices(QWidget):
         card, before = self.model.card, self.until.currentData()
         case = self.image.case
         if card is not None and case is not None and case.n_channels == 1 < len(card.channels):
-            self.image.choose_other((), card.channels[0])
+            self._choose_channels(lambda: self.image.choose_other((), card.channels[0]))
         self.until.clear()
         try:
             stages = stages_of(card) if card is not None else ()
@@ -220,23 +225,28 @@ class Choices(QWidget):
             self._order_by_number(card.name, len(card.channels), case)
             case = self.image.case
         self.image.follow = not self.channels.names  # what is opened next is the image for another channel
-        meta: Mapping[str, Any] = case.meta if case is not None else {}
-        if self.channels.names:
-            known = [meta, *(other.meta if other is not None else {} for other in self.channels.cases)]
-            meta = {"channel_units": tuple(str(one.get("units", "")) for one in known)}
         spaced = case is None or has_spacing(case.layers[0])
         self.options.allow("min_component_ml", "" if spaced else SEGMENT.min_component_no_spacing)
-        self.warnings.tell(self._warnings(case, meta, spaced))
+        self.warnings.tell(self._warnings(case, spaced))
+        self.misfits.tell(self._misfits(case))
         self.changed.emit()
 
-    def _warnings(self, case: ImageVolume | None, meta: Mapping[str, Any], spaced: bool) -> list[str]:
+    def _misfits(self, case: ImageVolume | None) -> list[str]:
+        """Return how the chosen images differ from what the model was trained on."""
         card = self.model.card
+        chosen = [one for one in (case, *self.channels.cases) if one is not None]
+        if case is None or card is None or len(chosen) <= len(self.channels.names):
+            return []
+        return [misfit.text for misfit in misfits_of(card, chosen)]
+
+    def _warnings(self, case: ImageVolume | None, spaced: bool) -> list[str]:
         if case is None:
             return [self.image.refusal] if self.image.refusal else []
-        if card is None or self._no_place(case):
+        if self._no_place(case):
             return []
         reason = [self.model.reason] if self.model.reason else []
-        found = [*reason, *compatibility_warnings(case.geometry, meta, card), *([] if spaced else [SEGMENT.no_spacing])]
+        from_file = [str(text) for name in ("repaired", "warnings") for text in case.meta.get(name, ())]
+        found = [*reason, *from_file, *([] if spaced else [SEGMENT.no_spacing])]
         chosen = [case, *(other for other in self.channels.cases if other is not None)]
         active = case_with(self.image.cases, self._viewer.layers.selection.active)
         if self.channels.names and active is not None and all(one.id != active.id for one in chosen):
@@ -264,5 +274,13 @@ class Choices(QWidget):
         self._ordered = now
         group = channels_by_number(self.image.cases, n, first)
         if group:
-            self.image.choose(group[0])
+            self._choose_channels(lambda: self.image.choose(group[0]))
             self.channels.choose(group[1:])
+
+    def _choose_channels(self, choose: Callable[[], None]) -> None:
+        """Choose another image as the first channel of the present model, without choosing another model for it."""
+        self._is_choosing_channels = True
+        choose()
+        self._is_choosing_channels = False
+        if self.image.case is not None:
+            self.model.keep_for(self.image.case)

@@ -294,7 +294,7 @@ def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geo
         "warnings": warnings,
         "series_uid": str(header.get("SeriesInstanceUID", "")),
     }
-    for key, tag in (("modality", "Modality"), ("units", "Units")):
+    for key, tag in (("modality", "Modality"), ("units", "Units"), ("body_part", "BodyPartExamined")):
         if header.get(tag):
             meta[key] = str(header.get(tag))
     if meta.get("modality") == "CT":

@@ -59,7 +59,7 @@ _TAGS: list[str | int] = [
          "TemporalPositionIdentifier", "EchoNumbers", "DiffusionBValue", "TriggerTime", "AcquisitionTime",
          "WindowCenter", "WindowWidth", "SliceThickness", "SpacingBetweenSlices", "ImageType",
          "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ModalityLUTSequence",
-         "RealWorldValueMappingSequence", "PatientID", "PatientName", "FrameOfReferenceUID",
+         "RealWorldValueMappingSequence", "BodyPartExamined", "PatientID", "PatientName", "FrameOfReferenceUID",
          # what SUV needs, see suv.py
          "PatientWeight", "CorrectedImage", "DecayCorrection", "SUVType", "SeriesDate", "SeriesTime", "AcquisitionDate",
          "ActualFrameDuration", "RadiopharmaceuticalInformationSequence"]  # fmt: skip

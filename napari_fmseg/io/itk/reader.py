@@ -29,6 +29,7 @@ __all__ = ["grid", "header_fields", "read", "write"]
 
 _MOST_AXES = 5
 _LONGEST_WORD, _LONGEST_FIELD = 100, 1000  # the library behind copies them into places of such a size
+_PHANTOM = "Phantom"  # a field that says that the volume is one
 _FREE_FIELDS = ("data file", "content")  # which may be longer
 _SPACE_KINDS = ("domain", "space", "???")
 _TYPES = {  # what NRRD and MetaImage call numpy's types
@@ -82,6 +83,8 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
     modality = fields.get("Modality", "").removeprefix("MET_MOD_")
     if modality not in ("", "UNKNOWN", "OTHER"):
         meta["modality"] = modality
+    if fields.get(_PHANTOM):
+        meta["phantom"] = fields[_PHANTOM]
     factors, warnings = mm_per_unit(_stated_units(header))
     return data, _geometry(place, data.shape, factors, path), {**meta, "warnings": _silences(header) + warnings}
 
@@ -352,6 +355,12 @@ def _finish(file: IO[bytes], packed: io.BytesIO | None) -> None:
         file.write(packed.getbuffer())
 
 
+def _phantom(volume: Volume) -> dict[str, str]:
+    """Return the field that says that a volume is a phantom, where it is one."""
+    name = " ".join(str(volume.meta.get("phantom") or "").split())
+    return {_PHANTOM: name} if name else {}
+
+
 def _columns(volume: Volume) -> tuple[list[list[float]], list[float]]:
     """Return the step vectors of the axes x, y, z and the origin, in LPS mm listed x, y, z."""
     affine = volume.geometry.affine[REVERSED]
@@ -371,6 +380,7 @@ def _nrrd_header(volume: Volume, kind: str, n_bytes: int, detached: Path | None)
              *(["endian: little"] if kind[1] != "1" else []), "encoding: gzip",
              f"space origin: ({','.join(map(repr, origin))})"]  # fmt: skip
     lines += [f"data file: {detached.name}"] if detached else []
+    lines += [f"{key}:={text}" for key, text in _phantom(volume).items()]
     if isinstance(volume, LabelMap):
         lines += [f"{key}:={text}" for key, text in segment_metadata.to_fields(volume).items()]
     return ("\n".join(lines) + "\n\n"[: 1 if detached else 2]).encode()
@@ -390,6 +400,7 @@ def _meta_header(volume: Volume, kind: str, n_bytes: int, detached: Path | None)
               "ElementSpacing": words(spacings)}  # fmt: skip
     if isinstance(volume, LabelMap):
         fields |= segment_metadata.to_fields(volume)
+    fields |= _phantom(volume)
     fields["DimSize"] = words([*volume.geometry.shape[::-1]])
     if volume.data.ndim == 4:
         fields["ElementNumberOfChannels"] = str(volume.n_channels)

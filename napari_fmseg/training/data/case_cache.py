@@ -35,8 +35,10 @@ from napari_fmseg.core.events import Progress
 from napari_fmseg.core.hardware import n_cores
 from napari_fmseg.core.processes import ChildProcess, End, python_module, when_parent_exits
 from napari_fmseg.core.resampling_torch import bounding_box, resize, to_canonical, to_tensor
+from napari_fmseg.core.structuring import structure
 from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE, Case, read_case
+from napari_fmseg.models.measures import Measures, measure_volume
 from napari_fmseg.models.settings import CoarseFineSettings
 from napari_fmseg.training.data.samples import Sample
 from napari_fmseg.training.recipe import Recipe
@@ -185,7 +187,8 @@ def _open(path: Path, key: str, name: str, place: torch.device) -> Prepared:
         image, labels, whole, whole_labels = (file.get_tensor(f"{key}/{part}") for part in _PARTS)
     edges = tuple((float(a), float(b)) for a, b in facts["edges"])
     z, y, x = facts["spacing"]
-    return Prepared(name, image, labels, (), (z, y, x), edges, whole, whole_labels, place)
+    source = structure(Measures, facts["measures"]) if "measures" in facts else None  # of earlier versions
+    return Prepared(name, image, labels, (), (z, y, x), edges, whole, whole_labels, place, source=source)
 
 
 _PARTS = ("image", "labels", "whole", "whole_labels")
@@ -226,7 +229,11 @@ def _prepare_case(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[di
     near, near_labels = _crop_and_shrink(image, labels, crop, most)
     scale = [n / (c.stop - c.start) for n, c in zip(near_labels.shape, crop, strict=True)]
     edges = [((k.start - c.start) * f, (k.stop - c.start) * f) for k, c, f in zip(known, crop, scale, strict=True)]
-    facts = {"edges": edges, "spacing": [s / f for s, f in zip(geometry.spacing, scale, strict=True)]}
+    facts = {
+        "edges": edges,
+        "spacing": [s / f for s, f in zip(geometry.spacing, scale, strict=True)],
+        "measures": dataclasses.asdict(measure_volume(volume)),
+    }
     return {"image": near, "labels": near_labels, "whole": whole, "whole_labels": whole_labels}, json.dumps(facts)
 
 

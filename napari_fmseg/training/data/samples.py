@@ -15,6 +15,7 @@ from napari_fmseg.core.volume import Box, LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
 from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.card import Intensity
+from napari_fmseg.models.measures import Measures, measure_volume
 from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise
 
 __all__ = ["Sample", "Spans", "ValidationCase", "load_sample", "load_unlabelled", "one_hot", "target_in"]
@@ -37,6 +38,8 @@ class Sample:
         Classes that the case was never labelled with.
     spacing
         Of the voxels (z, y, x) in mm.
+    source
+        What was measured of the whole volume, as its files have it.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Sample:
     labels: Tensor
     missing: tuple[int, ...] = ()
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    source: Measures | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def is_sparse(self) -> bool:
@@ -103,7 +107,7 @@ def _sample_of(
     box = body_box(image, crop_above)
     shown = crop_array(image, box).contiguous()
     nothing = torch.full(tuple(shown.shape[1:]), IGNORE, dtype=torch.uint8, device=device)
-    return Sample(name, shown, nothing, (), geometry.spacing), box
+    return Sample(name, shown, nothing, (), geometry.spacing, source=measure_volume(volume)), box
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:

@@ -343,8 +343,8 @@ def test_what_is_missing_stands_in_the_tooltip_of_run(make_dock: Any, phantom: V
     assert "Choose a model" in dock.bar.run_button.toolTip()
     dock.model.search.setText("hippocampus")
     assert dock.model.card.name == "fmsf-hippocampus-mr"
-    assert "trained on MR" in dock.warnings.text()
-    assert not dock.warnings.isHidden()
+    assert "trained on MR" in dock.choices.misfits.text()
+    assert not dock.choices.misfits.isHidden()
 
 
 def test_terms_are_accepted_once_before_the_first_run(make_dock: Any, phantom: Volume) -> None:

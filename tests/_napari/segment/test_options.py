@@ -128,35 +128,21 @@ def test_the_view_of_a_pyramid_is_counted_in_its_finest_voxels() -> None:
 # --- the model
 
 
-def test_a_model_of_the_scans_modality_is_chosen(make_dock: Any, qtbot: Any) -> None:
-    dock = make_dock()
-    add_scan(dock.viewer, "head", modality="MR")
-    assert dock.model.card is not None
-    assert dock.model.card.modality == "MR"
-    assert dock.model.reason == ""
-    add_scan(dock.viewer, "whole body", 4.0, modality="PT", units="SUV")
-    assert dock.model.card.name == "ma3dseg-lesion-pet"
-
-
-def test_where_none_fits_or_nothing_is_known_the_reason_is_shown_until_the_user_chooses(
+def test_where_no_model_fits_none_is_chosen_and_the_reason_is_shown_until_the_user_chooses(
     make_dock: Any, qtbot: Any
 ) -> None:
     dock = make_dock()
     add_scan(dock.viewer, "foetus", modality="US")
-    assert dock.model.list.currentRow() == 0
+    assert dock.model.list.currentRow() == -1
     assert "No model here was trained on US" in dock.warnings.text()
-    add_scan(dock.viewer, "unknown")
-    assert "does not state" in dock.warnings.text()
+    assert "No model is chosen" in dock.model.facts.text()
     models: QListWidget = dock.model.list
     qtbot.waitUntil(models.isVisible)
     models.scrollToItem(models.item(2))
     spot = models.visualItemRect(models.item(2)).center()
     qtbot.mouseClick(models.viewport(), Qt.MouseButton.LeftButton, pos=spot)
-    chosen = dock.model.card
     assert models.currentRow() == 2
-    assert "does not state" not in dock.warnings.text()
-    add_scan(dock.viewer, "head", modality="CT" if chosen.modality == "MR" else "MR")
-    assert dock.model.card == chosen  # what the user has chosen stays
+    assert "No model here" not in dock.warnings.text()
 
 
 # --- the sample of a pretraining

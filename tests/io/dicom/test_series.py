@@ -82,6 +82,14 @@ def body(d: Dataset, implicit: bool, little: bool = True) -> bytes:
     return stream.getvalue()
 
 
+def test_the_part_of_the_body_is_read_where_it_is_stated(tmp_path: Path) -> None:
+    def state(d: Any, k: int) -> None:
+        d.BodyPartExamined = "HEADNECK"
+
+    assert read_volume(write(tmp_path / "a", slices(change=state))).meta["body_part"] == "HEADNECK"
+    assert "body_part" not in read_volume(write(tmp_path / "b", slices())).meta
+
+
 @pytest.mark.parametrize("implicit", [True, False])
 @pytest.mark.parametrize("name", ["{}.dcm", "IM_{:04d}.MR", "MR.1.3.12.2.1107.{}", "I.{:03d}", "{}", "{}.img"])
 def test_dicom_without_a_preamble_is_found_under_any_name(tmp_path: Path, name: str, implicit: bool) -> None:

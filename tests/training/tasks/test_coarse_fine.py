@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from napari_fmseg.core.errors import FmsegError, InvalidRecipe
 from napari_fmseg.core.events import EpochDone, Saved, StepDone, drain
@@ -21,7 +23,8 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.nnunet_raw import cases_of
 from napari_fmseg.evaluation.metrics import dice_per_label
 from napari_fmseg.io import read_labels, read_volume, write_labels, write_volume
-from napari_fmseg.models.card import Intensity
+from napari_fmseg.models.card import Intensity, read_card
+from napari_fmseg.models.measures import measure_volume, summarise
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.nets import build
 from napari_fmseg.nets.traits import probabilities
@@ -164,6 +167,24 @@ def test_cases_are_made_ready_once_and_are_what_the_files_say(home: Path) -> Non
         assert np.allclose(at.max(0) + 1, [b for _, b in case.edges])
         assert (case.labels > 0).sum() == (marks > 0).sum()
         assert case.spacing == pytest.approx(geometry.spacing)
+
+
+def test_what_was_measured_of_a_case_is_kept_with_it_and_reaches_the_card(home: Path) -> None:
+    volumes = [read_volume(home / "data" / "imagesTr" / f"c{i}_0000.nii.gz") for i in range(4)]
+    measured = [measure_volume(volume) for volume in volumes]
+    for _ in range(2):  # made, and found again
+        assert [case.source for case in ready(recipe(home), home / "kept")] == measured
+
+    (kept,) = (home / "kept").glob("*")  # as an earlier version kept them
+    with safe_open(kept, framework="pt") as file:
+        facts = {key: json.loads(text) for key, text in file.metadata().items()}
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - no mapping
+    less = {key: json.dumps({n: v for n, v in fact.items() if n != "measures"}) for key, fact in facts.items()}
+    kept.unlink()
+    save_file(tensors, kept, metadata=less)
+    assert [case.source for case in ready(recipe(home), home / "kept")] == [None] * 4
+    *_, last = train(recipe(home, prepared=home / "kept"))
+    assert read_card(last.path).training_data == summarise(measured)
 
 
 def test_large_volumes_are_kept_smaller_and_at_the_right_place(home: Path) -> None:
