@@ -46,6 +46,10 @@ _USES = 2
 _KNOWN = 0.5
 """Dice on labelled samples from which a class is known well enough for the network to label it elsewhere."""
 
+_FOUND, _LATEST = 0.1, 0.5
+"""Dice on labelled samples from which a class is found, so that class weights may fade; and the share of the training
+after which they fade in any case."""
+
 _PARTS = ("net", "best", "optimiser", "scheduler", "state")
 
 Validate = Callable[[str, nn.Module, int, bool], Generator[TrainEvent, None, dict[str, float]]]
@@ -59,7 +63,8 @@ class StageState:
     `old` is the mean Dice of the previously learned classes at the start, `seen` the Dice of each training case when
     it was last sampled; `steps` were taken in `seconds` (of the recipe's clock, with validations), `skipped` of them
     without a finite gradient; `planned` is how many the next epoch has, 0 for what the recipe says. `teaches` says
-    whether the moving average knows every class well enough to label volumes that nobody labelled.
+    whether the moving average knows every class well enough to label volumes that nobody labelled, `fade_from` at what
+    share of the training every class was found, negative before.
     """
 
     epoch: int = 0
@@ -72,6 +77,7 @@ class StageState:
     planned: int = 0
     skipped: int = 0
     teaches: bool = False
+    fade_from: float = -1.0
     seen: list[float] = field(default_factory=list)
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -160,7 +166,8 @@ class StageTrainer:
         self.plateau = make_scheduler(self.optimiser) if stage.schedule == "plateau" else None
         self.average = WeightAverage(self.net, stage.ema) if stage.ema else None
         self.state = StageState()
-        self.overlaps: list[Tensor] = []  # Dice per class of the samples of an epoch, until the network can teach
+        self.overlaps: list[Tensor] = []  # Dice per class of the samples of an epoch, until every class is known
+        self._is_watched = bool(unlabelled) or stage.loss == "soft_dice_ce_by_class"
         self.best: Mapping[str, Tensor] = {k: v.clone() for k, v in net.state_dict().items()}
         self.epochs = max(1, math.ceil(stage.steps / stage.steps_per_epoch))
         self._clock = time.process_time if recipe.clock == "processor" else time.perf_counter
@@ -201,14 +208,15 @@ class StageTrainer:
             state.epoch += 1
             state.steps += len(losses)
             state.seen = miner.end_epoch(self.fabric)
-            state.teaches = state.teaches or self._knows_every_class()
             mean = float(np.mean(losses))
             if self.plateau is not None:
                 self.plateau.step(mean)
             metrics = yield from self.validate(stage.stage, self.final_net, state.steps, state.epoch == self.epochs)
             better = self._note(mean, metrics)
-            took = self._clock() - clock
+            (milliseconds,) = broadcast_ints(self.fabric, round(1000 * (self._clock() - clock)))
+            took = milliseconds / 1000
             state.seconds += took
+            self._note_what_is_known()
             (state.planned,) = broadcast_ints(self.fabric, self._next_steps(took / len(losses)))
             if self.fabric.is_global_zero:
                 self._save(path)
@@ -222,18 +230,26 @@ class StageTrainer:
                 "skipped-steps",
             )
 
-    def _knows_every_class(self) -> bool:
-        """Return whether the mean Dice of every class on the last third of an epoch's samples is high enough.
+    def _note_what_is_known(self) -> None:
+        """Note whether the network knows every class well enough to teach, and when it has found every class.
 
-        A teacher that does not know a class labels it as background everywhere, and it is never learned.
+        A teacher that does not know a class labels it as background everywhere, and it is never learned; and class
+        weights that fade before a small structure was found leave nothing but background.
         """
+        state, done = self.state, self._share_done(self.state.epoch)
         last = self.overlaps[-(1 + len(self.overlaps) // 3) :]
         self.overlaps = []
-        if not last:
-            return False
-        means = torch.stack(last).nanmean(0)
-        (knows,) = broadcast_ints(self.fabric, int(bool((means[means.isfinite()] >= _KNOWN).all())))
-        return bool(knows)
+        means = torch.stack(last).nanmean(0) if last else torch.zeros(1)
+        least = float(means[means.isfinite()].min()) if means.isfinite().any() else 1.0
+        knows, found = broadcast_ints(self.fabric, int(least >= _KNOWN), int(least >= _FOUND))
+        state.teaches = state.teaches or bool(knows and last)
+        if state.fade_from < 0 and (found or done >= _LATEST):
+            state.fade_from = 0.0 if state.epoch == 1 else done
+
+    def _faded(self, epoch: int, progress: float) -> float:
+        """Return for how much of the training class weights have faded: not before every class was found."""
+        start = self.state.fade_from
+        return progress - start if start >= 0 else progress if epoch == 0 else 0.0
 
     def _next_steps(self, seconds_per_step: float) -> int:
         """Return how many steps the next epoch has, so that the stage takes its minutes; 0 where it goes by steps."""
@@ -241,14 +257,18 @@ class StageTrainer:
         epochs = max(1, self.epochs - self.state.epoch)
         return max(1, int(left / epochs / max(seconds_per_step, 1e-6))) if self.stage.minutes else 0
 
-    def _progress(self, epoch: int, step: int, steps: int) -> float:
-        """Return the share of the stage that is done, 0..1, at a step of an epoch of `steps`.
+    def _share_done(self, epoch: int) -> float:
+        """Return the share of the stage that is done, 0..1, when an epoch begins.
 
-        Where a stage has minutes, epochs begin at their share of them: the first may be far shorter than the others.
+        Where a stage has minutes, it is that of the time: the first epoch may be far shorter than the others.
         """
-        done = epoch / self.epochs
         if self.stage.minutes:
-            done = min(1.0, self.state.seconds / (60 * self.stage.minutes))
+            return min(1.0, self.state.seconds / (60 * self.stage.minutes))
+        return epoch / self.epochs
+
+    def _progress(self, epoch: int, step: int, steps: int) -> float:
+        """Return the share of the stage that is done, 0..1, at a step of an epoch of `steps`."""
+        done = self._share_done(epoch)
         return done + (1 - done) * step / steps / (self.epochs - epoch)
 
     def _note(self, loss: float, metrics: Mapping[str, float]) -> bool:
@@ -294,7 +314,7 @@ class StageTrainer:
             # Dropout takes no generator.
             torch.manual_seed(int(np.random.SeedSequence([*seed, step]).generate_state(1)[0]))
             progress = self._progress(epoch, step, steps)
-            self.task.set_progress(progress)
+            self.task.set_progress(self._faded(epoch, progress))
             samples = self._mix(draws, first + step, mixing)
             if self.plateau is None:
                 rate = stage.lr * rate_of(stage, progress, self._progress(epoch, step + 1, steps) - progress)
@@ -368,7 +388,7 @@ class StageTrainer:
             heads = self.task.heads(self.model, x)[: stage.heads or None]
             part = self.task.loss_of_heads(heads, target, missing)
             miner.saw(cases[first : first + len(target)], heads[0], target, missing)
-            if self.unlabelled and not self.state.teaches:
+            if self._is_watched and (self.state.fade_from < 0 or not self.state.teaches):
                 self.overlaps.append(soft_dice(heads[0], target))
             first += len(target)
             if teacher is not None:

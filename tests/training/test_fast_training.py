@@ -24,6 +24,7 @@ from napari_fmseg.models.weights import load_model
 from napari_fmseg.nets import build
 from napari_fmseg.training import Augment, Recipe, StageRecipe, stage_trainer, train
 from napari_fmseg.training.data.hard_mining import soft_dice
+from napari_fmseg.training.losses.soft_dice_ce import SoftDiceCELoss
 from napari_fmseg.training.optimisation import WeightAverage, make_optimiser, rate_of
 
 NET = {"widths": (4, 8), "strides": ((2, 2, 2), (2, 2, 2))}
@@ -102,6 +103,30 @@ def test_a_network_that_does_not_know_a_class_labels_no_volume(home: Path, monke
     monkeypatch.setattr(stage_trainer, "_KNOWN", 1.1)
     never = [e.loss for e in train(recipe(home, out=home / "never")) if isinstance(e, StepDone)]
     assert never == without
+
+
+@pytest.mark.parametrize(
+    ("found", "weights"),
+    [
+        (0.0, [1, 0.75, 0.5, 0.25, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),  # at once: they fade from the start
+        (1.1, [1, 0.75, 1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0, 0]),  # never: from the middle on
+    ],
+)
+def test_class_weights_fade_once_every_class_was_found_and_at_last_from_the_middle_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch, found: float, weights: list[float]
+) -> None:
+    monkeypatch.setattr(stage_trainer, "_FOUND", found)
+    seen: list[float] = []
+    forward = SoftDiceCELoss.forward
+
+    def watched(loss: SoftDiceCELoss, *given: torch.Tensor) -> torch.Tensor:
+        seen.append(loss.emphasis)
+        return forward(loss, *given)
+
+    monkeypatch.setattr(SoftDiceCELoss, "forward", watched)
+    stage = dataclasses.replace(STAGE, steps=16, steps_per_epoch=2)
+    list(train(recipe(home, stage, unlabelled_weight=0.0)))
+    assert seen == pytest.approx(weights)
 
 
 def test_the_dice_of_a_batch_is_per_structure_and_nan_where_it_is_not() -> None:

@@ -15,7 +15,7 @@ __all__ = ["SoftDiceCELoss"]
 
 _FLOOR = 1e-30
 _SMOOTH = 1.0
-_MOST = 60.0
+_MOST = 500.0
 _POWER = 0.75
 
 
@@ -27,7 +27,7 @@ class SoftDiceCELoss(nn.Module):
     Parameters
     ----------
     by_class
-        Weigh each class in the cross entropy by (background / voxels of the class)^(0.75 `emphasis`), at most 60.
+        Weigh each class in the cross entropy by (background / voxels of the class)^(0.75 `emphasis`), at most 500.
 
     Attributes
     ----------

@@ -16,7 +16,7 @@ def by_formula(p: Tensor, t: Tensor, *, by_class: bool) -> Tensor:
     weight = torch.ones(p.shape[1], dtype=p.dtype)
     if by_class:
         count = t.sum((0, 2, 3, 4))
-        weight = (count[0] / count.clamp_min(1)).pow(0.75).clamp(1, 60)
+        weight = (count[0] / count.clamp_min(1)).pow(0.75).clamp(1, 500)
     weight = weight[None, :, None, None, None]
     dice = ((2 * both + 1) / (union + 1))[:, 1:]
     return (1 - dice).mean() - (weight * t * p.log()).sum() / (weight * t).sum()
@@ -32,6 +32,17 @@ def test_value_and_gradient_are_those_of_the_formula(by_class: bool) -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     (mine,), (its,) = (torch.autograd.grad(loss, logits) for loss in (ours, theirs))
     assert torch.allclose(mine, its, atol=1e-6)
+
+
+def test_a_class_of_a_single_voxel_weighs_at_most_500_times_as_much() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 2, 20, 20, 25, dtype=torch.double)
+    target = torch.zeros(1, 2, 20, 20, 25, dtype=torch.double)
+    target[:, 0] = 1
+    target[0, :, 3, 3, 3] = torch.tensor([0.0, 1.0])
+    assert 9999**0.75 > 900  # what it would weigh
+    theirs = by_formula(logits.softmax(1), target, by_class=True)
+    assert SoftDiceCELoss(True)(logits.softmax(1), target).item() == pytest.approx(theirs.item(), rel=1e-5)
 
 
 def test_unlabelled_voxels_have_no_influence() -> None:
