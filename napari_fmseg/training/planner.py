@@ -236,7 +236,8 @@ def _plan(
     if facts.in_one_piece:
         settings = {**settings, "keep_largest": "each"}
     if not large:
-        stages += (StageRecipe("attention", "fastunet", loss=loss, kwargs={**net, "maps": 1}, **_FAST),)
+        again: dict[str, Any] = {"kwargs": {**net, "maps": 1}, "init_from": "consensus"}
+        stages += (StageRecipe("attention", "fastunet", loss=loss, **again, **_FAST),)
         settings = {**settings, "window": "all"}
     recipe = Recipe(
         name, stages, labels, out, phantom=(1, 1), settings=settings, intensity=intensity,
@@ -354,10 +355,10 @@ def _set_duration(
 ) -> tuple[tuple[StageRecipe, ...], list[str]]:
     """Share the time between the stages; how many steps that is, is a guess that training corrects."""
     stages, told = [], []
-    everything = sum(_SHARES.get(stage.stage, 0.3) for stage in recipe.stages)
-    for stage in recipe.stages:
+    shares = [_SHARES.get(stage.stage, 0.3) for stage in recipe.stages]
+    for stage, share in zip(recipe.stages, shares, strict=True):
         cost = (seconds_per_step or {}).get(stage.stage) or _seconds_per_step(recipe, stage, device)
-        part = seconds * _SHARES.get(stage.stage, 0.3) / everything
+        part = seconds * share / sum(shares)
         steps = max(10, int(part / cost))
         epochs = min(_EPOCHS, max(1, steps // 20))
         per_epoch = max(1, steps // epochs)

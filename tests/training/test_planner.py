@@ -111,6 +111,8 @@ def test_small_structures_get_a_second_look_and_the_time_is_shared(tmp_path: Pat
     assert [stage.stage for stage in short.recipe.stages] == ["consensus", "attention"]
     assert [stage.loss for stage in short.recipe.stages] == ["soft_dice_ce_by_class"] * 2
     assert short.recipe.settings["window"] == "all"
+    assert short.recipe.stages[1].init_from == "consensus"
+    assert short.recipe.stages[0].minutes < 0.5 * short.recipe.stages[1].minutes  # it only has to find the place
     assert short.recipe.intensity.kind == "percentile"
     for one, other in zip(short.recipe.stages, long.recipe.stages, strict=True):
         assert other.minutes > 1.5 * one.minutes

@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.training.losses.soft_dice_ce import sums_of_products
 from napari_fmseg.training.recipe import Recipe
 
 __all__ = ["HardExampleMiner", "dice_of_samples", "soft_dice"]
@@ -86,8 +87,9 @@ def soft_dice(prediction: Tensor, target: Tensor) -> Tensor:
     """
     true = target[:, 1:].flatten(2)
     p = prediction[:, prediction.shape[1] - true.shape[1] :].flatten(2).to(true.dtype)
-    both, voxels = torch.einsum("bcn,bcn->c", p, true), true.sum((0, 2))
-    dice = 2 * both / (torch.einsum("bcn,bn->c", p, target.flatten(2).sum(1)) + voxels).clamp_min(1e-6)
+    both, voxels = sums_of_products(p, true).sum(0), true.sum((0, 2))
+    found = sums_of_products(p, target.flatten(2).sum(1, keepdim=True)).sum(0)
+    dice = 2 * both / (found + voxels).clamp_min(1e-6)
     return torch.where(voxels > 1, dice, torch.nan)
 
 
