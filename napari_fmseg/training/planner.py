@@ -230,14 +230,15 @@ def _plan(
     large = sum(facts.share.values()) >= _LARGE
     loss = "soft_dice_ce_by_class"
     grid, strides = _grid_and_strides(facts, device)
-    net: dict[str, Any] = {"widths": _WIDTHS[kind], "strides": strides}
+    whole, coarser = (grid, strides) if large else _grid_and_strides(facts, device, 0.25)  # a place is found sooner
+    net: dict[str, Any] = {"widths": _WIDTHS[kind], "strides": coarser}
     stages: tuple[StageRecipe, ...] = (StageRecipe("consensus", "fastunet", loss=loss, kwargs=net, **_FAST),)
-    settings: Mapping[str, Any] = {"consensus_grid": list(grid), "attention_grid": list(grid)}
+    settings: Mapping[str, Any] = {"consensus_grid": list(whole), "attention_grid": list(grid)}
     if facts.in_one_piece:
         settings = {**settings, "keep_largest": "each"}
     if not large:
-        again: dict[str, Any] = {"kwargs": {**net, "maps": 1}, "init_from": "consensus"}
-        stages += (StageRecipe("attention", "fastunet", loss=loss, **again, **_FAST),)
+        net = {**net, "strides": strides, "maps": 1}
+        stages += (StageRecipe("attention", "fastunet", loss=loss, kwargs=net, **_FAST),)
         settings = {**settings, "window": "all"}
     recipe = Recipe(
         name, stages, labels, out, phantom=(1, 1), settings=settings, intensity=intensity,
@@ -314,10 +315,10 @@ def _choose_loss(facts: DatasetStatistics) -> str:
 
 
 def _grid_and_strides(
-    facts: DatasetStatistics, device: torch.device
+    facts: DatasetStatistics, device: torch.device, share: float = 1.0
 ) -> tuple[tuple[int, int, int], tuple[tuple[int, int, int], ...]]:
-    """Return a grid over the field of view on which a step takes its time, and the network's strides on it."""
-    first = _GRID["cpu" if device.type == "cpu" else "other"]
+    """Return a grid over the field of view on which a step takes its time (or a share of it), and strides on it."""
+    first = share * _GRID["cpu" if device.type == "cpu" else "other"]
     most = 2 * _SAFE_VOXELS if device.type == "cpu" else max(facts.shape)
     grid = _grid_of(facts, 8 * first, most)
     spacing = [n * s / m for n, s, m in zip(facts.shape, facts.spacing, grid, strict=True)]
@@ -327,7 +328,7 @@ def _grid_and_strides(
     return grid, fastunet_strides(grid, spacing)
 
 
-def _grid_of(facts: DatasetStatistics, voxels: int, most: int) -> tuple[int, int, int]:
+def _grid_of(facts: DatasetStatistics, voxels: float, most: int) -> tuple[int, int, int]:
     """Return a grid of about so many voxels, as near to cubes as the data allow, in steps of 4.
 
     No slice is lost, and planes have at most so many voxels along each axis.

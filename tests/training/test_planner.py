@@ -79,6 +79,8 @@ def test_a_step_costs_the_same_in_thin_and_in_thick_slices(
     assert strides[0] == first
     assert np.prod(grid) / np.prod(first) == pytest.approx(41_000, rel=0.1)
     assert max(grid[1:]) <= 128  # on a CPU, where half precision is safe
+    coarse, _ = planner._grid_and_strides(planner.DatasetStatistics(shape, spacing), torch.device("cpu"), 0.25)
+    assert 0.15 < np.prod(coarse) / np.prod(grid) < 0.35
     larger, _ = planner._grid_and_strides(planner.DatasetStatistics(shape, spacing), torch.device("cuda"))
     assert np.prod(larger) > 1.5 * np.prod(grid)
     assert all(n <= most for n, most in zip(larger, shape, strict=True))
@@ -111,7 +113,8 @@ def test_small_structures_get_a_second_look_and_the_time_is_shared(tmp_path: Pat
     assert [stage.stage for stage in short.recipe.stages] == ["consensus", "attention"]
     assert [stage.loss for stage in short.recipe.stages] == ["soft_dice_ce_by_class"] * 2
     assert short.recipe.settings["window"] == "all"
-    assert short.recipe.stages[1].init_from == "consensus"
+    coarse, fine = (np.prod(short.recipe.settings[f"{stage}_grid"]) for stage in ("consensus", "attention"))
+    assert coarse <= fine
     assert short.recipe.stages[0].minutes < 0.5 * short.recipe.stages[1].minutes  # it only has to find the place
     assert short.recipe.intensity.kind == "percentile"
     for one, other in zip(short.recipe.stages, long.recipe.stages, strict=True):
