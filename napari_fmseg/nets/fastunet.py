@@ -25,7 +25,7 @@ _LEAST = 3
 
 
 def fastunet_strides(
-    grid: Sequence[int], spacing_mm: Sequence[float], levels: int = 4
+    grid: Sequence[float], spacing_mm: Sequence[float], levels: int = 4
 ) -> tuple[tuple[int, int, int], ...]:
     """Return the reductions (z, y, x) of each level for a grid: an axis waits while its voxels are coarser.
 

@@ -320,19 +320,22 @@ def _grid_and_strides(
     """Return a grid over the field of view on which a step takes its time (or a share of it), and strides on it."""
     first = share * _GRID["cpu" if device.type == "cpu" else "other"]
     most = 2 * _SAFE_VOXELS if device.type == "cpu" else max(facts.shape)
-    grid = _grid_of(facts, 8 * first, most)
-    spacing = [n * s / m for n, s, m in zip(facts.shape, facts.spacing, grid, strict=True)]
-    if (block := math.prod(fastunet_strides(grid, spacing)[0])) < 8:
-        grid = _grid_of(facts, block * first, most)
-        spacing = [n * s / m for n, s, m in zip(facts.shape, facts.spacing, grid, strict=True)]
-    return grid, fastunet_strides(grid, spacing)
+    target = _ideal_grid(facts, 8 * first)
+    if (block := math.prod(_strides_on(target, facts)[0])) < 8:
+        target = _ideal_grid(facts, block * first)
+    strides = _strides_on(target, facts)
+    # A network fills up what its strides do not divide, and computes there, too.
+    multiples = [math.prod(steps) for steps in zip(*strides, strict=True)]
+    z, y, x = (m * max(1, round(n / m)) for n, m in zip(target, multiples, strict=True))
+    return (z, min(y, most), min(x, most)), strides
 
 
-def _grid_of(facts: DatasetStatistics, voxels: float, most: int) -> tuple[int, int, int]:
-    """Return a grid of about so many voxels, as near to cubes as the data allow, in steps of 4.
+def _strides_on(grid: Sequence[float], facts: DatasetStatistics) -> tuple[tuple[int, int, int], ...]:
+    return fastunet_strides(grid, [n * s / m for n, s, m in zip(facts.shape, facts.spacing, grid, strict=True)])
 
-    No slice is lost, and planes have at most so many voxels along each axis.
-    """
+
+def _ideal_grid(facts: DatasetStatistics, voxels: float) -> list[float]:
+    """Return the sizes of a grid of so many voxels, as near to cubes as the data allow: no finer, and no slice lost."""
     extent = [n * s for n, s in zip(facts.shape, facts.spacing, strict=True)]
     pitch = (math.prod(extent) / voxels) ** (1 / 3)
     thick = [i for i, s in enumerate(facts.spacing) if s > pitch]
@@ -340,11 +343,7 @@ def _grid_of(facts: DatasetStatistics, voxels: float, most: int) -> tuple[int, i
         rest = [i for i in range(3) if i not in thick]
         left = voxels / math.prod(facts.shape[i] for i in thick)
         pitch = (math.prod(extent[i] for i in rest) / left) ** (1 / len(rest))
-    z, y, x = (
-        2 * math.ceil(n / 2) if n <= e / pitch else max(4, 4 * math.ceil(e / pitch / 4 - 0.25))
-        for e, n in zip(extent, facts.shape, strict=True)
-    )
-    return z, min(y, most), min(x, most)
+    return [min(float(n), e / pitch) for e, n in zip(extent, facts.shape, strict=True)]
 
 
 def _set_duration(

@@ -246,7 +246,7 @@ class StageTrainer:
         if state.fade_from < 0 and (found or done >= _LATEST):
             state.fade_from = 0.0 if state.epoch == 1 else done
 
-    def _faded(self, epoch: int, progress: float) -> float:
+    def _fade_share(self, epoch: int, progress: float) -> float:
         """Return for how much of the training class weights have faded: not before every class was found."""
         start = self.state.fade_from
         return progress - start if start >= 0 else progress if epoch == 0 else 0.0
@@ -314,7 +314,7 @@ class StageTrainer:
             # Dropout takes no generator.
             torch.manual_seed(int(np.random.SeedSequence([*seed, step]).generate_state(1)[0]))
             progress = self._progress(epoch, step, steps)
-            self.task.set_progress(self._faded(epoch, progress))
+            self.task.set_progress(self._fade_share(epoch, progress))
             samples = self._mix(draws, first + step, mixing)
             if self.plateau is None:
                 rate = stage.lr * rate_of(stage, progress, self._progress(epoch, step + 1, steps) - progress)
