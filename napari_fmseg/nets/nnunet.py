@@ -32,17 +32,14 @@ class _Unit(nn.Module):
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         self.conv = nn.Conv3d(ins, outs, kernel, stride, padding, bias=style.bias)
         self.norm = style.norm(outs)
-        self._slope, self._first = style.slope if active else None, style.nonlin_first
+        self.slope, self.slope_first = style.slope if active else None, style.nonlin_first
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, outs, z, y, x)."""
-        return self.finish(self.conv(x))
-
-    def finish(self, x: Tensor) -> Tensor:
-        """Return what follows the convolution."""
-        if self._first:
-            return self.norm(_leak(x, self._slope))  # type: ignore[no-any-return]
-        return _leak(self.norm(x), self._slope)
+        x = self.conv(x)
+        if self.slope_first:
+            return self.norm(_leak(x, self.slope))  # type: ignore[no-any-return]
+        return _leak(self.norm(x), self.slope)
 
 
 @dataclass(frozen=True)
@@ -83,14 +80,14 @@ class _Residual(nn.Module):
         if ins != outs:
             skip.append(_Unit(ins, outs, one, one, replace(style, bias=False), active=False))
         self.skip = nn.Sequential(*skip)
-        self._slope = style.slope
+        self.slope = style.slope
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, outs, z, y, x)."""
         out = self.conv2(self.conv1(x))
         if hasattr(self, "conv3"):
             out = self.conv3(out)
-        return _leak(out + self.skip(x), self._slope)
+        return _leak(out + self.skip(x), self.slope)
 
 
 class _Mean(nn.Module):

@@ -25,8 +25,8 @@ def test_form_for_the_cpu_gives_the_same_logits(name, kwargs):
     x = torch.rand(1, 1, 8, 16, 12)
     with torch.inference_mode():
         expected = net(x)
-    torch.testing.assert_close(NNUNetCpu(net)(x), expected, rtol=0, atol=0)
-    torch.testing.assert_close(prepare(net, device="cpu")(x), expected, rtol=0, atol=0)
+    torch.testing.assert_close(NNUNetCpu(net)(x), expected, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(prepare(net, device="cpu")(x), expected, rtol=1e-4, atol=2e-6)
 
 
 def test_sizes_that_are_no_multiple_of_the_strides_are_refused():
