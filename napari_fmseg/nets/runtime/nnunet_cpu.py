@@ -1,15 +1,15 @@
-"""The U-Nets of nnU-Net on a CPU: the same layers with channels last, where no map lives longer than it is needed.
+"""The U-Nets of nnU-Net on a CPU: the same layers with channels last, in little more memory than their largest map.
 
-The largest maps are those of the finest level. A module keeps its input alive until it returns, and a norm, a
-concatenation and a transposed convolution of torch each make one map more; here norms work in place, and what is
-brought up is written beside the skip. A window of few channels goes to oneDNN, too, which torch itself leaves to a
-convolution that is many times slower and unfolds its input.
+A convolution that keeps the size of its input writes over it, some planes at a time; what a decoder's stage brings up
+from below exists for these planes only, and the result takes the place of the skip. Norms work in place. A window of
+few channels goes to oneDNN, too, which torch itself leaves to a convolution that is many times slower and unfolds its
+input.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,10 @@ __all__ = ["NNUNetCpu"]
 
 _LAST = torch.channels_last_3d
 _IN_CACHE = 1 << 18
-"""Numbers that are worked on at once."""
+"""Numbers that a norm works on at once."""
+
+_SLAB_BYTES = 8 << 20
+"""Of the planes that a convolution writes over at once, about."""
 
 
 class NNUNetCpu:
@@ -53,10 +56,9 @@ class NNUNetCpu:
         stages[0] = [*(_Unit.of(unit, dtype) for unit in start[1:]), *stages[0]] if net.residual else stages[0][1:]
         self._down: list[list[Any]] = stages
         self._up = [
-            (up.weight.detach().to(dtype), up.bias if up.bias is None else up.bias.detach().to(dtype), up.stride,
-             [_Unit.of(unit, dtype) for unit in stage.convs])
+            (_Raise.of(up, dtype), [_Unit.of(unit, dtype) for unit in stage.convs])
             for up, stage in zip(own.decoder.transpconvs, own.decoder.stages, strict=True)
-        ]  # fmt: skip
+        ]
         self._last: nn.Conv3d = own.decoder.seg_layers[-1]
 
     @torch.inference_mode()
@@ -64,17 +66,19 @@ class NNUNetCpu:
         """Return logits, float32 or, of a network in 16 bit, float16; see `PlainConvUNet.forward`."""
         net, slices = self._net, x.shape[2]
         net.check(x)
-        held = [self._first.run(net.as_slices(x.float())).to(self._dtype)]
+        held = [self._first.run_apart(net.as_slices(x.float()), self._dtype)]
         del x
         skips: list[Tensor] = []
         for stage in self._down:
+            is_skip = bool(skips)
             for part in stage:
-                held.append(part.run(held.pop()))
+                held.append(part.run(held.pop(), keep=is_skip))
+                is_skip = False
             skips.append(held[0])
         skips.pop()
-        for weight, bias, stride, units in self._up:
-            held.append(_join(held.pop(), weight, bias, stride, skips.pop()))
-            for unit in units:
+        for up, units in self._up:
+            held.append(units[0].run_over(skips.pop(), up, held.pop()))
+            for unit in units[1:]:
                 held.append(unit.run(held.pop()))
         return net.from_slices(_logits(held.pop(), self._last), slices)
 
@@ -99,21 +103,62 @@ class _Unit:
         weight = conv.weight.detach().to(dtype)
         return cls(weight, bias, conv.stride, conv.padding, unit.norm, unit.slope, unit.slope_first)
 
-    def run(self, x: Tensor) -> Tensor:
-        """Return (b, outs, z, y, x), channels last."""
+    def run(self, x: Tensor, *, keep: bool = False) -> Tensor:
+        """Return (b, outs, z, y, x), channels last; may be written over `x`, unless it is to be kept."""
         x = x.contiguous(memory_format=_LAST)
-        if torch.backends.mkldnn.is_available():
-            x = torch.mkldnn_convolution(x, self.weight, self.bias, self.padding, self.stride, (1, 1, 1), 1)
-        else:
-            x = F.conv3d(x, self.weight, self.bias, tuple(self.stride), tuple(self.padding))
-        x = x.contiguous(memory_format=_LAST)
+        outs, ins = self.weight.shape[:2]
+        if not keep and ins == outs and max(self.stride) == 1 and len(_slabs(x, ins)) > 1:
+            return self.run_over(x)
+        return self._finish(self._convolve(x, self.padding).contiguous(memory_format=_LAST))
+
+    def run_apart(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return (b, outs, z, y, x), channels last, in another type than `x` has."""
+        deep, *plane = self.padding
+        out = torch.empty((len(x), len(self.weight), *x.shape[2:]), dtype=dtype, memory_format=_LAST)
+        x = F.pad(x, (0, 0, 0, 0, deep, deep)).contiguous(memory_format=_LAST)
+        for planes in _slabs(out, len(self.weight)):
+            out[:, :, planes] = self._convolve(x[:, :, planes.start : planes.stop + 2 * deep], (0, *plane))
+        return self._finish(out)
+
+    def run_over(self, x: Tensor, up: _Raise | None = None, below: Tensor | None = None) -> Tensor:
+        """Write the result over `x`, before whose channels those stand that `up` makes of a map from below."""
+        deep, *plane = self.padding
+        extra = self.weight.shape[1] - x.shape[1]
+        for i, sample in enumerate(torch.split(x, 1)):
+            before = None  # what the planes before held
+            for planes in _slabs(sample, self.weight.shape[1]):
+                n = planes.stop - planes.start
+                part = torch.empty(
+                    (1, self.weight.shape[1], n + 2 * deep, *x.shape[3:]), dtype=x.dtype, memory_format=_LAST
+                )
+                low, high = max(0, planes.start - deep), min(x.shape[2], planes.stop + deep)
+                first = low - planes.start + deep
+                seen = slice(first, first + high - low)
+                part[:, :, : seen.start] = 0
+                part[:, :, seen.stop :] = 0
+                if before is not None:
+                    part[:, extra:, :deep] = before
+                part[:, extra:, deep : seen.stop] = sample[:, :, planes.start : high]
+                if up is not None and below is not None:
+                    up.raise_planes(below[i : i + 1], low, part[:, :extra, seen])
+                before = part[:, extra:, n : n + deep].clone()
+                sample[:, :, planes] = self._convolve(part, (0, *plane))
+        return self._finish(x)
+
+    def _convolve(self, x: Tensor, padding: Sequence[int]) -> Tensor:
+        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, (1, 1, 1), 1)
+        return F.conv3d(x, self.weight, self.bias, tuple(self.stride), tuple(padding))
+
+    def _finish(self, x: Tensor) -> Tensor:
+        """Apply norm and leaky ReLU in place."""
         before, after = (self.slope, None) if self.slope_first else (None, self.slope)
         if isinstance(self.norm, nn.BatchNorm3d):
             factor, summand = _of_running_statistics(self.norm)
             for part in _parts(x):
                 _change(part, factor, summand, before, after)
             return x
-        for sample in x.split(1):
+        for sample in torch.split(x, 1):
             if before is not None:
                 for part in _parts(sample):
                     F.leaky_relu_(part, before)
@@ -140,14 +185,42 @@ class _Residual:
         skip = next((_Unit.of(part, dtype) for part in block.skip if hasattr(part, "conv")), None)
         return cls(units, mean, skip, block.slope)
 
-    def run(self, x: Tensor) -> Tensor:
-        """Return (b, outs, z, y, x), channels last."""
+    def run(self, x: Tensor, *, keep: bool = False) -> Tensor:
+        """Return (b, outs, z, y, x), channels last; `x` is kept."""
         beside = x if self.mean is None else self.mean(x)
         if self.skip is not None:
-            beside = self.skip.run(beside)
-        for unit in self.units:
-            x = unit.run(x)
+            beside = self.skip.run(beside, keep=True)
+        for i, unit in enumerate(self.units):
+            x = unit.run(x, keep=i == 0)
         return F.leaky_relu_(x.add_(beside), self.slope)
+
+
+@dataclass(frozen=True)
+class _Raise:
+    """A transposed convolution whose kernel is its stride: every voxel becomes a block."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: Sequence[int]
+
+    @classmethod
+    def of(cls, up: Any, dtype: torch.dtype) -> _Raise:
+        """Take the weights."""
+        return cls(up.weight.detach().to(dtype), None if up.bias is None else up.bias.detach().to(dtype), up.stride)
+
+    def raise_planes(self, x: Tensor, first: int, out: Tensor) -> None:
+        """Write planes of the result from the `first` on into `out` (1, outs, planes, y, x)."""
+        deep = self.stride[0]
+        low, high = first // deep, -(-(first + out.shape[2]) // deep)
+        rows, n = _rows(x[:, :, low:high].contiguous(memory_format=_LAST)), out.shape[1]
+        for at in itertools.product(*(range(step) for step in self.stride)):
+            weight = self.weight[:, :, at[0], at[1], at[2]]
+            part = rows @ weight if self.bias is None else torch.addmm(self.bias, rows, weight)
+            begin = (first - at[0] + deep - 1) // deep  # the first plane below that gives one of those wanted
+            start = begin * deep + at[0] - first
+            where = out[:, :, start::deep, at[1] :: self.stride[1], at[2] :: self.stride[2]]
+            made = part.view(1, high - low, *x.shape[3:], n).movedim(-1, 1)
+            where.copy_(made[:, :, begin - low : begin - low + where.shape[2]])
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -157,7 +230,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def _parts(x: Tensor) -> Sequence[Tensor]:
     """Return views (voxels, c) of maps with channels last, each small enough for the cache."""
-    return _rows(x).split(max(1, _IN_CACHE // x.shape[1]))
+    return torch.split(_rows(x), max(1, _IN_CACHE // x.shape[1]))
 
 
 def _change(part: Tensor, factor: Tensor, summand: Tensor, before: float | None, after: float | None) -> None:
@@ -174,9 +247,11 @@ def _change(part: Tensor, factor: Tensor, summand: Tensor, before: float | None,
 
 def _of_running_statistics(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     """Return by what a batch norm multiplies each channel and what it adds."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return factor, norm.bias - norm.running_mean * factor
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    factor = norm.weight / torch.sqrt(var + norm.eps)
+    return factor, norm.bias - mean * factor
 
 
 def _of_statistics(x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
@@ -197,20 +272,12 @@ def _of_statistics(x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     return factor.float(), (norm.bias - (middle + off) * factor).float()
 
 
-def _join(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], skip: Tensor) -> Tensor:
-    """Return the transposed convolution of `x`, whose kernel is its stride, and the skip behind it."""
-    outs = weight.shape[1]
-    both = torch.empty(
-        (len(x), outs + skip.shape[1], *skip.shape[2:]), dtype=x.dtype, memory_format=_LAST
-    )  # not zeros: all of it is written
-    both[:, outs:] = skip
-    del skip
-    rows = _rows(x.contiguous(memory_format=_LAST))
-    for at in itertools.product(*(range(step) for step in stride)):
-        part = rows @ weight[(..., *at)] if bias is None else torch.addmm(bias, rows, weight[(..., *at)])
-        where = tuple(slice(first, None, step) for first, step in zip(at, stride, strict=True))
-        both[(slice(None), slice(outs), *where)] = part.view(len(x), *x.shape[2:], outs).movedim(-1, 1)
-    return both
+def _slabs(x: Tensor, channels: int) -> list[slice]:
+    """Return planes that are convolved at once: all of a small map."""
+    plane = channels * x.shape[3] * x.shape[4] * x.element_size()
+    n = max(1, round(x.shape[2] * plane / _SLAB_BYTES))
+    step = -(-x.shape[2] // n)
+    return [slice(first, min(first + step, x.shape[2])) for first in range(0, x.shape[2], step)]
 
 
 def _logits(x: Tensor, last: nn.Conv3d) -> Tensor:
@@ -218,7 +285,7 @@ def _logits(x: Tensor, last: nn.Conv3d) -> Tensor:
     weight, bias = last.weight.detach().flatten(1).float(), last.bias
     kind = torch.float32 if x.dtype == torch.float32 else torch.float16
     out = torch.empty((len(x), len(weight), x[0, 0].numel()), dtype=kind)
-    for sample, own in zip(x.split(1), out, strict=True):
+    for sample, own in zip(torch.split(x, 1), out, strict=True):
         first = 0
         for part in _parts(sample):
             seen = slice(first, first + len(part))

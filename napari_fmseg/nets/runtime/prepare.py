@@ -138,12 +138,19 @@ def _make(
         return low
     if device.type == "cpu" and dtype != torch.float16:
         if getattr(net, "cpu_form", ""):
-            own = copy.deepcopy(net).requires_grad_(False)  # so that the one in the cache does not keep `net` alive
+            # A copy, so that the one in the cache does not keep `net` alive; its weights are those of `net`.
+            own = copy.deepcopy(net, {id(v): _view_of(v) for v in [*net.parameters(), *net.buffers()]})
             fast = load(own.cpu_form)(own.cpu(), dtype)
             return lambda *inputs: fast(*(x.cpu() for x in inputs))
         if memory_format == "auto":
             memory_format = getattr(net, "cpu_memory_format", "auto")
     return _Layerwise(net, device, dtype, memory_format)
+
+
+def _view_of(value: Tensor) -> Tensor:
+    """Return a parameter or a buffer with the same memory, that needs no gradient."""
+    same = value.detach()
+    return nn.Parameter(same, requires_grad=False) if isinstance(value, nn.Parameter) else same
 
 
 def _fingerprint(net: nn.Module) -> tuple[Any, ...]:

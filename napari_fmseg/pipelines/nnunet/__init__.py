@@ -72,6 +72,7 @@ def _run_stage(
     seen = np.zeros(image.shape[1:], table.dtype) if options.show_stages else None
     for event in predict_planes(
         lambda x: _mean_logits(engine, nets, x), image.to(engine.device), settings.window,
+        len(settings.regions) or model.card.n_classes,
         overlap=0.5 if options.overlap is None else options.overlap,
         mirror=settings.mirror if options.mirror else (), constant=options.blend == "constant", stage=stage,
     ):  # fmt: skip

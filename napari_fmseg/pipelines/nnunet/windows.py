@@ -16,13 +16,14 @@ from napari_fmseg.core.events import Progress
 
 __all__ = ["importance", "predict_planes", "window_starts"]
 
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 16 << 20
 
 
 def predict_planes(
     call: Callable[[Tensor], Tensor],
     image: Tensor,
     window: Sequence[int],
+    heads: int,
     *,
     overlap: float = 0.5,
     mirror: Sequence[int] = (),
@@ -39,6 +40,8 @@ def predict_planes(
         (c, a0, a1, a2); padded with zeros to the window where it is smaller.
     window
         Its size; with a first of 1 every plane is seen.
+    heads
+        Channels of the logits.
     overlap
         Share of a window that overlaps the next one, at least.
     mirror
@@ -57,24 +60,24 @@ def predict_planes(
     size = image.shape[1:]
     before = [max(0, w - n) // 2 for w, n in zip(window, size, strict=True)]
     after = [max(0, w - n) - low for w, n, low in zip(window, size, before, strict=True)]
-    image = F.pad(image, [pad for low, high in zip(before[::-1], after[::-1], strict=True) for pad in (low, high)])
+    if any(before) or any(after):
+        image = F.pad(image, [pad for low, high in zip(before[::-1], after[::-1], strict=True) for pad in (low, high)])
     starts = [window_starts(n, w, overlap) for n, w in zip(image.shape[1:], window, strict=True)]
     weights = torch.ones(tuple(window), dtype=torch.float16) if constant else importance(tuple(window))
     weights = weights.to(image.device)
     here = tuple(slice(low, low + n) for low, n in zip(before[1:], size[1:], strict=True))
     flips = [axes for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
     total, done = math.prod(len(along) for along in starts), 0
-    sums = covered = torch.zeros(())
+    # What lives long is allocated before what does not, or the heap is left in pieces.
+    sums = torch.zeros((heads, window[0], *image.shape[2:]), dtype=torch.float16, device=image.device)
+    covered = torch.zeros_like(sums[0])
     for row, first in enumerate(starts[0]):
         for second, third in itertools.product(*starts[1:]):
             place = (slice(second, second + window[1]), slice(third, third + window[2]))
             out = _mean_of_mirrors(call, image[(slice(None), slice(first, first + window[0]), *place)][None], flips)
-            if sums.ndim == 0:
-                sums = torch.zeros((len(out), window[0], *image.shape[2:]), dtype=torch.float16, device=image.device)
-                covered = torch.zeros_like(sums[0])
             for ring, part in _ring(first, window[0]):
                 for head, logits in zip(sums, out, strict=True):  # one by one: mixed types make copies
-                    head[(ring, *place)] += logits[part] * weights[part]
+                    head[(ring, *place)] += logits[part].float() * weights[part]
                 covered[(ring, *place)] += weights[part]
             del out
             done += 1
@@ -91,12 +94,14 @@ def predict_planes(
 
 
 def _mean_of_mirrors(call: Callable[[Tensor], Tensor], x: Tensor, flips: Sequence[Sequence[int]]) -> Tensor:
-    """Return the mean logits (heads, a0, a1, a2) over the mirrored windows, float32."""
+    """Return the mean logits (heads, a0, a1, a2) over the mirrored windows, float32; of one, as they are."""
+    if len(flips) == 1:
+        return call(x)[0]
     total = call(x).float()
     for axes in flips[1:]:  # the first has none
         turned = [axis + 2 for axis in axes]
         total += call(x.flip(turned)).float().flip(turned)
-    return total.div_(len(flips))[0] if len(flips) > 1 else total[0]
+    return total.div_(len(flips))[0]
 
 
 def _ring(first: int, n: int, size: int = 0) -> list[tuple[slice, slice]]:

@@ -229,7 +229,7 @@ def test_window_starts_are_spread_evenly_and_cover_everything():
 
 def test_planes_of_blended_logits_come_in_order_and_once(ct):
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 37, 20, 11)).astype(np.float32))
-    found = [event for event in predict_planes(lambda x: torch.cat([x, -x], 1), image, (16, 16, 16), mirror=(0, 2))
+    found = [event for event in predict_planes(lambda x: torch.cat([x, -x], 1), image, (16, 16, 16), 2, mirror=(0, 2))
              if not isinstance(event, Progress)]  # fmt: skip
     assert [number for number, _ in found] == np.cumsum([0, *(p.shape[1] for _, p in found)])[:-1].tolist()
     whole = torch.cat([planes for _, planes in found], 1).float()
@@ -353,7 +353,7 @@ def logits_of(model, volume, *, mirror):
     image = network_input(volume, frame, settings, model.card.intensity)
     net = model.nets["windows"]
     with torch.inference_mode():
-        events = predict_planes(net, image, settings.window, mirror=settings.mirror if mirror else ())
+        events = predict_planes(net, image, settings.window, net.n_classes, mirror=settings.mirror if mirror else ())
         planes = [event[1] for event in events if not isinstance(event, Progress)]
     return image, torch.cat(planes, 1), frame, settings
 
