@@ -248,16 +248,15 @@ def _plan(
     )  # fmt: skip
     if parent is None:
         return recipe
+    networks = {s: parent.nets[s].network for s in PIPELINES[parent.pipeline].stages if s in parent.nets}
     kept = tuple(
-        StageRecipe(s, "fastunet", loss=loss, **{**_FAST, "lr": 1e-3})
-        if parent.nets[s].network == "fastunet"
-        else StageRecipe(
-            s, parent.nets[s].network, loss=_choose_loss(facts), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2
-        )
-        for s in PIPELINES[parent.pipeline].stages
-        if s in parent.nets
+        StageRecipe(s, network, loss=loss, **{**_FAST, "lr": _RATES[network]})
+        if network in _RATES
+        else StageRecipe(s, network, loss=_choose_loss(facts), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2)
+        for s, network in networks.items()
     )
     settings, new = parent.settings, set(labels) - {*parent.labels.values()}
+    unlearned = any(n not in facts.share for n in parent.labels.values())
     if new:
         own = PIPELINES[parent.pipeline].settings.of(settings)
         changed = {k: v for k, v in vars(own.with_new_classes()).items() if v != getattr(own, k)}
@@ -267,14 +266,27 @@ def _plan(
         settings=settings, intensity=parent.intensity,
         balance=recipe.balance or bool(new),  # few cases tell of a new structure: they must come as often as the others
         channels=parent.channels, modality=parent.modality, start_from=str(parent.folder / f"{parent.name}.toml"),
-        distillation_weight=1.0 if any(n not in facts.share for n in parent.labels.values()) else 0.0,
+        distillation_weight=_DISTILLATION.get(parent.pipeline, 1.0) if unlearned else 0.0,
+        augment=replace(recipe.augment, flip=_mirror_axes(parent)),
     )  # fmt: skip
+
+
+def _mirror_axes(parent: ModelCard) -> str:
+    """Return along which axes samples are mirrored: those of nnU-Net's windows, whose results are averaged."""
+    axes = parent.settings.get("mirror", ()) if parent.pipeline == "nnunet" else ()
+    return "".join("zyx"[axis] for axis in axes)
 
 
 _FAST: dict[str, Any] = {
     **{"clip": 3.0, "lr": 2e-3, "weight_decay": 1e-2, "ema": 0.99, "keep": "last"},
 }
 """How FastUNet is trained; measured in docs/tutorials/teach.md."""
+
+_RATES = {"fastunet": 1e-3, "plainconvunet": 2e-3, "residualencoderunet": 2e-3}
+"""Learning rates of networks with norms that are trained further."""
+
+_DISTILLATION = {"nnunet": 3.0}
+"""How much the answers about classes that nobody labelled count, where it is not 1."""
 
 _AUGMENT: dict[str, Any] = {
     **{"zoom": 0.15, "stretch": 0.15, "rotate_deg": 12.0, "rotate_p": 0.7, "elastic": 0.14},
@@ -419,7 +431,7 @@ def _plan_in_words(
     told = []
     if parent is not None:
         new = [n for n in recipe.labels if n not in known]
-        apart = recipe.settings != parent.settings
+        apart = recipe.pipeline == "phased" and recipe.settings != parent.settings
         told.append(
             f"It starts from {parent.name} and keeps its grids and intensities"
             + (f"; new: {', '.join(new)}" + (", with a window around every piece." if apart else ".") if new else ".")

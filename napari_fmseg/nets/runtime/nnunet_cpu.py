@@ -97,7 +97,7 @@ class _Unit:
 
     @classmethod
     def of(cls, unit: Any, dtype: torch.dtype) -> _Unit:
-        """Take the weights of a unit."""
+        """Return a unit with the weights of a module."""
         conv = unit.conv
         bias = None if conv.bias is None else conv.bias.detach().to(dtype)
         weight = conv.weight.detach().to(dtype)
@@ -154,7 +154,7 @@ class _Unit:
         """Apply norm and leaky ReLU in place."""
         before, after = (self.slope, None) if self.slope_first else (None, self.slope)
         if isinstance(self.norm, nn.BatchNorm3d):
-            factor, summand = _of_running_statistics(self.norm)
+            factor, summand = _batch_factors(self.norm)
             for part in _parts(x):
                 _change(part, factor, summand, before, after)
             return x
@@ -162,7 +162,7 @@ class _Unit:
             if before is not None:
                 for part in _parts(sample):
                     F.leaky_relu_(part, before)
-            factor, summand = _of_statistics(sample, self.norm)
+            factor, summand = _instance_factors(sample, self.norm)
             for part in _parts(sample):
                 _change(part, factor, summand, None, after)
         return x
@@ -179,7 +179,7 @@ class _Residual:
 
     @classmethod
     def of(cls, block: Any, dtype: torch.dtype) -> _Residual:
-        """Take the weights of a block."""
+        """Return a block with the weights of a module."""
         units = [_Unit.of(getattr(block, f"conv{i}"), dtype) for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
         mean = next((part for part in block.skip if not hasattr(part, "conv")), None)
         skip = next((_Unit.of(part, dtype) for part in block.skip if hasattr(part, "conv")), None)
@@ -205,7 +205,7 @@ class _Raise:
 
     @classmethod
     def of(cls, up: Any, dtype: torch.dtype) -> _Raise:
-        """Take the weights."""
+        """Return it with the weights of a module."""
         return cls(up.weight.detach().to(dtype), None if up.bias is None else up.bias.detach().to(dtype), up.stride)
 
     def raise_planes(self, x: Tensor, first: int, out: Tensor) -> None:
@@ -245,7 +245,7 @@ def _change(part: Tensor, factor: Tensor, summand: Tensor, before: float | None,
         part.copy_(out)
 
 
-def _of_running_statistics(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+def _batch_factors(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     """Return by what a batch norm multiplies each channel and what it adds."""
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
@@ -254,7 +254,7 @@ def _of_running_statistics(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
     return factor, norm.bias - mean * factor
 
 
-def _of_statistics(x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+def _instance_factors(x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     """Return by what an instance norm multiplies each channel of one sample and what it adds."""
     total = squares = torch.zeros((), dtype=torch.float64)
     middle: Tensor | None = None

@@ -23,6 +23,7 @@ from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training import Recipe, StageRecipe, train
 from napari_fmseg.training.projects.prepare_run import TrainingOptions, prepare_run
 from napari_fmseg.training.recipe_file import load_recipe
+from napari_fmseg.training.validation import validate_model
 
 SHAPE = (20, 24, 22)
 
@@ -124,14 +125,31 @@ def test_a_project_plans_a_training_from_an_imported_model(
     table = json.loads((dataset / "dataset.json").read_text())
     (dataset / "dataset.json").write_text(json.dumps({**table, "numTraining": 4, "file_ending": ".nii.gz"}))
     options = TrainingOptions(minutes=0.5, device="cpu")
-    planning = prepare_run(open_project(dataset), card.name, options)
-    *_, saved = planning
+    *said, saved = prepare_run(open_project(dataset), card.name, options)
     planned = load_recipe(saved.path)
     assert planned.pipeline == "nnunet"
     assert [(stage.stage, stage.network) for stage in planned.stages] == [("windows", "plainconvunet")]
     assert planned.labels == ("bright", "dark")
     assert planned.settings["orientation"] == "RAS"
     assert planned.intensity == card.intensity
+    assert planned.augment.flip == "zyx"  # nnU-Net's windows are mirrored, too
+    assert not any("window around every piece" in event.text for event in said if isinstance(event, Warned))
     quick = dataclasses.replace(planned, stages=(dataclasses.replace(planned.stages[0], steps=3, steps_per_epoch=3),))
     list(train(quick))
     assert load_model(Path(quick.out) / f"{quick.name}.toml", device="cpu").card.labels == {1: "bright", 2: "dark"}
+
+
+def test_epochs_are_validated_without_mirrored_windows_and_the_model_with_them(
+    nnunet_plans: Any, nnunet_results: Any, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = nnunet_plans((16, 16, 16), (1.0, 1.0, 1.0))
+    (card,) = import_nnunet(nnunet_results(tmp_path / "results", plans), tmp_path / "models").cards
+    mirrored: list[bool] = []
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        mirrored.append(kwargs["mirror"])
+        return validate_model(*args, **kwargs)
+
+    monkeypatch.setattr("napari_fmseg.training.loop.validate_model", look)
+    list(train(recipe(dataset, tmp_path / "out", card.folder / f"{card.name}.toml", ("bright", "dark"), 2)))
+    assert mirrored == [False, False, True]  # at the start, after the epoch, at last
