@@ -230,7 +230,7 @@ class PlainConvUNet(nn.Module):
             )
         self.in_channels, self.n_classes, self.activation = in_channels, n_classes, activation
         self._steps = tuple(math.prod(one[axis] for one in stride) for axis in range(3))
-        self._slicewise, self._supervised = slicewise, supervised
+        self.sees_slices, self._supervised = slicewise, supervised
         style = _Style(norm, bias, slope, nonlin_first)
         first, stages = None, []
         before = in_channels
@@ -278,11 +278,11 @@ class PlainConvUNet(nn.Module):
 
     def as_slices(self, x: Tensor) -> Tensor:
         """Return (b * z, c, 1, y, x) where slices are seen alone."""
-        return x.movedim(2, 1).flatten(0, 1)[:, :, None] if self._slicewise else x
+        return x.movedim(2, 1).flatten(0, 1)[:, :, None] if self.sees_slices else x
 
     def from_slices(self, x: Tensor, slices: int) -> Tensor:
         """Return (b, c, z, y, x) of that many slices again: the inverse of `as_slices`."""
-        return x.reshape(-1, slices, x.shape[1], *x.shape[3:]).movedim(2, 1) if self._slicewise else x
+        return x.reshape(-1, slices, x.shape[1], *x.shape[3:]).movedim(2, 1) if self.sees_slices else x
 
     def check(self, x: Tensor) -> None:
         """Refuse an image that the network cannot take.
@@ -299,7 +299,7 @@ class PlainConvUNet(nn.Module):
         steps = " x ".join(map(str, self._steps if len(set(self._steps)) > 1 else self._steps[:1]))
         if any(n < step for n, step in zip(size, self._steps, strict=True)):
             raise GeometryMismatch(f"{name} needs at least {steps} voxels along each axis, not {size}. Pad the volume.")
-        plane = slice(1 if self._slicewise else 0, 3)
+        plane = slice(1 if self.sees_slices else 0, 3)
         deepest = math.prod(n // step for n, step in zip(size[plane], self._steps[plane], strict=True))
         if any(n % step for n, step in zip(size, self._steps, strict=True)) or deepest < 2:
             raise GeometryMismatch(

@@ -9,7 +9,7 @@ input.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class NNUNetCpu:
 
     def __init__(self, net: PlainConvUNet, dtype: torch.dtype = torch.float32) -> None:
         own: Any = net
-        self._net, self._dtype = net, dtype
+        self._net, self._dtype, self._slicewise = net, dtype, own.sees_slices
         stages = [
             [_Residual.of(block, dtype) for block in stage.blocks]
             if net.residual
@@ -60,13 +60,30 @@ class NNUNetCpu:
             for up, stage in zip(own.decoder.transpconvs, own.decoder.stages, strict=True)
         ]
         self._last: nn.Conv3d = own.decoder.seg_layers[-1]
+        self._map: Tensor | None = None  # the largest: made anew for every window, it would leave the heap in pieces
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        """Return logits, float32 or, of a network in 16 bit, float16; see `PlainConvUNet.forward`."""
-        net, slices = self._net, x.shape[2]
+        """Return logits, float32; see `PlainConvUNet.forward`."""
+        out: list[Tensor] = []
+        for number, planes, logits in self._run(x):
+            if not out:
+                depth, n = (1, len(x) * x.shape[2]) if self._slicewise else (x.shape[2], len(x))
+                out.append(torch.empty((n, len(logits), depth, *x.shape[3:])))
+            out[0][number, :, planes] = logits
+        return self._net.from_slices(out[0], x.shape[2])
+
+    @torch.inference_mode()
+    def stream(self, x: Tensor, take: Callable[[slice, Tensor], None]) -> None:
+        """Call `take` with planes of one image and their logits (heads, planes, y, x), float32, some at a time."""
+        for number, planes, logits in self._run(x):
+            take(slice(number, number + 1) if self._slicewise else planes, logits)
+
+    def _run(self, x: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        net = self._net
         net.check(x)
-        held = [self._first.run_apart(net.as_slices(x.float()), self._dtype)]
+        x = net.as_slices(x.float())
+        held = [self._first.run_into(self._largest_map(x), x)]
         del x
         skips: list[Tensor] = []
         for stage in self._down:
@@ -77,10 +94,20 @@ class NNUNetCpu:
             skips.append(held[0])
         skips.pop()
         for up, units in self._up:
-            held.append(units[0].run_over(skips.pop(), up, held.pop()))
-            for unit in units[1:]:
-                held.append(unit.run(held.pop()))
-        return net.from_slices(_logits(held.pop(), self._last), slices)
+            held.append(units[0].convolve_over(skips.pop(), up, held.pop()))
+            for before, unit in itertools.pairwise(units):
+                held.append(unit.convolve(before.finish(held.pop())))
+            if skips:
+                units[-1].finish(held[0])
+        yield from _logits(held.pop(), self._up[-1][1][-1], self._last)
+
+    def _largest_map(self, x: Tensor) -> Tensor:
+        """Return memory for the first convolution of an image."""
+        size = x.shape[2:]
+        if self._map is None or self._map.shape[2:] != size or len(self._map) != len(x):
+            self._map = None  # free before the next one is made
+            self._map = torch.empty((len(x), len(self._first.weight), *size), dtype=self._dtype, memory_format=_LAST)
+        return self._map
 
 
 @dataclass(frozen=True)
@@ -105,23 +132,26 @@ class _Unit:
 
     def run(self, x: Tensor, *, keep: bool = False) -> Tensor:
         """Return (b, outs, z, y, x), channels last; may be written over `x`, unless it is to be kept."""
+        return self.finish(self.convolve(x, keep=keep))
+
+    def convolve(self, x: Tensor, *, keep: bool = False) -> Tensor:
+        """Return what `run` does before norm and leaky ReLU."""
         x = x.contiguous(memory_format=_LAST)
         outs, ins = self.weight.shape[:2]
         if not keep and ins == outs and max(self.stride) == 1 and len(_slabs(x, ins)) > 1:
-            return self.run_over(x)
-        return self._finish(self._convolve(x, self.padding).contiguous(memory_format=_LAST))
+            return self.convolve_over(x)
+        return self._convolve(x, self.padding).contiguous(memory_format=_LAST)
 
-    def run_apart(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return (b, outs, z, y, x), channels last, in another type than `x` has."""
+    def run_into(self, out: Tensor, x: Tensor) -> Tensor:
+        """Write (b, outs, z, y, x), channels last, in another type than `x` has."""
         deep, *plane = self.padding
-        out = torch.empty((len(x), len(self.weight), *x.shape[2:]), dtype=dtype, memory_format=_LAST)
         x = F.pad(x, (0, 0, 0, 0, deep, deep)).contiguous(memory_format=_LAST)
         for planes in _slabs(out, len(self.weight)):
             out[:, :, planes] = self._convolve(x[:, :, planes.start : planes.stop + 2 * deep], (0, *plane))
-        return self._finish(out)
+        return self.finish(out)
 
-    def run_over(self, x: Tensor, up: _Raise | None = None, below: Tensor | None = None) -> Tensor:
-        """Write the result over `x`, before whose channels those stand that `up` makes of a map from below."""
+    def convolve_over(self, x: Tensor, up: _Raise | None = None, below: Tensor | None = None) -> Tensor:
+        """Write the result of `convolve` over `x`, before whose channels stand those that `up` makes of `below`."""
         deep, *plane = self.padding
         extra = self.weight.shape[1] - x.shape[1]
         for i, sample in enumerate(torch.split(x, 1)):
@@ -143,29 +173,35 @@ class _Unit:
                     up.raise_planes(below[i : i + 1], low, part[:, :extra, seen])
                 before = part[:, extra:, n : n + deep].clone()
                 sample[:, :, planes] = self._convolve(part, (0, *plane))
-        return self._finish(x)
+        return x
 
     def _convolve(self, x: Tensor, padding: Sequence[int]) -> Tensor:
         if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, (1, 1, 1), 1)
         return F.conv3d(x, self.weight, self.bias, tuple(self.stride), tuple(padding))
 
-    def _finish(self, x: Tensor) -> Tensor:
+    def finish(self, x: Tensor) -> Tensor:
         """Apply norm and leaky ReLU in place."""
-        before, after = (self.slope, None) if self.slope_first else (None, self.slope)
-        if isinstance(self.norm, nn.BatchNorm3d):
-            factor, summand = _batch_factors(self.norm)
-            for part in _parts(x):
-                _change(part, factor, summand, before, after)
-            return x
-        for sample in torch.split(x, 1):
-            if before is not None:
-                for part in _parts(sample):
-                    F.leaky_relu_(part, before)
-            factor, summand = _instance_factors(sample, self.norm)
-            for part in _parts(sample):
-                _change(part, factor, summand, None, after)
+        for part, out in self.finish_parts(x):
+            if out is not part:
+                part.copy_(out)
         return x
+
+    def finish_parts(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield voxels (n, outs) and what norm and leaky ReLU make of them, float32; in place where `x` is so, too."""
+        for sample in torch.split(x, 1):
+            if self.slope_first and self.slope is not None:
+                for part in _parts(sample):
+                    F.leaky_relu_(part, self.slope)
+            batch = isinstance(self.norm, nn.BatchNorm3d)
+            factor, summand = _batch_factors(self.norm) if batch else _instance_factors(sample, self.norm)
+            for part in _parts(sample):
+                is_float = part.dtype == torch.float32
+                values, own = (part, part) if is_float else (part.float(), None)
+                out = torch.addcmul(summand, values, factor, out=own)
+                if self.slope is not None and not self.slope_first:
+                    F.leaky_relu_(out, self.slope)
+                yield part, out
 
 
 @dataclass(frozen=True)
@@ -186,13 +222,15 @@ class _Residual:
         return cls(units, mean, skip, block.slope)
 
     def run(self, x: Tensor, *, keep: bool = False) -> Tensor:
-        """Return (b, outs, z, y, x), channels last; `x` is kept."""
-        beside = x if self.mean is None else self.mean(x)
+        """Return (b, outs, z, y, x), channels last; may be written over `x`, unless it is to be kept."""
+        beside: Tensor = x if self.mean is None else self.mean(x)
         if self.skip is not None:
             beside = self.skip.run(beside, keep=True)
         for i, unit in enumerate(self.units):
             x = unit.run(x, keep=i == 0)
-        return F.leaky_relu_(x.add_(beside), self.slope)
+        is_kept = keep and self.mean is None and self.skip is None
+        total = x.add_(beside) if is_kept else beside.add_(x)
+        return F.leaky_relu_(total, self.slope)
 
 
 @dataclass(frozen=True)
@@ -233,25 +271,10 @@ def _parts(x: Tensor) -> Sequence[Tensor]:
     return torch.split(_rows(x), max(1, _IN_CACHE // x.shape[1]))
 
 
-def _change(part: Tensor, factor: Tensor, summand: Tensor, before: float | None, after: float | None) -> None:
-    """Multiply and add channel by channel, in place, with a leaky ReLU before or after."""
-    if before is not None:
-        F.leaky_relu_(part, before)
-    is_float = part.dtype == torch.float32
-    out = torch.addcmul(summand, part if is_float else part.float(), factor, out=part if is_float else None)
-    if after is not None:
-        F.leaky_relu_(out, after)
-    if not is_float:
-        part.copy_(out)
-
-
-def _batch_factors(norm: nn.BatchNorm3d) -> tuple[Tensor, Tensor]:
+def _batch_factors(norm: Any) -> tuple[Tensor, Tensor]:
     """Return by what a batch norm multiplies each channel and what it adds."""
-    mean, var = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert var is not None
-    factor = norm.weight / torch.sqrt(var + norm.eps)
-    return factor, norm.bias - mean * factor
+    factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return factor, norm.bias - norm.running_mean * factor
 
 
 def _instance_factors(x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
@@ -280,16 +303,25 @@ def _slabs(x: Tensor, channels: int) -> list[slice]:
     return [slice(first, min(first + step, x.shape[2])) for first in range(0, x.shape[2], step)]
 
 
-def _logits(x: Tensor, last: nn.Conv3d) -> Tensor:
-    """Return the last layer's (b, heads, z, y, x), channels first."""
-    weight, bias = last.weight.detach().flatten(1).float(), last.bias
-    kind = torch.float32 if x.dtype == torch.float32 else torch.float16
-    out = torch.empty((len(x), len(weight), x[0, 0].numel()), dtype=kind)
-    for sample, own in zip(torch.split(x, 1), out, strict=True):
-        first = 0
-        for part in _parts(sample):
-            seen = slice(first, first + len(part))
-            found = weight @ part.float().T
-            own[:, seen] = found if bias is None else found.add_(bias.detach()[:, None])
-            first = seen.stop
-    return out.view(len(x), len(weight), *x.shape[2:])
+def _logits(x: Tensor, unit: _Unit, last: nn.Conv3d) -> Iterator[tuple[int, slice, Tensor]]:
+    """Yield the last layer's logits (heads, planes, y, x) of what the last unit has convolved, some planes at a time.
+
+    Each is overwritten by the next.
+    """
+    weight = last.weight.detach().flatten(1).float()
+    bias = 0 if last.bias is None else last.bias.detach()[:, None]
+    plane = x.shape[3] * x.shape[4]
+    n = min(x.shape[2], max(1, _SLAB_BYTES // (4 * len(weight) * plane)))
+    room = torch.empty((len(weight), n * plane))
+    for number, sample in enumerate(torch.split(x, 1)):
+        first, filled = 0, 0
+        for _, values in unit.finish_parts(sample):
+            while len(values):
+                some = values[: room.shape[1] - filled]
+                room[:, filled : filled + len(some)] = (weight @ some.T).add_(bias)
+                filled, values = filled + len(some), values[len(some) :]
+                planes = slice(first, first + filled // plane)
+                if filled == room.shape[1] or planes.stop == x.shape[2]:
+                    shape = (len(weight), planes.stop - first, *x.shape[3:])
+                    yield number, planes, room[:, :filled].view(shape)
+                    first, filled = planes.stop, 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -19,8 +20,11 @@ __all__ = ["importance", "predict_planes", "window_starts"]
 _CHUNK_BYTES = 16 << 20
 
 
+Take: TypeAlias = Callable[[slice, Tensor], None]
+
+
 def predict_planes(
-    call: Callable[[Tensor], Tensor],
+    calls: Sequence[Callable[[Tensor, Take], None]],
     image: Tensor,
     window: Sequence[int],
     heads: int,
@@ -30,12 +34,13 @@ def predict_planes(
     constant: bool = False,
     stage: str = "windows",
 ) -> Iterator[Progress | tuple[int, Tensor]]:
-    """Run a network over windows of an image and yield its blended logits, some planes at a time.
+    """Run networks over windows of an image and yield its blended logits, some planes at a time.
 
     Parameters
     ----------
-    call
-        Takes (1, c, a0, a1, a2) and gives logits (1, heads, a0, a1, a2).
+    calls
+        Of each network, whose logits are averaged: takes (1, c, a0, a1, a2), and a function that it calls with planes
+        along a0 and their logits (heads, planes, a1, a2), which are not kept.
     image
         (c, a0, a1, a2); padded with zeros to the window where it is smaller.
     window
@@ -67,19 +72,23 @@ def predict_planes(
     weights = weights.to(image.device)
     here = tuple(slice(low, low + n) for low, n in zip(before[1:], size[1:], strict=True))
     flips = [axes for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
+    turns = list(itertools.product(calls, flips))
     total, done = math.prod(len(along) for along in starts), 0
     # What lives long is allocated before what does not, or the heap is left in pieces.
     sums = torch.zeros((heads, window[0], *image.shape[2:]), dtype=torch.float16, device=image.device)
     covered = torch.zeros_like(sums[0])
+    mean = torch.empty((heads, *window), device=image.device) if len(turns) > 1 else None
     for row, first in enumerate(starts[0]):
         for second, third in itertools.product(*starts[1:]):
             place = (slice(second, second + window[1]), slice(third, third + window[2]))
-            out = _mean_of_mirrors(call, image[(slice(None), slice(first, first + window[0]), *place)][None], flips)
+            seen = image[(slice(None), slice(first, first + window[0]), *place)][None]
+            add = partial(_add_planes, sums, weights, first, place)
+            if mean is None:
+                calls[0](seen, add)
+            else:
+                add(slice(0, window[0]), _mean_of_turns(turns, seen, mean))
             for ring, part in _ring(first, window[0]):
-                for head, logits in zip(sums, out, strict=True):  # one by one: mixed types make copies
-                    head[(ring, *place)] += logits[part].float() * weights[part]
                 covered[(ring, *place)] += weights[part]
-            del out
             done += 1
             yield Progress(stage, done, total)
         last = starts[0][row + 1] if row + 1 < len(starts[0]) else image.shape[1]
@@ -93,15 +102,31 @@ def predict_planes(
             covered[ring] = 0
 
 
-def _mean_of_mirrors(call: Callable[[Tensor], Tensor], x: Tensor, flips: Sequence[Sequence[int]]) -> Tensor:
-    """Return the mean logits (heads, a0, a1, a2) over the mirrored windows, float32; of one, as they are."""
-    if len(flips) == 1:
-        return call(x)[0]
-    total = call(x).float()
-    for axes in flips[1:]:  # the first has none
-        turned = [axis + 2 for axis in axes]
-        total += call(x.flip(turned)).float().flip(turned)
-    return total.div_(len(flips))[0]
+def _add_planes(
+    sums: Tensor, weights: Tensor, first: int, place: tuple[slice, slice], planes: slice, logits: Tensor
+) -> None:
+    """Add weighted logits of some planes of the window that starts at `first`, to a ring of planes."""
+    for ring, part in _ring(first + planes.start, planes.stop - planes.start, sums.shape[1]):
+        weight = weights[planes][part]
+        for head, values in zip(sums, logits, strict=True):  # one by one: mixed types make copies
+            head[(ring, *place)] += values[part] * weight
+
+
+def _mean_of_turns(
+    turns: Sequence[tuple[Callable[[Tensor, Take], None], Sequence[int]]], x: Tensor, mean: Tensor
+) -> Tensor:
+    """Write the mean logits (heads, a0, a1, a2) of networks and mirrored windows to `mean` and return it."""
+    mean.zero_()
+    for call, axes in turns:
+        call(x.flip([axis + 2 for axis in axes]), partial(_add_turned, mean, axes))
+    return mean.div_(len(turns))
+
+
+def _add_turned(total: Tensor, axes: Sequence[int], planes: slice, logits: Tensor) -> None:
+    """Add logits of some planes of a mirrored window where they lie without the mirror."""
+    n = total.shape[1]
+    where = slice(n - planes.stop, n - planes.start) if 0 in axes else planes
+    total[:, where] += logits.flip([axis + 1 for axis in axes])
 
 
 def _ring(first: int, n: int, size: int = 0) -> list[tuple[slice, slice]]:

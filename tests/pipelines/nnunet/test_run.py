@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from napari_fmseg.models.nnunet import import_nnunet
 from napari_fmseg.models.settings import NNUNetSettings, Resampling
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions, segment
+from napari_fmseg.pipelines.executor import InferenceRunner
 from napari_fmseg.pipelines.nnunet.frame import Frame
 from napari_fmseg.pipelines.nnunet.labels import LabelWriter
 from napari_fmseg.pipelines.nnunet.preprocess import network_input
@@ -227,9 +229,16 @@ def test_window_starts_are_spread_evenly_and_cover_everything():
         assert max(np.diff(starts)) <= w * (1 - overlap) + 1
 
 
-def test_planes_of_blended_logits_come_in_order_and_once(ct):
+@pytest.mark.parametrize("mirror", [(), (0, 2)])
+def test_planes_of_blended_logits_come_in_order_and_once(mirror):
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 37, 20, 11)).astype(np.float32))
-    found = [event for event in predict_planes(lambda x: torch.cat([x, -x], 1), image, (16, 16, 16), 2, mirror=(0, 2))
+
+    def call(x, take):
+        for first in range(0, 16, 5):  # as they come: some planes at a time
+            planes = slice(first, min(16, first + 5))
+            take(planes, torch.cat([x, -x], 1)[0, :, planes])
+
+    found = [event for event in predict_planes([call], image, (16, 16, 16), 2, mirror=mirror)
              if not isinstance(event, Progress)]  # fmt: skip
     assert [number for number, _ in found] == np.cumsum([0, *(p.shape[1] for _, p in found)])[:-1].tolist()
     whole = torch.cat([planes for _, planes in found], 1).float()
@@ -353,7 +362,8 @@ def logits_of(model, volume, *, mirror):
     image = network_input(volume, frame, settings, model.card.intensity)
     net = model.nets["windows"]
     with torch.inference_mode():
-        events = predict_planes(net, image, settings.window, net.n_classes, mirror=settings.mirror if mirror else ())
+        call = partial(InferenceRunner(torch.device("cpu"), "float32").stream, net)
+        events = predict_planes([call], image, settings.window, net.n_classes, mirror=settings.mirror if mirror else ())
         planes = [event[1] for event in events if not isinstance(event, Progress)]
     return image, torch.cat(planes, 1), frame, settings
 
