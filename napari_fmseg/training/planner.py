@@ -250,7 +250,7 @@ def _plan(
         return recipe
     networks = {s: parent.nets[s].network for s in PIPELINES[parent.pipeline].stages if s in parent.nets}
     kept = tuple(
-        StageRecipe(s, network, loss=loss, **{**_FAST, "lr": _RATES[network]})
+        StageRecipe(s, network, loss=loss, batch=_batch_of(parent, s), **{**_FAST, "lr": _RATES[network]})
         if network in _RATES
         else StageRecipe(s, network, loss=_choose_loss(facts), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2)
         for s, network in networks.items()
@@ -269,6 +269,12 @@ def _plan(
         distillation_weight=_DISTILLATION.get(parent.pipeline, 1.0) if unlearned else 0.0,
         augment=replace(recipe.augment, flip=_mirror_axes(parent)),
     )  # fmt: skip
+
+
+def _batch_of(parent: ModelCard, stage: str) -> int:
+    """Return how many samples a step has: more, where they are slices."""
+    size = PIPELINES[parent.pipeline].settings.of(parent.settings).input_size(stage)
+    return 2 if size[0] > 1 else 12
 
 
 def _mirror_axes(parent: ModelCard) -> str:
@@ -307,11 +313,11 @@ def _training_precision(recipe: Recipe, device: torch.device) -> str:
     settings = PIPELINES[recipe.pipeline].settings.of(recipe.settings)
     parent = find_card(recipe.start_from) if recipe.start_from else None
     for stage in recipe.stages:
+        if not getattr(load(NETWORKS[stage.network]), "trains_in_bfloat16", False):
+            return "auto"
         kwargs = {**(parent.nets[stage.stage].kwargs if parent else {}), **stage.kwargs}
         strides = kwargs.get("strides", ((2, 2, 2),))
         planes = zip(settings.input_size(stage.stage)[1:], strides[0][1:], strict=True)
-        if not getattr(load(NETWORKS[stage.network]), "trains_in_bfloat16", False):
-            return "auto"
         if any(math.ceil(n / step) > _SAFE_VOXELS for n, step in planes):
             return "auto"
     half = device.type == "cpu" and pick_precision(device, half_precision_ok=True) == "bfloat16"
