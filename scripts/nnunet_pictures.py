@@ -69,7 +69,7 @@ def nnunet(folder: Path) -> None:
         wait(lambda: teach.round.running, 60)
         wait(lambda: not teach.round.running and teach._job is None, 900)
         rest(1)
-        camera.take("5-learned")
+        camera.take("5-learned", teach.pages)
         segment_dock.close()
         dock.close_down()
         teach.close_down()
@@ -148,7 +148,8 @@ def write_results(folder: Path, state: Mapping[str, Any]) -> Path:
             "is_seg": what == "seg", "order": order, "order_z": 0, "force_separate_z": None}  # fmt: skip
     facts = {"mean": 40.0, "std": 120.0, "percentile_00_5": -200.0, "percentile_99_5": 300.0}
     plans = {
-        "dataset_name": "Dataset123_Abdomen", "plans_name": "nnUNetPlans", "image_reader_writer": "NibabelIOWithReorient",
+        "dataset_name": "Dataset123_Abdomen", "plans_name": "nnUNetPlans",
+        "image_reader_writer": "NibabelIOWithReorient",
         "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {"0": facts}, "configurations": {"3d_fullres": own},
     }  # fmt: skip

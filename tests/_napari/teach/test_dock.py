@@ -37,7 +37,7 @@ from napari_fmseg._napari.results.class_table import NAME, ClassTable
 from napari_fmseg._napari.segment.dock import SegmentDock
 from napari_fmseg._napari.teach.dock import TeachDock
 from napari_fmseg._napari.teach.label_history import LabelHistory
-from napari_fmseg.core.events import drain
+from napari_fmseg.core.events import EpochDone, Warned, drain
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.projects.case_results import labels_file, picture_file
 from napari_fmseg.io import read_labels, read_volume, write_labels
@@ -909,6 +909,16 @@ def test_start_from_lists_a_model_that_was_imported_meanwhile(
     dock.train.source.showPopup()
     assert dock.train.source.findData(card.name) >= 0
     dock.train.source.hidePopup()
+
+
+def test_a_class_is_no_longer_said_not_to_be_learned_once_it_is(make_dock: Any, tmp_path: Path) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 1).folder)
+    dock._on_event(Warned("net: 'ball' is not being learned: its Dice is 0.01.", "not-learned: ball"))
+    dock._on_event(Warned("Something else.", "else"))
+    dock._on_event(EpochDone("net", 3, 8, 1.0, 1.0, {"dice": 0.1, "dice/ball": 0.1}))
+    assert "not being learned" in dock.note.text()
+    dock._on_event(EpochDone("net", 4, 8, 1.0, 1.0, {"dice": 0.8, "dice/ball": 0.8}))
+    assert dock.note.text() == "Something else."
 
 
 def dark_tissue(volume: Volume, hippocampus: np.ndarray) -> np.ndarray:
