@@ -1,6 +1,6 @@
 """Makes the pictures of docs/ by driving the real window on CT phantoms; scripts/screenshots calls it.
 
-python scripts/screenshots.py tour|pretrain|teach|pet|nnunet
+python scripts/screenshots.py tour|pretrain|teach|pet|fit|nnunet
 """
 
 from __future__ import annotations

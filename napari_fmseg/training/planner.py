@@ -27,6 +27,7 @@ from napari_fmseg.nets.runtime.device import pick_device, pick_precision, traini
 from napari_fmseg.nets.traits import probabilities
 from napari_fmseg.pipelines.postprocess import clean
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
+from napari_fmseg.training.tasks.further import RATES, batch_size, distillation_weight, mirror_axes
 
 __all__ = ["DatasetStatistics", "Suggestion", "facts_of", "suggest_recipe"]
 
@@ -250,8 +251,8 @@ def _plan(
         return recipe
     networks = {s: parent.nets[s].network for s in PIPELINES[parent.pipeline].stages if s in parent.nets}
     kept = tuple(
-        StageRecipe(s, network, loss=loss, batch=_batch_of(parent, s), **{**_FAST, "lr": _RATES[network]})
-        if network in _RATES
+        StageRecipe(s, network, loss=loss, batch=batch_size(parent, s), **{**_FAST, "lr": RATES[network]})
+        if network in RATES
         else StageRecipe(s, network, loss=_choose_loss(facts), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2)
         for s, network in networks.items()
     )
@@ -266,33 +267,15 @@ def _plan(
         settings=settings, intensity=parent.intensity,
         balance=recipe.balance or bool(new),  # few cases tell of a new structure: they must come as often as the others
         channels=parent.channels, modality=parent.modality, start_from=str(parent.folder / f"{parent.name}.toml"),
-        distillation_weight=_DISTILLATION.get(parent.pipeline, 1.0) if unlearned else 0.0,
-        augment=replace(recipe.augment, flip=_mirror_axes(parent)),
+        distillation_weight=distillation_weight(parent) if unlearned else 0.0,
+        augment=replace(recipe.augment, flip=mirror_axes(parent)),
     )  # fmt: skip
-
-
-def _batch_of(parent: ModelCard, stage: str) -> int:
-    """Return how many samples a step has: more, where they are slices."""
-    size = PIPELINES[parent.pipeline].settings.of(parent.settings).input_size(stage)
-    return 2 if size[0] > 1 else 12
-
-
-def _mirror_axes(parent: ModelCard) -> str:
-    """Return along which axes samples are mirrored: those of nnU-Net's windows, whose results are averaged."""
-    axes = parent.settings.get("mirror", ()) if parent.pipeline == "nnunet" else ()
-    return "".join("zyx"[axis] for axis in axes)
 
 
 _FAST: dict[str, Any] = {
     **{"clip": 3.0, "lr": 2e-3, "weight_decay": 1e-2, "ema": 0.99, "keep": "last"},
 }
 """How FastUNet is trained; measured in docs/tutorials/teach.md."""
-
-_RATES = {"fastunet": 1e-3, "plainconvunet": 2e-3, "residualencoderunet": 2e-3}
-"""Learning rates of networks with norms that are trained further."""
-
-_DISTILLATION = {"nnunet": 3.0}
-"""How much the answers about classes that nobody labelled count, where it is not 1."""
 
 _AUGMENT: dict[str, Any] = {
     **{"zoom": 0.15, "stretch": 0.15, "rotate_deg": 12.0, "rotate_p": 0.7, "elastic": 0.14},
