@@ -1,6 +1,6 @@
 """Makes the pictures of docs/ by driving the real window on CT phantoms; scripts/screenshots calls it.
 
-python scripts/screenshots.py tour|pretrain|teach|pet
+python scripts/screenshots.py tour|pretrain|teach|pet|fit|nnunet
 """
 
 from __future__ import annotations
@@ -395,7 +395,9 @@ MINUTES = 2.0  # of the trainings in the pictures
 
 if __name__ == "__main__":
     np.seterr(all="ignore")
-    takes = {"tour": tour, "pretrain": pretrain, "teach": teach, "pet": pet, "fit": fit}
+    from nnunet_pictures import nnunet
+
+    takes = {"tour": tour, "pretrain": pretrain, "teach": teach, "pet": pet, "fit": fit, "nnunet": nnunet}
     if len(sys.argv) != 2 or sys.argv[1] not in takes:
         sys.exit(f"Say which pictures: {', '.join(takes)}.")
     takes[sys.argv[1]](Path("docs/images") / sys.argv[1])

@@ -274,7 +274,7 @@ class NNUNetSettings(PipelineSettings):
     ----------
     mode
         ``"exact"``: nnU-Net's own arithmetic. ``"fast"``: in 16 bit where the device computes in it, so that voxels at
-        borders may differ (Dice against exact about 0.998).
+        borders may differ (Dice against exact at least 0.998).
     window
         Voxels that the network sees at once; one slice where it sees slices.
     spacing_mm

@@ -32,17 +32,14 @@ class _Unit(nn.Module):
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         self.conv = nn.Conv3d(ins, outs, kernel, stride, padding, bias=style.bias)
         self.norm = style.norm(outs)
-        self._slope, self._first = style.slope if active else None, style.nonlin_first
+        self.slope, self.slope_first = style.slope if active else None, style.nonlin_first
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, outs, z, y, x)."""
-        return self.finish(self.conv(x))
-
-    def finish(self, x: Tensor) -> Tensor:
-        """Return what follows the convolution."""
-        if self._first:
-            return self.norm(_leak(x, self._slope))  # type: ignore[no-any-return]
-        return _leak(self.norm(x), self._slope)
+        x = self.conv(x)
+        if self.slope_first:
+            return self.norm(_leak(x, self.slope))  # type: ignore[no-any-return]
+        return _leak(self.norm(x), self.slope)
 
 
 @dataclass(frozen=True)
@@ -83,14 +80,14 @@ class _Residual(nn.Module):
         if ins != outs:
             skip.append(_Unit(ins, outs, one, one, replace(style, bias=False), active=False))
         self.skip = nn.Sequential(*skip)
-        self._slope = style.slope
+        self.slope = style.slope
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, outs, z, y, x)."""
         out = self.conv2(self.conv1(x))
         if hasattr(self, "conv3"):
             out = self.conv3(out)
-        return _leak(out + self.skip(x), self._slope)
+        return _leak(out + self.skip(x), self.slope)
 
 
 class _Mean(nn.Module):
@@ -233,7 +230,7 @@ class PlainConvUNet(nn.Module):
             )
         self.in_channels, self.n_classes, self.activation = in_channels, n_classes, activation
         self._steps = tuple(math.prod(one[axis] for one in stride) for axis in range(3))
-        self._slicewise, self._supervised = slicewise, supervised
+        self.sees_slices, self._supervised = slicewise, supervised
         style = _Style(norm, bias, slope, nonlin_first)
         first, stages = None, []
         before = in_channels
@@ -281,11 +278,11 @@ class PlainConvUNet(nn.Module):
 
     def as_slices(self, x: Tensor) -> Tensor:
         """Return (b * z, c, 1, y, x) where slices are seen alone."""
-        return x.movedim(2, 1).flatten(0, 1)[:, :, None] if self._slicewise else x
+        return x.movedim(2, 1).flatten(0, 1)[:, :, None] if self.sees_slices else x
 
     def from_slices(self, x: Tensor, slices: int) -> Tensor:
         """Return (b, c, z, y, x) of that many slices again: the inverse of `as_slices`."""
-        return x.reshape(-1, slices, x.shape[1], *x.shape[3:]).movedim(2, 1) if self._slicewise else x
+        return x.reshape(-1, slices, x.shape[1], *x.shape[3:]).movedim(2, 1) if self.sees_slices else x
 
     def check(self, x: Tensor) -> None:
         """Refuse an image that the network cannot take.
@@ -302,7 +299,7 @@ class PlainConvUNet(nn.Module):
         steps = " x ".join(map(str, self._steps if len(set(self._steps)) > 1 else self._steps[:1]))
         if any(n < step for n, step in zip(size, self._steps, strict=True)):
             raise GeometryMismatch(f"{name} needs at least {steps} voxels along each axis, not {size}. Pad the volume.")
-        plane = slice(1 if self._slicewise else 0, 3)
+        plane = slice(1 if self.sees_slices else 0, 3)
         deepest = math.prod(n // step for n, step in zip(size[plane], self._steps[plane], strict=True))
         if any(n % step for n, step in zip(size, self._steps, strict=True)) or deepest < 2:
             raise GeometryMismatch(

@@ -57,6 +57,21 @@ class InferenceRunner:
             out = self.attempt(net, *inputs)
         return self._fall_back_to_cpu(net, inputs).to(inputs[0].device) if out is None else out
 
+    def stream(self, net: nn.Module, x: Tensor, take: Callable[[slice, Tensor], None]) -> None:
+        """Call `take` with planes of one image and their output (c, planes, y, x), as they come where the network can.
+
+        What is given is overwritten afterwards.
+        """
+        form = prepare(net, device=self.device, precision=self.precision) if self.device.type == "cpu" else None
+        if form is None or not hasattr(form, "stream"):
+            take(slice(0, x.shape[2]), self(net, x)[0])
+            return
+        try:
+            with _out_of_memory():
+                form.stream(x, take)
+        except torch.OutOfMemoryError as error:
+            raise self._too_large(x) from error
+
     def attempt(self, net: nn.Module, *inputs: Tensor) -> Tensor | None:
         """Return the network's output on the device of the first input, or None if memory runs out."""
         try:
@@ -79,14 +94,9 @@ class InferenceRunner:
         self.notes.clear()
 
     def _run(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        try:
-            out: Tensor = prepare(net, device=self.device, precision=self.precision, low_memory=self._low_memory)(
-                *inputs
-            )
-        except RuntimeError as error:
-            if "not enough memory" in str(error) or "can't allocate memory" in str(error):
-                raise torch.OutOfMemoryError(str(error)) from error
-            raise
+        form = prepare(net, device=self.device, precision=self.precision, low_memory=self._low_memory)
+        with _out_of_memory():
+            out: Tensor = form(*inputs)
         return out
 
     def _use_slabs(self, net: nn.Module) -> bool:
@@ -110,13 +120,18 @@ class InferenceRunner:
         )
         return True
 
+    @staticmethod
+    def _too_large(x: Tensor) -> DeviceMemory:
+        size = " x ".join(str(n) for n in x.shape[2:])
+        return DeviceMemory(
+            f"A network on {size} voxels does not fit into this computer's memory. Close other programs, or use a "
+            "model with a smaller grid."
+        )
+
     def _fall_back_to_cpu(self, net: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         size = " x ".join(str(n) for n in inputs[0].shape[2:])
         if self.device.type == "cpu":
-            raise DeviceMemory(
-                f"A network on {size} voxels does not fit into this computer's memory. Close other programs, or use a "
-                "model with a smaller grid."
-            )
+            raise self._too_large(inputs[0])
         self.notes.append(f"The memory of {self.device} did not suffice for {size} voxels: continued on the CPU.")
         self.device = torch.device("cpu")
         wanted = "float32" if self._asked == "float32" else "auto"  # a GPU's 16 bit type may be none of the CPU's
@@ -128,6 +143,17 @@ class InferenceRunner:
                 f"A network on {size} voxels fits neither into the device's nor into this computer's memory. Close "
                 "other programs, or use a model with a smaller grid."
             ) from error
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """Raise torch's own error where the CPU's allocator raises a plain one."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "not enough memory" in str(error) or "can't allocate memory" in str(error):
+            raise torch.OutOfMemoryError(str(error)) from error
+        raise
 
 
 def ensemble_members(nets: Mapping[str, nn.Module], stage: str) -> list[nn.Module]:

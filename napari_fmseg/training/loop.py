@@ -337,25 +337,27 @@ class _Run:
         self, stage: str, net: nn.Module, step: int, every: bool
     ) -> Generator[TrainEvent, None, dict[str, float]]:
         """Yield Dice on the held-out cases by the pipeline that users run, as far as the stage that is being
-        trained.
+        trained, without mirrored windows: they would take most of the time.
         """
         if not self.held:
             return {}
         few = self.recipe.validate_cases
         cases = self.held if every or not few else [case for group in self.held_groups for case in group[:few]]
         net.eval()
-        metrics = yield from self._score({**self.nets, stage: net}, stage, cases)
+        metrics = yield from self._score({**self.nets, stage: net}, stage, cases, mirror=False)
         if self.fabric.is_global_zero and self.found is not None:
             case = cases[0]
             yield Pictures(stage, step, write_plane(case.volume, case.truth, self.found, self.folder / "pictures.npz"))
         return metrics
 
     def _score(
-        self, nets: Mapping[str, nn.Module], until: str, cases: Sequence[ValidationCase]
+        self, nets: Mapping[str, nn.Module], until: str, cases: Sequence[ValidationCase], *, mirror: bool = True
     ) -> Generator[TrainEvent, None, dict[str, float]]:
         specs = {name: self.specs[name] for name in self.specs if name in nets}
         model = Model(dataclasses.replace(self.card, nets=specs), nets, self.fabric.device)
-        metrics, self.found = yield from validate_model(model, until, cases, self.recipe.labels, self.old)
+        metrics, self.found = yield from validate_model(
+            model, until, cases, self.recipe.labels, self.old, mirror=mirror
+        )
         return metrics
 
     def finish(self) -> Iterator[TrainEvent]:

@@ -27,6 +27,7 @@ from napari_fmseg.nets.runtime.device import pick_device, pick_precision, traini
 from napari_fmseg.nets.traits import probabilities
 from napari_fmseg.pipelines.postprocess import clean
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
+from napari_fmseg.training.tasks.further import RATES, batch_size, distillation_weight, mirror_axes
 
 __all__ = ["DatasetStatistics", "Suggestion", "facts_of", "suggest_recipe"]
 
@@ -248,16 +249,15 @@ def _plan(
     )  # fmt: skip
     if parent is None:
         return recipe
+    networks = {s: parent.nets[s].network for s in PIPELINES[parent.pipeline].stages if s in parent.nets}
     kept = tuple(
-        StageRecipe(s, "fastunet", loss=loss, **{**_FAST, "lr": 1e-3})
-        if parent.nets[s].network == "fastunet"
-        else StageRecipe(
-            s, parent.nets[s].network, loss=_choose_loss(facts), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2
-        )
-        for s in PIPELINES[parent.pipeline].stages
-        if s in parent.nets
+        StageRecipe(s, network, loss=loss, batch=batch_size(parent, s), **{**_FAST, "lr": RATES[network]})
+        if network in RATES
+        else StageRecipe(s, network, loss=_choose_loss(facts), clip=3.0, lr=1e-3, batch=1 if s == "edge" else 2)
+        for s, network in networks.items()
     )
     settings, new = parent.settings, set(labels) - {*parent.labels.values()}
+    unlearned = any(n not in facts.share for n in parent.labels.values())
     if new:
         own = PIPELINES[parent.pipeline].settings.of(settings)
         changed = {k: v for k, v in vars(own.with_new_classes()).items() if v != getattr(own, k)}
@@ -267,7 +267,8 @@ def _plan(
         settings=settings, intensity=parent.intensity,
         balance=recipe.balance or bool(new),  # few cases tell of a new structure: they must come as often as the others
         channels=parent.channels, modality=parent.modality, start_from=str(parent.folder / f"{parent.name}.toml"),
-        distillation_weight=1.0 if any(n not in facts.share for n in parent.labels.values()) else 0.0,
+        distillation_weight=distillation_weight(parent) if unlearned else 0.0,
+        augment=replace(recipe.augment, flip=mirror_axes(parent)),
     )  # fmt: skip
 
 
@@ -295,11 +296,11 @@ def _training_precision(recipe: Recipe, device: torch.device) -> str:
     settings = PIPELINES[recipe.pipeline].settings.of(recipe.settings)
     parent = find_card(recipe.start_from) if recipe.start_from else None
     for stage in recipe.stages:
+        if not getattr(load(NETWORKS[stage.network]), "trains_in_bfloat16", False):
+            return "auto"
         kwargs = {**(parent.nets[stage.stage].kwargs if parent else {}), **stage.kwargs}
         strides = kwargs.get("strides", ((2, 2, 2),))
         planes = zip(settings.input_size(stage.stage)[1:], strides[0][1:], strict=True)
-        if not getattr(load(NETWORKS[stage.network]), "trains_in_bfloat16", False):
-            return "auto"
         if any(math.ceil(n / step) > _SAFE_VOXELS for n, step in planes):
             return "auto"
     half = device.type == "cpu" and pick_precision(device, half_precision_ok=True) == "bfloat16"
@@ -418,7 +419,7 @@ def _plan_in_words(
     told = []
     if parent is not None:
         new = [n for n in recipe.labels if n not in known]
-        apart = recipe.settings != parent.settings
+        apart = recipe.pipeline == "phased" and recipe.settings != parent.settings
         told.append(
             f"It starts from {parent.name} and keeps its grids and intensities"
             + (f"; new: {', '.join(new)}" + (", with a window around every piece." if apart else ".") if new else ".")

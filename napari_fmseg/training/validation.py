@@ -21,7 +21,13 @@ __all__ = ["dice_on_labelled_voxels", "validate_model", "write_plane"]
 
 
 def validate_model(
-    model: Model, until: str, cases: Sequence[ValidationCase], labels: Sequence[str], old: Sequence[str] = ()
+    model: Model,
+    until: str,
+    cases: Sequence[ValidationCase],
+    labels: Sequence[str],
+    old: Sequence[str] = (),
+    *,
+    mirror: bool = True,
 ) -> Generator[TrainEvent, None, tuple[dict[str, float], LabelMap | None]]:
     """Run a model as far as a stage on held-out cases.
 
@@ -37,6 +43,8 @@ def validate_model(
         The recipe's classes.
     old
         Those of them that a model of before knew.
+    mirror
+        Whether windows are mirrored, too, where the model's card says so.
 
     Returns
     -------
@@ -44,7 +52,7 @@ def validate_model(
         ``"dice"``: the mean that chooses; ``"old"``: that of the old classes; ``"dice/NAME"`` of every class that any
         case was labelled with. And what was found in the first case.
     """
-    options = SegmentOptions(until=until, show_stages=False, precision="float32")
+    options = SegmentOptions(until=until, show_stages=False, precision="float32", mirror=mirror)
     table, first = [], None
     for i, case in enumerate(cases):
         yield Progress("validating", i, len(cases))

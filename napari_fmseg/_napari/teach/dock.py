@@ -51,6 +51,7 @@ from napari_fmseg.training.projects import Project, case_table, labels_revision,
 __all__ = ["TeachDock"]
 
 _REMARKS = 2  # of a training that are shown at once
+_LEARNED = 0.3  # Dice from which a class is no longer said not to be learned
 
 
 class TeachDock(Dock):
@@ -309,6 +310,7 @@ class TeachDock(Dock):
         self.train.take(event)
         if isinstance(event, EpochDone):
             self._allow()
+            self._drop_remarks(event.metrics)
 
     def _warn(self, warning: Warned) -> None:
         """Show a warning of the training; every stage gives the same ones, so the newest replaces the one before."""
@@ -316,6 +318,13 @@ class TeachDock(Dock):
         self._remarks.pop(about, None)
         self._remarks[about] = warning.text
         self.note.tell(list(self._remarks.values())[-_REMARKS:])
+
+    def _drop_remarks(self, metrics: Mapping[str, float]) -> None:
+        """Forget that a class was not being learned once it is."""
+        about = {name.replace("dice/", "not-learned: ", 1) for name, dice in metrics.items() if dice >= _LEARNED}
+        if about & self._remarks.keys():
+            self._remarks = {key: text for key, text in self._remarks.items() if key not in about}
+            self.note.tell(list(self._remarks.values())[-_REMARKS:])
 
     def _on_state(self, state: str, text: str) -> None:
         self.train.show_state(state, text, lambda: self.round.left)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import QTimer, Signal
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QComboBox, QFileDialog, QLabel, QSizePolicy, QWidget
 
 from napari_fmseg._napari.common.curves import Curves
@@ -54,6 +55,17 @@ _DOING = {"reading": "Reading the cases", "validating": "Validating on the held-
 _WORDS = {"rate": "Learning rate, times"}
 
 
+class _Sources(QComboBox):
+    """A list that says when it is opened."""
+
+    opened = Signal()
+
+    def showPopup(self) -> None:
+        """Open the list."""
+        self.opened.emit()
+        super().showPopup()
+
+
 class TrainPanel(QWidget):
     """What to start from, the minutes, three buttons with a signal each, and what is learned."""
 
@@ -72,7 +84,8 @@ class TrainPanel(QWidget):
         self._colors: dict[int, Sequence[float]] = {}
         self._last = 0.0  # where on the x axis the last step lies
         self._left: Any = lambda: None
-        self.source, self.minutes = QComboBox(), NumberBox()
+        self._versions: Sequence[Version] = ()
+        self.source, self.minutes = _Sources(), NumberBox()
         self.options = OptionsForm(
             TrainingOptions,
             skip=("minutes",),
@@ -102,6 +115,7 @@ class TrainPanel(QWidget):
         self.stop_button.clicked.connect(self.stop)
         self.resume_button.clicked.connect(self.resume)
         self.source.activated.connect(self._on_source)
+        self.source.opened.connect(self._list_again)
         self.refresh((), 0)
         self.show_state("idle", "")
         self.allow("Open or make a project first.", can_resume=False)
@@ -131,7 +145,7 @@ class TrainPanel(QWidget):
 
     def refresh(self, versions: Sequence[Version], present: int) -> None:
         """List what a training can start from; what was chosen stays."""
-        before = self.source.currentData()
+        before, self._versions = self.source.currentData(), versions
         self.source.clear()
         if present:
             self.source.addItem(f"The project's model, version {present}", ACTIVE_VERSION)
@@ -146,6 +160,15 @@ class TrainPanel(QWidget):
         at = self.source.findData(before) if before not in (None, _FILE) else -1
         self.source.setCurrentIndex(at if at >= 0 and present == self._present else 0)  # a new version is gone on from
         self._present = present
+
+    def _list_again(self) -> None:
+        """List what a training can start from, as it is now: another dock may have imported a model."""
+        self.refresh(self._versions, self._present)
+
+    def showEvent(self, event: QShowEvent | None) -> None:
+        """List what a training can start from."""
+        super().showEvent(event)
+        self._list_again()
 
     def begin_from(self, path: Path) -> None:
         """Start from the card of a model in a file."""

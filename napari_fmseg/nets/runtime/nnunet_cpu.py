@@ -1,21 +1,33 @@
-"""The U-Nets of nnU-Net on a CPU: the same layers, but no map lives longer than it is needed.
+"""The U-Nets of nnU-Net on a CPU: the same layers with channels last, in little more memory than their largest map.
 
-A module keeps its input alive until it returns, and the input of a decoder's stage is the largest map of all.
+A convolution that keeps the size of its input writes over it, some planes at a time; what a decoder's stage brings up
+from below exists for these planes only, and the result takes the place of the skip. Norms work in place. A window of
+few channels goes to oneDNN, too, which torch itself leaves to a convolution that is many times slower and unfolds its
+input.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from napari_fmseg.nets.nnunet import PlainConvUNet
 
 __all__ = ["NNUNetCpu"]
+
+_LAST = torch.channels_last_3d
+_IN_CACHE = 1 << 18
+"""Numbers that a norm works on at once."""
+
+_SLAB_BYTES = 8 << 20
+"""Of the planes that a convolution writes over at once, about."""
 
 
 class NNUNetCpu:
@@ -24,53 +36,292 @@ class NNUNetCpu:
     Parameters
     ----------
     net
-        The network; later changes of its weights are not seen.
+        The network; its weights are used as they are where they have the type.
     dtype
-        torch.float32, or torch.bfloat16 where the processor computes with it.
+        torch.float32, or torch.bfloat16 where the processor computes with it. The first convolution, the norms and the
+        last layer are computed in float32 in any case: 8 bits of an intensity or of a logit are too few.
     """
 
     def __init__(self, net: PlainConvUNet, dtype: torch.dtype = torch.float32) -> None:
-        # In bfloat16 only the kernels of channels last sum up in float32; in float32 they are the slower ones.
-        self._format = torch.contiguous_format if dtype == torch.float32 else torch.channels_last_3d
-        whole: Any = copy.deepcopy(net).eval().requires_grad_(False)
-        first = whole.encoder.stem.convs if whole.residual else whole.encoder.stages[0][0].convs
-        self._first = first[0]
-        own: Any = whole if dtype == torch.float32 else copy.deepcopy(whole)
-        self._net: Any = own.to(dtype).to(memory_format=self._format)
-        self._dtype = dtype
+        own: Any = net
+        self._net, self._dtype, self._slicewise = net, dtype, own.sees_slices
+        stages = [
+            [_Residual.of(block, dtype) for block in stage.blocks]
+            if net.residual
+            else [_Unit.of(unit, dtype) for unit in stage[0].convs]
+            for stage in own.encoder.stages
+        ]
+        start = own.encoder.stem.convs if net.residual else own.encoder.stages[0][0].convs
+        self._first = _Unit.of(start[0], torch.float32)
+        stages[0] = [*(_Unit.of(unit, dtype) for unit in start[1:]), *stages[0]] if net.residual else stages[0][1:]
+        self._down: list[list[Any]] = stages
+        self._up = [
+            (_Raise.of(up, dtype), [_Unit.of(unit, dtype) for unit in stage.convs])
+            for up, stage in zip(own.decoder.transpconvs, own.decoder.stages, strict=True)
+        ]
+        self._last: nn.Conv3d = own.decoder.seg_layers[-1]
+        self._map: Tensor | None = None  # the largest: made anew for every window, it would leave the heap in pieces
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
-        """Return logits; see `PlainConvUNet.forward`."""
-        net, slices = self._net, x.shape[2]
+        """Return logits, float32; see `PlainConvUNet.forward`."""
+        out: list[Tensor] = []
+        for number, planes, logits in self._run(x):
+            if not out:
+                depth, n = (1, len(x) * x.shape[2]) if self._slicewise else (x.shape[2], len(x))
+                out.append(torch.empty((n, len(logits), depth, *x.shape[3:])))
+            out[0][number, :, planes] = logits
+        return self._net.from_slices(out[0], x.shape[2])
+
+    @torch.inference_mode()
+    def stream(self, x: Tensor, take: Callable[[slice, Tensor], None]) -> None:
+        """Call `take` with planes of one image and their logits (heads, planes, y, x), float32, some at a time."""
+        for number, planes, logits in self._run(x):
+            take(slice(number, number + 1) if self._slicewise else planes, logits)
+
+    def _run(self, x: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+        net = self._net
         net.check(x)
-        # The image itself in float32: few channels, and 8 bits of an intensity are too few.
-        held = [self._first(net.as_slices(x.float())).to(self._dtype, memory_format=self._format)]
+        x = net.as_slices(x.float())
+        held = [self._first.run_into(self._largest_map(x), x)]
         del x
-        begun = True
-        if hasattr(net.encoder, "stem"):
-            _run(net.encoder.stem.convs[1:], held)
-            begun = False
         skips: list[Tensor] = []
-        for stage in net.encoder.stages:
-            if net.residual:
-                for block in stage.blocks:
-                    held.append(block(held.pop()))
-            else:
-                _run(stage[0].convs[1:] if begun else stage[0].convs, held)
-                begun = False
+        for stage in self._down:
+            is_skip = bool(skips)
+            for part in stage:
+                held.append(part.run(held.pop(), keep=is_skip))
+                is_skip = False
             skips.append(held[0])
         skips.pop()
-        for up, stage in zip(net.decoder.transpconvs, net.decoder.stages, strict=True):
-            held.append(up(held.pop()))
-            held.append(torch.cat([held.pop(), skips.pop()], 1))
-            _run(stage.convs, held)
-        logits: Tensor = net.from_slices(net.decoder.seg_layers[-1](held.pop()), slices)
-        return logits
+        for up, units in self._up:
+            held.append(units[0].convolve_over(skips.pop(), up, held.pop()))
+            for before, unit in itertools.pairwise(units):
+                held.append(unit.convolve(before.finish(held.pop())))
+            if skips:
+                units[-1].finish(held[0])
+        yield from _logits(held.pop(), self._up[-1][1][-1], self._last)
+
+    def _largest_map(self, x: Tensor) -> Tensor:
+        """Return memory for the first convolution of an image."""
+        size = x.shape[2:]
+        if self._map is None or self._map.shape[2:] != size or len(self._map) != len(x):
+            self._map = None  # free before the next one is made
+            self._map = torch.empty((len(x), len(self._first.weight), *size), dtype=self._dtype, memory_format=_LAST)
+        return self._map
 
 
-def _run(units: Iterable[Any], held: list[Tensor]) -> None:
-    """Replace the only map in `held` by what units in a row make of it."""
-    for unit in units:
-        held.append(unit.conv(held.pop()))
-        held.append(unit.finish(held.pop()))
+@dataclass(frozen=True)
+class _Unit:
+    """Convolution, norm, leaky ReLU; see `napari_fmseg.nets.nnunet`."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: Sequence[int]
+    padding: Sequence[int]
+    norm: nn.Module
+    slope: float | None
+    slope_first: bool
+
+    @classmethod
+    def of(cls, unit: Any, dtype: torch.dtype) -> _Unit:
+        """Return a unit with the weights of a module."""
+        conv = unit.conv
+        bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        weight = conv.weight.detach().to(dtype)
+        return cls(weight, bias, conv.stride, conv.padding, unit.norm, unit.slope, unit.slope_first)
+
+    def run(self, x: Tensor, *, keep: bool = False) -> Tensor:
+        """Return (b, outs, z, y, x), channels last; may be written over `x`, unless it is to be kept."""
+        return self.finish(self.convolve(x, keep=keep))
+
+    def convolve(self, x: Tensor, *, keep: bool = False) -> Tensor:
+        """Return what `run` does before norm and leaky ReLU."""
+        x = x.contiguous(memory_format=_LAST)
+        outs, ins = self.weight.shape[:2]
+        if not keep and ins == outs and max(self.stride) == 1 and len(_slabs(x, ins)) > 1:
+            return self.convolve_over(x)
+        return self._convolve(x, self.padding).contiguous(memory_format=_LAST)
+
+    def run_into(self, out: Tensor, x: Tensor) -> Tensor:
+        """Write (b, outs, z, y, x), channels last, in another type than `x` has."""
+        deep, *plane = self.padding
+        x = F.pad(x, (0, 0, 0, 0, deep, deep)).contiguous(memory_format=_LAST)
+        for planes in _slabs(out, len(self.weight)):
+            out[:, :, planes] = self._convolve(x[:, :, planes.start : planes.stop + 2 * deep], (0, *plane))
+        return self.finish(out)
+
+    def convolve_over(self, x: Tensor, up: _Raise | None = None, below: Tensor | None = None) -> Tensor:
+        """Write the result of `convolve` over `x`, before whose channels stand those that `up` makes of `below`."""
+        deep, *plane = self.padding
+        extra = self.weight.shape[1] - x.shape[1]
+        for i, sample in enumerate(torch.split(x, 1)):
+            before = None  # what the planes before held
+            for planes in _slabs(sample, self.weight.shape[1]):
+                n = planes.stop - planes.start
+                part = torch.empty(
+                    (1, self.weight.shape[1], n + 2 * deep, *x.shape[3:]), dtype=x.dtype, memory_format=_LAST
+                )
+                low, high = max(0, planes.start - deep), min(x.shape[2], planes.stop + deep)
+                first = low - planes.start + deep
+                seen = slice(first, first + high - low)
+                part[:, :, : seen.start] = 0
+                part[:, :, seen.stop :] = 0
+                if before is not None:
+                    part[:, extra:, :deep] = before
+                part[:, extra:, deep : seen.stop] = sample[:, :, planes.start : high]
+                if up is not None and below is not None:
+                    up.raise_planes(below[i : i + 1], low, part[:, :extra, seen])
+                before = part[:, extra:, n : n + deep].clone()
+                sample[:, :, planes] = self._convolve(part, (0, *plane))
+        return x
+
+    def _convolve(self, x: Tensor, padding: Sequence[int]) -> Tensor:
+        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, (1, 1, 1), 1)
+        return F.conv3d(x, self.weight, self.bias, tuple(self.stride), tuple(padding))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Apply norm and leaky ReLU in place."""
+        for part, out in self.finish_parts(x):
+            if out is not part:
+                part.copy_(out)
+        return x
+
+    def finish_parts(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield voxels (n, outs) and what norm and leaky ReLU make of them, float32; in place where `x` is so, too."""
+        for sample in torch.split(x, 1):
+            if self.slope_first and self.slope is not None:
+                for part in _parts(sample):
+                    F.leaky_relu_(part, self.slope)
+            batch = isinstance(self.norm, nn.BatchNorm3d)
+            factor, summand = _batch_factors(self.norm) if batch else _instance_factors(sample, self.norm)
+            for part in _parts(sample):
+                is_float = part.dtype == torch.float32
+                values, own = (part, part) if is_float else (part.float(), None)
+                out = torch.addcmul(summand, values, factor, out=own)
+                if self.slope is not None and not self.slope_first:
+                    F.leaky_relu_(out, self.slope)
+                yield part, out
+
+
+@dataclass(frozen=True)
+class _Residual:
+    """Units beside a skip, added before the last leaky ReLU."""
+
+    units: Sequence[_Unit]
+    mean: nn.Module | None
+    skip: _Unit | None
+    slope: float
+
+    @classmethod
+    def of(cls, block: Any, dtype: torch.dtype) -> _Residual:
+        """Return a block with the weights of a module."""
+        units = [_Unit.of(getattr(block, f"conv{i}"), dtype) for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
+        mean = next((part for part in block.skip if not hasattr(part, "conv")), None)
+        skip = next((_Unit.of(part, dtype) for part in block.skip if hasattr(part, "conv")), None)
+        return cls(units, mean, skip, block.slope)
+
+    def run(self, x: Tensor, *, keep: bool = False) -> Tensor:
+        """Return (b, outs, z, y, x), channels last; may be written over `x`, unless it is to be kept."""
+        beside: Tensor = x if self.mean is None else self.mean(x)
+        if self.skip is not None:
+            beside = self.skip.run(beside, keep=True)
+        for i, unit in enumerate(self.units):
+            x = unit.run(x, keep=i == 0)
+        is_kept = keep and self.mean is None and self.skip is None
+        total = x.add_(beside) if is_kept else beside.add_(x)
+        return F.leaky_relu_(total, self.slope)
+
+
+@dataclass(frozen=True)
+class _Raise:
+    """A transposed convolution whose kernel is its stride: every voxel becomes a block."""
+
+    weight: Tensor
+    bias: Tensor | None
+    stride: Sequence[int]
+
+    @classmethod
+    def of(cls, up: Any, dtype: torch.dtype) -> _Raise:
+        """Return it with the weights of a module."""
+        return cls(up.weight.detach().to(dtype), None if up.bias is None else up.bias.detach().to(dtype), up.stride)
+
+    def raise_planes(self, x: Tensor, first: int, out: Tensor) -> None:
+        """Write planes of the result from the `first` on into `out` (1, outs, planes, y, x)."""
+        deep = self.stride[0]
+        low, high = first // deep, -(-(first + out.shape[2]) // deep)
+        rows, n = _rows(x[:, :, low:high].contiguous(memory_format=_LAST)), out.shape[1]
+        for at in itertools.product(*(range(step) for step in self.stride)):
+            weight = self.weight[:, :, at[0], at[1], at[2]]
+            part = rows @ weight if self.bias is None else torch.addmm(self.bias, rows, weight)
+            begin = (first - at[0] + deep - 1) // deep  # the first plane below that gives one of those wanted
+            start = begin * deep + at[0] - first
+            where = out[:, :, start::deep, at[1] :: self.stride[1], at[2] :: self.stride[2]]
+            made = part.view(1, high - low, *x.shape[3:], n).movedim(-1, 1)
+            where.copy_(made[:, :, begin - low : begin - low + where.shape[2]])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return a view (voxels, c) of maps (b, c, z, y, x) with channels last."""
+    return x.permute(0, 2, 3, 4, 1).view(-1, x.shape[1])
+
+
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    """Return views (voxels, c) of maps with channels last, each small enough for the cache."""
+    return torch.split(_rows(x), max(1, _IN_CACHE // x.shape[1]))
+
+
+def _batch_factors(norm: Any) -> tuple[Tensor, Tensor]:
+    """Return by what a batch norm multiplies each channel and what it adds."""
+    factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return factor, norm.bias - norm.running_mean * factor
+
+
+def _instance_factors(x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
+    """Return by what an instance norm multiplies each channel of one sample and what it adds."""
+    total = squares = torch.zeros((), dtype=torch.float64)
+    middle: Tensor | None = None
+    n = 0
+    for part in _parts(x):
+        values = part.float()
+        middle = values.mean(0) if middle is None else middle  # near the mean, so that no digits are lost
+        values = values - middle
+        total = total + values.sum(0)
+        squares = squares + torch.linalg.vecdot(values, values, dim=0)
+        n += len(part)
+    assert middle is not None
+    off = total / n
+    factor = norm.weight / torch.sqrt(squares / n - off * off + norm.eps)
+    return factor.float(), (norm.bias - (middle + off) * factor).float()
+
+
+def _slabs(x: Tensor, channels: int) -> list[slice]:
+    """Return planes that are convolved at once: all of a small map."""
+    plane = channels * x.shape[3] * x.shape[4] * x.element_size()
+    n = max(1, round(x.shape[2] * plane / _SLAB_BYTES))
+    step = -(-x.shape[2] // n)
+    return [slice(first, min(first + step, x.shape[2])) for first in range(0, x.shape[2], step)]
+
+
+def _logits(x: Tensor, unit: _Unit, last: nn.Conv3d) -> Iterator[tuple[int, slice, Tensor]]:
+    """Yield the last layer's logits (heads, planes, y, x) of what the last unit has convolved, some planes at a time.
+
+    Each is overwritten by the next.
+    """
+    weight = last.weight.detach().flatten(1).float()
+    bias = 0 if last.bias is None else last.bias.detach()[:, None]
+    plane = x.shape[3] * x.shape[4]
+    n = min(x.shape[2], max(1, _SLAB_BYTES // (4 * len(weight) * plane)))
+    room = torch.empty((len(weight), n * plane))
+    for number, sample in enumerate(torch.split(x, 1)):
+        first, filled = 0, 0
+        for _, values in unit.finish_parts(sample):
+            while len(values):
+                some = values[: room.shape[1] - filled]
+                room[:, filled : filled + len(some)] = (weight @ some.T).add_(bias)
+                filled, values = filled + len(some), values[len(some) :]
+                planes = slice(first, first + filled // plane)
+                if filled == room.shape[1] or planes.stop == x.shape[2]:
+                    shape = (len(weight), planes.stop - first, *x.shape[3:])
+                    yield number, planes, room[:, :filled].view(shape)
+                    first, filled = planes.stop, 0

@@ -19,7 +19,7 @@ from napari_fmseg.core.errors import DeviceUnavailable
 from napari_fmseg.nets import load
 from napari_fmseg.nets.runtime.device import PRECISIONS, pick_precision
 
-__all__ = ["Prepared", "has_low_memory_form", "prepare"]
+__all__ = ["Prepared", "forget", "has_low_memory_form", "prepare"]
 
 Prepared: TypeAlias = Callable[..., Any]
 
@@ -82,6 +82,11 @@ def prepare(
     return run
 
 
+def forget(net: nn.Module) -> None:
+    """Free what `prepare` keeps of a network."""
+    _prepared.pop(net, None)
+
+
 class _Layerwise:
     """A network as it is written, on a device, in a precision and a memory format."""
 
@@ -120,6 +125,18 @@ class _Layerwise:
         return self._nets[layout](*(x.contiguous(memory_format=own) for x, own in zip(brought, layouts, strict=True)))
 
 
+class _OnCpu:
+    """A form of a network for the CPU, whose inputs are brought there."""
+
+    def __init__(self, form: Any) -> None:
+        self._form = form
+        if hasattr(form, "stream"):
+            self.stream = form.stream
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self._form(*(x.cpu() for x in inputs))
+
+
 def has_low_memory_form(net: nn.Module) -> bool:
     """Return whether a network has a form that needs a fraction of the memory, with the same result."""
     return bool(getattr(net, "low_memory_form", ""))
@@ -138,12 +155,18 @@ def _make(
         return low
     if device.type == "cpu" and dtype != torch.float16:
         if getattr(net, "cpu_form", ""):
-            own = copy.deepcopy(net).requires_grad_(False)  # so that the one in the cache does not keep `net` alive
-            fast = load(own.cpu_form)(own.cpu(), dtype)
-            return lambda *inputs: fast(*(x.cpu() for x in inputs))
+            # A copy, so that the one in the cache does not keep `net` alive; its weights are those of `net`.
+            own = copy.deepcopy(net, {id(v): _view_of(v) for v in [*net.parameters(), *net.buffers()]})
+            return _OnCpu(load(own.cpu_form)(own.cpu(), dtype))
         if memory_format == "auto":
             memory_format = getattr(net, "cpu_memory_format", "auto")
     return _Layerwise(net, device, dtype, memory_format)
+
+
+def _view_of(value: Tensor) -> Tensor:
+    """Return a parameter or a buffer with the same memory, that needs no gradient."""
+    same = value.detach()
+    return nn.Parameter(same, requires_grad=False) if isinstance(value, nn.Parameter) else same
 
 
 def _fingerprint(net: nn.Module) -> tuple[Any, ...]:

@@ -8,7 +8,8 @@ The networks are ``"windows"`` in the card, and ``"lowres"`` for the earlier sta
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.volume import Box, LabelMap, Volume
 from napari_fmseg.models.settings import NNUNetSettings
 from napari_fmseg.models.weights import Model
+from napari_fmseg.nets.runtime.prepare import forget
 from napari_fmseg.pipelines.executor import InferenceRunner, ensemble_members
 from napari_fmseg.pipelines.network_inputs import NetworkInputs, box_on
 from napari_fmseg.pipelines.nnunet.frame import Frame
 from napari_fmseg.pipelines.nnunet.labels import LabelWriter, label_table, rule_of
 from napari_fmseg.pipelines.nnunet.preprocess import network_input, previous_channels
-from napari_fmseg.pipelines.nnunet.windows import predict_planes
+from napari_fmseg.pipelines.nnunet.windows import Take, predict_planes
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
@@ -46,7 +48,11 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
     labels: Labels | None = None
     stages = [("lowres", NNUNetSettings.of(settings.lowres))] if settings.lowres else []
     for stage, own in [*stages, ("windows", settings)]:
-        labels = yield from _run_stage(stage, volume, model, own, options, engine, labels)
+        try:
+            labels = yield from _run_stage(stage, volume, model, own, options, engine, labels)
+        finally:
+            for net in ensemble_members(model.nets, stage):
+                forget(net)  # it keeps its largest map from window to window
         yield from engine.warnings()
         if options.until == stage:
             break
@@ -71,7 +77,8 @@ def _run_stage(
     writer = LabelWriter(target, image.shape[1:], settings, spacing, frame.spacing, table)
     seen = np.zeros(image.shape[1:], table.dtype) if options.show_stages else None
     for event in predict_planes(
-        lambda x: _mean_logits(engine, nets, x), image.to(engine.device), settings.window,
+        [partial(_stream, engine, net, len(nets) == 1) for net in nets], image.to(engine.device), settings.window,
+        len(settings.regions) or model.card.n_classes,
         overlap=0.5 if options.overlap is None else options.overlap,
         mirror=settings.mirror if options.mirror else (), constant=options.blend == "constant", stage=stage,
     ):  # fmt: skip
@@ -98,12 +105,11 @@ def _image(volume: Volume, model: Model, settings: NNUNetSettings, frame: Frame,
     return torch.cat([image, previous_channels(previous, volume, frame, settings)])
 
 
-def _mean_logits(engine: InferenceRunner, nets: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """Return the mean logits of all folds."""
-    out = engine(nets[0], x)
-    for net in nets[1:]:
-        out = out + engine(net, x)
-    return out / len(nets) if len(nets) > 1 else out
+def _stream(engine: InferenceRunner, net: nn.Module, is_alone: bool, x: Tensor, take: Take) -> None:
+    """Run one network, see `InferenceRunner.stream`; one of several frees its memory before the next one runs."""
+    engine.stream(net, x, take)
+    if not is_alone:
+        forget(net)
 
 
 @torch.no_grad()

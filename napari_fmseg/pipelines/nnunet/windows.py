@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,29 +17,36 @@ from napari_fmseg.core.events import Progress
 
 __all__ = ["importance", "predict_planes", "window_starts"]
 
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 16 << 20
+
+
+Take: TypeAlias = Callable[[slice, Tensor], None]
 
 
 def predict_planes(
-    call: Callable[[Tensor], Tensor],
+    calls: Sequence[Callable[[Tensor, Take], None]],
     image: Tensor,
     window: Sequence[int],
+    heads: int,
     *,
     overlap: float = 0.5,
     mirror: Sequence[int] = (),
     constant: bool = False,
     stage: str = "windows",
 ) -> Iterator[Progress | tuple[int, Tensor]]:
-    """Run a network over windows of an image and yield its blended logits, some planes at a time.
+    """Run networks over windows of an image and yield its blended logits, some planes at a time.
 
     Parameters
     ----------
-    call
-        Takes (1, c, a0, a1, a2) and gives logits (1, heads, a0, a1, a2).
+    calls
+        Of each network, whose logits are averaged: takes (1, c, a0, a1, a2), and a function that it calls with planes
+        along a0 and their logits (heads, planes, a1, a2), which are not kept.
     image
         (c, a0, a1, a2); padded with zeros to the window where it is smaller.
     window
         Its size; with a first of 1 every plane is seen.
+    heads
+        Channels of the logits.
     overlap
         Share of a window that overlaps the next one, at least.
     mirror
@@ -57,26 +65,30 @@ def predict_planes(
     size = image.shape[1:]
     before = [max(0, w - n) // 2 for w, n in zip(window, size, strict=True)]
     after = [max(0, w - n) - low for w, n, low in zip(window, size, before, strict=True)]
-    image = F.pad(image, [pad for low, high in zip(before[::-1], after[::-1], strict=True) for pad in (low, high)])
+    if any(before) or any(after):
+        image = F.pad(image, [pad for low, high in zip(before[::-1], after[::-1], strict=True) for pad in (low, high)])
     starts = [window_starts(n, w, overlap) for n, w in zip(image.shape[1:], window, strict=True)]
     weights = torch.ones(tuple(window), dtype=torch.float16) if constant else importance(tuple(window))
     weights = weights.to(image.device)
     here = tuple(slice(low, low + n) for low, n in zip(before[1:], size[1:], strict=True))
     flips = [axes for n in range(len(mirror) + 1) for axes in itertools.combinations(mirror, n)]
+    turns = list(itertools.product(calls, flips))
     total, done = math.prod(len(along) for along in starts), 0
-    sums = covered = torch.zeros(())
+    # What lives long is allocated before what does not, or the heap is left in pieces.
+    sums = torch.zeros((heads, window[0], *image.shape[2:]), dtype=torch.float16, device=image.device)
+    covered = torch.zeros_like(sums[0])
+    mean = torch.empty((heads, *window), device=image.device) if len(turns) > 1 else None
     for row, first in enumerate(starts[0]):
         for second, third in itertools.product(*starts[1:]):
             place = (slice(second, second + window[1]), slice(third, third + window[2]))
-            out = _mean_of_mirrors(call, image[(slice(None), slice(first, first + window[0]), *place)][None], flips)
-            if sums.ndim == 0:
-                sums = torch.zeros((len(out), window[0], *image.shape[2:]), dtype=torch.float16, device=image.device)
-                covered = torch.zeros_like(sums[0])
+            seen = image[(slice(None), slice(first, first + window[0]), *place)][None]
+            add = partial(_add_planes, sums, weights, first, place)
+            if mean is None:
+                calls[0](seen, add)
+            else:
+                add(slice(0, window[0]), _mean_of_turns(turns, seen, mean))
             for ring, part in _ring(first, window[0]):
-                for head, logits in zip(sums, out, strict=True):  # one by one: mixed types make copies
-                    head[(ring, *place)] += logits[part] * weights[part]
                 covered[(ring, *place)] += weights[part]
-            del out
             done += 1
             yield Progress(stage, done, total)
         last = starts[0][row + 1] if row + 1 < len(starts[0]) else image.shape[1]
@@ -90,13 +102,31 @@ def predict_planes(
             covered[ring] = 0
 
 
-def _mean_of_mirrors(call: Callable[[Tensor], Tensor], x: Tensor, flips: Sequence[Sequence[int]]) -> Tensor:
-    """Return the mean logits (heads, a0, a1, a2) over the mirrored windows, float32."""
-    total = call(x).float()
-    for axes in flips[1:]:  # the first has none
-        turned = [axis + 2 for axis in axes]
-        total += call(x.flip(turned)).float().flip(turned)
-    return total.div_(len(flips))[0] if len(flips) > 1 else total[0]
+def _add_planes(
+    sums: Tensor, weights: Tensor, first: int, place: tuple[slice, slice], planes: slice, logits: Tensor
+) -> None:
+    """Add weighted logits of some planes of the window that starts at `first`, to a ring of planes."""
+    for ring, part in _ring(first + planes.start, planes.stop - planes.start, sums.shape[1]):
+        weight = weights[planes][part]
+        for head, values in zip(sums, logits, strict=True):  # one by one: mixed types make copies
+            head[(ring, *place)] += values[part] * weight
+
+
+def _mean_of_turns(
+    turns: Sequence[tuple[Callable[[Tensor, Take], None], Sequence[int]]], x: Tensor, mean: Tensor
+) -> Tensor:
+    """Write the mean logits (heads, a0, a1, a2) of networks and mirrored windows to `mean` and return it."""
+    mean.zero_()
+    for call, axes in turns:
+        call(x.flip([axis + 2 for axis in axes]), partial(_add_turned, mean, axes))
+    return mean.div_(len(turns))
+
+
+def _add_turned(total: Tensor, axes: Sequence[int], planes: slice, logits: Tensor) -> None:
+    """Add logits of some planes of a mirrored window where they lie without the mirror."""
+    n = total.shape[1]
+    where = slice(n - planes.stop, n - planes.start) if 0 in axes else planes
+    total[:, where] += logits.flip([axis + 1 for axis in axes])
 
 
 def _ring(first: int, n: int, size: int = 0) -> list[tuple[slice, slice]]:

@@ -23,21 +23,25 @@ class NNUNetTask(PatchTask):
     Raises
     ------
     InvalidRecipe
-        For models of two dimensions, of two stages or with overlapping regions, which only run here.
+        For models of two stages or with overlapping regions, which only run here.
     """
 
     def __init__(
         self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
     ) -> None:
         own = NNUNetSettings.of(recipe.settings)
-        if own.sees_slices or own.lowres or own.regions or stage.stage != "windows":
+        if own.lowres or own.regions or stage.stage != "windows":
             raise InvalidRecipe(
-                "A model of nnU-Net that sees slices, has two stages or overlapping regions can be run, but not "
-                "trained further. Start from its 3d_fullres configuration, or from another model."
+                "A model of nnU-Net that has two stages or overlapping regions can be run, but not trained further. "
+                "Start from its 3d_fullres configuration, or from another model."
             )
         Labelled.__init__(self, stage, recipe, [_turn(case, own) for case in samples])
-        self.settings = SingleSettings(own.window, spacing_mm=own.spacing_mm)
+        self.settings, self._spacing = SingleSettings(own.window), own.spacing_mm
         self.use_cases(self.samples)
+
+    def spacing_of(self, case: Sample) -> Sequence[float]:
+        """Return the spacing of the patches of a case: across slices that are seen alone, the case's own."""
+        return [want or have for want, have in zip(self._spacing, case.spacing, strict=True)]
 
 
 def _turn(case: Sample, settings: NNUNetSettings) -> Sample:

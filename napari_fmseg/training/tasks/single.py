@@ -40,8 +40,12 @@ class PatchTask(Labelled):
 
     def use_cases(self, samples: Sequence[Sample]) -> None:
         """Resample the cases from which patches are drawn to the pipeline's voxels."""
-        self.cases = [_at_spacing(case, self.settings.spacing_mm) for case in samples]
+        self.cases = [_at_spacing(case, self.spacing_of(case)) for case in samples]
         self.places = [_places(case.labels) for case in self.cases]
+
+    def spacing_of(self, case: Sample) -> Sequence[float]:
+        """Return the spacing of the patches of a case; () for its own."""
+        return self.settings.spacing_mm
 
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0

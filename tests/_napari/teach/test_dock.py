@@ -25,27 +25,30 @@ if not os.environ.get("DISPLAY"):
     pytest.skip("needs a display: run under xvfb-run", allow_module_level=True)
 
 from napari.layers import Layer
-from qtpy.QtCore import QMimeData, QPoint, Qt, QTimer, QUrl
-from qtpy.QtGui import QDropEvent
+from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl
+from qtpy.QtGui import QDragEnterEvent, QDropEvent
 from qtpy.QtWidgets import QApplication, QDialog, QDialogButtonBox, QInputDialog, QLineEdit
+from scipy.ndimage import binary_opening, gaussian_filter
 
 from napari_fmseg._napari.choosers.model_chooser import ModelChooser
 from napari_fmseg._napari.common.dialogs import Choice, Question, on_screen
 from napari_fmseg._napari.layers import image_layers, labels_layer
 from napari_fmseg._napari.results.class_table import NAME, ClassTable
+from napari_fmseg._napari.segment.dock import SegmentDock
 from napari_fmseg._napari.teach.dock import TeachDock
 from napari_fmseg._napari.teach.label_history import LabelHistory
-from napari_fmseg.core.events import drain
+from napari_fmseg.core.events import EpochDone, Warned, drain
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.projects.case_results import labels_file, picture_file
-from napari_fmseg.io import read_labels, write_labels
+from napari_fmseg.io import read_labels, read_volume, write_labels
 from napari_fmseg.models.card import ModelCard, NetSpec
 from napari_fmseg.models.nnunet import import_nnunet
-from napari_fmseg.models.registry import find_card
+from napari_fmseg.models.registry import find_card, list_models
 from napari_fmseg.models.weights import load_model, save_model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training import StageRecipe
 from napari_fmseg.training.projects import (
+    LabelOptions,
     add_case,
     add_version,
     init_project,
@@ -62,6 +65,8 @@ from napari_fmseg.training.projects import (
 from napari_fmseg.training.projects.prepare_run import write_recipe
 from napari_fmseg.training.validation import write_plane
 
+SHARED = Path(os.environ.get("FMSEG_SHARED", Path(__file__).parents[3].parent / "shared"))
+HIPPOCAMPUS, NNUNET = SHARED / "data" / "hippocampus", SHARED / "golden" / "nnunet"
 PATIENCE_MS = 120_000
 SHAPE = (16, 28, 32)
 TURN = np.linalg.qr(np.eye(3) + 0.05 * np.random.default_rng(3).standard_normal((3, 3)))[0]
@@ -310,7 +315,8 @@ def test_opening_the_dock_and_a_project_loads_no_torch(tmp_path: Path) -> None:
         from pathlib import Path
         import napari
         from qtpy.QtWidgets import QApplication
-        from napari_fmseg._napari.teach.dock import TeachDock
+        from napari_fmseg._napari.segment.dock import SegmentDock
+from napari_fmseg._napari.teach.dock import TeachDock
         viewer = napari.Viewer(show=False)
         dock = TeachDock(viewer)
         viewer.window.add_dock_widget(dock)
@@ -891,3 +897,89 @@ def test_a_model_of_nnunet_learns_a_new_class_from_the_panel(
     volume, truth = case_of(9)
     found = drain(segment(volume, load_model(version.card, device="cpu"), SegmentOptions(mirror=False))).data > 0
     assert 2 * (found & (truth.data > 0)).sum() / (found.sum() + (truth.data > 0).sum()) > 0.6
+
+
+def test_start_from_lists_a_model_that_was_imported_meanwhile(
+    make_dock: Any, qtbot: Any, nnunet_results: Any, tmp_path: Path
+) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 1).folder)
+    dock.pages.setCurrentIndex(1)
+    (card,) = import_nnunet(nnunet_results(tmp_path / "results")).cards
+    assert dock.train.source.findData(card.name) < 0
+    dock.train.source.showPopup()
+    assert dock.train.source.findData(card.name) >= 0
+    dock.train.source.hidePopup()
+
+
+def test_a_class_is_no_longer_said_not_to_be_learned_once_it_is(make_dock: Any, tmp_path: Path) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 1).folder)
+    dock._on_event(Warned("net: 'ball' is not being learned: its Dice is 0.01.", "not-learned: ball"))
+    dock._on_event(Warned("Something else.", "else"))
+    dock._on_event(EpochDone("net", 3, 8, 1.0, 1.0, {"dice": 0.1, "dice/ball": 0.1}))
+    assert "not being learned" in dock.note.text()
+    dock._on_event(EpochDone("net", 4, 8, 1.0, 1.0, {"dice": 0.8, "dice/ball": 0.8}))
+    assert dock.note.text() == "Something else."
+
+
+def dark_tissue(volume: Volume, hippocampus: np.ndarray) -> np.ndarray:
+    """Return the fluid around a hippocampus: what is less than half as bright as it, smoothed."""
+    smooth = gaussian_filter(np.asarray(volume.data, np.float32), 0.7)
+    middle = np.median(np.asarray(volume.data)[hippocampus])
+    return np.asarray(binary_opening((smooth < 0.5 * middle) & ~hippocampus))
+
+
+def dice(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(2 * (found & truth).sum() / (found.sum() + truth.sum()))
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="the real volumes are not here (FMSEG_SHARED says where)")
+def test_a_hippocampus_model_of_nnunet_learns_the_fluid_from_4_cases_and_keeps_what_it_knew(
+    make_dock: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    project = init_project(tmp_path / "hippocampus", ("anterior", "posterior", "fluid"), channels=("MR",))
+    for name in ("hip_003", "hip_004", "hip_006", "hip_007"):  # labelled with the new class only
+        volume = read_volume(HIPPOCAMPUS / "images" / f"{name}.nii.gz")
+        fluid = dark_tissue(volume, read_labels(HIPPOCAMPUS / "labels" / f"{name}.nii.gz").data > 0)
+        labels = LabelMap(3 * fluid.astype(np.uint8), volume.geometry, {}, {3: "fluid"})
+        project = add_case(project, name, volume, labels, LabelOptions(unlabelled="nothing"))
+    dock = make_dock(project.folder)
+    segment_dock = SegmentDock(dock.viewer)
+    dock.viewer.window.add_dock_widget(segment_dock, name="fmseg: Segment")
+    model = NNUNET / "plain_mr" / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
+    dropped = QMimeData()
+    dropped.setUrls([QUrl.fromLocalFile(str(model))])
+    rest = Qt.DropAction.CopyAction, dropped, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+    for event in (QDragEnterEvent(QPoint(20, 20), *rest), QDropEvent(QPointF(20, 20), *rest)):
+        QApplication.sendEvent(segment_dock, event)
+        assert event.isAccepted()
+    qtbot.waitUntil(lambda: "Imported" in segment_dock.remarks.text(), timeout=PATIENCE_MS)
+    (imported,) = (card for card in list_models() if card.pipeline == "nnunet")
+    dock.pages.setCurrentIndex(1)
+    dock.train.source.setCurrentIndex(dock.train.source.findData(imported.name))
+    assert imported.title in dock.train.source.currentText()
+    dock.train.minutes.setValue(2.0)  # some 150 steps, also where other programs run
+    press(qtbot, dock.train.start_button)
+    qtbot.waitUntil(lambda: dock.round.running, timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: not dock.round.running, timeout=5 * PATIENCE_MS)
+    wait(qtbot, dock)
+    segment_dock.close_down()
+    assert dock.error.error is None, dock.error.text.text()
+    (version,) = dock._known.versions
+    assert version.card.labels == {1: "anterior", 2: "posterior", 3: "fluid"}
+
+    before, after = load_model(imported, device="cpu"), load_model(version.card, device="cpu")
+    options, table = SegmentOptions(device="cpu", mirror=False), []
+    for name in ("hip_001", "hip_015", "hip_033", "hip_041", "hip_051", "hip_065"):  # never learned from
+        volume = read_volume(HIPPOCAMPUS / "images" / f"{name}.nii.gz")
+        truth = read_labels(HIPPOCAMPUS / "labels" / f"{name}.nii.gz").data
+        old, new = (drain(segment(volume, model, options)).data for model in (before, after))
+        fluid = dark_tissue(volume, truth > 0)
+        table.append([dice(old == 1, truth == 1), dice(old == 2, truth == 2),
+                      dice(new == 1, truth == 1), dice(new == 2, truth == 2), dice(new == 3, fluid)])  # fmt: skip
+    anterior, posterior, anterior_after, posterior_after, fluid_after = np.mean(table, 0)
+    assert fluid_after > 0.5, table
+    assert anterior_after > anterior - 0.05, table
+    assert posterior_after > posterior - 0.05, table

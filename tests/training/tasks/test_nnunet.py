@@ -16,13 +16,15 @@ from napari_fmseg.core.events import Warned, drain
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.projects.project import open_project
 from napari_fmseg.io import write_labels, write_volume
+from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.nnunet import import_nnunet
-from napari_fmseg.models.settings import NNUNetSettings
 from napari_fmseg.models.weights import load_model, save_model
+from napari_fmseg.nets import build
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training import Recipe, StageRecipe, train
 from napari_fmseg.training.projects.prepare_run import TrainingOptions, prepare_run
 from napari_fmseg.training.recipe_file import load_recipe
+from napari_fmseg.training.validation import validate_model
 
 SHAPE = (20, 24, 22)
 
@@ -104,15 +106,32 @@ def test_new_classes_change_no_logit_of_the_old_ones(nnunet_results: Any, tmp_pa
     assert not how.fresh
 
 
+def test_a_model_that_sees_slices_is_trained_further(dataset: Path, tmp_path: Path) -> None:
+    kwargs = {"n_classes": 2, "features": [8, 12, 16], "kernels": [[1, 3, 3]], "slicewise": True,
+              "strides": [1, [1, 2, 2], [1, 2, 2]]}  # fmt: skip
+    settings = {"window": [1, 24, 24], "spacing_mm": [0.0, 1.0, 1.0], "axes": [1, 0, 2]}  # coronal
+    nets = {"windows": NetSpec("plainconvunet", kwargs)}
+    card = ModelCard("flat", "flat", "nnunet", nets, {1: "bright"}, intensity=Intensity("zscore"), settings=settings)
+    torch.manual_seed(0)
+    save_model(card, {"windows": build("plainconvunet", **kwargs)}, tmp_path / "flat")
+    own = recipe(dataset, tmp_path / "out", tmp_path / "flat" / "flat.toml", ("bright", "dark"), 200)
+    stage = dataclasses.replace(
+        own.stages[0], loss="soft_dice_ce_by_class", lr=5e-3, batch=12, ema=0.99, keep="last", steps_per_epoch=50
+    )
+    list(train(dataclasses.replace(own, stages=(stage,))))
+    model = load_model(tmp_path / "out" / "m.toml", device="cpu")
+    assert model.card.labels == {1: "bright", 2: "dark"}
+    assert min(dice(model, 1), dice(model, 2)) > 0.8
+
+
 def test_what_cannot_be_trained_further_is_refused(nnunet_results: Any, dataset: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
     (card,) = import_nnunet(nnunet_results(tmp_path), tmp_path / "models").cards
-    flat = replace(card, settings={**card.settings, "spacing_mm": [0.0, 1.5, 1.5], "window": [1, 16, 16]})
-    assert NNUNetSettings.of(flat.settings).sees_slices
-    save_model(replace(flat, name="flat"), load_model(card, device="cpu").nets, tmp_path / "flat")
+    regions = replace(card, name="regions", settings={**card.settings, "regions": [1, 2]})
+    save_model(regions, load_model(card, device="cpu").nets, tmp_path / "regions")
     with pytest.raises(InvalidRecipe, match="not trained further"):
-        list(train(recipe(dataset, tmp_path / "out", tmp_path / "flat" / "flat.toml", ("bright",), 5)))
+        list(train(recipe(dataset, tmp_path / "out", tmp_path / "regions" / "regions.toml", ("bright",), 5)))
 
 
 def test_a_project_plans_a_training_from_an_imported_model(
@@ -124,14 +143,31 @@ def test_a_project_plans_a_training_from_an_imported_model(
     table = json.loads((dataset / "dataset.json").read_text())
     (dataset / "dataset.json").write_text(json.dumps({**table, "numTraining": 4, "file_ending": ".nii.gz"}))
     options = TrainingOptions(minutes=0.5, device="cpu")
-    planning = prepare_run(open_project(dataset), card.name, options)
-    *_, saved = planning
+    *said, saved = prepare_run(open_project(dataset), card.name, options)
     planned = load_recipe(saved.path)
     assert planned.pipeline == "nnunet"
     assert [(stage.stage, stage.network) for stage in planned.stages] == [("windows", "plainconvunet")]
     assert planned.labels == ("bright", "dark")
     assert planned.settings["orientation"] == "RAS"
     assert planned.intensity == card.intensity
+    assert planned.augment.flip == "zyx"  # nnU-Net's windows are mirrored, too
+    assert not any("window around every piece" in event.text for event in said if isinstance(event, Warned))
     quick = dataclasses.replace(planned, stages=(dataclasses.replace(planned.stages[0], steps=3, steps_per_epoch=3),))
     list(train(quick))
     assert load_model(Path(quick.out) / f"{quick.name}.toml", device="cpu").card.labels == {1: "bright", 2: "dark"}
+
+
+def test_epochs_are_validated_without_mirrored_windows_and_the_model_with_them(
+    nnunet_plans: Any, nnunet_results: Any, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = nnunet_plans((16, 16, 16), (1.0, 1.0, 1.0))
+    (card,) = import_nnunet(nnunet_results(tmp_path / "results", plans), tmp_path / "models").cards
+    mirrored: list[bool] = []
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        mirrored.append(kwargs["mirror"])
+        return validate_model(*args, **kwargs)
+
+    monkeypatch.setattr("napari_fmseg.training.loop.validate_model", look)
+    list(train(recipe(dataset, tmp_path / "out", card.folder / f"{card.name}.toml", ("bright", "dark"), 2)))
+    assert mirrored == [False, False, True]  # at the start, after the epoch, at last
