@@ -315,8 +315,7 @@ def test_opening_the_dock_and_a_project_loads_no_torch(tmp_path: Path) -> None:
         from pathlib import Path
         import napari
         from qtpy.QtWidgets import QApplication
-        from napari_fmseg._napari.segment.dock import SegmentDock
-from napari_fmseg._napari.teach.dock import TeachDock
+        from napari_fmseg._napari.teach.dock import TeachDock
         viewer = napari.Viewer(show=False)
         dock = TeachDock(viewer)
         viewer.window.add_dock_widget(dock)
