@@ -127,7 +127,7 @@ def kind_of(options: argparse.Namespace) -> str:
 
 
 def on_processor_time(recipe: Recipe, minutes: float) -> Recipe:
-    """Give the stages the planned minutes without what reading takes, as processor time of the training alone."""
+    """Return the recipe with the planned minutes, nothing taken off for reading, as processor time."""
     share = minutes / sum(stage.minutes for stage in recipe.stages)
     stages = tuple(dataclasses.replace(stage, minutes=stage.minutes * share) for stage in recipe.stages)
     return dataclasses.replace(recipe, stages=stages, clock="processor")
@@ -165,6 +165,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("learning-runs"))
     parser.add_argument("--out", type=Path, default=budgeted.ROOT / "benchmarks" / "results" / "learning.json")
     options = parser.parse_args()
+    if options.network and "head" in options.sets:
+        parser.error("--network replaces one network, and head has two stages")
     table = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
     table["processor"] = processor_name()
     for name in options.sets:

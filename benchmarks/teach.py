@@ -33,7 +33,7 @@ from napari_fmseg.training.planner import suggest_recipe
 from napari_fmseg.training.projects.prepare_run import write_recipe
 
 HIPPOCAMPUS = ("anterior", "posterior")
-GRID = [48, 72, 96]
+GRID = [48, 80, 96]
 """Of both structures: the one that is proposed for the left atrium."""
 
 

@@ -23,7 +23,7 @@ FURTHER = 3.0  # of the one in the pictures
 
 
 def nnunet(folder: Path) -> None:
-    """Take all pictures."""
+    """Write all pictures."""
     import napari
 
     from napari_fmseg import phantom_ct, write_volume

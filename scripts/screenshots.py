@@ -73,7 +73,7 @@ class Photographer:
 
 
 def tour(folder: Path) -> None:
-    """Take all pictures."""
+    """Write all pictures."""
     import napari
 
     from napari_fmseg import phantom_ct, write_volume

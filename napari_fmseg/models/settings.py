@@ -128,7 +128,11 @@ class PhasedSettings(PipelineSettings):
         """Return a sentence on the grids of these stages."""
         coarse, fine = (" x ".join(map(str, grid)) for grid in (self.consensus_grid, self.attention_grid))
         later = f", then what was found on {fine}" if "attention" in stages else ""
-        return f"The whole volume is seen on {coarse} voxels{later}{', then its edge' if 'edge' in stages else ''}."
+        kept = {"each": "each structure", "together": "all structures together"}.get(self.keep_largest)
+        rest = f" Of {kept} only the largest connected component is kept." if kept else ""
+        return (
+            f"The whole volume is seen on {coarse} voxels{later}{', then its edge' if 'edge' in stages else ''}.{rest}"
+        )
 
 
 @dataclass(frozen=True)

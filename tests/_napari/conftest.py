@@ -26,6 +26,24 @@ def ours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def drop() -> Callable[[Any, Path], None]:
+    """Return a function that drops a file or folder on a widget, which must accept it."""
+    from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
+    from qtpy.QtGui import QDragEnterEvent, QDropEvent
+    from qtpy.QtWidgets import QApplication
+
+    def dropped(target: Any, path: Path) -> None:
+        mime = QMimeData()
+        mime.setUrls([QUrl.fromLocalFile(str(path))])
+        rest = Qt.DropAction.CopyAction, mime, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+        for event in (QDragEnterEvent(QPoint(20, 20), *rest), QDropEvent(QPointF(20, 20), *rest)):
+            QApplication.sendEvent(target, event)
+            assert event.isAccepted()
+
+    return dropped
+
+
+@pytest.fixture
 def open_paths() -> Callable[..., list[Any]]:
     """Return a function that opens files in a viewer and waits for their layers; the window stays alive meanwhile."""
     from qtpy.QtCore import QEventLoop

@@ -11,9 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 pytest.importorskip("napari")
-from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
-from qtpy.QtGui import QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import QApplication
+from qtpy.QtCore import Qt
 
 from napari_fmseg._napari.segment.dock import SegmentDock
 from napari_fmseg.cli.main import main
@@ -36,16 +34,11 @@ def scan_of(kind: str, folder: Path) -> tuple[Path, str]:
     return images[0], "fmsf-hippocampus-mr"
 
 
-def open_by(way: str, dock: SegmentDock, path: Path) -> None:
+def open_by(way: str, dock: SegmentDock, path: Path, drop: Any) -> None:
     if way == "viewer.open":
         dock.viewer.open(str(path), plugin="napari-fmseg")
         return
-    mime = QMimeData()
-    mime.setUrls([QUrl.fromLocalFile(str(path))])
-    rest = Qt.DropAction.CopyAction, mime, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
-    for event in (QDragEnterEvent(QPoint(20, 20), *rest), QDropEvent(QPointF(20, 20), *rest)):
-        QApplication.sendEvent(dock, event)
-        assert event.isAccepted()
+    drop(dock, path)
 
 
 def corners(layer: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -59,12 +52,12 @@ def corners(layer: Any) -> tuple[np.ndarray, np.ndarray]:
     [("viewer.open", "phantom"), ("a drop", "phantom"), pytest.param("a drop", "real MR", marks=pytest.mark.real)],
 )
 def test_a_file_becomes_the_mask_that_the_command_line_writes(
-    make_docks: Any, qtbot: Any, tmp_path: Path, way: str, kind: str
+    make_docks: Any, drop: Any, qtbot: Any, tmp_path: Path, way: str, kind: str
 ) -> None:
     path, model = scan_of(kind, tmp_path)
     segment, export = make_docks()
     viewer = segment.viewer
-    open_by(way, segment, path)
+    open_by(way, segment, path, drop)
     qtbot.waitUntil(lambda: segment.image.case is not None and not segment.drop.busy, timeout=PATIENCE_MS)
     [image] = viewer.layers
     segment.model.choose(model)

@@ -43,7 +43,7 @@ def seen(volume: Volume, **changes: str) -> tuple[LabelMap, Volume]:
     labels = results["labels"]
     assert isinstance(labels, LabelMap)
     assert isinstance(events[-1], StageResult)
-    assert [e.done for e in events if isinstance(e, Progress)][-1] == 1 + len(changes.get("flips", "12"))
+    assert [e.done for e in events if isinstance(e, Progress)][-1] == 1 + len(changes.get("flips", "x"))
     return labels, results["uncertainty"]
 
 
@@ -55,7 +55,7 @@ def test_what_is_seen_from_one_side_only_is_uncertain_in_every_orientation(turn:
     geometry = Geometry.from_spacing((8, 8, 8), direction=turn)
     own, order, flips = geometry.canonical()
     stored = np.flip(canonical.data, flips).transpose(np.argsort(order))
-    labels, share = seen(Volume(np.ascontiguousarray(stored), geometry), flips="x")
+    labels, share = seen(Volume(np.ascontiguousarray(stored), geometry))
     back = np.flip(share.data.transpose(order), flips)
     expected = np.zeros((8, 8, 8), np.float32)
     expected[2, 2, 6] = 1
@@ -76,16 +76,16 @@ class Middle(torch.nn.Module):
         return torch.stack([0.5 * torch.ones_like(x[:, 0]), inside.to(x.dtype)], 1)
 
 
-def test_one_stage_is_uncertain_where_a_part_of_the_volume_gives_another_answer() -> None:
+def test_a_network_on_the_whole_volume_is_uncertain_where_a_part_of_it_gives_another_answer() -> None:
     card = ModelCard(
-        "middle", "middle", "single", {"net": NetSpec("fmunet")}, {1: "middle"},
-        intensity=Intensity("window", 0, 1), settings={"window": [32, 8, 8]},
+        "middle", "middle", "phased", {"consensus": NetSpec("fmunet")}, {1: "middle"},
+        intensity=Intensity("window", 0, 1), settings={"consensus_grid": [32, 32, 32]},
     )  # fmt: skip
-    centred = Model(card, {"net": Middle().eval()}, torch.device("cpu"))
-    data = np.random.default_rng(0).random((32, 8, 8), np.float32)
-    *_, last = uncertainty(Volume(data, Geometry.from_spacing((32, 8, 8))), centred)
+    centred = Model(card, {"consensus": Middle().eval()}, torch.device("cpu"))
+    data = np.random.default_rng(0).random((32, 32, 32), np.float32)
+    *_, last = uncertainty(Volume(data, Geometry.from_spacing((32, 32, 32))), centred)
     assert isinstance(last, StageResult)
-    doubt = last.output.data[:, 4, 4]
+    doubt = last.output.data[:, 16, 16]
     np.testing.assert_array_equal(doubt[12:20], 0)  # found in each view
     np.testing.assert_array_equal(doubt[:3], 0)  # missing from each part: one answer only
     assert doubt[[8, 23]].min() > 0  # the ends of what was found move with the view

@@ -101,6 +101,7 @@ def test_a_suggested_recipe_trains_and_tells_what_it_does_in_plain_words(tmp_pat
     assert recipe.settings["consensus_grid"] == [20, 40, 64]  # as fine as the data, and what the strides divide
     assert recipe.stages[0].kwargs["strides"][0] == (1, 2, 2)  # slices of 3 mm are not joined at once
     assert recipe.settings["keep_largest"] == "each"
+    assert "Of each structure only the largest connected component is kept." in str(found)
     assert "4 cases" in str(found)
     assert "3 x 1 x 1 mm" in str(found)
     assert "steps" in str(found)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("napari")
-from qtpy.QtCore import QEvent, QMimeData, QObject, QPoint, QPointF, Qt, QUrl
-from qtpy.QtGui import QDragEnterEvent, QDropEvent
+from qtpy.QtCore import QEvent, QObject, QPoint, Qt
 from qtpy.QtWidgets import QApplication, QWidget
 
 from napari_fmseg._napari.layers import image_layers
@@ -64,15 +63,6 @@ def install(body_card: Any) -> Callable[..., ModelCard]:
     return make
 
 
-def drop(dock: SegmentDock, path: Path) -> None:
-    mime = QMimeData()
-    mime.setUrls([QUrl.fromLocalFile(str(path))])
-    rest = Qt.DropAction.CopyAction, mime, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
-    for event in (QDragEnterEvent(QPoint(20, 20), *rest), QDropEvent(QPointF(20, 20), *rest)):
-        QApplication.sendEvent(dock, event)
-        assert event.isAccepted()
-
-
 def add(dock: SegmentDock, volume: Volume, name: str) -> None:
     for data, options, _ in image_layers(volume, name):
         dock.viewer.add_image(data, **options)
@@ -93,7 +83,7 @@ def chosen(dock: SegmentDock) -> str:
 
 @pytest.mark.parametrize("accepted", [True, False], ids=["terms accepted before", "terms to be accepted"])
 def test_a_dropped_scan_and_one_press_on_run_are_enough(
-    make_docks: Any, qtbot: Any, tmp_path: Path, install: Any, body_scan: Any, accepted: bool
+    drop: Any, make_docks: Any, qtbot: Any, tmp_path: Path, install: Any, body_scan: Any, accepted: bool
 ) -> None:
     card = install("mr-heart", name="hearts", restriction="For research only.")
     install("ct-abdomen")

@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("napari")
-from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
-from qtpy.QtGui import QDragEnterEvent, QDropEvent
-from qtpy.QtWidgets import QApplication
+from qtpy.QtCore import Qt
 
-from napari_fmseg._napari.segment.dock import SegmentDock
 from napari_fmseg.core.events import drain
 from napari_fmseg.datasets.phantom import phantom_ct
 from napari_fmseg.io import read_volume, write_volume
@@ -23,17 +20,14 @@ from napari_fmseg.pipelines import segment
 PATIENCE_MS = 90_000
 
 
-def drop(dock: SegmentDock, path: Path) -> None:
-    mime = QMimeData()
-    mime.setUrls([QUrl.fromLocalFile(str(path))])
-    rest = Qt.DropAction.CopyAction, mime, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
-    for event in (QDragEnterEvent(QPoint(20, 20), *rest), QDropEvent(QPointF(20, 20), *rest)):
-        QApplication.sendEvent(dock, event)
-        assert event.isAccepted()
-
-
 def test_a_dropped_nnunet_model_is_imported_run_exported_and_opened_again(
-    make_docks: Any, qtbot: Any, nnunet_plans: Any, nnunet_results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drop: Any,
+    make_docks: Any,
+    qtbot: Any,
+    nnunet_plans: Any,
+    nnunet_results: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
     scan, mask = tmp_path / "scan.nii.gz", tmp_path / "mask.nii.gz"
@@ -68,7 +62,13 @@ def test_a_dropped_nnunet_model_is_imported_run_exported_and_opened_again(
 
 
 def test_a_model_that_cannot_be_run_here_is_refused_in_the_dock(
-    make_docks: Any, qtbot: Any, nnunet_plans: Any, nnunet_results: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drop: Any,
+    make_docks: Any,
+    qtbot: Any,
+    nnunet_plans: Any,
+    nnunet_results: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
     plans = nnunet_plans((16, 16, 16), (2.0, 1.5, 1.5)) | {"label_manager": "Mine"}

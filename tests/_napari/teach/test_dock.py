@@ -25,8 +25,8 @@ if not os.environ.get("DISPLAY"):
     pytest.skip("needs a display: run under xvfb-run", allow_module_level=True)
 
 from napari.layers import Layer
-from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer, QUrl
-from qtpy.QtGui import QDragEnterEvent, QDropEvent
+from qtpy.QtCore import QMimeData, QPoint, Qt, QTimer, QUrl
+from qtpy.QtGui import QDropEvent
 from qtpy.QtWidgets import QApplication, QDialog, QDialogButtonBox, QInputDialog, QLineEdit
 from scipy.ndimage import binary_opening, gaussian_filter
 
@@ -936,7 +936,7 @@ def dice(found: np.ndarray, truth: np.ndarray) -> float:
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="the real volumes are not here (FMSEG_SHARED says where)")
 def test_a_hippocampus_model_of_nnunet_learns_the_fluid_from_4_cases_and_keeps_what_it_knew(
-    make_dock: Any, qtbot: Any, tmp_path: Path
+    make_dock: Any, drop: Any, qtbot: Any, tmp_path: Path
 ) -> None:
     project = init_project(tmp_path / "hippocampus", ("anterior", "posterior", "fluid"), channels=("MR",))
     for name in ("hip_003", "hip_004", "hip_006", "hip_007"):  # labelled with the new class only
@@ -948,12 +948,7 @@ def test_a_hippocampus_model_of_nnunet_learns_the_fluid_from_4_cases_and_keeps_w
     segment_dock = SegmentDock(dock.viewer)
     dock.viewer.window.add_dock_widget(segment_dock, name="fmseg: Segment")
     model = NNUNET / "plain_mr" / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_0"
-    dropped = QMimeData()
-    dropped.setUrls([QUrl.fromLocalFile(str(model))])
-    rest = Qt.DropAction.CopyAction, dropped, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
-    for event in (QDragEnterEvent(QPoint(20, 20), *rest), QDropEvent(QPointF(20, 20), *rest)):
-        QApplication.sendEvent(segment_dock, event)
-        assert event.isAccepted()
+    drop(segment_dock, model)
     qtbot.waitUntil(lambda: "Imported" in segment_dock.remarks.text(), timeout=PATIENCE_MS)
     (imported,) = (card for card in list_models() if card.pipeline == "nnunet")
     dock.pages.setCurrentIndex(1)
