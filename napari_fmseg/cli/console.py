@@ -10,14 +10,14 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from napari_fmseg.core.errors import FmsegError
-from napari_fmseg.core.events import Progress, StageResult, StepDone, Warned
+from napari_fmseg.core.events import Progress, StageResult, StepDone, Warned, to_json
 from napari_fmseg.core.json_values import plain
 from napari_fmseg.core.structuring import OldSpelling
 from napari_fmseg.core.volume import Volume
@@ -40,6 +40,7 @@ __all__ = [
     "show_event",
     "show_terms",
     "table",
+    "write_event",
     "write_json",
 ]
 
@@ -93,6 +94,11 @@ def notices() -> Iterator[None]:
 def write_json(document: Any) -> None:
     """Write one JSON document to stdout; nan and infinity, which JSON does not have, become null."""
     say(json.dumps(plain(document), indent=1, allow_nan=False))
+
+
+def write_event(event: Any) -> None:
+    """Write an event, or a mapping with the field "event", as one JSON line to stdout."""
+    say(json.dumps(plain(event), allow_nan=False) if isinstance(event, Mapping) else to_json(event))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -26,6 +26,7 @@ from napari_fmseg.cli.models import MODEL_COMMANDS, convert, models
 from napari_fmseg.cli.projects import PROJECT_COMMANDS
 from napari_fmseg.cli.score import score
 from napari_fmseg.cli.segment import segment
+from napari_fmseg.cli.server.command import serve
 from napari_fmseg.cli.train import crossval, pretrain, train
 from napari_fmseg.core.allocator import own_process
 from napari_fmseg.core.hardware import wait_asleep
@@ -168,6 +169,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "crossval": crossval,
     "pretrain": pretrain,
+    "serve": serve,
     "bench": bench,
     "phantom": phantom,
     "doctor": doctor,

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.cli.console import USE, AcceptLicence, Bars, Json, note, say, show_event, show_terms, write_json
+from napari_fmseg.cli.console import (
+    USE,
+    AcceptLicence,
+    Bars,
+    Events,
+    Json,
+    note,
+    say,
+    show_event,
+    show_terms,
+    write_event,
+    write_json,
+)
 from napari_fmseg.cli.exit_codes import _explain, _is_out_of_memory, _Usage
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import DOES_NOT_FIT, Warned
@@ -32,6 +44,7 @@ def segment(
     preview: Path | None = None,
     accept_licence: AcceptLicence = False,
     as_json: Json = False,
+    events: Events = False,
 ) -> int:
     """Segment volumes. Research use only. Not a medical device.
 
@@ -72,7 +85,7 @@ def segment(
     loaded = load_model(card, device=run.device)
     rows: list[dict[str, Any]] = []
     worst = 0
-    with Bars(quiet=as_json) as bars:
+    with Bars(quiet=as_json or events) as bars:
         for job in jobs:
             picture = None if preview is None else _picture(preview, job.result, len(jobs))
             try:
@@ -80,11 +93,13 @@ def segment(
                 for event in segment_file(
                     job, loaded, run, read=read, series=series, suv=suv, stages_dir=stages_dir, preview=picture
                 ):
-                    if read is None or not _is_misfit(event):
+                    if events:
+                        write_event(_result_event(event) if isinstance(event, Done) else event)
+                    elif read is None or not _is_misfit(event):
                         show_event(event, bars, _whose(job, jobs))
                     if isinstance(event, Done):
                         rows.append(_result_table(event))
-                        if not as_json:
+                        if not (as_json or events):
                             say(_result_line(event))
             except (FmsegError, MemoryError, OSError, RuntimeError) as error:
                 if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
@@ -147,6 +162,15 @@ def _result_table(done: Any) -> dict[str, Any]:
     volumes = {names.get(value, str(value)): ml for value, ml in done.labels.volumes_ml().items()}
     return {"image": done.job.image, "output": done.job.result, "manifest": done.manifest,
             "seconds": done.seconds, "volumes_ml": volumes, "notes": done.notes, "misfits": done.misfits}  # fmt: skip
+
+
+def _result_event(done: Any) -> dict[str, Any]:
+    """Return the result as an event for another program: its file, and what the numbers in it mean."""
+    labels = done.labels
+    classes = [
+        {"value": value, "name": name, "color": labels.colors.get(value)} for value, name in labels.names.items()
+    ]
+    return {"event": "Done", **_result_table(done), "classes": classes}
 
 
 def _result_line(done: Any) -> str:

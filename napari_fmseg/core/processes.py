@@ -33,6 +33,7 @@ __all__ = [
     "peak_bytes",
     "python_module",
     "when_parent_exits",
+    "without_paths",
 ]
 
 NICENESS = 5
@@ -318,7 +319,12 @@ def tail_of(errors: IO[bytes], *, lines: int = 8, hide_paths: bool = False) -> s
     errors.seek(max(0, size - _LAST_WORDS))
     text = errors.read().decode(errors="replace").strip()
     text = "\n".join(text.splitlines()[-lines:])
-    return _PATH.sub(_file_name_only, text) if hide_paths else text
+    return without_paths(text) if hide_paths else text
+
+
+def without_paths(text: str) -> str:
+    """Replace paths, whose names may be those of patients; of a program's own files the name stays."""
+    return _PATH.sub(_file_name_only, text)
 
 
 def _file_name_only(found: re.Match[str]) -> str:

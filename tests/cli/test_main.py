@@ -76,6 +76,17 @@ def test_segment_writes_labels_on_the_image_with_a_manifest(image, tmp_path, cap
     assert "Not a medical device" in told.err
 
 
+def test_events_of_a_segmentation_can_be_followed_by_another_program(image, tmp_path, capsys):
+    out = tmp_path / "mask.seg.nrrd"
+    assert run("segment", image, "--model", "tiny", "--output", out, "--device", "cpu", "--events") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {event["event"] for event in events} >= {"Progress", "StageResult", "Done"}
+    done = events[-1]
+    assert (done["event"], done["output"]) == ("Done", str(out))
+    assert [(one["value"], one["name"]) for one in done["classes"]] == [(1, "liver"), (2, "tumour")]
+    assert dict(read_labels(out).names) == {1: "liver", 2: "tumour"}
+
+
 def test_manifest_tells_nothing_of_the_patient(tmp_path):
     image = write_volume(volume(), tmp_path / "Doe_Jane_1970" / "Doe_Jane.nii.gz")
     out = tmp_path / "out" / "mask.nii.gz"
