@@ -1,4 +1,4 @@
-"""The Doctor dock: what this machine has and lacks, with the fix for each, as `fmseg doctor` finds it."""
+"""The Doctor dock: what this machine has and lacks, with the fix for each, and the servers that run on it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from html import escape
 from typing import Any
 
 from qtpy.QtGui import QTextOption
-from qtpy.QtWidgets import QApplication, QFrame, QTextBrowser
+from qtpy.QtWidgets import QApplication, QFrame, QTabWidget, QTextBrowser, QWidget
 
 from napari_fmseg._napari.common.dialogs import ResearchOnly, show_error, text_label, versions
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.tooltips import DOCTOR
 from napari_fmseg._napari.common.widgets import allow, hbox, push_button, vbox
+from napari_fmseg._napari.serve_page import ServePage
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.processes import ChildProcess, python_module
 
@@ -28,7 +29,7 @@ COMMAND = tuple(python_module("napari_fmseg", "doctor", "--json"))
 
 
 class DoctorDock(Dock):
-    """Checks torch, devices, memory, packages and models in a separate process and lists the findings.
+    """Checks torch, devices, memory, packages and models in a separate process; beside that the servers.
 
     Parameters
     ----------
@@ -41,6 +42,8 @@ class DoctorDock(Dock):
         Shows the findings, the worst first.
     findings
         The last ones: dicts with "name", "state", "text" and "fix".
+    serve_page
+        Starts and shows servers.
     """
 
     def __init__(self, napari_viewer: Any = None, *, command: Sequence[str] = COMMAND) -> None:
@@ -56,7 +59,13 @@ class DoctorDock(Dock):
         self.again_button = push_button("Run again", DOCTOR.again)
         self.copy_button = push_button("Copy report", DOCTOR.copy)
         buttons = hbox(self.again_button, self.copy_button)
-        vbox(self.summary, (self.list, 1), buttons, ResearchOnly(), of=self)
+        check = QWidget()
+        vbox(self.summary, (self.list, 1), buttons, of=check)
+        self.serve_page = ServePage()
+        self.pages = QTabWidget()
+        self.pages.addTab(check, "This computer")
+        self.pages.addTab(self.serve_page, "Serve")
+        vbox((self.pages, 1), ResearchOnly(), of=self)
         self.setMinimumWidth(300)
         self.again_button.clicked.connect(self.run)
         self.copy_button.clicked.connect(self._on_copy)
@@ -81,11 +90,16 @@ class DoctorDock(Dock):
             lines += [f"    What to do: {f['fix']}"] if f["fix"] else []
         return "\n".join(lines)
 
-    def closeEvent(self, event: Any) -> None:
-        """End the process with the dock."""
+    def close_down(self) -> None:
+        """End the processes."""
+        self.serve_page.close_down()
         if self._job is not None:
             self._job.abandon()
             self._job = None
+
+    def closeEvent(self, event: Any) -> None:
+        """End the processes with the dock."""
+        self.close_down()
         super().closeEvent(event)
 
     def _on_found(self, findings: list[dict[str, str]]) -> None:

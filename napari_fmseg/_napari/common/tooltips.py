@@ -114,6 +114,14 @@ class DOCTOR:
     report = "What this machine has and lacks for fmseg."
     again = "Check again. It takes a few seconds; napari stays usable."
     copy = "Copy the report as text, for a question to the developers. Nothing is sent."
+    serve_project = "The project whose images are labelled and whose model is taught. Empty serves models only."
+    serve_choose = "Choose the folder of a project."
+    serve_models = "Tick the models that clients may use, beside the project's own."
+    serve_port = "The number at the end of the address. 0 takes a free one."
+    serve_start = "Serve this computer's 3D Slicer and OHIF. Other computers: `fmseg serve --token-file` in a terminal."
+    serve_stop = "End the server that was started here. What was saved stays."
+    serve_copy = "Copy the address, for the field 'MONAI Label server' in 3D Slicer."
+    serve_list = "The servers that run on this computer, and who uses them."
 
 
 class RECOVERY:
