@@ -1,6 +1,6 @@
 """Makes the pictures of docs/ by driving the real window on CT phantoms; scripts/screenshots calls it.
 
-python scripts/screenshots.py tour|pretrain|teach|pet|fit|nnunet
+python scripts/screenshots.py tour|pretrain|teach|pet|fit|nnunet|serve
 """
 
 from __future__ import annotations
@@ -390,6 +390,44 @@ def fit(folder: Path) -> None:
     viewer.close()
 
 
+def serve(folder: Path) -> None:
+    """Make the picture of docs/how_to/serve.md: a server that was started in the Doctor panel, and its client."""
+    import urllib.request
+
+    import napari
+
+    from napari_fmseg.core.volume import LabelMap
+    from napari_fmseg.datasets.phantom import phantom_ct
+    from napari_fmseg.training.projects import LabelOptions, add_nameless, init_project
+
+    folder.mkdir(parents=True, exist_ok=True)
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*SIZE)
+    camera = Photographer(viewer, folder)
+    with plain_folder() as place:
+        project = init_project(place / "my-liver", ("liver",), channels=("CT",))
+        for seed in range(2):
+            image, truth = phantom_ct(seed, spacing=(12.0, 10.0, 10.0))
+            labels = LabelMap((truth.data == 1).astype(np.uint8), truth.geometry, {}, {1: "liver"})
+            project, _ = add_nameless(project, image, labels, LabelOptions(unlabelled="nothing"))
+        _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Doctor")
+        page = dock.serve_page
+        dock.pages.setCurrentWidget(page)
+        page.project.setEditText(str(project.folder))
+        for row in range(page.models.count()):
+            if page.models.item(row).text() == "fmsf-phantom-ct":
+                page.models.item(row).setCheckState(page.models.item(row).checkState().Checked)
+        page.start_button.click()
+        wait(lambda: bool(page.address), 300)
+        urllib.request.urlopen(f"{page.address}/info/").close()
+        wait(lambda: "less than a minute ago" in page.list.toPlainText())
+        camera.take("page", dock)
+        page.start_button.click()
+        wait(lambda: page.start_button.text() == "Start server")
+        dock.close_down()
+    viewer.close()
+
+
 MINUTES = 2.0  # of the trainings in the pictures
 
 
@@ -397,7 +435,8 @@ if __name__ == "__main__":
     np.seterr(all="ignore")
     from nnunet_pictures import nnunet
 
-    takes = {"tour": tour, "pretrain": pretrain, "teach": teach, "pet": pet, "fit": fit, "nnunet": nnunet}
+    takes = {"tour": tour, "pretrain": pretrain, "teach": teach, "pet": pet, "fit": fit, "nnunet": nnunet,
+             "serve": serve}  # fmt: skip
     if len(sys.argv) != 2 or sys.argv[1] not in takes:
         sys.exit(f"Say which pictures: {', '.join(takes)}.")
     takes[sys.argv[1]](Path("docs/images") / sys.argv[1])
