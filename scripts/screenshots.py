@@ -420,7 +420,7 @@ def serve(folder: Path) -> None:
         page.start_button.click()
         wait(lambda: bool(page.address), 300)
         urllib.request.urlopen(f"{page.address}/info/").close()
-        wait(lambda: "less than a minute ago" in page.list.toPlainText())
+        wait(lambda: "just now" in page.list.toPlainText())
         camera.take("page", dock)
         page.start_button.click()
         wait(lambda: page.start_button.text() == "Start server")

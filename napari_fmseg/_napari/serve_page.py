@@ -264,5 +264,5 @@ def _server_html(server: ServerStatus, is_own: bool) -> str:
 def _ago(seconds: float) -> str:
     """Return how long ago something was; roughly, so that the text rests."""
     if seconds < 60:
-        return "less than a minute ago"
+        return "just now"
     return f"{seconds / 60:.0f} min ago" if seconds < 3600 else f"{seconds / 3600:.0f} h ago"

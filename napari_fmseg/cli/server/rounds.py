@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -92,7 +92,7 @@ class Rounds:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._process: RemoteTraining | None = None
-        self._closed = False
+        self._is_keeping = self._closed = False
         self.last: Round | None = None
 
     @property
@@ -119,7 +119,7 @@ class Rounds:
                 return None
             now.status = "STOPPED"
             now.lines.append("Stopped. What was learned until now is measured and kept.")
-            if self._process is not None:
+            if self._process is not None and not self._is_keeping:
                 self._process.stop()
         return now
 
@@ -175,17 +175,18 @@ class Rounds:
             now.lines.append("Stopped before anything was learned.")
             return
         words = ("project", "keep", str(self._folder), "--run", run.name)
-        for event in self._events(now, words, also_stopped=True):
+        for event in self._events(now, words, is_keeping=True):
             if isinstance(event, Saved):
                 now.lines.append(f"The new version {'is' if event.best else 'is not'} in use.")
         for _ in self._events(now, ("project", "predict", str(self._folder), "--device", now.options.device)):
             pass
 
-    def _events(self, now: Round, words: Sequence[str], *, also_stopped: bool = False) -> Any:
-        """Run a command of ours and yield its events, which are noted."""
+    def _events(self, now: Round, words: Sequence[str], *, is_keeping: bool = False) -> Iterator[TrainEvent]:
+        """Run a command of ours and yield its events, which are noted; after `stop` only what keeps the model."""
         with self._lock:
-            if self._closed or (now.status == "STOPPED" and not also_stopped):
+            if self._closed or (now.status == "STOPPED" and not is_keeping):
                 return
+            self._is_keeping = is_keeping
             self._process = process = RemoteTraining(words, program=self._program)
         try:
             for event in process.events():

@@ -231,7 +231,8 @@ def client_folder() -> Path:
     if sys.version_info >= (3, 13):
         pytest.skip("the client of MONAI Label imports cgi, which Python 3.13 no longer has")
     pytest.importorskip("requests")
-    folder = Path(tempfile.gettempdir()) / f"fmseg-tests-{CLIENT_WHEEL.replace('==', '-')}-{os.getuid()}"
+    user = getattr(os, "getuid", int)()
+    folder = Path(tempfile.gettempdir()) / f"fmseg-tests-{CLIENT_WHEEL.replace('==', '-')}-{user}"
     if not (folder / "monailabel" / "client" / "client.py").exists():
         with tempfile.TemporaryDirectory() as temporary:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "0", "--timeout",

@@ -143,3 +143,12 @@ def test_without_a_server_the_status_says_so(
     assert "No server" in capsys.readouterr().err
     assert main(["serve", "--status", "--json"]) == 0
     assert capsys.readouterr().out.strip() == "[]"
+
+
+def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FMSEG_HOME", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "uvicorn" else object())
+    assert main(["serve", "--models", "fmsf-phantom-ct"]) == 3
+    assert "napari-fmseg[serve]" in capsys.readouterr().err

@@ -474,3 +474,16 @@ def test_what_a_command_refuses_is_the_last_line(rounds_of: Any) -> None:
     rounds.start("model", OPTIONS)
     assert rounds.wait(60)
     assert rounds.last.as_json()["details"][-1] == "The disk is full."
+
+
+def test_what_keeps_a_model_is_not_interrupted_by_a_stop(rounds_of: Any, wait_for: Any) -> None:
+    rounds = rounds_of(LEARN)
+    standin = Path(rounds._program[-1])
+    keeping = 'say("Warned", text="measuring", code=""); time.sleep(2); say("Warned", text="Dice 0.9'
+    standin.write_text(standin.read_text().replace('say("Warned", text="Dice 0.9', keeping))
+    rounds.start("model", OPTIONS)
+    wait_for(lambda: "measuring" in rounds.last.lines)
+    assert rounds.stop().status == "STOPPED"
+    assert rounds.wait(60)
+    assert "The new version is in use." in rounds.last.lines
+    assert not any("predicting" in line for line in rounds.last.lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from napari_fmseg.training.projects import (
     open_project,
 )
 
-HIPPOCAMPUS = Path(__file__).parents[4] / "shared" / "data" / "hippocampus"
+SHARED = Path(os.environ.get("FMSEG_SHARED", Path(__file__).parents[4] / "shared"))
+HIPPOCAMPUS = SHARED / "data" / "hippocampus"
 PARAMS = {"result_extension": ".nrrd", "result_dtype": "uint8"}
 
 

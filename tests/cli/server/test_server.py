@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -456,6 +460,37 @@ def test_a_killed_server_leaves_no_upload_after_the_next_start(
         fresh.process.wait(60)
         assert folder
         assert not [path for path in folder if path.exists()]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_dicom_series_is_segmented_by_its_uid_over_https(
+    home: Path, serve: Any, pet: Any, form_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pet(tmp_path / "series" / "pet")
+    files = [str(tmp_path / name) for name in ("key.pem", "cert.pem")]
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    subprocess.run([*words, "-keyout", files[0], "-out", files[1]], check=True, capture_output=True)
+    https = ("--certificate", files[1], "--certificate-key", files[0])
+    with serve(home, "--models", "gaps", "--dicom", tmp_path / "series", *https) as server:
+        assert server.url.startswith("https://")
+        form = form_of({"params": "{}"}, [])
+        context = ssl._create_unverified_context()
+        request = urllib.request.Request(f"{server.url}/infer/gaps?image=1.2.3&output=image", form, method="POST")
+        with urllib.request.urlopen(request, context=context) as answer:
+            (tmp_path / "found.nii.gz").write_bytes(answer.read())
+        request = urllib.request.Request(f"{server.url}/infer/gaps?image=1.2.4&output=image", form, method="POST")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, context=context)
+        assert refused.value.code == 422
+        refused.value.close()
+        monkeypatch.setenv("FMSEG_HOME", str(home))
+        assert [one.answers for one in list_servers() if one.url == server.url] == [True]
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "series" / "pet")))
+    found, series = SimpleITK.ReadImage(str(tmp_path / "found.nii.gz")), reader.Execute()
+    assert found.GetSize() == series.GetSize()  # slice by slice in the order of the series
+    np.testing.assert_allclose(found.GetOrigin(), series.GetOrigin(), atol=1e-4)
+    np.testing.assert_allclose(found.GetDirection(), series.GetDirection(), atol=1e-5)
 
 
 # --- training
