@@ -126,9 +126,9 @@ class ServePage(QWidget):
         return found[0].url if found else ""
 
     def look(self) -> None:
-        """Look for servers, beside the window."""
+        """Find the servers, beside the window."""
         if self._job is None:
-            self._job = start_job(self._found, parent=self)
+            self._job = start_job(self._search, parent=self)
             self._job.event.connect(self._on_found)
             self._job.finished.connect(self._on_looked)
 
@@ -143,17 +143,17 @@ class ServePage(QWidget):
             threading.Thread(target=_end, args=(child,), daemon=True, name="fmseg stop").start()
 
     def showEvent(self, event: QShowEvent | None) -> None:
-        """Look while the page can be seen."""
+        """Refresh while the page can be seen."""
         super().showEvent(event)
         self._timer.start()
         self.look()
 
     def hideEvent(self, event: QHideEvent | None) -> None:
-        """Look no longer."""
+        """Refresh no longer."""
         super().hideEvent(event)
         self._timer.stop()
 
-    def _found(self) -> Iterator[tuple[ServerStatus, ...]]:
+    def _search(self) -> Iterator[tuple[ServerStatus, ...]]:
         yield self._find()
 
     def _on_found(self, servers: tuple[ServerStatus, ...]) -> None:

@@ -299,13 +299,16 @@ def _object(project: Project, name: str) -> dict[str, Any]:
         file, classes = _labels(project, name, tag)
         if file is not None:
             numbered = {classes[value]: number for number, value in enumerate(sorted(classes), 1)}
-            info = {"ts": _changed(file), "name": f"{name}.nii.gz", "params": {"label_names": numbered}}
+            info = {"ts": _modification_time(file), "name": f"{name}.nii.gz", "params": {"label_names": numbered}}
             labels[tag] = {"ext": ".nii.gz", "info": info}
     suffix = suffix_of(image)
-    return {"image": {"ext": suffix, "info": {"ts": _changed(image), "name": f"{name}{suffix}"}}, "labels": labels}
+    return {
+        "image": {"ext": suffix, "info": {"ts": _modification_time(image), "name": f"{name}{suffix}"}},
+        "labels": labels,
+    }
 
 
-def _changed(path: Path) -> int:
+def _modification_time(path: Path) -> int:
     """Return when a file was written, in seconds; 0 where its disk is not connected."""
     try:
         return int(path.stat().st_mtime)

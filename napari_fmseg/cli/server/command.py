@@ -20,7 +20,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from napari_fmseg.cli.console import USE, AcceptLicence, Json, note, say, show_terms, table, write_json
 from napari_fmseg.cli.exit_codes import _Usage
 from napari_fmseg.cli.server.access import Guard, is_loopback, read_token
-from napari_fmseg.cli.server.record import ServerRecord, ServerStatus, list_servers, recorded
+from napari_fmseg.cli.server.record import ServerRecord, ServerStatus, list_servers, publish_record
 from napari_fmseg.core.errors import FmsegError, MissingExtra
 from napari_fmseg.core.structuring import Range, wrong_number
 from napari_fmseg.core.temporary_files import passing_name
@@ -215,7 +215,7 @@ def _run(service: Service, server: ServerOptions) -> None:
             ssl_certfile=server.certificate,
             ssl_keyfile=None if server.certificate_key is None else str(server.certificate_key),
         )
-        with recorded(ServerRecord(os.getpid(), url, local_url, service.key)):
+        with publish_record(ServerRecord(os.getpid(), url, local_url, service.key)):
             _announce(service, url, server.token_file)
             uvicorn.Server(config).run(sockets=[listener])
 

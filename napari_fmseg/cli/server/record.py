@@ -16,7 +16,7 @@ from typing import Any
 from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.models.folders import user_models_folder
 
-__all__ = ["STATUS_PATH", "ServerRecord", "ServerStatus", "list_servers", "recorded"]
+__all__ = ["STATUS_PATH", "ServerRecord", "ServerStatus", "list_servers", "publish_record"]
 
 STATUS_PATH = "/fmseg/status"
 """Where a server tells whoever knows the key of its record how it is."""
@@ -68,7 +68,7 @@ class ServerStatus:
 
 
 @contextmanager
-def recorded(record: ServerRecord) -> Iterator[None]:
+def publish_record(record: ServerRecord) -> Iterator[None]:
     """Write the record of a server, and remove it when the block ends."""
     path = _folder() / f"{record.pid}.json"
     with atomic_write(path) as file:

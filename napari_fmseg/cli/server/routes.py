@@ -57,7 +57,7 @@ def _client_of(request: Request, params: Mapping[str, Any] | None = None) -> Cli
 
 
 async def auth(request: Request) -> Response:
-    """Tell whether a token is needed."""
+    """Return whether a token is needed."""
     return JSONResponse({"enabled": service_of(request).guard.is_enabled, "client_id": "fmseg", "realm": "fmseg"})
 
 
@@ -80,7 +80,7 @@ async def valid_login(request: Request) -> Response:
 
 
 async def home(request: Request) -> Response:
-    """Tell a person with a browser what this is."""
+    """Return what this is, for a person with a browser."""
     return PlainTextResponse(
         "fmseg serve: give this address to 3D Slicer's MONAI Label module or to OHIF.\n"
         "Research use only. Not a medical device.\n"
@@ -88,7 +88,7 @@ async def home(request: Request) -> Response:
 
 
 async def info(request: Request) -> Response:
-    """Tell what the server offers."""
+    """Return what the server offers."""
     return JSONResponse(await run_in_threadpool(_info, service_of(request)))
 
 
@@ -127,7 +127,7 @@ def _info(service: Service) -> dict[str, Any]:
 
 
 async def status(request: Request) -> Response:
-    """Tell a program of the same user how the server is; the gate has looked at the key."""
+    """Return how the server is to a program of its user; the gate has looked at the key."""
     return JSONResponse(await run_in_threadpool(service_of(request).status))
 
 
@@ -194,7 +194,7 @@ async def open_session(request: Request) -> Response:
 
 
 async def find_session(request: Request) -> Response:
-    """Tell of a session; of one that has ended an empty answer, upon which 3D Slicer uploads the image again."""
+    """Return the facts of a session; of one that has ended an empty answer, upon which 3D Slicer uploads the image again."""
     session = service_of(request).sessions.find(request.path_params["session"])
     return JSONResponse({} if session is None else session.as_json())
 
@@ -247,12 +247,12 @@ async def download_image(request: Request) -> Response:
 
 
 async def image_info(request: Request) -> Response:
-    """Tell of the image of a case."""
+    """Return the facts of the image of a case."""
     return await _object(request, request.query_params.get("image", ""), "image")
 
 
 async def label_info(request: Request) -> Response:
-    """Tell of the labels of a case."""
+    """Return the facts of the labels of a case."""
     return await _object(request, request.query_params.get("label", ""), "labels")
 
 
@@ -321,7 +321,7 @@ async def next_sample(request: Request) -> Response:
 
 
 async def training(request: Request) -> Response:
-    """Tell of the training."""
+    """Return the state of the training."""
     service, query = service_of(request), request.query_params
     last = service.rounds.last if service.rounds is not None else None
     running = service.rounds is not None and service.rounds.is_running

@@ -27,7 +27,7 @@ class ServedModel:
     @property
     def labels(self) -> dict[str, int]:
         """The number of each class in a result, by its name."""
-        return {name: number for number, name in _numbered(self.card.labels).items()}
+        return {name: number for number, name in _by_number(self.card.labels).items()}
 
     def as_json(self) -> dict[str, Any]:
         """Return what clients are told of it."""
@@ -65,7 +65,7 @@ def renumber(labels: LabelMap, classes: Mapping[int, str]) -> LabelMap:
     classes
         Name of each value.
     """
-    numbered = _numbered(classes)
+    numbered = _by_number(classes)
     order = sorted(classes)
     data = np.zeros(labels.data.shape, np.uint8)
     for number, value in enumerate(order, 1):
@@ -74,5 +74,5 @@ def renumber(labels: LabelMap, classes: Mapping[int, str]) -> LabelMap:
     return LabelMap(data, labels.geometry, labels.meta, numbered, colors)
 
 
-def _numbered(classes: Mapping[int, str]) -> dict[int, str]:
+def _by_number(classes: Mapping[int, str]) -> dict[int, str]:
     return {number: classes[value] for number, value in enumerate(sorted(classes), 1)}

@@ -108,7 +108,7 @@ class _Receiver:
         self._n_parts = self._n_field_bytes = 0
 
     def write(self, chunk: bytes) -> None:
-        """Take the next bytes of the form; its first line is the boundary between its parts."""
+        """Parse the next bytes of the form; its first line is the boundary between its parts."""
         if self._parser is None:
             self._start = chunk = self._start + chunk
             if b"\r\n" not in chunk and len(chunk) <= _LONGEST_BOUNDARY:
