@@ -194,7 +194,7 @@ async def open_session(request: Request) -> Response:
 
 
 async def find_session(request: Request) -> Response:
-    """Return the facts of a session; of one that has ended an empty answer, upon which 3D Slicer uploads the image again."""
+    """Return the facts of a session; none of one that has ended, upon which 3D Slicer uploads the image again."""
     session = service_of(request).sessions.find(request.path_params["session"])
     return JSONResponse({} if session is None else session.as_json())
 
