@@ -94,7 +94,7 @@ def segment(
                     job, loaded, run, read=read, series=series, suv=suv, stages_dir=stages_dir, preview=picture
                 ):
                     if events:
-                        write_event(_result_event(event) if isinstance(event, Done) else event)
+                        write_event({"event": "Done", **_result_table(event)} if isinstance(event, Done) else event)
                     elif read is None or not _is_misfit(event):
                         show_event(event, bars, _whose(job, jobs))
                     if isinstance(event, Done):
@@ -162,15 +162,6 @@ def _result_table(done: Any) -> dict[str, Any]:
     volumes = {names.get(value, str(value)): ml for value, ml in done.labels.volumes_ml().items()}
     return {"image": done.job.image, "output": done.job.result, "manifest": done.manifest,
             "seconds": done.seconds, "volumes_ml": volumes, "notes": done.notes, "misfits": done.misfits}  # fmt: skip
-
-
-def _result_event(done: Any) -> dict[str, Any]:
-    """Return the result as an event for another program: its file, and what the numbers in it mean."""
-    labels = done.labels
-    classes = [
-        {"value": value, "name": name, "color": labels.colors.get(value)} for value, name in labels.names.items()
-    ]
-    return {"event": "Done", **_result_table(done), "classes": classes}
 
 
 def _result_line(done: Any) -> str:

@@ -177,7 +177,7 @@ class FmsegSegmentLogic(ScriptedLoadableModuleLogic):
                 if failure or not done or not os.path.exists(result):
                     on_failed(failure or "fmseg ended without a result. Does its version have `segment --events`?")
                 else:
-                    on_done(_load(result, node, done["classes"]), warnings)
+                    on_done(_load(result, node), warnings)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -255,17 +255,11 @@ class FmsegSegmentLogic(ScriptedLoadableModuleLogic):
         self._on_end(failure)
 
 
-def _load(path: str, volume: Any, classes: list[dict[str, Any]]) -> Any:
-    """Load a result as a segmentation of the volume, with the names and colours of its classes."""
+def _load(path: str, volume: Any) -> Any:
+    """Load a result as a segmentation of the volume; names and colours of its classes are in the file."""
     node = slicer.util.loadSegmentation(path)
     node.SetName(f"{volume.GetName()} fmseg")
     node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
-    for one in classes:
-        segment = node.GetSegmentation().GetSegment(f"Segment_{one['value']}")
-        if segment is not None:
-            segment.SetName(one["name"])
-            if one.get("color"):
-                segment.SetColor(*one["color"])
     return node
 
 

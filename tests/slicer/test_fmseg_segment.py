@@ -135,21 +135,11 @@ class Widget(Signals):
         return lambda *_: None
 
 
-class Segment:
-    name, color = "", ()
-
-    def SetName(self, name: str) -> None:
-        self.name = name
-
-    def SetColor(self, *color: float) -> None:
-        self.color = color
-
-
 class Node:
-    """A volume, or a segmentation with segments by their ids."""
+    """A volume or a segmentation."""
 
-    def __init__(self, name: str, ids: tuple[str, ...] = ()) -> None:
-        self.name, self.segments = name, {segment: Segment() for segment in ids}
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.reference: Node | None = None
 
     def GetName(self) -> str:
@@ -160,16 +150,6 @@ class Node:
 
     def SetReferenceImageGeometryParameterFromVolumeNode(self, volume: Node) -> None:
         self.reference = volume
-
-    def GetSegmentation(self) -> Node:
-        return self
-
-    def GetSegment(self, segment: str) -> Segment | None:
-        return self.segments.get(segment)
-
-
-class Parent:
-    pass
 
 
 class LogicBase:
@@ -206,7 +186,7 @@ class Slicer:
 
     def load(self, path: str) -> Node:
         self.loaded.append((Path(path), Path(path).read_bytes()))
-        return Node("labels", ("Segment_1", "Segment_2"))
+        return Node("labels")
 
 
 @pytest.fixture
@@ -289,10 +269,8 @@ def test_a_volume_is_written_segmented_outside_and_its_labels_are_loaded(
     process.write(b"a library says something\n" + whole[:10])
     process.write(whole[10:])
     process.write(event(event="Warned", text="The voxels are large.", code=""))
-    classes = [{"value": 1, "name": "liver", "color": [1.0, 0.5, 0.0]}, {"value": 2, "name": "spleen", "color": None},
-               {"value": 9, "name": "absent", "color": None}]  # fmt: skip
     result.write_bytes(b"labels")
-    process.write(event(event="Done", output=str(result), classes=classes))
+    process.write(event(event="Done", output=str(result)))
     assert logic.running
     process.end()
     assert not logic.running
@@ -303,8 +281,6 @@ def test_a_volume_is_written_segmented_outside_and_its_labels_are_loaded(
     assert slicer.loaded == [(result, b"labels")]
     assert node.name == "CT fmseg"
     assert node.reference.name == "CT"
-    assert (node.segments["Segment_1"].name, node.segments["Segment_1"].color) == ("liver", (1.0, 0.5, 0.0))
-    assert (node.segments["Segment_2"].name, node.segments["Segment_2"].color) == ("spleen", ())
     assert heard.failed == []
 
 
@@ -409,7 +385,8 @@ def test_a_program_that_lists_no_models_is_told(module: Any, output: bytes) -> N
 
 
 def test_the_real_command_is_followed_to_its_end(module: Any, slicer: Slicer, tmp_path: Path) -> None:
-    from napari_fmseg import phantom_ct, read_labels, write_volume
+    from napari_fmseg import phantom_ct, write_volume
+    from napari_fmseg.io.itk.reader import header_fields
 
     slicer.image = write_volume(phantom_ct(1, spacing=(12.0, 10.0, 10.0))[0], tmp_path / "ct.nrrd")
     launcher = tmp_path / "fmseg"
@@ -419,12 +396,16 @@ def test_the_real_command_is_followed_to_its_end(module: Any, slicer: Slicer, tm
     logic.segment(str(launcher), "fmsf-phantom-ct", Node("CT"), *heard.listeners())
     Process.made[-1].run_for_real(FMSEG_HOME=str(tmp_path / "home"))
     assert heard.failed == []
-    ((node, _),) = heard.done
-    assert node.segments["Segment_1"].name == "liver"
-    assert len(node.segments["Segment_1"].color) == 3
+    assert len(heard.done) == 1
     assert heard.progress[-1][1].startswith("labels")
     (tmp_path / "labels.seg.nrrd").write_bytes(slicer.loaded[0][1])
-    assert read_labels(tmp_path / "labels.seg.nrrd").names[1] == "liver"
+    fields = header_fields(tmp_path / "labels.seg.nrrd")
+    assert (fields["Segment0_ID"], fields["Segment0_Name"], fields["Segment0_LabelValue"]) == (
+        "Segment_1",
+        "liver",
+        "1",
+    )
+    assert len(fields["Segment0_Color"].split()) == 3
 
 
 # --- the files

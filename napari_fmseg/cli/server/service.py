@@ -24,9 +24,9 @@ from napari_fmseg.cli.server.sessions import Sessions
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import FROM_THE_FILE, StageResult, Warned
 from napari_fmseg.core.volume import LabelMap
-from napari_fmseg.io import suffix_of, write_labels
+from napari_fmseg.io import read_volume, suffix_of, write_labels
+from napari_fmseg.io.channels import read_channels
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.pipelines.batch import SegmentationJob, read_job
 from napari_fmseg.training.projects import TrainingOptions, active_version
 from napari_fmseg.training.projects.names import model_name
 from napari_fmseg.workers.engine import RemoteEngine
@@ -219,7 +219,10 @@ class Service:
 
     def _infer(self, model: ServedModel, images: Sequence[Path], series: str | None, suffix: str) -> InferResult:
         start = time.perf_counter()
-        volume = read_job(SegmentationJob(images[0], Path(), tuple(images[1:])), model.card, series=series).volume
+        if len(images) == 1:
+            volume = read_volume(images[0], series=series)
+        else:
+            volume = read_channels(images, model.card.channels, resample=True)
         seconds = {"reading": round(time.perf_counter() - start, 3)}
         labels: LabelMap | None = None
         warnings: list[str] = []
