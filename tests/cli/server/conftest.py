@@ -110,7 +110,8 @@ def running_server(home: Path, *words: object, temporary: Path | None = None) ->
     """Run `fmseg serve` on a free port until the block ends; `temporary` is where its uploads lie."""
     temporary = temporary or home / f"tmp-{uuid.uuid4().hex[:8]}"
     temporary.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "FMSEG_HOME": str(home), "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))
+    environment = {**os.environ, **places, "FMSEG_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "napari_fmseg", "serve", *map(str, words), "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None

@@ -379,7 +379,7 @@ def test_a_web_page_that_was_named_may_use_the_server(guarded: Any) -> None:
 # --- what it writes down
 
 
-def test_the_log_holds_nothing_of_a_patient(server: Any, image: Path, tmp_path: Path) -> None:
+def test_the_log_holds_nothing_of_a_patient(server: Any, image: Path, pet: Any, tmp_path: Path) -> None:
     nibabel = pytest.importorskip("nibabel")
     marked = nibabel.load(image)
     marked.header["descrip"] = NAME.encode()
@@ -396,13 +396,18 @@ def test_the_log_holds_nothing_of_a_patient(server: Any, image: Path, tmp_path: 
     refused = server.send_form("PUT", f"/datastore/label?image={NAME}", form, [("label", own, content)])
     assert refused.status == 422
     server.send_form("PUT", "/session/", form, [("files", own, content)])
+    series = Path(shutil.make_archive(str(tmp_path / NUMBER), "zip", pet(tmp_path / "Doe^Jane"))).read_bytes()
+    answer = server.send_form("POST", "/infer/gaps?image=x", form, [("file", f"{NAME}.zip", series)])
+    assert answer.status == 200
+    assert b"Doe^Jane" not in answer.body
+    server.send_form("POST", "/infer/gaps?image=x", form, [("file", f"{NAME}.zip", series[:3000])])
     server.ask("GET", f"/datastore/image?image={NUMBER}")
     server.ask("GET", f"/{NAME}/{NUMBER}", headers={"User-Agent": NAME, "Cookie": NUMBER})
     server.ask("POST", f"/activelearning/{NAME}", json.dumps(params).encode())
     server.ask("POST", f"/train/{NAME}", json.dumps(params).encode())
     assert "POST /infer/{model} 200" in server.log
     assert "(another path) 404" in server.log
-    for word in (NAME, NUMBER, "DOE", "4711", str(tmp_path)):
+    for word in (NAME, NUMBER, "DOE", "Jane", "4711", str(tmp_path)):
         assert word not in server.log
     project = open_project(Path(server.log.partition("project ")[2].partition(" and ")[0]))
     index = "".join(path.read_text() for path in project.folder.rglob("*.json"))
