@@ -10,9 +10,9 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from tyro.conf import Positional, arg
 
@@ -31,6 +31,8 @@ __all__ = [
     "Events",
     "Json",
     "ProjectFolder",
+    "confirm",
+    "follow",
     "metrics_table",
     "note",
     "note_warnings",
@@ -43,6 +45,8 @@ __all__ = [
     "write_event",
     "write_json",
 ]
+
+T = TypeVar("T")
 
 USE = "Research use only. Not a medical device."
 
@@ -211,17 +215,44 @@ def show_event(event: object, bars: Bars, whose: str = "") -> None:
             pass
 
 
+def follow(work: Generator[Any, None, T], *, events: bool = False, quiet: bool = False, remarks: bool = True) -> T:
+    """Run work to its end, with bars and warnings or with events for another program; return its result."""
+    with Bars(quiet=events or quiet) as bars, contextlib.closing(work):
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as done:
+                found: T = done.value
+                return found
+            if events:
+                say(to_json(event))
+            elif remarks or not isinstance(event, Warned):
+                show_event(event, bars)
+
+
 def show_terms(card: Any, accepted: bool) -> None:
     """Show what restricts a model's use before its first run; ask where somebody can answer."""
     terms = unread_terms(card)
     if not terms:
         return
     note(terms)
-    if not accepted and sys.stdin.isatty() and sys.stderr.isatty():
-        sys.stderr.write("Do you accept these terms? [y/N] ")
-        sys.stderr.flush()
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    if not accepted and _somebody_is_there():
+        if not confirm("Do you accept these terms?"):
             raise FmsegError(f"{card.name} was not run, because its terms were not accepted. Choose another model.")
     elif not accepted:
         note("By going on you accept them. They are shown once.")
     remember_terms(card)
+
+
+def _somebody_is_there() -> bool:
+    """Return whether a person can read a question and answer it."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def confirm(question: str) -> bool:
+    """Ask on the terminal and return whether the answer was yes; no where nobody is there to answer."""
+    if not _somebody_is_there():
+        return False
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

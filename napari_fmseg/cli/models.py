@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import USE, Json, ProjectFolder, note, number, say, table, write_json
+from napari_fmseg.cli.console import (
+    USE,
+    Json,
+    ProjectFolder,
+    confirm,
+    follow,
+    note,
+    number,
+    say,
+    table,
+    write_json,
+)
 from napari_fmseg.core.errors import FmsegError
 
 if TYPE_CHECKING:
@@ -27,7 +38,8 @@ def models(
 ) -> int:
     """List the models: what each segments, how well, and what its licence allows.
 
-    `fmseg models export` and `import` carry models between machines; `rollback` returns to an earlier version.
+    `fmseg models get` downloads one that others publish. `export` and `import` carry models between machines;
+    `rollback` returns to an earlier version.
 
     Parameters
     ----------
@@ -37,6 +49,7 @@ def models(
     series
         Which series of a DICOM folder that holds several.
     """
+    from napari_fmseg.models.published import not_downloaded
     from napari_fmseg.models.registry import list_models
 
     cards = list_models()
@@ -58,6 +71,9 @@ def models(
         for kind, text in (("restricted", card.restriction), ("limits", card.limits), ("half precision", half)):
             if text:
                 say(f"\n{card.name}, {kind}: {text}")
+    for model in not_downloaded():
+        say(f"\nTo download: {model.name}, {model.title} ({model.size / 1e6:.1f} MB). Licence: {model.licence}. "
+            f"`fmseg models get {model.name}` shows what it is and asks first.")  # fmt: skip
     say(f"\nDice: mean over the classes, on cases that were not trained on (--json has each). {USE}")
     return 0
 
@@ -168,6 +184,37 @@ def import_(
         cards = (import_model(file, replace=replace),)
     for card in cards:
         say(f"{card.name}, version {card.version}: {', '.join(card.labels.values())}")
+    return 0
+
+
+def get(
+    name: Positional[Annotated[str, arg(metavar="MODEL")]],
+    /,
+    *,
+    accept_licence: Annotated[bool, arg(help="Accept the licence without being asked.")] = False,
+    replace: bool = False,
+) -> int:
+    """Download a model that others publish, after you accepted its licence; its hash is checked.
+
+    Nothing is downloaded at any other time. `fmseg models` lists what can be had.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    replace
+        Replace another model of yours with the same name.
+    """
+    from napari_fmseg.models.published import fetch_published, find_published
+
+    model = find_published(name)
+    note(model.terms())
+    if not accept_licence and not confirm("Download it under this licence?"):
+        raise FmsegError(
+            f"{name} was not downloaded: nobody accepted its licence. Answer with y, or add --accept-licence."
+        )
+    card = follow(fetch_published(model, replace=replace))
+    say(f"{card.name}: {', '.join(card.labels.values())}")
     return 0
 
 
@@ -293,6 +340,7 @@ def convert(
 
 MODEL_COMMANDS: dict[str, Callable[..., int]] = {
     "export": export,
+    "get": get,
     "import": import_,
     "join": join,
     "rollback": rollback,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.cli.cases import CASE_COMMANDS
-from napari_fmseg.cli.console import Bars, Events, Json, ProjectFolder, note, number, say, show_event, table, write_json
+from napari_fmseg.cli.console import Events, Json, ProjectFolder, follow, note, number, say, table, write_json
 from napari_fmseg.core.errors import FmsegError, LabelsChanged
-from napari_fmseg.core.events import Warned, to_json
 from napari_fmseg.training import Augment
 from napari_fmseg.training.projects import (
     ACTIVE_VERSION,
@@ -36,8 +35,6 @@ from napari_fmseg.training.projects import (
 )
 
 __all__ = ["PROJECT_COMMANDS"]
-
-T = TypeVar("T")
 
 
 def init(
@@ -190,7 +187,7 @@ def prepare(
     augment
         How volumes are augmented.
     """
-    run = _follow(prepare_run(open_project(folder), start_from, lesson, augment), events=events)
+    run = follow(prepare_run(open_project(folder), start_from, lesson, augment), events=events)
     if not events:
         say(f"{run.plan.note}\nfmseg train {recipe_file(run)}\nfmseg project keep {folder} --run {run.folder.name}")
     return 0
@@ -208,7 +205,7 @@ def keep(folder: ProjectFolder, /, *, run: int, force: bool = False, events: Eve
     """
     from napari_fmseg.training.projects import finish_run
 
-    kept = _follow(finish_run(open_project(folder), run, force=force), events=events, remarks=False)
+    kept = follow(finish_run(open_project(folder), run, force=force), events=events, remarks=False)
     if not events:
         say(f"version {kept.version.number} {'is' if kept.in_use else 'is not'} in use. {kept.why}")
     return 0
@@ -228,25 +225,10 @@ def predict(
     """
     from napari_fmseg.training.projects import predict as find
 
-    project = _follow(find(open_project(folder), cases, device=device), events=events)
+    project = follow(find(open_project(folder), cases, device=device), events=events)
     if not events:
         _show(rank_cases(project))
     return 0
-
-
-def _follow(work: Generator[Any, None, T], *, events: bool = False, quiet: bool = False, remarks: bool = True) -> T:
-    """Run work to its end, with bars and warnings or with events for another program; return its result."""
-    with Bars(quiet=events or quiet) as bars:
-        while True:
-            try:
-                event = next(work)
-            except StopIteration as done:
-                found: T = done.value
-                return found
-            if events:
-                say(to_json(event))
-            elif remarks or not isinstance(event, Warned):
-                show_event(event, bars)
 
 
 def _open_unchanged(folder: Path, *, quiet: bool = False) -> Project:
@@ -256,7 +238,7 @@ def _open_unchanged(folder: Path, *, quiet: bool = False) -> Project:
 
 def _scan(project: Project, *, quiet: bool = False, write: bool = True) -> Project:
     """Scan new and changed cases, with a bar, and warn of those that cannot be used."""
-    project = _follow(scan_cases(project, write=write), quiet=quiet)
+    project = follow(scan_cases(project, write=write), quiet=quiet)
     for row in case_table(project):
         if row.problem:
             note(f"{row.name} cannot be used: {row.problem}")

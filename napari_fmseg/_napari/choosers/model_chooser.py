@@ -9,13 +9,15 @@ from qtpy.QtCore import QEvent, QObject, QSignalBlocker, Qt, Signal
 from qtpy.QtGui import QKeyEvent
 from qtpy.QtWidgets import QCheckBox, QLineEdit, QListWidget, QListWidgetItem, QWidget
 
+from napari_fmseg._napari.choosers.download_dialog import DownloadDialog
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume
 from napari_fmseg._napari.choosers.model_fit import fits_of
 from napari_fmseg._napari.common.tooltips import SEGMENT
-from napari_fmseg._napari.common.widgets import NO_MARGINS, paragraph, vbox
+from napari_fmseg._napari.common.widgets import NO_MARGINS, paragraph, push_button, vbox
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.fit import modality_of
 from napari_fmseg.models.licences import remember_terms, unread_terms
+from napari_fmseg.models.published import PublishedModel, not_downloaded
 from napari_fmseg.models.registry import list_models
 
 __all__ = ["ModelChooser", "all_of", "facts_of"]
@@ -30,9 +32,9 @@ class ModelChooser(QWidget):
 
     Attributes
     ----------
-    facts, rest, accept
-        What the card says in short and in full, and the box with which its terms are accepted; the dock puts them
-        over its whole width.
+    facts, rest, accept, download
+        What the card says in short and in full, the box with which its terms are accepted, and the button that offers a
+        published model; the dock puts them over its whole width.
     chosen
         Signal: another model was chosen, or its terms were accepted.
     reason
@@ -44,6 +46,7 @@ class ModelChooser(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._cards: dict[str, ModelCard] = {}
+        self._published: dict[str, PublishedModel] = {}  # those that can be downloaded and were not
         self._case = ""  # id of the volume that a model is chosen for; "" while there is none
         self._by_hand: dict[str, str] = {}  # what the user has chosen for each volume
         self._latest = ""
@@ -61,6 +64,7 @@ class ModelChooser(QWidget):
         self.rest = paragraph(selectable=True)
         self.accept = QCheckBox("I &accept the terms of this model")
         self.accept.setToolTip("The training data of this model restrict its use. You are asked once.")
+        self.download = push_button("Download this model …", SEGMENT.download)
         vbox(self.search, self.list, of=self, margins=NO_MARGINS, spacing=3)
         self.search.textEdited.connect(self._settle)
         self.search.textChanged.connect(self._on_search)
@@ -68,13 +72,23 @@ class ModelChooser(QWidget):
             part.installEventFilter(self)
         self.list.currentItemChanged.connect(self._on_chosen)
         self.accept.toggled.connect(self._on_accepted)
+        self.download.clicked.connect(self._on_download)
         self.refresh()
 
     @property
     def card(self) -> ModelCard | None:
         """The chosen model's card, or None."""
+        return self._cards.get(self._chosen_name)
+
+    @property
+    def published(self) -> PublishedModel | None:
+        """The chosen model, if it is one that must be downloaded first."""
+        return self._published.get(self._chosen_name)
+
+    @property
+    def _chosen_name(self) -> str:
         item = self.list.currentItem()
-        return None if item is None or item.isHidden() else self._cards.get(item.data(Qt.ItemDataRole.UserRole))
+        return "" if item is None or item.isHidden() else str(item.data(Qt.ItemDataRole.UserRole))
 
     @property
     def terms(self) -> str:
@@ -84,22 +98,28 @@ class ModelChooser(QWidget):
     def refresh(self) -> None:
         """Read the cards again: a model may have been trained meanwhile."""
         cards = {card.name: card for card in list_models()}
-        if cards == self._cards:
+        published = {one.name: one for one in not_downloaded()}
+        if cards == self._cards and published == self._published:
             return
         name = self.card.name if self.card else "" if self._cards else next(iter(cards), "")
-        self._cards = cards
+        self._cards, self._published = cards, published
         self.list.clear()
         for card in cards.values():
-            item = QListWidgetItem(f"{card.modality}  ·  {card.title}" if card.modality else card.title)
-            item.setData(Qt.ItemDataRole.UserRole, card.name)
-            item.setToolTip(f"{card.name}: {', '.join(card.labels.values())}")
-            self.list.addItem(item)
+            self._add(card, card.title, ", ".join(card.labels.values()))
+        for one in published.values():
+            self._add(one, f"{one.title}  ·  to download", one.segments)
         height = (
             (self.list.sizeHintForRow(0) + 2) * min(ROWS, max(self.list.count(), 1)) + 2 * self.list.frameWidth() + 4
         )
         self.list.setFixedHeight(height)
         self._select(name)
         self._on_search(self.search.text())
+
+    def _add(self, model: ModelCard | PublishedModel, title: str, segments: str) -> None:
+        item = QListWidgetItem(f"{model.modality}  ·  {title}" if model.modality else title)
+        item.setData(Qt.ItemDataRole.UserRole, model.name)
+        item.setToolTip(f"{model.name}: {segments}")
+        self.list.addItem(item)
 
     def choose(self, name: str) -> None:
         """Choose a model by its name, as the user does; none if there is none of that name."""
@@ -162,7 +182,8 @@ class ModelChooser(QWidget):
         words = text.casefold().split()
         for i in range(self.list.count()):
             item = self.list.item(i)
-            text = _search_text(self._cards[item.data(Qt.ItemDataRole.UserRole)])
+            name = item.data(Qt.ItemDataRole.UserRole)
+            text = _search_text(self._cards.get(name) or self._published[name])
             item.setHidden(not all(word in text for word in words))
         shown = [i for i in range(self.list.count()) if not self.list.item(i).isHidden()]
         if words and shown and self.list.currentRow() not in shown:
@@ -173,7 +194,10 @@ class ModelChooser(QWidget):
         card = self.card
         if card is not None and self._case in self._by_hand:
             self._by_hand[self._case] = self._latest = card.name
-        self.facts.setText(facts_of(card) if card else NOT_FOUND if self.search.text().strip() else NOT_CHOSEN)
+        published = self.published
+        nothing = NOT_FOUND if self.search.text().strip() else NOT_CHOSEN
+        self.facts.setText(facts_of(card) if card else _offer_of(published) if published else nothing)
+        self.download.setVisible(published is not None)
         self.rest.setText(all_of(card) if card else "")
         with QSignalBlocker(self.accept):
             self.accept.setChecked(False)
@@ -186,6 +210,20 @@ class ModelChooser(QWidget):
             self.accept.hide()
             self.chosen.emit()
 
+    def _on_download(self) -> None:
+        if self.published is None:
+            return
+        dialog = DownloadDialog(self.published, self.window())
+        dialog.accepted.connect(lambda: self._on_downloaded(dialog))
+        dialog.finished.connect(dialog.deleteLater)
+        dialog.open()
+
+    def _on_downloaded(self, dialog: DownloadDialog) -> None:
+        """List the model that was downloaded, and choose it: that is why it was."""
+        self.refresh()
+        if dialog.card is not None:
+            self.choose(dialog.card.name)
+
 
 def _why_none(case: ImageVolume, cards: Iterable[ModelCard]) -> str:
     modality = modality_of(case.meta)
@@ -194,9 +232,19 @@ def _why_none(case: ImageVolume, cards: Iterable[ModelCard]) -> str:
     return f"No model here fits “{case.name}”, so none is chosen. Click a model to see what does not fit."
 
 
-def _search_text(card: ModelCard) -> str:
-    parts = (card.name, card.title, card.modality, card.body_part, card.licence, *card.labels.values())
-    return " ".join(parts).casefold()
+def _search_text(model: ModelCard | PublishedModel) -> str:
+    structures = (model.segments,) if isinstance(model, PublishedModel) else tuple(model.labels.values())
+    return " ".join((model.name, model.title, model.modality, model.body_part, model.licence, *structures)).casefold()
+
+
+def _offer_of(model: PublishedModel) -> str:
+    """Return what a published model is, and that it is not here yet, as rich text of a few lines."""
+    lines = {
+        "Segments": model.segments, "For": ", ".join(part for part in (model.modality, model.body_part) if part),
+        "Licence": model.licence, "Limits": model.limits,
+        "Not on this machine": f"{model.size / 1e6:.1f} MB from {model.hosts[0]}. Nothing is fetched before you agree.",
+    }  # fmt: skip
+    return "<br>".join(f"<b>{what}</b> {escape(text)}" for what, text in lines.items() if text)
 
 
 def facts_of(card: ModelCard) -> str:

@@ -31,6 +31,8 @@ class SEGMENT:
     run = "Segment the image. Every stage is shown as soon as it is done. (Ctrl+Alt+R)"
     run_no_image = "Open an image first: drop a file on the window, or File > Open Sample > fmseg."
     run_no_model = "Choose a model first."
+    run_not_downloaded = "This model is not on this machine yet: download it first."
+    download = "Shows licence, size, address and citation of this model, and asks before anything is fetched."
     run_busy = "A run is going on. Cancel it, or wait until it is done."
     cancel = "Stop the run. Stages that are done stay. (Ctrl+Alt+C)"
     min_component_no_spacing = (

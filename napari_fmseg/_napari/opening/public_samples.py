@@ -6,29 +6,21 @@ in ``FMSEG_HOME``/samples/registry.toml. Nothing is ever fetched without the use
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import tomllib
-import urllib.request
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from napari_fmseg._napari.common.preferences import load
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress
 from napari_fmseg.core.package import data_folder
 from napari_fmseg.io import suffix_of
+from napari_fmseg.models.published.download import RemoteFile, download, is_complete
 
 __all__ = ["PublicSample", "fetch", "find_download", "list_public_samples", "read_registry", "samples_folder"]
-
-_CHUNK = 1 << 18
-_TIMEOUT_S = 30
-_HERE = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -68,9 +60,14 @@ class PublicSample:
     models: tuple[str, ...] = ()
 
     @property
+    def remote(self) -> RemoteFile:
+        """The file as it is downloaded; `ValueError` if address, size or hash are not to be trusted."""
+        return RemoteFile(self.url, self.file, self.size, self.sha256)
+
+    @property
     def host(self) -> str:
         """The name of the machine that it comes from."""
-        return urlsplit(self.url).hostname or ""
+        return self.remote.host
 
 
 def samples_folder() -> Path:
@@ -110,11 +107,8 @@ def read_registry(path: Path) -> tuple[PublicSample, ...]:
 
 def find_download(sample: PublicSample) -> Path | None:
     """Return the file if it was downloaded before and its hash is still right."""
-    path = _place(sample)
-    try:
-        return path if path.stat().st_size == sample.size and _hash_of(path) == sample.sha256 else None
-    except OSError:
-        return None
+    folder = _place(sample)
+    return folder / sample.file if is_complete(sample.remote, folder) else None
 
 
 def fetch(sample: PublicSample) -> Iterator[Progress]:
@@ -132,44 +126,7 @@ def fetch(sample: PublicSample) -> Iterator[Progress]:
     FmsegError
         If the host cannot be reached, the disk is full, or the size or the hash differs: then the file is removed.
     """
-    path = _place(sample)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    done, digest = 0, hashlib.sha256()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        request = urllib.request.Request(sample.url, headers={"User-Agent": "napari-fmseg"})
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer, part.open("xb") as file:
-            while piece := answer.read(_CHUNK):
-                done += len(piece)
-                if done > sample.size:
-                    break
-                digest.update(piece)
-                file.write(piece)
-                yield Progress("download", done, sample.size)
-        _check(sample, done, digest.hexdigest())
-        os.replace(part, path)
-    except OSError as error:
-        reason = getattr(error, "reason", None) or error.strerror or error
-        raise FmsegError(
-            f"{sample.title} could not be downloaded from {sample.host}: {reason}. "
-            "Check the connection and the free space, and try again."
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _check(sample: PublicSample, done: int, sha256: str) -> None:
-    if done != sample.size:
-        size = f"more than {sample.size:,}" if done > sample.size else f"{done:,} instead of {sample.size:,}"
-        raise FmsegError(
-            f"What {sample.host} sent for {sample.title} has {size} bytes. It was not kept. "
-            "The file was changed there or the download was cut short; try again later."
-        )
-    if sha256 != sample.sha256:
-        raise FmsegError(
-            f"What {sample.host} sent for {sample.title} is not the file that was registered: its sha256 is "
-            f"{sha256[:12]}…, not {sample.sha256[:12]}…. It was not kept; do not fetch it by hand either."
-        )
+    yield from download(sample.remote, _place(sample), sample.title)
 
 
 def _registry_path() -> Path:
@@ -182,22 +139,13 @@ def _sample(entry: Mapping[str, Any]) -> PublicSample:
     if surplus := set(entry) - known:
         raise ValueError(f"unknown fields {sorted(surplus)}")
     sample = PublicSample(**{**entry, "models": tuple(entry.get("models", ()))})
-    address = urlsplit(sample.url)
-    if address.scheme != "https" and not (address.scheme == "http" and address.hostname in _HERE):
-        raise ValueError(f"{sample.url} is not fetched over https")
-    if not re.fullmatch(r"[0-9a-f]{64}", sample.sha256):
-        raise ValueError(f"{sample.key} has no sha256 of 64 small hexadecimal digits")
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", sample.key) or sample.file != Path(sample.file).name:
         raise ValueError(f"{sample.key!r} with file {sample.file!r}: both must be plain names")
+    _ = sample.remote  # which checks address, size and hash
     if not suffix_of(sample.file) or not (isinstance(sample.size, int) and sample.size > 0) or not sample.licence:
         raise ValueError(f"{sample.key} needs the suffix of a volume, a size in bytes and a licence")
     return sample
 
 
 def _place(sample: PublicSample) -> Path:
-    return samples_folder() / sample.key / sample.file
-
-
-def _hash_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return samples_folder() / sample.key

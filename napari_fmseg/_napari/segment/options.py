@@ -102,7 +102,7 @@ class Choices(QWidget):
         ):
             add_row(where, name, field, shown=shown).setMinimumWidth(48)  # one column over both forms
         about = Collapsible("About this model", self.model.rest, SEGMENT.model_card)
-        model = (self.model.facts, about, self.model.accept)
+        model = (self.model.facts, self.model.download, about, self.model.accept)
         parts = (above, self.channels, *model, self.warnings, below, self.more)
         vbox(*parts, of=self, margins=NO_MARGINS, spacing=6)
 
@@ -119,7 +119,8 @@ class Choices(QWidget):
         if case is None:
             return self.image.refusal or SEGMENT.run_no_image
         if card is None:
-            return self.model.reason or SEGMENT.run_no_model
+            missing = SEGMENT.run_not_downloaded if self.model.published else SEGMENT.run_no_model
+            return self.model.reason or missing
         for one in (case, *(other for other in self.channels.cases if other is not None)):
             if self._no_place(one):
                 return self._no_place(one)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from napari_fmseg.nets.deepmedic import _CheckedNet
+from napari_fmseg.nets.comparison.deepmedic import _CheckedNet
 
 __all__ = ["VoxResNet"]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import UnknownModel
-from napari_fmseg.nets.deepmedic import _CheckedNet
+from napari_fmseg.nets.comparison.deepmedic import _CheckedNet
 from napari_fmseg.nets.layers.blocks import resize
 
 __all__ = ["AnatomyNet"]

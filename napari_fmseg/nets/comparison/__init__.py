@@ -1,0 +1,1 @@
+"""Published networks that others are compared with: DeepMedic, VoxResNet, AnatomyNet, H-DenseUNet."""
