@@ -335,3 +335,77 @@ def body_scan() -> Callable[..., Any]:
 def body_card() -> Callable[..., Any]:
     """Make the cards of models that were trained on such scans."""
     return _body_card
+
+
+# Public data sets as their owners pack them, miniature: names of each case's images, of its labels, and their values.
+_PACKED: dict[str, tuple[list[tuple[tuple[str, ...], str]], tuple[int, ...]]] = {
+    "lits": (
+        [((f"{batch}/volume-{i}.nii",), f"{batch}/segmentation-{i}.nii") for i, batch in (
+            (0, "Training Batch 1"), (2, "Training Batch 1"), (10, "Training Batch 2"), (101, "Training Batch 2"))],
+        (1, 2),
+    ),
+    "btcv": (
+        [((f"RawData/Training/img/img{i:04d}.nii.gz",), f"RawData/Training/label/label{i:04d}.nii.gz")
+         for i in (1, 2, 3, 4, 5)],
+        tuple(range(1, 14)),
+    ),
+    "flare21": (
+        [((f"train_images/train_{i:03d}_0000.nii.gz",), f"train_mask/train_{i:03d}.nii.gz") for i in range(5)],
+        (1, 2, 3, 4),
+    ),
+    "hecktor22": (
+        [((f"hecktor2022_training/hecktor2022/imagesTr/CHUM-{i:03d}__PT.nii.gz",),
+          f"hecktor2022_training/hecktor2022/labelsTr/CHUM-{i:03d}.nii.gz") for i in range(1, 6)],
+        (1, 2),
+    ),
+    "autopet": (
+        [((f"FDG-PET-CT-Lesions/PETCT_{patient}/{study}/SUV.nii.gz",),
+          f"FDG-PET-CT-Lesions/PETCT_{patient}/{study}/SEG.nii.gz") for patient, study in (
+            ("0011f3deaf", "03-23-2003-NA-PET-CT Ganzkoerper"), ("0011f3deaf", "08-01-2004-NA-PET-CT Ganzkoerper"),
+            ("01140d52d8", "08-13-2005-NA-PET-CT"), ("0143bab87a", "11-17-2003-NA-PET-CT"),
+            ("01c27ef78b", "05-09-2003-NA-PET-CT"), ("027f7fb6c3", "01-02-2006-NA-PET-CT"),
+            ("027f7fb6c3", "07-02-2006-NA-PET-CT"))],
+        (1,),
+    ),
+    "brats18": (
+        [(tuple(f"MICCAI_BraTS_2018_Data_Training/{grade}/{case}/{case}_{name}.nii.gz"
+                for name in ("t1", "t2", "t1ce", "flair")),
+          f"MICCAI_BraTS_2018_Data_Training/{grade}/{case}/{case}_seg.nii.gz")
+         for grade, case in (("HGG", "Brats18_2013_10_1"), ("HGG", "Brats18_CBICA_AAB_1"), ("LGG", "Brats18_2013_0_1"),
+                             ("LGG", "Brats18_TCIA09_141_1"), ("LGG", "Brats18_TCIA10_103_1"))],
+        (1, 2, 4),
+    ),
+    "hvsmr": (
+        [((f"Training dataset/training_axial_full_pat{i}.nii.gz",),
+          f"Ground truth/training_axial_full_pat{i}-label.nii.gz") for i in range(5)],
+        (1, 2),
+    ),
+}  # fmt: skip
+
+
+def _public_miniature(name: str, folder: Path, shape: tuple[int, int, int] = (20, 24, 28)) -> list[Path]:
+    """Write a public data set's folders with small volumes in them, a ball for each label; returns its label files."""
+    import SimpleITK as sitk
+
+    cases, values = _PACKED[name.removesuffix("-liver")]
+    written = []
+    for number, (images, label) in enumerate(cases):
+        rng = np.random.default_rng(number)
+        truth = np.zeros(shape, np.uint8)
+        for value in values:
+            middle = [rng.uniform(5, n - 5) for n in shape]
+            truth[sum((i - m) ** 2 for i, m in zip(np.indices(shape), middle, strict=True)) < 14] = value
+        for channel, path in enumerate((*images, label)):
+            data = truth if path == label else (40.0 * truth + 5 * rng.normal(size=shape) + channel).astype(np.float32)
+            image = sitk.GetImageFromArray(data)
+            image.SetSpacing((2.0, 2.0, 2.5))
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(image, str(folder / path))
+        written.append(folder / label)
+    return written
+
+
+@pytest.fixture(scope="session")
+def public_miniature() -> Callable[..., list[Path]]:
+    """Write a public data set in its owners' own folders, miniature."""
+    return _public_miniature

@@ -18,6 +18,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from napari_fmseg.cli.bench import bench, phantom
 from napari_fmseg.cli.console import USE, Json, note, notices, say, table, write_json
+from napari_fmseg.cli.datasets import DATASET_COMMANDS
 from napari_fmseg.cli.evaluate import evaluate, explain
 from napari_fmseg.cli.exit_codes import _STOPPED, _explain
 from napari_fmseg.cli.export import export
@@ -97,6 +98,8 @@ def _group(words: list[str]) -> tuple[dict[str, Callable[..., int]], str, list[s
     first, second = words[:1], words[1:2]
     if first == ["project"]:
         return PROJECT_COMMANDS, "fmseg project", words[1:]
+    if first == ["datasets"]:
+        return DATASET_COMMANDS, "fmseg datasets", words[1:]
     if first == ["models"] and second and second[0] in MODEL_COMMANDS:
         return MODEL_COMMANDS, "fmseg models", words[1:]
     return COMMANDS, "fmseg", words
@@ -158,6 +161,11 @@ def project() -> int:
     return main(["project", "--help"])
 
 
+def datasets() -> int:
+    """Arrange downloaded public data sets, such as LiTS or BraTS, for training: list, prepare."""
+    return main(["datasets", "--help"])
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "segment": segment,
     "models": models,
@@ -166,6 +174,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "explain": explain,
     "lesions": lesions,
     "project": project,
+    "datasets": datasets,
     "train": train,
     "crossval": crossval,
     "pretrain": pretrain,

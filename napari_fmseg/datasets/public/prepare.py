@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Generator, Mapping
@@ -135,11 +134,9 @@ def _nothing(dataset: PublicDataset, source: Path, found: Found) -> str:
     )
 
 
-def _natural(key: Key) -> tuple[tuple[str, list[tuple[int, str]]], ...]:
-    """Sort case 2 before case 10."""
-    return tuple(
-        (name, [(int(n), t) if n else (0, t) for n, t in re.findall(r"(\d*)(\D*)", text)]) for name, text in key
-    )
+def _natural(key: Key) -> tuple[tuple[str, int, str], ...]:
+    """Sort case 2 before case 10; what is no number by its letters."""
+    return tuple((name, int(text) if text.isdecimal() else -1, text) for name, text in key)
 
 
 def _incomplete(dataset: PublicDataset, found: Found) -> tuple[str, ...]:
