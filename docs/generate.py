@@ -24,6 +24,7 @@ from pathlib import Path
 import grimp
 
 import napari_fmseg
+from napari_fmseg.cli.datasets import DATASET_COMMANDS
 from napari_fmseg.cli.main import COMMANDS, main
 from napari_fmseg.cli.models import MODEL_COMMANDS
 from napari_fmseg.cli.projects import PROJECT_COMMANDS
@@ -74,8 +75,9 @@ def _pages() -> Iterator[tuple[str, str]]:
 def command_groups() -> Mapping[str, Mapping[str, Callable[..., int]]]:
     """Return the commands by the words before them."""
     return {
-        "fmseg": {name: call for name, call in COMMANDS.items() if name != "project"},
+        "fmseg": {name: call for name, call in COMMANDS.items() if name not in ("project", "datasets")},
         "fmseg models": MODEL_COMMANDS,
+        "fmseg datasets": DATASET_COMMANDS,
         "fmseg project": PROJECT_COMMANDS,
     }
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import pytest
 import tyro
 
+from napari_fmseg.cli.datasets import DATASET_COMMANDS
 from napari_fmseg.cli.main import COMMANDS
 from napari_fmseg.cli.models import MODEL_COMMANDS
 from napari_fmseg.cli.projects import PROJECT_COMMANDS
@@ -70,6 +71,8 @@ def parse(words: list[str]) -> None:
     prog = "fmseg"
     if words[:1] == ["project"] and len(words) > 1:
         group, prog, words = PROJECT_COMMANDS, "fmseg project", words[1:]
+    elif words[:1] == ["datasets"] and len(words) > 1:
+        group, prog, words = DATASET_COMMANDS, "fmseg datasets", words[1:]
     elif words[:1] == ["models"] and words[1:2] and words[1] in MODEL_COMMANDS:
         group, prog, words = MODEL_COMMANDS, "fmseg models", words[1:]
     if not words or words[0] not in group:
@@ -215,7 +218,12 @@ def test_every_page_is_in_a_table_of_contents(generated: dict[str, str]) -> None
 
 
 def test_the_command_line_page_has_every_command(generated: dict[str, str]) -> None:
-    groups = {"fmseg": COMMANDS.keys() - {"project"}, "fmseg models": MODEL_COMMANDS, "fmseg project": PROJECT_COMMANDS}
+    groups = {
+        "fmseg": COMMANDS.keys() - {"project", "datasets"},
+        "fmseg models": MODEL_COMMANDS,
+        "fmseg datasets": DATASET_COMMANDS,
+        "fmseg project": PROJECT_COMMANDS,
+    }
     for prefix, names in groups.items():
         for name in names:
             assert f"\n## `{prefix} {name}`\n\n```text\nusage: {prefix} {name} " in generated["cli.md"]

@@ -7,6 +7,7 @@ the dilation grows to 16 and shrinks again, so that every voxel receives 93 x 93
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -92,10 +93,9 @@ class MeshNetInPlace:
         return torch.cat([self._one(image[None].to(self._device, self._dtype)) for image in x])
 
     def _one(self, x: Tensor) -> Tensor:
-        first, *others = self._net.layers
-        width = self._net.head.in_channels
-        x = _run(first, x, x.new_empty((1, width, *x.shape[2:])))
-        for layer in others:
+        layers: list[Any] = list(self._net.layers)
+        x = _run(layers[0], x, x.new_empty((1, self._net.head.in_channels, *x.shape[2:])))
+        for layer in layers[1:]:
             x = _run(layer, x, x)
         out = x.new_empty((1, self._net.n_classes, *x.shape[2:]))
         for a in range(0, x.shape[2], _PLANES):
@@ -103,9 +103,9 @@ class MeshNetInPlace:
         return out
 
 
-def _run(layer: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+def _run(layer: nn.Conv3d, x: Tensor, out: Tensor) -> Tensor:
     """Write the ELU of a convolution into `out`, plane by plane; `out` may be the input itself."""
-    weight, bias, reach = layer.weight, layer.bias, int(layer.dilation[0])  # type: ignore[index, operator]
+    reach = int(layer.dilation[0])
     n = x.shape[2]
     before = x.new_zeros((1, x.shape[1], reach, *x.shape[3:]))  # of the input, which may be overwritten by now
     for a in range(0, n, _PLANES):
@@ -115,6 +115,6 @@ def _run(layer: nn.Module, x: Tensor, out: Tensor) -> Tensor:
         missing = b - a + 2 * reach - planes.shape[2]
         if missing:
             planes = F.pad(planes, (0, 0, 0, 0, 0, missing))
-        part = F.conv3d(planes, weight, bias, padding=(0, reach, reach), dilation=reach)
+        part = F.conv3d(planes, layer.weight, layer.bias, padding=(0, reach, reach), dilation=reach)
         out[:, :, a:b] = F.elu_(part)
     return out

@@ -31,8 +31,8 @@ SMALL = {
 }  # fmt: skip
 GRIDS = {
     "phased": {"consensus_grid": [32, 32, 32], "attention_grid": [32, 32, 32]},
-    "coarse_fine": {"coarse_size": [16, 24, 24], "fine_size": [16, 24, 24]},
-    "single": {"window": [16, 16, 16]},
+    "coarse_fine": {"coarse_size": [16, 24, 32], "fine_size": [16, 24, 24]},
+    "single": {"window": [16, 16, 32]},
 }
 
 
@@ -116,7 +116,7 @@ def test_a_recipe_that_goes_on_from_another_one_does_so(
     recipe = load_recipe(FOLDER / f"{second}.toml")
     assert first in recipe.start_from
     card = find_card(run(shrunken(recipe, data(second), tmp_path / "second", start_from=str(start))))
-    assert card.parent.startswith(first)
+    assert first in card.parent
     assert list(card.labels.values()) == list(recipe.labels)
     shutil.rmtree(tmp_path / "first")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 
 from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume
@@ -195,7 +196,7 @@ class _Work:
         name = self._name(key)
         try:
             placed = self._label(images, label, name)
-        except (FmsegError, OSError, ValueError, nib.filebasedimages.ImageFileError) as error:
+        except (FmsegError, OSError, ValueError, ImageFileError) as error:
             self.missing.append(f"{name} was left out: {error}")
             return ""
         self._ending = self._ending or suffix_of(images[0])
@@ -227,7 +228,8 @@ class _Work:
             labels = dataclasses.replace(labels, geometry=read_volume(images[0]).geometry)
         elif apart and self._dataset.resample_labels:
             self._resampled.append(name)
-            labels = resample(labels, read_volume(images[0]).geometry, order=0)
+            place = read_volume(images[0]).geometry
+            labels = LabelMap(resample(labels, place, order=0).data, place, labels.meta)
         elif apart:
             raise UnreadableVolume(f"its labels have {grids[-1][0]} voxels, its image {grids[0][0]}")
         return dataclasses.replace(labels, data=_renumber(labels.data, self._dataset.relabel), names={}, colors={})

@@ -233,7 +233,7 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, exceptions.Timeout):
         return f"it did not answer within {_TIMEOUT_S} s. {again}"
-    if isinstance(error, exceptions.HTTPError):
+    if isinstance(error, exceptions.HTTPError) and error.response is not None:
         return f"{error.response.status_code} {error.response.reason}. The file may have moved. {again}"
     if isinstance(error, exceptions.ConnectionError | exceptions.ChunkedEncodingError):
         return f"no connection, or it broke off. {again}"

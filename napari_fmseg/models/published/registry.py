@@ -90,7 +90,7 @@ class PublishedModel:
         return tuple(dict.fromkeys(host for one in self.files for host in (one.host, *one.hosts)))
 
     @property
-    def stated(self) -> dict[str, str]:
+    def stated(self) -> dict[str, Any]:
         """The fields of the model's card that the entry states and its files do not."""
         names = ("name", "title", "modality", "body_part", "licence", "citation", "trained_on", "limits")
         return {name: getattr(self, name) for name in names}

@@ -88,7 +88,7 @@ def turn_kernel(kernel: np.ndarray, axes: str) -> np.ndarray:
     if sorted(_TO[letter][0] for letter in axes if letter in _TO) != [0, 1, 2] or len(axes) != 3:
         raise UnknownModel(f"axes are three directions such as LIA, one of each axis of the body, not {axes!r}.")
     order = [next(i for i, letter in enumerate(axes) if _TO[letter][0] == axis) for axis in range(3)]
-    flips = [axis for axis in range(3) if _TO[axes[order[axis]]][1]]
+    flips = tuple(axis for axis in range(3) if _TO[axes[order[axis]]][1])
     return np.ascontiguousarray(np.flip(kernel.transpose(*order, 3, 4), flips).transpose(4, 3, 0, 1, 2))
 
 
