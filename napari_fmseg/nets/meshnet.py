@@ -17,7 +17,7 @@ from napari_fmseg.nets.layers.blocks import check_channels, check_image
 
 __all__ = ["MeshNet", "MeshNetInPlace"]
 
-_PLANES = 16
+_PLANES = 32
 """Planes of a map that one step computes."""
 
 
