@@ -1,6 +1,6 @@
 """Makes the pictures of docs/ by driving the real window on CT phantoms; scripts/screenshots calls it.
 
-python scripts/screenshots.py tour|pretrain|teach|pet|fit|nnunet|serve
+python scripts/screenshots.py tour|pretrain|teach|pet|fit|nnunet|serve|published
 """
 
 from __future__ import annotations
@@ -428,6 +428,30 @@ def serve(folder: Path) -> None:
     viewer.close()
 
 
+def published(folder: Path) -> None:
+    """Make the pictures of docs/how_to/published_models.md: a model to download, and its terms; nothing is fetched."""
+    import napari
+
+    from napari_fmseg._napari.choosers.download_dialog import DownloadDialog
+    from napari_fmseg._napari.common.dialogs import on_screen
+
+    folder.mkdir(parents=True, exist_ok=True)
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*SIZE)
+    camera = Photographer(viewer, folder)
+    _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
+    dock.model.choose("meshnet-brain-mr")
+    rest(1)
+    camera.take("2-offered", dock)
+    dock.model.download.click()
+    wait(lambda: on_screen(DownloadDialog) is not None)
+    dialog = on_screen(DownloadDialog)
+    camera.take("1-consent", dialog)
+    dialog.reject()
+    dock.close_down()
+    viewer.close()
+
+
 MINUTES = 2.0  # of the trainings in the pictures
 
 
@@ -436,7 +460,7 @@ if __name__ == "__main__":
     from nnunet_pictures import nnunet
 
     takes = {"tour": tour, "pretrain": pretrain, "teach": teach, "pet": pet, "fit": fit, "nnunet": nnunet,
-             "serve": serve}  # fmt: skip
+             "serve": serve, "published": published}  # fmt: skip
     if len(sys.argv) != 2 or sys.argv[1] not in takes:
         sys.exit(f"Say which pictures: {', '.join(takes)}.")
     takes[sys.argv[1]](Path("docs/images") / sys.argv[1])

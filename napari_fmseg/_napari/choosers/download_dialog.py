@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 
 from qtpy.QtWidgets import QProgressBar, QStyle, QWidget
 
 from napari_fmseg._napari.common.dialogs import TextDialog, text_label
 from napari_fmseg._napari.common.job import Job, start_job
-from napari_fmseg._napari.common.widgets import allow, push_button
+from napari_fmseg._napari.common.widgets import allow, paragraph, push_button
 from napari_fmseg.core.events import Progress
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.published import PublishedModel, fetch_published
@@ -36,9 +37,8 @@ class DownloadDialog(TextDialog):
         self.card: ModelCard | None = None
         for line in model.terms().splitlines():
             what, colon, text = line.partition(": ")
-            if colon:
-                self.body.addWidget(text_label(what, bold=True))
-            self.body.addWidget(text_label(text if colon else line))
+            said = f"<b>{escape(what)}</b> {escape(text)}" if colon else escape(line)
+            self.body.addWidget(paragraph(said, selectable=True))
         self.error = text_label("", bold=True)
         self.error.setVisible(False)
         self.column.insertWidget(2, self.error)

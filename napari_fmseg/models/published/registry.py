@@ -103,15 +103,15 @@ class PublishedModel:
         """Return what a user should know before the download, in lines of ``what: text``."""
         return "\n".join((
             f"Model: {self.title} ({self.name})",
-            f"Segments: {self.segments}",
             f"Licence: {self.licence}",
-            f"Citation: {self.citation}",
-            f"Trained on: {self.trained_on}",
-            f"Limits: {self.limits}",
             f"Size: {self.size / 1e6:.1f} MB",
             f"From: {', '.join(self.hosts)}",
-            *(f"Address: {one.url}" for one in self.files),
             "Nothing is sent but the request for these files; their SHA-256 is checked.",
+            f"Segments: {self.segments.strip()}",
+            f"Limits: {self.limits.strip()}",
+            f"Trained on: {self.trained_on.strip()}",
+            f"Citation: {self.citation.strip()}",
+            *(f"Address: {one.url}" for one in self.files),
         ))  # fmt: skip
 
 
