@@ -250,7 +250,7 @@ def _somebody_is_there() -> bool:
 
 
 def confirm(question: str) -> bool:
-    """Ask on the terminal and return whether the answer was yes; no where nobody is there to answer."""
+    """Read the answer to a question from the terminal; return whether it was yes, False where nobody is there."""
     if not _somebody_is_there():
         return False
     sys.stderr.write(f"{question} [y/N] ")

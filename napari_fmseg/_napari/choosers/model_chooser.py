@@ -78,15 +78,15 @@ class ModelChooser(QWidget):
     @property
     def card(self) -> ModelCard | None:
         """The chosen model's card, or None."""
-        return self._cards.get(self._chosen_name)
+        return self._cards.get(self._current_name)
 
     @property
-    def published(self) -> PublishedModel | None:
+    def offer(self) -> PublishedModel | None:
         """The chosen model, if it is one that must be downloaded first."""
-        return self._published.get(self._chosen_name)
+        return self._published.get(self._current_name)
 
     @property
-    def _chosen_name(self) -> str:
+    def _current_name(self) -> str:
         item = self.list.currentItem()
         return "" if item is None or item.isHidden() else str(item.data(Qt.ItemDataRole.UserRole))
 
@@ -194,10 +194,10 @@ class ModelChooser(QWidget):
         card = self.card
         if card is not None and self._case in self._by_hand:
             self._by_hand[self._case] = self._latest = card.name
-        published = self.published
+        offer = self.offer
         nothing = NOT_FOUND if self.search.text().strip() else NOT_CHOSEN
-        self.facts.setText(facts_of(card) if card else _offer_of(published) if published else nothing)
-        self.download.setVisible(published is not None)
+        self.facts.setText(facts_of(card) if card else _offer_of(offer) if offer else nothing)
+        self.download.setVisible(offer is not None)
         self.rest.setText(all_of(card) if card else "")
         with QSignalBlocker(self.accept):
             self.accept.setChecked(False)
@@ -211,9 +211,9 @@ class ModelChooser(QWidget):
             self.chosen.emit()
 
     def _on_download(self) -> None:
-        if self.published is None:
+        if self.offer is None:
             return
-        dialog = DownloadDialog(self.published, self.window())
+        dialog = DownloadDialog(self.offer, self.window())
         dialog.accepted.connect(lambda: self._on_downloaded(dialog))
         dialog.finished.connect(dialog.deleteLater)
         dialog.open()

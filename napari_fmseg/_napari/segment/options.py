@@ -119,7 +119,7 @@ class Choices(QWidget):
         if case is None:
             return self.image.refusal or SEGMENT.run_no_image
         if card is None:
-            missing = SEGMENT.run_not_downloaded if self.model.published else SEGMENT.run_no_model
+            missing = SEGMENT.run_not_downloaded if self.model.offer else SEGMENT.run_no_model
             return self.model.reason or missing
         for one in (case, *(other for other in self.channels.cases if other is not None)):
             if self._no_place(one):

@@ -118,7 +118,7 @@ def download(remote: RemoteFile, folder: Path, title: str) -> Generator[Progress
         raise
     thread.join()
     if meter.error is not None:
-        raise _explained(meter.error, remote, title) from meter.error
+        raise _as_user_error(meter.error, remote, title) from meter.error
     size = path.stat().st_size
     if size != remote.size:  # though the hash was right: the registry contradicts itself
         path.unlink()
@@ -199,7 +199,7 @@ def _silent(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _explained(error: Exception, remote: RemoteFile, title: str) -> FmsegError:
+def _as_user_error(error: Exception, remote: RemoteFile, title: str) -> FmsegError:
     """Return what went wrong, and what to do, as an error for the user."""
     if isinstance(error, FmsegError):
         return error

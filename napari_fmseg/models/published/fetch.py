@@ -73,4 +73,4 @@ def _convert(model: PublishedModel, place: Path) -> ModelCard:
     from napari_fmseg.models.nnunet import import_nnunet
 
     (found,) = import_nnunet(place / model.files[0].file, place / "converted").cards
-    return dataclasses.replace(found, **model.stated)
+    return dataclasses.replace(found, **model.card_fields)

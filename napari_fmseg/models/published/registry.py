@@ -90,14 +90,14 @@ class PublishedModel:
         return tuple(dict.fromkeys(host for one in self.files for host in (one.host, *one.hosts)))
 
     @property
-    def stated(self) -> dict[str, Any]:
+    def card_fields(self) -> dict[str, Any]:
         """The fields of the model's card that the entry states and its files do not."""
         names = ("name", "title", "modality", "body_part", "licence", "citation", "trained_on", "limits")
         return {name: getattr(self, name) for name in names}
 
     def as_card(self) -> ModelCard:
         """Return the card of a model whose files hold weights only; without its network, which they name."""
-        return structure(ModelCard, {"pipeline": "single", "nets": {}, **self.card, **self.stated})
+        return structure(ModelCard, {"pipeline": "single", "nets": {}, **self.card, **self.card_fields})
 
     def terms(self) -> str:
         """Return what a user should know before the download, in lines of ``what: text``."""

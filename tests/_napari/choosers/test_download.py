@@ -85,8 +85,8 @@ def test_what_went_wrong_is_shown_and_cancel_fetches_nothing_more(dock: Any, hos
 
 def test_a_search_finds_a_model_that_is_not_here_and_run_says_why_it_waits(dock: Any, qtbot: Any) -> None:
     qtbot.keyClicks(dock.model.search, "made-up structures")
-    assert dock.model.published is not None
-    assert dock.model.published.name == "tiny-mr"
+    assert dock.model.offer is not None
+    assert dock.model.offer.name == "tiny-mr"
     from napari_fmseg._napari.sample_data import phantom_easy_sample
 
     for data, options, kind in phantom_easy_sample()[:1]:
