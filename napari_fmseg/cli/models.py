@@ -56,14 +56,19 @@ def models(
     if volume:
         return _list_fits(cards, volume, series, as_json)
     if as_json:
-        write_json([{**dataclasses.asdict(c), "mean_dice": c.mean_dice, "where": _where(c)} for c in cards])
+        write_json(
+            [
+                {**dataclasses.asdict(c), "mean_dice": c.mean_dice, "patients": c.n_scored, "where": _where(c)}
+                for c in cards
+            ]
+        )
         return 0
     if not cards:
         note("No model is installed. `fmseg doctor` lists what to do; `fmseg train` makes one.")
         return 0
     say(table(
-        ("MODEL", "MODALITY", "DICE", "LICENCE", "WHERE", "SEGMENTS"),
-        [(c.name, c.modality or "-", number(c.mean_dice), c.licence or "-", _where(c), ", ".join(c.labels.values()))
+        ("MODEL", "MODALITY", "DICE", "PATIENTS", "LICENCE", "WHERE", "SEGMENTS"),
+        [(c.name, c.modality or "-", *_dice(c), c.licence or "-", _where(c), ", ".join(c.labels.values()))
          for c in cards],
     ))  # fmt: skip
     for card in cards:
@@ -74,7 +79,7 @@ def models(
     for model in not_downloaded():
         say(f"\nTo download: {model.name}, {model.title} ({model.size / 1e6:.1f} MB). Licence: {model.licence}. "
             f"`fmseg models get {model.name}` shows what it is and asks first.")  # fmt: skip
-    say(f"\nDice: mean over the classes, on cases that were not trained on (--json has each). {USE}")
+    say(f"\nDice: mean over the classes, on so many patients who were not trained on (--json has each). {USE}")
     return 0
 
 
@@ -90,12 +95,12 @@ def _list_fits(cards: Sequence[ModelCard], files: Sequence[Path], series: str | 
     fits = rank(Fit(card, find_misfits(measures, read.meta, card)) for card in cards)
     if as_json:
         write_json([{"name": fit.card.name, "fits": not fit.misfits, "usable": fit.is_usable,
-                     "mean_dice": fit.card.mean_dice, "labels": fit.card.labels,
+                     "mean_dice": fit.card.mean_dice, "patients": fit.card.n_scored, "labels": fit.card.labels,
                      "misfits": [dataclasses.asdict(misfit) for misfit in fit.misfits]} for fit in fits])  # fmt: skip
         return 0
     say(table(
-        ("MODEL", "FITS", "DICE", "SEGMENTS"),
-        [(fit.card.name, _verdict(fit), number(fit.card.mean_dice), ", ".join(fit.card.labels.values()))
+        ("MODEL", "FITS", "DICE", "PATIENTS", "SEGMENTS"),
+        [(fit.card.name, _verdict(fit), *_dice(fit.card), ", ".join(fit.card.labels.values()))
          for fit in fits],
     ))  # fmt: skip
     for fit in fits:
@@ -106,6 +111,11 @@ def _list_fits(cards: Sequence[ModelCard], files: Sequence[Path], series: str | 
         note("No model here fits this volume.")
     say(f"\nFits: like the volumes that the model was trained on. {USE}")
     return 0
+
+
+def _dice(card: ModelCard) -> tuple[str, str]:
+    """Return the mean Dice and of how many patients it is; no Dice where nobody states of how many."""
+    return (number(card.mean_dice), str(card.n_scored)) if card.n_scored else ("-", "-")
 
 
 def _verdict(fit: Fit) -> str:

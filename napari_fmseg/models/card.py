@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -186,6 +187,12 @@ class ModelCard:
         """Mean Dice of the final labels over the classes, or None if it was never measured."""
         final = self.scores.get("labels", {})
         return sum(final.values()) / len(final) if final else None
+
+    @property
+    def n_scored(self) -> int:
+        """How many patients the Dice is of, as `scored_on` states (cases, where it names no patients); 0 if unknown."""
+        found = re.search(r"(\d+) patients?\b", self.scored_on) or re.match(r"(\d+) ", self.scored_on)
+        return int(found[1]) if found else 0
 
     @property
     def half_precision_ok(self) -> bool | None:

@@ -100,7 +100,8 @@ def test_models_for_a_file_are_listed_best_first_with_the_reason_why_not(scan_at
     assert run("models", "--for", scan_at("ct-head")) == 0
     told = capsys.readouterr()
     lines = [line for line in told.out.splitlines() if line.strip()]
-    assert lines[0].split() == ["MODEL", "FITS", "DICE", "SEGMENTS"]
+    assert lines[0].split() == ["MODEL", "FITS", "DICE", "PATIENTS", "SEGMENTS"]
+    assert lines[1].split()[2:4] == ["-", "-"], "nobody states on how many patients its Dice was measured"
     assert lines[1].split()[:2] == ["ct-head", "yes"]
     verdicts = {line.split()[0]: line.split()[1] for line in lines[1:] if line.split()[1] in ("yes", "no")}
     assert verdicts["ct-abdomen"] == verdicts["mr-head"] == "no"
@@ -114,7 +115,7 @@ def test_models_for_a_file_as_json(scan_at, capsys):
     listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert next(iter(listed)) == "mr-head"
     assert listed["mr-head"] | {"labels": None} == {
-        "name": "mr-head", "fits": True, "usable": True, "mean_dice": 0.9, "labels": None, "misfits": []
+        "name": "mr-head", "fits": True, "usable": True, "mean_dice": 0.9, "patients": 0, "labels": None, "misfits": []
     }  # fmt: skip
     (misfit,) = listed["ct-head"]["misfits"]
     assert (misfit["kind"], misfit["grave"]) == ("values", True)

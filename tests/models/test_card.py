@@ -304,3 +304,21 @@ def test_arguments_of_a_network_that_make_no_sense_are_told(kwargs: dict[str, ob
 def test_an_option_that_makes_no_sense_is_told_by_its_name(name: str, value: float) -> None:
     with pytest.raises(InvalidRecipe, match=name):
         SegmentOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("scored_on", "n"),
+    [
+        ("28 held-out cases, which also chose the best epoch", 28),
+        ("12 held-out volumes of 6 patients (2 with a dilated heart, whose 4 volumes also chose the best epoch)", 6),
+        ("1 patient, skull-stripped", 1),
+        ("the validation cases", 0),
+        ("", 0),
+    ],
+)
+def test_the_number_of_patients_behind_a_dice_is_read_from_what_it_was_scored_on(scored_on: str, n: int) -> None:
+    assert ModelCard("m", "m", "single", {}, {1: "organ"}, scored_on=scored_on).n_scored == n
+
+
+def test_every_shipped_card_states_on_how_many_patients_its_dice_was_measured() -> None:
+    assert all(card.n_scored for card in list_models() if card.mean_dice is not None)

@@ -249,11 +249,11 @@ def _offer_of(model: PublishedModel) -> str:
 
 def facts_of(card: ModelCard) -> str:
     """Return what a card says and everybody must know, as rich text of a few lines."""
-    dice = card.scores.get("labels", {})
+    dice = card.scores.get("labels", {}) if card.n_scored else {}  # never without the number of patients behind it
     classes = ", ".join(
         f"{_words(name)} {dice[name]:.2f}" if name in dice else _words(name) for name in card.labels.values()
     )
-    measured = f"on {card.scored_on}" if card.scored_on else "never measured on held-out cases"
+    measured = f"on {card.scored_on}" if card.n_scored else "never measured on held-out cases"
     about = " · ".join(part for part in (card.modality, card.body_part, _spacing(card)) if part)
     lines = [
         f"<b>Segments</b> {escape(classes)}",

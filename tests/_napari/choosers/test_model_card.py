@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("napari")
+from napari_fmseg._napari.choosers.model_chooser import facts_of
 from napari_fmseg._napari.segment.dock import SegmentDock
 from napari_fmseg.models.card import write_card
 from napari_fmseg.models.half_precision import HalfPrecision
@@ -34,3 +35,12 @@ def test_the_card_tells_what_half_precision_changes_where_it_was_measured(
     assert "lowest Dice 0.9800" in told["measured"]
     assert "taken only when asked for" in told["measured"]
     assert "Half precision" not in told["fmsf-phantom-ct"]
+
+
+def test_a_dice_never_stands_without_the_number_of_patients_behind_it() -> None:
+    card = find_card("fmsf-hippocampus-mr")
+    assert "0.8" in facts_of(card)
+    assert "on 28 held-out cases" in facts_of(card)
+    unstated = facts_of(dataclasses.replace(card, scored_on=""))
+    assert "0.8" not in unstated
+    assert "never measured" in unstated
