@@ -41,7 +41,8 @@ def save_tiny_model(folder, **changes):
     settings = {"consensus_grid": (32, 32, 32), "attention_grid": (32, 32, 32)}
     facts = {"name": "tiny", "title": "Tiny", "pipeline": "phased", "nets": {"consensus": spec},
              "labels": {1: "liver", 2: "tumour"}, "modality": "MR", "settings": settings,
-             "licence": "Apache-2.0", "scores": {"labels": {"liver": 0.9, "tumour": 0.5}}}  # fmt: skip
+             "licence": "Apache-2.0", "scores": {"labels": {"liver": 0.9, "tumour": 0.5}},
+             "scored_on": "3 patients"}  # fmt: skip
     return save_model(ModelCard(**{**facts, **changes}), {"consensus": net}, folder)
 
 
@@ -282,7 +283,7 @@ def test_models_are_listed_with_what_they_segment_and_what_restricts_them(home, 
     assert run("models") == 0
     told = capsys.readouterr().out
     row = next(line for line in told.splitlines() if line.startswith("tiny"))
-    assert row.split() == ["tiny", "MR", "0.700", "Apache-2.0", "yours", "liver,", "tumour"]
+    assert row.split() == ["tiny", "MR", "0.700", "3", "Apache-2.0", "yours", "liver,", "tumour"]
     assert "atrium, restricted: Not for commercial use." in told
     assert run("models", "--json") == 0
     cards = {card["name"]: card for card in json.loads(capsys.readouterr().out)}
