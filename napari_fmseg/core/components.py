@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from napari_fmseg.core.volume import Box
 
-__all__ = ["bounding_box", "components", "label_boxes"]
+__all__ = ["bounding_box", "components", "fill_cavities", "label_boxes"]
 
 
 def components(data: npt.NDArray[Any], neighbours: int = 26) -> npt.NDArray[Any]:
@@ -39,6 +39,13 @@ def bounding_box(data: npt.NDArray[Any]) -> Box | None:
         return None
     z, y, x = (slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)
     return z, y, x
+
+
+def fill_cavities(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return `mask` with the background that cannot leave the array through faces; two or three dimensions."""
+    import fill_voids
+
+    return np.asarray(fill_voids.fill(np.ascontiguousarray(mask)), bool)
 
 
 def label_boxes(data: npt.NDArray[Any]) -> list[tuple[int, Box]]:

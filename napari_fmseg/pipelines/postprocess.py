@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg.core.components import bounding_box, components, label_boxes
+from napari_fmseg.core.components import bounding_box, components, fill_cavities, label_boxes
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import LabelMap
 
@@ -166,11 +166,4 @@ def _fill(data: npt.NDArray[Any]) -> None:
     for value, box in label_boxes(data):
         part = data[box]
         mask = part == value
-        part[_fill_holes(mask) & ~mask & (part == 0)] = value
-
-
-def _fill_holes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return `mask` with the background that cannot leave the array through faces."""
-    import fill_voids
-
-    return np.asarray(fill_voids.fill(np.ascontiguousarray(mask)), bool)
+        part[fill_cavities(mask) & ~mask & (part == 0)] = value

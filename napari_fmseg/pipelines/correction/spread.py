@@ -1,0 +1,210 @@
+"""Spread the correction of a few slices through a volume: what changed at a border there changes beside them, too."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_fmseg.core.errors import FmsegError, GeometryMismatch
+from napari_fmseg.pipelines.correction.distances import Distances, signed_distance
+from napari_fmseg.pipelines.correction.edit import Edit, is_free
+from napari_fmseg.pipelines.correction.interpolation import check_slices, in_plane, window_around
+
+__all__ = ["CorrectionSpread", "changed_slices", "spread_correction"]
+
+Labels = npt.NDArray[Any]
+Window = tuple[slice, slice]
+LEAST_WEIGHT = 0.05
+"""A correction that has faded to less than this is spread no further."""
+
+
+def changed_slices(corrected: Labels, predicted: Labels, axis: int) -> list[int]:
+    """Return the slices along an axis in which the labels are not those that the model predicted."""
+    _check_same_grid(corrected, predicted)
+    others = tuple(k for k in range(3) if k != axis)
+    return [int(k) for k in np.flatnonzero((corrected != predicted).any(axis=others))]
+
+
+def spread_correction(
+    corrected: Labels,
+    predicted: Labels,
+    slices: Iterable[int],
+    axis: int,
+    spacing: Sequence[float],
+    *,
+    values: Collection[int] | None = None,
+    fade: float = 2.0,
+    protected: Collection[int] = (),
+    plane: int | None = None,
+) -> Edit:
+    """Correct the slices beside and between corrected ones in the same way.
+
+    Parameters
+    ----------
+    corrected
+        Labels (z, y, x) in which some slices were corrected.
+    predicted
+        The model's labels, as they were before.
+    slices
+        The corrected slices along `axis`; they stay as they are.
+    axis
+        Along which the slices lie: 0, 1 or 2.
+    spacing
+        Distance of voxels in mm along (z, y, x).
+    values
+        Classes whose correction is spread; None: all that were changed in these slices.
+    fade
+        Number of slices beyond the first and the last corrected one after which the correction has faded to 1/e.
+        Between corrected slices it does not fade.
+    protected
+        Classes that are finished: none of their voxels is overwritten.
+    plane
+        Only this slice along `axis`, in a fraction of the time: for what is visible.
+
+    Returns
+    -------
+    Edit
+        Relative to `corrected`. In a corrected slice, D is the signed distance to the corrected border less that to
+        the predicted one. Elsewhere the interpolated D is added to the signed distance to the predicted border; where
+        several classes reach a voxel, the one deepest inside keeps it.
+
+    Raises
+    ------
+    FmsegError
+        If no slice was corrected, one lies outside the volume, or `fade` is negative.
+    GeometryMismatch
+        If the two label maps do not lie on the same grid.
+    """
+    spread = CorrectionSpread(corrected, predicted, slices, axis, spacing, values=values, protected=protected)
+    return spread.edit(fade, plane)
+
+
+class CorrectionSpread:
+    """A correction that is about to be spread: measured once, shown for any `fade` (see `spread_correction`)."""
+
+    def __init__(
+        self,
+        corrected: Labels,
+        predicted: Labels,
+        slices: Iterable[int],
+        axis: int,
+        spacing: Sequence[float],
+        *,
+        values: Collection[int] | None = None,
+        protected: Collection[int] = (),
+    ) -> None:
+        _check_same_grid(corrected, predicted)
+        self._labels = corrected
+        self._corrected, self._predicted = (np.moveaxis(labels, axis, 0) for labels in (corrected, predicted))
+        self._slices = check_slices(slices, len(self._corrected))
+        if not self._slices:
+            raise FmsegError("No slice was corrected. Correct one or more slices first, then spread the correction.")
+        self._axis, self._spacing, self._protected = axis, in_plane(spacing, axis), protected
+        chosen = self._changed_values() if values is None else values
+        self.values = sorted({int(value) for value in chosen} - {0, *protected})
+        self._windows = {value: self._window(value) for value in self.values}
+        self._changes = {(value, k): self._change(value, k) for value in self.values for k in self._slices}
+
+    def edit(self, fade: float = 2.0, plane: int | None = None) -> Edit:
+        """Return the whole edit, or that of one slice."""
+        planes = [k for k in ([plane] if plane is not None else self._reached(fade)) if k not in self._slices]
+        if not planes or not self.values:
+            return Edit.nothing(self._labels)
+        rows, columns = (
+            slice(min(s.start for s in parts), max(s.stop for s in parts))
+            for parts in zip(*self._windows.values(), strict=True)
+        )
+        window = (rows, columns)
+        span = slice(min(planes), max(planes) + 1)
+        values = self._corrected[(span, *window)].copy()
+        for k in planes:
+            new = values[k - span.start]
+            spread = self._plane(k, self._weights(k, fade), window)
+            touched = is_free(new, self._protected) & (np.isin(new, self.values) | np.isin(spread, self.values))
+            new[touched] = spread[touched]
+        box = [span, *window]
+        box.insert(self._axis, box.pop(0))
+        return Edit.between(self._labels, tuple(box), np.moveaxis(values, 0, self._axis))  # type: ignore[arg-type]
+
+    def planes(self, fade: float = 2.0, first: int = 0) -> Iterator[Edit]:
+        """Yield the edit slice by slice, from `first` outwards; slices without a change are left out."""
+        for k in sorted(self._reached(fade), key=lambda k: abs(k - first)):
+            edit = self.edit(fade, k)
+            if not edit.is_empty:
+                yield edit
+
+    def _reached(self, fade: float) -> range:
+        """Return the slices that the correction reaches, the corrected ones among them."""
+        if not 0 <= fade < math.inf:
+            raise FmsegError(f"The correction is to fade over {fade} slices. Expected 0 or more.")
+        reach = math.floor(fade * math.sqrt(-math.log(LEAST_WEIGHT)))
+        return range(max(self._slices[0] - reach, 0), min(self._slices[-1] + reach + 1, len(self._corrected)))
+
+    def _weights(self, k: int, fade: float) -> dict[int, float]:
+        """Return how much of the change of each corrected slice counts in slice `k`."""
+        at = bisect_left(self._slices, k)
+        if 0 < at < len(self._slices):
+            below, above = self._slices[at - 1], self._slices[at]
+            share = (k - below) / (above - below)
+            return {below: 1 - share, above: share}
+        end = self._slices[-1 if at else 0]
+        return {end: math.exp(-(((k - end) / fade) ** 2)) if fade else 0.0}
+
+    def _plane(self, k: int, weights: dict[int, float], window: Window) -> Labels:
+        """Return the labels of a slice after the correction was added."""
+        predicted = self._predicted[(k, *window)]
+        new = predicted.copy()
+        new[np.isin(predicted, self.values)] = 0
+        best = np.zeros(new.shape, np.float32)
+        for other in np.unique(new[new != 0]):
+            inside = new == other
+            best[inside] = _finite(signed_distance(inside, self._spacing))[inside]
+        for value in self.values:
+            own = self._windows[value]
+            part = tuple(slice(o.start - w.start, o.stop - w.start) for o, w in zip(own, window, strict=True))
+            depth = self._distance(self._predicted, value, k)
+            for source, weight in weights.items():
+                depth = depth + np.float32(weight) * self._changes[value, source]
+            wins = depth > best[part]
+            best[part][wins] = depth[wins]
+            new[part][wins] = value
+        return new
+
+    def _change(self, value: int, k: int) -> Distances:
+        """Return how far the border of a class was moved in a corrected slice."""
+        return self._distance(self._corrected, value, k) - self._distance(self._predicted, value, k)
+
+    def _distance(self, stack: Labels, value: int, k: int) -> Distances:
+        return _finite(signed_distance(stack[(k, *self._windows[value])] == value, self._spacing))
+
+    def _changed_values(self) -> set[int]:
+        found: set[int] = set()
+        for k in self._slices:
+            different = self._corrected[k] != self._predicted[k]
+            for stack in (self._corrected, self._predicted):
+                found.update(int(value) for value in np.unique(stack[k][different]))
+        return found
+
+    def _window(self, value: int) -> Window:
+        """Return the part of the plane in which a class was predicted or painted, with a border around it."""
+        seen = (self._predicted == value).any(axis=0)
+        for k in self._slices:
+            seen |= self._corrected[k] == value
+        return window_around(seen)
+
+
+def _finite(distances: Distances) -> Distances:
+    return np.clip(distances, -20, 20)
+
+
+def _check_same_grid(corrected: Labels, predicted: Labels) -> None:
+    if corrected.shape != predicted.shape:
+        raise GeometryMismatch(
+            f"The corrected labels have {corrected.shape} voxels and the predicted ones {predicted.shape}. "
+            "Expected both on the same grid."
+        )
