@@ -101,10 +101,11 @@ def grow(
     Raises
     ------
     FmsegError
-        If the class is finished.
+        If the distance is not finite or the class is finished.
     """
     check_unprotected(value, protected)
     reach = abs(distance_mm)
+    _check_mm(reach)
     inner, outer = _boxes(labels, value, [math.floor(reach / mm) + 1 for mm in spacing], plane)
     if inner is None or not distance_mm:
         return Edit.nothing(labels)
@@ -164,7 +165,7 @@ def fill_holes(
 
 def _check_mm(distance_mm: float) -> None:
     if not 0 <= distance_mm < math.inf:
-        raise FmsegError(f"The radius is {distance_mm} mm. Expected 0 mm or more.")
+        raise FmsegError(f"The distance is {distance_mm} mm. Expected a finite number of 0 mm or more.")
 
 
 def _boxes(labels: Labels, value: int, margin: Sequence[int], plane: Plane | None) -> tuple[Box | None, Box]:
