@@ -12,7 +12,7 @@ import numpy.typing as npt
 from napari_fmseg.core.components import bounding_box, fill_cavities
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import Box
-from napari_fmseg.pipelines.correction.distances import distance_to
+from napari_fmseg.pipelines.correction.distances import within_reach
 from napari_fmseg.pipelines.correction.edit import Edit, check_unprotected, is_free
 
 __all__ = ["fill_holes", "grow", "smooth"]
@@ -112,10 +112,7 @@ def grow(
     mask = labels[outer] == value
     part = labels[inner]
     new = part.copy()
-    shape = mask if distance_mm > 0 else ~mask
-    if not shape.any():
-        return Edit.nothing(labels)
-    near = distance_to(shape, spacing)[_within(inner, outer)] <= reach * (1 + 1e-6)
+    near = within_reach(mask if distance_mm > 0 else ~mask, reach, spacing)[_within(inner, outer)]
     if distance_mm > 0:
         new[near & is_free(part, protected)] = value
     else:

@@ -21,6 +21,10 @@ Labels = npt.NDArray[Any]
 Window = tuple[slice, slice]
 LEAST_WEIGHT = 0.05
 """A correction that has faded to less than this is spread no further."""
+NEAR_MM = 6.0
+"""Distances count up to here, so that a part that was added or removed weighs the same however far others are."""
+GAP = 8.0
+"""Between two corrected slices a correction fades so many times more slowly than beyond them."""
 
 
 def changed_slices(corrected: Labels, predicted: Labels, axis: int) -> list[int]:
@@ -60,7 +64,7 @@ def spread_correction(
         Classes whose correction is spread; None: all that were changed in these slices.
     fade
         Number of slices beyond the first and the last corrected one after which the correction has faded to 1/e.
-        Between corrected slices it does not fade.
+        Between corrected slices it fades eight times more slowly, so that it reaches across all but wide gaps.
     protected
         Classes that are finished: none of their voxels is overwritten.
     plane
@@ -70,8 +74,8 @@ def spread_correction(
     -------
     Edit
         Relative to `corrected`. In a corrected slice, D is the signed distance to the corrected border less that to
-        the predicted one. Elsewhere the interpolated D is added to the signed distance to the predicted border; where
-        several classes reach a voxel, the one deepest inside keeps it.
+        the predicted one, both up to 6 mm. Elsewhere the interpolated D is added to the signed distance to the
+        predicted border; where several classes reach a voxel, the one deepest inside keeps it.
 
     Raises
     ------
@@ -108,7 +112,7 @@ class CorrectionSpread:
         chosen = self._changed_values() if values is None else values
         self.values = sorted({int(value) for value in chosen} - {0, *protected})
         self._windows = {value: self._window(value) for value in self.values}
-        self._changes = {(value, k): self._change(value, k) for value in self.values for k in self._slices}
+        self._changes: dict[tuple[int, int], Distances] = {}
 
     def edit(self, fade: float = 2.0, plane: int | None = None) -> Edit:
         """Return the whole edit, or that of one slice."""
@@ -151,9 +155,10 @@ class CorrectionSpread:
         if 0 < at < len(self._slices):
             below, above = self._slices[at - 1], self._slices[at]
             share = (k - below) / (above - below)
-            return {below: 1 - share, above: share}
+            kept = _kept(min(k - below, above - k), GAP * fade)
+            return {below: (1 - share) * kept, above: share * kept}
         end = self._slices[-1 if at else 0]
-        return {end: math.exp(-(((k - end) / fade) ** 2)) if fade else 0.0}
+        return {end: _kept(abs(k - end), fade)}
 
     def _plane(self, k: int, weights: dict[int, float], window: Window) -> Labels:
         """Return the labels of a slice after the correction was added."""
@@ -163,13 +168,13 @@ class CorrectionSpread:
         best = np.zeros(new.shape, np.float32)
         for other in np.unique(new[new != 0]):
             inside = new == other
-            best[inside] = _finite(signed_distance(inside, self._spacing))[inside]
+            best[inside] = _near(signed_distance(inside, self._spacing))[inside]
         for value in self.values:
             own = self._windows[value]
             part = tuple(slice(o.start - w.start, o.stop - w.start) for o, w in zip(own, window, strict=True))
             depth = self._distance(self._predicted, value, k)
             for source, weight in weights.items():
-                depth = depth + np.float32(weight) * self._changes[value, source]
+                depth = depth + np.float32(weight) * self._change(value, source)
             wins = depth > best[part]
             best[part][wins] = depth[wins]
             new[part][wins] = value
@@ -177,10 +182,13 @@ class CorrectionSpread:
 
     def _change(self, value: int, k: int) -> Distances:
         """Return how far the border of a class was moved in a corrected slice."""
-        return self._distance(self._corrected, value, k) - self._distance(self._predicted, value, k)
+        if (value, k) not in self._changes:
+            predicted = self._distance(self._predicted, value, k)
+            self._changes[value, k] = self._distance(self._corrected, value, k) - predicted
+        return self._changes[value, k]
 
     def _distance(self, stack: Labels, value: int, k: int) -> Distances:
-        return _finite(signed_distance(stack[(k, *self._windows[value])] == value, self._spacing))
+        return _near(signed_distance(stack[(k, *self._windows[value])] == value, self._spacing))
 
     def _changed_values(self) -> set[int]:
         found: set[int] = set()
@@ -198,8 +206,13 @@ class CorrectionSpread:
         return window_around(seen)
 
 
-def _finite(distances: Distances) -> Distances:
-    return np.clip(distances, -20, 20)
+def _kept(distance: int, fade: float) -> float:
+    """Return how much of a change is left so many slices away."""
+    return math.exp(-((distance / fade) ** 2)) if fade else 0.0
+
+
+def _near(distances: Distances) -> Distances:
+    return np.clip(distances, -NEAR_MM, NEAR_MM)
 
 
 def _check_same_grid(corrected: Labels, predicted: Labels) -> None:
