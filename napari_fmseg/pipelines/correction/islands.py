@@ -95,8 +95,13 @@ def split_component(
         raise FmsegError("The cursor is on the cut. Point at the part beside it that is to get the other class.")
     if parts.max() < 2:
         raise FmsegError("The cut does not divide the island. Paint it from border to border, in every slice.")
-    nearest = ndimage.distance_transform_edt(parts == 0, return_distances=False, return_indices=True)
-    moved = island & (parts[tuple(nearest)] == parts[here])
+    moved = parts == parts[here]
+    where = bounding_box(island & divider)
+    if where is not None:
+        z, y, x = (slice(max(s.start - 1, 0), s.stop + 1) for s in where)
+        near = parts[z, y, x]
+        nearest = ndimage.distance_transform_edt(near == 0, return_distances=False, return_indices=True)
+        moved[z, y, x] |= island[z, y, x] & (near[tuple(nearest)] == parts[here])
     new = labels[box].copy()
     new[moved] = new_value
     return Edit.between(labels, box, new)

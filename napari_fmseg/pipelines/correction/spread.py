@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_fmseg.core.components import bounding_box, label_boxes
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
+from napari_fmseg.core.volume import Box
 from napari_fmseg.pipelines.correction.distances import Distances, signed_distance
 from napari_fmseg.pipelines.correction.edit import Edit, is_free
-from napari_fmseg.pipelines.correction.interpolation import check_slices, in_plane, window_around
+from napari_fmseg.pipelines.correction.interpolation import check_slices, in_plane
 
 __all__ = ["CorrectionSpread", "changed_slices", "spread_correction"]
 
@@ -109,22 +111,19 @@ class CorrectionSpread:
         if not self._slices:
             raise FmsegError("No slice was corrected. Correct one or more slices first, then spread the correction.")
         self._axis, self._spacing, self._protected = axis, in_plane(spacing, axis), protected
-        chosen = self._changed_values() if values is None else values
-        self.values = sorted({int(value) for value in chosen} - {0, *protected})
-        self._windows = {value: self._window(value) for value in self.values}
+        self.values = sorted(self._changed_values(values) - {0, *protected})
+        half = max(self._spacing) / 2
+        self._margin = tuple(math.ceil((NEAR_MM + half) / mm) + 1 for mm in self._spacing)
+        self._windows = {k: found for k in self._slices if (found := dict(self._changed_windows(k)))}
         self._changes: dict[tuple[int, int], Distances] = {}
 
     def edit(self, fade: float = 2.0, plane: int | None = None) -> Edit:
         """Return the whole edit, or that of one slice."""
-        planes = [k for k in ([plane] if plane is not None else self._reached(fade)) if k not in self._slices]
-        if not planes or not self.values:
+        planes = [k for k in self._reached(fade) if k not in self._slices and plane in (None, k)]
+        if not planes or not self._windows:
             return Edit.nothing(self._labels)
-        rows, columns = (
-            slice(min(s.start for s in parts), max(s.stop for s in parts))
-            for parts in zip(*self._windows.values(), strict=True)
-        )
-        window = (rows, columns)
-        span = slice(min(planes), max(planes) + 1)
+        window = _union(window for windows in self._windows.values() for window in windows.values())
+        span = slice(planes[0], planes[-1] + 1)
         values = self._corrected[(span, *window)].copy()
         for k in planes:
             new = values[k - span.start]
@@ -162,35 +161,49 @@ class CorrectionSpread:
 
     def _plane(self, k: int, weights: dict[int, float], window: Window) -> Labels:
         """Return the labels of a slice after the correction was added."""
+        changes = [(source, w) for source, w in weights.items() if w > 0 and source in self._windows]
         predicted = self._predicted[(k, *window)]
+        if not changes:
+            return predicted
+        part = _union(w for source, _ in changes for w in self._windows[source].values())
+        inner = _within(part, window)
         new = predicted.copy()
-        new[np.isin(predicted, self.values)] = 0
-        best = np.zeros(new.shape, np.float32)
-        for other in np.unique(new[new != 0]):
-            inside = new == other
-            best[inside] = _near(signed_distance(inside, self._spacing))[inside]
-        for value in self.values:
-            own = self._windows[value]
-            part = tuple(slice(o.start - w.start, o.stop - w.start) for o, w in zip(own, window, strict=True))
-            depth = self._distance(self._predicted, value, k)
-            for source, weight in weights.items():
-                depth = depth + np.float32(weight) * self._change(value, source)
-            wins = depth > best[part]
-            best[part][wins] = depth[wins]
-            new[part][wins] = value
+        new[inner], best = 0, np.zeros(new[inner].shape, np.float32)
+        present = {int(v): _shift(box, part) for v, box in label_boxes(predicted[inner][None])}
+        for value in sorted({*present, *self.values}):
+            moved = [(source, w) for source, w in changes if value in self._windows[source]]
+            boxes = [self._windows[source][value] for source, _ in moved]
+            boxes += [present[value]] if value in present else []
+            if not boxes:
+                continue
+            own = _union(boxes)
+            depth = self._distance(self._predicted, value, k, own)
+            for source, weight in moved:
+                place = self._windows[source][value]
+                depth[_within(place, own)] += np.float32(weight) * self._change(value, source)
+            deepest, there = best[_within(own, part)], new[inner][_within(own, part)]
+            wins = depth > deepest
+            deepest[wins] = depth[wins]
+            there[wins] = value
         return new
 
     def _change(self, value: int, k: int) -> Distances:
-        """Return how far the border of a class was moved in a corrected slice."""
+        """Return how far the border of a class was moved in a corrected slice, in the window where it was."""
         if (value, k) not in self._changes:
-            predicted = self._distance(self._predicted, value, k)
-            self._changes[value, k] = self._distance(self._corrected, value, k) - predicted
+            window = self._windows[k][value]
+            predicted = self._distance(self._predicted, value, k, window)
+            self._changes[value, k] = self._distance(self._corrected, value, k, window) - predicted
         return self._changes[value, k]
 
-    def _distance(self, stack: Labels, value: int, k: int) -> Distances:
-        return _near(signed_distance(stack[(k, *self._windows[value])] == value, self._spacing))
+    def _distance(self, stack: Labels, value: int, k: int, window: Window) -> Distances:
+        """Return signed distances in a window; what lies further than they count is not looked at."""
+        around = self._widen(window)
+        distances = signed_distance(stack[(k, *around)] == value, self._spacing)[_within(window, around)]
+        return np.clip(distances, -NEAR_MM, NEAR_MM)
 
-    def _changed_values(self) -> set[int]:
+    def _changed_values(self, values: Collection[int] | None) -> set[int]:
+        if values is not None:
+            return {int(value) for value in values}
         found: set[int] = set()
         for k in self._slices:
             different = self._corrected[k] != self._predicted[k]
@@ -198,12 +211,24 @@ class CorrectionSpread:
                 found.update(int(value) for value in np.unique(stack[k][different]))
         return found
 
-    def _window(self, value: int) -> Window:
-        """Return the part of the plane in which a class was predicted or painted, with a border around it."""
-        seen = (self._predicted == value).any(axis=0)
-        for k in self._slices:
-            seen |= self._corrected[k] == value
-        return window_around(seen)
+    def _changed_windows(self, k: int) -> Iterator[tuple[int, Window]]:
+        """Yield the classes that were changed in a slice, each with the window in which its distances differ."""
+        box = bounding_box((self._corrected[k] != self._predicted[k])[None])
+        if box is None:
+            return
+        window: Window = box[1:]
+        corrected, predicted = self._corrected[(k, *window)], self._predicted[(k, *window)]
+        for value in self.values:
+            found = bounding_box(((corrected == value) != (predicted == value))[None])
+            if found is not None:
+                yield value, self._widen(_shift(found, window))
+
+    def _widen(self, window: Window) -> Window:
+        shape = self._corrected.shape[1:]
+        rows, columns = (
+            slice(max(s.start - m, 0), min(s.stop + m, n)) for s, m, n in zip(window, self._margin, shape, strict=True)
+        )
+        return rows, columns
 
 
 def _kept(distance: int, fade: float) -> float:
@@ -211,8 +236,24 @@ def _kept(distance: int, fade: float) -> float:
     return math.exp(-((distance / fade) ** 2)) if fade else 0.0
 
 
-def _near(distances: Distances) -> Distances:
-    return np.clip(distances, -NEAR_MM, NEAR_MM)
+def _union(windows: Iterable[Window]) -> Window:
+    """Return the smallest window that holds all of these."""
+    rows, columns = (
+        slice(min(s.start for s in parts), max(s.stop for s in parts)) for parts in zip(*windows, strict=True)
+    )
+    return rows, columns
+
+
+def _within(window: Window, outer: Window) -> Window:
+    """Return a window as counted from the corner of another."""
+    rows, columns = (slice(w.start - o.start, w.stop - o.start) for w, o in zip(window, outer, strict=True))
+    return rows, columns
+
+
+def _shift(box: Box, outer: Window) -> Window:
+    """Return the window of a box that was found in another window."""
+    rows, columns = (slice(b.start + o.start, b.stop + o.start) for b, o in zip(box[1:], outer, strict=True))
+    return rows, columns
 
 
 def _check_same_grid(corrected: Labels, predicted: Labels) -> None:
