@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from napari_fmseg import phantom_ct, write_labels, write_volume
+from napari_fmseg.pipelines import correction
 
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
 RECIPE = """
@@ -109,3 +110,12 @@ def test_a_volume_and_a_recipe_go_the_way_that_the_page_shows(
     assert len(set(steps)) == len(steps)
     assert [module for module in modules_entered(folder, *arguments) if module in steps] == steps
     assert (folder / result).exists()
+
+
+def test_the_tools_of_correction_are_those_of_the_page_and_where_it_says() -> None:
+    block = re.search(r"<!-- tools -->\n(.*?)<!-- end -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", block[1], re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted({*correction.__all__} - {"Edit"})
+    for name, module in rows:
+        assert getattr(correction, name).__module__ == f"napari_fmseg.pipelines.correction.{module}"
