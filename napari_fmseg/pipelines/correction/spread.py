@@ -128,7 +128,8 @@ class CorrectionSpread:
         for k in planes:
             new = values[k - span.start]
             spread = self._plane(k, self._weights(k, fade), window)
-            touched = is_free(new, self._protected) & (np.isin(new, self.values) | np.isin(spread, self.values))
+            touched = np.isin(new, self.values) | np.isin(spread, self.values)
+            touched &= is_free(new, self._protected) & is_free(spread, self._protected)
             new[touched] = spread[touched]
         box = [span, *window]
         box.insert(self._axis, box.pop(0))

@@ -142,6 +142,16 @@ def test_finished_classes_are_neither_overwritten_nor_spread():
     assert np.count_nonzero(done == 3) > np.count_nonzero(corrected == 3)
 
 
+def test_a_finished_class_does_not_come_back_to_where_the_model_had_it():
+    predicted = np.zeros((7, 20, 40), np.uint8)
+    predicted[:, :, :16], predicted[:, :, 16:30] = 1, 2
+    finished = predicted.copy()
+    finished[:, :, 16:24] = 1  # class 2 was cut back everywhere, class 1 put in its place
+    finished[3, 8:12, 4:8] = 0
+    done = spread(finished, predicted, [3], protected=[2])
+    np.testing.assert_array_equal(done == 2, finished == 2)
+
+
 def test_distances_are_in_mm():
     predicted, truth = np.zeros((3, 40, 80), np.uint8), np.zeros((3, 40, 80), np.uint8)
     predicted[:, 16:24, 32:48] = 1  # 8 x 8 mm
