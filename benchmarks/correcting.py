@@ -234,7 +234,8 @@ def simulate(options: argparse.Namespace, table: dict[str, Any], save: Callable[
         part = place.setdefault(name, {"cases": {}})
         for scan in scans(name, card if card.is_absolute() else ROOT / card, options.work, options.development):
             if scan.values and scan.name not in part["cases"]:
-                part["cases"][scan.name] = simulated(scan, options.rounds, cost)
+                row = json.dumps(simulated(scan, options.rounds, cost))
+                part["cases"][scan.name] = json.loads(row, parse_float=lambda number: round(float(number), 4))
                 save()
         part["all"] = means(part["cases"])
         save()
