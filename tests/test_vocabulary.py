@@ -25,9 +25,10 @@ VERBS_IN_ED = frozenset({"need", "feed", "seed", "speed", "embed", "exceed", "pr
 
 # An adjective before a noun is a noun phrase, and a property in it names what the object has.
 ADJECTIVES = frozenset(
-    """_chosen _disabled_reason _held_out_in _stated_spacings _stated_units _weighted_values cancelled changed_cases
-    chosen disabled_reason held_out_sample labelled labelled_cases labelled_share leaked_cases left phased_task resized
-    resized_crop sorted_slices stored_frames ticked unfinished_run unlabelled_images unsaved unused_bits""".split()
+    """_changed_values _changed_windows _chosen _disabled_reason _held_out_in _stated_spacings _stated_units
+    _weighted_values cancelled changed_cases changed_slices chosen disabled_reason held_out_sample labelled
+    labelled_cases labelled_share leaked_cases left phased_task resized resized_crop signed_distance sorted_slices
+    stored_frames ticked unfinished_run unlabelled_images unsaved unused_bits""".split()
 )
 
 COLLOQUIAL = ("Give", "Tell", "Say", "Take", "Let", "Look", "See", "Ask", "Whether")

@@ -59,7 +59,7 @@ class Edit:
         """Return how many voxels of `labels` would change."""
         return int(np.count_nonzero(labels[self.box] != self.values))
 
-    def changed(self, labels: Labels) -> tuple[Indices, Labels, Labels]:
+    def changes(self, labels: Labels) -> tuple[Indices, Labels, Labels]:
         """Return the indices (z, y, x) of the voxels that would change, their old and their new values."""
         old = labels[self.box]
         where = old != self.values

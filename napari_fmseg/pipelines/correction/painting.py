@@ -119,7 +119,7 @@ def swap_classes(labels: Labels, a: int, b: int, *, protected: Collection[int] =
 
 
 def merge_classes(labels: Labels, source: int, into: int, *, protected: Collection[int] = ()) -> Edit:
-    """Give all voxels of one class to another; `FmsegError` if one of them is finished."""
+    """Merge one class into another; `FmsegError` if one of them is finished."""
     check_unprotected(source, protected)
     check_unprotected(into, protected)
     return _map(labels, {source: into})

@@ -119,7 +119,7 @@ class CorrectionSpread:
 
     def edit(self, fade: float = 2.0, plane: int | None = None) -> Edit:
         """Return the whole edit, or that of one slice."""
-        planes = [k for k in self._reached(fade) if k not in self._slices and plane in (None, k)]
+        planes = [k for k in self._reach(fade) if k not in self._slices and plane in (None, k)]
         if not planes or not self._windows:
             return Edit.nothing(self._labels)
         window = _union(window for windows in self._windows.values() for window in windows.values())
@@ -137,12 +137,12 @@ class CorrectionSpread:
 
     def planes(self, fade: float = 2.0, first: int = 0) -> Iterator[Edit]:
         """Yield the edit slice by slice, from `first` outwards; slices without a change are left out."""
-        for k in sorted(self._reached(fade), key=lambda k: abs(k - first)):
+        for k in sorted(self._reach(fade), key=lambda k: abs(k - first)):
             edit = self.edit(fade, k)
             if not edit.is_empty:
                 yield edit
 
-    def _reached(self, fade: float) -> range:
+    def _reach(self, fade: float) -> range:
         """Return the slices that the correction reaches, the corrected ones among them."""
         if not 0 <= fade < math.inf:
             raise FmsegError(f"The correction is to fade over {fade} slices. Expected 0 or more.")
@@ -155,10 +155,10 @@ class CorrectionSpread:
         if 0 < at < len(self._slices):
             below, above = self._slices[at - 1], self._slices[at]
             share = (k - below) / (above - below)
-            kept = _kept(min(k - below, above - k), GAP * fade)
+            kept = _remainder(min(k - below, above - k), GAP * fade)
             return {below: (1 - share) * kept, above: share * kept}
         end = self._slices[-1 if at else 0]
-        return {end: _kept(abs(k - end), fade)}
+        return {end: _remainder(abs(k - end), fade)}
 
     def _plane(self, k: int, weights: dict[int, float], window: Window) -> Labels:
         """Return the labels of a slice after the correction was added."""
@@ -232,7 +232,7 @@ class CorrectionSpread:
         return rows, columns
 
 
-def _kept(distance: int, fade: float) -> float:
+def _remainder(distance: int, fade: float) -> float:
     """Return how much of a change is left so many slices away."""
     return math.exp(-((distance / fade) ** 2)) if fade else 0.0
 

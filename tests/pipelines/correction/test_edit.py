@@ -32,7 +32,7 @@ LABELS = hnp.arrays(np.uint8, SHAPE, elements=st.integers(0, 3))
 def test_an_edit_between_two_label_maps_turns_one_into_the_other_and_back(labels, wanted):
     before = labels.copy()
     edit = Edit.between(labels, (slice(0, 4), slice(0, 5), slice(0, 6)), wanted)
-    indices, old, new = edit.changed(labels)
+    indices, old, new = edit.changes(labels)
     assert edit.n_changed(labels) == len(old) == np.count_nonzero(labels != wanted)
     edit.apply(labels)
     np.testing.assert_array_equal(labels, wanted)
@@ -57,7 +57,7 @@ def test_an_empty_edit_changes_nothing():
     edit = Edit.nothing(labels)
     assert edit.n_changed(labels) == 0
     assert edit.values.dtype == np.int32
-    indices, old, _ = edit.changed(labels)
+    indices, old, _ = edit.changes(labels)
     assert len(indices) == 3
     assert not len(old)
     edit.apply(labels)
@@ -107,7 +107,7 @@ def test_every_tool_keeps_the_dtype_touches_nothing_before_it_is_applied_and_is_
         np.testing.assert_array_equal(labels, before, name)
         assert edit.n_changed(labels) > 0, name
         assert edit.values.dtype == dtype, name
-        indices, old, new = edit.changed(labels)
+        indices, old, new = edit.changes(labels)
         edit.apply(labels)
         np.testing.assert_array_equal(labels[indices], new, name)
         labels[indices] = old
