@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,7 +75,12 @@ class Done:
 
 
 def plan_jobs(
-    images: Iterable[Path], output: Path, *, series: str | None = None, channels: int = 1
+    images: Iterable[Path],
+    output: Path,
+    *,
+    series: str | None = None,
+    channels: int = 1,
+    taken: Callable[[Path], bool] | None = None,
 ) -> list[SegmentationJob]:
     """Find the volumes that are meant and name a result for each.
 
@@ -91,6 +96,9 @@ def plan_jobs(
     channels
         How many the model takes. With more than one, as many images of one channel each that are named are the channels
         of one volume, in this order; and so are files called ``case_0000``, ``case_0001``... in one folder.
+    taken
+        Whether a name in the output folder is somebody else's, so that the result gets another. Without it what lies
+        there is replaced.
 
     Raises
     ------
@@ -118,7 +126,8 @@ def plan_jobs(
         jobs = []
         for image, *others in groups:
             stem = _stem(image).removesuffix("_0000") if others else _stem(image)
-            result = _free(output / stem, _WRITTEN_AS.get(suffix_of(image), ".nii.gz"), {job.result for job in jobs})
+            names = {job.result for job in jobs}
+            result = _free(output / stem, _WRITTEN_AS.get(suffix_of(image), ".nii.gz"), names, taken)
             jobs.append(SegmentationJob(image, result, tuple(others)))
     for job in jobs:
         if job.result.resolve() in [image.resolve() for image in (job.image, *job.others)]:
@@ -297,10 +306,10 @@ def _stem(path: Path) -> str:
     return name[: len(name) - len(suffix_of(path))] or name
 
 
-def _free(place: Path, suffix: str, taken: set[Path]) -> Path:
+def _free(place: Path, suffix: str, names: set[Path], taken: Callable[[Path], bool] | None) -> Path:
     """Return ``place_seg.nii.gz``, or ``place-2_seg.nii.gz`` where another volume of this run has that name already."""
     path, n = place.with_name(f"{place.name}_seg{suffix}"), 2
-    while path in taken:
+    while path in names or (taken is not None and taken(path)):
         path, n = place.with_name(f"{place.name}-{n}_seg{suffix}"), n + 1
     return path
 

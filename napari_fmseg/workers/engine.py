@@ -18,11 +18,12 @@ from typing import Any
 
 from napari_fmseg.core import errors
 from napari_fmseg.core.errors import Cancelled, FmsegError
-from napari_fmseg.core.events import Event, Progress
+from napari_fmseg.core.events import Event, Progress, Saved
 from napari_fmseg.core.volume import Volume
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.pipelines.batch import SegmentationJob
 from napari_fmseg.workers.engine_process import EngineProcess
 from napari_fmseg.workers.protocol import ChannelClosed
 
@@ -108,6 +109,26 @@ class RemoteEngine:
         """
         yield from self._request_events(volume, model, options or SegmentOptions())
 
+    def segment_file(
+        self, job: SegmentationJob, model: str | Path | ModelCard, options: SegmentOptions | None = None
+    ) -> Iterator[Event | Saved]:
+        """Segment one volume from file to file, as `napari_fmseg.pipelines.batch.segment_file` does; else as `segment`.
+
+        The process reads and writes; no voxels travel.
+
+        Parameters
+        ----------
+        job
+            From `napari_fmseg.pipelines.batch.plan_jobs`.
+        model, options
+            As for `segment`.
+
+        Yields
+        ------
+        Progress, Warned, and at last Saved
+        """
+        yield from self._request_events(None, model, options or SegmentOptions(), job=job)
+
     def grad_cam(
         self,
         volume: Volume,
@@ -132,8 +153,8 @@ class RemoteEngine:
         yield from self._request_events(volume, model, SegmentOptions(device=device), why=question)
 
     def _request_events(
-        self, volume: Volume, model: str | Path | ModelCard, options: SegmentOptions, **more: Any
-    ) -> Iterator[Event]:
+        self, volume: Volume | None, model: str | Path | ModelCard, options: SegmentOptions, **more: Any
+    ) -> Iterator[Any]:
         card = model if isinstance(model, ModelCard) else find_card(model)
         if not self._turn.acquire(timeout=_TURN_S):
             raise FmsegError("The engine is busy with another volume. Wait until it is ready, or cancel that run.")

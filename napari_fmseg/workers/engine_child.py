@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 from napari_fmseg.core import errors
 from napari_fmseg.core.allocator import own_process, trim_heap
 from napari_fmseg.core.errors import DeviceMemory, FmsegError
-from napari_fmseg.core.events import Event, Progress
+from napari_fmseg.core.events import Event, Progress, Saved, StageResult
 from napari_fmseg.core.processes import lower_priority, when_parent_exits
 from napari_fmseg.workers.protocol import ChannelClosed, MessageChannel
 
 if TYPE_CHECKING:
-    from napari_fmseg.core.volume import Volume
     from napari_fmseg.models.card import ModelCard
     from napari_fmseg.models.weights import Model
     from napari_fmseg.pipelines import SegmentOptions
+    from napari_fmseg.pipelines.batch import SegmentationJob
 
 __all__ = ["main"]
 
@@ -134,7 +134,7 @@ def _serve(wire: MessageChannel, asked: dict[str, Any], models: list[Model], can
     """Answer one request with its events and how it ended."""
     run = asked["run"]
     try:
-        for event in _events(models, asked["volume"], asked["card"], asked["options"], asked.get("why")):
+        for event in _events(models, asked):
             if run in cancelled:
                 break
             wire.send("event", run=run, event=event)
@@ -145,16 +145,31 @@ def _serve(wire: MessageChannel, asked: dict[str, Any], models: list[Model], can
         _tell(wire, run, error)
 
 
-def _events(
-    models: list[Model], volume: Volume, card: ModelCard, options: SegmentOptions, why: dict[str, Any] | None
-) -> Iterator[Event]:
+def _events(models: list[Model], asked: dict[str, Any]) -> Iterator[Event | Saved]:
     from napari_fmseg.explain.gradcam import grad_cam
     from napari_fmseg.pipelines import segment
 
+    card, options, volume = asked["card"], asked["options"], asked["volume"]
     yield Progress("loading model", 0, 1)
     model = _model(models, card, options.device)
     yield Progress("loading model", 1, 1)
-    yield from segment(volume, model, options) if why is None else grad_cam(volume, model, **why)
+    if asked.get("job") is not None:
+        yield from _file_events(asked["job"], model, options)
+    elif asked.get("why") is not None:
+        yield from grad_cam(volume, model, **asked["why"])
+    else:
+        yield from segment(volume, model, options)
+
+
+def _file_events(job: SegmentationJob, model: Model, options: SegmentOptions) -> Iterator[Event | Saved]:
+    """Segment from file to file; what was found stays here, and only the path of the result is told."""
+    from napari_fmseg.pipelines.batch import Done, segment_file
+
+    for event in segment_file(job, model, options):
+        if isinstance(event, Done):
+            yield Saved(event.job.result, best=True)
+        elif not isinstance(event, StageResult):
+            yield event
 
 
 def _model(models: list[Model], card: ModelCard, device: str) -> Model:

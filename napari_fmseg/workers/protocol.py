@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg.core.errors import FmsegError
-from napari_fmseg.core.events import Progress, StageResult, Warned
+from napari_fmseg.core.events import Progress, Saved, StageResult, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.half_precision import HalfPrecision
 from napari_fmseg.models.measures import Measures, TrainingData, Values
 from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.pipelines.batch import SegmentationJob
 
 __all__ = ["ChannelClosed", "MessageChannel"]
 
@@ -44,7 +45,9 @@ _KINDS: dict[str, type] = {
         ModelCard,
         NetSpec,
         Progress,
+        Saved,
         SegmentOptions,
+        SegmentationJob,
         StageResult,
         TrainingData,
         Values,

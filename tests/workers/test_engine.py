@@ -17,14 +17,24 @@ import numpy as np
 import psutil
 import pytest
 
-from napari_fmseg.core.errors import Cancelled, DeviceMemory, FmsegError, GeometryMismatch, InvalidRecipe, UnknownModel
-from napari_fmseg.core.events import FROM_THE_FILE, Event, Progress, StageResult, Warned
+from napari_fmseg.core.errors import (
+    Cancelled,
+    DeviceMemory,
+    FmsegError,
+    GeometryMismatch,
+    InvalidRecipe,
+    UnknownModel,
+    UnreadableVolume,
+)
+from napari_fmseg.core.events import FROM_THE_FILE, Event, Progress, Saved, StageResult, Warned, drain
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.phantom import phantom_ct
+from napari_fmseg.io import read_labels, read_volume, write_volume
 from napari_fmseg.models.half_precision import HalfPrecision
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions, segment
+from napari_fmseg.pipelines.batch import plan_jobs
 from napari_fmseg.workers.engine import RemoteEngine
 from napari_fmseg.workers.protocol import ChannelClosed, MessageChannel
 
@@ -458,3 +468,28 @@ def test_half_a_message_is_a_broken_link(wires: tuple[MessageChannel, MessageCha
     here.close()
     with pytest.raises(ChannelClosed, match="gone"):
         there.receive()
+
+
+def test_a_file_is_segmented_in_the_other_process_and_only_its_path_comes_back(
+    engine: RemoteEngine, volume: Volume, tmp_path: Path
+) -> None:
+    image = write_volume(volume, tmp_path / "scan.nii.gz")
+    [job] = plan_jobs([image], tmp_path / "out")
+    events = list(engine.segment_file(job, MODEL, EXACT))
+    assert {type(event) for event in events} <= {Progress, Warned, Saved}
+    assert events[-1] == Saved(tmp_path / "out" / "scan_seg.nii.gz", best=True)
+    expected = drain(segment(read_volume(image), load_model(MODEL, device="cpu"), EXACT))
+    found = read_labels(tmp_path / "out" / "scan_seg.nii.gz")
+    assert found.geometry.matches(read_volume(image).geometry)
+    np.testing.assert_array_equal(found.data, expected.data)
+    assert (tmp_path / "out" / "scan_seg.nii.gz.json").exists()
+
+
+def test_a_file_that_cannot_be_read_fails_in_a_sentence_and_the_next_one_runs(
+    engine: RemoteEngine, tmp_path: Path
+) -> None:
+    (tmp_path / "scan.nii.gz").write_bytes(b"no volume")
+    [job] = plan_jobs([tmp_path / "scan.nii.gz"], tmp_path / "out")
+    with pytest.raises(UnreadableVolume, match=r"scan\.nii\.gz"):
+        list(engine.segment_file(job, MODEL, EXACT))
+    assert engine.pid is not None

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-__all__ = ["CLASSES", "DOCTOR", "EXPORT", "LESIONS", "OPEN", "PRETRAIN", "RECOVERY", "SEGMENT", "TEACH"]
+__all__ = [
+    "CLASSES",
+    "DOCTOR",
+    "EXPORT",
+    "LESIONS",
+    "OPEN",
+    "PRETRAIN",
+    "QUEUE",
+    "RECOVERY",
+    "SEGMENT",
+    "TEACH",
+    "VIEW",
+]
 
 
 class OPEN:
@@ -49,6 +61,30 @@ class SEGMENT:
     times = "Seconds that every stage took in the last run."
     show_all = "Show every stage's layers, or only the best ones. (Ctrl+Alt+G)"
     three_d = "Show the labels in three dimensions, from the front, without the image; again: the slices. (Ctrl+Alt+D)"
+
+
+class QUEUE:
+    """The queue of the Segment dock."""
+
+    files = "Add scans from files. They run with the model and the options that are chosen now."
+    folder = "Add every scan of a folder, or a DICOM folder."
+    images = "Add the images that are open, as their files hold them."
+    results = "The folder that results are written to: SCAN_seg.nii.gz, on the grid of the scan. No file is replaced."
+    scan = "The scans, in the order in which they run. Click on a finished one to open it with its result."
+    model = "The model that was chosen when the scan was added."
+    state = "Waiting, the stage that is computed now, done, failed (click to see why) or cancelled."
+    start = "Segment the scans that wait, one after the other. One that fails does not stop the others."
+    pause = "Stop when the scan that runs now is done. The others go on waiting."
+    nothing_waits = "No scan waits. Add some first."
+    up = "Let this scan run earlier."
+    down = "Let this scan run later."
+    remove = "Take this scan out of the list. Its result stays where it is."
+    retry = "Let this scan wait again. Its result is replaced."
+    no_retry = "This scan waits or runs already."
+    cancel = "Do not segment this scan. The queue goes on with the next."
+    no_cancel = "This scan neither waits nor runs."
+    cancel_all = "Cancel the scan that runs and all that wait. Results that are done stay."
+    busy = "A scan of the queue is being segmented. Pause the queue, or wait until the scan is done."
 
 
 class CLASSES:
@@ -238,3 +274,23 @@ class PRETRAIN:
     left_out = "Files that could not be read. The others are used."
     use = "Open the Teach panel with this model to start from, and copy where it is."
     show_folder = "Open the folder of the run in the file manager."
+
+
+class VIEW:
+    """The View dock."""
+
+    planes = "Show the two other planes below the canvas. You can paint in each; they move together."
+    crosshair = "Two lines in every plane, through the place that all of them show."
+    move = (
+        "Click in a plane, with no tool chosen (pan and zoom), to move all planes there; with a tool, press Ctrl+Alt+X."
+    )
+    reset = "Show all of the scan in every plane."
+    window = "The range of intensities that is shown, as usual for this kind of image. The voxels do not change."
+    no_image = "There is no image."
+    no_labels = "Choose a labels layer first."
+    no_class = "These labels have no class yet."
+    structure = "The structure whose opacity is set. It is the label that you paint with."
+    opacity = "How much of the scan shows through this structure. The others stay as they are."
+    same = "Give every structure this opacity."
+    next = "Go to the middle of the next structure. (Ctrl+Alt+PgDown)"
+    previous = "Go to the middle of the previous structure. (Ctrl+Alt+PgUp)"

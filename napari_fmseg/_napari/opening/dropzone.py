@@ -14,9 +14,9 @@ from napari_fmseg._napari.common.widgets import hbox, paragraph, push_button, vb
 from napari_fmseg._napari.opening.open_files import Opening, tell
 from napari_fmseg.models.nnunet import is_nnunet
 
-__all__ = ["DropZone"]
+__all__ = ["VOLUMES_FILTER", "DropZone", "paths_in"]
 
-_FILTER = (
+VOLUMES_FILTER = (
     "Volumes (*.nii *.nii.gz *.hdr *.img *.nrrd *.nhdr *.mha *.mhd *.dcm *.zip DICOMDIR);;"
     "All files, also DICOM without a suffix (*)"
 )
@@ -101,7 +101,7 @@ class DropZone(QWidget):
         """Accept drags with files, unless busy."""
         if event is None:
             return
-        if self.busy or not _paths_in(event.mimeData()):
+        if self.busy or not paths_in(event.mimeData()):
             event.ignore()
             return
         self._frame.setStyleSheet(_HOVER)
@@ -114,14 +114,14 @@ class DropZone(QWidget):
     def dropEvent(self, event: QDropEvent | None) -> None:
         """Emit the files and folders that were dropped."""
         self._frame.setStyleSheet(_FRAME)
-        paths = _paths_in(event.mimeData()) if event is not None else []
+        paths = paths_in(event.mimeData()) if event is not None else []
         if event is None or self.busy or not paths:
             return
         event.acceptProposedAction()
         self.dropped.emit(paths)
 
     def _on_file(self) -> None:
-        self._emit_chosen(lambda start: QFileDialog.getOpenFileNames(self, "Open volumes", start, _FILTER)[0])
+        self._emit_chosen(lambda start: QFileDialog.getOpenFileNames(self, "Open volumes", start, VOLUMES_FILTER)[0])
 
     def _on_folder(self) -> None:
         self._emit_chosen(lambda start: [QFileDialog.getExistingDirectory(self, "Open a folder", start)])
@@ -163,7 +163,8 @@ class DropZone(QWidget):
         self.idle.emit()
 
 
-def _paths_in(mime: QMimeData | None) -> list[str]:
+def paths_in(mime: QMimeData | None) -> list[str]:
+    """Return the files and folders that are dragged."""
     if mime is None or not mime.hasUrls():
         return []
     return [url.toLocalFile().rstrip("/") or "/" for url in mime.urls() if url.isLocalFile()]

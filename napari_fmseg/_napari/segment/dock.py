@@ -14,11 +14,12 @@ from napari_fmseg._napari.choosers.label_pairing import labels_for, lies_on
 from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.event_links import Links
+from napari_fmseg._napari.common.preferences import load
 from napari_fmseg._napari.common.shortcuts import bind
 from napari_fmseg._napari.common.time_estimate import format_seconds
-from napari_fmseg._napari.common.tooltips import CLASSES, LESIONS, SEGMENT
+from napari_fmseg._napari.common.tooltips import CLASSES, LESIONS, QUEUE, SEGMENT
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer
-from napari_fmseg._napari.common.widgets import NO_MARGINS, Note, ScrollArea, allow, push_button, vbox
+from napari_fmseg._napari.common.widgets import NO_MARGINS, Collapsible, Note, ScrollArea, allow, push_button, vbox
 from napari_fmseg._napari.opening.default_reader import offer_as_default_reader
 from napari_fmseg._napari.opening.dropzone import DropZone
 from napari_fmseg._napari.recovery.autosave import Recovery
@@ -29,6 +30,8 @@ from napari_fmseg._napari.results.view_3d import ThreeD
 from napari_fmseg._napari.segment.gradcam_request import disabled_reason, grad_cam_request
 from napari_fmseg._napari.segment.model_import import ModelImport
 from napari_fmseg._napari.segment.options import Choices
+from napari_fmseg._napari.segment.queue_panel import QueuePanel
+from napari_fmseg._napari.segment.queue_run import Queue
 from napari_fmseg._napari.segment.run_bar import RunBar
 from napari_fmseg._napari.segment.run_request import Engine, Request, StageLayer
 from napari_fmseg._napari.segment.session import Session
@@ -61,6 +64,10 @@ class SegmentDock(Dock):
         self.until, self.device, self.more = self.choices.until, self.choices.device, self.choices.more
         self.warnings, self.remarks, self.error = self.choices.warnings, Note(), ErrorBox()
         self.bar = RunBar()
+        queue = Queue(load().folder / "queue", self.session.engine, lambda: self.session.running, self)
+        self.queue = QueuePanel(napari_viewer, queue, self.choices.plan, lambda: self.image.cases)
+        self.queue_section = Collapsible("Queue of scans", self.queue, QUEUE.start)
+        self.queue_section.button.setChecked(bool(queue.scans))
         self.classes = ClassTable(napari_viewer)
         self.all_stages, self.three_d = (
             push_button("Show stages", SEGMENT.show_all),
@@ -87,7 +94,7 @@ class SegmentDock(Dock):
 
     def _build(self) -> None:
         inside = QWidget()
-        parts = (self.drop, self.choices, self.error, self.remarks, (self.classes, 1))
+        parts = (self.drop, self.choices, self.queue_section, self.error, self.remarks, (self.classes, 1))
         vbox(*parts, of=inside, margins=(8, 8, 8, 4), spacing=6)
         for i, button in enumerate((self.all_stages, self.three_d)):
             self.classes.buttons.insertWidget(i, button)
@@ -122,6 +129,8 @@ class SegmentDock(Dock):
         self.session.event_received.connect(self._on_event)
         self.session.failed.connect(self.error.tell)
         self.session.finished.connect(self._on_finished)
+        self.queue.failed.connect(self.error.tell)
+        self.queue.queue.changed.connect(self._on_changed)
         self._links = Links(self)
         self._links.connect(self._on_active, self.viewer.layers.selection.events.active)
         self._links.connect(self._on_removed, self.viewer.layers.events.removed)
@@ -148,17 +157,21 @@ class SegmentDock(Dock):
     def _on_changed(self) -> None:
         """Enable what can be run, or state why not; the drop zone is hidden when there is a volume."""
         self.drop.setVisible(self.image.case is None or self.drop.busy)
-        self.bar.allow(self.choices.disabled_reason())
+        self.bar.allow(self._queue_refusal() or self.choices.disabled_reason())
         self._allow_why()
 
+    def _queue_refusal(self) -> str:
+        return QUEUE.busy if self.queue.queue.running else ""
+
     def _allow_why(self) -> None:
-        refusal = SEGMENT.run_busy if self.session.running else disabled_reason(self.classes.layer, self.image.cases)
+        refusal = SEGMENT.run_busy if self.session.running else self._queue_refusal()
+        refusal = refusal or disabled_reason(self.classes.layer, self.image.cases)
         allow(self.why, refusal, CLASSES.why)
 
     # --- a run ---
 
     def _on_run(self) -> None:
-        if self.session.running or self.choices.disabled_reason():
+        if self.session.running or self._queue_refusal() or self.choices.disabled_reason():
             return
         self.error.tell(None)
         self.remarks.tell([])
@@ -227,6 +240,7 @@ class SegmentDock(Dock):
         elif self.error.isHidden():
             self.bar.end("Cancelled. Stages that were there stay.")
         self._on_changed()
+        self.queue.queue.go_on()
 
     def _show_classes(self, layer: Any) -> None:
         """Choose the new labels, unless the user is painting on others."""
@@ -300,6 +314,7 @@ class SegmentDock(Dock):
 
     def close_down(self) -> None:
         """End what runs and let go of the viewer; the dock may be deleted afterwards."""
+        self.queue.close_down()
         self.session.close()
         self._links.end()
         for part in (self.choices, self.classes):

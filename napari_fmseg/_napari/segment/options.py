@@ -24,6 +24,7 @@ from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spac
 from napari_fmseg._napari.layers import voxels_of
 from napari_fmseg._napari.segment.run_request import Request, Run
 from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.models.card import ModelCard
 from napari_fmseg.pipelines import SegmentOptions, stages_of
 
 __all__ = ["Choices"]
@@ -119,20 +120,26 @@ class Choices(QWidget):
         if case is None:
             return self.image.refusal or SEGMENT.run_no_image
         if card is None:
-            missing = SEGMENT.run_not_downloaded if self.model.offer else SEGMENT.run_no_model
-            return self.model.reason or missing
+            return self._model_refusal()
         for one in (case, *(other for other in self.channels.cases if other is not None)):
             if self._no_place(one):
                 return self._no_place(one)
-        if self.model.terms:
-            return "Accept the terms of this model first."
-        if self.channels.names:
-            trouble = self._unfit_channels(case)
-            if trouble:
-                return trouble
-        elif case.n_channels != len(card.channels):
+        trouble = self._unfit_channels(case) if self.channels.names and not self.model.terms else ""
+        if trouble:
+            return trouble
+        if not (self.channels.names or self.model.terms) and case.n_channels != len(card.channels):
             return (f"This model takes {len(card.channels)} channel(s) ({', '.join(card.channels)}); the volume has "
                     f"{case.n_channels}. Choose another model or volume.")  # fmt: skip
+        return self._model_refusal()
+
+    def _model_refusal(self) -> str:
+        """Return why the chosen model cannot be run on anything, or nothing."""
+        card = self.model.card
+        if card is None:
+            missing = SEGMENT.run_not_downloaded if self.model.offer else SEGMENT.run_no_model
+            return self.model.reason or missing
+        if self.model.terms:
+            return "Accept the terms of this model first."
         try:
             stages_of(card)
             _ = card.weights_path
@@ -183,6 +190,19 @@ class Choices(QWidget):
             frame=Frame.of(case.layers[0]),
             note=record_of(case, others, card.channels if self.channels.names else ()),
         )
+
+    def plan(self) -> tuple[ModelCard, SegmentOptions]:
+        """Return the model and how to run it on scans that need not be open: whole, with all stages.
+
+        Raises
+        ------
+        FmsegError
+            If the model cannot be run, with the reason.
+        """
+        card, refusal = self.model.card, self._model_refusal()
+        if card is None or refusal:
+            raise FmsegError(refusal)
+        return card, SegmentOptions(device=self.device.currentText(), **self.options.values())
 
     def close_down(self) -> None:
         """Disconnect from the viewer."""

@@ -19,10 +19,11 @@ from napari_fmseg._napari.layer_transform import Frame
 from napari_fmseg._napari.layers import KEY, labels_layer, map_layer
 from napari_fmseg._napari.segment.scan_view import DERIVED
 from napari_fmseg.core.errors import FmsegError
-from napari_fmseg.core.events import Event, Progress, StageResult, Warned
+from napari_fmseg.core.events import Event, Progress, Saved, StageResult, Warned
 from napari_fmseg.core.resampling import stack_channels
 from napari_fmseg.core.volume import Box, Geometry, LabelMap, Volume
 from napari_fmseg.pipelines import SegmentOptions
+from napari_fmseg.pipelines.batch import SegmentationJob
 
 __all__ = [
     "EditedLayers",
@@ -48,6 +49,10 @@ class Engine(Protocol):
         self, volume: Volume, model_name: str, label: int, *, point: Sequence[int], device: str
     ) -> Iterator[Event]:
         """Yield the events of `napari_fmseg.explain.gradcam.grad_cam`."""
+        ...
+
+    def segment_file(self, job: SegmentationJob, model_name: str, options: SegmentOptions) -> Iterator[Event | Saved]:
+        """Yield the events of a run from file to file, at last `Saved`."""
         ...
 
     def cancel(self) -> None:

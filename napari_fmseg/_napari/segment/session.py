@@ -62,7 +62,7 @@ class Session(QObject):
 
     def start(self, request: Request) -> None:
         """Begin a run; events follow as signals."""
-        engine = self._ready()
+        engine = self.engine()
         self._layers = layers = StageLayers(self._viewer, request.run)
         self._held.layers = layers
         self.newest, self.final, self.kept = None, None, layers.kept
@@ -84,7 +84,8 @@ class Session(QObject):
         self._job = self._layers = None
         self._engine = None
 
-    def _ready(self) -> Engine:
+    def engine(self) -> Engine:
+        """Return what runs the models; its process starts at the first run."""
         if self._engine is None:
             from napari_fmseg.workers.engine import RemoteEngine
 
