@@ -25,6 +25,13 @@ KEYS = MappingProxyType(
         "stages": "Ctrl+Alt+G",  # show all stages' layers, or only the best
         "3-D": "Ctrl+Alt+D",  # the labels in three dimensions, or slices
         "export": "Ctrl+Alt+E",
+        "crosshair": "Ctrl+Alt+X",  # all planes to the place under the mouse
+        "next structure": "Ctrl+Alt+PgDown",
+        "previous structure": "Ctrl+Alt+PgUp",
+        "next case": "Ctrl+PgDown",  # of the review in Teach
+        "previous case": "Ctrl+PgUp",
+        "accept case": "Ctrl+Alt+A",
+        "reject case": "Ctrl+Alt+J",
     }
 )
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qtpy.QtWidgets import QWidget
 
-__all__ = ["camera_of", "history_of", "set_view_direction", "unwrap_viewer", "window_of"]
+__all__ = [
+    "camera_of",
+    "history_of",
+    "qt_viewer_of",
+    "scene_of",
+    "set_view_direction",
+    "share_history",
+    "unwrap_viewer",
+    "window_of",
+]
 
 
 def unwrap_viewer(viewer: Any) -> Any:
@@ -26,6 +35,17 @@ def window_of(viewer: Any) -> QWidget | None:
     except RuntimeError:  # Qt has deleted it already
         return None
     return window
+
+
+def qt_viewer_of(viewer: Any) -> Any:
+    """Return the canvas of a viewer with its sliders, or None where it has no window."""
+    window = window_of(viewer)
+    return getattr(window, "_qt_viewer", None)
+
+
+def scene_of(qt_viewer: Any) -> Any:
+    """Return the node of vispy that a canvas draws its layers in: what is put there lies in the world of the viewer."""
+    return qt_viewer.canvas.view.scene
 
 
 def camera_of(viewer: Any) -> Any:
@@ -50,3 +70,10 @@ def history_of(layer: Any) -> tuple[int, int]:
     """Return how many strokes of a labels layer can be undone and redone: napari has no event for either."""
     undo, redo = (getattr(layer, name, ()) for name in ("_undo_history", "_redo_history"))
     return len(undo), len(redo)
+
+
+def share_history(layer: Any, copy: Any) -> None:
+    """Let two labels layers on one array undo and redo from one history."""
+    for name in ("_undo_history", "_redo_history"):
+        if hasattr(layer, name):
+            setattr(copy, name, getattr(layer, name))
