@@ -24,6 +24,7 @@ _PAGES = {
     "cache_folder": "computing",
     "autosave": "your_work",
     "autosave_seconds": "your_work",
+    "notify": "your_work",
 }
 
 
@@ -43,6 +44,8 @@ class Preferences:
         Whether labels that are painted on are autosaved.
     autosave_seconds
         Until a change is autosaved, 1 to 60.
+    notify
+        Whether the desktop tells that a training has ended while another window is used.
     """
 
     device: str = "auto"
@@ -50,6 +53,7 @@ class Preferences:
     cache_folder: str = ""
     autosave: bool = True
     autosave_seconds: int = 5
+    notify: bool = True
 
     @property
     def folder(self) -> Path:
@@ -108,4 +112,5 @@ _SENSIBLE: dict[str, Callable[[Any], bool]] = {
     "cache_folder": _is_folder,
     "autosave": lambda v: isinstance(v, bool),
     "autosave_seconds": lambda v: isinstance(v, int) and not isinstance(v, bool) and v in SECONDS,
+    "notify": lambda v: isinstance(v, bool),
 }

@@ -6,6 +6,7 @@ __all__ = [
     "CLASSES",
     "DOCTOR",
     "EXPORT",
+    "INTERACTIVE",
     "LESIONS",
     "OPEN",
     "PRETRAIN",
@@ -241,6 +242,21 @@ class TEACH:
     use_version = "Make this version the active one, whatever its Dice; the Segment dock then uses it."
     roll_back = "Make version {} active again. The current one stays in the list."
     export_model = "Write the chosen version as one file, for another machine."
+    review_which = "Which cases Next and Previous go through."
+    review_note = "Anything worth remembering of this case. It stays in the project; never write who the patient is."
+    review_accept = (
+        "These labels are right: predicted ones become the labels of the case. Goes to the next. (Ctrl+Alt+A)"
+    )
+    review_correct = "Save what you have painted as the labels of the case, and go to the next. Correct it first."
+    review_reject = (
+        "These labels are not to be used: a labelled case is left out of training until it is accepted. (Ctrl+Alt+J)"
+    )
+    review_edited = "You have changed these labels. Press Save correction, or undo your changes."
+    review_unchanged = "Nothing was painted yet. Paint what is wrong, or press Accept."
+    review_nothing = "This case has no labels yet. Label it, or predict it with a model first."
+    review_closed = "Open a case first: press Next."
+    review_next = "Open the next case. (Ctrl+Page Down)"
+    review_previous = "Open the case before. (Ctrl+Page Up)"
     import_model = "Take a model from such a file; its hash is checked. The Segment dock then lists it."
 
 
@@ -294,3 +310,22 @@ class VIEW:
     same = "Give every structure this opacity."
     next = "Go to the middle of the next structure. (Ctrl+Alt+PgDown)"
     previous = "Go to the middle of the previous structure. (Ctrl+Alt+PgUp)"
+
+
+class INTERACTIVE:
+    """The nnInteractive dock."""
+
+    about = (
+        "Point at a structure, and a server of nnInteractive outlines it in 3-D. The server is a program of its own "
+        "(nninteractive-server), on this machine or another one with a GPU."
+    )
+    address = "Where the server is, with its port. On this machine: http://127.0.0.1:1527."
+    key = "The key that the server was started with (--api-key); empty for none. It is not stored."
+    connect = "Connect to the server. The licence of its weights is shown before their first use."
+    image = "The image to point at. Its voxels are sent to the server with the first prompt."
+    tool = "Point: click. Box: drag a rectangle in a slice. Scribble: paint a stroke. Lasso: draw around it in a slice."
+    include = "Whether what you draw belongs to the structure, or shows where it is not."
+    undo = "Take the last prompt back."
+    keep = "Voxels that other structures have stay theirs."
+    accept = "Write the preview into the labels on this image, as the label that is chosen there; one step to undo."
+    cancel = "Forget the preview and all prompts of this structure."

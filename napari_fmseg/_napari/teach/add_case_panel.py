@@ -228,7 +228,7 @@ class AddCase(QWidget):
             part = self._part(labels) if names is not None else None
             if names is None or part is None:
                 return None
-            renamed = names.renamed
+            renamed, labels = names.renamed, names.rename_in(labels)
             options = LabelOptions(
                 resample=resample, unlabelled=part, axis=_axis(labels, grid, filed), new_classes=bool(names.new)
             )

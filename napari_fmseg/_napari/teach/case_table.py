@@ -235,6 +235,10 @@ def _tooltip(row: CaseRow) -> str:
         lines.append("This Dice is that of a model that was trained in the same way without this case.")
     elif row.dice_by_class and row.status == "corrected":
         lines.append("This case was used for training, so its Dice is too good.")
+    if row.verdict:
+        lines.append(f"Reviewed: {row.verdict}.")
+    if row.note:
+        lines.append(f"Note: {row.note}")
     if row.earlier:
         lines.append(f"{row.earlier} earlier version(s) of its labels are kept.")
     lines.append("The image lies outside of the project." if row.linked else "Double-click to open it.")

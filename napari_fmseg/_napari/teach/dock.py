@@ -16,6 +16,7 @@ from napari_fmseg._napari.choosers.model_chooser import ModelChooser
 from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
+from napari_fmseg._napari.common.notify import notify
 from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer, window_of
 from napari_fmseg._napari.common.widgets import Note, ScrollArea, paragraph, vbox
@@ -23,6 +24,8 @@ from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.layers import colormap_of
 from napari_fmseg._napari.opening.open_files import Opening
 from napari_fmseg._napari.recovery.autosave import Recovery
+from napari_fmseg._napari.review.panel import ReviewPanel
+from napari_fmseg._napari.review.review import Review
 from napari_fmseg._napari.teach.add_case_panel import AddCase
 from napari_fmseg._napari.teach.case_actions import CaseActions
 from napari_fmseg._napari.teach.case_layers import record_case, show_case
@@ -77,6 +80,8 @@ class TeachDock(Dock):
         )
         self.pages = QTabWidget()
         self._recovery = Recovery.start(napari_viewer)
+        self.reviewing = ReviewPanel()
+        self.review = Review(self, napari_viewer, self.reviewing, self._do, self.add.add_button.click, self._recovery)
         self._build()
         self._connect()
         self._refresh()
@@ -89,7 +94,8 @@ class TeachDock(Dock):
     def _build(self) -> None:
         first = QWidget()
         vbox(self.add, (self.cases, 1), of=first, margins=(6, 6, 6, 6), spacing=8)
-        for page, title in ((first, "Cases"), (self.train, "Train"), (self.versions, "Versions")):
+        pages = {"Cases": first, "Train": self.train, "Versions": self.versions, "Review": self.reviewing}
+        for title, page in pages.items():
             self.pages.addTab(ScrollArea(page), title)
         below = (self.note, self.error, ResearchOnly(centred=True))
         vbox(self.bar, self.facts, (self.pages, 1), *below, of=self, margins=(6, 6, 6, 4), spacing=5)
@@ -159,6 +165,7 @@ class TeachDock(Dock):
         elif isinstance(event, CaseLayers):
             assert self.project is not None
             show_case(self.viewer, self.project, event)
+            self.review.on_opened(event)
         else:
             self.actions_of_case.take(event)
 
@@ -169,6 +176,7 @@ class TeachDock(Dock):
             QTimer.singleShot(0, lambda: self._on_conflict(what, conflict))
         self.pages.setEnabled(True)
         self._refresh()
+        self.review.on_idle()
 
     def _take(self, what: ProjectSnapshot) -> None:
         before = self.project.folder if self.project is not None else None
@@ -188,8 +196,8 @@ class TeachDock(Dock):
         """Show the project as it is."""
         known, project = self._known, self.project
         self.add.set_project(project)
-        self.pages.setTabEnabled(1, project is not None)
-        self.pages.setTabEnabled(2, project is not None)
+        for page in (1, 2, 3):
+            self.pages.setTabEnabled(page, project is not None)
         used = project.index.used if project is not None else ()
         why = "" if used else "There is no model yet. Train one first."
         why = why or ("A training is under way." if self.round.running else "")
@@ -197,10 +205,12 @@ class TeachDock(Dock):
         if project is None or known is None:
             self.facts.setText("A project is a folder with volumes, your labels, and the models trained on them.")
             self.cases.show_cases((), (), "Open or make a project first.")
+            self.review.set_project(None, ())
         else:
             rows = case_table(project)
             self.facts.setText(summary(project, rows, known.versions[-1].number if known.versions else 0))
             self.cases.show_cases(rows, rank_cases(project), why)
+            self.review.set_project(project, rows, self._locked())
             self.train.note.setText(known.note)
             self.versions.show_versions(known.versions, used)
             self.train.refresh(known.versions, used[-1] if used else 0)
@@ -208,11 +218,15 @@ class TeachDock(Dock):
         self._allow()
 
     def _allow(self) -> None:
-        self.cases.lock("A training is under way." if self.round.running or self.predicting.running else "")
+        self.cases.lock(self._locked())
         why = "" if self._known is not None and self._known.can_train else "Add a volume with its labels first."
         why = why or ("The cases are being predicted." if self.predicting.running else "")
         unfinished = bool(self._known and self._known.unfinished and not self.round.running)
         self.train.allow(why, can_resume=self.round.can_resume or unfinished)
+
+    def _locked(self) -> str:
+        """Return why cases cannot be changed now, or nothing."""
+        return "A training is under way." if self.round.running or self.predicting.running else ""
 
     def _on_failed(self, error: Any) -> None:
         if isinstance(error, LabelsChanged) and self._adding is not None:
@@ -243,6 +257,7 @@ class TeachDock(Dock):
         self.note.tell([f"{what.name} {saved}."])
         self.add.name.clear()
         self.cases.choose(what.name)
+        self.review.on_saved(what.name)
 
     def _on_case(self, name: str) -> None:
         if self.project is not None:
@@ -329,6 +344,8 @@ class TeachDock(Dock):
     def _on_state(self, state: str, text: str) -> None:
         self.train.show_state(state, text, lambda: self.round.left)
         self._allow()
+        if state in ("done", "failed"):
+            notify(window_of(self.viewer), f"Training {'is done' if state == 'done' else 'has failed'}", text)
 
     def _on_over(self) -> None:
         """Read the project again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from qtpy.QtWidgets import QWidget
@@ -14,13 +14,30 @@ from napari_fmseg.training.projects import PaintedSlices, Project
 
 __all__ = ["ClassNames", "ask_classes", "ask_part", "ask_to_replace"]
 
+_OFFERED = 5  # classes of the project that one of the labels may be
+
 
 @dataclass(frozen=True)
 class ClassNames:
-    """What becomes of classes that a project does not have: others get another name, and some are new."""
+    """What becomes of classes that a project does not have: others get another name, and some are new.
+
+    Attributes
+    ----------
+    renamed
+        Classes of the project that are called otherwise from now on.
+    mapped
+        Classes of these labels, and the class of the project that each is.
+    new
+        Classes that the project gets.
+    """
 
     renamed: Mapping[str, str] = field(default_factory=dict)
+    mapped: Mapping[str, str] = field(default_factory=dict)
     new: tuple[str, ...] = ()
+
+    def rename_in(self, labels: LabelMap) -> LabelMap:
+        """Return labels whose classes are called as in the project."""
+        return replace(labels, names={value: self.mapped.get(name, name) for value, name in labels.names.items()})
 
 
 def ask_part(parent: QWidget, labels: LabelMap) -> str | None:
@@ -55,30 +72,54 @@ def ask_classes(parent: QWidget, labels: LabelMap, project: Project) -> ClassNam
     known = {name.casefold() for name in project.facts.numbers} | {"ignore", "background"}
     there = set(np.unique(labels.data).tolist())
     named = {name.casefold() for name in labels.names.values()}
-    renamed, new = {}, []
+    renamed: dict[str, str] = {}
+    mapped: dict[str, str] = {}
+    new: list[str] = []
     for value, name in labels.names.items():
         if value not in there or name.casefold() in known:
             continue
         own = project.facts.labels.get(value, "")
         if not own or own.casefold() in named:
-            new.append(name)
+            free = [one for one in project.facts.numbers if one.casefold() not in named and one not in mapped.values()]
+            found = _ask_which(parent, name, free[:_OFFERED]) if free else name
+            if found is None:
+                return None
+            if found == name:
+                new.append(name)
+            else:
+                mapped[name] = found
             continue
         answer = choose(
             parent,
             f"Is {name} the structure {own}?",
             f"The labels call number {value} {name}, and the project calls it {own}. It can be called {name} from now "
             "on, in every case and model; or it is a new structure, which the model is trained on from this case on.",
-            (f"Call {own} {name} from now on", f"Add {name} as a new structure"),
+            (f"Call {own} {name} from now on", f"Add {name} as a new structure", f"Take it for {own} in these labels"),
         )
         if answer is None:
             return None
         if answer == 0:
             renamed[own] = name
-        else:
+        elif answer == 1:
             new.append(name)
+        else:
+            mapped[name] = own
     if new and not _agrees_to_new(parent, new):
         return None
-    return ClassNames(renamed, tuple(new))
+    return ClassNames(renamed, mapped, tuple(new))
+
+
+def _ask_which(parent: QWidget, name: str, free: list[str]) -> str | None:
+    """Show a question which class of the project a class of the labels is; its own name for a new one, None to stop."""
+    answer = choose(
+        parent,
+        f"Which structure is {name}?",
+        f"The labels hold {name}, which the project does not have. It may be a structure of the project under another "
+        "name: then it is stored as that one. Or it is a new structure, which the model is trained on from this case "
+        "on.",
+        (f"Add {name} as a new structure", *(f"It is {one}" for one in free)),
+    )
+    return None if answer is None else (name, *free)[answer]
 
 
 def _agrees_to_new(parent: QWidget, new: list[str]) -> bool:

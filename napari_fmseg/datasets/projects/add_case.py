@@ -230,7 +230,8 @@ def save_prediction(
             write_volume(Volume(percent, where.geometry), change.place(uncertainty_of(name)))
         record = fresh.record(name)
         told = record.uncertainty if uncertainty is None else {**record.uncertainty, version: uncertainty}
-        fresh = with_record(fresh, name, dataclasses.replace(record, predicted=version, uncertainty=told))
+        record = dataclasses.replace(record, predicted=version, uncertainty=told, verdict="", reviewed="")
+        fresh = with_record(fresh, name, record)
         write_state(change, fresh)
     return open_project(project.folder)
 

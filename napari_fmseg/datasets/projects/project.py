@@ -87,6 +87,12 @@ class CaseRecord:
         Whether it takes no part: it is neither learned from nor measured on.
     unconfirmed
         Whether its labels count as those of the whole volume although most slices are empty, and nobody was asked.
+    verdict
+        What somebody who looked at its labels said: ``"accepted"``, ``"corrected"``, ``"rejected"``, or "" for nothing.
+    reviewed
+        When that was (UTC), or "".
+    note
+        What else was noted.
     """
 
     image: str = ""
@@ -103,6 +109,9 @@ class CaseRecord:
     problem: str = ""
     excluded: bool = False
     unconfirmed: bool = False
+    verdict: str = ""
+    reviewed: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _with_records(project: Project, records: Mapping[str, CaseRecord]) -> Projec
             if not known.image:
                 known = _record_of_renamed(fresh, record)
                 record = dataclasses.replace(record, classes=known.classes or record.classes)
-            record = dataclasses.replace(record, earlier=known.earlier, excluded=known.excluded)
+            record = dataclasses.replace(record, earlier=known.earlier, excluded=known.excluded, note=known.note)
             if known.image == record.image:  # what was predicted belongs to the image, not to the name
                 record = dataclasses.replace(record, uncertainty=known.uncertainty, predicted=known.predicted)
             fresh = with_record(fresh, name, record)

@@ -156,6 +156,8 @@ def stage_labels(
         predicted=0,
         problem="",
         unconfirmed=False,
+        verdict="",  # it was about the labels before
+        reviewed="",
         dice={},  # they were measured against the labels before
     )
     return project, dataclasses.replace(case, record=record, labels=(path, staged))

@@ -22,6 +22,7 @@ from napari_fmseg.datasets.projects.label_import import LabelOptions
 from napari_fmseg.datasets.projects.painted_slices import PaintedSlices
 from napari_fmseg.datasets.projects.project import CaseRecord, Project, init_project, open_project
 from napari_fmseg.datasets.projects.remove_case import exclude_case, include_case, remove_case
+from napari_fmseg.datasets.projects.review import ACCEPTED, CORRECTED, REJECTED, accept_case, review_case
 from napari_fmseg.datasets.projects.revisions import LabelVersion, earlier_labels, label_history, labels_revision
 from napari_fmseg.datasets.projects.scan import scan_all, scan_cases
 from napari_fmseg.datasets.projects.training_plan import LEAVING, Fold, Plan, Run, open_run, start_run, training_plan
@@ -59,9 +60,12 @@ if TYPE_CHECKING:
     from napari_fmseg.training.projects.score import measure as measure
 
 __all__ = [
+    "ACCEPTED",
     "ACTIVE_VERSION",
+    "CORRECTED",
     "FROM_SCRATCH",
     "LEAVING",
+    "REJECTED",
     "CaseRecord",
     "CaseRow",
     "Fold",
@@ -77,6 +81,7 @@ __all__ = [
     "TrainingOptions",
     "Version",
     "VersionResult",
+    "accept_case",
     "activate_version",
     "active_version",
     "add_case",
@@ -112,6 +117,7 @@ __all__ = [
     "rename_case",
     "rename_class",
     "restore_labels",
+    "review_case",
     "roll_back",
     "run_report",
     "save_prediction",

@@ -49,6 +49,8 @@ class CaseRow:
         Whether its Dice is that of a model which was trained like the present one, but without it.
     problem
         Why it cannot be used, or "".
+    verdict, note
+        What somebody who looked at its labels said, and noted.
     """
 
     name: str
@@ -63,6 +65,8 @@ class CaseRow:
     linked: bool = False
     left_out: bool = False
     problem: str = ""
+    verdict: str = ""
+    note: str = ""
 
 
 def case_table(project: Project) -> tuple[CaseRow, ...]:
@@ -103,6 +107,8 @@ def _row(project: Project, name: str, left_out: bool) -> CaseRow:
         linked=any(path.is_symlink() for path in files.images),
         left_out=left_out and status == "corrected",
         problem=f"{missing[0]} is not there. Is its drive connected?" if missing else record.problem,
+        verdict=record.verdict,
+        note=record.note,
     )
 
 

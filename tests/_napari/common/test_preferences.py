@@ -81,9 +81,11 @@ def test_naparis_preferences_dialog_shows_and_changes_them(make_napari_viewer, p
     for title in ("Device", "Precision", "Folder for downloads and autosaves", "Seconds until a change is autosaved"):
         assert any(title in text for text in shown), (title, shown)
     boxes = [w for w in dialog.findChildren(QCheckBox) if w.isVisible()]
-    [box] = [b for b in boxes if b.isChecked()]
+    box, notify = sorted((b for b in boxes if b.isChecked()), key=lambda b: b.mapToGlobal(b.rect().topLeft()).y())
     box.click()
     assert load().autosave is False
+    notify.click()
+    assert load().notify is False
     if os.environ.get("FMSEG_SHOTS"):
         dialog.resize(1000, 600)
         dialog.grab().save(f"{os.environ['FMSEG_SHOTS']}/preferences.png")

@@ -1,0 +1,1 @@
+"""Review of a project's cases: one after the other, accepted, corrected or rejected."""
