@@ -8,7 +8,7 @@ pytest.importorskip("napari._qt")
 from qtpy.QtWidgets import QDockWidget, QPushButton, QWidget
 
 
-@pytest.mark.parametrize("name", ["Segment", "Teach", "Export", "Pretrain", "Doctor"])
+@pytest.mark.parametrize("name", ["Segment", "Teach", "Export", "Pretrain", "View", "nnInteractive", "Doctor"])
 def test_a_dock_opens_from_the_menu_and_closes_with_the_window(make_napari_viewer, qtbot, name: str) -> None:
     viewer = make_napari_viewer(show=True)
     dock, widget = viewer.window.add_plugin_dock_widget("napari-fmseg", name)

@@ -18,6 +18,7 @@ from qtpy.QtWidgets import QApplication, QDialog, QWidget
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.preferences import Preferences, load
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
+from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.recovery.autosave_store import (
     KEPT_DAYS,
     Autosave,
@@ -35,6 +36,7 @@ from napari_fmseg.core.errors import FmsegError
 
 __all__ = ["Recovery", "show_removed_labels"]
 
+PASSING = ("preview", "prompt")  # the role of layers that are only looked at, or drawn on to point at something
 BEAT_MS = 30_000
 RETRY_MS = 30_000  # after a failure, such as a full disk
 
@@ -305,7 +307,8 @@ class Recovery(QObject):
         self._edits.pop(event.value, None)
 
     def _watch(self, layer: Any) -> None:
-        if not hasattr(layer.events, "labels_update") or layer in self._slots:
+        passing = fmseg_metadata(layer).get("role") in PASSING
+        if not hasattr(layer.events, "labels_update") or layer in self._slots or passing:
             return
         touch, redrawn = partial(self._on_touch, layer), partial(self._on_redrawn, layer)
         for event in (layer.events.paint, layer.events.labels_update, layer.events.data):

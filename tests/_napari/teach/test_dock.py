@@ -716,6 +716,25 @@ def test_a_class_that_is_renamed_in_the_table_keeps_its_number(make_dock: Any, q
     assert dock._known.versions[0].card.labels == {1: "Kugel"}
 
 
+@pytest.mark.parametrize(("number", "choice"), [(1, 2), (7, 1)], ids=["same number", "another number"])
+def test_a_class_of_another_name_can_be_taken_for_one_of_the_project(
+    make_dock: Any, qtbot: Any, tmp_path: Path, number: int, choice: int
+) -> None:
+    folder = project_at(tmp_path / "balls", 1).folder
+    dock = make_dock(folder)
+    volume, labels = case_of(5)
+    shown_in(dock.viewer, volume)
+    foreign = LabelMap(labels.data * number, labels.geometry, {}, {number: "Kugel"})
+    dock.viewer.add_layer(Layer.create(*labels_layer(foreign, "found", frame=volume.geometry.canonical()[0])))
+    asked = answer(qtbot, choice)
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    assert asked == ["Is Kugel the structure ball?" if number == 1 else "Which structure is Kugel?"]
+    assert dock.error.error is None
+    assert open_project(folder).facts.labels == {1: "ball"}
+    np.testing.assert_array_equal(stored(folder, "case-002"), labels.data)
+
+
 # --- versions -------------------------------------------------------------------------------------------------------
 
 

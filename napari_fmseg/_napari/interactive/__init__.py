@@ -1,0 +1,1 @@
+"""Points, boxes, scribbles and lasso through a server of nnInteractive; an optional extra."""
