@@ -91,7 +91,7 @@ def planes(viewer: Any, camera: Photographer) -> None:
     rest(1)
     camera.take("4-light")
     napari.settings.get_settings().appearance.theme = "dark"
-    dock.close()
+    viewer.window.remove_dock_widget(dock)
     rest(0.3)
     dock, widget = viewer.window.add_plugin_dock_widget("napari-fmseg", "nnInteractive")
     rest(0.5)

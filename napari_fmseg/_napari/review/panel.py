@@ -25,6 +25,7 @@ __all__ = ["ReviewPanel", "cases_to_review"]
 
 TO_REVIEW, PREDICTED, ALL = "Not reviewed yet", "Predicted by a model", "All cases"
 _NOTE_LINES = 3
+_NOTE = "QPlainTextEdit { border: 1px solid rgba(128, 128, 128, 200); border-radius: 2px; }"  # in napari's it has none
 
 
 def cases_to_review(rows: Sequence[CaseRow], which: str) -> list[str]:
@@ -71,6 +72,7 @@ class ReviewPanel(QWidget):
         self.note = QPlainTextEdit()
         self.note.setPlaceholderText("Notes on this case")
         self.note.setTabChangesFocus(True)
+        self.note.setStyleSheet(_NOTE)
         self.note.setFixedHeight(_NOTE_LINES * self.note.fontMetrics().lineSpacing() + 14)
         self.note.setToolTip(TEACH.review_note)
         self.previous_button = push_button("◀ Previous", TEACH.review_previous)

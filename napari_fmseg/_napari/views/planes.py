@@ -66,7 +66,9 @@ class Plane(QWidget):
         self._links.connect(self._on_range, viewer.dims.events.range)
         self._links.connect(self._on_point, viewer.dims.events.point)
         self._links.connect(self._on_own_point, self.model.dims.events.point)
+        self._links.connect(self._on_theme, viewer.events.theme)
         self._turn()
+        self._on_theme()
         self._on_active()
         self._on_point()
         self.model.reset_view()
@@ -126,6 +128,9 @@ class Plane(QWidget):
 
     def _on_active(self, _event: Any = None) -> None:
         self.model.layers.selection.active = self.copy_of(self.viewer.layers.selection.active)
+
+    def _on_theme(self, _event: Any = None) -> None:
+        self.model.theme = self.viewer.theme
 
     # --- the place ---
 

@@ -15,7 +15,7 @@ from qtpy.QtGui import QCursor
 from napari_fmseg._napari.common.viewer_window import history_of, qt_viewer_of
 from napari_fmseg._napari.layers import image_layers, labels_layer
 from napari_fmseg._napari.views.dock import ViewDock
-from napari_fmseg._napari.views.planes import Plane
+from napari_fmseg._napari.views.planes import Plane, Planes
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 
 SHAPE, SPACING, ORIGIN = (12, 30, 40), (5.0, 1.5, 1.0), (-310.0, 120.0, -75.0)
@@ -224,6 +224,11 @@ def test_the_planes_can_be_closed_and_opened_again(dock: ViewDock, qtbot: Any) -
     assert not any("on_press" in str(callback) for callback in dock.viewer.mouse_drag_callbacks)
     qtbot.mouseClick(dock.planes_box, Qt.MouseButton.LeftButton, pos=QPoint(8, dock.planes_box.height() // 2))
     assert dock.planes is not None
+    dock.viewer.theme = "light"
+    assert {plane.model.theme for plane in dock.planes.planes} == {"light"}
+    dock.viewer.window.remove_dock_widget(dock)  # as its cross does
+    assert dock.planes is None
+    assert dock.viewer.window._qt_window.findChildren(Planes) == []
 
 
 # --- window presets and opacity ---
