@@ -6,13 +6,14 @@ napari 0.9 shows and keeps what `napari.yaml` lists under `configurations`; an o
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Preferences", "load"]
+__all__ = ["Preferences", "list_device_names", "load"]
 
 PLUGIN = "napari-fmseg"
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -62,6 +63,14 @@ class Preferences:
 
         chosen = self.cache_folder or os.environ.get("FMSEG_HOME")
         return Path(chosen).expanduser() if chosen else Path(user_data_path("napari-fmseg", appauthor=False))
+
+
+def list_device_names() -> tuple[str, ...]:
+    """Return the devices to choose from, ``"auto"`` first; found without loading torch: the engine knows better."""
+    cards = sorted(Path("/dev").glob("nvidia[0-9]*")) if sys.platform.startswith("linux") else []
+    if sys.platform == "darwin":
+        return ("auto", "cpu", "mps")
+    return ("auto", "cpu", "cuda", *(f"cuda:{i}" for i in range(1, len(cards))))
 
 
 def load() -> Preferences:

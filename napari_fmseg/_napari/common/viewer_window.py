@@ -73,7 +73,7 @@ def history_of(layer: Any) -> tuple[int, int]:
 
 
 def share_history(layer: Any, copy: Any) -> None:
-    """Let two labels layers on one array undo and redo from one history."""
+    """Make two labels layers on one array undo and redo from one history."""
     for name in ("_undo_history", "_redo_history"):
         if hasattr(layer, name):
             setattr(copy, name, getattr(layer, name))

@@ -106,7 +106,7 @@ class PromptServer:
         self._ask(lambda: self._session.set_target_buffer(self._found))
 
     def add(self, prompt: Point | Box | Mask) -> npt.NDArray[np.uint8]:
-        """Give a prompt and return the mask (z, y, x) as the server finds it then."""
+        """Send a prompt and return the mask (z, y, x) as the server finds it then."""
         if isinstance(prompt, Point):
             self._ask(lambda: self._session.add_point_interaction(prompt.at, include_interaction=prompt.include))
         elif isinstance(prompt, Box):
@@ -118,7 +118,7 @@ class PromptServer:
         return self._found.copy()
 
     def undo(self) -> npt.NDArray[np.uint8]:
-        """Take the last prompt back and return the mask as it was before."""
+        """Revert the last prompt and return the mask as it was before."""
         self._ask(self._session.undo)
         return self._found.copy()
 
@@ -127,7 +127,7 @@ class PromptServer:
         self._ask(self._session.reset_interactions)
 
     def close(self) -> None:
-        """Give the session back to the server; again does no harm."""
+        """Return the session to the server; again does no harm."""
         self._session.close()
 
     def _ask(self, what: Callable[[], Any]) -> Any:

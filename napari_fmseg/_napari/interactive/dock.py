@@ -359,7 +359,7 @@ class InteractiveDock(Dock):
             self.viewer.layers.remove(tool)
 
     def close_down(self) -> None:
-        """Give the session back and let go of the viewer; the dock may be deleted afterwards."""
+        """Return the session and disconnect from the viewer; the dock may be deleted afterwards."""
         self._waiting.clear()
         if self._job is not None:
             self._job.abandon()

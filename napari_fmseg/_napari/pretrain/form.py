@@ -8,9 +8,8 @@ from typing import Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QWidget
 
-from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.number_boxes import CountBox
-from napari_fmseg._napari.common.preferences import load
+from napari_fmseg._napari.common.preferences import list_device_names, load
 from napari_fmseg._napari.common.tooltips import PRETRAIN
 from napari_fmseg._napari.common.widgets import NO_MARGINS, Collapsible, add_row, form, hbox, limit_width, vbox
 from napari_fmseg._napari.pretrain.panels import FolderRow

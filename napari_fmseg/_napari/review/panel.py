@@ -118,7 +118,7 @@ class ReviewPanel(QWidget):
         return order[0] if by > 0 else order[-1]
 
     def set_rows(self, rows: Sequence[CaseRow]) -> None:
-        """Take the cases as they are now."""
+        """Show the cases as they are now."""
         self.rows = rows
         if self.case not in {row.name for row in rows}:
             self.set_case("")

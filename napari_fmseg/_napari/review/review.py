@@ -85,7 +85,7 @@ class Review(QObject):
         self._allow()
 
     def set_project(self, project: Project | None, rows: tuple[CaseRow, ...], busy: str = "") -> None:
-        """Take a project as it is now; `busy` says why nothing can be changed."""
+        """Show a project as it is now; `busy` says why nothing can be changed."""
         if project is None or self._project is None or project.folder != self._project.folder:
             self._let_go()
             self.panel.set_case("")
@@ -98,7 +98,7 @@ class Review(QObject):
         self._allow()
 
     def on_opened(self, case: CaseLayers) -> None:
-        """Take the case that was opened, here or in the table, as the one to review."""
+        """Review the case that was opened, here or in the table."""
         self._let_go()
         self.panel.set_case(case.name)
         layer = self._labels_of(case.name)
@@ -141,12 +141,12 @@ class Review(QObject):
     # --- what is said ---
 
     @property
-    def _edited(self) -> bool:
+    def _has_changes(self) -> bool:
         layer, edits = self._edits
         return layer is not None and self._recovery.edits_of(layer) != edits
 
     def _allow(self, _event: Any = None) -> None:
-        self.panel.allow(edited=self._edited, busy=self._busy)
+        self.panel.allow(edited=self._has_changes, busy=self._busy)
 
     def _on_accept(self) -> None:
         case, note = self.panel.case, self.panel.note.toPlainText()

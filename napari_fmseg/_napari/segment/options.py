@@ -14,10 +14,9 @@ from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with, 
 from napari_fmseg._napari.choosers.label_pairing import record_of
 from napari_fmseg._napari.choosers.model_chooser import ModelChooser
 from napari_fmseg._napari.choosers.model_fit import misfits_of
-from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.options_form import OptionsForm
-from napari_fmseg._napari.common.preferences import PRECISIONS, load
+from napari_fmseg._napari.common.preferences import PRECISIONS, list_device_names, load
 from napari_fmseg._napari.common.tooltips import SEGMENT
 from napari_fmseg._napari.common.widgets import NO_MARGINS, Collapsible, Note, add_row, form, limit_width, vbox
 from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spacing

@@ -78,7 +78,7 @@ class Queue(QObject):
         return self._job is not None
 
     def restore(self) -> int:
-        """Take over what a window that is no more left behind, and return how many of its scans wait."""
+        """Adopt what a window that is no more left behind, and return how many of its scans wait."""
         found, self.results = self._file.adopt()
         if found:
             self.scans += found
@@ -99,14 +99,14 @@ class Queue(QObject):
         return to
 
     def remove(self, number: int) -> None:
-        """Take a scan out of the list; one that runs is cancelled. Its result stays."""
+        """Remove a scan from the list; one that runs is cancelled. Its result stays."""
         scan = self.scans.pop(number)
         if scan.id == self._now and self._job is not None:
             self._job.cancel()
         self._write()
 
     def retry(self, number: int) -> None:
-        """Let a scan wait again."""
+        """Queue a scan again."""
         if self.scans[number].state != RUNNING:
             self._set(self.scans[number].id, WAITING)
             self._go_on_soon()

@@ -124,7 +124,7 @@ class QueueFile:
         return found, results
 
     def release(self, *, empty: bool = False) -> None:
-        """Let another window take the file over; an `empty` one is removed."""
+        """Leave the file to another window; an `empty` one is removed."""
         if self._lock is None:
             return
         if empty:

@@ -210,7 +210,7 @@ class TeachDock(Dock):
             rows = case_table(project)
             self.facts.setText(summary(project, rows, known.versions[-1].number if known.versions else 0))
             self.cases.show_cases(rows, rank_cases(project), why)
-            self.review.set_project(project, rows, self._locked())
+            self.review.set_project(project, rows, self._lock_reason())
             self.train.note.setText(known.note)
             self.versions.show_versions(known.versions, used)
             self.train.refresh(known.versions, used[-1] if used else 0)
@@ -218,13 +218,13 @@ class TeachDock(Dock):
         self._allow()
 
     def _allow(self) -> None:
-        self.cases.lock(self._locked())
+        self.cases.lock(self._lock_reason())
         why = "" if self._known is not None and self._known.can_train else "Add a volume with its labels first."
         why = why or ("The cases are being predicted." if self.predicting.running else "")
         unfinished = bool(self._known and self._known.unfinished and not self.round.running)
         self.train.allow(why, can_resume=self.round.can_resume or unfinished)
 
-    def _locked(self) -> str:
+    def _lock_reason(self) -> str:
         """Return why cases cannot be changed now, or nothing."""
         return "A training is under way." if self.round.running or self.predicting.running else ""
 

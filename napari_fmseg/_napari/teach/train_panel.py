@@ -11,10 +11,9 @@ from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import QComboBox, QFileDialog, QLabel, QSizePolicy, QWidget
 
 from napari_fmseg._napari.common.curves import Curves
-from napari_fmseg._napari.common.devices import list_device_names
 from napari_fmseg._napari.common.number_boxes import NumberBox
 from napari_fmseg._napari.common.options_form import OptionsForm
-from napari_fmseg._napari.common.preferences import PRECISIONS
+from napari_fmseg._napari.common.preferences import PRECISIONS, list_device_names
 from napari_fmseg._napari.common.time_estimate import format_seconds
 from napari_fmseg._napari.common.tooltips import TEACH
 from napari_fmseg._napari.common.widgets import (

@@ -59,7 +59,7 @@ class Crosshair:
             self._line.set_data(pos=np.array([[x, -_FAR], [x, _FAR], [-_FAR, y], [_FAR, y]], np.float32))
 
     def end(self) -> None:
-        """Take the lines away."""
+        """Remove the lines."""
         for emitter in self._emitters():
             emitter.disconnect(self.draw)
         self._line.parent = None

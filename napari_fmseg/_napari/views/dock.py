@@ -167,7 +167,7 @@ class ViewDock(Dock):
     # --- which layers ---
 
     def _on_layers(self, _event: Any = None) -> None:
-        """Look at the chosen layer: an image, or labels with the image that they belong to."""
+        """Show the chosen layer: an image, or labels with the image that they belong to."""
         active, layers = self.viewer.layers.selection.active, list(self.viewer.layers)
         if active is not None and active._type_string == "labels":
             self._show_labels(active)

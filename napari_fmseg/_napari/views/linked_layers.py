@@ -77,7 +77,7 @@ class LinkedLayer(QObject):
             self._connect(self.copy.events.paint, self._on_painted_there)
 
     def end(self) -> None:
-        """Let go of both layers; again does no harm."""
+        """Disconnect from both layers; again does no harm."""
         self._redraw.stop()
         for emitter, slot in self._connections:
             emitter.disconnect(slot)
@@ -147,7 +147,7 @@ class LinkedLayer(QObject):
         self._on_stroke(self.copy)
 
     def _on_painted_there(self, event: Any) -> None:
-        """Tell a stroke in the other canvas as one on the layer itself."""
+        """Report a stroke in the other canvas as one on the layer itself."""
         self._heights = history_of(self.layer)
         self.layer.events.paint(value=event.value)
         self._on_stroke(self.layer)

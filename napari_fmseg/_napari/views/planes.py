@@ -74,7 +74,7 @@ class Plane(QWidget):
         self.model.reset_view()
 
     def close_down(self) -> None:
-        """Let go of the viewer; the plane may be deleted afterwards."""
+        """Disconnect from the viewer; the plane may be deleted afterwards."""
         self._links.end()
         for link in self._of_layer.values():
             link.end()
@@ -210,7 +210,7 @@ class Planes(Dock):
             model.reset_view()
 
     def close_down(self) -> None:
-        """Let go of the viewer; the planes may be deleted afterwards."""
+        """Disconnect from the viewer; the planes may be deleted afterwards."""
         for model, callback in self._callbacks:
             if callback in model.mouse_drag_callbacks:
                 model.mouse_drag_callbacks.remove(callback)

@@ -42,7 +42,7 @@ class Structures(QObject):
         self._n_changes = 0
 
     def set_layer(self, layer: Any) -> None:
-        """Look at another labels layer, or at none."""
+        """Choose another labels layer, or none."""
         if layer is self.layer:
             return
         self._links.end()
@@ -71,7 +71,7 @@ class Structures(QObject):
             self._job.finished.connect(self._on_finished)
 
     def close_down(self) -> None:
-        """Let go of the layer and end what runs."""
+        """Disconnect from the layer and end what runs."""
         if self._job is not None:
             self._job.abandon()
             self._job = None
