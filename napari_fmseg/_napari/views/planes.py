@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtWidgets import QSplitter, QWidget
 
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.event_links import Links
-from napari_fmseg._napari.common.viewer_window import camera_of, qt_viewer_of
+from napari_fmseg._napari.common.viewer_window import camera_of, qt_viewer_of, window_of
 from napari_fmseg._napari.common.widgets import NO_MARGINS, vbox
 from napari_fmseg._napari.segment.scan_view import attend
 from napari_fmseg._napari.views.crosshair import Crosshair
@@ -177,6 +177,15 @@ class Planes(Dock):
         self._callbacks = [(model, _moves_on_click(viewer)) for model in self._models()]
         for model, callback in self._callbacks:
             model.mouse_drag_callbacks.append(callback)
+        window = window_of(viewer)
+        if window is not None:
+            window.installEventFilter(self)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """End with the window: when it closes, it hides first, while its canvases can still be let go."""
+        if event is not None and event.type() == QEvent.Type.Hide and not event.spontaneous():
+            self.close_down()
+        return bool(super().eventFilter(watched, event))
 
     def _other_axes(self) -> list[int]:
         dims = self.viewer.dims
