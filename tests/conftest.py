@@ -552,3 +552,24 @@ def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FMSEG_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     return tmp_path / "home" / "models"
+
+
+def _save_tiny_model(folder: Path, **changes: Any) -> Any:
+    from napari_fmseg.models.card import ModelCard, NetSpec
+    from napari_fmseg.models.weights import save_model
+    from napari_fmseg.nets import build
+
+    spec = NetSpec("snet", {"in_channels": 1, "n_classes": 3, "width": 4})
+    net = fill_network(build(spec.network, **spec.kwargs))  # so that it finds something of every class
+    settings = {"consensus_grid": (32, 32, 32), "attention_grid": (32, 32, 32)}
+    facts = {"name": "tiny", "title": "Tiny", "pipeline": "phased", "nets": {"consensus": spec},
+             "labels": {1: "liver", 2: "tumour"}, "modality": "MR", "settings": settings,
+             "licence": "Apache-2.0", "scores": {"labels": {"liver": 0.9, "tumour": 0.5}},
+             "scored_on": "3 patients"}  # fmt: skip
+    return save_model(ModelCard(**{**facts, **changes}), {"consensus": net}, folder)
+
+
+@pytest.fixture(scope="session")
+def save_tiny_model() -> Callable[..., Any]:
+    """Save an untrained model of two classes, small enough for many volumes in a test."""
+    return _save_tiny_model

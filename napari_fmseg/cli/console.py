@@ -33,6 +33,7 @@ __all__ = [
     "ProjectFolder",
     "confirm",
     "follow",
+    "Scheduler",
     "metrics_table",
     "note",
     "note_warnings",
@@ -40,6 +41,7 @@ __all__ = [
     "number",
     "say",
     "show_event",
+    "show_progress",
     "show_terms",
     "table",
     "write_event",
@@ -55,6 +57,11 @@ Events = Annotated[bool, arg(help="Print every event as one JSON line to stdout,
 AcceptLicence = Annotated[
     bool, arg(help="Accept the terms of a model whose data restrict its use, without being asked.")
 ]
+Scheduler = Annotated[
+    str | None,
+    arg(metavar="local:N|HOST|FILE", help="Share the work out with dask.distributed (extra 'cluster'): "
+        "local:N starts N workers here, tcp://host:port or the scheduler's FILE.json uses those that run elsewhere."),
+]  # fmt: skip
 ProjectFolder = Positional[Annotated[Path, arg(metavar="PROJECT", help="The project.")]]
 CaseName = Positional[Annotated[str, arg(metavar="CASE", help="Its name.")]]
 
@@ -154,15 +161,20 @@ class Bars:
     ----------
     quiet
         Show nothing even on a terminal.
+
+    Attributes
+    ----------
+    live
+        Whether they are shown.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._progress: Any = None
         self._tasks: dict[str, Any] = {}
-        self._live = sys.stderr.isatty() and not quiet
+        self.live = sys.stderr.isatty() and not quiet
 
     def __enter__(self) -> Bars:
-        if self._live:
+        if self.live:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -228,6 +240,25 @@ def follow(work: Generator[Any, None, T], *, events: bool = False, quiet: bool =
                 say(to_json(event))
             elif remarks or not isinstance(event, Warned):
                 show_event(event, bars)
+
+
+def show_progress(progress: Any, bars: Bars) -> None:
+    """Show how many volumes are done and how long the rest will take: as a bar, else a line for every tenth."""
+    done, total = progress.done, progress.total
+    left = "" if done == total else f", about {duration(progress.seconds_left)} left"
+    failed = f", {progress.failed} failed" if progress.failed else ""
+    if bars.live:
+        bars.move("volumes", done, total, (failed + left).removeprefix(", "))
+    elif done == total or 10 * done // total > 10 * (done - 1) // total:
+        bars.note(f"{done} of {total} volumes{failed}{left}")
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it, no finer than is of use for an estimate: ``20 s``, ``3 min``, ``2 h 10 min``."""
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def show_terms(card: Any, accepted: bool) -> None:

@@ -6,6 +6,7 @@ machine (device, memory, disk), 70 for a defect of the program, 130 when stopped
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
@@ -33,7 +34,7 @@ from napari_fmseg.core.allocator import own_process
 from napari_fmseg.core.hardware import wait_asleep
 from napari_fmseg.core.processes import ending_tidily
 from napari_fmseg.core.structuring import OLD_SPELLINGS, notify_old_spelling
-from napari_fmseg.core.temporary_files import sweep
+from napari_fmseg.core.temporary_files import remove_own, sweep
 
 __all__ = ["main"]
 
@@ -51,10 +52,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    if argv is None:  # this process is the command's own; a program that calls us keeps its environment and settings
-        wait_asleep()
-        own_process()
-    words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+    if argv is not None:  # a program calls us: it keeps its environment and settings
+        return _main(argv)
+    wait_asleep()
+    own_process()
+    code = _main(sys.argv[1:])
+    if code > 128:
+        _leave(code)
+    return code
+
+
+_KEPT = "What was saved stays; the same command resumes from there."
+_RESUMES = dict.fromkeys(("train", "pretrain", "crossval", "evaluate"), _KEPT) | {
+    "segment": "What is done stays; the same command with --resume continues from there."
+}
+
+
+def _leave(code: int) -> None:
+    """End a process that was stopped: taking torch down, or a thread that still computes, may last seconds."""
+    remove_own()
+    with contextlib.suppress(OSError):  # nobody reads them any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _main(argv: Sequence[str]) -> int:
+    words = [_at_home(word) for word in argv]
     sweep(Path(tempfile.gettempdir()))
     try:
         with ending_tidily(), notices():
@@ -62,11 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
-        note(
-            "Stopped. What was saved stays; the same command resumes from there."
-            if words[0] in ("train", "pretrain", "crossval", "evaluate")
-            else "Stopped."
-        )
+        note(f"Stopped. {_RESUMES.get(words[0], '')}".rstrip())
         return _STOPPED
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

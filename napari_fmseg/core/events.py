@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -31,8 +34,11 @@ __all__ = [
     "Warned",
     "drain",
     "from_json",
+    "in_background",
     "to_json",
 ]
+
+T = TypeVar("T")
 
 DOES_NOT_FIT = "does-not-fit: "
 """How the code of a warning begins if a volume is not like those that the model was trained on; then its kind."""
@@ -167,6 +173,71 @@ def drain(events: Iterable[Any]) -> LabelMap:
     if last is None:
         raise FmsegError("The pipeline ended without labels. Was `until` set to a stage that gives a map only?")
     return last
+
+
+def in_background(work: Callable[[], Iterable[T]], name: str) -> Generator[T, None, None]:
+    """Yield the events of work that runs in a thread, so that Ctrl-C and `close` take effect at once.
+
+    Python reacts to a signal only between its own instructions, and a network can compute for seconds in native code.
+    The thread is left alone then: it ends with its next event, or with the process.
+
+    Parameters
+    ----------
+    work
+        Gives the events; what it raises is raised here.
+    name
+        Of the thread.
+    """
+    events: queue.Queue[T | _End] = queue.Queue(maxsize=_AHEAD)
+    stopped = threading.Event()
+
+    def hand_over(event: T | _End) -> bool:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                events.put(event, timeout=_LOOK_S)
+                return True
+        return False
+
+    def run() -> None:
+        end = _End()
+        try:
+            found = iter(work())
+            with contextlib.closing(found) if isinstance(found, Generator) else contextlib.nullcontext():
+                if not all(hand_over(event) for event in found):
+                    return
+        except BaseException as error:  # noqa: BLE001 - the boundary of the thread: it is raised where events are taken
+            end.error = error
+        hand_over(end)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        yield from _until_end(events)
+    finally:
+        stopped.set()
+
+
+_AHEAD = 8  # events that wait to be taken; some hold volumes
+_LOOK_S = 0.1  # Windows wakes no thread for Ctrl-C
+
+
+class _End:
+    """The last that comes through the queue, with what was raised."""
+
+    error: BaseException | None = None
+
+
+def _until_end(events: queue.Queue[T | _End]) -> Iterator[T]:
+    while True:
+        try:
+            event = events.get(timeout=_LOOK_S)
+        except queue.Empty:
+            continue
+        if not isinstance(event, _End):
+            yield event
+        elif event.error is not None:
+            raise event.error
+        else:
+            return
 
 
 def to_json(event: Any) -> str:

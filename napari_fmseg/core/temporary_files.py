@@ -15,7 +15,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["passing_name", "sweep"]
+__all__ = ["passing_name", "remove_own", "sweep"]
 
 _NAME = re.compile(r"\.?fmseg-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.part)?")
 _swept: set[Path] = set()
@@ -40,6 +40,16 @@ def sweep(folder: Path, *, again: bool = False) -> None:
             found = _NAME.fullmatch(entry.name)
             if found and found[1] == _machine() and not _lives(int(found[2]), Path(entry.path)):
                 _remove(Path(entry.path))
+
+
+def remove_own() -> None:
+    """Remove the temporary files of this process, which is about to end while threads of it may still be at work."""
+    for folder in _swept:
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                found = _NAME.fullmatch(entry.name)
+                if found and found[1] == _machine() and int(found[2]) == os.getpid():
+                    _remove(Path(entry.path))
 
 
 def _machine() -> str:

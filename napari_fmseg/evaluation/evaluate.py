@@ -8,16 +8,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -33,12 +35,23 @@ from napari_fmseg.datasets.run_folder import claim_run_folder
 from napari_fmseg.evaluation import metrics
 from napari_fmseg.evaluation.case_table import CaseScores, write_cases
 from napari_fmseg.io import write_labels
+from napari_fmseg.models.card import ModelCard
 from napari_fmseg.pipelines import SegmentOptions, segment
 
 if TYPE_CHECKING:
     from napari_fmseg.models.weights import Model
 
-__all__ = ["METRICS", "Evaluation", "Row", "evaluate", "read_evaluation", "summary", "write_csv"]
+__all__ = [
+    "METRICS",
+    "CaseOptions",
+    "Evaluation",
+    "Row",
+    "evaluate",
+    "measure_case",
+    "read_evaluation",
+    "summary",
+    "write_csv",
+]
 
 METRICS = (
     "dice", "nsd", "hd95_mm", "assd_mm", "volume_ml", "truth_ml", "false_positive_ml", "false_negative_ml",
@@ -105,15 +118,45 @@ class Evaluation:
         return next(found, math.nan)
 
 
+@dataclass(frozen=True)
+class CaseOptions:
+    """What holds for all cases of an evaluation.
+
+    Attributes
+    ----------
+    run
+        How the model is run.
+    names
+        Class names by the number in the label files.
+    shared
+        The classes that are compared.
+    tolerance_mm
+        Of the normalised surface distance.
+    keep
+        The folder where labels/CASE.nii.gz is written; None for nowhere.
+    """
+
+    run: SegmentOptions
+    names: Mapping[int, str]
+    shared: tuple[str, ...]
+    tolerance_mm: float = 2.0
+    keep: Path | None = None
+
+
+Measure: TypeAlias = Callable[[Sequence[Case], CaseOptions], Iterator[Event | CaseScores]]
+"""Measures cases somewhere, in any order; see `measure_case` for what comes of one."""
+
+
 def evaluate(
     cases: Sequence[Case],
     names: Mapping[int, str],
-    model: Model,
+    model: Model | ModelCard,
     output: Path,
     options: SegmentOptions | None = None,
     *,
     tolerance_mm: float = 2.0,
     keep_labels: bool = False,
+    measure: Measure | None = None,
 ) -> Iterator[Event | CaseScores | Evaluation]:
     """Segment labelled cases and compare; the tables are evaluation.csv, evaluation.json and cases.csv in `output`.
 
@@ -124,13 +167,15 @@ def evaluate(
     names
         Class names by the number in the label files; the model's classes are found by name.
     model, options
-        See `napari_fmseg.pipelines.segment`.
+        See `napari_fmseg.pipelines.segment`; of a model that is run elsewhere the card is enough.
     output
         A folder. Cases that an earlier run with the same model and options finished there are not run again.
     tolerance_mm
         Of the normalised surface distance.
     keep_labels
         Write what was found, too: output/labels/CASE.nii.gz.
+    measure
+        Runs the cases on other machines; None runs them here, one after the other.
 
     Yields
     ------
@@ -144,50 +189,62 @@ def evaluate(
         into it; if two cases have one name, or no class is shared. A case that cannot be read or segmented is listed
         with its problem and does not stop the others.
     """
+    card = model if isinstance(model, ModelCard) else model.card
     options = dataclasses.replace(options or SegmentOptions(), show_stages=True)  # each is timed
-    shared = sorted(set(model.card.labels.values()) & set(names.values()))
+    shared = sorted(set(card.labels.values()) & set(names.values()))
     if not shared:
         raise FmsegError(
-            f"{model.card.name} knows {', '.join(model.card.labels.values())}, and the labels tell of "
+            f"{card.name} knows {', '.join(card.labels.values())}, and the labels tell of "
             f"{', '.join(names.values()) or 'no class'}. They share no class; choose another model or folder."
         )
     # Neither changes a result; the cost of the device is recorded per case.
     setup = plain({**dataclasses.asdict(options), "tolerance_mm": tolerance_mm, "classes": shared})
     del setup["device"], setup["strict"]
-    whole = Evaluation(model.card.name, model.card.sha256, setup)
+    whole = Evaluation(card.name, card.sha256, setup)
+    whole_options = CaseOptions(options, names, tuple(shared), tolerance_mm, output if keep_labels else None)
     with claim_run_folder(output, run="evaluation"):
         known = _same_data(_before(output / "evaluation.json", whole), cases, output)
-        for i, case in enumerate(cases):
-            yield Progress("cases", i, len(cases))
-            scores = known.get(case.name)
-            if scores is None or scores.problem or scores.stamp != _stamp(case):
-                try:
-                    for event in _evaluate_case(
-                        case, names, model, options, shared, tolerance_mm, output if keep_labels else None
-                    ):
-                        if isinstance(event, CaseScores):
-                            scores = event
-                        else:
-                            yield event
-                except FmsegError as error:
-                    scores = CaseScores(case.name, problem=str(error), stamp=_stamp(case), source=_source(case))
-            assert scores is not None
-            whole = dataclasses.replace(whole, cases=(*whole.cases, scores))
-            _write(whole, known.values(), output)
-            yield scores
-    yield Progress("cases", len(cases), len(cases))
+        found = {name: done for case in cases if (done := known.get(name := case.name)) and _holds(done, case)}
+        missing = [case for case in cases if case.name not in found]
+        done_before = Progress("cases", len(found), len(cases))
+        work = (measure or partial(_measure_here, cast("Model", model)))(missing, whole_options)
+        for event in itertools.chain([done_before], found.copy().values(), work):
+            if isinstance(event, CaseScores):
+                found[event.case] = event
+                whole = dataclasses.replace(whole, cases=tuple(found[c.name] for c in cases if c.name in found))
+                _write(whole, known.values(), output)
+            yield event
+            if isinstance(event, CaseScores):
+                yield Progress("cases", len(found), len(cases))
     yield whole
 
 
-def _evaluate_case(
-    case: Case,
-    names: Mapping[int, str],
-    model: Model,
-    options: SegmentOptions,
-    shared: Sequence[str],
-    tolerance_mm: float,
-    keep: Path | None,
-) -> Iterator[Event | CaseScores]:
+def _holds(done: CaseScores, case: Case) -> bool:
+    """Return whether what an earlier run found in a case is still true."""
+    return not done.problem and done.stamp == _stamp(case)
+
+
+def _measure_here(model: Model, cases: Sequence[Case], options: CaseOptions) -> Iterator[Event | CaseScores]:
+    for case in cases:
+        yield from measure_case(case, model, options)
+
+
+def measure_case(case: Case, model: Model, options: CaseOptions) -> Iterator[Event | CaseScores]:
+    """Segment one case and compare.
+
+    Yields
+    ------
+    Progress, Warned, and at last CaseScores
+        With its problem, if it cannot be read or segmented.
+    """
+    try:
+        yield from _evaluate_case(case, model, options)
+    except FmsegError as error:
+        yield CaseScores(case.name, problem=str(error), stamp=_stamp(case), source=_source(case))
+
+
+def _evaluate_case(case: Case, model: Model, options: CaseOptions) -> Iterator[Event | CaseScores]:
+    names = options.names
     own = [model.card.labels.get(i, f"label {i}") for i in range(1, model.card.n_classes)]
     found: LabelMap | None = None
     parts: dict[str, dict[str, float]] = {}
@@ -203,7 +260,7 @@ def _evaluate_case(
         note("reading", time.perf_counter() - start)
         yield from (Warned(f"The labels of {case.name}: {text}") for text in truth.warnings)
         start = time.perf_counter()
-        for event in segment(volume, model, options):
+        for event in segment(volume, model, options.run):
             if isinstance(event, StageResult):
                 found = event.output if isinstance(event.output, LabelMap) else found
                 note(event.stage, event.seconds)
@@ -213,16 +270,16 @@ def _evaluate_case(
                 start = time.perf_counter()  # the consumer's time is not the model's
         seconds += time.perf_counter() - start
         assert found is not None
-        if keep is not None:
+        if options.keep is not None:
             start = time.perf_counter()
-            write_labels(found, keep / "labels" / f"{case.name}.nii.gz", source=volume)
+            write_labels(found, options.keep / "labels" / f"{case.name}.nii.gz", source=volume)
             note("writing", time.perf_counter() - start)
     told = truth.data != IGNORE
     mine, its = (dataclasses.replace(m, data=np.where(told, m.data, 0).astype(m.data.dtype)) for m in (found, truth))
     unseen = {own[i - 1] for i in missing_in(case, names, own)}
-    all_scores = metrics.score(mine, its, tolerance_mm=tolerance_mm)
+    all_scores = metrics.score(mine, its, tolerance_mm=options.tolerance_mm)
     scores = {label: {m: row[m] for m in METRICS} for label, row in all_scores.items()
-              if label in shared and label not in unseen}  # fmt: skip
+              if label in options.shared and label not in unseen}  # fmt: skip
     peak, gpu = (max(part[what] for part in parts.values()) for what in ("peak_mb", "gpu_mb"))
     thick = volume.geometry.canonical()[0].spacing[0]
     yield CaseScores(

@@ -23,7 +23,9 @@ from napari_fmseg.core.package import __version__
 from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.weights import Model
 
-__all__ = ["Manifest", "manifest_path", "precision_of", "versions", "write_manifest"]
+__all__ = ["Manifest", "manifest_path", "precision_of", "read_hashes", "versions", "write_manifest"]
+
+_FORMAT = "napari-fmseg run 1"
 
 _PACKAGES = ("torch", "numpy", "SimpleITK", "safetensors")
 
@@ -48,6 +50,8 @@ class Manifest:
         What the pipeline remarked.
     misfits
         How the volume differs from those that the model was trained on, a sentence by its kind.
+    hashes
+        What the result follows from, by which a later run knows that it is done; see `pipelines.folders.finished`.
     """
 
     model: ModelCard
@@ -59,6 +63,7 @@ class Manifest:
     spacing_mm: tuple[float, float, float]
     notes: tuple[str, ...] = field(default=())
     misfits: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def manifest_path(result: Path) -> Path:
@@ -70,7 +75,7 @@ def write_manifest(manifest: Manifest, result: Path) -> Path:
     """Write the manifest of the finished file `result` beside it, atomically."""
     card = manifest.model
     content = {
-        "format": "napari-fmseg run 1",
+        "format": _FORMAT,
         "use": "Research use only. Not a medical device.",
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "result": {"file": result.name, "sha256": hashlib.sha256(result.read_bytes()).hexdigest()},
@@ -93,6 +98,17 @@ def read_seconds(path: Path) -> dict[str, float]:
         return {str(name): float(value) for name, value in seconds.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def read_hashes(path: Path) -> dict[str, str] | None:
+    """Read what the result beside a manifest follows from; None if the file is no manifest, {} if it does not say."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if table["format"] != _FORMAT:
+            return None
+        return {str(name): str(value) for name, value in table.get("hashes", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def precision_of(model: Model, precision: str) -> str:

@@ -28,26 +28,8 @@ def volume(seed=0, shape=SHAPE):
     return Volume(data, Geometry.from_spacing(shape, (2.5, 1.0, 1.2), (5, -7, 9), turn))
 
 
-def save_tiny_model(folder, **changes):
-    torch = pytest.importorskip("torch")
-    from napari_fmseg.models.card import ModelCard, NetSpec
-    from napari_fmseg.models.weights import save_model
-    from napari_fmseg.nets import build
-
-    spec = NetSpec("snet", {"in_channels": 1, "n_classes": 3, "width": 4})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = build(spec.network, **spec.kwargs)
-    settings = {"consensus_grid": (32, 32, 32), "attention_grid": (32, 32, 32)}
-    facts = {"name": "tiny", "title": "Tiny", "pipeline": "phased", "nets": {"consensus": spec},
-             "labels": {1: "liver", 2: "tumour"}, "modality": "MR", "settings": settings,
-             "licence": "Apache-2.0", "scores": {"labels": {"liver": 0.9, "tumour": 0.5}},
-             "scored_on": "3 patients"}  # fmt: skip
-    return save_model(ModelCard(**{**facts, **changes}), {"consensus": net}, folder)
-
-
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch, save_tiny_model):
     """A user's folder of its own with one untrained model; a defect shows its traceback."""
     place = tmp_path / "home"
     monkeypatch.setenv("FMSEG_HOME", str(place))
@@ -113,7 +95,7 @@ def test_segment_goes_on_past_a_bad_volume_and_lists_it(image, tmp_path, capsys)
     out = tmp_path / "out"
     assert run("segment", image, bad, other, "--model", "tiny", "--output", out) == 1
     assert sorted(p.name for p in out.iterdir()) == [
-        "case_seg.nii.gz", "case_seg.nii.gz.json", "other_seg.mha", "other_seg.mha.json",
+        "case_seg.nii.gz", "case_seg.nii.gz.json", "failed.csv", "other_seg.mha", "other_seg.mha.json",
     ]  # fmt: skip
     told = capsys.readouterr()
     assert "1 of 3 volumes failed" in told.err
@@ -206,7 +188,7 @@ def test_help_says_what_it_is_for(words, capsys):
     assert "Research use only" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_what_restricts_a_model_is_shown_before_its_first_use_only(home, image, tmp_path, capsys):
+def test_what_restricts_a_model_is_shown_before_its_first_use_only(home, image, tmp_path, capsys, save_tiny_model):
     save_tiny_model(home / "models", name="atrium", restriction="Not for commercial use.")
     words = ("segment", image, "--model", "atrium", "--output", tmp_path / "m.nii.gz")
     assert run(*words) == 0
@@ -218,7 +200,9 @@ def test_what_restricts_a_model_is_shown_before_its_first_use_only(home, image, 
     assert "Not for any use." in capsys.readouterr().err
 
 
-def test_who_does_not_accept_the_terms_does_not_run_the_model(home, image, tmp_path, capsys, monkeypatch):
+def test_who_does_not_accept_the_terms_does_not_run_the_model(
+    home, image, tmp_path, capsys, monkeypatch, save_tiny_model
+):
     save_tiny_model(home / "models", name="atrium", restriction="Not for commercial use.")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys.stdin, "readline", lambda: "\n", raising=False)
@@ -278,7 +262,7 @@ def test_an_error_with_json_is_a_document_too(capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "UnreadableVolume"
 
 
-def test_models_are_listed_with_what_they_segment_and_what_restricts_them(home, capsys):
+def test_models_are_listed_with_what_they_segment_and_what_restricts_them(home, capsys, save_tiny_model):
     save_tiny_model(home / "models", name="atrium", restriction="Not for commercial use.")
     assert run("models") == 0
     told = capsys.readouterr().out

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.errors import FmsegError, UnreadableVolume
 from napari_fmseg.core.events import (
     FILE_LEFT_OUT,
     EpochDone,
@@ -19,6 +20,7 @@ from napari_fmseg.core.events import (
     Warned,
     drain,
     from_json,
+    in_background,
     to_json,
 )
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
@@ -93,3 +95,44 @@ def test_draining_gives_the_last_labels() -> None:
 def test_draining_without_labels_says_so() -> None:
     with pytest.raises(FmsegError, match="without labels"):
         drain([Progress("a", 0, 1), StageResult("map", Volume(np.zeros(GRID.shape), GRID), 0)])
+
+
+def test_events_of_a_thread_come_in_order_and_its_error_is_raised_at_the_end():
+    def work():
+        yield from range(100)
+        raise UnreadableVolume("no")
+
+    events = in_background(work, "test")
+    assert [next(events) for _ in range(100)] == list(range(100))
+    with pytest.raises(UnreadableVolume, match="no"):
+        next(events)
+
+
+def test_closing_does_not_wait_for_work_that_is_deep_in_native_code():
+    lock = threading.Lock()
+    lock.acquire()
+
+    def work():
+        yield 1
+        lock.acquire()
+        yield 2
+
+    events = in_background(work, "test")
+    assert next(events) == 1
+    events.close()
+    lock.release()
+
+
+def test_work_whose_events_nobody_takes_any_more_is_closed():
+    closed = threading.Event()
+
+    def work():
+        try:
+            yield from iter(int, 1)
+        finally:
+            closed.set()
+
+    events = in_background(work, "test")
+    next(events)
+    events.close()
+    assert closed.wait(60)
