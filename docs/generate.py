@@ -24,6 +24,7 @@ from pathlib import Path
 import grimp
 
 import napari_fmseg
+from napari_fmseg.cli.cluster import CLUSTER_COMMANDS
 from napari_fmseg.cli.datasets import DATASET_COMMANDS
 from napari_fmseg.cli.main import COMMANDS, main
 from napari_fmseg.cli.models import MODEL_COMMANDS
@@ -75,10 +76,11 @@ def _pages() -> Iterator[tuple[str, str]]:
 def command_groups() -> Mapping[str, Mapping[str, Callable[..., int]]]:
     """Return the commands by the words before them."""
     return {
-        "fmseg": {name: call for name, call in COMMANDS.items() if name not in ("project", "datasets")},
+        "fmseg": {name: call for name, call in COMMANDS.items() if name not in ("project", "datasets", "cluster")},
         "fmseg models": MODEL_COMMANDS,
         "fmseg datasets": DATASET_COMMANDS,
         "fmseg project": PROJECT_COMMANDS,
+        "fmseg cluster": CLUSTER_COMMANDS,
     }
 
 

@@ -18,6 +18,7 @@ from urllib.parse import unquote
 import pytest
 import tyro
 
+from napari_fmseg.cli.cluster import CLUSTER_COMMANDS, split_slurm
 from napari_fmseg.cli.datasets import DATASET_COMMANDS
 from napari_fmseg.cli.main import COMMANDS
 from napari_fmseg.cli.models import MODEL_COMMANDS
@@ -67,6 +68,9 @@ def every_command() -> Iterator[tuple[str, list[str]]]:
 
 def parse(words: list[str]) -> None:
     """Parse a command as the command line does, without running it."""
+    if words[:2] == ["cluster", "slurm"]:
+        split_slurm(words[2:])
+        return
     group: dict[str, Callable[..., int]] = COMMANDS
     prog = "fmseg"
     if words[:1] == ["project"] and len(words) > 1:
@@ -219,10 +223,11 @@ def test_every_page_is_in_a_table_of_contents(generated: dict[str, str]) -> None
 
 def test_the_command_line_page_has_every_command(generated: dict[str, str]) -> None:
     groups = {
-        "fmseg": COMMANDS.keys() - {"project", "datasets"},
+        "fmseg": COMMANDS.keys() - {"project", "datasets", "cluster"},
         "fmseg models": MODEL_COMMANDS,
         "fmseg datasets": DATASET_COMMANDS,
         "fmseg project": PROJECT_COMMANDS,
+        "fmseg cluster": CLUSTER_COMMANDS,
     }
     for prefix, names in groups.items():
         for name in names:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -12,6 +14,7 @@ from napari_fmseg.cli.console import (
     AcceptLicence,
     Bars,
     Json,
+    Scheduler,
     metrics_table,
     note,
     number,
@@ -21,6 +24,13 @@ from napari_fmseg.cli.console import (
     write_json,
 )
 from napari_fmseg.pipelines import SegmentOptions
+
+if TYPE_CHECKING:
+    from napari_fmseg.core.events import Event
+    from napari_fmseg.datasets.case import Case
+    from napari_fmseg.evaluation.case_table import CaseScores
+    from napari_fmseg.evaluation.evaluate import CaseOptions
+    from napari_fmseg.models.card import ModelCard
 
 __all__ = ["evaluate", "explain"]
 
@@ -36,6 +46,7 @@ def evaluate(
     run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
     tolerance_mm: float = 2.0,
     keep_labels: bool = False,
+    scheduler: Scheduler = None,
     accept_licence: AcceptLicence = False,
     as_json: Json = False,
 ) -> int:
@@ -63,7 +74,7 @@ def evaluate(
     from napari_fmseg.datasets.labelled_cases import labelled_cases, unlabelled_images
     from napari_fmseg.evaluation.case_table import CaseScores
     from napari_fmseg.evaluation.evaluate import Evaluation
-    from napari_fmseg.evaluation.evaluate import evaluate as measure
+    from napari_fmseg.evaluation.evaluate import evaluate as evaluate_cases
     from napari_fmseg.models.registry import find_card
     from napari_fmseg.models.weights import load_model
 
@@ -74,10 +85,11 @@ def evaluate(
         some = ", ".join(unlabelled[:5]) + (", …" if len(unlabelled) > 5 else "")
         note(f"Warning: {len(unlabelled)} images have no labels and are not measured: {some}")
     show_terms(card, accept_licence)
-    loaded = load_model(card, device=run.device)
     whole = Evaluation(card.name)
-    work = measure(
-        cases, names or card.labels, loaded, output, run, tolerance_mm=tolerance_mm, keep_labels=keep_labels
+    measure = None if scheduler is None else partial(_measure_elsewhere, scheduler, card, model)
+    work = evaluate_cases(
+        cases, names or card.labels, load_model(card, device=run.device) if measure is None else card, output, run,
+        tolerance_mm=tolerance_mm, keep_labels=keep_labels, measure=measure,
     )  # fmt: skip
     with Bars(quiet=as_json) as bars:
         for event in work:
@@ -97,6 +109,19 @@ def evaluate(
     if failed:
         note(f"{len(failed)} of {len(whole.cases)} cases failed; the same command tries them again.")
     return 1 if failed else 0
+
+
+def _measure_elsewhere(
+    scheduler: str, card: ModelCard, model: str, cases: Sequence[Case], options: CaseOptions
+) -> Iterator[Event | CaseScores]:
+    """Measure cases on the workers of a scheduler."""
+    from napari_fmseg.workers.cluster import connect
+    from napari_fmseg.workers.cluster_tasks import measure_on
+
+    if cases:
+        with connect(scheduler) as workers:
+            note(workers.describe())
+            yield from measure_on(workers, card, model, cases, options)
 
 
 def explain(

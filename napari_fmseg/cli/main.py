@@ -18,6 +18,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from napari_fmseg.cli.bench import bench, phantom
+from napari_fmseg.cli.cluster import run_cluster
 from napari_fmseg.cli.console import USE, Json, note, notices, say, table, write_json
 from napari_fmseg.cli.datasets import DATASET_COMMANDS
 from napari_fmseg.cli.evaluate import evaluate, explain
@@ -104,6 +105,8 @@ def _main(argv: Sequence[str]) -> int:
 def _run(words: list[str]) -> int:
     if words[:1] == ["--version"]:
         return _version()
+    if words[:1] == ["cluster"]:
+        return run_cluster(words[1:])
     commands, prog, rest = _group(words)
     return int(
         tyro.extras.subcommand_cli_from_dict(
@@ -186,6 +189,11 @@ def datasets() -> int:
     return main(["datasets", "--help"])
 
 
+def cluster() -> int:
+    """Write batch files that run segment, evaluate, train or pretrain on a cluster: slurm."""
+    return run_cluster(["--help"])
+
+
 COMMANDS: dict[str, Callable[..., int]] = {
     "segment": segment,
     "models": models,
@@ -198,7 +206,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "crossval": crossval,
     "pretrain": pretrain,
-    "serve": serve,
+    "cluster": cluster,
     "bench": bench,
     "phantom": phantom,
     "doctor": doctor,

@@ -7,15 +7,31 @@ import dataclasses
 import signal
 import threading
 from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import Bars, Events, Json, metrics_table, note, number, say, show_event, write_json
+from napari_fmseg.cli.console import (
+    Bars,
+    Events,
+    Json,
+    Scheduler,
+    metrics_table,
+    note,
+    number,
+    say,
+    show_event,
+    write_json,
+)
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import EpochDone, Saved, to_json
 from napari_fmseg.core.processes import is_rank_zero
+
+if TYPE_CHECKING:
+    from napari_fmseg.core.events import TrainEvent
+    from napari_fmseg.training.pretraining.volume_store import VolumeStore
 
 __all__ = ["crossval", "pretrain", "train"]
 
@@ -69,6 +85,7 @@ def pretrain(
     device: str = "auto",
     devices: int | None = None,
     tensorboard: bool = False,
+    scheduler: Scheduler = None,
     events: Events = False,
 ) -> int:
     """Pretrain a network on unlabelled volumes by Volume Fusion. Started again, it resumes.
@@ -114,7 +131,21 @@ def pretrain(
         recipe = dataclasses.replace(recipe, tensorboard=True)
     if patch is not None:
         recipe = dataclasses.replace(recipe, fusion=dataclasses.replace(recipe.fusion, patch=patch))
-    return _run(learn(recipe), events, softly=True)
+    decode = None if scheduler is None else partial(_decode_elsewhere, scheduler)
+    return _run(learn(recipe, decode), events, softly=True)
+
+
+def _decode_elsewhere(scheduler: str, store: VolumeStore) -> Iterator[TrainEvent]:
+    """Decode the volumes of a store on the workers of a scheduler; training itself takes place here."""
+    from napari_fmseg.training.pretraining.volume_store import decode_volume
+    from napari_fmseg.workers.cluster import connect
+    from napari_fmseg.workers.cluster_tasks import decode_on
+
+    items = store.undecoded()
+    if items:
+        with connect(scheduler) as workers:
+            note(f"{len(items)} volumes are decoded by {workers.describe()}")
+            yield from decode_on(workers, decode_volume, items)
 
 
 def crossval(

@@ -35,6 +35,13 @@ _MOST_TRIES = 3  # on different workers, where the machine was at fault
 _DEATHS = 3  # workers that may die with a volume before it is given up
 _THREADS = 2  # of a worker: while one computes, the other reads or writes
 _PATIENCE_S = 20.0  # for the scheduler to answer
+_END_S = 10.0  # for the workers to end
+_QUIET = {  # what looks at a worker a hundred times a second waits for its interpreter, and makes the work wait, too
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.system-monitor.gil.enabled": False,
+}
 _LOOK_S = 0.2
 _LOOKS_FOR_WORKERS = 25
 
@@ -118,7 +125,7 @@ def connect(scheduler: str) -> Iterator[Workers]:
                 "reach it? A scheduler with TLS has an address tls://... and needs the keys; see the guide to clusters."
             ) from error
         ends.callback(_close, client)
-        yield Workers(client, scheduler, spread=local is not None)
+        yield Workers(client, scheduler)
 
 
 @contextlib.contextmanager
@@ -132,6 +139,7 @@ def _local_cluster(n: int) -> Iterator[Any]:
         "distributed.scheduler.allowed-failures": _DEATHS,
         "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
         "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS": threads,
+        **_QUIET,
     }
     with dask.config.set(settings):
         cluster = distributed.LocalCluster(
@@ -148,7 +156,8 @@ def _local_cluster(n: int) -> Iterator[Any]:
         try:
             yield cluster
         finally:
-            cluster.close(timeout=5)
+            with contextlib.suppress(TimeoutError):  # its processes end with this one at the latest
+                cluster.close(timeout=_END_S)
 
 
 def _close(client: Client) -> None:
@@ -165,12 +174,10 @@ class Workers:
         Connected to it.
     scheduler
         As the user named it.
-    spread
-        Whether they are on one machine and share its graphics cards out among themselves.
     """
 
-    def __init__(self, client: Client, scheduler: str, *, spread: bool = False) -> None:
-        self._client, self._scheduler, self.spread = client, scheduler, spread
+    def __init__(self, client: Client, scheduler: str) -> None:
+        self._client, self._scheduler = client, scheduler
 
     def addresses(self) -> list[str]:
         """Return the workers that are there now."""

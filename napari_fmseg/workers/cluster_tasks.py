@@ -71,7 +71,7 @@ def segment_on(
     VolumeEvent, VolumeDone, Failed, FolderProgress
         As `napari_fmseg.pipelines.folders.overlap.segment_jobs`, in the order in which they end.
     """
-    whole = {**_model_fields(card, model, workers), "options": _plain_options(options)}
+    whole = {**_model_fields(card, model), "options": _plain_options(options)}
     items = [{**whole, "job": _plain_paths(job)} for job in jobs]
     pace = Pace(len(jobs))
     for answer in workers.run(_segment, items):
@@ -92,7 +92,7 @@ def measure_on(
     workers: Workers, card: ModelCard, model: str, cases: Sequence[Case], options: CaseOptions
 ) -> Iterator[Event | CaseScores]:
     """Segment labelled cases on workers and compare; see `napari_fmseg.evaluation.evaluate.evaluate`."""
-    whole = {**_model_fields(card, model, workers), "options": _plain_case_options(options)}
+    whole = {**_model_fields(card, model), "options": _plain_case_options(options)}
     items = [{**whole, "case": _plain_paths(case)} for case in cases]
     for answer in workers.run(_measure, items):
         if not isinstance(answer, Answer):
@@ -126,9 +126,9 @@ def decode_on(workers: Workers, decode: Task, items: Sequence[Mapping[str, Any]]
             yield answer
 
 
-def _model_fields(card: ModelCard, model: str, workers: Workers) -> dict[str, Any]:
+def _model_fields(card: ModelCard, model: str) -> dict[str, Any]:
     name = str(Path(model).absolute()) if model.endswith(".toml") else model
-    return {"model": name, "model_hash": hash_model(card), "version": __version__, "spread": workers.spread}
+    return {"model": name, "model_hash": hash_model(card), "version": __version__}
 
 
 def _plain_paths(item: SegmentationJob | Case) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def _card(task: Mapping[str, Any]) -> ModelCard:
 
 def _model(task: Mapping[str, Any], card: ModelCard, device: str) -> Model:
     """Load a model, or return the one that this worker keeps."""
-    return _kept_model(task["model"], task["model_hash"], _device(device) if task["spread"] else device)
+    return _kept_model(task["model"], task["model_hash"], _device(device))
 
 
 @lru_cache(maxsize=1)
@@ -258,14 +258,14 @@ def _device(wish: str) -> str:
 
 
 def device_of_worker(wish: str, worker: str | int, n_cards: int) -> str:
-    """Return the graphics card of one of several workers on a machine, so that they do not all take the first.
+    """Return the graphics card of a worker, so that those on one machine do not all take the first.
 
     Parameters
     ----------
     wish
         The device that the user named: ``"auto"`` and ``"cuda"`` leave the choice.
     worker
-        Its number.
+        Its name: the number that `local:N` and SLURM's tasks give; with any other name it takes the first card.
     n_cards
         How many graphics cards there are.
     """

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -46,13 +46,20 @@ _EPOCHS = 20  # of a run whose time is given
 _FOR_STEPS = 0.9  # share of the time for them; the rest is for validation
 
 
-def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
+Decode: TypeAlias = Callable[[VolumeStore], Iterator[TrainEvent]]
+"""Decodes volumes into a store before the run reads them, such as on other machines."""
+
+
+def pretrain(recipe: PretrainRecipe, decode: Decode | None = None) -> Generator[TrainEvent, None, None]:
     """Pretrain a network on unlabelled volumes.
 
     Parameters
     ----------
     recipe
         See `PretrainRecipe`.
+    decode
+        See `Decode`; without it the volumes are decoded here. Of several processes that learn together only the first
+        one calls it.
 
     Yields
     ------
@@ -73,7 +80,7 @@ def pretrain(recipe: PretrainRecipe) -> Generator[TrainEvent, None, None]:
     MissingExtra
         If files for TensorBoard are wanted and it is not installed.
     """
-    yield from run_events(_Run(recipe), recipe.tensorboard)  # what cannot be pretrained is refused first
+    yield from run_events(_Run(recipe, decode), recipe.tensorboard)  # what cannot be pretrained is refused first
 
 
 @dataclasses.dataclass
@@ -91,8 +98,8 @@ class _Epoch:
 
 
 class _Run:
-    def __init__(self, recipe: PretrainRecipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: PretrainRecipe, decode: Decode | None = None) -> None:
+        self.recipe, self.decode = recipe, decode
         self.folder = Path(recipe.out)
         self.net, self.spec = pretext_network(recipe)
         self.fabric = make_fabric(recipe.device, recipe.precision, recipe.devices)
@@ -123,6 +130,8 @@ class _Run:
         paths = find_volumes(recipe.volumes)
         cache = recipe.cache or self.folder / "volumes"
         self.store = VolumeStore(paths, cache, recipe.cache_gb, _INTENSITY, recipe.spacing_mm)
+        if self.decode is not None and is_rank_zero():
+            yield from self.decode(self.store)
         fine = []
         for i, path in enumerate(paths):
             yield Progress("reading", i, len(paths))

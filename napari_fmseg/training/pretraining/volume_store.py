@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from napari_fmseg.io import read_volume
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.pipelines.preprocessing import normalise
 
-__all__ = ["VolumeStore"]
+__all__ = ["VolumeStore", "decode_volume"]
 
 
 class VolumeStore:
@@ -83,6 +85,17 @@ class VolumeStore:
             return error
         return None
 
+    def undecoded(self) -> list[dict[str, Any]]:
+        """Return what `decode_volume` takes for every volume that is not decoded yet, as plain data."""
+        settings = {
+            "folder": str(self._folder.absolute()),
+            "limit_gb": self._limit / 1e9,
+            "intensity": dataclasses.asdict(self._intensity),
+            "spacing_mm": list(self._spacing_mm),
+        }
+        missing = [path for path in self.paths if not self._place(path).exists()]
+        return [{"path": str(path.absolute()), **settings} for path in missing]
+
     def _place(self, path: Path) -> Path:
         """Name the decoded file after what it was made from: another content is another file."""
         facts = path.stat() if path.exists() else None
@@ -106,10 +119,34 @@ class VolumeStore:
         return decoded
 
     def _make_room(self, wanted: int) -> None:
-        files = [(p.stat(), p) for p in self._folder.glob("*.npy")]
+        files = [(facts, p) for p in self._folder.glob("*.npy") if (facts := _facts_of(p)) is not None]
         taken = sum(facts.st_size for facts, _ in files)
         for facts, path in sorted(files, key=lambda f: f[0].st_mtime_ns):
             if taken + wanted <= self._limit:
                 break
             path.unlink(missing_ok=True)
             taken -= facts.st_size
+
+
+def _facts_of(path: Path) -> os.stat_result | None:
+    """Return size and times of a file, or None if another process has just removed it."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def decode_volume(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Decode one volume of `VolumeStore.undecoded` into the store's folder, in any process that sees it.
+
+    Returns
+    -------
+    dict
+        Nothing; what is wrong with a volume is found again, and reported, by the run that needs it.
+    """
+    intensity = Intensity(
+        **{**item["intensity"], "channels": tuple(Intensity(**c) for c in item["intensity"]["channels"])}
+    )
+    store = VolumeStore([Path(item["path"])], Path(item["folder"]), item["limit_gb"], intensity, item["spacing_mm"])
+    store.readable(0)
+    return {}

@@ -1,0 +1,155 @@
+"""Work shared out by dask.distributed: nothing is lost with a worker, results are those of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from napari_fmseg.cli import main as cli_main
+from napari_fmseg.core.errors import FmsegError, MissingExtra
+from napari_fmseg.core.volume import Geometry, Volume
+from napari_fmseg.io import read_labels, write_volume
+from napari_fmseg.workers.cluster import Answer, Workers, connect
+
+distributed = pytest.importorskip("distributed")
+
+ROOT = Path(__file__).parents[2]
+N = 40
+
+
+def run(*words: object) -> int:
+    return cli_main.main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory, save_tiny_model) -> Path:
+    """Forty small volumes, and their masks by one process in the folder "single"."""
+    top = tmp_path_factory.mktemp("cluster")
+    save_tiny_model(top / "home" / "models")
+    for n in range(N):
+        data = np.random.default_rng(n).normal(100, 30, (12, 14, 16)).astype(np.int16)
+        geometry = Geometry.from_spacing(data.shape, (2, 1, 1))
+        write_volume(Volume(data, geometry), top / "scans" / f"case{n:02d}.nii.gz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FMSEG_HOME", str(top / "home"))
+        words = ("--model", "tiny", "--device", "cpu", "--output", top / "single")
+        assert run("segment", top / "scans", *words) == 0
+    return top / "scans"
+
+
+@pytest.fixture
+def home(scans, monkeypatch):
+    monkeypatch.setenv("FMSEG_HOME", str(scans.parent / "home"))
+    return scans.parent
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "napari_fmseg", *words], cwd=folder, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_forty_volumes_on_two_workers_of_which_one_is_killed_half_way(home):
+    words = ("segment", "scans", "--model", "tiny", "--device", "cpu", "--output", "out", "--scheduler", "local:2")
+    with start(home, *words) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(N // 2)]
+        workers = [child for child in psutil.Process(process.pid).children(recursive=True)
+                   if any("spawn_main" in word for word in child.cmdline())]  # fmt: skip
+        assert len(workers) == 2
+        workers[0].send_signal(signal.SIGKILL)
+        rest, told = process.communicate(timeout=240)
+        lines += rest.splitlines()
+    assert process.returncode == 0, told
+    assert len(lines) == N
+    assert f"{N} of {N} volumes\n" in told
+    for n in range(N):
+        name = f"case{n:02d}_seg.nii.gz"
+        ours, single = (read_labels(home / folder / name) for folder in ("out", "single"))
+        np.testing.assert_array_equal(ours.data, single.data)
+        assert 0 < np.count_nonzero(ours.data) < ours.data.size
+    assert len(list((home / "out").iterdir())) == 2 * N  # a mask and a manifest for each, and nothing half
+    before = {path.name: path.stat().st_mtime_ns for path in (home / "out").iterdir()}
+    assert run(*(home / word if word in ("scans", "out") else word for word in words), "--resume") == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (home / "out").iterdir()} == before
+
+
+# --- with workers that are threads of this process
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None, protocol="inproc://"
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield Workers(client, "test")
+
+
+def answer_by_place(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Fail on the first worker, whichever it is, and say where it was done."""
+    here = distributed.get_worker().address
+    bad = sorted(item["workers"])[0]
+    if here == bad or item["always"]:
+        return {"error": "X", "cause": "", "fix": "", "exit_code": item["exit_code"], "worker": here}
+    return {"done_on": here}
+
+
+def answers(workers: Workers, items: list[dict[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    everything = {"workers": workers.addresses(), "always": False, "exit_code": 3}
+    found = list(workers.run(answer_by_place, [{**everything, **item} for item in items]))
+    assert all(isinstance(answer, Answer) for answer in found)
+    assert sorted(answer.number for answer in found) == list(range(len(items)))
+    return {answer.number: answer.values for answer in found}
+
+
+def test_a_fault_of_the_machine_is_tried_on_another_worker(workers):
+    good = sorted(workers.addresses())[1]
+    assert all(values == {"done_on": good} for values in answers(workers, [{}] * 6).values())
+
+
+def test_a_fault_of_the_input_is_reported_at_once_and_one_of_all_machines_at_last(workers):
+    found = answers(workers, [{"exit_code": 1, "always": True}, {"always": True}])
+    assert [found[n]["exit_code"] for n in range(2)] == [1, 3]
+
+
+def fail(_: Mapping[str, Any]) -> dict[str, Any]:
+    raise ZeroDivisionError("a defect")
+
+
+def test_a_defect_on_a_worker_ends_the_run(workers):
+    with pytest.raises(ZeroDivisionError):
+        list(workers.run(fail, [{}]))
+
+
+def test_no_item_is_no_work(workers):
+    assert list(workers.run(fail, [])) == []
+
+
+@pytest.mark.parametrize("scheduler", ["local:0", "local:", "local:two", "somewhere", "http://host:1"])
+def test_a_scheduler_that_makes_no_sense_is_refused(scheduler):
+    with pytest.raises(FmsegError, match="local:N"), connect(scheduler):
+        pass
+
+
+def test_a_missing_scheduler_file_is_named(tmp_path):
+    with pytest.raises(FmsegError, match=r"There is no .*scheduler\.json"), connect(str(tmp_path / "scheduler.json")):
+        pass
+
+
+def test_without_dask_the_message_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(MissingExtra, match=r"napari-fmseg\[cluster\]"), connect("local:2"):
+        pass
