@@ -32,6 +32,11 @@ SHARED_COMMANDS: dict[str, Callable[..., int]] = {
 """The commands that a cluster can run; without a name it is `segment`."""
 
 
+_USAGE = """usage: fmseg cluster slurm [-h] COMMAND... [OPTIONS]
+
+Write a batch file for SLURM. `fmseg cluster slurm --help` has the options."""
+
+
 @dataclass(frozen=True)
 class Slurm:
     """Write a batch file for SLURM that runs a command on several nodes.
@@ -58,8 +63,7 @@ class Slurm:
 def run_cluster(words: Sequence[str]) -> int:
     """Run `fmseg cluster WORDS`."""
     if list(words[:1]) != ["slurm"]:
-        say("usage: fmseg cluster slurm [-h] COMMAND... [OPTIONS]\n\nWrite a batch file for SLURM. `fmseg cluster slurm "
-            "--help` has the options.")  # fmt: skip
+        say(_USAGE)
         return 0 if list(words) in ([], ["--help"], ["-h"]) else 2
     slurm, command = split_slurm(words[1:])
     file = slurm.file or Path(f"fmseg-{command[0]}.sbatch")

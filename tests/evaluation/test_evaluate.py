@@ -17,7 +17,7 @@ from napari_fmseg.core.events import Warned
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.labelled_cases import labelled_cases
 from napari_fmseg.evaluation.case_table import CaseScores
-from napari_fmseg.evaluation.evaluate import Evaluation, evaluate
+from napari_fmseg.evaluation.evaluate import Evaluation, evaluate, measure_case
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.weights import Model, save_model
@@ -87,6 +87,25 @@ def test_table_has_the_figures_of_a_hand_calculation(model, dataset, tmp_path):
     assert float(rows["sd", "organ"]["dice"]) == pytest.approx(np.std([1, 0.75], ddof=1), rel=1e-5)
     assert float(rows["mean", "all"]["dice"]) == whole.mean() == 0.875
     assert all(float(rows[name, "organ"][cost]) > 0 for name in ("anna", "bert") for cost in ("seconds", "peak_mb"))
+
+
+def test_cases_that_are_measured_elsewhere_in_any_order_give_the_same_table(model, dataset, tmp_path):
+    cases = labelled_cases(dataset)[1]
+    _, here = run(model, cases, tmp_path / "here")
+    asked = []
+
+    def elsewhere(missing, options):
+        asked.append([case.name for case in missing])
+        for case in reversed(missing):
+            yield from measure_case(case, model, options)
+
+    done, there = run(model.card, cases, tmp_path / "there", measure=elsewhere)
+    assert [case.case for case in done] == ["carl", "bert", "anna"]
+    assert [case.case for case in there.cases] == ["anna", "bert", "carl"]
+    assert [case.scores for case in there.cases[:2]] == [case.scores for case in here.cases[:2]]
+    assert rows_of(tmp_path / "there").keys() == rows_of(tmp_path / "here").keys()
+    run(model.card, cases, tmp_path / "there", measure=elsewhere)
+    assert asked == [["anna", "bert", "carl"], []]
 
 
 def test_finished_cases_are_not_run_again(model, dataset, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +19,8 @@ import pytest
 from napari_fmseg.cli import main as cli_main
 from napari_fmseg.core.errors import FmsegError, MissingExtra
 from napari_fmseg.core.volume import Geometry, Volume
-from napari_fmseg.io import read_labels, write_volume
+from napari_fmseg.evaluation.evaluate import read_evaluation
+from napari_fmseg.io import read_labels, write_labels, write_volume
 from napari_fmseg.workers.cluster import Answer, Workers, connect
 
 distributed = pytest.importorskip("distributed")
@@ -136,6 +139,42 @@ def test_a_defect_on_a_worker_ends_the_run(workers):
 
 def test_no_item_is_no_work(workers):
     assert list(workers.run(fail, [])) == []
+
+
+@pytest.fixture
+def connected(workers, monkeypatch):
+    """Let the commands find these workers, whatever scheduler they name."""
+    monkeypatch.setattr("napari_fmseg.workers.cluster.connect", lambda _: contextlib.nullcontext(workers))
+
+
+def test_an_evaluation_on_workers_has_the_scores_of_one_process(home, connected, tmp_path):
+    for n in range(4):
+        name = f"case{n:02d}"
+        (tmp_path / "data" / "images").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "images" / f"{name}.nii.gz").write_bytes((home / "scans" / f"{name}.nii.gz").read_bytes())
+        labels = read_labels(home / "single" / f"{name}_seg.nii.gz")
+        labels.data[:, :n] = 0
+        write_labels(labels, tmp_path / "data" / "labels" / f"{name}.nii.gz")
+    (tmp_path / "data" / "images" / "case03.nii.gz").write_bytes(b"\x1f\x8b rubbish")
+    words = ("evaluate", tmp_path / "data", "--model", "tiny", "--device", "cpu", "--part", "all", "--keep-labels")
+    for folder, more in (("here", ()), ("there", ("--scheduler", "tcp://somewhere:1"))):
+        assert run(*words, "--output", tmp_path / folder, *more) == 1
+    here, there = (read_evaluation(tmp_path / folder / "evaluation.json") for folder in ("here", "there"))
+    assert [case.case for case in there.cases] == [case.case for case in here.cases]
+    assert [case.scores for case in there.cases[:3]] == [case.scores for case in here.cases[:3]]
+    assert there.cases[0].mean("dice") == 1 > there.cases[2].mean("dice") > 0
+    assert "case03.nii.gz" in there.cases[3].problem
+    assert (tmp_path / "there" / "labels" / "case02.nii.gz").exists()
+
+
+def test_volumes_for_pretraining_are_decoded_by_workers(home, connected, tmp_path, capsys):
+    words = ("pretrain", home / "scans", "--output", tmp_path / "run", "--network", "unet3d", "--device", "cpu",
+             "--steps", 1, "--patch", 8, 8, 8, "--scheduler", "tcp://somewhere:1", "--events")  # fmt: skip
+    assert run(*words) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    decoded = [line["done"] for line in lines if line.get("stage") == "decoding"]
+    assert decoded == list(range(1, N + 1))
+    assert len(list((tmp_path / "run" / "volumes").glob("*.npy"))) == N
 
 
 @pytest.mark.parametrize("scheduler", ["local:0", "local:", "local:two", "somewhere", "http://host:1"])

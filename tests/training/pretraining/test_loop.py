@@ -15,6 +15,7 @@ from napari_fmseg.io import write_volume
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.training import Fusion, PretrainRecipe, load_pretrain_recipe, pretrain
+from napari_fmseg.training.pretraining.volume_store import decode_volume
 
 SMALL = {"widths": [4, 4, 4, 4, 4], "dropout": 0.1}
 
@@ -64,6 +65,21 @@ def test_run_tells_what_happens_and_leaves_a_model_to_start_from(folder, tmp_pat
     model = load_model(events[-1].path, device="cpu")
     assert model.card.n_classes == 3
     assert "segments nothing" in model.card.limits
+
+
+def test_volumes_that_were_decoded_elsewhere_give_the_same_model(folder, tmp_path):
+    decoded = []
+
+    def decode(store):
+        for item in store.undecoded():
+            decode_volume(item)
+            decoded.append(item["path"])
+            yield Progress("decoding", len(decoded), len(store))
+
+    assert len(list(pretrain(recipe_of(folder, tmp_path / "here", steps=2, steps_per_epoch=2)))) > 4
+    list(pretrain(recipe_of(folder, tmp_path / "there", steps=2, steps_per_epoch=2), decode))
+    assert len(decoded) == 5
+    assert same_weights(tmp_path / "here", tmp_path / "there")
 
 
 def same_weights(one, two):

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -5,7 +8,7 @@ from napari_fmseg.core.errors import UnreadableVolume
 from napari_fmseg.core.volume import Geometry, Volume
 from napari_fmseg.io import write_volume
 from napari_fmseg.models.card import Intensity
-from napari_fmseg.training.pretraining.volume_store import VolumeStore
+from napari_fmseg.training.pretraining.volume_store import VolumeStore, decode_volume
 
 WINDOW = Intensity("window", 0.0, 10.0)
 
@@ -76,3 +79,15 @@ def test_what_is_done_to_a_volume_stays_with_the_caller(files, tmp_path):
     store.volume(0)
     store.volume(0).zero_()
     assert store.volume(0).any()
+
+
+def test_other_processes_decode_what_is_missing_from_plain_data(files, tmp_path):
+    store = VolumeStore(files, tmp_path / "cache", intensity=WINDOW, spacing_mm=(4.0, 2.0, 2.0))
+    store.volume(1)
+    items = json.loads(json.dumps(store.undecoded()))
+    assert [Path(item["path"]).name for item in items] == ["a.nii.gz", "c.mha", "broken.nii.gz"]
+    assert [decode_volume(item) for item in items] == [{}] * 3
+    assert [Path(item["path"]).name for item in store.undecoded()] == ["broken.nii.gz"]
+    alone = VolumeStore(files, tmp_path / "alone", intensity=WINDOW, spacing_mm=(4.0, 2.0, 2.0))
+    for i in range(3):
+        np.testing.assert_array_equal(store.volume(i), alone.volume(i))
