@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
@@ -39,15 +42,19 @@ def make_fabric(device: str, precision: str, devices: int = 1) -> Fabric:
         keep_freed_memory()
     wanted = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
     machines = 1
+    # Named, since Fabric would otherwise take the tasks of a SLURM job for processes that train together, and warn
+    # wherever `srun` is installed.
+    environment: ClusterEnvironment = LightningEnvironment()
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         machines = int(os.environ["WORLD_SIZE"]) // devices
+        environment = TorchElasticEnvironment()
     several: dict[str, Any] = {}
     if devices * machines > 1:
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         several = {"num_nodes": machines, "strategy": DDPStrategy(timeout=_PATIENCE)}
     kind: Any = wanted[training_precision(place, precision)]
-    return Fabric(accelerator=place.type, devices=devices, precision=kind, **several)
+    return Fabric(accelerator=place.type, devices=devices, precision=kind, plugins=[environment], **several)
 
 
 def broadcast_ints(fabric: Fabric, *numbers: int) -> list[int]:

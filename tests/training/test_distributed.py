@@ -142,3 +142,15 @@ def test_means_of_gradients_of_parts_are_the_gradient_of_the_whole_batch():
         loss.backward()
         torch.testing.assert_close(part.grad / 2, whole.grad[i : i + 1])
         torch.testing.assert_close(loss, dice_of_logits(logits, target))
+
+
+def test_a_task_of_a_slurm_job_trains_alone_unless_torchrun_has_started_it(tmp_path, monkeypatch):
+    srun = tmp_path / "srun"
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert make_fabric("cpu", "float32").world_size == 1  # and warns of nothing
+    for name, value in {"JOB_ID": 7, "JOB_NAME": "fmseg", "NTASKS": 4, "PROCID": 2, "LOCALID": 2, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    alone = make_fabric("cpu", "float32")
+    assert (alone.world_size, alone.global_rank) == (1, 0)

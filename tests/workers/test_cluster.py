@@ -169,7 +169,7 @@ def test_an_evaluation_on_workers_has_the_scores_of_one_process(home, connected,
 
 def test_volumes_for_pretraining_are_decoded_by_workers(home, connected, tmp_path, capsys):
     words = ("pretrain", home / "scans", "--output", tmp_path / "run", "--network", "unet3d", "--device", "cpu",
-             "--steps", 1, "--patch", 8, 8, 8, "--scheduler", "tcp://somewhere:1", "--events")  # fmt: skip
+             "--steps", 1, "--patch", 16, 16, 16, "--scheduler", "tcp://somewhere:1", "--events")  # fmt: skip
     assert run(*words) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     decoded = [line["done"] for line in lines if line.get("stage") == "decoding"]
