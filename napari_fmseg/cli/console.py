@@ -196,11 +196,10 @@ class Bars:
             self._tasks[name] = self._progress.add_task(name, total=total, text=text)
         self._progress.update(self._tasks[name], completed=done, total=total, text=text)
 
-    def clear(self) -> None:
-        """Remove all bars, for the next volume."""
-        for task in self._tasks.values():
-            self._progress.remove_task(task)
-        self._tasks.clear()
+    def clear(self, keep: str = "") -> None:
+        """Remove the bars, for the next volume; `keep` names one that stays."""
+        for name in [name for name in self._tasks if name != keep]:
+            self._progress.remove_task(self._tasks.pop(name))
 
     def note(self, text: str) -> None:
         """Write a remark to stderr, above the bars."""

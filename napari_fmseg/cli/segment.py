@@ -111,6 +111,8 @@ def segment(
         )
         del first
         with Bars(quiet=as_json or events) as bars, contextlib.closing(work):
+            if len(jobs) > 1:
+                bars.move("volumes", 0, len(jobs))
             for event in work:
                 shown.show(event, bars)
     failed = [row["image"] for row in shown.rows if "error" in row]
@@ -146,9 +148,12 @@ def _elsewhere(
     from napari_fmseg.workers.cluster import connect
     from napari_fmseg.workers.cluster_tasks import segment_on
 
-    with connect(scheduler) as workers:
-        note(workers.describe())
-        yield from segment_on(workers, jobs, card, model, options)
+    def work() -> Iterator[FolderEvent]:
+        with connect(scheduler) as workers:
+            note(workers.describe())
+            yield from segment_on(workers, jobs, card, model, options)
+
+    return in_background(work, "fmseg segment")
 
 
 class _Shown:
@@ -188,7 +193,7 @@ class _Shown:
     def _show_event(self, job: SegmentationJob, event: object, bars: Bars) -> None:
         if job != self._current:
             self._current = job
-            bars.clear()
+            bars.clear(keep="volumes")
         if self._lines:
             write_event(event)
         elif not (self._told and job == self._jobs[0] and _is_misfit(event)):

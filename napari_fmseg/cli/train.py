@@ -141,7 +141,7 @@ def _decode_elsewhere(scheduler: str, store: VolumeStore) -> Iterator[TrainEvent
     from napari_fmseg.workers.cluster import connect
     from napari_fmseg.workers.cluster_tasks import decode_on
 
-    items = store.undecoded()
+    items = store.decoding_items()
     if items:
         with connect(scheduler) as workers:
             note(f"{len(items)} volumes are decoded by {workers.describe()}")

@@ -18,6 +18,7 @@ from napari_fmseg.core.errors import WeightsMismatch, explain
 from napari_fmseg.core.events import Event, Progress, Warned
 from napari_fmseg.core.json_values import plain
 from napari_fmseg.core.package import __version__
+from napari_fmseg.core.temporary_files import sweep
 from napari_fmseg.datasets.case import Case
 from napari_fmseg.evaluation.case_table import CaseScores
 from napari_fmseg.evaluation.evaluate import CaseOptions, measure_case
@@ -86,6 +87,8 @@ def segment_on(
         else:
             yield VolumeDone(job, values["table"])
         yield pace.count(failed=failed)
+    for folder in {job.result.parent for job in jobs}:
+        sweep(folder, again=True)  # what a worker that died was writing
 
 
 def measure_on(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from napari_fmseg.core.events import Progress, Warned
+from napari_fmseg.core.processes import environment
 from napari_fmseg.datasets.case import Case
 from napari_fmseg.evaluation.case_table import CaseScores
 from napari_fmseg.evaluation.evaluate import CaseOptions
@@ -64,6 +67,15 @@ def test_only_plain_data_and_absolute_paths_go_to_the_workers():
     ]
     assert events[4] == Failed(jobs[0], "E", "c", "f", 3)
     assert [(e.done, e.failed) for e in events if isinstance(e, FolderProgress)] == [(1, 0), (2, 1)]
+
+
+def test_what_a_worker_that_died_was_writing_is_removed_at_the_end(tmp_path):
+    code = "from napari_fmseg.core.temporary_files import passing_name; open(f'.{passing_name()}.part', 'w').close()"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=environment())
+    assert len(list(tmp_path.iterdir())) == 1
+    job = SegmentationJob(tmp_path / "a.nii", tmp_path / "a_seg.nii")
+    list(segment_on(Recorder(Answer(0, {"table": {}})), [job], CARD, "one", JobOptions()))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_cases_to_measure_travel_as_plain_data_and_their_scores_come_back():

@@ -85,7 +85,7 @@ class VolumeStore:
             return error
         return None
 
-    def undecoded(self) -> list[dict[str, Any]]:
+    def decoding_items(self) -> list[dict[str, Any]]:
         """Return what `decode_volume` takes for every volume that is not decoded yet, as plain data."""
         settings = {
             "folder": str(self._folder.absolute()),
@@ -137,7 +137,7 @@ def _facts_of(path: Path) -> os.stat_result | None:
 
 
 def decode_volume(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Decode one volume of `VolumeStore.undecoded` into the store's folder, in any process that sees it.
+    """Decode one volume of `VolumeStore.decoding_items` into the store's folder, in any process that sees it.
 
     Returns
     -------

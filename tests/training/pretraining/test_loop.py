@@ -71,7 +71,7 @@ def test_volumes_that_were_decoded_elsewhere_give_the_same_model(folder, tmp_pat
     decoded = []
 
     def decode(store):
-        for item in store.undecoded():
+        for item in store.decoding_items():
             decode_volume(item)
             decoded.append(item["path"])
             yield Progress("decoding", len(decoded), len(store))

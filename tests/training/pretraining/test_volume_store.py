@@ -84,10 +84,10 @@ def test_what_is_done_to_a_volume_stays_with_the_caller(files, tmp_path):
 def test_other_processes_decode_what_is_missing_from_plain_data(files, tmp_path):
     store = VolumeStore(files, tmp_path / "cache", intensity=WINDOW, spacing_mm=(4.0, 2.0, 2.0))
     store.volume(1)
-    items = json.loads(json.dumps(store.undecoded()))
+    items = json.loads(json.dumps(store.decoding_items()))
     assert [Path(item["path"]).name for item in items] == ["a.nii.gz", "c.mha", "broken.nii.gz"]
     assert [decode_volume(item) for item in items] == [{}] * 3
-    assert [Path(item["path"]).name for item in store.undecoded()] == ["broken.nii.gz"]
+    assert [Path(item["path"]).name for item in store.decoding_items()] == ["broken.nii.gz"]
     alone = VolumeStore(files, tmp_path / "alone", intensity=WINDOW, spacing_mm=(4.0, 2.0, 2.0))
     for i in range(3):
         np.testing.assert_array_equal(store.volume(i), alone.volume(i))
