@@ -1,6 +1,6 @@
 """A folder of 200 small volumes: volumes per second with and without overlap of reading and writing, and memory.
 
-``python benchmarks/folders.py [--volumes 200] [--block 20] [--model fmsf-hippocampus-mr]``
+``python benchmarks/folders.py [--volumes 200] [--block 20] [--shape 36 52 36] [--model fmsf-hippocampus-mr]``
 
 The volumes are made up: noise of the size of a cropped hippocampus MR, so that reading and writing weigh as much as
 they ever do. Blocks of volumes are segmented in turns with and without overlap, in an order that changes, so that a
@@ -40,14 +40,14 @@ SHAPE = (36, 52, 36)
 EARLY = 10
 
 
-def write_volumes(folder: Path, n: int) -> None:
+def write_volumes(folder: Path, n: int, shape: tuple[int, int, int]) -> None:
     """Write `n` volumes of noise around a bright middle."""
     rng = np.random.default_rng(0)
-    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in SHAPE), indexing="ij")
-    middle = sum(axis**2 for axis in axes) < 0.3
+    z, y, x = np.ogrid[-1 : 1 : shape[0] * 1j, -1 : 1 : shape[1] * 1j, -1 : 1 : shape[2] * 1j]
+    middle = z**2 + y**2 + x**2 < 0.3
     for number in range(n):
-        data = rng.normal(200, 60, SHAPE) + 300 * middle
-        volume = Volume(data.clip(0).astype(np.uint16), Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0)))
+        data = 60 * rng.standard_normal(shape, np.float32) + np.where(middle, np.float32(500), np.float32(200))
+        volume = Volume(data.clip(0).astype(np.uint16), Geometry.from_spacing(shape, (1.0, 1.0, 1.0)))
         write_volume(volume, folder / f"case{number:04d}.nii.gz")
 
 
@@ -105,13 +105,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--volumes", type=int, default=200)
     parser.add_argument("--block", type=int, default=20)
+    parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, help="voxels along z, y, x")
     parser.add_argument("--model", default="fmsf-hippocampus-mr")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "folders.json")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         scans, output = Path(place) / "scans", Path(place) / "masks"
-        write_volumes(scans, args.volumes)
+        write_volumes(scans, args.volumes, tuple(args.shape))
         jobs = plan_jobs([scans], output)
         speed = compare(jobs, load_model(args.model, device=args.device), args.block)
         print(speed)
@@ -126,7 +127,7 @@ def main() -> None:
         "versions": {name: version(name) for name in ("torch", "numpy")},
         "model": args.model,
         "volumes": args.volumes,
-        "shape_zyx": SHAPE,
+        "shape_zyx": args.shape,
         "speed": speed,
         "memory_of_one_command": memory,
     }

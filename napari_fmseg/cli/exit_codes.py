@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from napari_fmseg.core.errors import DEFECT as _DEFECT
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.errors import explain as _explain
 
-__all__ = ["_STOPPED", "_Usage", "_explain"]
+__all__ = ["_DEFECT", "_STOPPED", "_Usage", "_explain"]
 
 _STOPPED = 130  # 128 + SIGINT, as shells have it
 

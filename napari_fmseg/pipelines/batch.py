@@ -167,7 +167,7 @@ class Done:
 
     def table(self) -> dict[str, Any]:
         """Return what is known of the result, without the labels themselves."""
-        names, colors = self.labels.names, self.labels.colors
+        names = self.labels.names
         return {
             "image": self.job.image,
             "output": self.job.result,
@@ -176,7 +176,6 @@ class Done:
             "volumes_ml": {names.get(value, str(value)): ml for value, ml in self.labels.volumes_ml().items()},
             "notes": self.notes,
             "misfits": self.misfits,
-            "classes": [{"value": value, "name": name, "color": colors.get(value)} for value, name in names.items()],
         }
 
 

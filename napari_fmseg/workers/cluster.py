@@ -248,7 +248,7 @@ class Workers:
             except queue.Empty:
                 pass
             if self._client.status not in ("running", "connecting"):
-                raise self._gone()
+                raise self._no_scheduler()
             if look == _LOOKS_FOR_WORKERS and self._client.status == "running" and not self.addresses():
                 yield Warned(f"{self._scheduler} has no worker at the moment; the work goes on when one comes.")
 
@@ -266,12 +266,12 @@ class Workers:
                 "exit_code": 3,
             }
         except (distributed.CancelledError, OSError) as error:
-            raise self._gone() from error
+            raise self._no_scheduler() from error
         finally:
             future.release()
         return values
 
-    def _gone(self) -> FmsegError:
+    def _no_scheduler(self) -> FmsegError:
         return FmsegError(
             f"The scheduler {self._scheduler} is gone. What is done stays; start it again, and then the same command "
             "with --resume."

@@ -245,11 +245,11 @@ def _card(task: Mapping[str, Any]) -> ModelCard:
 
 def _model(task: Mapping[str, Any], card: ModelCard, device: str) -> Model:
     """Load a model, or return the one that this worker keeps."""
-    return _kept_model(task["model"], task["model_hash"], _device(device))
+    return _load_once(task["model"], task["model_hash"], _device(device))
 
 
 @lru_cache(maxsize=1)
-def _kept_model(name: str, _hash: str, device: str) -> Model:
+def _load_once(name: str, _hash: str, device: str) -> Model:
     return load_model(find_card(name), device=device)
 
 

@@ -175,7 +175,7 @@ def test_events_for_a_program_are_json_lines_with_the_progress_of_the_whole(scan
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     done = [line for line in lines if line["event"] == "Done"]
     assert [Path(line["output"]).name for line in done] == ["case0_seg.nii.gz", "case2_seg.nii.gz"]
-    assert [one["name"] for one in done[0]["classes"]] == ["liver", "tumour"]
+    assert set(done[0]["volumes_ml"]) == {"liver", "tumour"}
     (failed,) = [line for line in lines if line["event"] == "Failed"]
     assert failed["error"] == "UnreadableVolume"
     assert failed["fix"]
