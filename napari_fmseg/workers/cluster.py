@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import queue
 import re
 import uuid
@@ -141,6 +142,8 @@ def _local_cluster(n: int) -> Iterator[Any]:
         "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS": threads,
         **_QUIET,
     }
+    # When the command is stopped, Python's keeper of semaphores would complain of what dask had no time to give back.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     with dask.config.set(settings):
         cluster = distributed.LocalCluster(
             n_workers=n,
