@@ -77,7 +77,7 @@ def run_cluster(words: Sequence[str]) -> int:
 
 
 def split_slurm(words: Sequence[str]) -> tuple[Slurm, list[str]]:
-    """Tell the options for SLURM from the words of the command, and check these as the command itself does."""
+    """Separate the options for SLURM from the words of the command, and check these as the command itself does."""
     slurm, command = tyro.cli(
         Slurm, prog="fmseg cluster slurm", args=list(words), return_unknown_args=True, config=(FlagCreatePairsOff,)
     )

@@ -16,8 +16,8 @@ from napari_fmseg.pipelines.folders.failures import Failure, read_failures, writ
 
 if TYPE_CHECKING:
     from napari_fmseg.models.card import ModelCard
-    from napari_fmseg.pipelines.batch import JobOptions, SegmentationJob
     from napari_fmseg.pipelines.folders.outcome import Failed
+    from napari_fmseg.pipelines.folders.steps import JobOptions, SegmentationJob
 
 __all__ = ["FailedTable", "Part", "choose_jobs", "take_part"]
 
@@ -87,7 +87,7 @@ def choose_jobs(
     part: str | None = None,
 ) -> tuple[list[SegmentationJob], list[SegmentationJob]]:
     """Return the volumes that a run works on, and those that were done before; tell the user how many there are."""
-    from napari_fmseg.pipelines.batch import is_done, run_hashes
+    from napari_fmseg.pipelines.folders.steps import is_done, run_hashes
 
     chosen = list(jobs) if part is None else take_part(jobs, part)
     if retry:

@@ -33,8 +33,8 @@ from napari_fmseg.pipelines import SegmentOptions
 
 if TYPE_CHECKING:
     from napari_fmseg.models.card import ModelCard
-    from napari_fmseg.pipelines.batch import JobOptions, JobVolume, SegmentationJob
     from napari_fmseg.pipelines.folders.outcome import Failed, FolderEvent
+    from napari_fmseg.pipelines.folders.steps import JobOptions, JobVolume, SegmentationJob
 
 
 def segment(
@@ -215,7 +215,7 @@ def _first_volume(jobs: Sequence[SegmentationJob], card: ModelCard, options: Job
     """
     from napari_fmseg.models.fit import find_misfits
     from napari_fmseg.models.measures import measure_volume
-    from napari_fmseg.pipelines.batch import read_job
+    from napari_fmseg.pipelines.folders.steps import read_job
 
     try:
         first = read_job(jobs[0], card, options)

@@ -27,7 +27,6 @@ from napari_fmseg.models.card import ModelCard
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import Model, load_model
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.pipelines.batch import JobOptions, SegmentationJob, check_stages, read_job, segment_volume, write_job
 from napari_fmseg.pipelines.folders.failures import Failure
 from napari_fmseg.pipelines.folders.finished import hash_model
 from napari_fmseg.pipelines.folders.outcome import (
@@ -38,6 +37,14 @@ from napari_fmseg.pipelines.folders.outcome import (
     VolumeDone,
     VolumeEvent,
     was_expected,
+)
+from napari_fmseg.pipelines.folders.steps import (
+    JobOptions,
+    SegmentationJob,
+    check_stages,
+    read_job,
+    segment_volume,
+    write_job,
 )
 from napari_fmseg.workers.cluster import Answer, Task, Workers
 

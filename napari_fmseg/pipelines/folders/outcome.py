@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 
 from napari_fmseg.core.errors import FmsegError, explain, is_out_of_memory
 from napari_fmseg.core.events import Event
-from napari_fmseg.pipelines.batch import SegmentationJob
 from napari_fmseg.pipelines.folders.failures import Failure
+from napari_fmseg.pipelines.folders.steps import SegmentationJob
 
 __all__ = ["EXPECTED", "Failed", "FolderEvent", "FolderProgress", "Pace", "VolumeDone", "VolumeEvent", "was_expected"]
 
@@ -33,7 +33,7 @@ class VolumeEvent:
 
 @dataclass(frozen=True)
 class VolumeDone:
-    """A volume that is done; `table` is what `napari_fmseg.pipelines.batch.Done.table` says of it."""
+    """A volume that is done; `table` is what `napari_fmseg.pipelines.folders.steps.Done.table` says of it."""
 
     job: SegmentationJob
     table: Mapping[str, Any]

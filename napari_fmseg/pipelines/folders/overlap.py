@@ -15,16 +15,6 @@ from typing import Any, TypeVar
 
 from napari_fmseg.core.events import Progress
 from napari_fmseg.models.weights import Model
-from napari_fmseg.pipelines.batch import (
-    JobOptions,
-    JobVolume,
-    SegmentationJob,
-    SegmentedVolume,
-    check_stages,
-    read_job,
-    segment_volume,
-    write_job,
-)
 from napari_fmseg.pipelines.folders.outcome import (
     EXPECTED,
     Failed,
@@ -33,6 +23,16 @@ from napari_fmseg.pipelines.folders.outcome import (
     VolumeDone,
     VolumeEvent,
     was_expected,
+)
+from napari_fmseg.pipelines.folders.steps import (
+    JobOptions,
+    JobVolume,
+    SegmentationJob,
+    SegmentedVolume,
+    check_stages,
+    read_job,
+    segment_volume,
+    write_job,
 )
 
 __all__ = ["segment_jobs"]

@@ -15,9 +15,10 @@ import pytest
 from napari_fmseg.core.volume import Geometry, Volume
 from napari_fmseg.io import read_labels, write_volume
 from napari_fmseg.pipelines import SegmentOptions
-from napari_fmseg.pipelines.batch import JobOptions, JobVolume, SegmentedVolume, plan_jobs, read_job
+from napari_fmseg.pipelines.batch import plan_jobs
 from napari_fmseg.pipelines.folders.outcome import Failed, FolderProgress, Pace, VolumeDone, VolumeEvent
 from napari_fmseg.pipelines.folders.overlap import segment_jobs
+from napari_fmseg.pipelines.folders.steps import JobOptions, JobVolume, SegmentedVolume, read_job
 
 OPTIONS = JobOptions(SegmentOptions(device="cpu"))
 _touched: dict[str, threading.Event] = defaultdict(threading.Event)
