@@ -206,7 +206,7 @@ import sys, threading
 from pathlib import Path
 from napari_fmseg.cli.main import main
 from napari_fmseg.core.atomic_write import atomic_write
-from napari_fmseg.pipelines import batch
+from napari_fmseg.pipelines.folders import steps
 
 def segment(*_):
     with atomic_write(Path("out/half.nii.gz")) as file:
@@ -217,7 +217,7 @@ def segment(*_):
         lock.acquire()  # for ever, as in native code
         yield
 
-batch.segment = segment
+steps.segment = segment
 sys.exit(main())
 """
 
