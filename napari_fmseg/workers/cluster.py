@@ -228,8 +228,11 @@ class Workers:
                 key = future.key
                 if key not in keep:
                     continue
-                now = tries.pop(key)
                 values = self._values(keep.pop(key))
+                if values is None:
+                    watch([future])
+                    continue
+                now = tries.pop(key)
                 again = self._another_worker(now, values)
                 if again:
                     now.count += 1
@@ -255,11 +258,16 @@ class Workers:
             if look == _LOOKS_FOR_WORKERS and self._client.status == "running" and not self.addresses():
                 yield Warned(f"{self._scheduler} has no worker at the moment; the work goes on when one comes.")
 
-    def _values(self, future: Future) -> Mapping[str, Any]:
+    def _values(self, future: Future) -> Mapping[str, Any] | None:
+        """Return what a task returned; None if the worker died that had it, so that it is carried out again."""
         import distributed
 
         try:
             values: Mapping[str, Any] = future.result(timeout=_PATIENCE_S)
+        except TimeoutError:
+            if self._client.status not in ("running", "connecting"):
+                raise self._no_scheduler() from None
+            return None
         except distributed.KilledWorker as error:
             return {
                 "error": "DeviceMemory",
@@ -270,8 +278,7 @@ class Workers:
             }
         except (distributed.CancelledError, OSError) as error:
             raise self._no_scheduler() from error
-        finally:
-            future.release()
+        future.release()
         return values
 
     def _no_scheduler(self) -> FmsegError:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -192,3 +193,37 @@ def test_without_dask_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingExtra, match=r"napari-fmseg\[cluster\]"), connect("local:2"):
         pass
+
+
+class Ended:
+    """A future whose result is an exception."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error, self.released = error, False
+
+    def result(self, timeout: float) -> None:
+        raise self.error
+
+    def release(self) -> None:
+        self.released = True
+
+
+def test_a_volume_with_which_several_workers_died_is_given_up_with_a_reason(workers):
+    worker = SimpleNamespace(address="tcp://10.0.0.3:4")
+    future = Ended(distributed.KilledWorker("fmseg-1", worker, 3))
+    values = workers._values(future)
+    assert (values["error"], values["exit_code"]) == ("DeviceMemory", 3)
+    assert "4 workers ended" in values["cause"]
+    assert "10.0.0.3" in values["cause"]
+
+
+def test_an_answer_that_was_lost_with_its_worker_is_waited_for_again(workers):
+    future = Ended(TimeoutError())
+    assert workers._values(future) is None
+    assert not future.released
+
+
+@pytest.mark.parametrize("error", [distributed.CancelledError(), OSError("closed")])
+def test_a_scheduler_that_is_gone_is_named_with_what_to_do(workers, error):
+    with pytest.raises(FmsegError, match=r"scheduler test is gone.*--resume"):
+        workers._values(Ended(error))
