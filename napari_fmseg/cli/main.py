@@ -207,6 +207,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "crossval": crossval,
     "pretrain": pretrain,
     "cluster": cluster,
+    "serve": serve,
     "bench": bench,
     "phantom": phantom,
     "doctor": doctor,
