@@ -24,8 +24,8 @@ from pathlib import Path
 import grimp
 
 import napari_fmseg
-from napari_fmseg.cli.cluster import CLUSTER_COMMANDS
 from napari_fmseg.cli.datasets import DATASET_COMMANDS
+from napari_fmseg.cli.folders.slurm import CLUSTER_COMMANDS
 from napari_fmseg.cli.main import COMMANDS, main
 from napari_fmseg.cli.models import MODEL_COMMANDS
 from napari_fmseg.cli.projects import PROJECT_COMMANDS

@@ -18,8 +18,8 @@ from urllib.parse import unquote
 import pytest
 import tyro
 
-from napari_fmseg.cli.cluster import CLUSTER_COMMANDS, split_slurm
 from napari_fmseg.cli.datasets import DATASET_COMMANDS
+from napari_fmseg.cli.folders.slurm import CLUSTER_COMMANDS, split_slurm
 from napari_fmseg.cli.main import COMMANDS
 from napari_fmseg.cli.models import MODEL_COMMANDS
 from napari_fmseg.cli.projects import PROJECT_COMMANDS

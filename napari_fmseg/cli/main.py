@@ -18,12 +18,12 @@ import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from napari_fmseg.cli.bench import bench, phantom
-from napari_fmseg.cli.cluster import run_cluster
 from napari_fmseg.cli.console import USE, Json, note, notices, say, table, write_json
 from napari_fmseg.cli.datasets import DATASET_COMMANDS
 from napari_fmseg.cli.evaluate import evaluate, explain
 from napari_fmseg.cli.exit_codes import _STOPPED, _explain
 from napari_fmseg.cli.export import export
+from napari_fmseg.cli.folders.slurm import run_cluster
 from napari_fmseg.cli.lesions import lesions
 from napari_fmseg.cli.models import MODEL_COMMANDS, convert, models
 from napari_fmseg.cli.projects import PROJECT_COMMANDS

@@ -26,7 +26,7 @@ from napari_fmseg.cli.console import (
     write_json,
 )
 from napari_fmseg.cli.exit_codes import _Usage
-from napari_fmseg.cli.folders import FailedTable, Part, choose_jobs
+from napari_fmseg.cli.folders.selection import FailedTable, Part, choose_jobs
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import DOES_NOT_FIT, Warned, in_background
 from napari_fmseg.pipelines import SegmentOptions

@@ -1,0 +1,1 @@
+"""Commands on many volumes: which of them, and on which machines."""
