@@ -15,9 +15,11 @@ from weakref import ref
 from qtpy.QtCore import QEvent, QObject, QTimer, Signal
 from qtpy.QtWidgets import QApplication, QDialog, QWidget
 
+from napari_fmseg._napari.choosers.image_volumes import is_preview
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.preferences import Preferences, load
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
+from napari_fmseg._napari.correct.tracker import Tracker
 from napari_fmseg._napari.recovery.autosave_store import (
     KEPT_DAYS,
     Autosave,
@@ -102,6 +104,8 @@ class Recovery(QObject):
         self._timer.timeout.connect(self.save_now)
         self._beats = QTimer(self, interval=BEAT_MS)
         self._beats.timeout.connect(self.session.beat)
+        self._tracker = Tracker.of(viewer)
+        self._tracker.changed.connect(self._on_corrections)
         viewer.layers.events.inserted.connect(self._on_inserted)
         viewer.layers.events.removed.connect(self._on_removed)
         for layer in viewer.layers:
@@ -305,7 +309,7 @@ class Recovery(QObject):
         self._edits.pop(event.value, None)
 
     def _watch(self, layer: Any) -> None:
-        if not hasattr(layer.events, "labels_update") or layer in self._slots:
+        if not hasattr(layer.events, "labels_update") or layer in self._slots or is_preview(layer):
             return
         touch, redrawn = partial(self._on_touch, layer), partial(self._on_redrawn, layer)
         for event in (layer.events.paint, layer.events.labels_update, layer.events.data):
@@ -336,6 +340,12 @@ class Recovery(QObject):
             self._on_touch(layer)
         elif layer in self._keys and layer not in self._dirty:
             self._maybe.add(layer)
+            self._arm()
+
+    def _on_corrections(self, layer: Any) -> None:
+        """Copy which slices are corrected, with labels that are copied anyway."""
+        if layer in self._keys:
+            self._dirty.add(layer)
             self._arm()
 
     def _arm(self) -> None:
