@@ -15,9 +15,7 @@ from napari_fmseg.pipelines.correction import Edit
 
 __all__ = ["GOES", "Overlay", "Picture", "picture_of"]
 
-NAME = "Preview"
 GOES = (1.0, 0.0, 1.0, 1.0)  # what becomes background
-OPACITY = 0.9
 _BACKGROUND, _FIRST, _MOST = 1, 2, 253  # codes of the overlay: what goes; the classes that come
 
 
@@ -61,8 +59,8 @@ def picture_of(labels: npt.NDArray[Any], edit: Edit) -> Picture:
 class Overlay:
     """A layer over labels that shows one picture after the other; it is there only while it shows something."""
 
-    def __init__(self, viewer: Any) -> None:
-        self._viewer = viewer
+    def __init__(self, viewer: Any, name: str = "Preview", opacity: float = 0.9) -> None:
+        self._viewer, self._name, self._opacity = viewer, name, opacity
         self._layer: Any = None
         self._below: Any = None
         self._box: Box | None = None
@@ -104,8 +102,8 @@ class Overlay:
         place |= {"units": below.units, "axis_labels": below.axis_labels}
         self._layer = Labels(
             np.zeros(below.data.shape, np.uint8),
-            name=NAME,
-            opacity=OPACITY,
+            name=self._name,
+            opacity=self._opacity,
             colormap=self._colormap(below, ()),
             metadata={KEY: {"role": "preview"}},
             **place,

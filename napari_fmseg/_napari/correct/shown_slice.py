@@ -25,13 +25,14 @@ def shown_axis(viewer: Any, layer: Any) -> int:
     """
     if layer.ndim != 3:
         raise GeometryMismatch(
-            f"“{layer.name}” has {layer.ndim} axes; correcting needs three (z, y, x). Split the layer, or choose another."
+            f"“{layer.name}” has {layer.ndim} axes; correcting needs three (z, y, x). Split the layer, or "
+            "choose another."
         )
     axis = int(viewer.dims.order[-3]) - (viewer.dims.ndim - 3) if viewer.dims.ndim >= 3 else -1
     if not 0 <= axis <= 2:
         raise GeometryMismatch(
-            "The screen shows an axis that the labels do not have, such as time. Change the order of the axes, below the "
-            "list of layers."
+            "The screen shows an axis that the labels do not have, such as time. Change the order of the axes, below "
+            "the list of layers."
         )
     return axis
 
@@ -45,7 +46,7 @@ def shown_slice(viewer: Any, layer: Any, axis: int) -> int:
         sizes = layer_units_per_view(viewer, layer)
         world = [float(v) / size for v, size in zip(viewer.dims.point[offset:], sizes, strict=True)]
         at = float(layer.world_to_data(world)[axis])
-    return min(max(round(at), 0), layer.data.shape[axis] - 1)
+    return min(max(round(at), 0), int(layer.data.shape[axis]) - 1)
 
 
 def go_to_slice(viewer: Any, layer: Any, axis: int, index: int) -> None:

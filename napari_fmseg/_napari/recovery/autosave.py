@@ -19,7 +19,7 @@ from napari_fmseg._napari.choosers.image_volumes import is_preview
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.preferences import Preferences, load
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
-from napari_fmseg._napari.correct.tracker import Tracker
+from napari_fmseg._napari.correct.tracking.tracker import Tracker
 from napari_fmseg._napari.recovery.autosave_store import (
     KEPT_DAYS,
     Autosave,

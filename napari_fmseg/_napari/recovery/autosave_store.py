@@ -37,8 +37,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from napari_fmseg._napari.correct.packed_labels import ANSWER, PackedLabels
-from napari_fmseg._napari.correct.slice_record import CORRECTED, FINISHED
+from napari_fmseg._napari.correct.tracking.packed_labels import ANSWER, PackedLabels
+from napari_fmseg._napari.correct.tracking.slice_record import CORRECTED, FINISHED
 from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.layers import KEY, LayerData, along, as_filed, geometry_of
 from napari_fmseg._napari.recovery.metadata_json import from_json, to_json

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from napari_fmseg._napari.correct.history import lines_of, revert
+from napari_fmseg._napari.correct.tracking.history import lines_of, revert
 
 __all__ = ["Rules", "protect", "put_back_finished", "rules_of"]
 

@@ -17,11 +17,11 @@ from qtpy.QtCore import QObject, Signal
 from napari_fmseg._napari.choosers.image_volumes import is_preview
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
-from napari_fmseg._napari.correct.guard import protect, put_back_finished, rules_of
-from napari_fmseg._napari.correct.history import Change, commit, lines_of, revert, steps_of
-from napari_fmseg._napari.correct.packed_labels import ANSWER, PackedLabels
 from napari_fmseg._napari.correct.shown_slice import shown_axis
-from napari_fmseg._napari.correct.slice_record import CORRECTED, FINISHED, SliceRecord, Stroke
+from napari_fmseg._napari.correct.tracking.guard import protect, put_back_finished, rules_of
+from napari_fmseg._napari.correct.tracking.history import Change, commit, lines_of, revert, steps_of
+from napari_fmseg._napari.correct.tracking.packed_labels import ANSWER, PackedLabels
+from napari_fmseg._napari.correct.tracking.slice_record import CORRECTED, FINISHED, SliceRecord, Stroke
 from napari_fmseg._napari.layer_transform import add_metadata, fmseg_metadata
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 
