@@ -26,13 +26,13 @@ KEYS = MappingProxyType(
         "3-D": "Ctrl+Alt+D",  # the labels in three dimensions, or slices
         "export": "Ctrl+Alt+E",
         "fill": "Ctrl+Alt+F",
-        "spread": "Ctrl+Alt+S",
+        "spread": "Ctrl+Alt+W",
         "slice is right": "Ctrl+Alt+Y",
         "range": "Ctrl+Alt+B",
-        "smooth": "Ctrl+Alt+O",
+        "smooth": "Ctrl+Alt+U",
         "holes": "Ctrl+Alt+H",
         "keep island": "Ctrl+Alt+K",
-        "remove island": "Ctrl+Alt+X",
+        "remove island": "Ctrl+Alt+V",
     }
 )
 PREVIEW_KEYS = MappingProxyType({"accept": ("Return", "Enter"), "dismiss": ("Esc",)})

@@ -56,6 +56,8 @@ class Recovery(QObject):
 
     Attributes
     ----------
+    tracker
+        Records which slices of the layers the user corrected.
     saved
         Signal with the layer's name, when a copy was written.
     failed
@@ -104,8 +106,8 @@ class Recovery(QObject):
         self._timer.timeout.connect(self.save_now)
         self._beats = QTimer(self, interval=BEAT_MS)
         self._beats.timeout.connect(self.session.beat)
-        self._tracker = Tracker.of(viewer)
-        self._tracker.changed.connect(self._on_corrections)
+        self.tracker = Tracker.of(viewer)
+        self.tracker.changed.connect(self._on_corrections)
         viewer.layers.events.inserted.connect(self._on_inserted)
         viewer.layers.events.removed.connect(self._on_removed)
         for layer in viewer.layers:

@@ -57,7 +57,7 @@ class Tracker(QObject):
         self._slots: dict[Any, list[tuple[Any, Any]]] = {}
         self._before: dict[Any, npt.NDArray[Any]] = {}  # of a layer whose answer is being compressed
         self._versions: dict[Any, int] = {}
-        self._own = False  # whether the step that comes is a tool's
+        self._own: Stroke | None = None  # what the step that comes corrects, if it is a tool's
         viewer.layers.events.inserted.connect(self._on_inserted)
         viewer.layers.events.removed.connect(self._on_removed)
         for layer in viewer.layers:
@@ -95,15 +95,11 @@ class Tracker(QObject):
 
     def commit(self, layer: Any, changes: list[Change], corrected: Stroke | None = None) -> None:
         """Write a tool's changes as one step; `corrected` are slices that count as corrected by it."""
-        self._own = True
+        self._own = corrected or Stroke()
         try:
             commit(layer, changes)
         finally:
-            self._own = False
-        if corrected is not None:
-            for index, classes in corrected.slices.items():
-                self.record(layer).mark(corrected.axis, (index,), classes)
-            self._note(layer)
+            self._own = None
 
     def mark(self, layer: Any, axis: int, index: int) -> None:
         """Count a slice as corrected, such as one that is right as it is."""
@@ -164,10 +160,10 @@ class Tracker(QObject):
 
     def _on_paint(self, layer: Any, event: Any) -> None:
         step = event.value
-        if not self._own:
+        if self._own is None:
             put_back_finished(layer, step)
         self._keep_answer(layer, [step])
-        stroke = Stroke() if self._own else self._stroke(layer, step)
+        stroke = self._stroke(layer, step) if self._own is None else self._own
         self._records[layer].add(stroke, history_of(layer)[0])
         self._on_edit(layer)
         self._note(layer)
