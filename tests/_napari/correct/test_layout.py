@@ -1,4 +1,4 @@
-"""The Correct dock at 1280x800: nothing is cut off in both themes, whatever the language; and the window never stalls."""
+"""The Correct dock at 1280x800: nothing is cut off in both themes and any language; and the window never stalls."""
 
 from __future__ import annotations
 

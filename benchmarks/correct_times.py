@@ -1,0 +1,209 @@
+"""How fast the Correct dock is: from the press of a tool to the visible change, and how long the window stalls.
+
+``xvfb-run -a python benchmarks/correct_times.py [--shape 200 512 512] [--out benchmarks/results/correct_times.json]``
+
+The labels are like those of an abdominal CT: ten organs on 512 x 512 x 200 voxels in uint8. Every tool is pressed in a
+real window. *Visible* ends when the slice on the screen shows what would change, *whole* when all slices are known,
+*accept* when they are written. A timer of 10 ms measures the stalls; the time for which the system let the window's
+thread wait for a processor is subtracted, and both are kept. What napari needs to add its preview layer is in *visible*
+and, as in tests/_napari/test_responsive.py, kept apart from the stalls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import napari
+import numpy as np
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication
+
+from napari_fmseg._napari.correct.dock import CorrectDock
+from napari_fmseg._napari.layers import image_layers, labels_layer
+from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+
+SPACING = (2.0, 0.8, 0.8)
+N_CLASSES = 10
+CALM_MS = 30.0  # a tick as late as this shows that the window has drawn a layer that was added
+
+
+@dataclass
+class Times:
+    """Of one tool, in ms: until the shown slice has changed, until all is known, to write it; the longest stalls."""
+
+    tool: str
+    visible: float
+    whole: float
+    accept: float
+    stall: float
+    stall_by_the_clock: float
+    adding_the_layer: float
+    voxels: int
+
+
+def organs(shape: tuple[int, int, int]) -> np.ndarray:
+    """Return ten blobs (z, y, x), uint8; the first is as large as a liver."""
+    labels = np.zeros(shape, np.uint8)
+    rng = np.random.default_rng(0)
+    size = np.array(shape)
+    for value in range(N_CLASSES, 0, -1):
+        radii = size * (0.22 if value == 1 else rng.uniform(0.04, 0.12))
+        centre = size * (0.5, 0.5, 0.45) if value == 1 else rng.uniform(0.25, 0.75, 3) * size
+        low, high = np.maximum(centre - radii, 0).astype(int), np.minimum(centre + radii + 1, size).astype(int)
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        places = np.ogrid[box]
+        inside = sum(((p - c) / r) ** 2 for p, c, r in zip(places, centre, radii, strict=True)) <= 1
+        labels[box][inside] = value
+    return labels
+
+
+class Clock:
+    """Notes how late every tick of a 10 ms timer is, those in which napari adds a layer apart."""
+
+    def __init__(self, viewer: Any) -> None:
+        self._timer = QTimer(interval=10)
+        self._timer.timeout.connect(self._on_tick)
+        self._adds = False
+        viewer.layers.events.inserting.connect(self._on_inserting)
+        self.start()
+        self._timer.start()
+
+    def start(self) -> None:
+        """Begin anew."""
+        self.own, self.all, self.adding = [0.0], [0.0], [0.0]
+        self._last = time.perf_counter(), waited_s()
+
+    def _on_inserting(self, _: Any) -> None:
+        self._adds = True
+
+    def _on_tick(self) -> None:
+        now = time.perf_counter(), waited_s()
+        gap, waited = (1000 * (a - b) for a, b in zip(now, self._last, strict=True))
+        self._last = now
+        if self._adds:
+            self.adding.append(gap - waited)
+            self._adds = gap >= CALM_MS
+        else:
+            self.own.append(gap - waited)
+            self.all.append(gap)
+
+
+def waited_s() -> float:
+    """Return how long this thread was ready while others had the processors; 0 where the system does not count it."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
+def wait(done: Callable[[], bool], seconds: float = 300) -> float:
+    """Let the window live until `done`; return the time in ms."""
+    start = time.perf_counter()
+    while not done():
+        QApplication.processEvents()
+        time.sleep(0.001)
+        if time.perf_counter() - start > seconds:
+            raise TimeoutError("The tool did not end.")
+    return 1000 * (time.perf_counter() - start)
+
+
+def measure(tool: str, dock: CorrectDock, clock: Clock, press: Callable[[], object]) -> Times:
+    """Press a tool, accept it, undo it, and return the times."""
+    session = dock.session
+    wait(lambda: not session.running)
+    clock.start()
+    start = time.perf_counter()
+    press()
+    wait(lambda: session.draft is not None or bool(dock.error.error))
+    if dock.error.error is not None:
+        raise RuntimeError(str(dock.error.error))
+    QApplication.processEvents()
+    visible = 1000 * (time.perf_counter() - start)
+    wait(lambda: session.draft is not None and session.draft.is_whole and not session.running)
+    whole = 1000 * (time.perf_counter() - start)
+    picture = session.draft.picture
+    start = time.perf_counter()
+    session.accept()
+    QApplication.processEvents()
+    accept = 1000 * (time.perf_counter() - start)
+    wait(lambda: time.perf_counter() - start > 0.3)
+    stall = max(clock.own), max(clock.all), max(clock.adding)
+    dock.layer.undo()
+    wait(lambda: time.perf_counter() - start > 0.6)
+    return Times(tool, visible, whole, accept, *stall, picture.n_more + picture.n_less)
+
+
+def run(shape: tuple[int, int, int]) -> list[Times]:
+    """Measure every tool."""
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(1280, 800)
+    grid = Geometry.from_spacing(shape, SPACING)
+    labels = organs(shape)
+    rng = np.random.default_rng(0)
+    scan = (labels * 20 + rng.integers(-50, 50, shape, dtype=np.int16)).astype(np.int16)
+    [(data, options, _)] = image_layers(Volume(scan, grid), "scan")
+    viewer.add_image(data, **options)
+    names = {value: f"organ {value}" for value in range(1, N_CLASSES + 1)}
+    data, options, _ = labels_layer(LabelMap(labels, grid, {}, names), "labels")
+    layer = viewer.add_labels(np.array(data), **options)
+    dock = CorrectDock(viewer)
+    viewer.window.add_dock_widget(dock, name="Correct")
+    clock = Clock(viewer)
+    layer.selected_label = 1
+    middle = shape[0] // 2
+    for z in (middle - 12, middle, middle + 12):  # three slices are corrected, at the border of the large organ
+        viewer.dims.set_point(0, layer.data_to_world((z, 0, 0))[0])
+        layer.brush_size = shape[1] // 8
+        layer.paint((z, shape[1] // 2, int(0.67 * shape[2])), 1)
+    viewer.dims.set_point(0, layer.data_to_world((middle + 5, 0, 0))[0])
+    start = time.perf_counter()
+    wait(lambda: time.perf_counter() - start > 3)  # the model's answer is compressed meanwhile
+    shape_panel = dock.shape
+    inside = tuple(int(v) for v in np.argwhere(layer.data[middle] == 1).mean(0))
+    world = layer.data_to_world((middle, *inside))
+    found = [
+        measure("Spread correction", dock, clock, dock.spread.click),
+        measure("Fill between slices", dock, clock, dock.fill.click),
+        measure("Smooth 3 mm", dock, clock, lambda: shape_panel.smoothed.emit(3.0)),
+        measure("Grow 2 mm", dock, clock, lambda: shape_panel.resized.emit(2.0)),
+        measure("Shrink 2 mm", dock, clock, lambda: shape_panel.resized.emit(-2.0)),
+        measure("Remove an island", dock, clock, lambda: dock._run_island(world, keep=False)),
+        measure("Swap two classes", dock, clock, lambda: dock.transfer.swapped.emit(2)),
+        measure("Merge two classes", dock, clock, lambda: dock.transfer.merged.emit(2)),
+    ]
+    viewer.layers.clear()
+    dock.close_down()
+    viewer.close()
+    return found
+
+
+def main() -> None:
+    """Measure, print a table, and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", type=int, nargs=3, default=(200, 512, 512))
+    parser.add_argument("--out", type=Path)
+    wanted = parser.parse_args()
+    found = run(tuple(wanted.shape))
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, napari {napari.__version__}")
+    print(
+        "| Tool | visible slice | all slices | accept | longest stall | voxels |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for t in found:
+        print(
+            f"| {t.tool} | {t.visible:.0f} ms | {t.whole:.0f} ms | {t.accept:.0f} ms | {t.stall:.0f} ms | {t.voxels} |"
+        )
+    if wanted.out is not None:
+        facts = {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg(), "shape": wanted.shape}
+        wanted.out.write_text(json.dumps({**facts, "tools": [asdict(t) for t in found]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
