@@ -9,6 +9,7 @@ from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import QTableWidgetItem, QWidget
 
 from napari_fmseg._napari.common.event_links import Links
+from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.table_widget import plain_table
 from napari_fmseg._napari.common.tooltips import CORRECT
 from napari_fmseg._napari.common.widgets import NO_MARGINS, vbox
@@ -16,6 +17,8 @@ from napari_fmseg._napari.layers import names_of
 from napari_fmseg._napari.results.class_colors import SWATCH, color_icon, colors_of
 
 __all__ = ["ClassList", "class_name"]
+
+MOST_UNNAMED = 100  # of labels that number every cell, only so many are listed
 
 COLOR, NAME, FINISHED = range(3)
 ROW, MOST_ROWS = 22, 6
@@ -36,6 +39,8 @@ class ClassList(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.layer: Any = None
+        self._present: frozenset[int] = frozenset()
+        self._job: Job | None = None
         self._filling = False
         self._links = Links(self)
         self.table = plain_table(("", "Class", "Finished"), TIPS, row=ROW, stretch=NAME)
@@ -53,9 +58,10 @@ class ClassList(QWidget):
     def show_layer(self, layer: Any, finished: frozenset[int]) -> None:
         """Show the classes of a labels layer, with ticks at those that are finished."""
         if layer is not self.layer:
-            self._links.end()
+            self.close_down()
             self.layer = layer
             if layer is not None:
+                self._search(layer.data)
                 events = layer.events
                 self._links.connect(self._on_look, events.features, events.colormap, events.selected_label)
         self._fill(finished)
@@ -63,7 +69,19 @@ class ClassList(QWidget):
     def close_down(self) -> None:
         """Let go of the layer."""
         self._links.end()
-        self.layer = None
+        if self._job is not None:
+            self._job.cancel()
+        self.layer, self._job, self._present = None, None, frozenset()
+
+    def _search(self, labels: Any) -> None:
+        """Find the classes that occur, in a thread: labels of other programs have no names."""
+        self._job = start_job(lambda: iter([_classes_in(labels)]), parent=self)
+        self._job.event.connect(self._on_present)
+
+    def _on_present(self, present: frozenset[int]) -> None:
+        if self.layer is not None and not present <= set(self.classes):
+            self._present = present
+            self._on_look()
 
     def _on_look(self, _: Any = None) -> None:
         if self.layer is None or self._filling:
@@ -74,7 +92,7 @@ class ClassList(QWidget):
 
     def _fill(self, finished: frozenset[int]) -> None:
         layer = self.layer
-        values = [] if layer is None else sorted({*names_of(layer), *finished, int(layer.selected_label)} - {0})
+        values = [] if layer is None else _listed(layer, finished | self._present)
         colors = colors_of(layer, values) if values else {}
         self._filling = True
         self.table.setRowCount(len(values))
@@ -120,3 +138,19 @@ class ClassList(QWidget):
         value = self._value(rows.pop())
         if value != int(self.layer.selected_label) and value <= np.iinfo(self.layer.data.dtype).max:
             self.layer.selected_label = value
+
+
+def _listed(layer: Any, others: frozenset[int]) -> list[int]:
+    """Return the classes to list: those with a name, the active one, and others as far as they are not too many."""
+    unnamed = sorted(others)[:MOST_UNNAMED]
+    return sorted({*names_of(layer), *unnamed, int(layer.selected_label)} - {0})
+
+
+def _classes_in(labels: Any) -> frozenset[int]:
+    """Return the classes that occur in labels in memory, but the background."""
+    if not isinstance(labels, np.ndarray):
+        return frozenset()
+    found: set[int] = set()
+    for plane in labels:  # slice by slice, so that the window's thread gets its turns
+        found.update(int(value) for value in np.unique(plane))
+    return frozenset(found) - {0}

@@ -185,7 +185,7 @@ def make_scene(window: tuple[Any, CorrectDock], qtbot: Any) -> Iterator[Callable
         data, options, _ = labels_layer(LabelMap(labels, grid, {}, NAMES), "mask")
         layer = viewer.add_labels(np.array(data), **options)
         viewer.dims.order = (0, 1, 2)
-        with qtbot.waitActive(viewer.window._qt_window):
+        with qtbot.waitActive(viewer.window._qt_window, timeout=60_000):
             viewer.window._qt_window.activateWindow()
         viewer.reset_view()
         qtbot.wait(50)
