@@ -19,8 +19,8 @@ def correct(folder: Path) -> None:
 
     from napari_fmseg import phantom_ct
     from napari_fmseg._napari.common.widgets import Collapsible
+    from napari_fmseg._napari.correct.shown_slice import go_to_slice
     from napari_fmseg._napari.layers import image_layers, labels_layer
-    from napari_fmseg._napari.results.navigation import centre_on_voxel
     from napari_fmseg.core.volume import LabelMap
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def correct(folder: Path) -> None:
     middle = np.argwhere(right[slices[1]] == value).mean(0)
 
     def show(z: int) -> None:
-        centre_on_voxel(viewer, layer, (z, *middle))
+        go_to_slice(viewer, layer, 0, z)
         rest(0.5)
 
     def ready() -> bool:

@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QWidget
 from superqt import QLabeledDoubleRangeSlider
 
 from napari_fmseg._napari.choosers.label_pairing import image_of
+from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.tooltips import CORRECT
 from napari_fmseg._napari.common.widgets import NO_MARGINS, allow, hbox, limit_width, push_button, vbox
 from napari_fmseg._napari.correct.class_list import class_name
@@ -23,6 +24,7 @@ from napari_fmseg.core.errors import GeometryMismatch
 
 __all__ = ["BrushPanel", "image_below", "range_around"]
 
+TINT = (0.0, 0.9, 0.9, 1.0)
 RADIUS = 3  # pixels around a click that a range is taken from
 
 
@@ -54,16 +56,16 @@ class BrushPanel(QWidget):
         self._viewer = viewer
         self._layer: Any = None
         self._image: Any = None
-        self._overlay = Overlay(viewer, "Range", 0.45)
-        self.limit = QCheckBox("Paint only intensities from")
+        self._overlay = Overlay(viewer, "Range", 0.45, TINT)
+        self.limit = QCheckBox("Only intensities")
         self.range = QLabeledDoubleRangeSlider(Qt.Orientation.Horizontal)
         self.range.setDecimals(0)
         self.range.setToolTip(CORRECT.range)
-        self.pick = push_button("Pic&k from image", CORRECT.pick)
+        self.pick = push_button("Pic&k…", CORRECT.pick)
         self.inside = QComboBox()
         self.inside.setToolTip(CORRECT.inside)
         limit_width(self.inside, 10)
-        self.only = QCheckBox("Paint only inside")
+        self.only = QCheckBox("Only inside")
         self.only.setToolTip(CORRECT.inside)
         vbox(
             hbox((self.limit, 1), self.pick), self.range, hbox(self.only, (self.inside, 1)),
@@ -74,16 +76,28 @@ class BrushPanel(QWidget):
         self.only.toggled.connect(self._on_rules)
         self.inside.currentIndexChanged.connect(self._on_rules)
         self.pick.clicked.connect(self.picking)
+        self._links = Links(self)
+        self._links.connect(self._on_layers, viewer.layers.events.inserted, viewer.layers.events.removed)
         self.show_layer(None, ())
 
     def show_layer(self, layer: Any, classes: tuple[int, ...]) -> None:
         """Set the limits of the brush in a labels layer; those of the layer before end."""
         if layer is not self._layer:
             self._let_go()
-            self._layer = layer
+            self._layer, self._image = layer, None
+        self._fill_inside(classes)
+        self._find_image()
+
+    def _on_layers(self, _: Any = None) -> None:
+        """Find the image anew, if it may have come or gone."""
+        if self._image is None or self._image not in self._viewer.layers:
+            self._find_image()
+
+    def _find_image(self) -> None:
+        layer = self._layer
+        if layer is None or self._image not in self._viewer.layers:
             self._image = None if layer is None else image_below(layer, self._viewer.layers)
             self._set_span()
-        self._fill_inside(classes)
         why = CORRECT.no_layer if layer is None else "" if self._image is not None else CORRECT.no_image
         for widget, tip in ((self.limit, CORRECT.limit), (self.range, CORRECT.range), (self.pick, CORRECT.pick)):
             allow(widget, why, tip)
@@ -106,8 +120,7 @@ class BrushPanel(QWidget):
         values = np.asarray(voxels_of(self._image)[box])
         low, high = self.range.value()
         inside = (values >= low) & (values <= high)
-        value = int(self._layer.selected_label)
-        picture = Picture(box, inside.astype(np.uint8) * 2, (value,), int(inside.sum()), 0)  # type: ignore[arg-type]
+        picture = Picture(box, inside.astype(np.uint8), (), 0, int(inside.sum()))  # type: ignore[arg-type]
         self._overlay.show(self._layer, picture)
 
     def set_range_around(self, voxel: tuple[int, int, int], axis: int) -> None:
@@ -122,6 +135,7 @@ class BrushPanel(QWidget):
 
     def close_down(self) -> None:
         """End all limits."""
+        self._links.end()
         self._let_go()
         self._layer = self._image = None
 
@@ -130,7 +144,7 @@ class BrushPanel(QWidget):
         return self._layer is not None and self._image is not None and self.limit.isChecked()
 
     def _let_go(self) -> None:
-        self._overlay.hide()
+        self._overlay.remove()
         if self._layer is not None:
             rules = rules_of(self._layer)
             rules.inside = None

@@ -64,6 +64,7 @@ class CorrectDock(Dock):
         self.tracker = Tracker.of(viewer)
         self.session = Session(viewer, self.tracker, self)
         self.picker, self.cut = Picker(viewer, self), CutLayer(viewer)
+        self._shown: Any = None  # the layer that all parts show
         self._spread: tuple[Any, tools.Spread] | None = None  # what it was measured from, and the measures
         self.labels, self.classes, self.slices = LabelsChoice(viewer), ClassList(), SliceList()
         self.fill = push_button("&Fill between slices", CORRECT.fill, style=PRIMARY_BUTTON)
@@ -100,8 +101,10 @@ class CorrectDock(Dock):
         ):
             column.rows.addWidget(Collapsible(title, inside, tip))
         column.rows.addStretch(1)
-        below = (self.told, self.error, self.preview, self.at_once, ResearchOnly(centred=True))
-        vbox((column, 1), *below, of=self, margins=(0, 0, 0, 4), spacing=4)
+        below = vbox(
+            self.told, self.error, self.preview, self.at_once, ResearchOnly(centred=True), margins=(8, 0, 8, 0)
+        )
+        vbox((column, 1), below, of=self, margins=(0, 0, 0, 4), spacing=4)
         self.setMinimumWidth(320)
 
     def _connect(self) -> None:
@@ -151,7 +154,7 @@ class CorrectDock(Dock):
 
     def close_down(self) -> None:
         """End what runs, and all limits of the brush; finished classes stay finished."""
-        self.session.cancel()
+        self.session.close_down()
         self.picker.stop()
         self.cut.close()
         self.brush.close_down()
@@ -174,9 +177,10 @@ class CorrectDock(Dock):
         return class_name(self.layer, self.value if value is None else value)
 
     def _on_layer(self, _: Any = None) -> None:
-        self.session.cancel()
-        self.picker.stop()
-        self._spread = None
+        if self.layer is not self._shown:
+            self.session.close_down()
+            self.picker.stop()
+            self._shown, self._spread = self.layer, None
         finished = frozenset() if self.layer is None else rules_of(self.layer).finished
         self.classes.show_layer(self.layer, finished)
         self._on_class()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_fmseg._napari.layer_transform import KEY
-from napari_fmseg._napari.results.class_colors import colors_of
+from napari_fmseg._napari.results.class_colors import Rgba, colors_of
 from napari_fmseg.core.volume import Box
 from napari_fmseg.pipelines.correction import Edit
 
@@ -57,10 +57,13 @@ def picture_of(labels: npt.NDArray[Any], edit: Edit) -> Picture:
 
 
 class Overlay:
-    """A layer over labels that shows one picture after the other; it is there only while it shows something."""
+    """A layer over labels that shows one picture after the other.
 
-    def __init__(self, viewer: Any, name: str = "Preview", opacity: float = 0.9) -> None:
-        self._viewer, self._name, self._opacity = viewer, name, opacity
+    Between two pictures it is hidden and stays: napari takes longer to add a layer than a tool to compute a slice.
+    """
+
+    def __init__(self, viewer: Any, name: str = "Preview", opacity: float = 0.9, color: Rgba = GOES) -> None:
+        self._viewer, self._name, self._opacity, self._color = viewer, name, opacity, color
         self._layer: Any = None
         self._below: Any = None
         self._box: Box | None = None
@@ -68,13 +71,17 @@ class Overlay:
 
     @property
     def is_shown(self) -> bool:
-        """Whether the layer is in the viewer."""
+        """Whether there is a picture."""
+        return self._is_there and bool(self._layer.visible)
+
+    @property
+    def _is_there(self) -> bool:
         return self._layer is not None and self._layer in self._viewer.layers
 
     def show(self, below: Any, picture: Picture) -> None:
         """Show a picture over the labels layer `below`, which stays the one that is painted on."""
-        if not self.is_shown or self._below is not below:
-            self.hide()
+        if not self._is_there or self._below is not below or self._layer.data.shape != below.data.shape:
+            self.remove()
             self._add(below)
         layer = self._layer
         if picture.classes != self._classes:
@@ -84,11 +91,22 @@ class Overlay:
             layer.data[self._box] = 0
         layer.data[picture.box] = picture.codes
         self._box = picture.box
-        layer.refresh(extent=False, thumbnail=False)
+        if layer.visible:
+            layer.refresh(extent=False, thumbnail=False)
+        else:
+            layer.visible = True
 
     def hide(self) -> None:
-        """Take the layer away."""
+        """Show nothing."""
         if self.is_shown:
+            self._layer.visible = False
+        if self._is_there and self._box is not None:
+            self._layer.data[self._box] = 0
+        self._box = None
+
+    def remove(self) -> None:
+        """Take the layer away."""
+        if self._is_there:
             active = self._viewer.layers.selection.active
             self._viewer.layers.remove(self._layer)
             if self._below in self._viewer.layers and active in (self._layer, self._below, None):
@@ -113,9 +131,8 @@ class Overlay:
         self._layer.editable = False
         self._viewer.layers.selection.active = below
 
-    @staticmethod
-    def _colormap(below: Any, classes: tuple[int, ...]) -> dict[int | None, Any]:
-        shown: dict[int | None, Any] = {None: GOES, 0: (0.0, 0.0, 0.0, 0.0), _BACKGROUND: GOES}
+    def _colormap(self, below: Any, classes: tuple[int, ...]) -> dict[int | None, Any]:
+        shown: dict[int | None, Any] = {None: self._color, 0: (0.0, 0.0, 0.0, 0.0), _BACKGROUND: self._color}
         for i, (red, green, blue, _) in enumerate(colors_of(below, classes).values()):
             shown[i + _FIRST] = (red, green, blue, 1.0)
         return shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QFrame, QWidget
@@ -70,16 +70,13 @@ def _text(session: Session, voxel_ml: float) -> str:
         return f"{session.title} …"
     if not draft.is_whole:
         return f"{draft.title}: this slice is shown, the others follow …"
-    parts = [
-        f"{_amount(n, voxel_ml)} {what}"
-        for n, what in ((draft.picture.n_more, "in colour"), (draft.picture.n_less, "removed (magenta)"))
-        if n
-    ]
-    return f"{draft.title}: {', '.join(parts)}."
+    amounts = ((draft.picture.n_more, "added"), (draft.picture.n_less, "removed (magenta)"))
+    return f"{draft.title}: {', '.join(f'{_amount(n, voxel_ml)} {what}' for n, what in amounts if n)}."
 
 
-def _amount(n: int, voxel_ml: Any) -> str:
+def _amount(n: int, voxel_ml: float) -> str:
     """Return a number of voxels, with their volume where that is known."""
-    voxels = f"{n:,} voxel{'s' if n != 1 else ''}".replace(",", " ")
-    ml = n * voxel_ml
-    return voxels if ml != ml else f"{voxels} ({ml:.3g} ml)"
+    voxels, ml = f"{n:,} voxel{'s' if n != 1 else ''}".replace(",", " "), n * voxel_ml
+    if math.isnan(ml):
+        return voxels
+    return f"{voxels} ({ml:.0f} ml)" if ml >= 100 else f"{voxels} ({ml:.2g} ml)"

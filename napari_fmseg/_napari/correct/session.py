@@ -132,6 +132,11 @@ class Session(QObject):
         if self._tool is not None:
             self._close()
 
+    def close_down(self) -> None:
+        """Cancel, and take the preview's layer away."""
+        self.cancel()
+        self._overlay.remove()
+
     def _close(self) -> None:
         if self._job is not None:
             self._job.cancel()

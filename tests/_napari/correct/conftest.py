@@ -165,7 +165,8 @@ def window(qapp: Any) -> Iterator[tuple[Any, CorrectDock]]:
         dock = CorrectDock(viewer)
         viewer.window.add_dock_widget(dock, name="Correct")
         yield viewer, dock
-        viewer.layers.clear()
+        for layer in dock._recovery.unsaved:
+            dock._recovery.mark_saved(layer)
         dock.close_down()
         viewer.close()
         for _ in range(3):
@@ -178,12 +179,15 @@ def make_scene(window: tuple[Any, CorrectDock], qtbot: Any) -> Iterator[Callable
     viewer, dock = window
 
     def make(labels: np.ndarray, image: np.ndarray | None = None, turn: np.ndarray | None = None) -> Scene:
+        before = list(viewer.layers)
         grid = Geometry.from_spacing(labels.shape, SPACING, (5.0, -20.0, 30.0), np.eye(3) if turn is None else turn)
         values = np.where(labels > 0, 100, 0).astype(np.int16) if image is None else image
         [(data, options, _)] = image_layers(Volume(values, grid), "scan")
         scan = viewer.add_image(data, **options)
         data, options, _ = labels_layer(LabelMap(labels, grid, {}, NAMES), "mask")
         layer = viewer.add_labels(np.array(data), **options)
+        for old in before:  # never all: the welcome picture in between would be drawn for nothing
+            viewer.layers.remove(old)
         viewer.dims.order = (0, 1, 2)
         with qtbot.waitActive(viewer.window._qt_window, timeout=60_000):
             viewer.window._qt_window.activateWindow()
@@ -198,4 +202,3 @@ def make_scene(window: tuple[Any, CorrectDock], qtbot: Any) -> Iterator[Callable
     dock.brush.limit.setChecked(False)
     dock.brush.only.setChecked(False)
     dock.error.tell(None)
-    viewer.layers.clear()

@@ -29,10 +29,10 @@ def test_slices_painted_with_the_mouse_are_filled_between_previewed_and_undone_e
     scene.wait_for_preview()
     assert np.array_equal(scene.data, painted)  # nothing is written before it is accepted
     assert scene.viewer.layers["Preview"].data[7].any()
-    assert "in colour" in scene.dock.preview.text.text()
+    assert "added" in scene.dock.preview.text.text()
     scene.key(Qt.Key.Key_Return)
     filled = scene.data.copy()
-    assert "Preview" not in scene.viewer.layers
+    assert not scene.viewer.layers["Preview"].visible
     assert [z for z in range(SHAPE[0]) if filled[z].any()] == list(range(4, 11))
     assert np.array_equal(filled[7], painted[4])  # the same disc at both ends
     scene.undo()
@@ -66,7 +66,7 @@ def test_a_correction_spreads_with_a_live_preview_of_its_fade_and_escape_forgets
     far = int(scene.dock.session.draft.picture.n_more)
     scene.key(Qt.Key.Key_Escape)
     assert np.array_equal(scene.data, corrected)
-    assert "Preview" not in scene.viewer.layers
+    assert not scene.viewer.layers["Preview"].visible
     scene.key(Qt.Key.Key_W, *CTRL_ALT)
     scene.wait_for_preview()
     scene.press(scene.dock.preview.accept)
@@ -158,7 +158,7 @@ def test_the_brush_paints_only_in_the_picked_range_of_intensities_shown_while_it
     assert painted.any()
     assert (image[painted] == 200).all()
     scene.press(scene.dock.brush.limit)
-    assert "Range" not in scene.viewer.layers
+    assert not scene.viewer.layers["Range"].visible
     scene.dock.brush.inside.setCurrentIndex(scene.dock.brush.inside.findData(2))
     scene.press(scene.dock.brush.only)
     scene.drag((10, 16, 6), (10, 16, 20))

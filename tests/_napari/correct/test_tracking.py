@@ -126,7 +126,7 @@ def test_a_layer_that_brings_its_record_with_it_goes_on_with_it(qtbot):
     assert (other.data == 2).all()
 
 
-def test_a_tool_that_writes_past_naparis_brush_cannot_change_a_finished_class_either():
+def test_a_tool_that_writes_past_naparis_brush_cannot_change_a_finished_class_either(qtbot):
     viewer = ViewerModel()
     tracker = Tracker(viewer)
     labels = np.zeros(SHAPE, np.uint8)
@@ -136,7 +136,7 @@ def test_a_tool_that_writes_past_naparis_brush_cannot_change_a_finished_class_ei
     del layer._apply_mask_to_data  # as in a version of napari that paints in another way
     layer.brush_size = 30
     layer.paint((2, 10, 10), 1)
-    assert np.array_equal(layer.data == 3, labels == 3)
+    qtbot.waitUntil(lambda: np.array_equal(layer.data == 3, labels == 3), timeout=30_000)
     assert (layer.data == 1).any()
     layer.undo()
     assert np.array_equal(layer.data, labels)

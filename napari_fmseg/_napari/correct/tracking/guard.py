@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from napari_fmseg._napari.correct.tracking.history import lines_of, revert
 
-__all__ = ["Rules", "protect", "put_back_finished", "rules_of"]
+__all__ = ["Rules", "protect", "put_back_finished", "rules_of", "write_again"]
 
 Mask = npt.NDArray[np.bool_]
 
@@ -94,11 +94,17 @@ def protect(layer: Any, classes: Iterable[int]) -> None:
     rules_of(layer).finished = finished
 
 
-def put_back_finished(layer: Any, step: list[Any]) -> None:
-    """Undo what a step of the history wrote over finished classes, and leave that out of the step."""
+def put_back_finished(layer: Any, step: list[Any]) -> bool:
+    """Undo what a step of the history wrote over finished classes, and leave that out of the step.
+
+    Returns
+    -------
+    bool
+        Whether there was any. napari records some steps before it writes them; `write_again` is for those.
+    """
     finished = rules_of(layer).finished
     if not finished:
-        return
+        return False
     kept, hurt = [], False
     for line, change in zip(list(step), list(lines_of(step)), strict=True):
         old, new = change.old, np.broadcast_to(np.asarray(change.new, change.old.dtype), change.old.shape)
@@ -108,9 +114,15 @@ def put_back_finished(layer: Any, step: list[Any]) -> None:
     if hurt:
         revert(layer.data, [step])
         step[:] = kept
-        for change in lines_of(step):
-            layer.data[change.index] = change.new
-        layer.refresh()
+        write_again(layer, step)
+    return hurt
+
+
+def write_again(layer: Any, step: list[Any]) -> None:
+    """Write what a step records, whatever was written meanwhile."""
+    for change in lines_of(step):
+        layer.data[change.index] = change.new
+    layer.refresh()
 
 
 def _install(layer: Any, rules: Rules) -> None:

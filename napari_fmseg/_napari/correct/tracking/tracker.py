@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from qtpy.QtCore import QObject, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_fmseg._napari.choosers.image_volumes import is_preview
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
 from napari_fmseg._napari.correct.shown_slice import shown_axis
-from napari_fmseg._napari.correct.tracking.guard import protect, put_back_finished, rules_of
+from napari_fmseg._napari.correct.tracking.guard import protect, put_back_finished, rules_of, write_again
 from napari_fmseg._napari.correct.tracking.history import Change, commit, lines_of, revert, steps_of
 from napari_fmseg._napari.correct.tracking.packed_labels import ANSWER, PackedLabels
 from napari_fmseg._napari.correct.tracking.slice_record import CORRECTED, FINISHED, SliceRecord, Stroke
@@ -160,8 +160,8 @@ class Tracker(QObject):
 
     def _on_paint(self, layer: Any, event: Any) -> None:
         step = event.value
-        if self._own is None:
-            put_back_finished(layer, step)
+        if self._own is None and put_back_finished(layer, step):
+            QTimer.singleShot(0, partial(write_again, layer, list(step)))
         self._keep_answer(layer, [step])
         stroke = self._stroke(layer, step) if self._own is None else self._own
         self._records[layer].add(stroke, history_of(layer)[0])
