@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_fmseg._napari.correct.tracking.slice_record import TOOL
 from napari_fmseg._napari.layer_transform import KEY
 
 __all__ = ["CutLayer"]
@@ -40,7 +41,7 @@ class CutLayer:
         place = {name: getattr(below, name) for name in ("scale", "translate", "rotate", "shear", "affine")}
         place |= {"units": below.units, "axis_labels": below.axis_labels}
         colormap = {None: WHITE, 0: (0.0, 0.0, 0.0, 0.0), 1: WHITE}
-        metadata = {KEY: {"role": "cut"}}
+        metadata = {KEY: {"role": TOOL}}
         data = np.zeros(below.data.shape, np.uint8)
         self._layer = Labels(data, name="Cut", opacity=1.0, colormap=colormap, metadata=metadata, **place)
         self._below = below

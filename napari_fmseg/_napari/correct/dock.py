@@ -367,7 +367,7 @@ class CorrectDock(Dock):
     def _wait(self, what: str, use: Callable[[Any], None]) -> None:
         self._tell(None)
         self.session.cancel()
-        self.picker.wait(self.layer, what, use)
+        self.picker.wait(what, use)
 
     def _voxel(self, position: Any) -> tuple[int, int, int]:
         """Return the voxel at a place.

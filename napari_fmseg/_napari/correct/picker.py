@@ -11,7 +11,7 @@ __all__ = ["Picker"]
 
 
 class Picker(QObject):
-    """Hands the next click in the canvas to whoever waits for it; the layer is not painted on meanwhile.
+    """Hands the next click in the canvas to whoever waits for it; no layer is painted on meanwhile.
 
     Attributes
     ----------
@@ -33,11 +33,14 @@ class Picker(QObject):
         """Whether the next click is a tool's."""
         return self._use is not None
 
-    def wait(self, layer: Any, what: str, use: Callable[[Any], None]) -> None:
+    def wait(self, what: str, use: Callable[[Any], None]) -> None:
         """Call `use` with the place of the next click in the viewer's world; `what` says what to click on."""
         self.stop()
-        self._layer, self._use, self._mode = layer, use, str(layer.mode)
-        layer.mode = "pan_zoom"
+        layer = self._viewer.layers.selection.active  # the one that a click would paint on
+        self._use = use
+        if layer is not None:
+            self._layer, self._mode = layer, str(layer.mode)
+            layer.mode = "pan_zoom"
         self._viewer.mouse_drag_callbacks.append(self._on_press)
         self.waiting.emit(what)
 
@@ -48,7 +51,7 @@ class Picker(QObject):
         self._use = None
         if self._on_press in self._viewer.mouse_drag_callbacks:
             self._viewer.mouse_drag_callbacks.remove(self._on_press)
-        if self._layer in self._viewer.layers and str(self._layer.mode) == "pan_zoom":
+        if self._layer is not None and self._layer in self._viewer.layers and str(self._layer.mode) == "pan_zoom":
             self._layer.mode = self._mode
         self._layer = None
         self.waiting.emit("")

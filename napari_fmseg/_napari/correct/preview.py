@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_fmseg._napari.correct.tracking.slice_record import TOOL
 from napari_fmseg._napari.layer_transform import KEY
 from napari_fmseg._napari.results.class_colors import Rgba, colors_of
 from napari_fmseg.core.volume import Box
@@ -123,7 +124,7 @@ class Overlay:
             name=self._name,
             opacity=self._opacity,
             colormap=self._colormap(below, ()),
-            metadata={KEY: {"role": "preview"}},
+            metadata={KEY: {"role": TOOL}},
             **place,
         )
         self._below, self._classes = below, ()

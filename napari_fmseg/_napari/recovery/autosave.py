@@ -15,11 +15,12 @@ from weakref import ref
 from qtpy.QtCore import QEvent, QObject, QTimer, Signal
 from qtpy.QtWidgets import QApplication, QDialog, QWidget
 
-from napari_fmseg._napari.choosers.image_volumes import is_preview
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.preferences import Preferences, load
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
+from napari_fmseg._napari.correct.tracking.slice_record import TOOL
 from napari_fmseg._napari.correct.tracking.tracker import Tracker
+from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.recovery.autosave_store import (
     KEPT_DAYS,
     Autosave,
@@ -311,7 +312,11 @@ class Recovery(QObject):
         self._edits.pop(event.value, None)
 
     def _watch(self, layer: Any) -> None:
-        if not hasattr(layer.events, "labels_update") or layer in self._slots or is_preview(layer):
+        if (
+            not hasattr(layer.events, "labels_update")
+            or layer in self._slots
+            or fmseg_metadata(layer).get("role") == TOOL
+        ):
             return
         touch, redrawn = partial(self._on_touch, layer), partial(self._on_redrawn, layer)
         for event in (layer.events.paint, layer.events.labels_update, layer.events.data):

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ALL_CLASSES", "CORRECTED", "FINISHED", "SliceRecord", "Stroke"]
+__all__ = ["ALL_CLASSES", "CORRECTED", "FINISHED", "TOOL", "SliceRecord", "Stroke"]
 
 CORRECTED, FINISHED = "corrected_slices", "finished_classes"  # in a layer's own metadata
+TOOL = "tool"  # the role, there, of a layer that a tool shows for a moment: no labels of the user's
 
 ALL_CLASSES = -1  # a slice of which the user says that it is right, whatever is in it
 Place = tuple[int, int]  # axis and slice

@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from qtpy.QtCore import QObject, QTimer, Signal
 
-from napari_fmseg._napari.choosers.image_volumes import is_preview
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
 from napari_fmseg._napari.correct.shown_slice import shown_axis
 from napari_fmseg._napari.correct.tracking.guard import protect, put_back_finished, rules_of, write_again
 from napari_fmseg._napari.correct.tracking.history import Change, commit, lines_of, revert, steps_of
 from napari_fmseg._napari.correct.tracking.packed_labels import ANSWER, PackedLabels
-from napari_fmseg._napari.correct.tracking.slice_record import CORRECTED, FINISHED, SliceRecord, Stroke
+from napari_fmseg._napari.correct.tracking.slice_record import CORRECTED, FINISHED, TOOL, SliceRecord, Stroke
 from napari_fmseg._napari.layer_transform import add_metadata, fmseg_metadata
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
 
@@ -127,7 +126,11 @@ class Tracker(QObject):
         self._unwatch(event.value)
 
     def _watch(self, layer: Any) -> None:
-        if not hasattr(layer.events, "labels_update") or layer in self._slots or is_preview(layer):
+        if (
+            not hasattr(layer.events, "labels_update")
+            or layer in self._slots
+            or fmseg_metadata(layer).get("role") == TOOL
+        ):
             return
         known = fmseg_metadata(layer)
         self._records[layer] = SliceRecord.from_facts(known.get(CORRECTED))
