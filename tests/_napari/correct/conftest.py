@@ -133,9 +133,14 @@ class Scene:
 
     def wait_for_preview(self) -> None:
         """Wait until the whole is computed."""
-        session = self.dock.session
-        done = lambda: session.draft is not None and session.draft.is_whole and not session.running  # noqa: E731
-        self.wait_until(done)
+        session, error = self.dock.session, self.dock.error
+
+        def is_over() -> bool:
+            done = session.draft is not None and session.draft.is_whole and not session.running
+            return done or error.isVisible()
+
+        self.wait_until(is_over)
+        assert session.draft is not None, error.text.text()
 
     def wait_until(self, done: Callable[[], bool]) -> None:
         """Wait long enough for a busy computer."""
@@ -187,7 +192,8 @@ def make_scene(window: tuple[Any, CorrectDock], qtbot: Any) -> Iterator[Callable
         data, options, _ = labels_layer(LabelMap(labels, grid, {}, NAMES), "mask")
         layer = viewer.add_labels(np.array(data), **options)
         for old in before:  # never all: the welcome picture in between would be drawn for nothing
-            viewer.layers.remove(old)
+            if old in viewer.layers:
+                viewer.layers.remove(old)
         viewer.dims.order = (0, 1, 2)
         with qtbot.waitActive(viewer.window._qt_window, timeout=60_000):
             viewer.window._qt_window.activateWindow()

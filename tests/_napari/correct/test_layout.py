@@ -26,9 +26,9 @@ SECTIONS = ("Brush", "Shape", "Whole classes")
 @pytest.mark.parametrize(("theme", "language"), [("dark", "de_DE"), ("light", "zh_CN")])
 def test_nothing_is_cut_off_at_1280_x_800(make_scene: Callable[..., Any], theme: str, language: str) -> None:
     before = QLocale()
+    scene = make_scene(ball((10, 20, 24), 12).astype(np.uint8))
     QLocale.setDefault(QLocale(language))
     try:
-        scene = make_scene(ball((10, 20, 24), 12).astype(np.uint8))
         scene.viewer.theme = theme
         scene.layer.selected_label = 1
         for section in SECTIONS:
@@ -39,6 +39,8 @@ def test_nothing_is_cut_off_at_1280_x_800(make_scene: Callable[..., Any], theme:
         scene.open("Shape")
         scene.press(scene.dock.shape.smooth)
         scene.wait_for_preview()
+        accept = scene.dock.preview.accept
+        scene.wait_until(lambda: accept.height() >= accept.minimumSizeHint().height())
         dock, main = scene.dock, scene.viewer.window._qt_window
         assert main.width() <= 1280
         assert main.height() <= 800

@@ -174,6 +174,7 @@ def test_smooth_grow_shrink_and_holes_are_in_mm_and_one_step_each(make_scene: Ca
     scene.open("Shape")
     scene.show(10)
     shape = scene.dock.shape
+    shape.distance.setValue(2)
     state = labels
     for act in (
         lambda: scene.key(Qt.Key.Key_H, *CTRL_ALT),

@@ -54,7 +54,7 @@ class Tracker(QObject):
         self._viewer = viewer
         self._records: dict[Any, SliceRecord] = {}
         self._slots: dict[Any, list[tuple[Any, Any]]] = {}
-        self._before: dict[Any, npt.NDArray[Any]] = {}  # of a layer whose answer is being compressed
+        self._before: dict[Any, npt.NDArray[Any]] = {}  # the models' answers, as arrays
         self._versions: dict[Any, int] = {}
         self._own: Stroke | None = None  # what the step that comes corrects, if it is a tool's
         viewer.layers.events.inserted.connect(self._on_inserted)
@@ -81,10 +81,10 @@ class Tracker(QObject):
 
     def answer(self, layer: Any) -> npt.NDArray[Any] | None:
         """Return what a layer held before it was corrected; None if it was not. It may take a second."""
-        if layer in self._before:
-            return self._before[layer]
         packed = fmseg_metadata(layer).get(ANSWER)
-        return packed.unpack() if isinstance(packed, PackedLabels) else None
+        if layer not in self._before and isinstance(packed, PackedLabels):
+            self._before[layer] = packed.unpack()  # kept: tools need it again and again
+        return self._before.get(layer)
 
     def has_answer(self, layer: Any) -> bool:
         """Return whether there is something that the corrections can be compared with."""
@@ -232,7 +232,6 @@ class Tracker(QObject):
     def _on_packed(self, layer: Any, before: npt.NDArray[Any], packed: PackedLabels) -> None:
         if self._before.get(layer) is before:
             add_metadata(layer, **{ANSWER: packed})
-            del self._before[layer]
             self.changed.emit(layer)
 
     def _on_pack_failed(self, layer: Any, _error: FmsegError) -> None:
