@@ -16,7 +16,7 @@ from napari_fmseg._napari.common.tooltips import CORRECT
 from napari_fmseg._napari.common.widgets import NO_MARGINS, allow, hbox, limit_width, push_button, vbox
 from napari_fmseg._napari.correct.class_list import class_name
 from napari_fmseg._napari.correct.preview import Overlay, Picture
-from napari_fmseg._napari.correct.shown_slice import shown_axis, shown_slice
+from napari_fmseg._napari.correct.shown_slice import axis_on_screen, slice_on_screen
 from napari_fmseg._napari.correct.tracking.guard import rules_of
 from napari_fmseg._napari.layer_transform import same_place
 from napari_fmseg._napari.layers import voxels_of
@@ -111,11 +111,11 @@ class BrushPanel(QWidget):
             self._overlay.hide()
             return
         try:
-            axis = shown_axis(self._viewer, self._layer)
+            axis = axis_on_screen(self._viewer, self._layer)
         except GeometryMismatch:
             self._overlay.hide()
             return
-        index = shown_slice(self._viewer, self._layer, axis)
+        index = slice_on_screen(self._viewer, self._layer, axis)
         box = tuple(slice(index, index + 1) if k == axis else slice(0, n) for k, n in enumerate(self._layer.data.shape))
         values = np.asarray(voxels_of(self._image)[box])
         low, high = self.range.value()

@@ -67,7 +67,7 @@ class ClassList(QWidget):
         self._fill(finished)
 
     def close_down(self) -> None:
-        """Let go of the layer."""
+        """Disconnect from the layer."""
         self._links.end()
         if self._job is not None:
             self._job.cancel()
@@ -87,12 +87,12 @@ class ClassList(QWidget):
         if self.layer is None or self._filling:
             return
         active = int(self.layer.selected_label)
-        self._fill(self._ticked())
+        self._fill(self._ticks())
         self.activated.emit(active)
 
     def _fill(self, finished: frozenset[int]) -> None:
         layer = self.layer
-        values = [] if layer is None else _listed(layer, finished | self._present)
+        values = [] if layer is None else _classes_to_list(layer, finished | self._present)
         colors = colors_of(layer, values) if values else {}
         self._filling = True
         self.table.setRowCount(len(values))
@@ -121,7 +121,7 @@ class ClassList(QWidget):
     def _value(self, row: int) -> int:
         return int(self.table.item(row, COLOR).data(Qt.ItemDataRole.UserRole))
 
-    def _ticked(self) -> frozenset[int]:
+    def _ticks(self) -> frozenset[int]:
         rows = range(self.table.rowCount())
         return frozenset(
             self._value(row) for row in rows if self.table.item(row, FINISHED).checkState() == Qt.CheckState.Checked
@@ -129,7 +129,7 @@ class ClassList(QWidget):
 
     def _on_ticked(self, item: QTableWidgetItem) -> None:
         if not self._filling and item.column() == FINISHED:
-            self.finished.emit(self._ticked())
+            self.finished.emit(self._ticks())
 
     def _on_selected(self) -> None:
         rows = {index.row() for index in self.table.selectedIndexes()}
@@ -140,7 +140,7 @@ class ClassList(QWidget):
             self.layer.selected_label = value
 
 
-def _listed(layer: Any, others: frozenset[int]) -> list[int]:
+def _classes_to_list(layer: Any, others: frozenset[int]) -> list[int]:
     """Return the classes to list: those with a name, the active one, and others as far as they are not too many."""
     unnamed = sorted(others)[:MOST_UNNAMED]
     return sorted({*names_of(layer), *unnamed, int(layer.selected_label)} - {0})

@@ -51,7 +51,7 @@ class CutLayer:
         self._viewer.layers.selection.active = self._layer
 
     def close(self) -> None:
-        """Take the layer away; the labels are selected again."""
+        """Remove the layer; the labels are selected again."""
         if self.is_open:
             self._viewer.layers.remove(self._layer)
             if self._below in self._viewer.layers:

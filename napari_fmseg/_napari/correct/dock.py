@@ -39,7 +39,7 @@ from napari_fmseg._napari.correct.picker import Picker
 from napari_fmseg._napari.correct.preview_bar import PreviewBar
 from napari_fmseg._napari.correct.session import Session
 from napari_fmseg._napari.correct.shape_panel import ShapePanel
-from napari_fmseg._napari.correct.shown_slice import go_to_slice, shown_axis, shown_slice, spacing_of, voxel_at
+from napari_fmseg._napari.correct.shown_slice import axis_on_screen, go_to_slice, slice_on_screen, spacing_of, voxel_at
 from napari_fmseg._napari.correct.slice_list import SliceList
 from napari_fmseg._napari.correct.tools import Place, Tool
 from napari_fmseg._napari.correct.tracking.guard import rules_of
@@ -215,8 +215,8 @@ class CorrectDock(Dock):
         if self.layer is None:
             return 0, None
         try:
-            axis = shown_axis(self.viewer, self.layer)
-            return axis, shown_slice(self.viewer, self.layer, axis)
+            axis = axis_on_screen(self.viewer, self.layer)
+            return axis, slice_on_screen(self.viewer, self.layer, axis)
         except GeometryMismatch:
             return 0, None
 
@@ -261,8 +261,8 @@ class CorrectDock(Dock):
     # --- tools ---
 
     def _place(self) -> Place:
-        axis = shown_axis(self.viewer, self.layer)
-        index = shown_slice(self.viewer, self.layer, axis)
+        axis = axis_on_screen(self.viewer, self.layer)
+        index = slice_on_screen(self.viewer, self.layer, axis)
         return Place(self.value, axis, index, spacing_of(self.layer), tuple(sorted(rules_of(self.layer).finished)))
 
     def _run(self, make: Callable[[Place], Tool]) -> None:

@@ -106,7 +106,7 @@ class Overlay:
         self._box = None
 
     def remove(self) -> None:
-        """Take the layer away."""
+        """Remove the layer."""
         if self._is_there:
             active = self._viewer.layers.selection.active
             self._viewer.layers.remove(self._layer)

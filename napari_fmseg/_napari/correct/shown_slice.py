@@ -10,12 +10,12 @@ from napari_fmseg._napari.layer_transform import geometry_of
 from napari_fmseg._napari.results.navigation import layer_units_per_view
 from napari_fmseg.core.errors import GeometryMismatch
 
-__all__ = ["AXIS_NAMES", "go_to_slice", "shown_axis", "shown_slice", "spacing_of", "voxel_at"]
+__all__ = ["AXIS_NAMES", "axis_on_screen", "go_to_slice", "slice_on_screen", "spacing_of", "voxel_at"]
 
 AXIS_NAMES = ("axial", "coronal", "sagittal")
 
 
-def shown_axis(viewer: Any, layer: Any) -> int:
+def axis_on_screen(viewer: Any, layer: Any) -> int:
     """Return the axis (0 z, 1 y, 2 x) of a layer's voxels that runs into the screen.
 
     Raises
@@ -37,7 +37,7 @@ def shown_axis(viewer: Any, layer: Any) -> int:
     return axis
 
 
-def shown_slice(viewer: Any, layer: Any, axis: int) -> int:
+def slice_on_screen(viewer: Any, layer: Any, axis: int) -> int:
     """Return the slice of a layer along `axis` that is on the screen, within the layer."""
     known = getattr(layer, "_data_slice", None)  # as napari itself slices, also where the layer lies obliquely
     at = float("nan") if known is None else float(known.point[axis])
@@ -69,8 +69,8 @@ def voxel_at(viewer: Any, layer: Any, position: Any) -> tuple[int, int, int] | N
     world = [float(v) / size for v, size in zip(tuple(position)[-3:], sizes, strict=True)]
     voxel = [round(float(v)) for v in layer.world_to_data(world)]
     if viewer.dims.ndisplay == 2:
-        axis = shown_axis(viewer, layer)
-        voxel[axis] = shown_slice(viewer, layer, axis)
+        axis = axis_on_screen(viewer, layer)
+        voxel[axis] = slice_on_screen(viewer, layer, axis)
     if any(not 0 <= v < n for v, n in zip(voxel, layer.data.shape, strict=True)):
         return None
     z, y, x = voxel

@@ -229,7 +229,7 @@ def islands(place: Place, voxel: tuple[int, int, int], *, keep: bool) -> Tool:
 
 
 def split(place: Place, voxel: tuple[int, int, int], cut: Labels, new_value: int, *, through: bool) -> Tool:
-    """Give the part of a component at a voxel, beside a painted cut, another class."""
+    """Change the class of the part of a component at a voxel, beside a painted cut."""
 
     def edit(labels: Labels) -> Edit:
         axis = place.axis if through else None
@@ -260,7 +260,7 @@ def swap(place: Place, other: int, name: str, other_name: str) -> Tool:
 
 
 def merge(place: Place, other: int, name: str, other_name: str) -> Tool:
-    """Give all of the active class to another."""
+    """Merge the active class into another."""
     return Tool(
         f"Merge “{name}” into “{other_name}”",
         lambda labels: merge_classes(labels, place.value, other, protected=place.finished),

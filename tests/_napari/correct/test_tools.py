@@ -237,7 +237,7 @@ def test_an_island_is_split_by_a_painted_cut(make_scene: Callable[..., Any]) -> 
     assert np.array_equal(scene.data, labels)
     scene.dock.shape.part.setCurrentIndex(scene.dock.shape.part.findData(2))
     scene.press(scene.dock.shape.divide)
-    scene.click((10, 20, 34))
+    scene.click((10, 20, 30))
     scene.wait_for_preview()
     scene.key(Qt.Key.Key_Return)
     assert "Cut" not in scene.viewer.layers

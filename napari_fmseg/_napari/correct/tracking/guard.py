@@ -89,7 +89,7 @@ def rules_of(layer: Any) -> Rules:
 
 
 def protect(layer: Any, classes: Iterable[int]) -> None:
-    """Let these classes of a layer, and no others, be finished."""
+    """Mark these classes of a layer, and no others, as finished."""
     finished = frozenset(int(value) for value in classes) - {0}
     rules_of(layer).finished = finished
 
@@ -126,7 +126,7 @@ def write_again(layer: Any, step: list[Any]) -> None:
 
 
 def _install(layer: Any, rules: Rules) -> None:
-    """Let a layer's own tools obey the rules."""
+    """Make a layer's own tools obey the rules."""
     if hasattr(layer, "_apply_mask_to_data"):  # since napari 0.9 brush, eraser, bucket and polygon all write here
         write_mask = layer._apply_mask_to_data
 

@@ -59,7 +59,7 @@ def steps_of(layer: Any) -> list[list[Any]]:
 
 
 def revert(labels: Array, steps: Iterable[Iterable[Any]]) -> None:
-    """Give voxels the values that they had before `steps`, which are listed from the oldest on."""
+    """Write the values that voxels had before `steps`, which are listed from the oldest on."""
     for step in reversed([list(lines_of(step)) for step in steps]):
         for change in reversed(step):
             labels[change.index] = change.old

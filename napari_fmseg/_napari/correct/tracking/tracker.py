@@ -16,7 +16,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
-from napari_fmseg._napari.correct.shown_slice import shown_axis
+from napari_fmseg._napari.correct.shown_slice import axis_on_screen
 from napari_fmseg._napari.correct.tracking.guard import protect, put_back_finished, rules_of, write_again
 from napari_fmseg._napari.correct.tracking.history import Change, commit, lines_of, revert, steps_of
 from napari_fmseg._napari.correct.tracking.packed_labels import ANSWER, PackedLabels
@@ -65,7 +65,7 @@ class Tracker(QObject):
             parent.destroyed.connect(self.close)
 
     def close(self) -> None:
-        """Let go of all layers."""
+        """Disconnect from all layers."""
         for layer in list(self._slots):
             self._unwatch(layer)
 
@@ -202,16 +202,16 @@ class Tracker(QObject):
         axis = -1
         for change in lines_of(step):
             if axis < 0:
-                axis = self._painted_axis(layer, change)
+                axis = self._axis_across(layer, change)
             for index, values in _values_by_slice(change, axis):
                 found.setdefault(index, set()).update(values)
         return Stroke(max(axis, 0), {index: frozenset(values - {0}) for index, values in found.items()})
 
-    def _painted_axis(self, layer: Any, change: Change) -> int:
+    def _axis_across(self, layer: Any, change: Change) -> int:
         """Return the axis across the slice that was painted in; of what is not flat, the one across the screen."""
         thin = [axis for axis in range(len(change.index)) if _extent(change.index[axis]) == 1]
         try:
-            shown = shown_axis(self._viewer, layer)
+            shown = axis_on_screen(self._viewer, layer)
         except GeometryMismatch:
             shown = 0
         return shown if shown in thin or not thin else thin[0]
