@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from superqt import QLabeledDoubleRangeSlider
 
 from napari_fmseg._napari.choosers.label_pairing import image_of
 from napari_fmseg._napari.common.event_links import Links
+from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.tooltips import CORRECT
 from napari_fmseg._napari.common.widgets import NO_MARGINS, allow, hbox, limit_width, push_button, vbox
 from napari_fmseg._napari.correct.class_list import class_name
@@ -163,14 +165,24 @@ class BrushPanel(QWidget):
         self.show_slice()
 
     def _set_span(self) -> None:
-        if self._image is None:
+        """Let the slider reach over all intensities: at once over those of the window, soon over the others."""
+        image = self._image
+        if image is None:
             return
-        low, high = (float(v) for v in self._image.contrast_limits_range)
+        low, high = (float(v) for v in image.contrast_limits)
         self.range.blockSignals(True)
         self.range.setDecimals(0 if high - low > 50 else 2 if high - low > 0.5 else 4)
         self.range.setRange(low, high)
-        self.range.setValue(tuple(float(v) for v in self._image.contrast_limits))
+        self.range.setValue((low, high))
         self.range.blockSignals(False)
+        voxels = voxels_of(image)
+        job = start_job(lambda: iter([_span_of(voxels)]), parent=self)
+        job.event.connect(partial(self._on_span, image))
+
+    def _on_span(self, image: Any, span: tuple[float, float]) -> None:
+        if image is self._image:
+            low, high = self.range.value()
+            self.range.setRange(min(span[0], low), max(span[1], high))
 
     def _fill_inside(self, classes: tuple[int, ...]) -> None:
         chosen = self.inside.currentData()
@@ -181,3 +193,9 @@ class BrushPanel(QWidget):
                 self.inside.addItem("background" if not value else class_name(self._layer, value), value)
         self.inside.setCurrentIndex(max(self.inside.findData(chosen), 0) if self.inside.count() else -1)
         self.inside.blockSignals(False)
+
+
+def _span_of(voxels: Any) -> tuple[float, float]:
+    """Return the lowest and the highest intensity, slice by slice, so that the window's thread gets its turns."""
+    spans = [(float(np.nanmin(plane)), float(np.nanmax(plane))) for plane in (np.asarray(one) for one in voxels)]
+    return min(low for low, _ in spans), max(high for _, high in spans)
