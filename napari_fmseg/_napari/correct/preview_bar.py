@@ -35,7 +35,7 @@ class PreviewBar(QFrame):
         super().__init__(parent)
         self.setObjectName("preview")
         self.setStyleSheet(_FRAME)
-        self.text, self.bar = paragraph(), progress_bar(steps=1)
+        self.text, self.bar = paragraph(), progress_bar(steps=0)
         self.accept = push_button("&Accept", CORRECT.accept, style=PRIMARY_BUTTON)
         self.cancel = push_button("Cance&l", CORRECT.cancel, style=SECONDARY_BUTTON)
         vbox(self.text, self.bar, hbox((self.accept, 2), (self.cancel, 1)), of=self, margins=(6, 6, 6, 6), spacing=4)
@@ -48,12 +48,12 @@ class PreviewBar(QFrame):
     def show_session(self, session: Session, voxel_ml: float) -> None:
         """Show what a tool is at; `voxel_ml` is nan where the size of voxels is not known."""
         self._show("" if not session.is_open else _text(session, voxel_ml), can_accept=session.is_open)
-        self.bar.setRange(0, 0 if session.running else 1)
+        self.bar.setVisible(session.running)
 
     def show_waiting(self, what: str) -> None:
         """Show what the user is to click on, or with "" that nobody waits."""
         self._show(what, can_accept=False)
-        self.bar.setRange(0, 1)
+        self.bar.hide()
 
     def _show(self, text: str, *, can_accept: bool) -> None:
         self.text.setText(text)
