@@ -6,8 +6,8 @@ The labels are like those of an abdominal CT: ten organs on 512 x 512 x 200 voxe
 real window. *Visible* ends when the slice on the screen shows what would change, *whole* when all slices are known,
 *accept* when they are written. A timer of 10 ms measures the stalls. Each figure is kept by the clock, and as processor
 time of the window's thread and of the tool's, one after the other: on a machine that others keep busy only that says
-anything, and on an idle one the clock shows little more. What napari needs to add its preview layer, once for a layer of
-labels, is kept apart.
+anything, and on an idle one the clock shows little more. What napari needs to add its preview layer, once for a layer
+of labels, is kept apart.
 """
 
 from __future__ import annotations
@@ -76,7 +76,6 @@ class Clock:
     def __init__(self, viewer: Any) -> None:
         self._timer = QTimer(interval=10)
         self._timer.timeout.connect(self._on_tick)
-        self._adds = False
         viewer.layers.events.inserting.connect(self._on_inserting)
         self.start()
         self._timer.start()
@@ -84,6 +83,7 @@ class Clock:
     def start(self) -> None:
         """Begin anew."""
         self.gaps, self.busy, self.adding = [0.0], [0.0], [0.0]
+        self._adds = False
         self._last = time.perf_counter(), time.thread_time()
 
     def _on_inserting(self, _: Any) -> None:

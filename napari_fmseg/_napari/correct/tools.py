@@ -253,16 +253,30 @@ def copy(place: Place, source: LabelMap, value: int, target: LabelMap, name: str
 
 def swap(place: Place, other: int, name: str, other_name: str) -> Tool:
     """Exchange the active class and another."""
-    return Tool(
-        f"Swap “{name}” and “{other_name}”",
-        lambda labels: swap_classes(labels, place.value, other, protected=place.finished),
-    )
+
+    def edit(labels: Labels) -> Edit:
+        return swap_classes(labels, place.value, other, protected=place.finished)
+
+    return Tool(f"Swap “{name}” and “{other_name}”", edit, lambda labels: _edit_of_plane(labels, place, edit))
 
 
 def merge(place: Place, other: int, name: str, other_name: str) -> Tool:
     """Merge the active class into another."""
-    return Tool(
-        f"Merge “{name}” into “{other_name}”",
-        lambda labels: merge_classes(labels, place.value, other, protected=place.finished),
-        nothing=f"“{name}” has no voxel.",
-    )
+
+    def edit(labels: Labels) -> Edit:
+        return merge_classes(labels, place.value, other, protected=place.finished)
+
+    title, nothing = f"Merge “{name}” into “{other_name}”", f"“{name}” has no voxel."
+    return Tool(title, edit, lambda labels: _edit_of_plane(labels, place, edit), nothing=nothing)
+
+
+def _edit_of_plane(labels: Labels, place: Place, edit: Callable[[Labels], Edit]) -> Edit:
+    """Return what a tool that treats every voxel alike does to the visible slice."""
+    plane = slice(place.index, place.index + 1)
+    found = edit(labels[(slice(None),) * place.axis + (plane,)])
+    if found.is_empty:
+        return Edit.nothing(labels)
+    box = list(found.box)
+    box[place.axis] = plane
+    z, y, x = box
+    return Edit((z, y, x), found.values)
