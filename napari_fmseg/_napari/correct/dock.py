@@ -157,6 +157,7 @@ class CorrectDock(Dock):
         self.session.close_down()
         self.picker.stop()
         self.cut.close()
+        self.labels.close_down()
         self.brush.close_down()
         self.classes.close_down()
         self._links.end()

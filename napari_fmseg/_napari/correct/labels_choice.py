@@ -44,6 +44,10 @@ class LabelsChoice(QComboBox):
         layers = [self.itemData(i) for i in range(self.count())]
         return [layer for layer in layers if layer is not self.layer]
 
+    def close_down(self) -> None:
+        """Disconnect from the viewer."""
+        self._links.end()
+
     def _on_layers(self, _: Any = None) -> None:
         from napari.layers import Labels
 

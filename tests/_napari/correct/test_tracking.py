@@ -10,10 +10,12 @@ pytest.importorskip("qtpy")
 from napari.components import ViewerModel
 from napari.layers import Labels
 
+from napari_fmseg._napari.choosers.image_volumes import cases_of
+from napari_fmseg._napari.choosers.label_pairing import labels_for
 from napari_fmseg._napari.correct.tracking.guard import protect
 from napari_fmseg._napari.correct.tracking.history import changes_of, commit
 from napari_fmseg._napari.correct.tracking.packed_labels import ANSWER, PackedLabels
-from napari_fmseg._napari.correct.tracking.slice_record import CORRECTED, FINISHED, SliceRecord, Stroke
+from napari_fmseg._napari.correct.tracking.slice_record import CORRECTED, FINISHED, TOOL, SliceRecord, Stroke
 from napari_fmseg._napari.correct.tracking.tracker import Tracker
 from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg.core.errors import UnreadableVolume
@@ -143,3 +145,16 @@ def test_a_tool_that_writes_past_naparis_brush_cannot_change_a_finished_class_ei
     layer.redo()
     assert np.array_equal(layer.data == 3, labels == 3)
     assert tracker.record(layer).slices(0) == (2,)
+
+
+def test_a_layer_that_a_tool_shows_is_neither_recorded_nor_taken_for_labels_of_the_image():
+    viewer = ViewerModel()
+    tracker = Tracker(viewer)
+    scan = viewer.add_image(np.ones(SHAPE, np.int16))
+    mask, shown = (viewer.add_labels(np.zeros(SHAPE, np.uint8)) for _ in range(2))
+    shown.metadata = {"fmseg": {"role": TOOL}}
+    viewer.layers.remove(shown)
+    viewer.add_layer(shown)
+    shown.paint((2, 5, 5), 1)
+    assert tracker.version(shown) == 0
+    assert labels_for(cases_of([scan])[0], viewer.layers) == [mask]
