@@ -17,7 +17,7 @@ if not os.environ.get("DISPLAY"):
 
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QWidget
+from qtpy.QtWidgets import QCheckBox, QWidget
 
 from napari_fmseg._napari.common.preferences import Preferences
 from napari_fmseg._napari.correct.dock import CorrectDock
@@ -112,9 +112,10 @@ class Scene:
         self.layer.mode = mode
 
     def press(self, button: Any) -> None:
-        """Click on a button of the dock."""
+        """Click on a button of the dock, or on the square of a box."""
         assert button.isEnabled(), button.toolTip()
-        QTest.mouseClick(button, LEFT)
+        at = QPoint(8, button.height() // 2) if isinstance(button, QCheckBox) else button.rect().center()
+        QTest.mouseClick(button, LEFT, Qt.KeyboardModifier.NoModifier, at)
 
     def key(self, key: Any, *modifiers: Any) -> None:
         """Press a key while the canvas has the focus."""

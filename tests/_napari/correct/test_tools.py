@@ -313,3 +313,18 @@ def test_what_cannot_be_done_is_a_sentence_in_the_dock(make_scene: Callable[...,
     scene.open("Shape")
     scene.press(scene.dock.shape.fill_holes)
     scene.wait_until(lambda: "has no hole" in scene.dock.told.text())
+
+
+def test_a_stroke_while_a_preview_is_open_is_kept_and_the_preview_is_cancelled(make_scene: Callable[..., Any]) -> None:
+    scene = make_scene(ball((10, 20, 24), 12).astype(np.uint8))
+    scene.brush(1, 5)
+    scene.show(10)
+    scene.open("Shape")
+    scene.press(scene.dock.shape.smooth)
+    scene.wait_for_preview()
+    scene.click((10, 3, 3))
+    assert scene.data[10, 3, 3] == 1
+    assert not scene.dock.preview.isVisible()
+    assert "preview was cancelled" in scene.dock.told.text()
+    scene.key(Qt.Key.Key_Return)
+    assert scene.data[10, 3, 3] == 1
