@@ -105,7 +105,6 @@ class CorrectDock(Dock):
             self.told, self.error, self.preview, self.at_once, ResearchOnly(centred=True), margins=(8, 0, 8, 0)
         )
         vbox((column, 1), below, of=self, margins=(0, 0, 0, 4), spacing=4)
-        self.setMinimumWidth(320)
 
     def _connect(self) -> None:
         self.labels.chosen.connect(self._on_layer)

@@ -42,11 +42,11 @@ class ShapePanel(QWidget):
         self.fill_holes = push_button("Fill &holes", CORRECT.holes)
         self.in_slices = QCheckBox("in slices")
         self.in_slices.setToolTip(CORRECT.in_slices)
-        self.keep = push_button("&Keep island…", CORRECT.keep)
-        self.remove = push_button("Remo&ve island…", CORRECT.remove)
+        self.keep = push_button("&Keep…", CORRECT.keep)
+        self.remove = push_button("Remo&ve…", CORRECT.remove)
         self.cut = push_button("Paint a c&ut", CORRECT.cut)
         self.divide = push_button("Split…", CORRECT.split)
-        self.through = QCheckBox("through all slices")
+        self.through = QCheckBox("The cut goes through all slices")
         self.through.setToolTip(CORRECT.through)
         self.through.setChecked(True)
         self.part = QComboBox()
@@ -59,14 +59,15 @@ class ShapePanel(QWidget):
             (self.radius, self.smooth, None),
             (self.distance, self.grow, self.shrink),
             (self.in_slices, self.fill_holes, None),
-            (paragraph("Click on it:"), self.keep, self.remove),
-            (self.through, self.cut, self.divide),
+            (paragraph("Islands"), self.keep, self.remove),
+            (paragraph("Split"), self.cut, self.divide),
         )
         for row, widgets in enumerate(rows):
             for column, widget in enumerate(widgets):
                 if widget is not None:
                     grid.addWidget(widget, row, column)
-        vbox(grid, hbox(paragraph("The part becomes"), (self.part, 1)), of=self, margins=NO_MARGINS, spacing=4)
+        below = hbox(paragraph("The part becomes"), (self.part, 1))
+        vbox(grid, self.through, below, of=self, margins=NO_MARGINS, spacing=4)
         self.smooth.clicked.connect(lambda: self.smoothed.emit(self.radius.value()))
         self.grow.clicked.connect(lambda: self.resized.emit(self.distance.value()))
         self.shrink.clicked.connect(lambda: self.resized.emit(-self.distance.value()))

@@ -13,9 +13,10 @@ import pytest
 from qtpy.QtCore import QLocale, Qt, QTimer
 from qtpy.QtGui import QShortcut
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QCheckBox, QLabel, QPushButton
+from qtpy.QtWidgets import QCheckBox, QLabel, QPushButton, QWidget
 
 from napari_fmseg._napari.common.shortcuts import KEYS
+from napari_fmseg._napari.common.widgets import Column
 
 from .conftest import ball
 
@@ -50,6 +51,11 @@ def test_nothing_is_cut_off_at_1280_x_800(make_scene: Callable[..., Any], theme:
                 if part.isVisible() and part.text():
                     assert part.width() >= part.minimumSizeHint().width(), part.text()
                     assert part.height() >= part.minimumSizeHint().height(), part.text()
+        column = dock.findChild(Column)
+        room = column.viewport().width()
+        for part in column.widget().findChildren(QWidget):
+            if part.isVisible():
+                assert part.mapTo(column.widget(), part.rect().topRight()).x() <= room, (part, room)
         for button in (dock.preview.accept, dock.preview.cancel):
             assert not button.visibleRegion().isEmpty()
         scene.key(Qt.Key.Key_Escape)
