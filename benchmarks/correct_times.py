@@ -127,7 +127,7 @@ def note_time(function: Callable[[Any], Any], worker: list[float]) -> Callable[[
 
 
 def note_times_of(dock: CorrectDock, worker: list[float]) -> None:
-    """Let every tool of the dock note its time."""
+    """Make every tool of the dock note its time."""
     run_tool = dock.session.run
 
     def run(layer: Any, tool: Tool, **options: Any) -> None:

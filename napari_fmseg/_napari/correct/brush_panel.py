@@ -165,7 +165,7 @@ class BrushPanel(QWidget):
         self.show_slice()
 
     def _set_span(self) -> None:
-        """Let the slider reach over all intensities: at once over those of the window, soon over the others."""
+        """Set the reach of the slider: at once the intensities of the contrast, soon all that there are."""
         image = self._image
         if image is None:
             return
