@@ -1,6 +1,6 @@
 """Makes the pictures of docs/ by driving the real window on CT phantoms; scripts/screenshots calls it.
 
-python scripts/screenshots.py tour|pretrain|teach|pet|fit|nnunet|serve|published|correcting
+python scripts/screenshots.py tour|correct|pretrain|teach|pet|fit|nnunet|serve|published|views
 """
 
 from __future__ import annotations
@@ -457,12 +457,12 @@ MINUTES = 2.0  # of the trainings in the pictures
 
 if __name__ == "__main__":
     np.seterr(all="ignore")
-    from correcting_pictures import correcting
+    from correct_pictures import correct
     from nnunet_pictures import nnunet
+    from views_pictures import views
 
-    takes = {"tour": tour, "pretrain": pretrain, "teach": teach, "pet": pet, "fit": fit, "nnunet": nnunet,
-             "serve": serve, "published": published,
-             "correcting": correcting}  # fmt: skip
+    takes = {"tour": tour, "correct": correct, "pretrain": pretrain, "teach": teach, "pet": pet, "fit": fit,
+             "nnunet": nnunet, "serve": serve, "published": published, "views": views}  # fmt: skip
     if len(sys.argv) != 2 or sys.argv[1] not in takes:
         sys.exit(f"Say which pictures: {', '.join(takes)}.")
     takes[sys.argv[1]](Path("docs/images") / sys.argv[1])

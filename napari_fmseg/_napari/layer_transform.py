@@ -22,6 +22,7 @@ from napari_fmseg.core.volume import Geometry
 __all__ = [
     "AXES",
     "KEY",
+    "TOOL",
     "UNITS",
     "Frame",
     "add_metadata",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 KEY = "fmseg"  # in a layer's metadata: geometry, meta, source, ...
+TOOL = "tool"  # the role, there, of a layer that a tool shows or draws on for a moment: no labels of the user's
 UNITS = ("mm", "mm", "mm")
 AXES = ("z", "y", "x")
 _NO_LENGTH = ("pixel", "dimensionless")  # what a layer has of which nobody said how large its voxels are

@@ -7,8 +7,10 @@ import pytest
 pytest.importorskip("napari._qt")
 from qtpy.QtWidgets import QDockWidget, QPushButton, QWidget
 
+NAMES = ("Segment", "Correct", "Teach", "Export", "Pretrain", "View", "nnInteractive", "Doctor")
 
-@pytest.mark.parametrize("name", ["Segment", "Teach", "Export", "Pretrain", "View", "nnInteractive", "Doctor"])
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_dock_opens_from_the_menu_and_closes_with_the_window(make_napari_viewer, qtbot, name: str) -> None:
     viewer = make_napari_viewer(show=True)
     dock, widget = viewer.window.add_plugin_dock_widget("napari-fmseg", name)
@@ -25,12 +27,17 @@ def test_our_docks_share_one_place_as_tabs_and_keep_their_buttons_in_sight(make_
     other, _ = viewer.window.add_dock_widget(QPushButton("of another plugin"), area="right"), None
     docks: dict[str, QDockWidget] = {}
     widgets: dict[str, QWidget] = {}
-    for name in ("Segment", "Teach", "Export", "Pretrain", "Doctor"):
+    for name in NAMES:
         docks[name], widgets[name] = viewer.window.add_plugin_dock_widget("napari-fmseg", name)
         qtbot.waitUntil(lambda name=name: not widgets[name].visibleRegion().isEmpty())  # the newest lies on top
     assert set(window.tabifiedDockWidgets(docks["Segment"])) == set(docks.values()) - {docks["Segment"]}
     assert window.tabifiedDockWidgets(other) == []
-    for name, button in (("Segment", "bar.run_button"), ("Export", "export_button"), ("Pretrain", "start_button")):
+    for name, button in (
+        ("Segment", "bar.run_button"),
+        ("Correct", "fill"),
+        ("Export", "export_button"),
+        ("Pretrain", "start_button"),
+    ):
         docks[name].raise_()
         part = widgets[name]
         for step in button.split("."):

@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, case_with, cases_of
-from napari_fmseg._napari.layer_transform import add_metadata, fmseg_metadata, geometry_of, has_spacing, same_place
+from napari_fmseg._napari.layer_transform import (
+    TOOL,
+    add_metadata,
+    fmseg_metadata,
+    geometry_of,
+    has_spacing,
+    same_place,
+)
 from napari_fmseg._napari.layers import labels_of
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.volume import NO_SPACING, Geometry, LabelMap
@@ -106,7 +113,8 @@ def labels_for(case: ImageVolume, layers: Iterable[Any]) -> list[Any]:
 
     layers = list(layers)
     mine = [layer for layer in layers if isinstance(layer, Labels) and layer.data.ndim == 3]
-    return [layer for layer in mine if _is_for(layer, case, layers)]
+    own = [layer for layer in mine if fmseg_metadata(layer).get("role") != TOOL]
+    return [layer for layer in own if _is_for(layer, case, layers)]
 
 
 def _is_for(layer: Any, case: ImageVolume, layers: Sequence[Any]) -> bool:

@@ -16,7 +16,7 @@ from qtpy.QtWidgets import QWidget
 
 from napari_fmseg._napari.common.viewer_window import window_of
 
-__all__ = ["KEYS", "bind", "is_key_in_use"]
+__all__ = ["KEYS", "PREVIEW_KEYS", "bind", "borrow", "is_key_in_use"]
 
 KEYS = MappingProxyType(
     {
@@ -32,8 +32,18 @@ KEYS = MappingProxyType(
         "previous case": "Ctrl+PgUp",
         "accept case": "Ctrl+Alt+A",
         "reject case": "Ctrl+Alt+J",
+        "fill": "Ctrl+Alt+F",
+        "spread": "Ctrl+Alt+W",
+        "slice is right": "Ctrl+Alt+Y",
+        "range": "Ctrl+Alt+B",
+        "smooth": "Ctrl+Alt+U",
+        "holes": "Ctrl+Alt+H",
+        "keep island": "Ctrl+Alt+K",
+        "remove island": "Ctrl+Alt+V",
     }
 )
+PREVIEW_KEYS = MappingProxyType({"accept": ("Return", "Enter"), "dismiss": ("Esc",)})
+"""Keys of a preview, which are ours only while there is one."""
 
 
 def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) -> QShortcut | None:
@@ -62,6 +72,20 @@ def bind(dock: QWidget, viewer: Any, name: str, action: Callable[[], object]) ->
     shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
     shortcut.activated.connect(lambda: action())
     return shortcut
+
+
+def borrow(dock: QWidget, name: str, action: Callable[[], object]) -> list[QShortcut]:
+    """Make the shortcuts `name` of `PREVIEW_KEYS`, disabled: whoever enables them takes the keys for a moment."""
+    made = []
+    for key in PREVIEW_KEYS[name]:
+        shortcut = QShortcut(QKeySequence(key), dock)
+        shortcut.setObjectName(f"fmseg_{name}_{key}")
+        shortcut.setContext(Qt.ShortcutContext.WindowShortcut)
+        shortcut.setEnabled(False)
+        for signal in (shortcut.activated, shortcut.activatedAmbiguously):
+            signal.connect(lambda: action())
+        made.append(shortcut)
+    return made
 
 
 def is_key_in_use(viewer: Any, key: str) -> bool:

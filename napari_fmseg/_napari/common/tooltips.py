@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "CLASSES",
+    "CORRECT",
     "DOCTOR",
     "EXPORT",
     "INTERACTIVE",
@@ -106,6 +107,52 @@ class CLASSES:
     )
     jump = "Click a row to go to the middle of the structure."
     statistics = "Save name, volume and voxels of every class as a CSV table."
+
+
+class CORRECT:
+    """The Correct dock."""
+
+    labels = "The labels to correct. The layer that is selected in the list of layers is taken."
+    active = "The active class: napari's brush paints with it, and the tools change it."
+    finished = "Finished: no tool, and no brush of napari, changes this class any more."
+    slices = "Slices that you corrected since the model's answer. Click a number to go there."
+    mark = "Count the shown slice as corrected: it is right as it is, also if it is empty. (Ctrl+Alt+Y)"
+    drop = "Count this slice as not corrected. Its voxels stay. (Delete)"
+    drop_none = "Click a number in the list first."
+    fill = "Interpolate the active class between the slices that you painted. (Ctrl+Alt+F)"
+    spread = "Correct the slices beside and between the corrected ones in the same way. (Ctrl+Alt+W)"
+    fade = "How far a correction reaches beyond the first and the last corrected slice. Move it to see."
+    at_once = "Tools write at once; Ctrl+Z undoes them. Without it they show first what would change."
+    accept = "Write what is shown: one step, which Ctrl+Z undoes. (Enter)"
+    cancel = "Forget what is shown. The labels stay as they are. (Esc)"
+    no_layer = "There are no labels: segment an image, open a label file, or add a labels layer."
+    no_class = "Choose a class in the table first."
+    is_finished = "This class is marked as finished. Untick it to change it."
+    no_slices = "Correct a slice with the brush first."
+    limit = "The brush paints only where the intensity of the image is in the range. The eraser is free. (Ctrl+Alt+B)"
+    range = "The range of intensities. Where the brush can paint is tinted while the range is on."
+    pick = "Click on the image: the range becomes that of the intensities around the click."
+    no_image = "There is no image on the grid of these labels."
+    inside = "The brush paints only over this class, such as a tumour inside an organ. The eraser is free."
+    smooth = "Smooth the surface of the active class: what is smaller than this disappears. (Ctrl+Alt+U)"
+    grow = "Grow or shrink the active class by this distance on all sides."
+    holes = "Fill background that the active class encloses. (Ctrl+Alt+H)"
+    in_slices = "Fill holes of the shown slices, each on its own, too. Else they must be enclosed on all sides."
+    keep = "Keep the island that you click on, and remove all others of its class. Key, at the mouse: Ctrl+Alt+K."
+    remove = "Remove the island that you click on. Key, at the mouse: Ctrl+Alt+V."
+    cut = "Paint a line across an island, from border to border, in a layer of its own."
+    split = "Click on the part beside the cut that is to become another class."
+    no_cut = "Paint a cut first."
+    through = "The cut goes through all slices. Else it holds only where it was painted."
+    part = "What the part becomes that you click on."
+    source = "The labels to copy from. They may lie on another grid of the same patient."
+    copy = "Copy this class into the active class. What is there already stays."
+    no_source = "There are no other labels with a class."
+    other = "The class to swap the active class with, or to merge it into."
+    swap = "Exchange the active class and the other one."
+    merge = "Give all of the active class to the other one."
+    no_other = "There is no other class."
+    busy = "Accept or cancel the preview first."
 
 
 class LESIONS:

@@ -34,7 +34,7 @@ from napari_fmseg._napari.common.widgets import (
 )
 from napari_fmseg._napari.interactive.client import INSTALL, Box, Mask, Point, PromptServer, is_installed
 from napari_fmseg._napari.interactive.prompts import box_of, lasso_of, point_of
-from napari_fmseg._napari.layer_transform import KEY, Frame, same_place
+from napari_fmseg._napari.layer_transform import KEY, TOOL, Frame, same_place
 from napari_fmseg._napari.layers import labels_layer, voxels_of
 from napari_fmseg.core.atomic_write import atomic_write
 from napari_fmseg.core.errors import FmsegError
@@ -209,7 +209,7 @@ class InteractiveDock(Dock):
             self._allow()
             return
         image = case.layers[0]
-        placed = {**Frame.of(image).place(case.geometry), "metadata": {KEY: {"role": "prompt"}}}
+        placed = {**Frame.of(image).place(case.geometry), "metadata": {KEY: {"role": TOOL}}}
         name = f"{kind} for nnInteractive"
         if kind == "Point":
             self._tool = self.viewer.add_points(ndim=3, name=name, size=4, face_color="cyan", **placed)
@@ -284,7 +284,7 @@ class InteractiveDock(Dock):
                 name="nnInteractive · preview",
                 opacity=0.5,
                 colormap=DirectLabelColormap(color_dict=_PREVIEW_COLOR),
-                metadata={KEY: {"role": "preview"}},
+                metadata={KEY: {"role": TOOL}},
                 **Frame.of(case.layers[0]).place(case.geometry),
             )
             self.viewer.layers.selection.active = self._tool

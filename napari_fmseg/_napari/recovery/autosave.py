@@ -18,7 +18,8 @@ from qtpy.QtWidgets import QApplication, QDialog, QWidget
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.preferences import Preferences, load
 from napari_fmseg._napari.common.viewer_window import history_of, unwrap_viewer, window_of
-from napari_fmseg._napari.layer_transform import fmseg_metadata
+from napari_fmseg._napari.correct.tracking.tracker import Tracker
+from napari_fmseg._napari.layer_transform import TOOL, fmseg_metadata
 from napari_fmseg._napari.recovery.autosave_store import (
     KEPT_DAYS,
     Autosave,
@@ -36,7 +37,6 @@ from napari_fmseg.core.errors import FmsegError
 
 __all__ = ["Recovery", "show_removed_labels"]
 
-PASSING = ("preview", "prompt")  # the role of layers that are only looked at, or drawn on to point at something
 BEAT_MS = 30_000
 RETRY_MS = 30_000  # after a failure, such as a full disk
 
@@ -56,6 +56,8 @@ class Recovery(QObject):
 
     Attributes
     ----------
+    tracker
+        Records which slices of the layers the user corrected.
     saved
         Signal with the layer's name, when a copy was written.
     failed
@@ -104,6 +106,8 @@ class Recovery(QObject):
         self._timer.timeout.connect(self.save_now)
         self._beats = QTimer(self, interval=BEAT_MS)
         self._beats.timeout.connect(self.session.beat)
+        self.tracker = Tracker.of(viewer)
+        self.tracker.changed.connect(self._on_corrections)
         viewer.layers.events.inserted.connect(self._on_inserted)
         viewer.layers.events.removed.connect(self._on_removed)
         for layer in viewer.layers:
@@ -307,8 +311,11 @@ class Recovery(QObject):
         self._edits.pop(event.value, None)
 
     def _watch(self, layer: Any) -> None:
-        passing = fmseg_metadata(layer).get("role") in PASSING
-        if not hasattr(layer.events, "labels_update") or layer in self._slots or passing:
+        if (
+            not hasattr(layer.events, "labels_update")
+            or layer in self._slots
+            or fmseg_metadata(layer).get("role") == TOOL
+        ):
             return
         touch, redrawn = partial(self._on_touch, layer), partial(self._on_redrawn, layer)
         for event in (layer.events.paint, layer.events.labels_update, layer.events.data):
@@ -339,6 +346,12 @@ class Recovery(QObject):
             self._on_touch(layer)
         elif layer in self._keys and layer not in self._dirty:
             self._maybe.add(layer)
+            self._arm()
+
+    def _on_corrections(self, layer: Any) -> None:
+        """Copy which slices are corrected, with labels that are copied anyway."""
+        if layer in self._keys:
+            self._dirty.add(layer)
             self._arm()
 
     def _arm(self) -> None:

@@ -6,7 +6,8 @@
     └── 20260131-101502-4711-a1b2c3/      one viewer; `session.json` says which process it belongs to
         ├── session.json
         ├── liver-1.json                  place, names and colours of a layer, and which file holds its voxels
-        └── liver-1.3.nii.gz              its voxels, in the order of its scan's file: useful by itself
+        ├── liver-1.3.nii.gz              its voxels, in the order of its scan's file: useful by itself
+    └── liver-1.answer                what it held before it was corrected, compressed
 
 The voxels are written first, under a new name; replacing the small json makes them count. So there is a whole copy at
 any moment. A folder whose process runs is nobody else's. Labels that were painted, not saved and removed go to a folder
@@ -36,6 +37,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from napari_fmseg._napari.correct.tracking.packed_labels import ANSWER, PackedLabels
+from napari_fmseg._napari.correct.tracking.slice_record import CORRECTED, FINISHED
 from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.layers import KEY, LayerData, along, as_filed, geometry_of
 from napari_fmseg._napari.recovery.metadata_json import from_json, to_json
@@ -67,6 +70,12 @@ class Work:
     data: Any
     geometry: Geometry | None
     options: dict[str, Any]
+
+    @property
+    def answer(self) -> PackedLabels | None:
+        """What the layer held before it was corrected, if that is known."""
+        found = (self.options["metadata"].get(KEY) or {}).get(ANSWER)
+        return found if isinstance(found, PackedLabels) else None
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,8 @@ class Session:
         self._closed = threading.Event()
         self._lock = threading.Lock()  # one copy is written at a time
         self._n = 0
-        self._last: dict[str, tuple[int, int]] = {}  # of every key: number of its file, checksum of its voxels
+        self._last: dict[str, tuple[int, int]] = {}  # of every key: number of its file, checksum of what it holds
+        self._answers: dict[str, PackedLabels | None] = {}  # of every key: the model's answer that is written
 
     def new_key(self, name: str) -> str:
         """Return a name for files of a layer that no other layer has."""
@@ -153,12 +163,15 @@ class Session:
         with self._lock:
             data = _voxels_of(work)
             n, before = self._last.get(key, (0, -1))
-            checksum = _checksum(data)
+            checksum = _checksum(data) ^ _checksum_of_facts(work)
             if self._closed.is_set() or checksum == before:
                 return False
             _make_private(self.folder)
             self._sign()
             file = _write_voxels(self.folder, f"{key}.{n + 1}", data, work)
+            if self._answers.get(key) is not work.answer:
+                _write_answer(self.folder / f"{key}.answer", work)
+                self._answers[key] = work.answer
             _write_sheet(self.folder / f"{key}.json", file, data, work)
             self._last[key] = (n + 1, checksum)
             for old in self.folder.glob(f"{key}.*.*"):
@@ -196,10 +209,12 @@ class Session:
             folder = bin_root / self.folder.name
             _make_private(folder)
             n, before = self._last.get(key, (0, -1))
-            known = [*self.folder.glob(f"{key}.{n}.*")] if before == _checksum(data) else []
+            is_known = before == _checksum(data) ^ _checksum_of_facts(work)
+            known = [*self.folder.glob(f"{key}.{n}.*")] if is_known else []
             file = _link(known[0], folder) if known else None
             if file is None:
                 file = _write_voxels(folder, f"{key}.{n + 1}", data, work)
+            _write_answer(folder / f"{key}.answer", work)
             _write_sheet(folder / f"{key}.json", file, data, work)
             self.remove(key)
             return _look(folder / f"{key}.json")
@@ -218,6 +233,7 @@ class Session:
     def remove(self, key: str) -> None:
         """Remove the copy of a layer."""
         self._last.pop(key, None)
+        self._answers.pop(key, None)
         (self.folder / f"{key}.json").unlink(missing_ok=True)
         for file in self.folder.glob(f"{key}.*"):
             file.unlink(missing_ok=True)
@@ -239,6 +255,13 @@ def _checksum(data: npt.NDArray[Any]) -> int:
     return zlib.crc32(data.reshape(-1).view(np.uint8).data)
 
 
+def _checksum_of_facts(work: Work) -> int:
+    """Return a number for what is recorded of a layer beside its voxels while it is corrected."""
+    recorded = work.options["metadata"].get(KEY) or {}
+    facts = [recorded.get(name) for name in (CORRECTED, FINISHED)], work.answer is not None
+    return zlib.crc32(repr(facts).encode())
+
+
 def _make_private(folder: Path) -> None:
     """Make a folder that nobody else may look into: labels are of patients."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -257,6 +280,17 @@ def _write_voxels(folder: Path, stem: str, data: npt.NDArray[Any], work: Work) -
     with path.open("rb+") as file:
         os.fsync(file.fileno())
     return path
+
+
+def _write_answer(path: Path, work: Work) -> None:
+    """Write what a layer held before it was corrected, or remove it where that is not known."""
+    if work.answer is None:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as file:
+        file.write(work.answer.to_bytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write_sheet(path: Path, file: Path, data: npt.NDArray[Any], work: Work) -> None:
@@ -294,7 +328,7 @@ def prune(roots: Iterable[Path], now: float | None = None) -> None:
         if folder.is_symlink() or not folder.is_dir():
             continue
         with suppress(OSError):  # another window may be doing the same
-            for file in (*folder.glob("*.json"), *folder.glob("*.gz")):
+            for file in (*folder.glob("*.json"), *folder.glob("*.gz"), *folder.glob("*.answer")):
                 if file.lstat().st_mtime < oldest:
                     file.unlink(missing_ok=True)
             if not any(folder.iterdir()):
@@ -362,12 +396,21 @@ def read(save: Autosave) -> LayerData:
             data = along(read_labels(file), facts["geometry"]).data
         if data.shape != tuple(facts["shape"]):
             raise UnreadableVolume(f"its shape is {data.shape}, not {tuple(facts['shape'])}")
-        return np.array(data, dtype=facts["dtype"], order="C"), _options(facts["options"]), "labels"
+        options = _options(facts["options"])
+        _add_answer(options, save.path.with_suffix(".answer"))
+        return np.array(data, dtype=facts["dtype"], order="C"), options, "labels"
     except (OSError, EOFError, ValueError, KeyError, TypeError, FmsegError) as error:
         raise UnreadableVolume(
             f"The autosaved labels {save.name!r} cannot be read from {save.path.parent}. They may be damaged, or "
             "another napari restored them meanwhile. If a label file (.nii.gz) lies there, try to open it."
         ) from error
+
+
+def _add_answer(options: dict[str, Any], path: Path) -> None:
+    """Put the model's answer where the layer had it; without it, or if it is damaged, the labels come back alone."""
+    with suppress(OSError, UnreadableVolume):
+        answer = PackedLabels.from_bytes(path.read_bytes())
+        options["metadata"] = {**options["metadata"], KEY: {**(options["metadata"].get(KEY) or {}), ANSWER: answer}}
 
 
 def _options(recorded: dict[str, Any]) -> dict[str, Any]:
@@ -379,6 +422,7 @@ def delete(save: Autosave) -> None:
     """Remove a copy, and its folder with the last one."""
     with suppress(OSError, ValueError, KeyError):
         (save.path.parent / json.loads(save.path.read_text())["file"]).unlink(missing_ok=True)
+    save.path.with_suffix(".answer").unlink(missing_ok=True)
     save.path.unlink(missing_ok=True)
     if not [p for p in save.path.parent.glob("*.json") if p.name != "session.json"]:
         shutil.rmtree(save.path.parent, ignore_errors=True)

@@ -8,12 +8,12 @@ from typing import Any
 from napari_fmseg._napari.common.viewer_window import camera_of
 from napari_fmseg._napari.layer_transform import unit_mm
 
-__all__ = ["centre_on_voxel", "point_in"]
+__all__ = ["centre_on_voxel", "layer_units_per_view", "point_in"]
 
 
 def centre_on_voxel(viewer: Any, layer: Any, index: Sequence[int]) -> None:
     """Show the voxel `index` (z, y, x) of a layer in every view, in the middle."""
-    sizes = _layer_units_per_view(viewer, layer)
+    sizes = layer_units_per_view(viewer, layer)
     world = [float(v) * size for v, size in zip(layer.data_to_world(index), sizes, strict=True)]
     dims = viewer.dims
     axes = tuple(range(dims.ndim - 3, dims.ndim))
@@ -23,11 +23,11 @@ def centre_on_voxel(viewer: Any, layer: Any, index: Sequence[int]) -> None:
 
 def point_in(viewer: Any, layer: Any) -> tuple[float, ...]:
     """Return the place where the view is in the world coordinates (z, y, x) of a layer, which has units of its own."""
-    sizes = _layer_units_per_view(viewer, layer)
+    sizes = layer_units_per_view(viewer, layer)
     return tuple(float(v) / size for v, size in zip(viewer.dims.point[-3:], sizes, strict=True))
 
 
-def _layer_units_per_view(viewer: Any, layer: Any) -> tuple[float, ...]:
+def layer_units_per_view(viewer: Any, layer: Any) -> tuple[float, ...]:
     """Return the factors (z, y, x) from a layer's world to the viewer's, which napari counts in the smallest unit."""
     units = getattr(viewer.dims, "units", None)  # since napari 0.9; None where the layers' units have nothing in common
     if units is None or len(units) < 3:

@@ -14,6 +14,7 @@ from typing import Any
 from qtpy.QtCore import QObject, QTimer
 
 from napari_fmseg._napari.common.viewer_window import history_of, share_history
+from napari_fmseg._napari.correct.tracking.guard import share_rules
 
 __all__ = ["LinkedLayer", "can_be_linked"]
 
@@ -70,6 +71,7 @@ class LinkedLayer(QObject):
         self._connect(layer.events.data, self._on_data)
         if self._is_labels:
             share_history(layer, self.copy)
+            share_rules(layer, self.copy)
             for one, other in ((layer, self.copy), (self.copy, layer)):
                 self._connect(one.events.labels_update, partial(self._on_stroke, other))
                 self._connect(one.events.set_data, partial(self._on_drawn, other))

@@ -13,6 +13,7 @@ from qtpy.QtCore import QPoint, Qt
 from qtpy.QtGui import QCursor
 
 from napari_fmseg._napari.common.viewer_window import history_of, qt_viewer_of
+from napari_fmseg._napari.correct.tracking.guard import protect
 from napari_fmseg._napari.layers import image_layers, labels_layer
 from napari_fmseg._napari.views.dock import ViewDock
 from napari_fmseg._napari.views.planes import Plane, Planes
@@ -129,6 +130,24 @@ def test_the_crosshair_is_drawn_where_the_planes_meet(dock: ViewDock, qtbot: Any
     at = pixel(dock, coronal, (5, 13, 31))
     assert found[:, at.x() - 1 : at.x() + 2].max(1).min() > 100  # a bright line from the top to the bottom
     assert found[at.y() - 1 : at.y() + 2].max(0).min() > 100
+
+
+@pytest.mark.parametrize("which", [None, 0, 1], ids=["axial", "coronal", "sagittal"])
+def test_what_limits_the_brush_holds_in_every_plane(dock: ViewDock, qtbot: Any, which: int | None) -> None:
+    layer = dock.viewer.layers["labels"]
+    plane = None if which is None else dock.planes.planes[which]
+    dock.viewer.dims.point = layer.data_to_world((3, 4, 6))
+    dock.viewer.layers.selection.active = layer
+    layer.selected_label, layer.brush_size, layer.mode = 2, 8, "paint"
+    before = np.array(layer.data)
+    protect(layer, [1])
+    qtbot.wait(50)
+    stroke(qtbot, dock, plane, (3, 4, 6), (3, 4, 6))
+    assert (np.asarray(layer.data) != before).any()
+    np.testing.assert_array_equal(np.asarray(layer.data) == 1, before == 1)
+    protect(layer, [])
+    stroke(qtbot, dock, plane, (3, 4, 6), (3, 4, 6))
+    assert (np.asarray(layer.data)[before == 1] == 2).any()
 
 
 @pytest.mark.parametrize("which", [None, 0, 1], ids=["axial", "coronal", "sagittal"])

@@ -11,7 +11,7 @@ import numpy as np
 from screenshots import SEED, SIZE, Photographer, plain_folder, rest, wait
 
 
-def correcting(folder: Path) -> None:
+def views(folder: Path) -> None:
     """Write all pictures."""
     import napari
 

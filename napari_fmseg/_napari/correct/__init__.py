@@ -1,0 +1,1 @@
+"""The Correct dock: from a model's answer to a finished mask."""
