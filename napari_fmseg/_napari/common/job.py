@@ -14,6 +14,7 @@ from typing import Any
 
 from qtpy.QtCore import QCoreApplication, QObject, Qt, QTimer, Signal
 
+from napari_fmseg._napari.common.event_links import when_destroyed
 from napari_fmseg.core.errors import Cancelled, DeviceMemory, FmsegError
 from napari_fmseg.core.events import Progress
 
@@ -237,7 +238,7 @@ def start_job(
     job = Job(make_events, on_cancel, must_finish=must_finish)
     if parent is not None:
         known = weakref.WeakMethod(job.abandon)  # the widget must not keep every job that it ever had
-        parent.destroyed.connect(lambda *_: (known() or _ignore)())
+        when_destroyed(parent, lambda: (known() or _ignore)())
     job.start()
     return job
 

@@ -64,8 +64,10 @@ class SegmentDock(Dock):
         self.until, self.device, self.more = self.choices.until, self.choices.device, self.choices.more
         self.warnings, self.remarks, self.error = self.choices.warnings, Note(), ErrorBox()
         self.bar = RunBar()
-        queue = Queue(load().folder / "queue", self.session.engine, lambda: self.session.running, self)
-        self.queue = QueuePanel(napari_viewer, queue, self.choices.plan, lambda: self.image.cases)
+        # Neither function may hold this dock: left to the garbage collector, a dock crashes Qt.
+        image, session = self.image, self.session
+        queue = Queue(load().folder / "queue", session.engine, lambda: session.running, self)
+        self.queue = QueuePanel(napari_viewer, queue, self.choices.plan, lambda: image.cases)
         self.queue_section = Collapsible("Queue of scans", self.queue, QUEUE.start)
         self.queue_section.button.setChecked(bool(queue.scans))
         self.classes = ClassTable(napari_viewer)

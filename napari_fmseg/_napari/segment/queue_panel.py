@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +128,11 @@ class QueuePanel(QWidget):
         self.results_button.clicked.connect(self._choose_results)
         self.start_button.clicked.connect(self._on_start)
         self.cancel_all_button.clicked.connect(self.queue.cancel_all)
-        self.up_button.clicked.connect(partial(self._on_move, -1))
-        self.down_button.clicked.connect(partial(self._on_move, 1))
-        self.remove_button.clicked.connect(lambda: self.queue.remove(self.chosen))
-        self.retry_button.clicked.connect(lambda: self.queue.retry(self.chosen))
-        self.cancel_button.clicked.connect(lambda: self.queue.cancel(self.chosen))
+        self.up_button.clicked.connect(self._on_up)
+        self.down_button.clicked.connect(self._on_down)
+        self.remove_button.clicked.connect(self._on_remove)
+        self.retry_button.clicked.connect(self._on_retry)
+        self.cancel_button.clicked.connect(self._on_cancel)
         self.table.itemSelectionChanged.connect(self._on_selected)
         self.table.cellClicked.connect(self._on_clicked)
         self.queue.changed.connect(self._show)
@@ -224,7 +223,22 @@ class QueuePanel(QWidget):
         else:
             self.queue.start()
 
-    def _on_move(self, by: int, _checked: bool = False) -> None:
+    def _on_up(self) -> None:
+        self._move(-1)
+
+    def _on_down(self) -> None:
+        self._move(1)
+
+    def _on_remove(self) -> None:
+        self.queue.remove(self.chosen)
+
+    def _on_retry(self) -> None:
+        self.queue.retry(self.chosen)
+
+    def _on_cancel(self) -> None:
+        self.queue.cancel(self.chosen)
+
+    def _move(self, by: int) -> None:
         number = self.chosen
         if number >= 0:
             self.table.selectRow(self.queue.move(number, by))

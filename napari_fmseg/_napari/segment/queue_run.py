@@ -10,6 +10,7 @@ from typing import Any
 
 from qtpy.QtCore import QObject, QTimer, Signal
 
+from napari_fmseg._napari.common.event_links import when_destroyed
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.segment.queue_store import (
     CANCELLED,
@@ -69,8 +70,7 @@ class Queue(QObject):
         self.active = False  # the next one that waits is begun when there is room for it
         self.scans: list[QueuedScan] = []
         self.results: Path | None = None
-        file = self._file
-        parent.destroyed.connect(lambda *_: file.release())
+        when_destroyed(parent, self._file.release)
 
     @property
     def running(self) -> bool:

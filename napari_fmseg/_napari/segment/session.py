@@ -7,6 +7,7 @@ from typing import Any
 
 from qtpy.QtCore import QObject, Signal
 
+from napari_fmseg._napari.common.event_links import when_destroyed
 from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.segment.run_request import EditedLayers, Engine, Request, StageLayer, run_to_layers
 from napari_fmseg._napari.segment.stage_layers import StageLayers
@@ -53,7 +54,7 @@ class Session(QObject):
         self.kept: list[str] = []
         # Widgets of a window that closes are deleted without a word: a signal is all that is left then.
         held = self._held = _Held(engine)
-        parent.destroyed.connect(lambda *_: held.end())
+        when_destroyed(parent, held.end)
 
     @property
     def running(self) -> bool:
