@@ -23,6 +23,7 @@ NAMES_ON_PYPI = {
     "PIL": "pillow",
     "SimpleITK": "simpleitk",
     "cc3d": "connected-components-3d",
+    "nnInteractive": "nninteractive-client",
     "skimage": "scikit-image",
 }
 HEAVY = ("torch", "monai", "napari", "qtpy", "PyQt6", "PySide6", "magicgui", "superqt", "SimpleITK", "scipy", "skimage")

@@ -17,6 +17,7 @@ from napari_fmseg._napari.common.dialogs import ask
 from napari_fmseg._napari.common.event_links import Links
 from napari_fmseg._napari.common.tooltips import TEACH
 from napari_fmseg._napari.common.widgets import NO_MARGINS, add_row, allow, form, hbox, limit_width, push_button, vbox
+from napari_fmseg._napari.correct.tracking.saved_corrections import pack_corrections
 from napari_fmseg._napari.layer_transform import Frame, fmseg_metadata, has_spacing, same_place
 from napari_fmseg._napari.layers import KEY, along, as_filed, geometry_of, labels_layer, labels_of, volume_of
 from napari_fmseg._napari.teach.jobs import NewCase
@@ -235,9 +236,12 @@ class AddCase(QWidget):
             labels = as_filed(labels, filed) if not resample else labels
         if self.case:
             shown, revision = (image, self.layer), self._revision(project)
+            # The answer has the layer's values: where the project numbers classes anew, it is of no use.
+            same = not (renamed or options.new_classes or options.resample)
             return NewCase(
-                project.folder, self.case, None, labels, options, shown=shown, revision=revision, renamed=renamed
-            )
+                project.folder, self.case, None, labels, options, shown=shown, revision=revision, renamed=renamed,
+                corrections=pack_corrections(self.layer, grid) if self.layer is not None and same else None,
+            )  # fmt: skip
         if not has_spacing(image.layers[0]) and not self._agrees_to_pixels(image):
             return None
         link = self.files.isEnabled() and self.files.currentIndex() == 1

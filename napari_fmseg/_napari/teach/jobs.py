@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume
+from napari_fmseg._napari.correct.tracking.saved_corrections import corrections_in
 from napari_fmseg._napari.layers import KEY, LayerData, image_layers, labels_layer, map_layer
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress
 from napari_fmseg.core.volume import LabelMap, Volume
-from napari_fmseg.datasets.projects.staged_case import prediction_of, uncertainty_of
+from napari_fmseg.datasets.projects.staged_case import corrections_of, prediction_of, uncertainty_of
 from napari_fmseg.io import read_labels, read_volume
 from napari_fmseg.io.channels import read_channels
 from napari_fmseg.training.projects import (
@@ -148,6 +149,8 @@ class NewCase:
         Whether labels that somebody else saved after that are replaced, too.
     renamed
         Classes of the project that are called otherwise from now on.
+    corrections
+        What was corrected in them, see `pack_corrections`.
     """
 
     folder: Path
@@ -160,6 +163,7 @@ class NewCase:
     revision: str | None = None
     replace: bool = False
     renamed: Mapping[str, str] = field(default_factory=dict)
+    corrections: bytes | None = None
 
 
 def open_project_job(folder: Path, new: Mapping[str, Any] | None = None) -> Iterator[Progress | ProjectSnapshot]:
@@ -181,7 +185,8 @@ def add_case_job(what: NewCase) -> Iterator[ProjectSnapshot]:
         project = add_case(project, what.name, what.image, what.labels, what.options, link=what.link)
     elif what.labels is not None:
         project = label_case(
-            project, what.name, what.labels, what.options, revision=what.revision, replace=what.replace
+            project, what.name, what.labels, what.options,
+            revision=what.revision, replace=what.replace, corrections=what.corrections,
         )  # fmt: skip
     yield _snapshot_of(project)
 
@@ -217,7 +222,11 @@ def load_case_job(
         found, title = LabelMap(np.zeros(volume.geometry.shape, np.uint8), volume.geometry), f"{name} · new labels"
     labels = LabelMap(np.array(found.data), volume.geometry, volume.meta, names)
     layer = labels_layer(labels, title, frame=volume.geometry.canonical()[0])
-    data, options, kind = _with_metadata(layer, recorded)
+    saved = folder / corrections_of(name)
+    corrected = (
+        corrections_in(saved.read_bytes(), volume.geometry.canonical()[0]) if files.labels and saved.exists() else {}
+    )
+    data, options, kind = _with_metadata(layer, recorded | corrected)
     is_shown = files.labels is None and where.exists()
     uncertainty = _uncertainty_layer(where, f"{name} · uncertainty", volume, recorded) if is_shown else None
     shown = None
@@ -262,7 +271,7 @@ def _uncertainty_layer(file: Path, title: str, volume: Volume, recorded: Mapping
     return data, {**options, "visible": False}, kind
 
 
-def _with_metadata(layer: LayerData, recorded: Mapping[str, str]) -> LayerData:
+def _with_metadata(layer: LayerData, recorded: Mapping[str, Any]) -> LayerData:
     data, options, kind = layer
     metadata = {KEY: {**options["metadata"][KEY], **recorded}}
     return data, {**options, "metadata": metadata}, kind

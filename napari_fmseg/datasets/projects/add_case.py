@@ -18,6 +18,7 @@ from napari_fmseg.datasets.projects.project import CaseRecord, Project, now, ope
 from napari_fmseg.datasets.projects.revisions import check_unchanged, earlier_labels, labels_revision
 from napari_fmseg.datasets.projects.staged_case import (
     StagedCase,
+    corrections_of,
     move_to_training,
     prediction_of,
     stage_image,
@@ -136,6 +137,7 @@ def label_case(
     *,
     revision: str | None = None,
     replace: bool = False,
+    corrections: bytes | None = None,
 ) -> Project:
     """Save labels of a case, or corrected ones; the previous ones stay in ``fmseg/history``.
 
@@ -151,6 +153,8 @@ def label_case(
         Of the labels that these correct, see `labels_revision`; by default those of `project`.
     replace
         Replace labels that somebody else saved after that, too.
+    corrections
+        What was corrected in them, as a viewer wants to have it back with the case; it goes with these labels.
 
     Raises
     ------
@@ -172,6 +176,10 @@ def label_case(
             check_unchanged(fresh, name, known)
         case = move_to_training(change, fresh, name, dataclasses.replace(fresh.record(name), image=found))
         fresh, case = stage_labels(change, fresh, case, given, options, volume)
+        if corrections is not None:
+            change.place(corrections_of(name)).write_bytes(corrections)
+        elif (project.folder / corrections_of(name)).exists():  # they were those of other labels
+            change.remove(corrections_of(name))
         stage_state(change, fresh, case)
     return open_project(project.folder)
 

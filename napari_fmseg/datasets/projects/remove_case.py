@@ -9,7 +9,7 @@ from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.datasets import nnunet_json
 from napari_fmseg.datasets.projects.case_results import results_of
 from napari_fmseg.datasets.projects.project import Project, open_project, with_record, write_state
-from napari_fmseg.datasets.projects.staged_case import prediction_of, relative, uncertainty_of
+from napari_fmseg.datasets.projects.staged_case import companions_of, relative
 from napari_fmseg.datasets.projects.transaction import STATE_DIR, transaction
 
 __all__ = ["drop_empty_history", "exclude_case", "include_case", "remove_case"]
@@ -65,7 +65,7 @@ def remove_case(project: Project, name: str, *, with_labels: bool = False) -> Pr
             relative(path, fresh.folder) for path in (*files.images, *labels) if path.is_relative_to(fresh.folder)
         ]
         places += [old.file for old in record.earlier]
-        places += [place for place in (prediction_of(name), uncertainty_of(name)) if (fresh.folder / place).exists()]
+        places += [place for place in companions_of(name) if (fresh.folder / place).exists()]
         if record.image not in {fresh.record(other).image for other in fresh.files if other != name}:
             places += [relative(path, fresh.folder) for path in results_of(fresh.folder, record.image)]
         for place in places:

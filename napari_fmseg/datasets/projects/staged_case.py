@@ -29,6 +29,8 @@ from napari_fmseg.io import read_labels, suffix_of, write_labels, write_volume
 
 __all__ = [
     "StagedCase",
+    "companions_of",
+    "corrections_of",
     "move_to_training",
     "prediction_of",
     "relative",
@@ -171,6 +173,16 @@ def prediction_of(name: str) -> str:
 def uncertainty_of(name: str) -> str:
     """Return the path of the uncertainty map of a case: percent, on the image's grid."""
     return f"{STATE_DIR}/uncertainty/{name.rpartition('/')[2]}.nii.gz"
+
+
+def corrections_of(name: str) -> str:
+    """Return the path of what was corrected in the labels of a case since the model's answer, and of that answer."""
+    return f"{STATE_DIR}/corrections/{name.rpartition('/')[2]}.bin"
+
+
+def companions_of(name: str) -> tuple[str, ...]:
+    """Return the paths of all that is kept of a case beside its image and labels, whether it is there or not."""
+    return prediction_of(name), uncertainty_of(name), corrections_of(name)
 
 
 def _with_facts(change: Transaction, project: Project, found: Labelled, name: str) -> Project:

@@ -15,7 +15,7 @@ from napari_fmseg.datasets.nnunet_json import CaseFiles
 from napari_fmseg.datasets.projects.add_case import check_name
 from napari_fmseg.datasets.projects.project import CaseRecord, Project, open_project, write_state
 from napari_fmseg.datasets.projects.remove_case import drop_empty_history
-from napari_fmseg.datasets.projects.staged_case import prediction_of, relative, uncertainty_of
+from napari_fmseg.datasets.projects.staged_case import companions_of, relative
 from napari_fmseg.datasets.projects.transaction import STATE_DIR, Transaction, transaction
 from napari_fmseg.io import suffix_of
 from napari_fmseg.models.card import ModelCard, write_card
@@ -56,9 +56,8 @@ def rename_case(project: Project, old: str, new: str) -> Project:
             for path in _paths(files)
             if (target := _target(place := relative(path, fresh.folder), old, new))
         }
-        for made in (prediction_of, uncertainty_of):
-            if (fresh.folder / made(old)).exists():
-                moved[made(old)] = made(new)
+        places = zip(companions_of(old), companions_of(new), strict=True)
+        moved |= {place: target for place, target in places if (fresh.folder / place).exists()}
         earlier = tuple(
             dataclasses.replace(past, file=f"{STATE_DIR}/history/{new}/{i:03d}{suffix_of(Path(past.file))}")
             for i, past in enumerate(record.earlier, 1)

@@ -32,6 +32,10 @@ from scipy.ndimage import binary_opening, gaussian_filter
 
 from napari_fmseg._napari.choosers.model_chooser import ModelChooser
 from napari_fmseg._napari.common.dialogs import Choice, Question, on_screen
+from napari_fmseg._napari.correct.tracking.guard import rules_of
+from napari_fmseg._napari.correct.tracking.packed_labels import ANSWER
+from napari_fmseg._napari.correct.tracking.tracker import Tracker
+from napari_fmseg._napari.layer_transform import fmseg_metadata
 from napari_fmseg._napari.layers import image_layers, labels_layer
 from napari_fmseg._napari.results.class_table import NAME, ClassTable
 from napari_fmseg._napari.segment.dock import SegmentDock
@@ -452,6 +456,37 @@ def test_the_table_sorts_opens_a_case_and_takes_its_correction(make_dock: Any, q
     press(qtbot, dock.cases.open_button)
     wait(qtbot, dock)
     assert [layer.visible for layer in dock.viewer.layers] == [False, False, True, True]
+
+
+def test_corrected_slices_and_the_models_answer_come_back_with_the_case(
+    make_dock: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    folder = project_at(tmp_path / "balls", 1).folder
+    volume, truth = case_of(7, TURN)
+    project = add_case(open_project(folder), "case-002", volume)
+    answer = np.roll(truth.data, 1, axis=1)
+    save_prediction(project, "case-002", LabelMap(answer, truth.geometry, {}, truth.names), 1)
+    dock = make_dock(folder)
+    layer = opened(qtbot, dock, "case-002")
+    shown = np.array(layer.data)
+    for at in (6, 9):
+        places = np.nonzero(np.arange(shown.shape[0])[:, None, None] == np.full(shown.shape, at))
+        layer.data_setitem(places, 1)
+    tracker = Tracker.of(dock.viewer)
+    tracker.finish(layer, (2,))
+    qtbot.waitUntil(lambda: ANSWER in fmseg_metadata(layer), timeout=PATIENCE_MS)
+    press(qtbot, dock.add.add_button)
+    wait(qtbot, dock)
+    assert dock.error.error is None
+    dock.viewer.layers.clear()
+    again = opened(qtbot, dock, "case-002")
+    assert again is not layer
+    assert tracker.record(again).slices(0) == (6, 9)
+    np.testing.assert_array_equal(tracker.answer(again), shown)
+    assert rules_of(again).finished == {2}
+    label_case(open_project(folder), "case-002", truth, LabelOptions())
+    dock.viewer.layers.clear()
+    assert not tracker.has_answer(opened(qtbot, dock, "case-002"))  # other labels: what was corrected before is past
 
 
 def test_a_dropped_project_is_opened_and_remembered(make_dock: Any, qtbot: Any, tmp_path: Path) -> None:

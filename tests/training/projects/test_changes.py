@@ -14,6 +14,7 @@ import torch
 
 from napari_fmseg.core.errors import FmsegError, LabelsChanged
 from napari_fmseg.core.volume import LabelMap
+from napari_fmseg.datasets.projects.staged_case import corrections_of
 from napari_fmseg.datasets.projects.training_plan import todays_labels
 from napari_fmseg.io import read_labels, write_volume
 from napari_fmseg.models.card import ModelCard, NetSpec
@@ -118,6 +119,20 @@ def test_the_history_of_a_case_is_listed_and_taken_back(filled, labels):
 
 
 # --- leaving --------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_corrected_goes_with_the_labels_the_name_and_the_case(filled, labels):
+    name, kept = "c1", filled.folder / corrections_of("c1")
+    project = label_case(filled, name, labels(), corrections=b"slices")
+    assert kept.read_bytes() == b"slices"
+    project = rename_case(project, name, "other")
+    moved = project.folder / corrections_of("other")
+    assert (kept.exists(), moved.read_bytes()) == (False, b"slices")
+    project = label_case(project, "other", labels())  # other labels, of which nobody said what was corrected
+    assert not moved.exists()
+    project = label_case(project, "other", labels(), corrections=b"again")
+    remove_case(project, "other", with_labels=True)
+    assert not moved.exists()
 
 
 def test_an_excluded_case_takes_no_part_until_it_is_included_again(filled):
