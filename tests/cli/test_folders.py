@@ -202,6 +202,8 @@ def test_masks_of_a_folder_are_those_of_single_volumes(scans):
 
 
 STOPPED = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import sys, threading
 from pathlib import Path
 from napari_fmseg.cli.main import main

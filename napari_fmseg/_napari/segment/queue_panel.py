@@ -77,6 +77,7 @@ class QueuePanel(QWidget):
         super().__init__(parent)
         self._viewer, self.queue, self._plan, self._volumes = viewer, queue, plan, volumes
         self._planning: Job | None = None
+        self._later: list[Wish] = []  # of scans that are added while others are looked for
         self._opening: Opening | None = None
         self._progress = ""
         self.files_button = push_button("Add files …", QUEUE.files)
@@ -149,7 +150,10 @@ class QueuePanel(QWidget):
 
     def add(self, wishes: Sequence[Wish]) -> None:
         """Add scans, with the model and the options that are chosen now."""
-        if self._planning is not None or not wishes:
+        if self._planning is not None:
+            self._later += wishes
+            return
+        if not wishes:
             return
         try:
             card, options = self._plan()
@@ -174,6 +178,8 @@ class QueuePanel(QWidget):
         self._planning = None
         self.note.tell([])
         self._allow()
+        wishes, self._later = self._later, []
+        self.add(wishes)
 
     def _on_files(self) -> None:
         from napari.utils.history import get_open_history
