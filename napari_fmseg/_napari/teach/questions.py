@@ -75,6 +75,7 @@ def ask_classes(parent: QWidget, labels: LabelMap, project: Project) -> ClassNam
     renamed: dict[str, str] = {}
     mapped: dict[str, str] = {}
     new: list[str] = []
+    unasked: list[str] = []
     for value, name in labels.names.items():
         if value not in there or name.casefold() in known:
             continue
@@ -86,6 +87,7 @@ def ask_classes(parent: QWidget, labels: LabelMap, project: Project) -> ClassNam
                 return None
             if found == name:
                 new.append(name)
+                unasked += [] if free else [name]
             else:
                 mapped[name] = found
             continue
@@ -104,7 +106,7 @@ def ask_classes(parent: QWidget, labels: LabelMap, project: Project) -> ClassNam
             new.append(name)
         else:
             mapped[name] = own
-    if new and not _agrees_to_new(parent, new):
+    if unasked and not _agrees_to_new(parent, unasked):
         return None
     return ClassNames(renamed, mapped, tuple(new))
 

@@ -384,12 +384,13 @@ def test_a_class_that_the_project_does_not_have_is_added_only_with_consent(
     shown_in(dock.viewer, volume)
     other = LabelMap(truth.data * 3, truth.geometry, {}, {3: "cyst"})
     dock.viewer.add_layer(Layer.create(*labels_layer(other, "other")))
-    answering(yes=False)
+    answer(qtbot, None)
     press(qtbot, dock.add.add_button)
     assert list(open_project(dock.project.folder).facts.numbers) == ["ball"]
-    answering(yes=True)
+    asked = answer(qtbot, 0)
     press(qtbot, dock.add.add_button)
     wait(qtbot, dock)
+    assert asked == ["Which structure is cyst?"]
     assert list(dock.project.facts.numbers) == ["ball", "cyst"]
     found = read_labels(tmp_path / "balls" / "labelsTr" / "case-001.nii.gz").data
     np.testing.assert_array_equal(found == 2, truth.data == 1)
