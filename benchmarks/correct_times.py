@@ -138,7 +138,7 @@ def note_times_of(dock: CorrectDock, worker: list[float]) -> None:
 
 
 def wait(done: Callable[[], bool], seconds: float = 300) -> float:
-    """Let the window live until `done`; return the time in ms."""
+    """Run the loop of the window until `done`; return the time in ms."""
     start = time.perf_counter()
     while not done():
         QApplication.processEvents()

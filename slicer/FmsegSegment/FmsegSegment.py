@@ -76,7 +76,7 @@ class FmsegSegmentWidget(ScriptedLoadableModuleWidget):
         self.cancel_button.connect("clicked()", self.logic.cancel)
 
     def on_list_models(self) -> None:
-        """Ask fmseg for its models."""
+        """Request the list of models from fmseg."""
         self.logic.list_models(self.program.text, self._on_models, self._on_failed)
 
     def on_run(self) -> None:
@@ -187,7 +187,7 @@ class FmsegSegmentLogic(ScriptedLoadableModuleLogic):
     def list_models(
         self, program: str, on_models: Callable[[list[str]], None], on_failed: Callable[[str], None]
     ) -> None:
-        """Ask for the names of the models; returns at once."""
+        """Request the names of the models; return at once."""
 
         def on_end(failure: str) -> None:
             try:

@@ -144,7 +144,7 @@ def test_no_item_is_no_work(workers):
 
 @pytest.fixture
 def connected(workers, monkeypatch):
-    """Let the commands find these workers, whatever scheduler they name."""
+    """Make the commands find these workers, whatever scheduler they name."""
     monkeypatch.setattr("napari_fmseg.workers.cluster.connect", lambda _: contextlib.nullcontext(workers))
 
 

@@ -32,6 +32,7 @@ from napari_fmseg._napari.common.widgets import (
     push_button,
     vbox,
 )
+from napari_fmseg._napari.correct.tracking.guard import rules_of
 from napari_fmseg._napari.interactive.client import INSTALL, Box, Mask, Point, PromptServer, is_installed
 from napari_fmseg._napari.interactive.prompts import box_of, lasso_of, point_of
 from napari_fmseg._napari.layer_transform import KEY, TOOL, Frame, same_place
@@ -305,14 +306,20 @@ class InteractiveDock(Dock):
         if target is None:
             self._add_labels(np.asarray(preview.data))
         else:
-            found = np.asarray(preview.data) > 0
-            here = np.asarray(target.data)
+            here, label = np.asarray(target.data), int(target.selected_label)
+            rules = rules_of(target)
+            if label in rules.finished:
+                self.note.tell(
+                    [f"Label {label} of “{target.name}” is finished. Choose another, or unmark it in Correct."]
+                )
+                return
+            found = (np.asarray(preview.data) > 0) & (here != label)
             if self.keep.isChecked():
                 found &= here == 0
-            target.data_setitem(np.nonzero(found & (here != target.selected_label)), int(target.selected_label))
-            self.note.tell(
-                [f"Label {target.selected_label} of “{target.name}” has it now. Undo: Ctrl+Z on that layer."]
-            )
+            if rules.finished:
+                found &= np.isin(here, list(rules.finished), invert=True)
+            target.data_setitem(np.nonzero(found), label)
+            self.note.tell([f"Label {label} of “{target.name}” has it now. Undo: Ctrl+Z on that layer."])
         self._on_cancel()
         if target is not None:
             self.viewer.layers.selection.active = target

@@ -146,6 +146,8 @@ def _visible_window(parent: Any) -> Any:
 def _ask_in_dialog(window: Any, question: str, answer: Callable[[bool], None]) -> None:
     from qtpy.QtWidgets import QMessageBox
 
+    from napari_fmseg._napari.common.event_links import when_destroyed
+
     title, _, text = question.partition("\n\n")
     box = QMessageBox(window)
     box.setWindowTitle("fmseg")
@@ -165,5 +167,5 @@ def _ask_in_dialog(window: Any, question: str, answer: Callable[[bool], None]) -
         box.deleteLater()
 
     box.finished.connect(on_finished)
-    box.destroyed.connect(lambda: _offering.discard(key))
+    when_destroyed(box, lambda: _offering.discard(key))
     box.open()

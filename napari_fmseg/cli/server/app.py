@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from napari_fmseg.cli.exit_codes import _DEFECT, _explain
+from napari_fmseg.cli.exit_codes import _DEFECT, _defect_in_words, _explain
 from napari_fmseg.cli.server.record import STATUS_PATH
 from napari_fmseg.cli.server.routes import ENDPOINTS, Endpoint, address_of, not_offered
 from napari_fmseg.cli.server.service import Service
@@ -96,8 +94,7 @@ def _answering(path: str, endpoint: Endpoint, log: Log) -> Endpoint:
         except Exception as error:  # noqa: BLE001 - the boundary of a request: the server goes on
             code, text = _explain(error)
             if code == _DEFECT:
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                log(f"defect: {type(error).__name__} at {Path(where.filename).name}:{where.lineno}")
+                log(f"defect: {_defect_in_words(error)}")
                 text = "A defect of the server, not of your input. Its terminal says where."
             return JSONResponse({"detail": without_paths(text)}, _status_of(error, code))
 

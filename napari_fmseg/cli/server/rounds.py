@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from napari_fmseg.cli.exit_codes import _defect_in_words
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import EpochDone, Progress, Saved, StepDone, TrainEvent, Warned
 from napari_fmseg.core.processes import without_paths
@@ -159,7 +160,7 @@ class Rounds:
             self._end(now, "ERROR", without_paths(str(error)))
         except Exception as error:  # noqa: BLE001 - the boundary of the thread: what is not told here is lost
             self._end(now, "ERROR", f"A defect of the program: {type(error).__name__}. Look at the server's terminal.")
-            self._log(f"training: {type(error).__name__}")
+            self._log(f"training: defect: {_defect_in_words(error)}")
 
     def _train(self, now: Round) -> None:
         recipe_file: Path | None = None

@@ -106,7 +106,7 @@ class Scene:
     hover = _move
 
     def brush(self, value: int, size: int = 1, mode: str = "paint") -> None:
-        """Take napari's brush, eraser or bucket."""
+        """Select napari's brush, eraser or bucket."""
         self.layer.selected_label = value
         self.layer.brush_size = size
         self.layer.mode = mode

@@ -11,6 +11,7 @@ from qtpy.QtCore import QPoint, Qt, QTimer
 
 from napari_fmseg._napari.common.dialogs import Question, on_screen
 from napari_fmseg._napari.common.viewer_window import qt_viewer_of
+from napari_fmseg._napari.correct.tracking.guard import protect
 from napari_fmseg._napari.interactive.dock import InteractiveDock
 from napari_fmseg._napari.layers import image_layers
 from napari_fmseg.core.volume import Geometry, Volume
@@ -126,6 +127,20 @@ def test_a_click_shows_a_preview_that_is_accepted_into_the_labels_as_one_step(
     assert dock.preview is None
     target.undo()
     np.testing.assert_array_equal(target.data, before)
+    dock.keep.setChecked(False)
+    protect(target, [5])
+    viewer.layers.selection.active = dock._tool
+    click(qtbot, dock, (3, 12, 20))
+    press(qtbot, dock.accept_button)
+    np.testing.assert_array_equal(target.data == 5, before == 5)  # finished, so it stays although the box is unticked
+    assert (target.data == 2).any()
+    protect(target, [2, 5])
+    marked = np.array(target.data)
+    viewer.layers.selection.active = dock._tool
+    click(qtbot, dock, (4, 6, 6))
+    press(qtbot, dock.accept_button)
+    np.testing.assert_array_equal(target.data, marked)
+    assert dock.preview is not None  # another label can still be chosen for it
 
 
 def test_prompts_are_taken_back_and_thrown_away(dock: InteractiveDock, qtbot: Any, stub: Any) -> None:
