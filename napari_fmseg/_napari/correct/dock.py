@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QCheckBox, QSlider
 
 from napari_fmseg._napari.choosers.label_pairing import label_map
@@ -64,6 +64,7 @@ class CorrectDock(Dock):
         self.tracker = Tracker.of(viewer)
         self.session = Session(viewer, self.tracker, self)
         self.picker, self.cut = Picker(viewer, self), CutLayer(viewer)
+        self._soon = QTimer(self, singleShot=True, interval=0)  # not while napari still inserts the labels
         self._shown: Any = None  # the layer that all parts show
         self._spread: tuple[Any, tools.Spread] | None = None  # what it was measured from, and the measures
         self.labels, self.classes, self.slices = LabelsChoice(viewer), ClassList(), SliceList()
@@ -108,6 +109,7 @@ class CorrectDock(Dock):
 
     def _connect(self) -> None:
         self.labels.chosen.connect(self._on_layer)
+        self._soon.timeout.connect(self._on_soon)
         self.classes.finished.connect(self._on_finished_classes)
         self.classes.activated.connect(self._on_class)
         self.slices.chosen.connect(self._on_go)
@@ -153,6 +155,7 @@ class CorrectDock(Dock):
 
     def close_down(self) -> None:
         """End what runs, and all limits of the brush; finished classes stay finished."""
+        self._soon.stop()
         self.session.close_down()
         self.picker.stop()
         self.cut.close()
@@ -190,7 +193,12 @@ class CorrectDock(Dock):
         self.brush.show_layer(self.layer, classes)
         self.transfer.show_layer(self.layer, self.labels.others, classes)
         self.shape.show_classes({0: "background"} | {value: self._name(value) for value in classes})
+        self._soon.start()
         self._on_record()
+
+    def _on_soon(self) -> None:
+        if self.layer is not None and self.layer in self.viewer.layers:
+            self.session.prepare(self.layer, self.classes.classes)
 
     def _on_finished_classes(self, finished: frozenset[int]) -> None:
         self.session.cancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -90,6 +90,11 @@ class Session(QObject):
     def is_open(self) -> bool:
         """Whether there is something to accept or to cancel."""
         return self._tool is not None
+
+    def prepare(self, layer: Any, classes: Iterable[int]) -> None:
+        """Add the layer of the preview, hidden, so that the first tool does not wait for it."""
+        if isinstance(layer.data, np.ndarray) and not self.is_open:
+            self._overlay.prepare(layer, classes)
 
     def run(self, layer: Any, tool: Tool, *, at_once: bool = False) -> None:
         """Compute what a tool does and show it; `at_once` accept it when it is done.

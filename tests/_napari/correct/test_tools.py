@@ -45,6 +45,24 @@ def test_slices_painted_with_the_mouse_are_filled_between_previewed_and_undone_e
     assert scene.dock.slices.slices == (4,)
 
 
+def test_the_layer_of_the_preview_is_there_before_the_first_tool_and_nothing_else_is_selected(
+    make_scene: Callable[..., Any],
+) -> None:
+    scene = make_scene(ball((10, 20, 24), 14).astype(np.uint8))
+    layers = scene.viewer.layers
+    scene.wait_until(lambda: "Preview" in layers)
+    prepared = layers["Preview"]
+    assert not prepared.visible
+    assert layers.selection.active is scene.layer
+    scene.press(scene.dock.shape.grow)
+    scene.wait_for_preview()
+    assert layers["Preview"] is prepared
+    assert prepared.visible
+    shown = np.unique(prepared.data)
+    np.testing.assert_allclose(prepared.get_color(int(shown[-1]))[:3], scene.layer.get_color(1)[:3], atol=1e-6)
+    scene.key(Qt.Key.Key_Escape)
+
+
 def test_a_correction_spreads_with_a_live_preview_of_its_fade_and_escape_forgets_it(
     make_scene: Callable[..., Any],
 ) -> None:

@@ -97,6 +97,20 @@ def test_what_a_class_loses_by_smoothing_goes_to_the_nearest_class_so_that_no_ga
     assert (done[5, 10, 5:9] == 0).all()  # a finished class does not grow either
 
 
+def test_what_smoothing_takes_away_becomes_a_class_that_is_as_near_as_the_nearest():
+    spacing = (2.0, 0.7, 1.1)
+    labels = np.where(blob((12, 30, 28), 5), 1, np.random.default_rng(2).choice([0, 2, 3], (12, 30, 28))).astype(
+        np.uint8
+    )
+    done = after(smooth, labels, 1, 3.0, spacing)
+    lost = (labels == 1) & (done != 1)
+    assert lost.sum() > 100
+    nearest = ndimage.distance_transform_edt(labels == 1, spacing)[lost]
+    by_class = {value: ndimage.distance_transform_edt(labels != value, spacing) for value in (0, 2, 3)}
+    chosen = np.choose(done[lost], [by_class[0][lost], nearest + 1, by_class[2][lost], by_class[3][lost]])
+    np.testing.assert_allclose(chosen, nearest)
+
+
 def test_smoothing_does_not_write_into_a_finished_class():
     labels = blob().astype(np.uint8)
     labels[::2][labels[::2] == 0] = 7

@@ -105,7 +105,7 @@ def commit(layer: Any, changes: list[Change]) -> None:
                 layer.data[change.index] = change.new
             else:
                 layer.data_setitem(_as_arrays(change), np.ravel(change.new))
-    layer.refresh()
+    layer.refresh(extent=False)
 
 
 def _as_arrays(change: Change) -> tuple[Array, ...]:
