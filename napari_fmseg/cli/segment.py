@@ -253,5 +253,5 @@ def _names(job: SegmentationJob) -> dict[str, Any]:
 
 
 def _result_line(table: Mapping[str, Any]) -> str:
-    volumes = [f"{name} {ml:.1f} ml" for name, ml in table["volumes_ml"].items()]
+    volumes = [f"{name} {ml:.{1 if ml < 100 else 0}f} ml" for name, ml in table["volumes_ml"].items()]
     return f"{table['output']}  {sum(table['seconds'].values()):.1f} s  {', '.join(volumes) or 'nothing was found'}"

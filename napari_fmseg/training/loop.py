@@ -116,7 +116,10 @@ class _Run:
         samples = yield from self._prepare_cases(learned) if caches else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
-        yield from self._read_unlabelled()
+        own = [
+            set(each.missing) for each, (_, source) in zip(self.samples, learned, strict=True) if source is sources[0]
+        ]
+        yield from self._read_unlabelled(tuple(sorted(set.intersection(*own))) if own else ())
         self.drawing = CaseSampler(recipe, self.samples, [source is not sources[0] for _, source in learned])
         total, done = sum(len(s.validation) for s in sources), 0
         for source in sources:
@@ -160,8 +163,14 @@ class _Run:
             )
         return found
 
-    def _read_unlabelled(self) -> Iterator[TrainEvent]:
-        """Read the cases without labels; one that cannot be read is left out, with a warning."""
+    def _read_unlabelled(self, missing: tuple[int, ...]) -> Iterator[TrainEvent]:
+        """Read the cases without labels; one that cannot be read is left out, with a warning.
+
+        Parameters
+        ----------
+        missing
+            Classes that none of the labelled cases is labelled with that they are like.
+        """
         recipe = self.recipe
         cases = [] if TASKS[recipe.pipeline].caches_cases else choose_unlabelled(recipe)
         crop_above = recipe.settings.get("crop_above") if TASKS[recipe.pipeline].crops_cases else None
@@ -173,7 +182,7 @@ class _Run:
                 yield Warned(f"{case.name} cannot be learned from without labels: {error}")
                 continue
             if len(sample.image) == len(recipe.channels):
-                self.unlabelled.append(sample)
+                self.unlabelled.append(dataclasses.replace(sample, missing=missing))
         if self.unlabelled:
             n, m = len(self.samples), len(self.unlabelled)
             yield Warned(f"Learning from {n} labelled and {m} unlabelled volumes.", LEARNED_FROM)
@@ -255,7 +264,7 @@ class _Run:
                 task,
                 self.samples,
                 self.drawing,
-                range(len(self.samples), len(everyone)),
+                unlabelled,
                 self._forgetting(stage),
                 self._validate,
             )

@@ -126,7 +126,7 @@ class StageTrainer:
     samples, sampler
         The training cases, and which of them are drawn.
     unlabelled
-        Indices of those samples of the task that nobody labelled.
+        The cases that nobody labelled; the task has them after the training cases.
     forgetting
         See `Forgetting`.
     validate
@@ -151,7 +151,7 @@ class StageTrainer:
         task: Task,
         samples: Sequence[Sample],
         sampler: CaseSampler,
-        unlabelled: Sequence[int],
+        unlabelled: Sequence[Sample],
         forgetting: Forgetting,
         validate: Validate,
     ) -> None:
@@ -344,12 +344,14 @@ class StageTrainer:
             [*seed, len(order)]
         )  # labelled samples are the same with and without unlabelled ones
         others = in_turn(len(self.unlabelled), len(order), own) if self.unlabelled else []
+        n = len(self.samples)
 
         def draw(step: int) -> _Draws:
             part = slice(step * stage.batch, (step + 1) * stage.batch)
             drawn = [self.task.sample(i, rng, noise, focus) for i, focus in order[part]]
             late = self.state.teaches and self._progress(epoch, step, steps) >= recipe.unlabelled_from
-            more = [self.task.sample(self.unlabelled[i], rng, noise)[0] for i in others[part] if late]
+            fits = late and self.unlabelled and any(self._takes_unlabelled(i) for i, _ in order[part])
+            more = [self.task.sample(n + i, rng, noise)[0] for i in others[part] if fits]
             return _Draws([i for i, _ in order[part]], drawn, more)
 
         with ThreadPoolExecutor(1) as worker:
@@ -365,6 +367,14 @@ class StageTrainer:
                     now.pair_anew()
                     yield now
 
+    def _takes_unlabelled(self, case: int) -> bool:
+        """Return whether what is guessed of unlabelled cases may lie in the sample of a case.
+
+        Not where that was labelled with classes that none of the cases has that the unlabelled ones are like, such as
+        a replayed case: a network takes something of a new kind of image for such a class, and would be taught it.
+        """
+        return all(set(sample.missing) <= set(self.samples[case].missing) for sample in self.unlabelled)
+
     def _mix(self, draws: _Draws, step: int, rng: np.random.Generator) -> list[Drawn]:
         """Exchange boxes with unlabelled samples, or between the labelled ones, as the recipe asks."""
         drawn = draws.labelled
@@ -374,7 +384,9 @@ class StageTrainer:
                 with torch.no_grad(), self.fabric.autocast():
                     draws.guesses = class_probabilities(self.average.net, self.average.net(*inputs))
             weight = self.recipe.unlabelled_weight
-            return paste_unlabelled(drawn, draws.unlabelled, draws.guesses, weight, step, rng)
+            mixed = paste_unlabelled(drawn, draws.unlabelled, draws.guesses, weight, step, rng)
+            takes = [self._takes_unlabelled(i) for i in draws.cases]
+            return [new if fits else old for new, old, fits in zip(mixed, drawn, takes, strict=True)]
         alike = len({self.samples[i].missing for i in draws.cases}) == 1 and len({t.shape for _, t in drawn}) == 1
         if len(drawn) > 1 and alike and rng.random() < self.recipe.augment.mix:
             return exchange_boxes(drawn, rng)

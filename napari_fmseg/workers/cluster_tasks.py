@@ -24,6 +24,7 @@ from napari_fmseg.evaluation.case_table import CaseScores
 from napari_fmseg.evaluation.evaluate import CaseOptions, measure_case
 from napari_fmseg.io.itk import native_reader
 from napari_fmseg.models.card import ModelCard
+from napari_fmseg.models.provenance import manifest_path
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import Model, load_model
 from napari_fmseg.pipelines import SegmentOptions
@@ -92,7 +93,8 @@ def segment_on(
         if failed:
             yield Failed(job, values["error"], values["cause"], values["fix"], values["exit_code"])
         else:
-            yield VolumeDone(job, values["table"])
+            names = {"image": job.image, "output": job.result, "manifest": manifest_path(job.result)}
+            yield VolumeDone(job, {**values["table"], **names})  # as the user gave them
         yield pace.count(failed=failed)
     for folder in {job.result.parent for job in jobs}:
         sweep(folder, again=True)  # what a worker that died was writing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.nets import build
-from napari_fmseg.training import Augment, Recipe, StageRecipe, stage_trainer, train
+from napari_fmseg.training import Augment, Recipe, Replay, StageRecipe, stage_trainer, train
 from napari_fmseg.training.data.hard_mining import soft_dice
 from napari_fmseg.training.losses.soft_dice_ce import SoftDiceCELoss
 from napari_fmseg.training.optimisation import WeightAverage, make_optimiser, rate_of
@@ -96,6 +97,33 @@ def test_what_is_unlabelled_changes_the_weights_only_from_its_share_of_the_train
     losses = [e.loss for e in train(late) if isinstance(e, StepDone)]
     assert losses[:4] == without[:4]
     assert losses[4:] != without[4:]
+
+
+@pytest.mark.usefixtures("any_teacher")
+def test_what_is_guessed_of_unlabelled_volumes_is_not_put_into_replayed_cases_with_other_classes(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(home / "data", home / "old")
+    table = json.loads((home / "old" / "dataset.json").read_text())
+    (home / "old" / "dataset.json").write_text(json.dumps({**table, "labels": {"background": 0, "slab": 1}}))
+    replayed, own = [], []
+    mix = stage_trainer.StageTrainer._mix
+
+    def watched(trainer: Any, draws: Any, *rest: Any) -> Any:
+        mixed = mix(trainer, draws, *rest)
+        for case, drawn, new in zip(draws.cases, draws.labelled, mixed, strict=True):
+            if draws.unlabelled:
+                (own if case < 2 else replayed).append(new is not drawn)
+        return mixed
+
+    monkeypatch.setattr(stage_trainer.StageTrainer, "_mix", watched)
+    old = Replay(home / "old", classes=("slab", "cube"))
+    both = dataclasses.replace(recipe(home, unlabelled_from=0.0), labels=("slab", "cube"), replay=(old,))
+    list(train(both))
+    assert replayed
+    assert not any(replayed)
+    assert own
+    assert all(own)
 
 
 def test_a_network_that_does_not_know_a_class_labels_no_volume(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,9 @@ def test_only_plain_data_and_absolute_paths_go_to_the_workers():
     assert events[:3] == [
         VolumeEvent(jobs[0], Warned("no worker")),
         VolumeEvent(jobs[1], Warned("t", "c")),
-        VolumeDone(jobs[1], {"image": "b"}),
+        VolumeDone(  # named as they were given, not as the worker saw them
+            jobs[1], {"image": Path("b.nii"), "output": Path("out/b.nii"), "manifest": Path("out/b.nii.json")}
+        ),
     ]
     assert events[4] == Failed(jobs[0], "E", "c", "f", 3)
     assert [(e.done, e.failed) for e in events if isinstance(e, FolderProgress)] == [(1, 0), (2, 1)]
