@@ -67,6 +67,28 @@ def scores_table(card: ModelCard) -> str:
     return "\n".join([*rows, "| **mean** | " + " | ".join(f"**{mean:.3f}**" for mean in means) + " |"])
 
 
+def validation_table(card: ModelCard) -> str:
+    """Return the table of intervals and worst cases, by class and by group; "" where nobody has measured them."""
+    if (found := card.validation) is None:
+        return ""
+    rows = ["| | Patients | Dice | 95 % interval | Worst case |", "| --- | ---: | ---: | ---: | ---: |"]
+    entries = {**found.classes, "**mean of the classes**": found.overall}
+    entries |= {f"patients: {name}": accuracy for name, accuracy in found.groups.items()}
+    for name, accuracy in entries.items():
+        cells = (
+            name.replace("_", " "),
+            str(accuracy.n_patients),
+            f"{accuracy.dice:.3f}",
+            accuracy.interval or "-",
+            f"{accuracy.worst:.2f} (`{accuracy.worst_case}`)",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    note = (
+        f"{found.n_cases} volumes, in {found.precision}. The interval is that of the mean over patients (Student's t)."
+    )
+    return "\n".join([*rows, "", note, ""])
+
+
 def card_page(card: ModelCard) -> str:
     """Return the page of a model: scores, facts, and the command that runs it."""
     facts = {
@@ -86,7 +108,7 @@ def card_page(card: ModelCard) -> str:
     return (
         f"# `{card.name}`\n\n**{card.title}.** Research use only, not a medical device.\n\n"
         f"```bash\nfmseg segment {inputs} --model {card.name} --output mask.nii.gz\n```\n\n"
-        f"## Scores\n\n{scores_table(card)}\n\n## Card\n\n{list_of}\n"
+        f"## Scores\n\n{scores_table(card)}\n\n{validation_table(card)}\n## Card\n\n{list_of}\n"
     )
 
 

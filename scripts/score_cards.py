@@ -1,4 +1,4 @@
-"""Measure shipped models on the held-out cases of their recipes: surfaces beside Dice, written into their cards.
+"""Measure shipped models on the held-out cases of their recipes: surfaces, intervals, worst cases, into their cards.
 
 python scripts/score_cards.py CARD.toml... [--tolerance-mm 2] [--dice] [--output FOLDER]
 python scripts/score_cards.py CARD.toml... --half-precision
@@ -31,12 +31,24 @@ from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.card import ModelCard, read_card, write_card
 from napari_fmseg.models.half_precision import HalfPrecision
 from napari_fmseg.models.measures import TrainingData, measure_volume, summarise
+from napari_fmseg.models.validation import summarise_cases
 from napari_fmseg.models.weights import Model, load_model
 from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
 from napari_fmseg.training import Case, load_recipe
 from napari_fmseg.training.data.sources import cases_for
 
 ROOT = Path(__file__).parents[1]
+DISEASES = ("dilated", "hypertrophic", "infarction", "normal", "abnormal right ventricle")
+
+
+def patient_of(case: str) -> str:
+    """Return whose a case is: of the heart there are two volumes of a patient, of the other sets one."""
+    return case[:8] if case.startswith("acdc_") else case
+
+
+def disease_of(patient: str) -> str:
+    """Return the group of a patient of ACDC, which are numbered by it, twenty of each."""
+    return DISEASES[(int(patient.removeprefix("acdc_")) - 1) // 20]
 
 
 def cases_of_recipe(path: Path, output: Path) -> tuple[Mapping[int, str], Sequence[Case], Sequence[Case]]:
@@ -95,7 +107,13 @@ def score(path: Path, card: ModelCard, asked: argparse.Namespace) -> ModelCard:
     scores = {**card.scores, "labels": dice}
     if len(stages_of(card)) == 1:  # the labels are made of this very stage
         scores = {stages_of(card)[0]: dice, "labels": dice}
-    card = dataclasses.replace(card, surface=surface, surface_mm=asked.tolerance_mm)
+    cases = {case.case: {name: values["dice"] for name, values in case.scores.items()} for case in whole.cases}
+    group = disease_of if all(case.startswith("acdc_") for case in cases) else None
+    validation = summarise_cases(cases, card.sha256, patient=patient_of, group=group)
+    print(
+        f"{card.name}: {validation.overall}; " + "; ".join(f"{name} {one}" for name, one in validation.groups.items())
+    )
+    card = dataclasses.replace(card, surface=surface, surface_mm=asked.tolerance_mm, validation=validation)
     return dataclasses.replace(card, scores=scores) if asked.dice else card
 
 

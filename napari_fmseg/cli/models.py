@@ -67,8 +67,9 @@ def models(
         note("No model is installed. `fmseg doctor` lists what to do; `fmseg train` makes one.")
         return 0
     say(table(
-        ("MODEL", "MODALITY", "DICE", "PATIENTS", "LICENCE", "WHERE", "SEGMENTS"),
-        [(c.name, c.modality or "-", *_dice(c), c.licence or "-", _where(c), ", ".join(c.labels.values()))
+        ("MODEL", "MODALITY", "DICE", "95 % INTERVAL", "PATIENTS", "LICENCE", "WHERE", "SEGMENTS"),
+        [(c.name, c.modality or "-", *_dice(c, interval=True), c.licence or "-", _where(c),
+          ", ".join(c.labels.values()))
          for c in cards],
     ))  # fmt: skip
     for card in cards:
@@ -113,9 +114,12 @@ def _list_fits(cards: Sequence[ModelCard], files: Sequence[Path], series: str | 
     return 0
 
 
-def _dice(card: ModelCard) -> tuple[str, str]:
+def _dice(card: ModelCard, *, interval: bool = False) -> tuple[str, ...]:
     """Return the mean Dice and of how many patients it is; no Dice where nobody states of how many."""
-    return (number(card.mean_dice), str(card.n_scored)) if card.n_scored else ("-", "-")
+    between = (card.validation.overall.interval or "-" if card.validation else "-",) if interval else ()
+    return (
+        (number(card.mean_dice), *between, str(card.n_scored)) if card.n_scored else ("-", *["-"] * len(between), "-")
+    )
 
 
 def _verdict(fit: Fit) -> str:

@@ -22,6 +22,7 @@ from napari_fmseg.models.folders import _weights_folders
 from napari_fmseg.models.half_precision import HalfPrecision
 from napari_fmseg.models.measures import TrainingData
 from napari_fmseg.models.settings import PIPELINES
+from napari_fmseg.models.validation import Validation
 
 __all__ = ["Intensity", "ModelCard", "NetSpec"]
 
@@ -129,6 +130,8 @@ class ModelCard:
         within so many mm of the other.
     scored_on
         How many cases that was, and which.
+    validation
+        Confidence intervals, worst cases and groups of the same; None where nobody has measured them.
     half_precision
         How near the masks in 16 bit come to those in float32; None where nobody has measured it.
     version, parent
@@ -164,6 +167,7 @@ class ModelCard:
     surface: Mapping[str, float] = field(default_factory=dict)
     surface_mm: float = 0.0
     scored_on: str = ""
+    validation: Validation | None = None
     half_precision: HalfPrecision | None = None
     version: int = 1
     parent: str = ""
@@ -190,7 +194,9 @@ class ModelCard:
 
     @property
     def n_scored(self) -> int:
-        """How many patients the Dice is of, as `scored_on` states (cases, where it names no patients); 0 if unknown."""
+        """How many patients the Dice is of, as `validation` or `scored_on` states (or cases); 0 if unknown."""
+        if self.validation is not None:
+            return self.validation.overall.n_patients
         found = re.search(r"(\d+) patients?\b", self.scored_on) or re.match(r"(\d+) ", self.scored_on)
         return int(found[1]) if found else 0
 
@@ -239,6 +245,8 @@ def read_card(path: Path) -> ModelCard:
             raise ValueError(
                 f"half_precision tells of {', '.join(half.dice_vs_float32)}; expected {', '.join(card.labels.values())}"
             )
+        if card.validation is not None and not set(card.validation.classes) <= set(card.labels.values()):
+            raise ValueError(f"validation tells of {', '.join(card.validation.classes)}, which are not all its classes")
     except (OSError, ValueError, UnknownModel) as error:
         raise UnknownModel(
             f"{path.name} is not a model card: {error}. Restore it, or remove it from its folder."

@@ -273,6 +273,10 @@ def all_of(card: ModelCard) -> str:
     facts = {
         "Limits": card.limits,
         "Trained on": card.trained_on,
+        "On held-out patients": "" if card.validation is None else f"Dice {card.validation.overall}",
+        "By group": "; ".join(f"{name} {one}" for name, one in card.validation.groups.items())
+        if card.validation
+        else "",
         "Half precision": str(card.half_precision or ""),
         "Citation": card.citation,
         "Name": f"{card.name}, version {card.version}" + (f", from {card.parent}" if card.parent else ""),

@@ -144,7 +144,7 @@ class Overlay:
         self._viewer.layers.selection.active = selected
 
     def _color_classes(self, classes: Iterable[int]) -> None:
-        """Give the classes their colours, where they do not have them."""
+        """Set the colours of the classes, where they do not have them."""
         wanted = _colors(self._below, classes)
         if any(self._colors.get(code) != color for code, color in wanted.items()):
             self._colors |= wanted
