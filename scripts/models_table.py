@@ -84,7 +84,8 @@ def validation_table(card: ModelCard) -> str:
         )
         rows.append(f"| {' | '.join(cells)} |")
     note = (
-        f"{found.n_cases} volumes, in {found.precision}. The interval is that of the mean over patients (Student's t)."
+        f"{found.n_cases} volumes, in {found.precision}. The interval is that of the mean over patients (Student's t). "
+        "Where the data do not say whose a volume is, each counts as another patient's."
     )
     return "\n".join([*rows, "", note, ""])
 
