@@ -24,16 +24,17 @@ def shipped_cards() -> list[ModelCard]:
 
 
 def dice(card: ModelCard) -> str:
-    """Return the mean Dice of the final labels, and on which cases it was measured."""
+    """Return the mean Dice of the final labels, its 95 % interval, and on which cases it was measured."""
     if card.mean_dice is None:
         return "not measured on cases outside its training data"
     cases = re.split(r",| \(", card.scored_on)[0]  # the page of the model has all of it
-    return f"**{card.mean_dice:.3f}** on {cases}"
+    interval = card.validation.overall.interval if card.validation is not None else ""
+    return f"**{card.mean_dice:.3f}**{f' ({interval})' if interval else ''} on {cases}"
 
 
 def table(cards: Iterable[ModelCard], pages: str = "") -> str:
     """Return the Markdown table; with `pages`, a folder with a page per model, each name is a link."""
-    rows = ["| Model | Modality | Classes | Mean Dice | Licence |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| Model | Modality | Classes | Mean Dice (95 % interval) | Licence |", "| --- | --- | --- | --- | --- |"]
     for card in cards:
         cells = (
             f"[`{card.name}`]({pages}/{card.name}.md)" if pages else f"`{card.name}`",
@@ -90,6 +91,14 @@ def validation_table(card: ModelCard) -> str:
     return "\n".join([*rows, "", note, ""])
 
 
+def cases_picture(card: ModelCard) -> str:
+    """Return the picture of a model's best, median and worst case; "" where there is none."""
+    if not (ROOT / "docs" / "images" / "models" / f"{card.name}.jpg").exists():
+        return ""
+    what = "The best, the median and the worst held-out case: image, true labels, mask of the model"
+    return f"![{what}](../../images/models/{card.name}.jpg)\n\n{what}, each in three planes.\n\n"
+
+
 def card_page(card: ModelCard) -> str:
     """Return the page of a model: scores, facts, and the command that runs it."""
     facts = {
@@ -109,7 +118,7 @@ def card_page(card: ModelCard) -> str:
     return (
         f"# `{card.name}`\n\n**{card.title}.** Research use only, not a medical device.\n\n"
         f"```bash\nfmseg segment {inputs} --model {card.name} --output mask.nii.gz\n```\n\n"
-        f"## Scores\n\n{scores_table(card)}\n\n{validation_table(card)}\n## Card\n\n{list_of}\n"
+        f"## Scores\n\n{scores_table(card)}\n\n{validation_table(card)}\n{cases_picture(card)}## Card\n\n{list_of}\n"
     )
 
 

@@ -66,8 +66,8 @@ def painted(
     return picture
 
 
-def draw(image: Volume, stages: dict[str, Volume]) -> Image.Image:
-    """Make the whole picture."""
+def draw(image: Volume, stages: Mapping[str, Volume], *, titles: bool = True) -> Image.Image:
+    """Make the whole picture; `titles` writes the names of the stages into it."""
     last = next((s for s in reversed(stages.values()) if isinstance(s, LabelMap) and s.data.any()), image)
     middle = (np.array(last.geometry.shape) - 1) / 2
     if isinstance(last, LabelMap):
@@ -87,7 +87,7 @@ def draw(image: Volume, stages: dict[str, Volume]) -> Image.Image:
         rows.append(np.hstack([np.pad(view, ((0, height - len(view)), (0, 4), (0, 0))) for view in row]))
     canvas = Image.fromarray((np.vstack(rows) * 255).astype(np.uint8))
     pen, top = ImageDraw.Draw(canvas), 0
-    for name, row in zip(("image", *stages), rows, strict=True):
+    for name, row in zip(("image", *stages) if titles else (), rows, strict=titles):
         pen.text((6, top + 4), name, fill=(255, 255, 255))
         top += len(row)
     return canvas
