@@ -25,6 +25,7 @@ OWN = {
     "efficient-headneck-ct": "hn_ct",
     "fmsf-headneck-ct": "hn_ct",
     "fmsf-hippocampus-mr": "hippocampus",
+    "hippocampus-mr": "hippocampus",
     "fmsf-left-atrium-mr": "la_mr",
     "pam-cardiac-mr": "acdc",
     "ma3dseg-lesion-pet": "lbt_pet",
