@@ -10,23 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.cli.console import (
-    USE,
-    AcceptLicence,
-    Bars,
-    Events,
-    Json,
-    Scheduler,
-    note,
-    say,
-    show_event,
-    show_progress,
-    show_terms,
-    write_event,
-    write_json,
-)
+from napari_fmseg.cli.console import USE, AcceptLicence, Events, Json, Scheduler, note, say, show_terms, write_json
 from napari_fmseg.cli.exit_codes import _Usage
 from napari_fmseg.cli.folders.selection import FailedTable, Part, choose_jobs
+from napari_fmseg.cli.progress import Bars, show_event, show_progress, write_event
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import DOES_NOT_FIT, Warned, in_background
 from napari_fmseg.pipelines import SegmentOptions
