@@ -19,6 +19,7 @@ __all__ = [
     "apply_cpu_capability",
     "cpu_capability",
     "device_name",
+    "instruction_sets",
     "n_cores",
     "processor_name",
     "wait_asleep",
@@ -38,6 +39,23 @@ def processor_name() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+_FAST = (
+    *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni"),
+    *("amx_tile", "amx_bf16", "amx_int8", "asimd", "asimdhp", "bf16", "sve", "sve2"),
+)
+"""Instruction sets of x86 and Arm that decide how fast networks are."""
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Return those of the CPU that decide how fast networks are; () where the system does not list them."""
+    for line in _lines("/proc/cpuinfo"):
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            found = set(words.split())
+            return tuple(name for name in _FAST if name in found)
+    return ()
 
 
 def device_name(device: torch.device) -> str:

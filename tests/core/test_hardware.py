@@ -13,6 +13,7 @@ import torch
 
 from napari_fmseg.cli.doctor import examine
 from napari_fmseg.cli.main import main
+from napari_fmseg.core import hardware
 from napari_fmseg.core.errors import DeviceUnavailable
 from napari_fmseg.core.hardware import cpu_capability
 from napari_fmseg.core.processes import environment
@@ -146,3 +147,20 @@ def test_threads_of_the_command_line_wait_asleep_unless_the_user_chose(
     ).stderr  # fmt: skip
     (line,) = (line for line in told.splitlines() if "GOMP_SPINCOUNT" in line)  # OpenMP says what it was loaded with
     assert int(line.split(" = ")[1].strip("'")) == spins
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            ["processor\t: 0", "flags\t\t: fpu sse4_2 avx avx2 avx512_bf16 rdtscp"],
+            ("sse4_2", "avx", "avx2", "avx512_bf16"),
+        ),
+        (["processor : 0", "Features : fp asimd bf16 crc32"], ("asimd", "bf16")),
+        ([], ()),
+    ],
+    ids=["x86", "arm", "no list"],
+)
+def test_the_instruction_sets_that_matter_are_those_that_the_system_lists(monkeypatch, lines, expected) -> None:
+    monkeypatch.setattr(hardware, "_lines", lambda path: lines)
+    assert hardware.instruction_sets() == expected
