@@ -35,9 +35,11 @@ class _AsWritten(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 def keep(out: Path, name: str, settings: argparse.Namespace, results: Mapping[str, Any]) -> None:
     """Write what is known so far, with the machine; a file that is whole at any moment."""
     asked = {k: v for k, v in vars(settings).items() if k != "out" and v is not None and not callable(v)}
+    machine = machine_facts(packages=("nibabel", "pydicom", "monai", "openvino"))
+    machine["threads"] = asked.get("threads", machine["threads"])  # those of the measured processes
     table = {
         "benchmark": name,
-        "machine": machine_facts(packages=("nibabel", "pydicom", "monai", "openvino")),
+        "machine": machine,
         "settings": asked,
         **results,
     }

@@ -180,7 +180,6 @@ def main() -> None:
     if settings.serve:
         serve(ENTRIES[settings.serve], settings.form, settings.size)
         return
-    torch.set_num_threads(settings.threads)
     peers = {"openvino bfloat16": "measured" if importlib.util.find_spec("openvino") else "not installed"}
     networks: dict[str, Any] = {}
     for name in settings.only:
