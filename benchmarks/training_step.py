@@ -29,7 +29,8 @@ from lightning_fabric import Fabric
 from napari_fmseg.core.events import StepDone
 from napari_fmseg.core.processes import environment, peak_bytes
 from napari_fmseg.datasets.nnunet_raw import cases_of
-from napari_fmseg.datasets.phantom.dataset import write_phantom_dataset
+from napari_fmseg.datasets.phantom import phantom_ct
+from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.training import Recipe, stage_trainer, suggest_recipe, train
 from napari_fmseg.training.optimisation import WeightAverage
 from napari_fmseg.training.stage_trainer import StageTrainer
@@ -90,6 +91,21 @@ def watch_training(spent: Spent) -> None:
     Fabric.backward = spent.watch(Fabric.backward, "backward")  # type: ignore[method-assign]
     WeightAverage.update = spent.watch(WeightAverage.update, "optimiser")  # type: ignore[method-assign]
     stage_trainer.optimiser_step = step_watched
+
+
+def write_phantoms(folder: Path, n: int, spacing: float) -> Path:
+    """Write phantoms to learn from; they are the same in every run."""
+    folder.mkdir()
+    cases, names = [], {}
+    for seed in range(n):
+        volume, labels = phantom_ct(seed, spacing=(spacing,) * 3)
+        write_volume(volume, folder / f"{seed}.nii.gz")
+        write_labels(labels, folder / f"{seed}_labels.nii.gz")
+        cases.append({"case": str(seed), "image": f"{seed}.nii.gz", "label": f"{seed}_labels.nii.gz"})
+        names = {name: value for value, name in labels.names.items()}
+    facts = {"labels": {"background": 0, **names}, "channel_names": {"0": "CT"}, "training": cases, "validation": []}
+    (folder / "dataset.json").write_text(json.dumps(facts), encoding="utf-8")
+    return folder
 
 
 def recipe_for(data: Path, folder: Path, steps: int) -> Recipe:
@@ -158,6 +174,8 @@ def main() -> None:
     """Train on phantoms, or on the cases of a folder."""
     parser = measuring.parser_for(__doc__, "training_step")
     parser.add_argument("--data", type=Path, help="a folder with a dataset.json; phantoms without one")
+    parser.add_argument("--cases", type=int, default=3, help="phantoms to learn from")
+    parser.add_argument("--spacing", type=float, default=3.0, help="mm between the voxels of a phantom")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -167,7 +185,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="fmseg-training-") as place:
         folder = Path(place)
-        data = settings.data or write_phantom_dataset(folder / "phantoms", 3, 1, seed=0)
+        data = settings.data or write_phantoms(folder / "phantoms", settings.cases, settings.spacing)
         found = measure(data, folder, settings)
     for part in PARTS:
         sys.stdout.write(f"{part:10} {found['processor_seconds_per_step'][part]['median']:8.4f} s of the processor\n")

@@ -17,7 +17,7 @@ TINY = {
     "networks": ["--only", "edgenet", "--size", "16", "--small", "--rounds", "1"],
     "stages": ["--models", "fmsf-phantom-ct", "--rounds", "1"],
     "file_to_mask": ["--models", "fmsf-phantom-ct", "--shape", "40", "48", "48", "--rounds", "1"],
-    "training_step": ["--steps", "1", "--rounds", "1"],
+    "training_step": ["--steps", "1", "--rounds", "1", "--cases", "1", "--spacing", "20"],
     "growth": ["--parts", "labels", "--shape", "24", "32", "32", "--classes", "3", "--grid", "16", "--rounds", "1"],
     "startup": ["--without-docks", "--rounds", "1"],
 }
@@ -101,3 +101,9 @@ def test_the_entry_lists_every_script_that_measures_and_refuses_another_name(
     assert scripts == set(ENTRY["BENCHMARKS"])
     assert all(name in told for name in scripts)
     assert ENTRY["main"](["no-such-benchmark"]) == 2
+
+
+def test_the_page_and_its_picture_are_those_of_the_results() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "benchmarks_page.py"))
+    assert script["PAGE"].read_text(encoding="utf-8") == script["page"]()
+    assert script["PICTURE"].read_text(encoding="utf-8") == script["picture"]()

@@ -51,6 +51,7 @@ def test_segment_writes_labels_on_the_image_with_a_manifest(image, tmp_path, cap
     assert labels.geometry.matches(read_volume(image).geometry)
     manifest = json.loads((tmp_path / "out" / "mask.nii.gz.json").read_text())
     assert manifest["model"]["name"] == "tiny"
+    assert manifest["threads"] >= 1
     assert len(manifest["model"]["weights_sha256"]) == 64
     assert {"reading", "consensus", "labels", "writing"} <= manifest["seconds"].keys()
     assert manifest["device"] == "cpu"
@@ -310,6 +311,22 @@ def test_phantom_writes_an_image_and_its_labels(tmp_path, capsys):
     assert labels.data.any()
     assert run("phantom", tmp_path / "folder", "--spacing", 12, 12, 12) == 0
     assert {p.name for p in (tmp_path / "folder").iterdir()} == {"phantom.nii.gz", "phantom_labels.nii.gz"}
+
+
+def test_the_mask_does_not_depend_on_the_number_of_threads(image, tmp_path):
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    masks = []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            out = tmp_path / f"{n}.nii.gz"
+            assert run("segment", image, "--model", "tiny", "--output", out, "--device", "cpu") == 0
+            assert json.loads((tmp_path / f"{n}.nii.gz.json").read_text())["threads"] == n
+            masks.append(read_labels(out).data)
+    finally:
+        torch.set_num_threads(before)
+    assert (masks[0] == masks[1]).all()
 
 
 def test_doctor_gives_every_finding(capsys):
