@@ -37,6 +37,8 @@ from napari_fmseg.training.stage_trainer import StageTrainer
 
 PARTS = ("sampling", "forward", "backward", "optimiser", "other")
 WARM_UP = 3
+AHEAD = 2
+"""Steps after those that count: the samples of the next step are drawn while a step is computed."""
 
 
 class Spent:
@@ -113,7 +115,7 @@ def recipe_for(data: Path, folder: Path, steps: int) -> Recipe:
     names, training, _ = cases_of(data)
     labels = [name for name in names.values() if name != "ignore"]
     recipe = suggest_recipe(training, 5.0, device="cpu", labels=labels, out=folder / "run").recipe
-    n = steps + WARM_UP
+    n = steps + WARM_UP + AHEAD
     stage = replace(recipe.stages[0], steps=n, steps_per_epoch=n, minutes=0.0)
     return replace(recipe, stages=(stage,), validation=(), unlabelled=())
 

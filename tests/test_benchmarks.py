@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from napari_fmseg.datasets.phantom import phantom_ct
+from napari_fmseg.io import write_volume
+
 ROOT = Path(__file__).parents[1]
 ENTRY = runpy.run_path(str(ROOT / "benchmarks" / "__main__.py"))
 
@@ -17,7 +20,7 @@ TINY = {
     "networks": ["--only", "edgenet", "--size", "16", "--small", "--rounds", "1"],
     "stages": ["--models", "fmsf-phantom-ct", "--rounds", "1"],
     "file_to_mask": ["--models", "fmsf-phantom-ct", "--shape", "40", "48", "48", "--rounds", "1"],
-    "training_step": ["--steps", "1", "--rounds", "1", "--cases", "1", "--spacing", "20"],
+    "training_step": ["--steps", "3", "--rounds", "1", "--cases", "1", "--spacing", "20"],
     "growth": ["--parts", "labels", "--shape", "24", "32", "32", "--classes", "3", "--grid", "16", "--rounds", "1"],
     "startup": ["--without-docks", "--rounds", "1"],
 }
@@ -30,8 +33,13 @@ def _own_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-def run(name: str, out: Path) -> dict[str, Any]:
-    assert ENTRY["main"]([name, *TINY[name], "--out", str(out)]) == 0
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_volume(phantom_ct(1, spacing=(20.0, 20.0, 20.0))[0], tmp_path_factory.mktemp("image") / "ct.nii.gz")
+
+
+def run(name: str, out: Path, *more: str) -> dict[str, Any]:
+    assert ENTRY["main"]([name, *TINY[name], *more, "--out", str(out)]) == 0
     found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     assert found["benchmark"] == name
     assert found["machine"]["processor"]
@@ -47,8 +55,8 @@ def test_networks_are_compared_with_their_plain_form(tmp_path: Path) -> None:
     assert all(row["processor_seconds"]["least"] > 0 and row["peak_mb"] > 0 for row in forms.values())
 
 
-def test_stages_are_told_cold_and_warm(tmp_path: Path) -> None:
-    stages = run("stages", tmp_path / "out.json")["models"]["fmsf-phantom-ct"]
+def test_stages_are_told_cold_and_warm(tmp_path: Path, image: Path) -> None:
+    stages = run("stages", tmp_path / "out.json", "--image", str(image))["models"]["fmsf-phantom-ct"]
     assert {"reading", "consensus", "attention", "edge", "labels", "writing"} <= set(stages)
     assert all(set(states) == {"cold", "warm"} for states in stages.values())
 
@@ -75,8 +83,8 @@ def test_a_cell_of_growth_tells_time_and_memory(tmp_path: Path) -> None:
     assert cell["peak_mb"] >= cell["base_mb"] > 0
 
 
-def test_starts_are_told_to_the_first_stage(tmp_path: Path) -> None:
-    starts = run("startup", tmp_path / "out.json")["starts"]
+def test_starts_are_told_to_the_first_stage(tmp_path: Path, image: Path) -> None:
+    starts = run("startup", tmp_path / "out.json", "--image", str(image))["starts"]
     assert set(starts) == {"fmseg --help", "fmseg segment --help", "fmseg segment, first stage"}
     assert all(row["processor_seconds"]["median"] > 0 for row in starts.values())
 
