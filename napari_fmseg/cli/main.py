@@ -50,14 +50,14 @@ class Command:
         command: Callable[..., int] = getattr(import_module(f"napari_fmseg.cli.{self.module}"), self.function)
         return command
 
-    def listed(self) -> Callable[[], int]:
+    def stand_in(self) -> Callable[[], int]:
         """Return what stands for it where the commands are listed."""
 
-        def listed() -> int:
+        def stand_in() -> int:
             return self.load()()
 
-        listed.__doc__ = self.summary
-        return listed
+        stand_in.__doc__ = self.summary
+        return stand_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,7 +155,7 @@ def _group(words: list[str]) -> tuple[Mapping[str, Callable[..., int]], str, lis
 
         if words[1:] and words[1] in MODEL_COMMANDS:
             return MODEL_COMMANDS, "fmseg models", words[1:]
-    return {name: one.load() if name == first else one.listed() for name, one in COMMANDS.items()}, "fmseg", words
+    return {name: one.load() if name == first else one.stand_in() for name, one in COMMANDS.items()}, "fmseg", words
 
 
 _OLD_COMMANDS = {"why": "explain"}

@@ -154,7 +154,7 @@ def watch_cores() -> None:
 
 
 def use_free_cores() -> int:
-    """Let torch compute with no more threads than there were cores for us since `watch_cores`.
+    """Limit the threads of torch to the cores that other programs left free since `watch_cores`.
 
     On a machine that is busy with other work more threads wait for each other and are slower than fewer. The masks do
     not depend on their number. Whoever sets OMP_NUM_THREADS or MKL_NUM_THREADS has chosen; where the system does not
