@@ -7,7 +7,6 @@ import dataclasses
 import itertools
 import json
 import os
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 
 from napari_fmseg.core.events import EpochDone, StepDone, Warned
+from napari_fmseg.evaluation.machine import machine_facts
+from napari_fmseg.nets.runtime.device import pick_device
 from napari_fmseg.training import Recipe, StageRecipe, train
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +32,7 @@ class Results:
         self.table: dict[str, Any] = {"runs": {}, "plans": {}}
         if self.path.exists():
             self.table = json.loads(self.path.read_text())
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        self.table["machine"] = {
-            "device": gpu or platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+        self.table["machine"] = machine_facts(pick_device("auto"))
         self.table["minutes"] = minutes
 
     def save(self) -> None:

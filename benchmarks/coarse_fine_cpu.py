@@ -31,7 +31,7 @@ from napari_fmseg.core.processes import peak_bytes
 from napari_fmseg.core.resampling_torch import bounding_box, canonical_view, resize, to_canonical, to_tensor
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.phantom import phantom_ct
-from napari_fmseg.evaluation.benchmark import environment
+from napari_fmseg.evaluation.machine import machine_facts
 from napari_fmseg.io import read_volume, write_labels, write_volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.settings import CoarseFineSettings
@@ -237,7 +237,7 @@ def main() -> None:
         volume = write_volume(large_ct((z, y, x)), folder / "ct.nii.gz")
         told: dict[str, Any] = {
             "shape": list(asked.shape), "classes": asked.classes, "max_memory_gb": asked.max_memory_gb,
-            "environment": environment(pick_device(asked.device)),
+            "environment": machine_facts(pick_device(asked.device)),
         }  # fmt: skip
         for form in asked.forms:
             words = [sys.executable, __file__, "--child", form, "--volume", str(volume), "--model", str(model),

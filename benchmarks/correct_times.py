@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -31,6 +29,7 @@ from napari_fmseg._napari.correct.dock import CorrectDock
 from napari_fmseg._napari.correct.tools import Tool
 from napari_fmseg._napari.layers import image_layers, labels_layer
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.evaluation.machine import machine_facts
 
 SPACING = (2.0, 0.8, 0.8)
 N_CLASSES = 10
@@ -251,14 +250,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     wanted = parser.parse_args()
     found = run(tuple(wanted.shape))
-    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, napari {napari.__version__}")
+    machine = machine_facts(packages=("napari",))
+    print(f"load {machine['load']} on {machine['cores']} cores, napari {napari.__version__}")
     print("| Tool | visible slice | all slices | accept | longest stall | voxels |")
     print("| --- | --- | --- | --- | --- | --- |")
     for t in found:
         pairs = (t.visible, t.visible_cpu), (t.whole, t.whole_cpu), (t.accept, t.accept_cpu), (t.stall, t.stall_cpu)
         print(f"| {t.tool} | {' | '.join(f'{ms:.0f} ({cpu:.0f}) ms' for ms, cpu in pairs)} | {t.voxels:.0f} |")
     if wanted.out is not None:
-        facts = {"machine": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg(), "shape": wanted.shape}
+        facts = {"machine": machine, "shape": wanted.shape}
         wanted.out.write_text(json.dumps({**facts, "tools": [asdict(t) for t in found]}, indent=1) + "\n")
 
 

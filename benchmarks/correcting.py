@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ import numpy as np
 from scipy import ndimage
 
 from napari_fmseg.core.events import drain
+from napari_fmseg.evaluation.machine import machine_facts
 from napari_fmseg.io import read_labels, read_volume
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions, segment
@@ -306,7 +306,7 @@ def times(options: argparse.Namespace, table: dict[str, Any], save: Callable[[],
             spent.append((time.perf_counter() - start, time.process_time() - processor))
         wall, processor = (round(1000 * statistics.median(column), 1) for column in zip(*spent, strict=True))
         table.setdefault("milliseconds", {})[name] = {"wall": wall, "processor": processor}
-        table["load"] = [round(n, 1) for n in os.getloadavg()]
+        table["machine"] = machine_facts()
         save()
         print(f"{name:45} {wall:9.1f} ms, {processor:9.1f} ms of the processor", flush=True)
 
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "correcting.json")
     options = parser.parse_args()
     table: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
-    table["machine"] = {"device": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    table["machine"] = machine_facts()
 
     def save() -> None:
         beside = options.out.with_suffix(".part")

@@ -12,25 +12,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 
-from napari_fmseg.core.hardware import processor_name
 from napari_fmseg.core.volume import Geometry, Volume
+from napari_fmseg.evaluation.machine import machine_facts
 from napari_fmseg.io import write_volume
 from napari_fmseg.models.weights import Model, load_model
+from napari_fmseg.nets.runtime.device import pick_device
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.pipelines.batch import JobOptions, SegmentationJob, plan_jobs
 from napari_fmseg.pipelines.folders.outcome import VolumeDone
@@ -120,11 +118,7 @@ def main() -> None:
         memory = memory_of_one_run(scans, output, args.model, args.device, args.volumes)
         print(memory)
     facts = {
-        "device": processor_name() if args.device == "cpu" else args.device,
-        "cores": os.cpu_count(),
-        "load": [round(part, 1) for part in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("torch", "numpy")},
+        "machine": machine_facts(pick_device(args.device)),
         "model": args.model,
         "volumes": args.volumes,
         "shape_zyx": args.shape,

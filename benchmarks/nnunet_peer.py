@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -190,6 +189,8 @@ def ours(said: argparse.Namespace) -> dict[str, float]:
 
 def compare(said: argparse.Namespace) -> None:
     """Run all in turns and report."""
+    from napari_fmseg.evaluation.machine import machine_facts  # the peer's environment has no package of ours
+
     python = environment(said.environment)
     kept = [f"--{name}={getattr(said, name)}" for name in ("heads", "threads")]
     for name in ("spacing", "patch", "features"):
@@ -211,8 +212,8 @@ def compare(said: argparse.Namespace) -> None:
     ratios = {role: {part: statistics.median(one["peer"][part] / one[role][part] for one in runs)
                      for part in ("total", "processor", "peak_gib")} for role in ("exact", "fast")}  # fmt: skip
     facts = {"scan": said.scan.name, "heads": said.heads, "spacing": said.spacing, "patch": said.patch,
-             "features": said.features, "threads": said.threads, "machine": platform.processor() or platform.machine(),
-             "pairs": said.pairs, "seconds": found, "nnU-Net over ours": ratios}  # fmt: skip
+             "features": said.features, "threads": said.threads, "machine": machine_facts(), "pairs": said.pairs,
+             "seconds": found, "nnU-Net over ours": ratios}  # fmt: skip
     print(json.dumps(facts, indent=1))
     if said.out:
         (said.out / f"nnunet-{said.heads}-heads.json").write_text(json.dumps(facts, indent=1) + "\n")

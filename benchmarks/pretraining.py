@@ -20,7 +20,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -35,7 +34,9 @@ import tomli_w
 import torch
 
 from napari_fmseg.core.events import EpochDone, Saved, StepDone, Warned, from_json
+from napari_fmseg.evaluation.machine import machine_facts
 from napari_fmseg.models.registry import find_card
+from napari_fmseg.nets.runtime.device import pick_device
 from napari_fmseg.training import PretrainRecipe, Recipe, cases_of, load_pretrain_recipe, load_recipe, pretrain, train
 
 ROOT = Path(__file__).parents[1]
@@ -54,13 +55,7 @@ class Results:
         self.path = folder / "pretraining.json"
         folder.mkdir(parents=True, exist_ok=True)
         self.table: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        self.table["machine"] = {
-            "device": gpu or platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+        self.table["machine"] = machine_facts(pick_device("auto"))
 
     def write(self, name: str, value: Any) -> None:
         """Set a part and write the file beside, then rename it."""

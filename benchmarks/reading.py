@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import pydicom
 import SimpleITK as sitk
 
 from napari_fmseg.core.volume import Geometry, LabelMap
+from napari_fmseg.evaluation.machine import machine_facts
 from napari_fmseg.io import read_labels, read_volume, write_labels
 
 SHAPE = (200, 512, 512)
@@ -140,13 +138,6 @@ def measure(task: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     """Run all tasks and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -160,11 +151,7 @@ def main() -> None:
             print(name, results[name])
         sizes = {path.name: path.stat().st_size for path in sorted(Path(folder).glob("*.*"))}
     facts = {
-        "device": processor(),
-        "cores": os.cpu_count(),
-        "load": [round(part, 1) for part in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: version(name) for name in ("numpy", "nibabel", "SimpleITK", "pydicom", "isal")},
+        "machine": machine_facts(packages=("nibabel", "pydicom", "isal")),
         "volume": {"shape_zyx": SHAPE, "dtype": "int16", "bytes": int(np.prod(SHAPE)) * 2},
         "file_bytes": sizes,
         "rounds": args.rounds,

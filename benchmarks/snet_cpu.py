@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from napari_fmseg.core.processes import peak_bytes
+from napari_fmseg.evaluation.machine import machine_facts
 
 FORMS = {
     "plain": "the published network, layer by layer in float32, with its four maps",
@@ -99,8 +100,7 @@ def serve(form: str, size: int, folder: str) -> None:
             out = run()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         np.save(Path(folder) / f"{list(FORMS).index(form)}.npy", out.argmax(1).to(torch.uint8).numpy())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        print(json.dumps([wall, cpu, peak]), flush=True)
+        print(json.dumps([wall, cpu, peak_bytes()]), flush=True)
 
 
 class Form:
@@ -158,14 +158,6 @@ def measure(size: int, pairs: int, threads: int) -> dict[str, object]:
     return {"threads": threads, "pairs": pairs, "foreground_share": round(float(labels[0].mean()), 3), "forms": rows}
 
 
-def processor() -> str:
-    """Name the processor as the system does."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Measure with all threads and with one, print a table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -181,11 +173,7 @@ def main() -> None:
         return
     result = {
         "what": f"SNet (32 channels, 2 classes) at {options.size}^3",
-        "device": processor(),
-        "cores": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "load_average_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "machine": machine_facts(),
         "runs": [measure(options.size, options.pairs, n) for n in dict.fromkeys([options.threads, 1])],
     }
     for run in result["runs"]:

@@ -76,7 +76,7 @@ def _pages() -> Iterator[tuple[str, str]]:
 def command_groups() -> Mapping[str, Mapping[str, Callable[..., int]]]:
     """Return the commands by the words before them."""
     return {
-        "fmseg": {name: call for name, call in COMMANDS.items() if name not in ("project", "datasets", "cluster")},
+        "fmseg": {name: one.load() for name, one in COMMANDS.items() if name not in ("project", "datasets", "cluster")},
         "fmseg models": MODEL_COMMANDS,
         "fmseg datasets": DATASET_COMMANDS,
         "fmseg project": PROJECT_COMMANDS,

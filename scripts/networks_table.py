@@ -9,7 +9,6 @@ python scripts/networks_table.py --write --only fcn unet2d    measures these, an
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 import warnings
@@ -24,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from napari_fmseg.core.allocator import keep_freed_memory, own_process
 from napari_fmseg.core.errors import MissingExtra
+from napari_fmseg.core.hardware import processor_name
 from napari_fmseg.nets import NETWORKS, build
 from napari_fmseg.nets.unet3d import ATTENTIONS
 
@@ -165,15 +165,7 @@ def described(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     n = torch.get_num_threads()
-    return f"{processor()}, {n} thread{'s' if n > 1 else ''}"
-
-
-def processor() -> str:
-    """Name the CPU."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text().splitlines() if facts.exists() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
+    return f"{processor_name()}, {n} thread{'s' if n > 1 else ''}"
 
 
 def page(device: torch.device, only: Sequence[str] = ()) -> str:

@@ -71,7 +71,7 @@ def parse(words: list[str]) -> None:
     if words[:2] == ["cluster", "slurm"]:
         split_slurm(words[2:])
         return
-    group: dict[str, Callable[..., int]] = COMMANDS
+    group: dict[str, Callable[..., int]] = {name: command.load() for name, command in COMMANDS.items()}
     prog = "fmseg"
     if words[:1] == ["project"] and len(words) > 1:
         group, prog, words = PROJECT_COMMANDS, "fmseg project", words[1:]

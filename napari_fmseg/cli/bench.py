@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.cli.console import Bars, Json, number, say, show_event, show_terms, table, write_json
+from napari_fmseg.cli.console import Json, number, say, show_terms, table, write_json
+from napari_fmseg.cli.progress import Bars, show_event
 from napari_fmseg.pipelines import SegmentOptions
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import Json, follow, note, say, table, write_json
+from napari_fmseg.cli.console import Json, note, say, table, write_json
+from napari_fmseg.cli.progress import follow
 
 __all__ = ["DATASET_COMMANDS", "list_"]
 

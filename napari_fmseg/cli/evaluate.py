@@ -12,17 +12,16 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.cli.console import (
     AcceptLicence,
-    Bars,
     Json,
     Scheduler,
     metrics_table,
     note,
     number,
     say,
-    show_event,
     show_terms,
     write_json,
 )
+from napari_fmseg.cli.progress import Bars, show_event
 from napari_fmseg.pipelines import SegmentOptions
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import USE, Bars, Json, note, note_warnings, say, show_event, write_json
+from napari_fmseg.cli.console import USE, Json, note, note_warnings, say, write_json
 from napari_fmseg.cli.exit_codes import _Usage
+from napari_fmseg.cli.progress import Bars, show_event
 
 
 def export(

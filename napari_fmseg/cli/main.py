@@ -11,33 +11,53 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import tyro
 from tyro.conf import FlagCreatePairsOff
 
-from napari_fmseg.cli.bench import bench, phantom
 from napari_fmseg.cli.console import USE, Json, note, notices, say, table, write_json
-from napari_fmseg.cli.datasets import DATASET_COMMANDS
-from napari_fmseg.cli.evaluate import evaluate, explain
 from napari_fmseg.cli.exit_codes import _STOPPED, _explain
-from napari_fmseg.cli.export import export
-from napari_fmseg.cli.folders.slurm import run_cluster
-from napari_fmseg.cli.lesions import lesions
-from napari_fmseg.cli.models import MODEL_COMMANDS, convert, models
-from napari_fmseg.cli.projects import PROJECT_COMMANDS
-from napari_fmseg.cli.score import score
-from napari_fmseg.cli.segment import segment
-from napari_fmseg.cli.server.command import serve
-from napari_fmseg.cli.train import crossval, pretrain, train
 from napari_fmseg.core.allocator import own_process
-from napari_fmseg.core.hardware import wait_asleep
+from napari_fmseg.core.hardware import wait_asleep, watch_cores
 from napari_fmseg.core.processes import ending_tidily
 from napari_fmseg.core.structuring import OLD_SPELLINGS, notify_old_spelling
 from napari_fmseg.core.temporary_files import remove_own, sweep
 
 __all__ = ["main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command whose module is loaded when it is used; ``fmseg --help`` needs the summaries alone.
+
+    Attributes
+    ----------
+    module, function
+        Where it is, below `napari_fmseg.cli`.
+    summary
+        The first line of its docstring.
+    """
+
+    module: str
+    function: str
+    summary: str
+
+    def load(self) -> Callable[..., int]:
+        """Return its function."""
+        command: Callable[..., int] = getattr(import_module(f"napari_fmseg.cli.{self.module}"), self.function)
+        return command
+
+    def stand_in(self) -> Callable[[], int]:
+        """Return what stands for it where the commands are listed."""
+
+        def stand_in() -> int:
+            return self.load()()
+
+        stand_in.__doc__ = self.summary
+        return stand_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:  # a program calls us: it keeps its environment and settings
         return _main(argv)
     wait_asleep()
+    watch_cores()
     own_process()
     code = _main(sys.argv[1:])
     if code > 128:
@@ -106,26 +127,35 @@ def _run(words: list[str]) -> int:
     if words[:1] == ["--version"]:
         return _version()
     if words[:1] == ["cluster"]:
+        from napari_fmseg.cli.folders.slurm import run_cluster
+
         return run_cluster(words[1:])
     commands, prog, rest = _group(words)
     return int(
         tyro.extras.subcommand_cli_from_dict(
-            commands, prog=prog, args=rest or ["--help"], config=(FlagCreatePairsOff,),
+            dict(commands), prog=prog, args=rest or ["--help"], config=(FlagCreatePairsOff,),
             description=f"Segment 3-D medical images, and train models for it. {USE}",
         )
     )  # fmt: skip
 
 
-def _group(words: list[str]) -> tuple[dict[str, Callable[..., int]], str, list[str]]:
+def _group(words: list[str]) -> tuple[Mapping[str, Callable[..., int]], str, list[str]]:
     """Choose the commands that the words are of: ``fmseg project add`` is one of a group."""
-    first, second = words[:1], words[1:2]
-    if first == ["project"]:
+    first = words[0] if words else ""
+    if first == "project":
+        from napari_fmseg.cli.projects import PROJECT_COMMANDS
+
         return PROJECT_COMMANDS, "fmseg project", words[1:]
-    if first == ["datasets"]:
+    if first == "datasets":
+        from napari_fmseg.cli.datasets import DATASET_COMMANDS
+
         return DATASET_COMMANDS, "fmseg datasets", words[1:]
-    if first == ["models"] and second and second[0] in MODEL_COMMANDS:
-        return MODEL_COMMANDS, "fmseg models", words[1:]
-    return COMMANDS, "fmseg", words
+    if first == "models":
+        from napari_fmseg.cli.models import MODEL_COMMANDS
+
+        if words[1:] and words[1] in MODEL_COMMANDS:
+            return MODEL_COMMANDS, "fmseg models", words[1:]
+    return {name: one.load() if name == first else one.stand_in() for name, one in COMMANDS.items()}, "fmseg", words
 
 
 _OLD_COMMANDS = {"why": "explain"}
@@ -191,26 +221,84 @@ def datasets() -> int:
 
 def cluster() -> int:
     """Write batch files that run segment, evaluate, train or pretrain on a cluster: slurm."""
+    from napari_fmseg.cli.folders.slurm import run_cluster
+
     return run_cluster(["--help"])
 
 
-COMMANDS: dict[str, Callable[..., int]] = {
-    "segment": segment,
-    "models": models,
-    "score": score,
-    "evaluate": evaluate,
-    "explain": explain,
-    "lesions": lesions,
-    "project": project,
-    "datasets": datasets,
-    "train": train,
-    "crossval": crossval,
-    "pretrain": pretrain,
-    "cluster": cluster,
-    "serve": serve,
-    "bench": bench,
-    "phantom": phantom,
-    "doctor": doctor,
-    "convert": convert,
-    "export": export,
+COMMANDS: dict[str, Command] = {
+    "segment": Command("segment", "segment", "Segment volumes. Research use only. Not a medical device."),
+    "models": Command(
+        "models", "models", "List the models: what each segments, how well, and what its licence allows."
+    ),
+    "score": Command(
+        "score",
+        "score",
+        "Compare a segmentation with the truth: Dice, distances in mm, volumes in ml, for every label.",
+    ),
+    "evaluate": Command(
+        "evaluate",
+        "evaluate",
+        "Evaluate a model on labelled cases: a table of cases x metrics. Started again, it resumes.",
+    ),
+    "explain": Command(
+        "evaluate",
+        "explain",
+        "Write a saliency map of a class (Seg-Grad-CAM): 0 to 1, on the grid that the network received.",
+    ),
+    "lesions": Command(
+        "lesions",
+        "lesions",
+        "Measure every lesion: volume, maximum and mean uptake, total (TLG), position. Research use only.",
+    ),
+    "project": Command(
+        "main",
+        "project",
+        "Manage training cases and model versions in a folder: init, add, list, split, rank, prepare, keep, predict.",
+    ),
+    "datasets": Command(
+        "main", "datasets", "Arrange downloaded public data sets, such as LiTS or BraTS, for training: list, prepare."
+    ),
+    "train": Command(
+        "train",
+        "train",
+        "Train a model on labelled volumes, from scratch or from another model. Started again, it resumes.",
+    ),
+    "crossval": Command(
+        "train",
+        "crossval",
+        "Train and evaluate one model per fold of the cases, and merge them. Started again, it resumes.",
+    ),
+    "pretrain": Command(
+        "train", "pretrain", "Pretrain a network on unlabelled volumes by Volume Fusion. Started again, it resumes."
+    ),
+    "cluster": Command(
+        "main", "cluster", "Write batch files that run segment, evaluate, train or pretrain on a cluster: slurm."
+    ),
+    "serve": Command(
+        "server.command",
+        "serve",
+        "Serve models, and a project to teach them, to 3D Slicer (MONAI Label module) and OHIF; Ctrl-C ends it.",
+    ),
+    "bench": Command(
+        "bench",
+        "bench",
+        "Measure time and peak memory of reading, every stage and writing; compare our network code with plain torch.",
+    ),
+    "phantom": Command("bench", "phantom", "Write a synthetic abdominal CT with its labels."),
+    "doctor": Command(
+        "main",
+        "doctor",
+        "Check this machine: Python, torch, devices, memory, packages and models, with the exact fix for each problem.",
+    ),
+    "convert": Command(
+        "models",
+        "convert",
+        "Convert a published checkpoint (.pt, .pth) to safetensors and a model card; code in it is never run.",
+    ),
+    "export": Command(
+        "export",
+        "export",
+        "Turn a file with labels into masks per class, meshes for print and 3-D, or a DICOM SEG for an archive.",
+    ),
 }

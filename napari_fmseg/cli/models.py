@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import (
-    USE,
-    Json,
-    ProjectFolder,
-    confirm,
-    follow,
-    note,
-    number,
-    say,
-    table,
-    write_json,
-)
+from napari_fmseg.cli.console import USE, Json, ProjectFolder, confirm, note, number, say, table, write_json
+from napari_fmseg.cli.progress import follow
 from napari_fmseg.core.errors import FmsegError
 
 if TYPE_CHECKING:

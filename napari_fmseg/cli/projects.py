@@ -10,7 +10,8 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from napari_fmseg.cli.cases import CASE_COMMANDS
-from napari_fmseg.cli.console import Events, Json, ProjectFolder, follow, note, number, say, table, write_json
+from napari_fmseg.cli.console import Events, Json, ProjectFolder, note, number, say, table, write_json
+from napari_fmseg.cli.progress import follow
 from napari_fmseg.core.errors import FmsegError, LabelsChanged
 from napari_fmseg.training import Augment
 from napari_fmseg.training.projects import (

@@ -10,25 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.cli.console import (
-    USE,
-    AcceptLicence,
-    Bars,
-    Events,
-    Json,
-    Scheduler,
-    note,
-    say,
-    show_event,
-    show_progress,
-    show_terms,
-    write_event,
-    write_json,
-)
+from napari_fmseg.cli.console import USE, AcceptLicence, Events, Json, Scheduler, note, say, show_terms, write_json
 from napari_fmseg.cli.exit_codes import _Usage
 from napari_fmseg.cli.folders.selection import FailedTable, Part, choose_jobs
+from napari_fmseg.cli.progress import Bars, show_event, show_progress, write_event
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import DOES_NOT_FIT, Warned, in_background
+from napari_fmseg.core.hardware import use_free_cores
 from napari_fmseg.pipelines import SegmentOptions
 
 if TYPE_CHECKING:
@@ -136,6 +124,7 @@ def _here(
 
     def work() -> Iterator[FolderEvent]:
         model = load_model(card, device=options.run.device)
+        use_free_cores()
         return segment_jobs(jobs, model, options, first=first.pop())
 
     return in_background(work, "fmseg segment")

@@ -13,18 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import (
-    Bars,
-    Events,
-    Json,
-    Scheduler,
-    metrics_table,
-    note,
-    number,
-    say,
-    show_event,
-    write_json,
-)
+from napari_fmseg.cli.console import Events, Json, Scheduler, metrics_table, note, number, say, write_json
+from napari_fmseg.cli.progress import Bars, show_event
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import EpochDone, Saved, to_json
 from napari_fmseg.core.processes import is_rank_zero

@@ -6,8 +6,9 @@ import contextlib
 import os
 import platform
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from napari_fmseg.core.errors import DeviceUnavailable
 
@@ -19,9 +20,12 @@ __all__ = [
     "apply_cpu_capability",
     "cpu_capability",
     "device_name",
+    "instruction_sets",
     "n_cores",
     "processor_name",
+    "use_free_cores",
     "wait_asleep",
+    "watch_cores",
 ]
 
 
@@ -38,6 +42,23 @@ def processor_name() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+_FAST = (
+    *("sse4_2", "avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni"),
+    *("amx_tile", "amx_bf16", "amx_int8", "asimd", "asimdhp", "bf16", "sve", "sve2"),
+)
+"""Instruction sets of x86 and Arm that decide how fast networks are."""
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Return those of the CPU that decide how fast networks are; () where the system does not list them."""
+    for line in _lines("/proc/cpuinfo"):
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            found = set(words.split())
+            return tuple(name for name in _FAST if name in found)
+    return ()
 
 
 def device_name(device: torch.device) -> str:
@@ -105,3 +126,58 @@ def wait_asleep() -> None:
     """
     if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+class _Use(NamedTuple):
+    """Seconds: by the clock, of all cores doing nothing, and of this process on any core."""
+
+    clock: float
+    idle: float
+    own: float
+
+
+_at_start: _Use | None = None
+
+
+def _use_of_cores() -> _Use | None:
+    """Return how the cores were used up to now; None where the system does not say."""
+    words = next((line.split() for line in _lines("/proc/stat") if line.startswith("cpu ")), [])
+    if len(words) < 6:
+        return None
+    return _Use(time.perf_counter(), (int(words[4]) + int(words[5])) / os.sysconf("SC_CLK_TCK"), time.process_time())
+
+
+def watch_cores() -> None:
+    """Begin to watch how many cores other programs use; see `use_free_cores`."""
+    global _at_start
+    _at_start = _use_of_cores()
+
+
+def use_free_cores() -> int:
+    """Limit the threads of torch to the cores that other programs left free since `watch_cores`.
+
+    On a machine that is busy with other work more threads wait for each other and are slower than fewer. The masks do
+    not depend on their number. Whoever sets OMP_NUM_THREADS or MKL_NUM_THREADS has chosen; where the system does not
+    say what is free, torch's own choice stays.
+
+    Returns
+    -------
+    int
+        The number of threads.
+    """
+    import torch
+
+    start, now, most = _at_start, _use_of_cores(), int(torch.get_num_threads())
+    if start is None or now is None or {"OMP_NUM_THREADS", "MKL_NUM_THREADS"} & os.environ.keys():
+        return most
+    seconds = now.clock - start.clock
+    if seconds < _LEAST_WATCHED_S:
+        return most
+    ours = (now.idle - start.idle + now.own - start.own) / seconds
+    threads = max(1, min(most, round(ours)))
+    torch.set_num_threads(threads)
+    return threads
+
+
+_LEAST_WATCHED_S = 0.3
+"""The system counts in hundredths of a second."""

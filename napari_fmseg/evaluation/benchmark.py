@@ -24,13 +24,13 @@ import numpy as np
 from napari_fmseg.core.allocator import own_process
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress, StageResult
-from napari_fmseg.core.hardware import device_name, n_cores, processor_name
 from napari_fmseg.core.memory import MemoryWatch
 from napari_fmseg.core.processes import ChildProcess, python_module
 from napari_fmseg.core.volume import LabelMap, Volume
+from napari_fmseg.evaluation.machine import machine_facts
 from napari_fmseg.io import read_volume, suffix_of, write_labels, write_volume
 from napari_fmseg.io.compression import open_inflated
-from napari_fmseg.models.provenance import precision_of, versions
+from napari_fmseg.models.provenance import precision_of
 from napari_fmseg.pipelines import SegmentOptions, segment
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from napari_fmseg.models.weights import Model
 
-__all__ = ["Benchmark", "Comparison", "StepTiming", "benchmark", "compare_with_plain", "environment", "snet_example"]
+__all__ = ["Benchmark", "Comparison", "StepTiming", "benchmark", "compare_with_plain", "snet_example"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Benchmark:
     inflate_seconds
         For a compressed file: inflating it alone, by the standard library and as we do.
     environment
-        The machine; see `environment`.
+        The machine; see `napari_fmseg.evaluation.machine.machine_facts`.
     """
 
     model: str
@@ -184,24 +184,8 @@ def benchmark(
         parts={name: _together([run[name] for run in runs]) for name in runs[0]},
         total_seconds=statistics.median(walls),
         inflate_seconds={name: statistics.median(run[name] for run in inflate) for name in inflate[0]},
-        environment=environment(model.device),
+        environment=machine_facts(model.device),
     )
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Report on what was measured: device, processor, cores, threads, the precision that auto means, versions."""
-    import torch
-
-    from napari_fmseg.nets.runtime.device import pick_precision
-
-    return {
-        "device": device_name(device),
-        "processor": processor_name(),
-        "cores": n_cores(),
-        "threads": torch.get_num_threads(),
-        "precision": pick_precision(device),
-        "versions": versions(),
-    }
 
 
 def _run(path: Path, model: Model, options: SegmentOptions, result: Path) -> tuple[dict[str, StepTiming], Volume]:

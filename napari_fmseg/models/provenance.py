@@ -50,6 +50,8 @@ class Manifest:
         What the pipeline remarked.
     misfits
         How the volume differs from those that the model was trained on, a sentence by its kind.
+    threads
+        How many threads computed on the CPU; 0 where nobody says.
     hashes
         What the result follows from, by which a later run knows that it is done; see `pipelines.folders.finished`.
     """
@@ -63,6 +65,7 @@ class Manifest:
     spacing_mm: tuple[float, float, float]
     notes: tuple[str, ...] = field(default=())
     misfits: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 0
     hashes: Mapping[str, str] = field(default_factory=dict)
 
 

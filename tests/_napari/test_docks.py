@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("napari._qt")
 from qtpy.QtWidgets import QDockWidget, QPushButton, QWidget
+
+from napari_fmseg.core.processes import environment
 
 NAMES = ("Segment", "Correct", "Teach", "Export", "Pretrain", "View", "nnInteractive", "Doctor")
 
@@ -18,6 +25,26 @@ def test_a_dock_opens_from_the_menu_and_closes_with_the_window(make_napari_viewe
     assert widget.isVisible()
     dock.close()
     qtbot.wait(50)
+
+
+def test_opening_the_docks_loads_no_torch(tmp_path: Path) -> None:
+    code = f"""
+        import sys
+        import napari
+        from qtpy.QtWidgets import QApplication
+        viewer = napari.Viewer(show=False)
+        for name in {NAMES!r}:
+            viewer.window.add_plugin_dock_widget("napari-fmseg", name)
+            QApplication.processEvents()
+            assert "torch" not in sys.modules, name
+        viewer.close()
+        QApplication.processEvents()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, timeout=150,
+        env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_our_docks_share_one_place_as_tabs_and_keep_their_buttons_in_sight(make_napari_viewer, qtbot) -> None:

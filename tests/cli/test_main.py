@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import signal
@@ -50,6 +51,7 @@ def test_segment_writes_labels_on_the_image_with_a_manifest(image, tmp_path, cap
     assert labels.geometry.matches(read_volume(image).geometry)
     manifest = json.loads((tmp_path / "out" / "mask.nii.gz.json").read_text())
     assert manifest["model"]["name"] == "tiny"
+    assert manifest["threads"] >= 1
     assert len(manifest["model"]["weights_sha256"]) == 64
     assert {"reading", "consensus", "labels", "writing"} <= manifest["seconds"].keys()
     assert manifest["device"] == "cpu"
@@ -229,7 +231,7 @@ def test_the_code_tells_the_machine_from_the_input_from_a_defect(monkeypatch, ca
     def fail() -> int:
         raise error
 
-    monkeypatch.setitem(cli_main.COMMANDS, "models", fail)
+    monkeypatch.setattr("napari_fmseg.cli.models.models", fail)
     assert run("models") == code
     told = capsys.readouterr().err
     assert text in told
@@ -242,7 +244,7 @@ def test_out_of_memory_of_torch_is_the_machine_s(monkeypatch, capsys):
     def fail() -> int:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
 
-    monkeypatch.setitem(cli_main.COMMANDS, "models", fail)
+    monkeypatch.setattr("napari_fmseg.cli.models.models", fail)
     assert run("models") == 3
     assert "9.00 GiB" in capsys.readouterr().err
 
@@ -251,7 +253,7 @@ def test_a_defect_shows_its_traceback_when_asked(monkeypatch):
     def fail() -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(cli_main.COMMANDS, "models", fail)
+    monkeypatch.setattr("napari_fmseg.cli.models.models", fail)
     monkeypatch.setenv("FMSEG_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         run("models")
@@ -311,6 +313,22 @@ def test_phantom_writes_an_image_and_its_labels(tmp_path, capsys):
     assert {p.name for p in (tmp_path / "folder").iterdir()} == {"phantom.nii.gz", "phantom_labels.nii.gz"}
 
 
+def test_the_mask_does_not_depend_on_the_number_of_threads(image, tmp_path):
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    masks = []
+    try:
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            out = tmp_path / f"{n}.nii.gz"
+            assert run("segment", image, "--model", "tiny", "--output", out, "--device", "cpu") == 0
+            assert json.loads((tmp_path / f"{n}.nii.gz.json").read_text())["threads"] == n
+            masks.append(read_labels(out).data)
+    finally:
+        torch.set_num_threads(before)
+    assert (masks[0] == masks[1]).all()
+
+
 def test_doctor_gives_every_finding(capsys):
     code = run("doctor", "--json")
     findings = json.loads(capsys.readouterr().out)
@@ -331,6 +349,26 @@ def test_commands_that_need_no_torch_load_none(words, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_the_list_of_commands_loads_nothing_that_reads_or_computes(tmp_path):
+    code = (
+        "import sys; from napari_fmseg.cli.main import main; main(['--help']); "
+        "bad = {'numpy', 'torch', 'SimpleITK', 'nibabel', 'pydicom', 'psutil'} & set(sys.modules); "
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in cli_main.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli_main.COMMANDS)
+def test_the_summary_of_a_listed_command_is_the_first_line_of_its_docstring(name):
+    command = cli_main.COMMANDS[name]
+    assert (inspect.getdoc(command.load()) or "").partition("\n")[0] == command.summary
 
 
 def test_the_module_runs_as_a_program_and_survives_a_reader_that_leaves(tmp_path):

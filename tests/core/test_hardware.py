@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from napari_fmseg.cli.doctor import examine
 from napari_fmseg.cli.main import main
+from napari_fmseg.core import hardware
 from napari_fmseg.core.errors import DeviceUnavailable
 from napari_fmseg.core.hardware import cpu_capability
 from napari_fmseg.core.processes import environment
@@ -146,3 +148,62 @@ def test_threads_of_the_command_line_wait_asleep_unless_the_user_chose(
     ).stderr  # fmt: skip
     (line,) = (line for line in told.splitlines() if "GOMP_SPINCOUNT" in line)  # OpenMP says what it was loaded with
     assert int(line.split(" = ")[1].strip("'")) == spins
+
+
+def stat(idle: float, waiting: float = 0.0) -> list[str]:
+    tick = os.sysconf("SC_CLK_TCK")
+    return [f"cpu  100 0 100 {round(idle * tick)} {round(waiting * tick)} 0 0 0 0 0", "cpu0 1 2 3 4 5 6 7 8"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sysconf"), reason="the cores are watched where the system lists their use")
+@pytest.mark.parametrize(
+    ("idle", "own", "expected"),
+    [(0.0, 5.0, 1), (10.0, 10.0, 2), (32.0, 8.0, 4), (300.0, 0.0, 4), (0.0, 0.0, 1)],
+    ids=["all cores are taken", "one other is free", "just enough", "a larger machine", "nothing is left"],
+)
+def test_a_busy_machine_is_given_fewer_threads(monkeypatch, idle, own, expected) -> None:
+    chosen: list[int] = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    now = {"clock": 100.0, "own": 1.0, "lines": stat(50.0)}
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: now["clock"])
+    monkeypatch.setattr(hardware.time, "process_time", lambda: now["own"])
+    monkeypatch.setattr(hardware, "_lines", lambda path: now["lines"])
+    monkeypatch.setattr(hardware, "_at_start", None)
+    hardware.watch_cores()
+    now.update(clock=110.0, own=1.0 + own, lines=stat(50.0 + idle / 2, idle / 2))
+    assert hardware.use_free_cores() == expected
+    assert chosen == [expected]
+
+
+@pytest.mark.parametrize("why", ["the user has chosen", "nobody watched", "the system does not say"])
+def test_the_threads_of_torch_stay_where(monkeypatch, why) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: pytest.fail("the number of threads was changed"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    begin = hardware._Use(-1000.0, -1000.0, -1000.0)
+    monkeypatch.setattr(hardware, "_at_start", None if why == "nobody watched" else begin)
+    if why == "the user has chosen":
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    if why == "the system does not say":
+        monkeypatch.setattr(hardware, "_lines", lambda path: [])
+    assert hardware.use_free_cores() == torch.get_num_threads()
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (
+            ["processor\t: 0", "flags\t\t: fpu sse4_2 avx avx2 avx512_bf16 rdtscp"],
+            ("sse4_2", "avx", "avx2", "avx512_bf16"),
+        ),
+        (["processor : 0", "Features : fp asimd bf16 crc32"], ("asimd", "bf16")),
+        ([], ()),
+    ],
+    ids=["x86", "arm", "no list"],
+)
+def test_the_instruction_sets_that_matter_are_those_that_the_system_lists(monkeypatch, lines, expected) -> None:
+    monkeypatch.setattr(hardware, "_lines", lambda path: lines)
+    assert hardware.instruction_sets() == expected

@@ -236,6 +236,8 @@ def segment_volume(read: JobVolume, model: Model, options: JobOptions) -> Genera
 
 def write_job(job: SegmentationJob, segmented: SegmentedVolume, model: Model, options: JobOptions) -> Done:
     """Write the labels of a job, what was asked for beside them, and at last the manifest; see `segment_file`."""
+    import torch
+
     volume, labels = segmented.volume, segmented.labels
     seconds = dict(segmented.seconds)
     watch = _Watch(seconds)
@@ -258,6 +260,7 @@ def write_job(job: SegmentationJob, segmented: SegmentedVolume, model: Model, op
         spacing_mm=volume.geometry.spacing,
         notes=segmented.notes,
         misfits=segmented.misfits,
+        threads=torch.get_num_threads(),
         hashes=segmented.hashes and {**segmented.hashes, **run_hashes(model.card, options)},
     )
     path = write_manifest(manifest, job.result)
