@@ -48,6 +48,7 @@ def run(name: str, out: Path, *more: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_networks_are_compared_with_their_plain_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CAPABILITY_VARIABLE, "avx2")  # the same forms on every processor
     forms = run("networks", tmp_path / "out.json")["networks"]["edgenet"]["forms"]
@@ -57,12 +58,14 @@ def test_networks_are_compared_with_their_plain_form(tmp_path: Path, monkeypatch
     assert all(row["processor_seconds"]["least"] > 0 and row["peak_mb"] > 0 for row in forms.values())
 
 
+@pytest.mark.slow
 def test_stages_are_told_cold_and_warm(tmp_path: Path, image: Path) -> None:
     stages = run("stages", tmp_path / "out.json", "--image", str(image))["models"]["fmsf-phantom-ct"]
     assert {"reading", "consensus", "attention", "edge", "labels", "writing"} <= set(stages)
     assert all(set(states) == {"cold", "warm"} for states in stages.values())
 
 
+@pytest.mark.slow
 def test_the_parts_from_file_to_mask_add_up(tmp_path: Path) -> None:
     found = run("file_to_mask", tmp_path / "out.json")["models"]["fmsf-phantom-ct"]
     assert set(found["processor_seconds"]) == {"reading", "inputs", "networks", "labels", "writing"}
@@ -72,6 +75,7 @@ def test_the_parts_from_file_to_mask_add_up(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_step_of_training_has_its_parts(tmp_path: Path) -> None:
     found = run("training_step", tmp_path / "out.json")["training"]
     parts = {part: seconds["median"] for part, seconds in found["processor_seconds_per_step"].items()}
@@ -79,12 +83,14 @@ def test_a_step_of_training_has_its_parts(tmp_path: Path) -> None:
     assert 0 < found["sampling_share"]["median"] < 1
 
 
+@pytest.mark.slow
 def test_a_cell_of_growth_tells_time_and_memory(tmp_path: Path) -> None:
     (cell,) = run("growth", tmp_path / "out.json")["cells"]
     assert (cell["part"], cell["shape"], cell["classes"]) == ("labels", [24, 32, 32], 3)
     assert cell["peak_mb"] >= cell["base_mb"] > 0
 
 
+@pytest.mark.slow
 def test_starts_are_told_to_the_first_stage(tmp_path: Path, image: Path) -> None:
     starts = run("startup", tmp_path / "out.json", "--image", str(image))["starts"]
     assert set(starts) == {"fmseg --help", "fmseg segment --help", "fmseg segment, first stage"}

@@ -269,7 +269,7 @@ def test_models_are_listed_with_what_they_segment_and_what_restricts_them(home, 
     assert run("models") == 0
     told = capsys.readouterr().out
     row = next(line for line in told.splitlines() if line.startswith("tiny"))
-    assert row.split() == ["tiny", "MR", "0.700", "3", "Apache-2.0", "yours", "liver,", "tumour"]
+    assert row.split() == ["tiny", "MR", "0.700", "-", "3", "Apache-2.0", "yours", "liver,", "tumour"]
     assert "atrium, restricted: Not for commercial use." in told
     assert run("models", "--json") == 0
     cards = {card["name"]: card for card in json.loads(capsys.readouterr().out)}
