@@ -8,6 +8,7 @@ is the product of a small matrix and of all voxels of six planes, one pass over 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -48,14 +49,20 @@ class Winograd:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._bias = bias
-        planes = torch.einsum("iz,oczyx->iocyx", _WEIGHTS, weight.double()).to(weight.dtype)
+        own = weight.double()
+        planes = (torch.einsum("z,oczyx->ocyx", row, own).to(weight.dtype) for row in _WEIGHTS)
         self._weights = [plane.contiguous(memory_format=torch.channels_last) for plane in planes]
 
     @staticmethod
-    def pays(weight: Tensor, stride: Sequence[int], depth: int) -> bool:
-        """Return whether a convolution of maps of this depth can be computed so, and is faster then."""
-        fits = tuple(weight.shape[2:]) == (3, 3, 3) and max(stride, default=1) == 1 and weight.dtype == torch.float32
-        return fits and min(weight.shape[:2]) >= 16 and depth >= 8
+    def fits(weight: Tensor, stride: Sequence[int] = (1,)) -> bool:
+        """Return whether a convolution can be computed so, and has channels enough to be faster then."""
+        is_cube = tuple(weight.shape[2:]) == (3, 3, 3) and max(stride) == 1
+        return is_cube and weight.dtype == torch.float32 and min(weight.shape[:2]) >= 16
+
+    @classmethod
+    def pays(cls, weight: Tensor, stride: Sequence[int], size: Sequence[int]) -> bool:
+        """Return whether it is faster for maps of `size` (z, y, x): not small ones with large kernels."""
+        return cls.fits(weight, stride) and size[0] >= 8 and 54 * min(weight.shape[:2]) <= 4 * math.prod(size)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Convolve `x` (z, y, x, c)."""
@@ -70,18 +77,21 @@ class Winograd:
         `out` before these are written, so that it may give views of `out` itself.
         """
         n = len(out)
-        factors = self._factors(read, 0, n)
+        held = [self._factors(read, 0, n)]
         for first in range(0, n, 4):
-            # A bias in the second product reaches all four slices once.
-            products = [
-                convolve(factor[None].permute(0, 3, 1, 2), weight, self._bias if i == 1 else None, (1, 1))
-                for i, (factor, weight) in enumerate(zip(factors, self._weights, strict=True))
-            ]
+            products = self._products(held.pop())
             if first + 4 < n:
-                factors = self._factors(read, first + 4, n)
+                held.append(self._factors(read, first + 4, n))
             few = out[first : first + 4]
-            rows = torch.stack([product[0].permute(1, 2, 0) for product in products])
-            torch.mm(_OUTPUT[: len(few)], rows.view(6, -1), out=few.view(len(few), -1))
+            torch.mm(_OUTPUT[: len(few)], products.view(6, -1), out=few.view(len(few), -1))
+
+    def _products(self, factors: Tensor) -> Tensor:
+        """Return the six products (6, y, x, out); a bias in the second one reaches all four slices once."""
+        products = [
+            convolve(factor[None].permute(0, 3, 1, 2), weight, self._bias if i == 1 else None, (1, 1))
+            for i, (factor, weight) in enumerate(zip(factors, self._weights, strict=True))
+        ]
+        return torch.stack([product[0].permute(1, 2, 0) for product in products])
 
     def _factors(self, read: Callable[[int, int], Tensor], first: int, n: int) -> Tensor:
         """Return the six factors (6, y, x, c) of four slices; outside of the map are zeros."""

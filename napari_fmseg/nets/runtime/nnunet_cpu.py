@@ -142,7 +142,7 @@ class _Unit:
         x = x.contiguous(memory_format=_LAST)
         outs, ins = self.weight.shape[:2]
         over = not keep and ins == outs and max(self.stride) == 1
-        if Winograd.pays(self.weight, self.stride, x.shape[2]):
+        if Winograd.pays(self.weight, self.stride, x.shape[2:]):
             out = x if over else torch.empty((len(x), outs, *x.shape[2:]), dtype=x.dtype, memory_format=_LAST)
             for seen, made in zip(x, out, strict=True):
                 planes = _planes(seen)
@@ -174,7 +174,7 @@ class _Unit:
         for i in range(len(x)):
             own = _planes(x[i])
             read = _Reader(own, up, None if below is None else _planes(below[i]))
-            if Winograd.pays(self.weight, self.stride, n):
+            if Winograd.pays(self.weight, self.stride, x.shape[2:]):
                 self.winograd.run(read, own)
                 continue
             for some in _slabs(x[i : i + 1], self.weight.shape[1]):

@@ -106,7 +106,7 @@ class _Conv:
     def __init__(self, conv: nn.Module, dtype: torch.dtype) -> None:
         weight, self._bias = _parts(conv, dtype)
         self._weight = weight.contiguous(memory_format=torch.channels_last_3d)
-        self._winograd = Winograd(weight, self._bias) if Winograd.pays(weight, (), 8) else None
+        self._winograd = Winograd(weight, self._bias) if Winograd.fits(weight) else None
 
     def __call__(self, x: Tensor, relu: bool = False) -> Tensor:
         if self._winograd is None or len(x) < 8:

@@ -34,12 +34,14 @@ def test_a_map_may_be_written_over_while_it_is_read():
 
 def test_fewer_multiplications_only_where_they_pay():
     cube = torch.empty(16, 16, 3, 3, 3)
-    assert Winograd.pays(cube, (1, 1, 1), 8)
-    assert not Winograd.pays(cube, (1, 2, 2), 8)
-    assert not Winograd.pays(cube, (1, 1, 1), 7)
-    assert not Winograd.pays(cube[:, :8], (1, 1, 1), 8)
-    assert not Winograd.pays(cube[:, :, :1], (1, 1, 1), 8)
-    assert not Winograd.pays(cube.bfloat16(), (1, 1, 1), 8)
+    one, size = (1, 1, 1), (8, 16, 16)
+    assert Winograd.pays(cube, one, size)
+    assert not Winograd.pays(cube, (1, 2, 2), size)
+    assert not Winograd.pays(cube, one, (7, 16, 16))
+    assert not Winograd.pays(cube, one, (8, 4, 4))  # larger kernels than maps
+    assert not Winograd.pays(cube[:, :8], one, size)
+    assert not Winograd.pays(cube[:, :, :1], one, size)
+    assert not Winograd.pays(cube.bfloat16(), one, size)
 
 
 @pytest.mark.parametrize("onednn", [True, False])
