@@ -1,6 +1,7 @@
 """A volume larger than the network's patch: overlapping windows, their outputs blended with a Gaussian.
 
-The sum over the windows is kept on the device where there is room for it, else in the computer's memory.
+The sum over the windows is kept on the device where there is room for it, else in the computer's memory. Windows in
+which all voxels are equal, air for example, are computed once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from napari_fmseg.core.events import Progress
 
 __all__ = [
     "BLENDS",
+    "KEPT_BYTES",
+    "constant_value",
     "free_memory",
     "gaussian_importance",
     "mirror_axes",
@@ -25,6 +28,9 @@ __all__ = [
 ]
 
 _SHARE = 0.8  # of the free memory of a device may be taken by the sum over the windows
+
+KEPT_BYTES = 128 << 20
+"""How large the output for a window may be that is kept for others with the same voxels."""
 
 Size = tuple[int, int, int]
 
@@ -57,7 +63,7 @@ def predict_windows(
     overlap
         Share of a window that overlaps the next one, from 0 to below 1.
     batch
-        Windows per call.
+        Windows per call, mirrored ones among them.
     flips
         Axes of (c, z, y, x) to mirror; the outputs, mirrored back, are averaged. See `mirror_axes`.
     blend
@@ -97,24 +103,71 @@ def predict_windows(
         places = window_starts(size, seen, [max(1, int(w * (1 - overlap))) for w in window])
     if weights is None:
         weights = BLENDS[blend](seen)
-    groups = [places[i : i + batch] for i in range(0, len(places), batch)]
+    turns = list(itertools.product(flips, places))
+    groups = [turns[i : i + batch] for i in range(0, len(turns), batch)]
+    ask = _AskOnce(call)
     total = covered = torch.zeros(())
-    for turn, axes in enumerate(flips):
-        turned, blended = image.flip(axes), torch.zeros(())
-        for done, group in enumerate(groups, 1):
-            out = call(torch.stack([turned[(slice(None), *_box(place, seen))] for place in group]))
-            if covered.ndim == 0:
-                # Only now: what the network itself needs is held already, and the classes are known.
-                weights = weights.to(_gathering(image.device, size, out.shape[1], len(flips)), torch.float32)
-                covered = _sum_weights(size, places, weights)
-            if blended.ndim == 0:
-                blended = torch.zeros(out.shape[1], *size, device=weights.device)
-            for place, one in zip(group, out.to(weights.device), strict=True):
-                blended[(slice(None), *_box(place, seen))] += one * weights
-            yield Progress(stage, turn * len(groups) + done, len(flips) * len(groups))
-        blended = blended.div_(covered).flip(axes)
-        total = blended if total.ndim == 0 else total.add_(blended)
-    return total.div_(len(flips))
+    for done, group in enumerate(groups, 1):
+        boxes = [_box(_mirror(place, axes, size, seen), seen) for axes, place in group]
+        windows = [_flip(image[(slice(None), *box)], axes) for box, (axes, _) in zip(boxes, group, strict=True)]
+        answers = ask(windows)
+        if total.ndim == 0:
+            # Only now: what the network itself needs is held already, and the classes are known.
+            weights = weights.to(_gathering(image.device, size, len(answers[0])), torch.float32)
+            covered = _sum_weights(size, places, weights).mul_(len(flips))
+            total = torch.zeros(len(answers[0]), *size, device=weights.device)
+        for box, (axes, place), one in zip(boxes, group, answers, strict=True):
+            share = weights / covered[_box(place, seen)]
+            total[(slice(None), *box)] += _flip(one.to(weights.device) * share, axes)
+        yield Progress(stage, done, len(groups))
+    return total
+
+
+class _AskOnce:
+    """Calls a network with a batch of windows (c, z, y, x), but once only with those whose voxels are all equal."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+        self._call = call
+        self._value: tuple[float, ...] | None = None
+        self._answer = torch.zeros(())
+
+    def __call__(self, windows: Sequence[Tensor]) -> list[Tensor]:
+        """Return the output for each window."""
+        values = [constant_value(window) for window in windows]
+        known = [value is not None and value in (self._value, *values[:i]) for i, value in enumerate(values)]
+        new = [window for window, is_known in zip(windows, known, strict=True) if not is_known]
+        computed = iter(self._call(torch.stack(new))) if new else iter(())
+        answers = {} if self._value is None else {self._value: self._answer}
+        found = []
+        for value, is_known in zip(values, known, strict=True):
+            one = answers[value] if is_known else next(computed)  # type: ignore[index]
+            if value is not None:
+                answers[value] = one
+                if not is_known and one.numel() * one.element_size() <= KEPT_BYTES:
+                    self._value, self._answer = value, one.clone()
+            found.append(one)
+        return found
+
+
+def constant_value(window: Tensor) -> tuple[float, ...] | None:
+    """Return the value of each channel of a window (c, z, y, x) in which all voxels are equal; None in others."""
+    first = window[:, :1, :1, :1]
+    if not torch.equal(window[:, -1, -1, -1], first.flatten()) or not bool((window == first).all()):
+        return None
+    return tuple(first.flatten().tolist())
+
+
+def _flip(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return x.flip(axes) if axes else x
+
+
+def _mirror(place: Size, axes: tuple[int, ...], size: Size, window: Size) -> Size:
+    """Return where a window of a mirrored image starts in the image itself."""
+    z, y, x = (
+        n - first - w if axis in axes else first
+        for axis, (first, n, w) in enumerate(zip(place, size, window, strict=True), 1)
+    )
+    return (z, y, x)
 
 
 def _sum_weights(size: Size, places: Sequence[Size], weights: Tensor) -> Tensor:
@@ -125,11 +178,10 @@ def _sum_weights(size: Size, places: Sequence[Size], weights: Tensor) -> Tensor:
     return covered
 
 
-def _gathering(device: torch.device, size: Size, classes: int, passes: int) -> torch.device:
+def _gathering(device: torch.device, size: Size, classes: int) -> torch.device:
     """Choose where the sum over the windows is kept: on the device if there is room, else on the CPU."""
-    volumes = classes * (2 if passes > 1 else 1) + 1
     free = free_memory(device)
-    short = free is not None and 4 * volumes * math.prod(size) > _SHARE * free
+    short = free is not None and 4 * (classes + 1) * math.prod(size) > _SHARE * free
     return torch.device("cpu") if short else device
 
 

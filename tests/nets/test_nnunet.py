@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 
 import pytest
@@ -59,6 +60,20 @@ def test_form_for_the_cpu_gives_the_same_logits(name, kwargs, slab_bytes, monkey
         expected = net(x)
     torch.testing.assert_close(NNUNetCpu(net)(x), expected, rtol=1e-4, atol=2e-6)
     torch.testing.assert_close(prepare(net, device="cpu")(x), expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["plainconvunet", "residualencoderunet"])
+@pytest.mark.parametrize("stride", [[2, 2, 2], [1, 2, 2], [3, 2, 2]])
+def test_form_for_the_cpu_saves_multiplications_and_gives_the_same_logits(name, stride):
+    torch.manual_seed(0)
+    net = build(name, n_classes=3, features=[16, 24], strides=[1, stride]).eval()
+    form, x = NNUNetCpu(net), torch.rand(1, 1, 18, 16, 12)
+    with torch.inference_mode():
+        expected = copy.deepcopy(net).double()(x.double())
+        found = form(x)
+    assert (found - expected).abs().max() < 2e-5 * expected.abs().max()
+    _, units = form._up[0]
+    assert all("winograd" in vars(unit) for unit in units)
 
 
 def test_form_for_the_cpu_holds_little_more_than_its_largest_map():

@@ -116,8 +116,7 @@ def test_sum_is_kept_in_the_computer_where_the_card_is_full(monkeypatch):
     needed = 4 * 1000 * (3 + 1)  # three classes and the sum of the weights, float32
     for free, expected in ((needed, "cpu"), (2 * needed, "cuda")):
         monkeypatch.setattr(sliding_window, "free_memory", lambda _, free=free: free)
-        assert sliding_window._gathering(card, size, 3, 1).type == expected
-    assert sliding_window._gathering(card, size, 3, 4).type == "cpu"  # mirrored passes need as much again
+        assert sliding_window._gathering(card, size, 3).type == expected
 
 
 @pytest.mark.gpu
@@ -143,6 +142,62 @@ def test_pointwise_network_gives_the_same_in_windows_and_mirrored():
     image = torch.rand(1, 17, 9, 23)
     _, out = run(lambda x: torch.cat([x, 2 * x], 1), image, (8, 16, 8), flips=mirror_axes("zyx"), batch=2)
     torch.testing.assert_close(out, torch.cat([image, 2 * image]))
+
+
+@pytest.mark.parametrize(("batch", "calls"), [(1, 8), (3, 3), (8, 1)])
+def test_mirrored_windows_are_computed_together(batch, calls):
+    seen, image = [], torch.rand(1, 7, 6, 5)
+    events, out = run(lambda x: seen.append(len(x)) or toy(x), image, (8, 8, 8), flips=mirror_axes("zyx"), batch=batch)
+    assert len(seen) == len(events) == calls
+    expected = torch.stack([toy(image.flip(axes)[None])[0].flip(axes) for axes in mirror_axes("zyx")]).mean(0)
+    torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize(("window", "step"), [((8, 8, 8), (4, 4, 4)), ((6, 8, 10), (5, 3, 7))])
+def test_mirrored_windows_count_as_if_the_image_were_mirrored(window, step):
+    image = torch.rand(1, 19, 22, 13)
+    places, axes = window_starts(image.shape[1:], window, step), (1, 3)  # the last one of each row is nearer
+    _, out = run(toy, image, window, flips=[(), axes], places=places)
+    alone, mirrored = (run(toy, x, window, places=places)[1] for x in (image, image.flip(axes)))
+    torch.testing.assert_close(out, (alone + mirrored.flip(axes)) / 2)
+
+
+@pytest.mark.parametrize("kept", [1 << 20, 0])
+@pytest.mark.parametrize(("batch", "flips"), [(1, ""), (3, "zx")])
+def test_windows_of_pure_air_are_computed_once_with_an_equal_result(batch, flips, kept, monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randint(-3, 4, (3, 2, 3, 3, 3), generator=random).float()
+    image = torch.randint(0, 9, (2, 40, 16, 16), generator=random).float()
+    image[0, 12:] = -1000  # air, which the border of a window shows to the network all the same
+    image[1, 12:] = 2
+
+    def count(x):
+        seen.append(len(x))
+        return torch.nn.functional.conv3d(x, weight, padding=1)  # of whole numbers: no order of sums changes them
+
+    results, counts = [], []
+    monkeypatch.setattr(sliding_window, "KEPT_BYTES", kept)
+    for rule in (sliding_window.constant_value, lambda window: None):
+        monkeypatch.setattr(sliding_window, "constant_value", rule)
+        seen: list[int] = []
+        with torch.no_grad():
+            results.append(run(count, image, (8, 8, 8), flips=mirror_axes(flips), batch=batch)[1])
+        counts.append(sum(seen))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    windows = 9 * 3 * 3 * 2 ** len(flips)
+    air = 6 * 3 * 3 * 2 ** len(flips)
+    assert counts[1] == windows
+    if kept:
+        assert counts[0] == windows - air + 1
+
+
+def test_a_window_with_another_value_in_one_voxel_or_channel_is_not_constant():
+    window = torch.full((2, 4, 5, 6), 3.0)
+    window[1] = 7
+    assert sliding_window.constant_value(window) == (3, 7)
+    window[1, 2, 2, 2] = 7.5
+    assert sliding_window.constant_value(window) is None
+    assert sliding_window.constant_value(torch.full((1, 2, 2, 2), torch.nan)) is None
 
 
 def test_network_that_sees_sides_is_averaged_over_them():

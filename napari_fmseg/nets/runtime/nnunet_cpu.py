@@ -11,11 +11,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from napari_fmseg.nets.runtime.convolution import Winograd, convolve
 
 if TYPE_CHECKING:
     from napari_fmseg.nets.nnunet import PlainConvUNet
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["NNUNetCpu"]
 
 _LAST = torch.channels_last_3d
-_IN_CACHE = 1 << 18
+_IN_CACHE = 1 << 17
 """Numbers that a norm works on at once."""
 
 _SLAB_BYTES = 8 << 20
@@ -138,47 +141,49 @@ class _Unit:
         """Return what `run` does before norm and leaky ReLU."""
         x = x.contiguous(memory_format=_LAST)
         outs, ins = self.weight.shape[:2]
-        if not keep and ins == outs and max(self.stride) == 1 and len(_slabs(x, ins)) > 1:
+        over = not keep and ins == outs and max(self.stride) == 1
+        if Winograd.pays(self.weight, self.stride, x.shape[2:]):
+            out = x if over else torch.empty((len(x), outs, *x.shape[2:]), dtype=x.dtype, memory_format=_LAST)
+            for seen, made in zip(x, out, strict=True):
+                planes = _planes(seen)
+                self.winograd.run(lambda a, b, planes=planes: planes[a:b], _planes(made))  # type: ignore[misc]
+            return out
+        if over and len(_slabs(x, ins)) > 1:
             return self.convolve_over(x)
-        return self._convolve(x, self.padding).contiguous(memory_format=_LAST)
+        return convolve(x, self.weight, self.bias, self.padding, self.stride).contiguous(memory_format=_LAST)
+
+    @cached_property
+    def winograd(self) -> Winograd:
+        """The convolution with fewer multiplications."""
+        return Winograd(self.weight, self.bias)
 
     def run_into(self, out: Tensor, x: Tensor) -> Tensor:
         """Write (b, outs, z, y, x), channels last, in another type than `x` has."""
         deep, *plane = self.padding
         x = F.pad(x, (0, 0, 0, 0, deep, deep)).contiguous(memory_format=_LAST)
         for planes in _slabs(out, len(self.weight)):
-            out[:, :, planes] = self._convolve(x[:, :, planes.start : planes.stop + 2 * deep], (0, *plane))
+            part = x[:, :, planes.start : planes.stop + 2 * deep]
+            out[:, :, planes] = convolve(part, self.weight, self.bias, (0, *plane))
         return self.finish(out)
 
     def convolve_over(self, x: Tensor, up: _Raise | None = None, below: Tensor | None = None) -> Tensor:
         """Write the result of `convolve` over `x`, before whose channels stand those that `up` makes of `below`."""
         deep, *plane = self.padding
-        extra = self.weight.shape[1] - x.shape[1]
-        for i, sample in enumerate(torch.split(x, 1)):
-            before = None  # what the planes before held
-            for planes in _slabs(sample, self.weight.shape[1]):
-                n = planes.stop - planes.start
-                part = torch.empty(
-                    (1, self.weight.shape[1], n + 2 * deep, *x.shape[3:]), dtype=x.dtype, memory_format=_LAST
-                )
-                low, high = max(0, planes.start - deep), min(x.shape[2], planes.stop + deep)
-                first = low - planes.start + deep
-                seen = slice(first, first + high - low)
-                part[:, :, : seen.start] = 0
-                part[:, :, seen.stop :] = 0
-                if before is not None:
-                    part[:, extra:, :deep] = before
-                part[:, extra:, deep : seen.stop] = sample[:, :, planes.start : high]
-                if up is not None and below is not None:
-                    up.raise_planes(below[i : i + 1], low, part[:, :extra, seen])
-                before = part[:, extra:, n : n + deep].clone()
-                sample[:, :, planes] = self._convolve(part, (0, *plane))
+        n = x.shape[2]
+        below = None if below is None else below.contiguous(memory_format=_LAST)
+        for i in range(len(x)):
+            own = _planes(x[i])
+            read = _Reader(own, up, None if below is None else _planes(below[i]))
+            if Winograd.pays(self.weight, self.stride, x.shape[2:]):
+                self.winograd.run(read, own)
+                continue
+            for some in _slabs(x[i : i + 1], self.weight.shape[1]):
+                low, high = some.start - deep, some.stop + deep
+                part = read(max(0, low), min(n, high))
+                part = F.pad(part, (0, 0, 0, 0, 0, 0, max(0, -low), max(0, high - n)))
+                made = convolve(part[None].permute(0, 4, 1, 2, 3), self.weight, self.bias, (0, *plane))
+                own[some] = _planes(made[0])
         return x
-
-    def _convolve(self, x: Tensor, padding: Sequence[int]) -> Tensor:
-        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-            return torch.mkldnn_convolution(x, self.weight, self.bias, padding, self.stride, (1, 1, 1), 1)
-        return F.conv3d(x, self.weight, self.bias, tuple(self.stride), tuple(padding))
 
     def finish(self, x: Tensor) -> Tensor:
         """Apply norm and leaky ReLU in place."""
@@ -244,21 +249,46 @@ class _Raise:
     @classmethod
     def of(cls, up: Any, dtype: torch.dtype) -> _Raise:
         """Return it with the weights of a module."""
-        return cls(up.weight.detach().to(dtype), None if up.bias is None else up.bias.detach().to(dtype), up.stride)
+        weight = up.weight.detach().to(dtype).permute(2, 3, 0, 4, 1).flatten(3).contiguous()
+        return cls(weight, None if up.bias is None else up.bias.detach().to(dtype).repeat(up.stride[2]), up.stride)
 
     def raise_planes(self, x: Tensor, first: int, out: Tensor) -> None:
-        """Write planes of the result from the `first` on into `out` (1, outs, planes, y, x)."""
-        deep = self.stride[0]
-        low, high = first // deep, -(-(first + out.shape[2]) // deep)
-        rows, n = _rows(x[:, :, low:high].contiguous(memory_format=_LAST)), out.shape[1]
-        for at in itertools.product(*(range(step) for step in self.stride)):
-            weight = self.weight[:, :, at[0], at[1], at[2]]
-            part = rows @ weight if self.bias is None else torch.addmm(self.bias, rows, weight)
-            begin = (first - at[0] + deep - 1) // deep  # the first plane below that gives one of those wanted
-            start = begin * deep + at[0] - first
-            where = out[:, :, start::deep, at[1] :: self.stride[1], at[2] :: self.stride[2]]
-            made = part.view(1, high - low, *x.shape[3:], n).movedim(-1, 1)
-            where.copy_(made[:, :, begin - low : begin - low + where.shape[2]])
+        """Write planes of the result of `x` (z, y, x, c) from the `first` on into `out` (planes, y, x, outs)."""
+        deep, high, _ = self.stride
+        for down, back in itertools.product(range(deep), range(high)):
+            begin = (first - down + deep - 1) // deep  # the first plane below that gives one of those wanted
+            where = out[begin * deep + down - first :: deep, back::high]
+            rows, weight = x[begin : begin + len(where)].flatten(0, 2), self.weight[down, back]
+            made = rows @ weight if self.bias is None else torch.addmm(self.bias, rows, weight)
+            where.copy_(made.view(where.shape))
+
+
+class _Reader:
+    """Reads planes (z, y, x, c), before whose channels stand those that a `_Raise` makes of maps below.
+
+    Each plane is read or made once, so that those behind may be written over meanwhile.
+    """
+
+    def __init__(self, x: Tensor, up: _Raise | None, below: Tensor | None) -> None:
+        self._x, self._up, self._below = x, up, below
+        self._extra = 0 if up is None else up.weight.shape[3] // up.stride[2]
+        self._held, self._until = x.new_empty((0, *x.shape[1:3], self._extra + x.shape[3])), 0
+
+    def __call__(self, a: int, b: int) -> Tensor:
+        """Return planes a to b; neither may be smaller than at the call before."""
+        planes = self._x.new_empty((b - a, *self._held.shape[1:]))
+        old = self._until - a
+        planes[:old] = self._held[len(self._held) - old :]
+        planes[old:, ..., self._extra :] = self._x[self._until : b]
+        if self._up is not None and self._below is not None:
+            self._up.raise_planes(self._below, self._until, planes[old:, ..., : self._extra])
+        self._held, self._until = planes, b
+        return planes
+
+
+def _planes(x: Tensor) -> Tensor:
+    """Return a view (z, y, x, c) of one sample (c, z, y, x) with channels last."""
+    return x.permute(1, 2, 3, 0)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -5,9 +5,7 @@ The same sums in another order. What makes it fast:
 - The first convolution writes 32 full-size maps only for the pooling to keep an eighth of them. Both run together on a
   few slices at a time, which stay in the cache; the full-size maps never exist.
 - Activations lie as (z, y, x, channel), so that pooling and upsampling work on whole vectors.
-- In float32, wide convolutions use Winograd's minimal filtering F(4, 3) along z: six plane convolutions
-  for four output slices instead of twelve, so half of the multiplications. (Winograd, Arithmetic complexity of
-  computations, 1980; Lavin and Gray, arXiv 1509.09308.) Its rounding differs by about 1e-6.
+- In float32, wide convolutions use Winograd's minimal filtering along z; see `napari_fmseg.nets.runtime.convolution`.
 - Only the finest head is computed, with one class less than asked for (probabilities add up to 1), at half size.
 
 Nothing here keeps gradients.
@@ -20,6 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from napari_fmseg.nets.runtime.convolution import Winograd
 
 if TYPE_CHECKING:
     from napari_fmseg.nets.fmsf import AttnNet, SNet
@@ -106,13 +106,14 @@ class _Conv:
     def __init__(self, conv: nn.Module, dtype: torch.dtype) -> None:
         weight, self._bias = _parts(conv, dtype)
         self._weight = weight.contiguous(memory_format=torch.channels_last_3d)
-        self._planes = _winograd_weights(weight) if dtype == torch.float32 and min(weight.shape[:2]) >= 16 else None
+        self._winograd = Winograd(weight, self._bias) if Winograd.fits(weight) else None
 
     def __call__(self, x: Tensor, relu: bool = False) -> Tensor:
-        if self._planes is None or len(x) < 8:
+        if self._winograd is None or len(x) < 8:
             y = _volume(F.conv3d(_batch(x), self._weight, self._bias, padding=1))
-            return y.clamp_(min=0) if relu else y
-        return self._winograd(x, relu)
+        else:
+            y = self._winograd(x)
+        return y.clamp_(min=0) if relu else y
 
     def convolve_and_pool(self, x: Tensor) -> Tensor:
         """Convolve, pool by 2 and clip at 0."""
@@ -121,68 +122,11 @@ class _Conv:
         _pool(self(x), out)
         return out
 
-    def _winograd(self, x: Tensor, relu: bool) -> Tensor:
-        planes: list[Tensor] = self._planes  # type: ignore[assignment]
-        groups = -(-len(x) // 4)
-        out = x.new_empty(groups, 4, *x.shape[1:3], len(self._weight))
-        step = torch.get_num_threads()
-        for start in range(0, groups, step):
-            y = out[start : start + step]  # (g, 4, y, x, c)
-            transformed = _input_transform(*_six(x, start, start + len(y)))  # (6, g, y, x, c)
-            products = [
-                F.conv2d(t.permute(0, 3, 1, 2), plane, self._bias if i == 1 else None, padding=1).permute(0, 2, 3, 1)
-                for i, (t, plane) in enumerate(zip(transformed, planes, strict=True))
-            ]
-            _output_transform(products, y)
-            if relu:
-                y.clamp_(min=0)
-        return out.flatten(0, 1)[: len(x)]
-
 
 def _parts(conv: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the weight and bias of a convolution, apart from the network."""
     weight, bias = (value.detach().to(dtype) for value in (conv.weight, conv.bias))  # type: ignore[operator]
     return weight, bias
-
-
-def _six(x: Tensor, start: int, stop: int) -> list[Tensor]:
-    """Return slices 4g - 1 ... 4g + 4 of the groups g, as six tensors (g, y, x, c); zeros outside the volume."""
-    first, last = 4 * start - 1, 4 * stop + 1
-    block = x[max(first, 0) : min(last, len(x))]
-    if first < 0 or last > len(x):
-        block = F.pad(block, (0, 0, 0, 0, 0, 0, max(-first, 0), max(last - len(x), 0)))
-    return [block[i::4][: stop - start] for i in range(6)]
-
-
-def _input_transform(p0: Tensor, p1: Tensor, p2: Tensor, p3: Tensor, p4: Tensor, p5: Tensor) -> Tensor:
-    """Combine six slices (g, y, x, c) into the six factors: (6, g, y, x, c)."""
-    t = p0.new_empty(6, *p0.shape)
-    torch.sub(p4, p2, alpha=5, out=t[0]).add_(p0, alpha=4)
-    even, odd = torch.sub(p4, p2, alpha=4), torch.sub(p3, p1, alpha=4)
-    torch.add(even, odd, out=t[1])
-    torch.sub(even, odd, out=t[2])
-    even, odd = torch.sub(p4, p2, out=even), torch.sub(p3, p1, out=odd)
-    torch.add(even, odd, alpha=2, out=t[3])
-    torch.sub(even, odd, alpha=2, out=t[4])
-    torch.sub(p5, p3, alpha=5, out=t[5]).add_(p1, alpha=4)
-    return t
-
-
-def _output_transform(m: list[Tensor], y: Tensor) -> None:
-    """Combine six products into four slices: `y` (g, 4, y, x, c). A bias in product 1 reaches all four once."""
-    s1, d1, s2, d2 = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    torch.add(s1, s2, out=y[:, 0]).add_(m[0])
-    torch.add(d1, d2, alpha=2, out=y[:, 1])
-    torch.add(s1, s2, alpha=4, out=y[:, 2])
-    torch.add(d1, d2, alpha=8, out=y[:, 3]).add_(m[5])
-
-
-def _winograd_weights(weight: Tensor) -> list[Tensor]:
-    """Return six plane kernels (out, in, y, x) from one volume kernel (out, in, z, y, x)."""
-    g = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]
-    transform = torch.tensor(g, dtype=torch.float64) / 24
-    planes = torch.einsum("iz,oczyx->iocyx", transform, weight.double()).to(weight.dtype)
-    return [plane.contiguous(memory_format=torch.channels_last) for plane in planes]
 
 
 def _pool(y: Tensor, out: Tensor) -> None:

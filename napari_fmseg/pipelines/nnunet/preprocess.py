@@ -29,7 +29,11 @@ def network_input(volume: Volume, frame: Frame, settings: NNUNetSettings, intens
             values = values.copy()
         masked = settings.masked[number] if number < len(settings.masked) else False
         _normalise(values, intensity.of_channel(number), inside if masked else None)
+        # Counted from the lowest value, so that air has one value afterwards, too, without the rounding of the splines.
+        low = 0.0 if shape == frame.shape else float(values.min())
+        values -= low
         out[number] = resample_image(torch.from_numpy(values), shape, settings.image, frame.spacing, new)
+        out[number] += low
     return out
 
 

@@ -1,4 +1,7 @@
-"""nnU-Net's sliding window, plane by plane: what no later window touches is given away, so that little is held."""
+"""nnU-Net's sliding window, plane by plane: what no later window touches is given away, so that little is held.
+
+Windows in which all voxels are equal, air for example, are computed once.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_fmseg.core.events import Progress
+from napari_fmseg.pipelines.sliding_window import KEPT_BYTES, constant_value
 
 __all__ = ["importance", "predict_planes", "window_starts"]
 
@@ -78,12 +82,19 @@ def predict_planes(
     sums = torch.zeros((heads, window[0], *image.shape[2:]), dtype=torch.float16, device=image.device)
     covered = torch.zeros_like(sums[0])
     mean = torch.empty((heads, *window), device=image.device) if len(turns) > 1 else None
+    may_keep = 4 * heads * math.prod(window) <= KEPT_BYTES
+    known: tuple[tuple[float, ...] | None, Tensor] = (None, weights)  # the last such window and its logits
     for row, first in enumerate(starts[0]):
         for second, third in itertools.product(*starts[1:]):
             place = (slice(second, second + window[1]), slice(third, third + window[2]))
             seen = image[(slice(None), slice(first, first + window[0]), *place)][None]
             add = partial(_add_planes, sums, weights, first, place)
-            if mean is None:
+            value = constant_value(seen[0]) if may_keep else None
+            if value is not None:
+                if value != known[0]:
+                    known = value, _mean_of_turns(turns, seen, torch.empty((heads, *window), device=image.device))
+                add(slice(0, window[0]), known[1])
+            elif mean is None:
                 calls[0](seen, add)
             else:
                 add(slice(0, window[0]), _mean_of_turns(turns, seen, mean))

@@ -27,6 +27,7 @@ from napari_fmseg.models.settings import NNUNetSettings, Resampling
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.pipelines.executor import InferenceRunner
+from napari_fmseg.pipelines.nnunet import windows
 from napari_fmseg.pipelines.nnunet.frame import Frame
 from napari_fmseg.pipelines.nnunet.labels import LabelWriter
 from napari_fmseg.pipelines.nnunet.preprocess import network_input
@@ -247,6 +248,47 @@ def test_planes_of_blended_logits_come_in_order_and_once(mirror):
     assert (difference < 0.01).float().mean() > 0.99
     assert importance((16, 16, 16)).max() == 10
     assert importance((16, 16, 16)).min() > 0
+
+
+def test_windows_of_pure_air_are_computed_once_with_an_equal_mask(toy, ct, monkeypatch):
+    wide = np.full((20, 34, 80), -1000, np.int16)
+    wide[:, :, :30] = np.where(ct.data == 0, -1000, ct.data)[3:23]
+    volume = Volume(wide, Geometry.from_spacing(wide.shape, (2.5, 1.25, 1.75)))  # the network's grid is another
+    calls, stream = [], InferenceRunner.stream
+
+    def counted(engine, *given):
+        calls.append(1)
+        stream(engine, *given)
+
+    monkeypatch.setattr(InferenceRunner, "stream", counted)
+    masks, counts = [], []
+    for kept in (windows.KEPT_BYTES, 0):
+        monkeypatch.setattr(windows, "KEPT_BYTES", kept)
+        calls.clear()
+        masks.append(drain(segment(volume, toy, SegmentOptions(device="cpu", mirror=False))).data)
+        counts.append(len(calls))
+    np.testing.assert_array_equal(*masks)
+    assert len(np.unique(masks[0])) == 3
+    assert counts[0] < 0.7 * counts[1]
+
+
+def test_logits_of_pure_air_are_the_same_in_mirrored_windows(monkeypatch):
+    image, calls = torch.randn(1, 8, 8, 40, generator=torch.manual_seed(0)), []
+    image[..., 12:] = -3
+
+    def call(x, take):
+        calls.append(1)
+        take(slice(0, 8), torch.cat([x, x * torch.arange(8)], 1)[0])  # not the same after mirroring
+
+    found, counts = [], []
+    for kept in (windows.KEPT_BYTES, 0):
+        monkeypatch.setattr(windows, "KEPT_BYTES", kept)
+        calls.clear()
+        events = predict_planes([call], image, (8, 8, 8), 2, mirror=(0, 2))
+        found.append(torch.cat([event[1] for event in events if not isinstance(event, Progress)], 1))
+        counts.append(len(calls))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    assert counts == [4 * 4, 9 * 4]  # windows from 0, 4, 8, and one of those from 12 to 32
 
 
 @pytest.mark.parametrize("shape", [(20, 25, 31), (6, 9, 7), (11, 12, 13), (11, 20, 13)])
