@@ -259,7 +259,7 @@ def write_card(card: ModelCard, path: Path) -> None:
     import tomli_w
 
     table = {
-        name: value
+        name: _without_none(value)
         for name, value in dataclasses.asdict(card).items()
         if name != "folder" and value not in ("", (), {}, None, 0.0)
     }
@@ -270,3 +270,10 @@ def write_card(card: ModelCard, path: Path) -> None:
     }
     with atomic_write(path) as file:
         tomli_w.dump(ordered, file, multiline_strings=True)
+
+
+def _without_none(value: Any) -> Any:
+    """Return a value of a table without what TOML has no word for."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_none(one) for name, one in value.items() if one is not None}

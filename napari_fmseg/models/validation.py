@@ -25,31 +25,33 @@ class Accuracy:
     dice
         The mean.
     low, high
-        95 % confidence interval of the mean, by Student's t distribution, within 0..1; nan of a single patient.
+        95 % confidence interval of the mean, by Student's t distribution, within 0..1; None of a single patient (not
+        nan, with which a card would not be equal to itself).
     worst, worst_case
         The lowest Dice of a case, and the name of that case in its public data set.
     """
 
     n_patients: int
     dice: float
-    low: float = math.nan
-    high: float = math.nan
-    worst: float = math.nan
-    worst_case: str = ""
+    worst: float
+    worst_case: str
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
-        if self.n_patients < 1 or not 0 <= self.dice <= 1 or self.low > self.dice or self.high < self.dice:
+        outside = self.low is not None and self.high is not None and not self.low <= self.dice <= self.high
+        if self.n_patients < 1 or not 0 <= self.dice <= 1 or outside:
             raise UnknownModel(f"validation needs a Dice from 0 to 1 within its interval, not {self}.")
 
     @property
     def interval(self) -> str:
         """The interval as text, or "" where there is none."""
-        return "" if math.isnan(self.low) else f"{self.low:.2f} to {self.high:.2f}"
+        return "" if self.low is None or self.high is None else f"{self.low:.2f} to {self.high:.2f}"
 
     def __str__(self) -> str:
         interval = f", 95 % interval {self.interval}" if self.interval else ""
-        worst = "" if math.isnan(self.worst) else f", worst case {self.worst:.2f}"
-        return f"{self.dice:.3f} ({self.n_patients} patient{'s' if self.n_patients > 1 else ''}{interval}{worst})"
+        patients = f"{self.n_patients} patient{'s' if self.n_patients > 1 else ''}"
+        return f"{self.dice:.3f} ({patients}{interval}, worst case {self.worst:.2f})"
 
 
 @dataclass(frozen=True)
@@ -132,20 +134,19 @@ def _accuracy(dice: Mapping[str, float], patient: Callable[[str], str]) -> Accur
     if not patients:
         return None
     means = [fmean(values) for values in patients.values()]
-    low, high = _interval(means)
     worst = min((case for case in dice if math.isfinite(dice[case])), key=lambda case: dice[case])
-    return Accuracy(len(means), _short(fmean(means)), _short(low), _short(high), _short(dice[worst]), worst)
+    return Accuracy(len(means), _short(fmean(means)), _short(dice[worst]), worst, *_interval(means))
 
 
-def _interval(means: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean by Student's t distribution, within 0..1."""
+def _interval(means: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+    """Return the 95 % confidence interval of the mean by Student's t distribution, within 0..1; None of one value."""
     from scipy import stats
 
     n, mean = len(means), fmean(means)
     if n < 2:
-        return math.nan, math.nan
+        return None, None
     half = float(stats.t.ppf((1 + _CONFIDENCE) / 2, n - 1)) * stdev(means) / math.sqrt(n)
-    return max(0.0, mean - half), min(1.0, mean + half)
+    return _short(max(0.0, mean - half)), _short(min(1.0, mean + half))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -99,7 +99,8 @@ class ModelChooser(QWidget):
         """Read the cards again: a model may have been trained meanwhile."""
         cards = {card.name: card for card in list_models()}
         published = {one.name: one for one in not_downloaded()}
-        if cards == self._cards and published == self._published:
+        # By their text: the Dice of a class that no case had is nan, and so not equal to itself.
+        if repr((cards, published)) == repr((self._cards, self._published)):
             return
         name = self.card.name if self.card else "" if self._cards else next(iter(cards), "")
         self._cards, self._published = cards, published
