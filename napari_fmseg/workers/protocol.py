@@ -25,6 +25,7 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.half_precision import HalfPrecision
 from napari_fmseg.models.measures import Measures, TrainingData, Values
+from napari_fmseg.models.validation import Accuracy, Validation
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.pipelines.batch import SegmentationJob
 
@@ -38,7 +39,9 @@ _KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
         Geometry,
+        Accuracy,
         HalfPrecision,
+        Validation,
         Intensity,
         LabelMap,
         Measures,
