@@ -38,10 +38,9 @@ _LONGEST_HEAD = 64 << 20
 _KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        Geometry,
         Accuracy,
+        Geometry,
         HalfPrecision,
-        Validation,
         Intensity,
         LabelMap,
         Measures,
@@ -53,6 +52,7 @@ _KINDS: dict[str, type] = {
         SegmentationJob,
         StageResult,
         TrainingData,
+        Validation,
         Values,
         Volume,
         Warned,
