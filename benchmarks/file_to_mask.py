@@ -52,7 +52,7 @@ class Clock:
 
 
 def watch_networks(clock: Clock) -> None:
-    """Let every call of a network note its time; what a network streams into is not its own."""
+    """Make every call of a network note its time; what a network streams into is not its own."""
     attempt, stream = InferenceRunner.attempt, InferenceRunner.stream
 
     def timed_attempt(own: Any, net: Any, *inputs: Any) -> Any:

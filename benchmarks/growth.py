@@ -40,7 +40,7 @@ Shape = tuple[int, int, int]
 
 
 def scores_of(classes: int, grid: int) -> Tensor:
-    """Give smooth scores in which the background takes about half of the volume."""
+    """Return smooth scores in which the background takes about half of the volume."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(1, classes, 7, 7, 7, generator=generator)
     coarse[0, 0] += 0.8 * (2 * torch.tensor(float(classes)).log()).sqrt()

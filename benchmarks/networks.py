@@ -56,7 +56,7 @@ class Entry:
         return net
 
     def inputs(self, side: int) -> list[Tensor]:
-        """Give a smooth image with some noise, 0..1, and maps of probabilities beside it."""
+        """Return a smooth image with some noise, 0..1, and maps of probabilities beside it."""
         generator = torch.Generator().manual_seed(0)
 
         def smooth(channels: int) -> Tensor:

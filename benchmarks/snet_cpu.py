@@ -42,7 +42,7 @@ def draw(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def image(size: int) -> torch.Tensor:
-    """Give a smooth volume with some noise, 0..1."""
+    """Return a smooth volume with some noise, 0..1."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, 1, *[max(2, size // 8)] * 3, generator=generator)
     smooth = F.interpolate(coarse, [size] * 3, mode="trilinear")

@@ -73,7 +73,7 @@ class Spent:
 
 
 def watch_training(spent: Spent) -> None:
-    """Let the trainer add its time to the parts."""
+    """Make the trainer add its time to the parts."""
     begin, step = StageTrainer.__init__, stage_trainer.optimiser_step
 
     def begin_watched(own: Any, *given: Any, **named: Any) -> None:

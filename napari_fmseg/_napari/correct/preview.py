@@ -138,10 +138,14 @@ class Overlay:
             visible=False,
             **place,
         )
-        self._below, selected = below, self._viewer.layers.selection.active
+        selection = self._viewer.layers.selection
+        self._below, selected, active = below, set(selection), selection.active
         self._viewer.layers.insert(list(self._viewer.layers).index(below) + 1, self._layer)
         self._layer.editable = False
-        self._viewer.layers.selection.active = selected
+        selection.clear()
+        selection.update(selected)
+        if active is not None:
+            selection.active = active
 
     def _color_classes(self, classes: Iterable[int]) -> None:
         """Set the colours of the classes, where they do not have them."""

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
+from napari.components import ViewerModel
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtTest import QTest
+
+from napari_fmseg._napari.correct.preview import Overlay
 
 from .conftest import LEFT, SHAPE, ball, tilt
 
@@ -61,6 +65,18 @@ def test_the_layer_of_the_preview_is_there_before_the_first_tool_and_nothing_els
     shown = np.unique(prepared.data)
     np.testing.assert_allclose(prepared.get_color(int(shown[-1]))[:3], scene.layer.get_color(1)[:3], atol=1e-6)
     scene.key(Qt.Key.Key_Escape)
+
+
+@pytest.mark.parametrize("n_selected", [0, 1, 2])
+def test_preparing_the_preview_leaves_the_selection_as_it_is(n_selected: int) -> None:
+    viewer = ViewerModel()
+    layers = [viewer.add_image(np.zeros(SHAPE)), viewer.add_labels(np.zeros(SHAPE, np.uint8))]
+    viewer.layers.selection.clear()
+    viewer.layers.selection.update(layers[:n_selected])
+    before = set(viewer.layers.selection), viewer.layers.selection.active
+    Overlay(viewer).prepare(layers[1], (1, 2))
+    assert "Preview" in viewer.layers
+    assert (set(viewer.layers.selection), viewer.layers.selection.active) == before
 
 
 def test_a_correction_spreads_with_a_live_preview_of_its_fade_and_escape_forgets_it(
