@@ -4,18 +4,28 @@ F(4, 3) makes four slices of a 3x3x3 convolution out of six plane convolutions i
 multiplications. (Winograd, Arithmetic complexity of computations, 1980; Lavin and Gray, arXiv 1509.09308.) In float32
 its rounding is about three times that of the plain sum, some 4e-6 of the largest value. What it puts before and after
 is the product of a small matrix and of all voxels of six planes, one pass over memory each.
+
+`PlaneConvolution` convolves some planes at a time, whose input is made only then and may lie where the result goes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Winograd", "convolve"]
+__all__ = ["PlaneConvolution", "PlaneReader", "ReadPlanes", "Winograd", "convolve", "slabs"]
+
+ReadPlanes: TypeAlias = Callable[[int, int], Tensor]
+"""Gives planes a to b (b - a, y, x, c) of a map; neither may be smaller than at the call before."""
+
+_SLAB_BYTES = 8 << 20
+"""Of the planes that are convolved at once, about."""
 
 _INPUT = torch.tensor(
     [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
@@ -30,7 +40,7 @@ def convolve(
 ) -> Tensor:
     """Convolve maps (b, c, ...) with channels last; by oneDNN also where torch itself would not ask it."""
     ones = (1,) * (x.ndim - 2)
-    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return torch.mkldnn_convolution(x, weight, bias, padding, stride or ones, ones, 1)
     call = F.conv3d if x.ndim == 5 else F.conv2d
     return call(x, weight, bias, tuple(stride or ones), tuple(padding))
@@ -57,7 +67,8 @@ class Winograd:
     def fits(weight: Tensor, stride: Sequence[int] = (1,)) -> bool:
         """Return whether a convolution can be computed so, and has channels enough to be faster then."""
         is_cube = tuple(weight.shape[2:]) == (3, 3, 3) and max(stride) == 1
-        return is_cube and weight.dtype == torch.float32 and min(weight.shape[:2]) >= 16
+        is_float = weight.dtype == torch.float32 and weight.device.type == "cpu"
+        return is_cube and is_float and min(weight.shape[:2]) >= 16
 
     @classmethod
     def pays(cls, weight: Tensor, stride: Sequence[int], size: Sequence[int]) -> bool:
@@ -70,7 +81,7 @@ class Winograd:
         self.run(lambda a, b: x[a:b], out)
         return out
 
-    def run(self, read: Callable[[int, int], Tensor], out: Tensor) -> None:
+    def run(self, read: ReadPlanes, out: Tensor) -> None:
         """Write the result to `out` (z, y, x, out).
 
         `read` gives planes a to b of the input. It is called in order, and for planes next to those of
@@ -93,9 +104,90 @@ class Winograd:
         ]
         return torch.stack([product[0].permute(1, 2, 0) for product in products])
 
-    def _factors(self, read: Callable[[int, int], Tensor], first: int, n: int) -> Tensor:
+    def _factors(self, read: ReadPlanes, first: int, n: int) -> Tensor:
         """Return the six factors (6, y, x, c) of four slices; outside of the map are zeros."""
         low, high = max(0, first - 1), min(n, first + 5)
         planes = read(low, high)
         columns = _INPUT[:, low - first + 1 : high - first + 1]
         return torch.mm(columns, planes.reshape(high - low, -1)).view(6, *planes.shape[1:])
+
+
+class PlaneReader:
+    """Reads planes (planes, y, x, c) of a map that are made when they are asked for, each once.
+
+    So those behind may be written over meanwhile.
+
+    Parameters
+    ----------
+    make
+        Writes planes a to b into a tensor.
+    size
+        (y, x, c) of a plane.
+    like
+        A tensor of the type and on the device of the planes.
+    """
+
+    def __init__(self, make: Callable[[int, int, Tensor], None], size: Sequence[int], like: Tensor) -> None:
+        self._make = make
+        self._held, self._until = like.new_empty((0, *size)), 0
+
+    def __call__(self, a: int, b: int) -> Tensor:
+        """Return planes a to b; neither may be smaller than at the call before."""
+        planes = self._held.new_empty((b - a, *self._held.shape[1:]))
+        old = self._until - a
+        planes[:old] = self._held[len(self._held) - old :]
+        self._make(self._until, b, planes[old:])
+        self._held, self._until = planes, b
+        return planes
+
+
+class PlaneConvolution:
+    """A convolution of planes (z, y, x, c), some of them at a time.
+
+    Parameters
+    ----------
+    weight
+        (out, in, z, y, x).
+    bias
+        (out,), or None.
+    stride, padding
+        Along (z, y, x).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]) -> None:
+        self._weight, self._bias, self._stride, self._padding = weight, bias, stride, padding
+
+    def size_after(self, size: Sequence[int]) -> tuple[int, int, int]:
+        """Return the size (z, y, x) that a map of `size` has afterwards."""
+        sides = zip(size, self._weight.shape[2:], self._stride, self._padding, strict=True)
+        z, y, x = ((n + 2 * p - k) // s + 1 for n, k, s, p in sides)
+        return z, y, x
+
+    @cached_property
+    def _winograd(self) -> Winograd:
+        return Winograd(self._weight, self._bias)
+
+    def run(self, read: ReadPlanes, n: int, out: Tensor) -> None:
+        """Write the convolution of a map of `n` planes into `out` (z, y, x, c).
+
+        `read` is called in order, and for all planes that a part needs before that part is written: a `PlaneReader` may
+        read from `out` itself.
+        """
+        if Winograd.pays(self._weight, self._stride, out.shape[:3]):
+            self._winograd.run(read, out)
+            return
+        kernel, stride, (deep, *plane) = self._weight.shape[2], self._stride[0], self._padding
+        for some in slabs(out, max(self._weight.shape[:2])):
+            low, high = some.start * stride - deep, (some.stop - 1) * stride - deep + kernel
+            part = read(max(0, low), min(n, high))
+            part = F.pad(part, (0, 0, 0, 0, 0, 0, max(0, -low), max(0, high - n)))
+            made = convolve(part[None].permute(0, 4, 1, 2, 3), self._weight, self._bias, (0, *plane), self._stride)
+            out[some] = made[0].permute(1, 2, 3, 0)
+
+
+def slabs(planes: Tensor, channels: int) -> list[slice]:
+    """Return which of some planes (z, y, x, c) are convolved at once, where one of both maps has so many channels."""
+    depth, y, x = planes.shape[:3]
+    n = max(1, round(depth * channels * y * x * planes.element_size() / _SLAB_BYTES))
+    step = -(-depth // n)
+    return [slice(first, min(first + step, depth)) for first in range(0, depth, step)]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.nets.runtime.convolution import Winograd, convolve
+from napari_fmseg.nets.runtime.convolution import PlaneConvolution, PlaneReader, Winograd, convolve, slabs
 
 if TYPE_CHECKING:
     from napari_fmseg.nets.nnunet import PlainConvUNet
@@ -30,7 +30,7 @@ _IN_CACHE = 1 << 17
 """Numbers that a norm works on at once."""
 
 _SLAB_BYTES = 8 << 20
-"""Of the planes that a convolution writes over at once, about."""
+"""Of the logits that are given away at once, about."""
 
 
 class NNUNetCpu:
@@ -146,43 +146,33 @@ class _Unit:
             out = x if over else torch.empty((len(x), outs, *x.shape[2:]), dtype=x.dtype, memory_format=_LAST)
             for seen, made in zip(x, out, strict=True):
                 planes = _planes(seen)
-                self.winograd.run(lambda a, b, planes=planes: planes[a:b], _planes(made))  # type: ignore[misc]
+                self.by_planes.run(lambda a, b, planes=planes: planes[a:b], len(planes), _planes(made))  # type: ignore[misc]
             return out
-        if over and len(_slabs(x, ins)) > 1:
+        if over and len(slabs(_planes(x[0]), ins)) > 1:
             return self.convolve_over(x)
         return convolve(x, self.weight, self.bias, self.padding, self.stride).contiguous(memory_format=_LAST)
 
     @cached_property
-    def winograd(self) -> Winograd:
-        """The convolution with fewer multiplications."""
-        return Winograd(self.weight, self.bias)
+    def by_planes(self) -> PlaneConvolution:
+        """The convolution of some planes at a time."""
+        return PlaneConvolution(self.weight, self.bias, self.stride, self.padding)
 
     def run_into(self, out: Tensor, x: Tensor) -> Tensor:
         """Write (b, outs, z, y, x), channels last, in another type than `x` has."""
         deep, *plane = self.padding
         x = F.pad(x, (0, 0, 0, 0, deep, deep)).contiguous(memory_format=_LAST)
-        for planes in _slabs(out, len(self.weight)):
+        for planes in slabs(_planes(out[0]), len(self.weight)):
             part = x[:, :, planes.start : planes.stop + 2 * deep]
             out[:, :, planes] = convolve(part, self.weight, self.bias, (0, *plane))
         return self.finish(out)
 
     def convolve_over(self, x: Tensor, up: _Raise | None = None, below: Tensor | None = None) -> Tensor:
         """Write the result of `convolve` over `x`, before whose channels stand those that `up` makes of `below`."""
-        deep, *plane = self.padding
-        n = x.shape[2]
         below = None if below is None else below.contiguous(memory_format=_LAST)
         for i in range(len(x)):
             own = _planes(x[i])
-            read = _Reader(own, up, None if below is None else _planes(below[i]))
-            if Winograd.pays(self.weight, self.stride, x.shape[2:]):
-                self.winograd.run(read, own)
-                continue
-            for some in _slabs(x[i : i + 1], self.weight.shape[1]):
-                low, high = some.start - deep, some.stop + deep
-                part = read(max(0, low), min(n, high))
-                part = F.pad(part, (0, 0, 0, 0, 0, 0, max(0, -low), max(0, high - n)))
-                made = convolve(part[None].permute(0, 4, 1, 2, 3), self.weight, self.bias, (0, *plane))
-                own[some] = _planes(made[0])
+            read = _reader(own, up, None if below is None else _planes(below[i]))
+            self.by_planes.run(read, len(own), own)
         return x
 
     def finish(self, x: Tensor) -> Tensor:
@@ -263,29 +253,6 @@ class _Raise:
             where.copy_(made.view(where.shape))
 
 
-class _Reader:
-    """Reads planes (z, y, x, c), before whose channels stand those that a `_Raise` makes of maps below.
-
-    Each plane is read or made once, so that those behind may be written over meanwhile.
-    """
-
-    def __init__(self, x: Tensor, up: _Raise | None, below: Tensor | None) -> None:
-        self._x, self._up, self._below = x, up, below
-        self._extra = 0 if up is None else up.weight.shape[3] // up.stride[2]
-        self._held, self._until = x.new_empty((0, *x.shape[1:3], self._extra + x.shape[3])), 0
-
-    def __call__(self, a: int, b: int) -> Tensor:
-        """Return planes a to b; neither may be smaller than at the call before."""
-        planes = self._x.new_empty((b - a, *self._held.shape[1:]))
-        old = self._until - a
-        planes[:old] = self._held[len(self._held) - old :]
-        planes[old:, ..., self._extra :] = self._x[self._until : b]
-        if self._up is not None and self._below is not None:
-            self._up.raise_planes(self._below, self._until, planes[old:, ..., : self._extra])
-        self._held, self._until = planes, b
-        return planes
-
-
 def _planes(x: Tensor) -> Tensor:
     """Return a view (z, y, x, c) of one sample (c, z, y, x) with channels last."""
     return x.permute(1, 2, 3, 0)
@@ -325,12 +292,16 @@ def _instance_factors(x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     return factor.float(), (norm.bias - (middle + off) * factor).float()
 
 
-def _slabs(x: Tensor, channels: int) -> list[slice]:
-    """Return planes that are convolved at once: all of a small map."""
-    plane = channels * x.shape[3] * x.shape[4] * x.element_size()
-    n = max(1, round(x.shape[2] * plane / _SLAB_BYTES))
-    step = -(-x.shape[2] // n)
-    return [slice(first, min(first + step, x.shape[2])) for first in range(0, x.shape[2], step)]
+def _reader(x: Tensor, up: _Raise | None, below: Tensor | None) -> PlaneReader:
+    """Return what reads planes of `x` (z, y, x, c), before whose channels stand those that `up` makes of `below`."""
+    extra = 0 if up is None else up.weight.shape[3] // up.stride[2]
+
+    def make(a: int, b: int, out: Tensor) -> None:
+        out[..., extra:] = x[a:b]
+        if up is not None and below is not None:
+            up.raise_planes(below, a, out[..., :extra])
+
+    return PlaneReader(make, (*x.shape[1:3], extra + x.shape[3]), x)
 
 
 def _logits(x: Tensor, unit: _Unit, last: nn.Conv3d) -> Iterator[tuple[int, slice, Tensor]]:

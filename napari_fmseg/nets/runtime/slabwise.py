@@ -1,12 +1,14 @@
-"""EfficientSegmentation's networks with less than half of the memory: every layer a few planes at a time.
+"""EfficientSegmentation's networks in a fraction of the memory, and faster: every layer some planes at a time.
 
-The same sums in another order. A layer reads planes of its input, convolves them, and only what is needed later is
-kept. What saves memory and time:
+The same sums in another order. Maps lie as (z, y, x, channel). A layer reads planes of its input, convolves them, and
+only what is needed later is kept. What saves memory and time:
 
-- The second convolution of a residual unit writes over its input; what it still needs of it, it has set aside.
+- The second convolution of a residual unit writes over its input.
 - Norm, ReLU, upsampling and joining with a skip happen to planes that are in the cache, just before they are used; a
   normalised, an enlarged or a joined map never exists.
 - The shortcut of a unit is computed twice (for its mean and deviation, then for its sum) and never kept.
+- In float32 on a CPU, wide convolutions use Winograd's minimal filtering along z; see
+  `napari_fmseg.nets.runtime.convolution`.
 - A map is given back as soon as nobody needs it; what its parts have left in the C library's heap, too, before the
   next map is made.
 
@@ -15,9 +17,9 @@ At the finest level two maps are alive at once, where layer by layer there are s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,36 +28,38 @@ from torch import Tensor, nn
 from napari_fmseg.core.allocator import trim_heap
 from napari_fmseg.nets.efficientseg import decoder_name, standardise
 from napari_fmseg.nets.layers.blocks import ConvNorm, resize
+from napari_fmseg.nets.runtime.convolution import PlaneConvolution, PlaneReader, ReadPlanes, slabs
 
 __all__ = ["SlabwiseUNet"]
 
-# Values of a map in one step; and how many rows of how many planes of how many channels a convolution must see: with no
-# more than that torch takes another way on the CPU, ten times slower and with ten times the memory.
-_VALUES = 4_000_000
-_ROWS = 20_480
-
-Read: TypeAlias = Callable[[int, int], Tensor]
+_IN_CACHE = 1 << 17
+"""Values whose mean and deviation are gathered at once."""
 
 
 @dataclass(frozen=True)
 class _Map:
-    """A map (c, z, y, x) whose planes are computed on request: `read(first, last)` gives (1, c, planes, y, x)."""
+    """A map whose planes are there, or `made` on request: `read(a, b)` gives (b - a, y, x, c)."""
 
-    read: Read
-    channels: int
-    size: tuple[int, int, int]
+    read: ReadPlanes
+    size: tuple[int, int, int, int]
+    made: bool = True
 
     @classmethod
     def of(cls, x: Tensor) -> _Map:
-        """Return a tensor (1, c, z, y, x) as a map."""
-        z, y, x_ = x.shape[2:]
-        return cls(lambda a, b: x[:, :, a:b], x.shape[1], (z, y, x_))
+        """Return a tensor (z, y, x, c) as a map."""
+        z, y, x_, c = x.shape
+        return cls(lambda a, b: x[a:b], (z, y, x_, c), made=False)
 
-    def pad(self, first: int, last: int) -> Tensor:
-        """Return planes; those beyond the border are 0."""
-        a, b = max(first, 0), min(last, self.size[0])
-        x = self.read(a, b)
-        return x if (a, b) == (first, last) else F.pad(x, (0, 0, 0, 0, a - first, last - b))
+    def in_order(self, like: Tensor) -> ReadPlanes:
+        """Return what reads planes in order and makes each once, in the type and on the device of `like`."""
+        if not self.made:
+            return self.read
+
+        def make(a: int, b: int, out: Tensor) -> None:
+            if b > a:
+                out.copy_(self.read(a, b))
+
+        return PlaneReader(make, self.size[1:], like)
 
 
 class _Norm:
@@ -63,28 +67,28 @@ class _Norm:
 
     def __init__(self) -> None:
         self._n = 0
-        self._mean = self._squares = torch.zeros(())
+        self._middle = self._total = self._squares = torch.zeros(())
 
     def update(self, x: Tensor) -> None:
-        """Add planes (1, c, z, y, x) to the statistics."""
-        flat = x[0].flatten(1).float()
-        n, mean = flat.shape[1], flat.mean(1)
-        # Ten times faster than torch.var_mean.
-        apart = [torch.linalg.vector_norm(channel - middle) for channel, middle in zip(flat, mean, strict=True)]
-        squares = torch.stack(apart).cpu().double() ** 2
-        mean = mean.cpu().double()
-        if self._n:
-            step = mean - self._mean
-            squares = squares + self._squares + step**2 * (self._n * n / (self._n + n))
-            mean = self._mean + step * (n / (self._n + n))
-        self._n, self._mean, self._squares = self._n + n, mean, squares
+        """Add planes (z, y, x, c) to the statistics."""
+        for part in torch.split(x.reshape(-1, x.shape[-1]), max(1, _IN_CACHE // x.shape[-1])):
+            values = part.float()
+            if not self._n:  # near the mean, so that no digits are lost
+                self._middle = values.mean(0)
+            values = values - self._middle
+            ones = values.new_ones((1, len(values)))
+            self._total = self._total + (ones @ values)[0].double()
+            self._squares = self._squares + torch.linalg.vecdot(values, values, dim=0).double()
+            self._n += len(values)
 
-    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Normalise planes into `out`, or into new memory in the type of `x`."""
-        scale = ((self._squares / self._n + 1e-5) ** -0.5).float()
-        shift = -self._mean.float() * scale
-        scale, shift = (v.to(x.device)[:, None, None, None] for v in (scale, shift))
-        return torch.addcmul(shift, x.float(), scale, out=torch.empty_like(x) if out is None else out)
+    def apply(self, x: Tensor, out: Tensor) -> Tensor:
+        """Normalise planes into `out`."""
+        off = self._total / self._n
+        factor = (self._squares / self._n - off * off + 1e-5) ** -0.5
+        summand = (-(self._middle + off) * factor).float()
+        if out.dtype == torch.float32:
+            return torch.addcmul(summand, x, factor.float(), out=out)
+        return out.copy_(torch.addcmul(summand, x.float(), factor.float()))
 
 
 class SlabwiseUNet:
@@ -110,6 +114,7 @@ class SlabwiseUNet:
     ) -> None:
         self._net: Any = net.to(device, dtype)
         self._dtype, self._device = dtype, torch.device(device)
+        self._convolutions: dict[nn.Module, PlaneConvolution] = {}
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
@@ -117,12 +122,14 @@ class SlabwiseUNet:
         self._net.check(x)
         return torch.cat([self._one(image[None].to(self._device, self._dtype)) for image in x])
 
-    def _one(self, x: Tensor) -> Tensor:
-        net, size = self._net, x.shape[2:]
+    def _one(self, image: Tensor) -> Tensor:
+        net, size = self._net, image.shape[2:]
         if net.grid is not None:
-            x = resize(x, net.grid)
+            image = resize(image, net.grid)
         if net.window is not None:
-            x = standardise(x, net.window)
+            image = standardise(image, net.window)
+        x = _planes(image)
+        del image
         skips: list[Tensor] = []
         for level in range(len(net.channels)):
             x = self._down(level, x)
@@ -130,87 +137,103 @@ class SlabwiseUNet:
         del x  # so that each map is alive in one place only, and goes when it was used
         while len(skips) > 1:
             skips.append(self._up(len(skips) - 2, skips))
-        logits = _pointwise(net.final, skips.pop())
+        logits = _logits(net.final, skips.pop())
         return resize(logits, size) if net.native else logits
 
     def _down(self, level: int, x: Tensor) -> Tensor:
         net = self._net
         stage = getattr(net, f"conv{level}_0")
-        x = _stage(stage, _Map.of(net.pool(x) if level else x))
-        return x if net.context_block is None or level < len(net.channels) - 1 else net.context_block(x)
+        x = self._stage(stage, _Map.of(_planes(net.pool(_batch(x))) if level else x), x)
+        last = net.context_block is not None and level == len(net.channels) - 1
+        return _planes(net.context_block(_batch(x).contiguous())) if last else x
 
     def _up(self, level: int, skips: list[Tensor]) -> Tensor:
         net, x, skip = self._net, skips.pop(), skips.pop()
         if net.has_strides:
-            x = getattr(net, f"trans_{level + 1}")(x)
-        up = _enlarge(x, skip)
+            x = _planes(getattr(net, f"trans_{level + 1}")(_batch(x)))
+        z, y, x_, c = skip.shape
+        matrix = _interpolation(len(x), z, x)
 
         def read(a: int, b: int) -> Tensor:
-            enlarged = up(a, b)
-            return enlarged.add_(skip[:, :, a:b]) if net.has_strides else torch.cat([skip[:, :, a:b], enlarged], 1)
+            enlarged = _enlarge(x, matrix[a:b], (y, x_))
+            return enlarged.add_(skip[a:b]) if net.has_strides else torch.cat([skip[a:b], enlarged], 3)
 
-        z, y, x_ = skip.shape[2:]
-        channels = skip.shape[1] + (0 if net.has_strides else x.shape[1])
-        return _stage(getattr(net, decoder_name(level)), _Map(read, channels, (z, y, x_)))
+        joined = _Map(read, (z, y, x_, c + (0 if net.has_strides else x.shape[3])))
+        return self._stage(getattr(net, decoder_name(level)), joined, skip)
 
+    def _stage(self, stage: nn.Module, x: _Map, like: Tensor) -> Tensor:
+        """Run all residual units of a stage; the result has the type of `like`."""
+        units: list[tuple[Any, Any]] = []
+        for block in stage if isinstance(stage, nn.Sequential) else [stage]:
+            own: Any = block
+            if hasattr(own, "residual_unit"):
+                units.append((own.residual_unit, own.shortcut_unit))
+            else:
+                units += [(own.residual_unit_1, own.shortcut_unit_1), (own.residual_unit_2, None)]
+        out = like
+        for unit, shortcut in units:
+            out = self._residual(unit[0], unit[1], shortcut, x, like)
+            x = _Map.of(out)
+        return out
 
-def _pointwise(last: nn.Module, x: Tensor) -> Tensor:
-    """Run a layer that acts on every voxel by itself."""
-    out = torch.zeros(())
-    depth = _depth(_Map.of(x).size, x.shape[1])
-    for a in range(0, x.shape[2], depth):
-        part = last(x[:, :, a : a + depth])
-        if out.ndim == 0:
-            out = part.new_empty((1, part.shape[1], *x.shape[2:]))
-        out[:, :, a : a + depth] = part
-    return out
+    def _residual(self, first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _Map, like: Tensor) -> Tensor:
+        """Return two convolutions beside a shortcut, each with its norm: added, then ReLU."""
+        _tidy(like)
+        convolution, outs = self._convolution(first.conv), first.conv.out_channels
+        h = like.new_empty((*convolution.size_after(x.size[:3]), outs))
+        convolution.run(x.in_order(h), x.size[0], h)
+        norm = _norm_of(h)
+        _tidy(like)
 
+        def finish(a: int, b: int, out: Tensor) -> None:
+            norm.apply(h[a:b], out).relu_()
 
-def _depth(size: tuple[int, int, int], channels: int) -> int:
-    """Return how many planes a part has; a convolution of three planes reads two more."""
-    return max(1, _ROWS // (channels * size[1]) - 1, _VALUES // (channels * size[1] * size[2]))
-
-
-def _stage(stage: nn.Module, x: _Map) -> Tensor:
-    """Run all residual units of a stage."""
-    units: list[tuple[Any, Any]] = []
-    for block in stage if isinstance(stage, nn.Sequential) else [stage]:
-        own: Any = block
-        if hasattr(own, "residual_unit"):
-            units.append((own.residual_unit, own.shortcut_unit))
-        else:
-            units += [(own.residual_unit_1, own.shortcut_unit_1), (own.residual_unit_2, None)]
-    out = torch.zeros(())
-    for unit, shortcut in units:
-        out = _residual(unit[0], unit[1], shortcut, x)
-        x = _Map.of(out)
-    return out
-
-
-def _residual(first: ConvNorm, second: ConvNorm, shortcut: ConvNorm | None, x: _Map) -> Tensor:
-    """Return two convolutions beside a shortcut, each with its norm: added, then ReLU."""
-    norm, norm_beside = _Norm(), _Norm()
-    size = _size_after(first.conv, x.size)
-    depth = _depth(size, max(x.channels, first.conv.out_channels))
-    h = torch.zeros(())
-    _tidy(first.conv.weight)
-    for a in range(0, size[0], depth):
-        b = min(a + depth, size[0])
-        part = _convolve(first.conv, x, a, b)
-        norm.update(part)
-        if h.ndim == 0:
-            h = part.new_empty((1, part.shape[1], *size))
-        h[:, :, a:b] = part
+        self._convolution(second.conv).run(PlaneReader(finish, h.shape[1:], h), len(h), h)
+        after, norm_beside = _norm_of(h), _Norm()
         if shortcut is not None:
-            norm_beside.update(_convolve(shortcut.conv, x, a, b))
-    _tidy(h)
-    norm = _convolve_over(second.conv, h, norm)
-    _tidy(h)
-    for a in range(0, size[0], depth):
-        b = min(a + depth, size[0])
-        beside = x.read(a, b) if shortcut is None else norm_beside(_convolve(shortcut.conv, x, a, b))
-        h[:, :, a:b] = norm(h[:, :, a:b]).add_(beside).relu_()
-    return h
+            for _, part in _beside(shortcut.conv, x, h):
+                norm_beside.update(part)
+        _tidy(like)
+        for planes, part in _beside(None if shortcut is None else shortcut.conv, x, h):
+            if shortcut is not None:
+                norm_beside.apply(part, part)
+            after.apply(h[planes], h[planes]).add_(part).relu_()
+        return h
+
+    def _convolution(self, conv: nn.Conv3d) -> PlaneConvolution:
+        """Return a layer of the network for planes; made once."""
+        if conv not in self._convolutions:
+            padding: Any = conv.padding
+            self._convolutions[conv] = PlaneConvolution(conv.weight, None, conv.stride, padding)
+        return self._convolutions[conv]
+
+
+def _beside(conv: nn.Conv3d | None, x: _Map, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield planes of `x`, or of its convolution with a kernel of one voxel, and which of `like` they are."""
+    for planes in slabs(like, max(x.size[3], like.shape[3])):
+        if conv is None:
+            yield planes, x.read(planes.start, planes.stop)
+            continue
+        step_z, step_y, step_x = conv.stride
+        part = x.read(planes.start * step_z, (planes.stop - 1) * step_z + 1)[::step_z, ::step_y, ::step_x]
+        yield planes, part @ conv.weight.flatten(1).T
+
+
+def _norm_of(x: Tensor) -> _Norm:
+    """Return the mean and deviation of a map (z, y, x, c)."""
+    norm = _Norm()
+    norm.update(x)
+    return norm
+
+
+def _logits(last: nn.Conv3d, x: Tensor) -> Tensor:
+    """Return what the last layer, whose kernel is one voxel, makes of a map (z, y, x, c): (1, classes, z, y, x)."""
+    weight = last.weight.flatten(1)
+    out = x.new_empty((1, len(weight), *x.shape[:3]))
+    for planes in slabs(x, x.shape[3]):
+        part = x[planes]
+        out[0, :, planes] = (weight @ part.reshape(-1, x.shape[3]).T).view(-1, *part.shape[:3])
+    return out
 
 
 def _tidy(x: Tensor) -> None:
@@ -219,52 +242,24 @@ def _tidy(x: Tensor) -> None:
         trim_heap()
 
 
-def _convolve_over(conv: nn.Conv3d, h: Tensor, norm: _Norm) -> _Norm:
-    """Replace `h` by the convolution of its normalised ReLU, in place; gives the norm of what is there now."""
-    after = _Norm()
-    reach, n, depth = int(conv.padding[0]), h.shape[2], _depth(_Map.of(h).size, h.shape[1])
-    ready = h.new_zeros((1, h.shape[1], depth + 2 * reach, *h.shape[3:]))  # from `reach` planes before the part on
-    for a in range(0, n, depth):
-        b = min(a + depth, n)
-        first, last = a + reach if a else 0, min(b + reach, n)
-        if a:  # planes that were overwritten, or are ready already
-            ready[:, :, : 2 * reach] = ready[:, :, depth : depth + 2 * reach].clone()
-        norm(h[:, :, first:last], out=ready[:, :, first - a + reach : last - a + reach]).relu_()
-        ready[:, :, last - a + reach :] = 0
-        part = F.conv3d(ready[:, :, : b - a + 2 * reach], conv.weight, padding=(0, *conv.padding[1:]))
-        after.update(part)
-        h[:, :, a:b] = part
-    return after
+def _batch(x: Tensor) -> Tensor:
+    """View (z, y, x, c) as a batch of one with channels last."""
+    return x[None].permute(0, 4, 1, 2, 3)
 
 
-def _convolve(conv: nn.Conv3d, x: _Map, a: int, b: int) -> Tensor:
-    """Return output planes a to b of a convolution with its padding and stride."""
-    kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
-    planes = x.pad(a * stride - padding, (b - 1) * stride - padding + kernel)
-    return F.conv3d(planes, conv.weight, stride=conv.stride, padding=(0, *conv.padding[1:]))
+def _planes(x: Tensor) -> Tensor:
+    """Return a batch of one as (z, y, x, c), which it is already with channels last."""
+    return x[0].permute(1, 2, 3, 0).contiguous()
 
 
-def _size_after(conv: nn.Conv3d, size: tuple[int, int, int]) -> tuple[int, int, int]:
-    padding: Any = conv.padding
-    sides = zip(size, conv.kernel_size, conv.stride, padding, strict=True)
-    z, y, x = ((n + 2 * p - k) // s + 1 for n, k, s, p in sides)
-    return z, y, x
+def _interpolation(old: int, new: int, like: Tensor) -> Tensor:
+    """Return the matrix (new, old) of linear interpolation with aligned corners, in the type of `like`."""
+    place = torch.arange(new, dtype=torch.float64) * ((old - 1) / max(new - 1, 1))
+    return (1 - (place[:, None] - torch.arange(old)).abs()).clamp_min(0).to(like)
 
 
-def _enlarge(x: Tensor, like: Tensor) -> Read:
-    """Return a function that reads planes of `x`, enlarged to the size of `like` with aligned corners."""
-    z, size = like.shape[2], like.shape[3:]
-    place = torch.arange(z, dtype=torch.float64) * ((x.shape[2] - 1) / max(z - 1, 1))
-    old = torch.arange(x.shape[2], dtype=torch.float64)
-    weights = (1 - (place[:, None] - old).abs()).clamp_min(0).to(x.dtype)  # (new planes, old planes)
-
-    def read(a: int, b: int) -> Tensor:
-        first, last = int(place[a]), min(int(place[b - 1]) + 2, x.shape[2])
-        rows = weights[a:b, first:last].to(x.device)
-        out = x.new_empty((1, x.shape[1], b - a, *size))
-        for channel, planes in zip(out[0], x[0, :, first:last], strict=True):  # one at a time takes little room
-            enlarged = F.interpolate(planes[None], size=tuple(size), mode="bilinear", align_corners=True)[0]
-            torch.mm(rows, enlarged.flatten(1), out=channel.view(b - a, -1))
-        return out
-
-    return read
+def _enlarge(x: Tensor, rows: Tensor, size: Sequence[int]) -> Tensor:
+    """Return planes of `x` (z, y, x, c) enlarged to `size` (y, x) with aligned corners, mixed along z by `rows`."""
+    mixed = (rows @ x.flatten(1)).view(len(rows), *x.shape[1:])
+    enlarged = F.interpolate(mixed.permute(0, 3, 1, 2), size=tuple(size), mode="bilinear", align_corners=True)
+    return enlarged.permute(0, 2, 3, 1)
