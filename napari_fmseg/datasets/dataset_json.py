@@ -44,6 +44,8 @@ class DatasetTable:
     file_ending: str | None = None
     training: tuple[CaseEntry | str, ...] = ()
     validation: tuple[CaseEntry | str, ...] = ()
+    training_partial: tuple[CaseEntry, ...] = ()
+    validation_partial: tuple[CaseEntry, ...] = ()
     unlabelled: tuple[CaseEntry | str, ...] = ()
     test: tuple[CaseEntry | str, ...] = ()
     dataset: Mapping[str, CaseEntry] | str | None = None
@@ -54,6 +56,10 @@ class DatasetTable:
             for name in self.dataset:
                 _check_name(name)
         labels_in(self.labels)
+        for entry in (*self.training_partial, *self.validation_partial):
+            if not entry.classes:
+                name = str(entry.case or entry.name or entry.image or entry.images)[:80]
+                raise ValueError(f"{name!r} is listed as labelled in part, but has no 'classes' that say with which")
         for what, named in (("channel_names", self.channel_names), ("modality", self.modality)):
             for key in named if isinstance(named, Mapping) else ():
                 if not key.isdecimal():

@@ -35,6 +35,9 @@ __all__ = [
 
 IMAGES, LABELS, UNLABELLED = "imagesTr", "labelsTr", "imagesTs"
 
+_LABELLED = "training", "validation", "training_partial", "validation_partial"
+"""Lists of dataset.json, of which nnU-Net itself knows the first; in the last two each case has its `classes`."""
+
 _CHANNEL = re.compile(r"_(\d{4})$")
 
 
@@ -68,9 +71,14 @@ class DatasetInfo:
         return {name: value for value, name in self.labels.items()}
 
     def classes_of(self, name: str) -> tuple[str, ...]:
-        """Return the classes that a case was labelled with, as dataset.json states under ``classes``."""
+        """Return the classes that a case was labelled with, as dataset.json or the case's entry states; () for all."""
         said = self.table.get("classes", {})
         classes = said.get(name, ()) if isinstance(said, Mapping) else ()
+        for part in () if classes else _LABELLED:
+            for entry in self.table.get(part, ()):
+                if _is_case(entry) and _name_of(entry) == name:
+                    classes = entry.get("classes", ())
+        classes = (classes,) if isinstance(classes, str) else classes
         return tuple(label for label in self.labels.values() if label in classes)
 
 
@@ -142,14 +150,16 @@ def add_classes(facts: DatasetInfo, names: tuple[str, ...], *, sparse: bool, fol
 
 def validation_names(table: Mapping[str, Any]) -> set[str]:
     """Return the names of the validation cases that the data set itself states."""
-    return {_name_of(entry) for entry in table.get("validation", ()) if _is_case(entry)}
+    parts = ("validation", "validation_partial")
+    return {_name_of(entry) for part in parts for entry in table.get(part, ()) if _is_case(entry)}
 
 
 def find_cases(folder: Path, facts: DatasetInfo) -> dict[str, CaseFiles]:
     """Find all cases, labelled and unlabelled, by name.
 
-    First those that dataset.json lists (``dataset`` of version 2; ``training``, ``validation`` and ``unlabelled``),
-    then what lies in imagesTr, then in imagesTs (under ``imagesTs/NAME`` where the name is taken).
+    First those that dataset.json lists (``dataset`` of version 2; ``training`` and ``validation``, also those of both
+    that were labelled in part; ``unlabelled``), then what lies in imagesTr, then in imagesTs (under ``imagesTs/NAME``
+    where the name is taken).
     """
     found = {
         name: files
@@ -172,7 +182,7 @@ def find_cases(folder: Path, facts: DatasetInfo) -> dict[str, CaseFiles]:
 def _cases_in_table(folder: Path, table: Mapping[str, Any]) -> Iterator[tuple[str, CaseFiles]]:
     for name, entry in _entries_by_name(table).items():
         yield name, _files_of(folder, _images_of(entry), entry.get("label"))
-    for part in ("training", "validation", "unlabelled"):
+    for part in (*_LABELLED, "unlabelled"):
         for entry in table.get(part, ()):
             if not _is_case(entry):
                 continue
@@ -251,11 +261,11 @@ def with_case(
             known = table["dataset"].get(name, {"images": list(images)})
             new["dataset"] = {**table["dataset"], name: _with_labels(known, labels)}
         return new
-    parts = {part: list(table.get(part, ())) for part in ("training", "validation", "unlabelled")}
-    if not any(_is_case(entry) for entry in (*parts["training"], *parts["validation"])):
+    parts = {part: list(table.get(part, ())) for part in (*_LABELLED, "unlabelled")}
+    if not any(_is_case(entry) for part in _LABELLED for entry in parts[part]):
         return new
     image = images[0] if len(images) == 1 else list(images)
-    for part in ("training", "validation"):
+    for part in _LABELLED:
         for i, entry in enumerate(parts[part]):
             if _is_case(entry) and _name_of(entry) == name:
                 return {**new, part: [*parts[part][:i], _with_labels(entry, labels), *parts[part][i + 1 :]]}
@@ -317,7 +327,7 @@ def _map_entries(
     for part in ("dataset", "classes"):
         if isinstance(table.get(part), Mapping):
             out[part] = dict(kept for item in table[part].items() if (kept := change(*item)) is not None)
-    for part in ("training", "validation", "unlabelled"):
+    for part in (*_LABELLED, "unlabelled"):
         if part not in table:
             continue
         entries = []

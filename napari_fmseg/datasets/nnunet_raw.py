@@ -20,7 +20,8 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
 
     Understands the nnU-Net raw layout (imagesTr/NAME_0000.nii.gz per channel, labelsTr/NAME.nii.gz) and case lists
     `training` and `validation` in dataset.json. Where cases were labelled with some of the classes only, `classes` in
-    dataset.json says with which: ``{"anna": ["liver"]}``.
+    dataset.json says with which: ``{"anna": ["liver"]}``; or they are listed apart, as `training_partial` and
+    `validation_partial`, each entry with its `classes`.
 
     The split of a project is its own. Nothing is written: what a training learns from is noted when it starts.
 
@@ -52,8 +53,12 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
             raise ValueError("labels has regions, of several numbers each, which cannot be learned here")
         known, ignore = labels_in(facts.labels)
         labels = dict(sorted({**known, **({} if ignore is None else {ignore: IGNORE_NAME})}.items()))
-        listed = [_case_of(e, folder) for e in facts.training if isinstance(e, CaseEntry)]
-        held = [_case_of(e, folder) for e in facts.validation if isinstance(e, CaseEntry)]
+        training, validation = (
+            (*facts.training, *facts.training_partial),
+            (*facts.validation, *facts.validation_partial),
+        )
+        listed = [_case_of(e, folder) for e in training if isinstance(e, CaseEntry)]
+        held = [_case_of(e, folder) for e in validation if isinstance(e, CaseEntry)]
         partly = facts.classes if isinstance(facts.classes, Mapping) else {}
     except (OSError, ValueError) as error:
         raise InvalidRecipe(

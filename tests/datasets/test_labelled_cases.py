@@ -12,6 +12,8 @@ import pytest
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.labelled_cases import labelled_cases, unlabelled_images
+from napari_fmseg.datasets.nnunet_json import find_cases, read_facts, validation_names, without_case
+from napari_fmseg.datasets.nnunet_raw import cases_of
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.training.projects import add_case, init_project
 
@@ -58,6 +60,31 @@ def test_test_cases_are_those_of_the_list(lists: Path) -> None:
     assert names_of(lists, "training") == ["learned"]
     assert names_of(lists, "validation") == ["held"]
     assert names_of(lists, "all") == ["learned", "held"]
+
+
+def test_cases_labelled_in_part_are_learned_from_and_held_out_with_the_classes_that_they_have(lists: Path) -> None:
+    facts = json.loads((lists / "dataset.json").read_text())
+    facts["labels"]["tumour"] = 4
+    facts["training_partial"] = [{**entry("later"), "classes": ["organ"]}]
+    facts["validation_partial"] = [{**entry("tested"), "classes": ["tumour"]}]
+    facts["test"] = []
+    dataset(lists, **facts)
+    _, training, validation = cases_of(lists)
+    assert {case.name: case.classes for case in training} == {"learned": (), "later": ("organ",)}
+    assert {case.name: case.classes for case in validation} == {"held": (), "tested": ("tumour",)}
+    assert names_of(lists, "validation") == ["held", "tested"]
+    told = read_facts(lists)  # a project on the same folder
+    assert {"learned", "later", "held", "tested"} <= find_cases(lists, told).keys()
+    assert [told.classes_of(name) for name in ("learned", "later", "tested")] == [(), ("organ",), ("tumour",)]
+    assert validation_names(told.table) == {"held", "tested"}
+    assert without_case(told.table, "later", 1)["training_partial"] == []
+
+
+def test_a_case_listed_as_labelled_in_part_says_with_which_classes(lists: Path) -> None:
+    facts = json.loads((lists / "dataset.json").read_text())
+    dataset(lists, **facts, training_partial=[entry("later")])
+    with pytest.raises(FmsegError, match="'later' is listed as labelled in part"):
+        cases_of(lists)
 
 
 def test_images_without_labels_are_named(lists: Path) -> None:
