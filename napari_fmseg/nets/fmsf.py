@@ -261,7 +261,6 @@ class EdgeNet(_Pyramid):
     """
 
     trains_channels_last = False
-    cpu_memory_format = "channels_last"  # the channels are few
 
     def __init__(
         self, in_channels: int = 1, n_classes: int = 2, variant: str = "v1", hidden: int = 8, width: int = 32

@@ -73,10 +73,11 @@ class _Residual(nn.Module):
         self.conv1 = sequence(conv=nn.Conv3d(ins, outs, 3, padding=1, bias=False))
         self.conv2 = sequence(conv=nn.Conv3d(outs, outs, 3, padding=1, bias=False))
         self.conv3 = None if ins == outs else sequence(conv=nn.Conv3d(ins, outs, 1, bias=False))
+        self.norm = nn.InstanceNorm3d(outs)  # without parameters
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.instance_norm(self.conv2(F.leaky_relu(F.instance_norm(self.conv1(x)), 0.01, inplace=True)))
-        return F.leaky_relu(y + (x if self.conv3 is None else F.instance_norm(self.conv3(x))), 0.01, inplace=True)
+        y = self.norm(self.conv2(F.leaky_relu(self.norm(self.conv1(x)), 0.01, inplace=True)))
+        return F.leaky_relu(y + (x if self.conv3 is None else self.norm(self.conv3(x))), 0.01, inplace=True)
 
 
 class _Join(nn.Module):
@@ -179,6 +180,7 @@ class _Gate(nn.Module):
             nn.Conv3d(channels, few, 1), nn.LeakyReLU(0.01), nn.Conv3d(few, 3 * channels, 1)
         )  # fmt: skip
         self.mix = nn.Conv3d(channels, channels, 1, bias=False)
+        self.norm = nn.InstanceNorm3d(channels)
         self.gate = nn.Conv3d(3 if guided else 2, 1, 3, padding=1)
 
     def forward(self, x: Tensor, below: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -187,7 +189,7 @@ class _Gate(nn.Module):
         total = views[0] + views[1] + views[2]
         shares = self.choice(total.mean((2, 3, 4), keepdim=True)).unflatten(1, (3, -1)).softmax(1)  # (b, 3, c, 1, 1, 1)
         chosen = views[0] * shares[:, 0] + views[1] * shares[:, 1] + views[2] * shares[:, 2]
-        mixed = F.leaky_relu(F.instance_norm(self.mix(chosen)), 0.01)
+        mixed = F.leaky_relu(self.norm(self.mix(chosen)), 0.01)
         seen = [mixed.mean(1, keepdim=True), mixed.amax(1, keepdim=True)]
         if below is not None:
             seen.append(resize(below, x.shape[2:], align_corners=False))
@@ -201,11 +203,12 @@ class _LightJoin(nn.Module):
     def __init__(self, ins: int, skip: int, block: str) -> None:
         super().__init__()
         self.narrow = nn.Conv3d(ins + skip, skip, 1, bias=False)
+        self.norm = nn.InstanceNorm3d(skip)
         self.block = _block(block, skip, 3, 1.0)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = torch.cat([resize(x, skip.shape[2:], align_corners=False), skip], 1)
-        out: Tensor = self.block(F.leaky_relu(F.instance_norm(self.narrow(x)), 0.01))
+        out: Tensor = self.block(F.leaky_relu(self.norm(self.narrow(x)), 0.01))
         return out
 
 
@@ -250,6 +253,7 @@ class MA3DSeg(nn.Module):
         outs = n_classes - (activation == "sigmoid")
         self.encoder = _Encoder(in_channels, widths, depths, block, 7, published=False)
         self.stem = nn.Conv3d(in_channels, stem, 3, padding=1, bias=False)
+        self.norm = nn.InstanceNorm3d(stem)
         self.gates = nn.ModuleList(_Gate(w, i < len(widths) - 1) for i, w in enumerate(widths)) if guided else None
         wide = [stem, *widths]
         self.joins = nn.ModuleList(_LightJoin(wide[i + 1], wide[i], block) for i in range(4))
@@ -271,7 +275,7 @@ class MA3DSeg(nn.Module):
         maps = self.encoder(x)  # at 1/2, 1/4, 1/8, 1/16
         if self.gates is not None:
             maps = self._guide(maps)
-        skips = [F.leaky_relu(F.instance_norm(self.stem(x)), 0.01), *maps[:3]]
+        skips = [F.leaky_relu(self.norm(self.stem(x)), 0.01), *maps[:3]]
         if self.guide is not None and self.boundaries is not None:
             logits = self.guide(maps[3])
             guide = logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()

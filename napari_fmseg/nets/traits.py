@@ -10,7 +10,6 @@ Every attribute is optional:
 - ``trains_in_bfloat16``: True where training in bfloat16 on a CPU that computes in it was shown to give the same Dice.
 - ``map_channels``: channels of each input after the image.
 - ``cpu_form``: ``"module:Class"`` of a faster way to compute the same on a CPU, made of (network, dtype); "" for none.
-- ``cpu_memory_format``: ``"channels_last"`` where that is always the faster one on a CPU; else both are timed.
 - ``low_memory_form``: ``"module:Class"`` of a way to compute the same in a fraction of the memory, made of (network,
   dtype, device).
 """

@@ -36,14 +36,20 @@ _OUTPUT = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4
 
 
 def convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], stride: Sequence[int] = ()
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int] = (),
+    dilation: Sequence[int] = (),
+    groups: int = 1,
 ) -> Tensor:
     """Convolve maps (b, c, ...) with channels last; by oneDNN also where torch itself would not ask it."""
     ones = (1,) * (x.ndim - 2)
     if x.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return torch.mkldnn_convolution(x, weight, bias, padding, stride or ones, ones, 1)
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride or ones, dilation or ones, groups)
     call = F.conv3d if x.ndim == 5 else F.conv2d
-    return call(x, weight, bias, tuple(stride or ones), tuple(padding))
+    return call(x, weight, bias, tuple(stride or ones), tuple(padding), tuple(dilation or ones), groups)
 
 
 class Winograd:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_fmseg.nets.runtime.channel_norm import ChannelStatistics, rows_in_cache
 from napari_fmseg.nets.runtime.convolution import PlaneConvolution, PlaneReader, Winograd, convolve, slabs
 
 if TYPE_CHECKING:
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["NNUNetCpu"]
 
 _LAST = torch.channels_last_3d
-_IN_CACHE = 1 << 17
-"""Numbers that a norm works on at once."""
-
 _SLAB_BYTES = 8 << 20
 """Of the logits that are given away at once, about."""
 
@@ -265,7 +263,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def _parts(x: Tensor) -> Sequence[Tensor]:
     """Return views (voxels, c) of maps with channels last, each small enough for the cache."""
-    return torch.split(_rows(x), max(1, _IN_CACHE // x.shape[1]))
+    return rows_in_cache(_rows(x))
 
 
 def _batch_factors(norm: Any) -> tuple[Tensor, Tensor]:
@@ -276,20 +274,9 @@ def _batch_factors(norm: Any) -> tuple[Tensor, Tensor]:
 
 def _instance_factors(x: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     """Return by what an instance norm multiplies each channel of one sample and what it adds."""
-    total = squares = torch.zeros((), dtype=torch.float64)
-    middle: Tensor | None = None
-    n = 0
-    for part in _parts(x):
-        values = part.float()
-        middle = values.mean(0) if middle is None else middle  # near the mean, so that no digits are lost
-        values = values - middle
-        total = total + values.sum(0)
-        squares = squares + torch.linalg.vecdot(values, values, dim=0)
-        n += len(part)
-    assert middle is not None
-    off = total / n
-    factor = norm.weight / torch.sqrt(squares / n - off * off + norm.eps)
-    return factor.float(), (norm.bias - (middle + off) * factor).float()
+    statistics = ChannelStatistics()
+    statistics.update(_rows(x))
+    return statistics.factors(norm.eps, norm.weight, norm.bias)
 
 
 def _reader(x: Tensor, up: _Raise | None, below: Tensor | None) -> PlaneReader:

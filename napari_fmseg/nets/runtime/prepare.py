@@ -6,7 +6,6 @@ What was measured, and what was not taken up, stands in docs/developers/speed.md
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
@@ -18,6 +17,7 @@ from napari_fmseg.core.allocator import keep_freed_memory
 from napari_fmseg.core.errors import DeviceUnavailable
 from napari_fmseg.nets import load
 from napari_fmseg.nets.runtime.device import PRECISIONS, pick_precision
+from napari_fmseg.nets.runtime.fast_layers import use_fast_layers
 
 __all__ = ["Prepared", "forget", "has_low_memory_form", "prepare"]
 
@@ -51,8 +51,8 @@ def prepare(
     precision
         ``"auto"``, ``"float32"``, ``"bfloat16"`` or ``"float16"``; inputs are converted.
     memory_format
-        ``"contiguous"``, ``"channels_last"``, or ``"auto"``: on a GPU channels last for half precision; on a CPU both
-        are tried once per input size and the faster one stays. Without effect on networks that have a way of their own.
+        ``"contiguous"``, ``"channels_last"``, or ``"auto"``: on a GPU channels last for half precision, on a CPU
+        channels last with faster layers. Without effect on networks that have a way of their own.
     low_memory
         Take the form that needs least memory, where there is one (see `has_low_memory_form`). A CPU always does.
 
@@ -92,37 +92,21 @@ class _Layerwise:
 
     def __init__(self, net: nn.Module, device: torch.device, dtype: torch.dtype, memory_format: str) -> None:
         self._device, self._dtype = device, dtype
-        formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
-        if memory_format == "auto" and device.type != "cpu":
-            memory_format = "contiguous" if dtype == torch.float32 else "channels_last"
-        wanted = formats if memory_format == "auto" else {memory_format: formats[memory_format]}
-        self._nets = {}
-        for layout in wanted.values():
-            # Not inference tensors: the caller may be in inference mode, whose tensors could never be trained again.
-            with torch.inference_mode(False):
-                own = copy.deepcopy(net).eval().requires_grad_(False)
-                self._nets[layout] = own.to(device, dtype).to(memory_format=layout)  # type: ignore[call-overload]
-        self._choice: dict[tuple[torch.Size, ...], torch.memory_format] = {}
+        fast = memory_format == "auto" and device.type == "cpu"
+        if memory_format == "auto":
+            memory_format = "contiguous" if device.type != "cpu" and dtype == torch.float32 else "channels_last"
+        self._layout = torch.channels_last_3d if memory_format == "channels_last" else torch.contiguous_format
+        # Not inference tensors: the caller may be in inference mode, whose tensors could never be trained again.
+        with torch.inference_mode(False):
+            own = copy.deepcopy(net).eval().requires_grad_(False)
+            own = own.to(device, dtype).to(memory_format=self._layout)  # type: ignore[call-overload]
+            self._net: nn.Module = use_fast_layers(own) if fast else own
 
     @torch.inference_mode()
     def __call__(self, *inputs: Tensor) -> Any:
-        sizes = tuple(x.shape for x in inputs)
-        if len(self._nets) == 1:
-            return self._run(next(iter(self._nets)), inputs)
-        if sizes in self._choice:
-            return self._run(self._choice[sizes], inputs)
-        seconds = {}
-        for layout in self._nets:
-            start = time.perf_counter()
-            output = self._run(layout, inputs)
-            seconds[layout] = time.perf_counter() - start
-        self._choice[sizes] = min(seconds, key=seconds.__getitem__)
-        return output
-
-    def _run(self, layout: torch.memory_format, inputs: Sequence[Tensor]) -> Any:
-        layouts = [layout if x.ndim == 5 else torch.contiguous_format for x in inputs]
+        layouts = [self._layout if x.ndim == 5 else torch.contiguous_format for x in inputs]
         brought = (x.to(self._device, self._dtype) for x in inputs)
-        return self._nets[layout](*(x.contiguous(memory_format=own) for x, own in zip(brought, layouts, strict=True)))
+        return self._net(*(x.contiguous(memory_format=own) for x, own in zip(brought, layouts, strict=True)))
 
 
 class _OnCpu:
@@ -153,13 +137,11 @@ def _make(
         own = copy.deepcopy(net, {id(v): v for v in values} if as_wanted else None)
         low: Prepared = load(own.low_memory_form)(own.eval(), dtype, device)
         return low
-    if device.type == "cpu" and dtype != torch.float16:
-        if getattr(net, "cpu_form", ""):
-            # A copy, so that the one in the cache does not keep `net` alive; its weights are those of `net`.
-            own = copy.deepcopy(net, {id(v): _view_of(v) for v in [*net.parameters(), *net.buffers()]})
-            return _OnCpu(load(own.cpu_form)(own.cpu(), dtype))
-        if memory_format == "auto":
-            memory_format = getattr(net, "cpu_memory_format", "auto")
+    cpu_form: str = getattr(net, "cpu_form", "")
+    if cpu_form and device.type == "cpu" and dtype != torch.float16:
+        # A copy, so that the one in the cache does not keep `net` alive; its weights are those of `net`.
+        own = copy.deepcopy(net, {id(v): _view_of(v) for v in [*net.parameters(), *net.buffers()]})
+        return _OnCpu(load(cpu_form)(own.cpu(), dtype))
     return _Layerwise(net, device, dtype, memory_format)
 
 

@@ -28,12 +28,10 @@ from torch import Tensor, nn
 from napari_fmseg.core.allocator import trim_heap
 from napari_fmseg.nets.efficientseg import decoder_name, standardise
 from napari_fmseg.nets.layers.blocks import ConvNorm, resize
+from napari_fmseg.nets.runtime.channel_norm import ChannelStatistics
 from napari_fmseg.nets.runtime.convolution import PlaneConvolution, PlaneReader, ReadPlanes, slabs
 
 __all__ = ["SlabwiseUNet"]
-
-_IN_CACHE = 1 << 17
-"""Values whose mean and deviation are gathered at once."""
 
 
 @dataclass(frozen=True)
@@ -62,33 +60,22 @@ class _Map:
         return PlaneReader(make, self.size[1:], like)
 
 
-class _Norm:
-    """Mean and deviation of every channel, gathered plane by plane, as instance norm wants them."""
+class _Norm(ChannelStatistics):
+    """Instance norm of planes (z, y, x, c), whose mean and deviation are gathered first."""
 
-    def __init__(self) -> None:
-        self._n = 0
-        self._middle = self._total = self._squares = torch.zeros(())
-
-    def update(self, x: Tensor) -> None:
-        """Add planes (z, y, x, c) to the statistics."""
-        for part in torch.split(x.reshape(-1, x.shape[-1]), max(1, _IN_CACHE // x.shape[-1])):
-            values = part.float()
-            if not self._n:  # near the mean, so that no digits are lost
-                self._middle = values.mean(0)
-            values = values - self._middle
-            ones = values.new_ones((1, len(values)))
-            self._total = self._total + (ones @ values)[0].double()
-            self._squares = self._squares + torch.linalg.vecdot(values, values, dim=0).double()
-            self._n += len(values)
+    @classmethod
+    def of(cls, x: Tensor) -> _Norm:
+        """Return the norm of a whole map."""
+        norm = cls()
+        norm.update(x)
+        return norm
 
     def apply(self, x: Tensor, out: Tensor) -> Tensor:
         """Normalise planes into `out`."""
-        off = self._total / self._n
-        factor = (self._squares / self._n - off * off + 1e-5) ** -0.5
-        summand = (-(self._middle + off) * factor).float()
+        factor, summand = self.factors(1e-5)
         if out.dtype == torch.float32:
-            return torch.addcmul(summand, x, factor.float(), out=out)
-        return out.copy_(torch.addcmul(summand, x.float(), factor.float()))
+            return torch.addcmul(summand, x, factor, out=out)
+        return out.copy_(torch.addcmul(summand, x.float(), factor))
 
 
 class SlabwiseUNet:
@@ -182,14 +169,14 @@ class SlabwiseUNet:
         convolution, outs = self._convolution(first.conv), first.conv.out_channels
         h = like.new_empty((*convolution.size_after(x.size[:3]), outs))
         convolution.run(x.in_order(h), x.size[0], h)
-        norm = _norm_of(h)
+        norm = _Norm.of(h)
         _tidy(like)
 
         def finish(a: int, b: int, out: Tensor) -> None:
             norm.apply(h[a:b], out).relu_()
 
         self._convolution(second.conv).run(PlaneReader(finish, h.shape[1:], h), len(h), h)
-        after, norm_beside = _norm_of(h), _Norm()
+        after, norm_beside = _Norm.of(h), _Norm()
         if shortcut is not None:
             for _, part in _beside(shortcut.conv, x, h):
                 norm_beside.update(part)
@@ -217,13 +204,6 @@ def _beside(conv: nn.Conv3d | None, x: _Map, like: Tensor) -> Iterator[tuple[sli
         step_z, step_y, step_x = conv.stride
         part = x.read(planes.start * step_z, (planes.stop - 1) * step_z + 1)[::step_z, ::step_y, ::step_x]
         yield planes, part @ conv.weight.flatten(1).T
-
-
-def _norm_of(x: Tensor) -> _Norm:
-    """Return the mean and deviation of a map (z, y, x, c)."""
-    norm = _Norm()
-    norm.update(x)
-    return norm
 
 
 def _logits(last: nn.Conv3d, x: Tensor) -> Tensor:

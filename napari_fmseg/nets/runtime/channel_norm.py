@@ -1,0 +1,42 @@
+"""Mean and deviation of every channel of a map with channels last, as instance norm wants them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["ChannelStatistics", "rows_in_cache"]
+
+_IN_CACHE = 1 << 17
+"""Numbers that are worked on at once."""
+
+
+def rows_in_cache(rows: Tensor) -> tuple[Tensor, ...]:
+    """Split rows (n, channels), each part small enough for the cache."""
+    return torch.split(rows, max(1, _IN_CACHE // rows.shape[1]))
+
+
+class ChannelStatistics:
+    """Mean and deviation of channels, gathered part by part."""
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._middle = self._total = self._squares = torch.zeros(())
+
+    def update(self, values: Tensor) -> None:
+        """Add values (..., channels)."""
+        for part in rows_in_cache(values.reshape(-1, values.shape[-1])):
+            if not self._n:  # near the mean, so that no digits are lost
+                self._middle = part.float().mean(0)
+            rows = part.float() - self._middle
+            self._total = self._total + rows.sum(0).double()
+            self._squares = self._squares + torch.linalg.vecdot(rows, rows, dim=0).double()
+            self._n += len(rows)
+
+    def factors(self, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return by what an instance norm multiplies each channel and what it adds, float32."""
+        off = self._total / self._n
+        factor = (self._squares / self._n - off * off + eps) ** -0.5
+        factor = factor if weight is None else factor * weight
+        summand = -(self._middle + off) * factor
+        return factor.float(), (summand if bias is None else summand + bias).float()
