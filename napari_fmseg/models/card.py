@@ -143,6 +143,8 @@ class ModelCard:
         Hash of the recipe.
     training_data
         Ranges of what was measured of the training volumes, to warn of others; None where nobody has measured them.
+    replaces
+        Names of earlier models for the same task that it does better than: whoever asks for one of them is told.
     """
 
     name: str
@@ -174,6 +176,7 @@ class ModelCard:
     cases: tuple[str, ...] = ()
     recipe_sha256: str = ""
     training_data: TrainingData | None = None
+    replaces: tuple[str, ...] = ()
     folder: Path = field(default=Path(), compare=False)
 
     @property

@@ -36,12 +36,14 @@ def find_card(name: str | Path) -> ModelCard:
     Raises
     ------
     UnknownModel
-        If there is none; lists those that there are.
+        If there is none; names the one that replaces it, or lists those that there are.
     """
     if str(name).endswith(".toml"):
         return read_card(Path(name))
     cards = {card.name: card for card in list_models()}
     if str(name) not in cards:
+        if better := next((card.name for card in cards.values() if str(name) in card.replaces), ""):
+            raise UnknownModel(f"There is no model {str(name)!r} any more. {better!r} replaces it: choose that one.")
         raise UnknownModel(
             f"There is no model {str(name)!r}. Choose one of: {', '.join(cards) or 'none is installed'}."
         )

@@ -137,6 +137,12 @@ def test_an_unknown_model_is_told_which_there_are(home: Path) -> None:
         load_model("no-such", device="cpu")
 
 
+def test_a_model_that_was_replaced_is_told_by_which(home: Path) -> None:
+    save_model(dataclasses.replace(CARD, replaces=("older-organs",)), nets_of(), home)
+    with pytest.raises(UnknownModel, match="'older-organs' any more. 'test-organs' replaces it"):
+        find_card("older-organs")
+
+
 @pytest.mark.parametrize("path", ["missing.toml", "sub/missing.toml"])
 def test_a_card_that_is_not_there_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(UnknownModel, match=r"missing\.toml"):

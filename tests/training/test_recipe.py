@@ -408,11 +408,13 @@ def test_the_lists_beside_the_project_are_read_as_their_splits_say(path: Path) -
     folder = SHARED / recipe.dataset.name
     if not folder.is_dir():
         pytest.skip(f"the volumes are not beside the project ({folder})")
-    splits = json.loads((folder / "splits.json").read_text())
+    splits, facts = (json.loads((folder / name).read_text()) for name in ("splits.json", "dataset.json"))
     labels, training, validation = cases_of(folder)
     assert set(recipe.labels) <= set(labels.values())
-    assert [c.name for c in training] == splits["training"]
-    assert [c.name for c in validation] == splits.get("validation", [])
+    for cases, part in ((training, "training"), (validation, "validation")):
+        assert [c.name for c in cases if not c.classes] == splits.get(part, [])
+        in_part = {entry["case"]: tuple(entry["classes"]) for entry in facts.get(f"{part}_partial", [])}
+        assert {c.name: c.classes for c in cases if c.classes} == in_part
     for case in (*training, *validation):
         assert case.labels is not None
         assert all(p.is_file() for p in (*case.images, case.labels))
