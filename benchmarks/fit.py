@@ -22,9 +22,9 @@ from napari_fmseg.models.measures import Measures, measure_volume, summarise
 from napari_fmseg.models.registry import find_card
 
 SETS = {
-    "hn_ct": "efficient-headneck-ct",
-    "hippocampus": "fmsf-hippocampus-mr",
-    "la_mr": "fmsf-left-atrium-mr",
+    "hn_ct": "headneck-ct",
+    "hippocampus": "hippocampus-mr",
+    "la_mr": "left-atrium-mr",
     "acdc": "pam-cardiac-mr",
     "lbt_pet": "ma3dseg-lesion-pet",
 }

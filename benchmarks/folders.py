@@ -1,6 +1,6 @@
 """A folder of 200 small volumes: volumes per second with and without overlap of reading and writing, and memory.
 
-``python benchmarks/folders.py [--volumes 200] [--block 20] [--shape 36 52 36] [--model fmsf-hippocampus-mr]``
+``python benchmarks/folders.py [--volumes 200] [--block 20] [--shape 36 52 36] [--model hippocampus-mr]``
 
 The volumes are made up: noise of the size of a cropped hippocampus MR, so that reading and writing weigh as much as
 they ever do. Blocks of volumes are segmented in turns with and without overlap, in an order that changes, so that a
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=200)
     parser.add_argument("--block", type=int, default=20)
     parser.add_argument("--shape", type=int, nargs=3, default=SHAPE, help="voxels along z, y, x")
-    parser.add_argument("--model", default="fmsf-hippocampus-mr")
+    parser.add_argument("--model", default="hippocampus-mr")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "folders.json")
     args = parser.parse_args()

@@ -383,7 +383,7 @@ def fit(folder: Path) -> None:
         _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
         viewer.open(str(scan), plugin="napari-fmseg")
         wait(lambda: dock.image.case is not None)
-        dock.model.choose("efficient-headneck-ct")
+        dock.model.choose("headneck-ct")
         rest(1)
         camera.take("1-misfit")
         dock.close_down()

@@ -139,7 +139,7 @@ def test_an_unknown_model_is_told_which_there_are(home: Path) -> None:
 
 def test_a_model_that_was_replaced_is_told_by_which(home: Path) -> None:
     save_model(dataclasses.replace(CARD, replaces=("older-organs",)), nets_of(), home)
-    with pytest.raises(UnknownModel, match="'older-organs' any more. 'test-organs' replaces it"):
+    with pytest.raises(UnknownModel, match=r"'older-organs' any more\. 'test-organs' replaces it"):
         find_card("older-organs")
 
 

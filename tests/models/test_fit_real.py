@@ -22,11 +22,9 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("FMSEG_SHARED", ROOT.parent / "shared")) / "data"
 
 OWN = {
-    "efficient-headneck-ct": "hn_ct",
-    "fmsf-headneck-ct": "hn_ct",
-    "fmsf-hippocampus-mr": "hippocampus",
+    "headneck-ct": "hn_ct",
     "hippocampus-mr": "hippocampus",
-    "fmsf-left-atrium-mr": "la_mr",
+    "left-atrium-mr": "la_mr",
     "pam-cardiac-mr": "acdc",
     "ma3dseg-lesion-pet": "lbt_pet",
 }
@@ -35,41 +33,41 @@ OWN = {
 WRONG = (
     # file, what it is, model, what the model is for
     ("torso_ct/images/ct_001.nii.gz", "CT of a torso", "ma3dseg-lesion-pet", "PET"),
-    ("torso_ct/images/ct_001.nii.gz", "CT of a torso", "efficient-headneck-ct", "CT of head and neck"),
+    ("torso_ct/images/ct_001.nii.gz", "CT of a torso", "headneck-ct", "CT of head and neck"),
     ("torso_ct/images/ct_001.nii.gz", "CT of a torso", "pam-cardiac-mr", "MR of the heart"),
     ("torso_ct/images/ct_001.nii.gz", "CT of a torso", "fmsf-phantom-ct", "phantoms"),
-    ("torso_ct/images/ct_002.nii.gz", "slab of a CT of a torso", "fmsf-headneck-ct", "CT of head and neck"),
-    ("ct_dicom/images/ct_003", "DICOM CT of an abdomen", "fmsf-left-atrium-mr", "MR crop of the heart"),
-    ("ct_dicom/images/ct_003", "DICOM CT of an abdomen", "efficient-headneck-ct", "CT of head and neck"),
-    ("hn_ct/images/hn_201.nii.gz", "CT of head and neck", "fmsf-hippocampus-mr", "MR crop of the head"),
+    ("torso_ct/images/ct_002.nii.gz", "slab of a CT of a torso", "headneck-ct", "CT of head and neck"),
+    ("ct_dicom/images/ct_003", "DICOM CT of an abdomen", "left-atrium-mr", "MR crop of the heart"),
+    ("ct_dicom/images/ct_003", "DICOM CT of an abdomen", "headneck-ct", "CT of head and neck"),
+    ("hn_ct/images/hn_201.nii.gz", "CT of head and neck", "hippocampus-mr", "MR crop of the head"),
     ("hn_ct/images/hn_201.nii.gz", "CT of head and neck", "efficient-phantom-ct", "phantoms"),
     ("hn_ct/images/hn_201.nii.gz", "CT of head and neck", "ma3dseg-lesion-pet", "PET"),
-    ("unlabelled/ct/ct_avm.nii.gz", "crop of a CT angiography of the head", "efficient-headneck-ct", "CT in HU"),
-    ("unlabelled/ct/ct_pitch.nii.gz", "CT of a head in 8 bits", "efficient-headneck-ct", "CT in HU"),
-    ("lbt_pet/images/{}", "PET of the whole body", "efficient-headneck-ct", "CT of head and neck"),
-    ("lbt_pet/images/{}", "PET of the whole body", "fmsf-left-atrium-mr", "MR crop of the heart"),
+    ("unlabelled/ct/ct_avm.nii.gz", "crop of a CT angiography of the head", "headneck-ct", "CT in HU"),
+    ("unlabelled/ct/ct_pitch.nii.gz", "CT of a head in 8 bits", "headneck-ct", "CT in HU"),
+    ("lbt_pet/images/{}", "PET of the whole body", "headneck-ct", "CT of head and neck"),
+    ("lbt_pet/images/{}", "PET of the whole body", "left-atrium-mr", "MR crop of the heart"),
     ("lbt_pet/images/{}", "PET of the whole body", "pam-cardiac-mr", "MR of the heart"),
-    ("brain_fs/images/fs_001.nii.gz", "MR of a whole head", "fmsf-hippocampus-mr", "MR crop of the head"),
+    ("brain_fs/images/fs_001.nii.gz", "MR of a whole head", "hippocampus-mr", "MR crop of the head"),
     ("brain_fs/images/fs_001.nii.gz", "MR of a whole head", "pam-cardiac-mr", "MR of the heart"),
     ("brain_nrrd/images/brain1.nrrd", "MR of a head", "pam-cardiac-mr", "MR of the heart"),
-    ("brain_nrrd/images/brain1.nrrd", "MR of a head", "fmsf-headneck-ct", "CT of head and neck"),
+    ("brain_nrrd/images/brain1.nrrd", "MR of a head", "headneck-ct", "CT of head and neck"),
     ("brain_nrrd/images/brain1.nrrd", "MR of a head", "ma3dseg-lesion-pet", "PET"),
-    ("brain_dicom/images/pgbm002_hippocrop", "DICOM MR crop of a hippocampus", "fmsf-left-atrium-mr", "heart"),
-    ("brain_dicom/images/pgbm002_hippocrop", "DICOM MR crop of a hippocampus", "efficient-headneck-ct", "CT"),
+    ("brain_dicom/images/pgbm002_hippocrop", "DICOM MR crop of a hippocampus", "left-atrium-mr", "heart"),
+    ("brain_dicom/images/pgbm002_hippocrop", "DICOM MR crop of a hippocampus", "headneck-ct", "CT"),
     ("prostate_dicom/images/px_0000/t2_tra", "DICOM MR of a prostate", "pam-cardiac-mr", "MR of the heart"),
     ("prostate_dicom/images/px_0000/adc", "DICOM MR of a prostate", "ma3dseg-lesion-pet", "PET"),
-    ("prostate_dicom/images/px_0000/t2_tra", "DICOM MR of a prostate", "fmsf-hippocampus-mr", "MR crop of the head"),
+    ("prostate_dicom/images/px_0000/t2_tra", "DICOM MR of a prostate", "hippocampus-mr", "MR crop of the head"),
     ("hippocampus/images/{}", "MR crop of a hippocampus", "pam-cardiac-mr", "MR of the heart"),
-    ("hippocampus/images/{}", "MR crop of a hippocampus", "fmsf-left-atrium-mr", "MR crop of the heart"),
+    ("hippocampus/images/{}", "MR crop of a hippocampus", "left-atrium-mr", "MR crop of the heart"),
     ("la_mr/images/{}", "MR crop of the heart", "pam-cardiac-mr", "MR of the whole chest"),
-    ("la_mr/images/{}", "MR crop of the heart", "fmsf-hippocampus-mr", "MR crop of the head"),
-    ("acdc/images/{}", "MR of the chest", "fmsf-left-atrium-mr", "MR crop of the heart"),
-    ("acdc/images/{}", "MR of the chest", "fmsf-hippocampus-mr", "MR crop of the head"),
+    ("la_mr/images/{}", "MR crop of the heart", "hippocampus-mr", "MR crop of the head"),
+    ("acdc/images/{}", "MR of the chest", "left-atrium-mr", "MR crop of the heart"),
+    ("acdc/images/{}", "MR of the chest", "hippocampus-mr", "MR crop of the head"),
     ("acdc/images/{}", "MR of the chest", "efficient-tumour-mr", "two channels of a head"),
     ("lung_mr/images/lung_0004.nii.gz", "MR of a torso", "pam-cardiac-mr", "MR of the heart"),
     ("torso_mr/images/mr_001.nii.gz", "MR of an abdomen", "pam-cardiac-mr", "MR of the heart"),
     ("torso_mr/images/mr_001.nii.gz", "MR of an abdomen", "efficient-phantom-ct", "phantoms"),
-    ("spine_mr/images/sct_t2.nii.gz", "MR crop of a spine", "fmsf-hippocampus-mr", "MR crop of the head"),
+    ("spine_mr/images/sct_t2.nii.gz", "MR crop of a spine", "hippocampus-mr", "MR crop of the head"),
 )
 
 
@@ -156,7 +154,7 @@ def test_the_best_model_for_a_held_out_case_is_one_of_its_set(name: str) -> None
 
 @pytest.mark.real
 def test_the_command_line_begins_with_the_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    card = card_of("fmsf-hippocampus-mr")
+    card = card_of("hippocampus-mr")
     words = ["--model", card.name, "--output", str(tmp_path / "mask.nii.gz"), "--device", "cpu"]
     assert cli_main.main(["segment", str(path_of("hn_ct/images/hn_201.nii.gz")), *words]) == 0
     first = capsys.readouterr().err.splitlines()[0]

@@ -11,7 +11,7 @@ import pytest
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import drain
 from napari_fmseg.core.volume import Volume
-from napari_fmseg.datasets.case import read_case
+from napari_fmseg.datasets.case import missing_in, read_case
 from napari_fmseg.datasets.phantom import phantom_ct
 from napari_fmseg.evaluation.metrics import dice_per_label
 from napari_fmseg.models.card import ModelCard
@@ -25,11 +25,9 @@ ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("FMSEG_SHARED", ROOT.parent / "shared")) / "data"
 RECIPES = ROOT / "resources" / "recipes"
 SETS = {
-    "fmsf-hippocampus-mr": ("hippocampus", 0.86),
     "hippocampus-mr": ("hippocampus", 0.88),
-    "fmsf-left-atrium-mr": ("la_mr", 0.88),
-    "fmsf-headneck-ct": ("hn_ct", 0.60),
-    "efficient-headneck-ct": ("hn_ct", 0.74),
+    "left-atrium-mr": ("la_mr", 0.915),
+    "headneck-ct": ("hn_ct", 0.73),
     "pam-cardiac-mr": ("acdc", 0.60),
 }
 
@@ -113,6 +111,7 @@ def test_a_model_reaches_its_cards_dice_on_the_validation_cases(name: str) -> No
         found = drain(segment(volume, model, SegmentOptions(show_stages=False)))
         assert found.geometry == volume.geometry
         table.append(dice_per_label(found.data, truth.data, card.n_classes))
+        table[-1][[label - 1 for label in missing_in(case, names, labels)]] = np.nan
     means = np.nanmean(np.array(table), 0)
     assert means == pytest.approx([card.scores["labels"][label] for label in labels], abs=0.01)
     assert means.mean() >= least

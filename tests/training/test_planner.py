@@ -152,12 +152,12 @@ def test_from_three_unlabelled_volumes_on_they_are_learned_from_where_structures
 
 def test_starting_from_a_model_keeps_its_ways_and_its_answers(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data", small=True, names={"background": 0, "dot": 1})
-    found = suggest_recipe(folder, 1, "fmsf-hippocampus-mr", "cpu", out=tmp_path / "out")
+    found = suggest_recipe(folder, 1, "hippocampus-mr", "cpu", out=tmp_path / "out")
     recipe = found.recipe
     assert recipe.labels == ("anterior", "posterior", "dot")
     assert recipe.settings["consensus_grid"] == [48, 64, 48]
     assert recipe.distillation_weight > 0
-    assert Path(recipe.start_from).name == "fmsf-hippocampus-mr.toml"
+    assert Path(recipe.start_from).name == "hippocampus-mr.toml"
     assert "new: dot" in str(found)
 
 

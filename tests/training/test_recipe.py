@@ -102,9 +102,9 @@ def test_a_shipped_recipe_says_what_its_file_says(path: Path) -> None:
 
 def test_there_is_a_recipe_for_every_shipped_model() -> None:
     assert {p.stem for p in SHIPPED} >= {
-        "fmsf-hippocampus-mr",
-        "fmsf-left-atrium-mr",
-        "fmsf-headneck-ct",
+        "hippocampus-mr",
+        "left-atrium-mr",
+        "headneck-ct",
         "fmsf-phantom-ct",
     }
 

@@ -56,7 +56,7 @@ def test_a_list_of_models_that_did_not_change_is_not_filled_anew_though_a_dice_i
 
 
 def test_a_dice_never_stands_without_the_number_of_patients_behind_it() -> None:
-    card = find_card("fmsf-hippocampus-mr")
+    card = find_card("hippocampus-mr")
     assert "0.8" in facts_of(card)
     assert "on 28 held-out cases" in facts_of(card)
     unstated = facts_of(dataclasses.replace(card, scored_on="", validation=None))

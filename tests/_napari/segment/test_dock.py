@@ -342,7 +342,7 @@ def test_what_is_missing_stands_in_the_tooltip_of_run(make_dock: Any, phantom: V
     dock.model.search.setText("no such model")
     assert "Choose a model" in dock.bar.run_button.toolTip()
     dock.model.search.setText("hippocampus")
-    assert dock.model.card.name == "fmsf-hippocampus-mr"
+    assert dock.model.card.name == "hippocampus-mr"
     assert "trained on MR" in dock.choices.misfits.text()
     assert not dock.choices.misfits.isHidden()
 
@@ -350,8 +350,8 @@ def test_what_is_missing_stands_in_the_tooltip_of_run(make_dock: Any, phantom: V
 def test_terms_are_accepted_once_before_the_first_run(make_dock: Any, phantom: Volume) -> None:
     dock = make_dock(InProcess())
     dropped(dock, phantom)
-    dock.model.choose("fmsf-left-atrium-mr")
-    if dock.model.card is None or dock.model.card.name != "fmsf-left-atrium-mr":
+    dock.model.choose("left-atrium-mr")
+    if dock.model.card is None or dock.model.card.name != "left-atrium-mr":
         pytest.skip("the research weights are not beside this checkout")
     assert "Accept the terms" in dock.bar.run_button.toolTip()
     assert not dock.model.accept.isHidden()
@@ -359,7 +359,7 @@ def test_terms_are_accepted_once_before_the_first_run(make_dock: Any, phantom: V
     assert dock.bar.run_button.isEnabled()
     dock.model.choose(NAME)
     assert dock.model.accept.isHidden()
-    dock.model.choose("fmsf-left-atrium-mr")
+    dock.model.choose("left-atrium-mr")
     assert dock.bar.run_button.isEnabled()
 
 

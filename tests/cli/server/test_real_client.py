@@ -62,7 +62,7 @@ def hippocampi(folder: Path) -> Setting:
     project = init_project(folder / "hippocampi", ("anterior", "posterior"), channels=("MRI",))
     for number in range(7):
         project, _ = add_nameless(project, images[number], labels[number] if number < 5 else None, options)
-    model = "fmsf-hippocampus-mr"
+    model = "hippocampus-mr"
     return Setting(folder / "home", project, model, {1: 1, 2: 2}, images[7], labels[7], ("anterior", "posterior"))
 
 

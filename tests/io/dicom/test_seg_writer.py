@@ -165,7 +165,7 @@ def test_every_frame_refers_to_the_slice_it_was_drawn_on(series: Path, tmp_path:
 
 def test_segments_carry_names_codes_colours_and_what_made_them(series: Path, tmp_path: Path) -> None:
     labels = labels_on(read_volume(series).geometry)
-    seg = pydicom.dcmread(write_dicom_seg(labels, tmp_path / "a.dcm", series, model="fmsf-headneck-ct"))
+    seg = pydicom.dcmread(write_dicom_seg(labels, tmp_path / "a.dcm", series, model="headneck-ct"))
     parotid, thing = seg.SegmentSequence
     assert (parotid.SegmentLabel, thing.SegmentLabel) == ("Left parotid", "größeres Ding")
     kind = parotid.SegmentedPropertyTypeCodeSequence[0]
@@ -177,7 +177,7 @@ def test_segments_carry_names_codes_colours_and_what_made_them(series: Path, tmp
     assert np.array(color.to_rgb()) / 255 == pytest.approx((0.2, 0.9, 0.1), abs=0.005)
     assert "RecommendedDisplayCIELabValue" not in thing
     for segment in seg.SegmentSequence:
-        assert segment.SegmentAlgorithmName == "napari-fmseg fmsf-headneck-ct"
+        assert segment.SegmentAlgorithmName == "napari-fmseg headneck-ct"
         assert segment.SegmentAlgorithmType == "SEMIAUTOMATIC"
         assert segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion
         assert "Research use only" in segment.SegmentDescription
@@ -440,7 +440,7 @@ def shipped_labels() -> list[tuple[str, str]]:
     from napari_fmseg.models.registry import list_models
 
     cards = [(name, card.name) for card in list_models() for name in card.labels.values()]
-    return [*cards, ("left_atrium", "fmsf-left-atrium-mr"), ("Kidney right", ""), ("kidney_left", "")]
+    return [*cards, ("left_atrium", "left-atrium-mr"), ("Kidney right", ""), ("kidney_left", "")]
 
 
 @pytest.mark.parametrize(("name", "model"), shipped_labels())
@@ -461,7 +461,7 @@ def test_every_class_of_the_shipped_models_has_a_colour_and_codes_that_dicom_lis
 def test_a_name_is_known_whatever_its_order_of_words_and_unknown_ones_keep_their_own() -> None:
     assert label_info("Left Parotid Gland") == label_info("parotid_left")
     assert label_info("anterior").kind.meaning == "Tissue"  # of what? nothing is guessed
-    assert label_info("anterior", model="fmsf-hippocampus-mr").title == "Anterior hippocampus"
+    assert label_info("anterior", model="hippocampus-mr").title == "Anterior hippocampus"
     strange = label_info("my structure")
     assert (strange.title, strange.is_known, strange.color) == ("my structure", False, None)
 

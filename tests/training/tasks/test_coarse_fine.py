@@ -438,7 +438,7 @@ def test_a_recipe_may_ask_for_a_fold(home: Path) -> None:
 
 def test_recipes_of_ours_can_be_read() -> None:
     folder = Path(__file__).parents[3] / "resources" / "recipes"
-    for name in ("efficient-headneck-ct", "efficient-phantom-ct"):
+    for name in ("efficient-phantom-ct", "published/efficient-flare21"):
         plan = load_recipe(folder / f"{name}.toml")
         assert {stage.stage for stage in plan.stages} == {"coarse", "fine"}
         for stage in plan.stages:
