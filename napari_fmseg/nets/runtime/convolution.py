@@ -46,10 +46,19 @@ def convolve(
 ) -> Tensor:
     """Convolve maps (b, c, ...) with channels last; by oneDNN also where torch itself would not ask it."""
     ones = (1,) * (x.ndim - 2)
-    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if x.device.type == "cpu" and _onednn_takes(x.dtype):
         return torch.mkldnn_convolution(x, weight, bias, padding, stride or ones, dilation or ones, groups)
     call = F.conv3d if x.ndim == 5 else F.conv2d
     return call(x, weight, bias, tuple(stride or ones), tuple(padding), tuple(dilation or ones), groups)
+
+
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN convolves numbers of this type here: of half precision it needs instructions for it."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
 
 
 class Winograd:
