@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from napari_fmseg.core.allocator import keep_freed_memory
 from napari_fmseg.core.errors import InvalidRecipe
-from napari_fmseg.core.resampling_torch import to_canonical
-from napari_fmseg.datasets.case import Case, read_case
+from napari_fmseg.datasets.case import Case
 from napari_fmseg.datasets.nnunet_raw import cases_of, find_unlabelled
 from napari_fmseg.models.card import Intensity, ModelCard
 from napari_fmseg.models.registry import find_card
-from napari_fmseg.models.settings import PIPELINES
+from napari_fmseg.models.settings import PIPELINES, PhasedSettings
 from napari_fmseg.nets import NETWORKS, build, load
 from napari_fmseg.nets.fastunet import fastunet_strides
 from napari_fmseg.nets.runtime.device import pick_device, pick_precision, training_precision
 from napari_fmseg.nets.traits import probabilities
-from napari_fmseg.pipelines.postprocess import clean
+from napari_fmseg.training.data.statistics import DatasetStatistics, facts_of
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 from napari_fmseg.training.tasks.further import RATES, batch_size, distillation_weight, mirror_axes
 
-__all__ = ["DatasetStatistics", "Suggestion", "facts_of", "suggest_recipe"]
-
-_LOOK_AT = 12
-"""Cases that are read to know the data; the others are like them."""
+__all__ = ["Suggestion", "suggest_recipe"]
 
 _SHARES = {"consensus": 0.25, "attention": 0.6, "edge": 0.05, "net": 0.9, "coarse": 0.25, "fine": 0.65}
 """Shares of the time budget; the rest is for validation."""
@@ -46,49 +40,14 @@ _EPOCHS = 8
 _LARGE = 0.01
 """Share of the volume that the structures fill, from which one look at the whole of it is enough."""
 
+_WINDOW_MARGIN = sum(PhasedSettings().window_margin)
+"""Coarse voxels by which the window reaches beyond the structures, on both sides together."""
+
+_LEAST_WINDOW = 32
+"""Voxels along an axis: the surroundings of a small structure tell which one it is."""
+
 _FEWEST_UNLABELLED = 3
 """Unlabelled volumes from which they are learned from, too."""
-
-_ONE_PIECE = 0.95, 0.9
-"""Share of a structure in its largest connected component, on average and at least, from which the rest is an error."""
-
-
-@dataclass(frozen=True)
-class DatasetStatistics:
-    """Statistics of a dataset.
-
-    Attributes
-    ----------
-    shape, spacing
-        Medians (z, y, x) in voxels and mm, canonical.
-    modality
-        As the files say, or "".
-    is_hounsfield
-        Whether the intensities are those of a CT.
-    window
-        2 and 98 percentile of the intensities inside the structures.
-    sparse
-        Whether some voxels are not labelled.
-    share
-        Share of the volume that each class fills, by name, where it is there.
-    channels
-        Of a case.
-    in_one_piece
-        Whether every structure is one connected component, but for little.
-    seconds_per_case
-        What reading one took.
-    """
-
-    shape: tuple[int, int, int]
-    spacing: tuple[float, float, float]
-    modality: str = ""
-    is_hounsfield: bool = False
-    window: tuple[float, float] = (0.0, 1.0)
-    sparse: bool = False
-    share: Mapping[str, float] = field(default_factory=dict)
-    channels: int = 1
-    in_one_piece: bool = False
-    seconds_per_case: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -176,44 +135,6 @@ def suggest_recipe(
     return Suggestion(replace(where, stages=stages, device=place.type), (*words, *told))
 
 
-def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[str]) -> DatasetStatistics:
-    """Read some of the cases and return their statistics."""
-    picked = [cases[i] for i in np.linspace(0, len(cases) - 1, min(len(cases), _LOOK_AT)).round().astype(int)]
-    shapes, spacings, inside, lows, sparse = [], [], [], [], False
-    shares: dict[str, list[float]] = {label: [] for label in labels}
-    largest: dict[str, list[float]] = {label: [] for label in labels}
-    modality, channels, start = "", 1, time.perf_counter()
-    for case in picked:
-        volume, truth = read_case(case, names, labels)
-        data, grid = to_canonical(volume)
-        modality, channels = str(volume.meta.get("modality", "")) or modality, len(data)
-        marks = truth.data
-        shapes.append(grid.shape)
-        spacings.append(grid.spacing)
-        lows.append(float(data[0].min()))
-        structure = np.asarray(volume.channels[0])[(marks > 0) & (marks < 255)]
-        inside.append(structure[:: max(1, structure.size // 20_000)])
-        sparse |= bool((marks == 255).any())
-        for i, label in enumerate(labels, 1):
-            count = int((marks == i).sum())
-            shares[label] += [count / max(1, int((marks != 255).sum()))] if count else []
-        known = dataclasses.replace(truth, data=np.where(marks == 255, 0, marks), names={})
-        kept = clean(known, keep_largest=True, neighbours=6).data
-        for i, label in enumerate(labels, 1):
-            if (count := int((marks == i).sum())) > 0:
-                largest[label].append(int((kept == i).sum()) / count)
-    values = np.concatenate(inside) if any(len(i) for i in inside) else np.zeros(1)
-    low, high = (float(v) for v in np.percentile(values, [2, 98]))
-    z, y, x = (int(n) for n in np.median(shapes, 0))
-    dz, dy, dx = (float(s) for s in np.median(spacings, 0))
-    return DatasetStatistics(
-        (z, y, x), (dz, dy, dx), modality, modality == "CT" or float(np.median(lows)) < -500, (low, high), sparse,
-        {label: float(np.mean(s)) for label, s in shares.items() if s}, channels,
-        all(np.mean(s) >= _ONE_PIECE[0] and min(s) >= _ONE_PIECE[1] for s in largest.values() if s),
-        (time.perf_counter() - start) / max(1, len(picked)),
-    )  # fmt: skip
-
-
 def _plan(
     labels: tuple[str, ...],
     facts: DatasetStatistics,
@@ -231,7 +152,10 @@ def _plan(
     large = sum(facts.share.values()) >= _LARGE
     loss = "soft_dice_ce_by_class"
     grid, strides = _grid_and_strides(facts, device)
-    whole, coarser = (grid, strides) if large else _grid_and_strides(facts, device, 0.25)  # a place is found sooner
+    whole, coarser = grid, strides
+    if not large:
+        whole, coarser = _grid_and_strides(facts, device, 0.25)  # a place is found sooner
+        grid, strides = _grid_and_strides(_around_structures(facts, whole), device)
     net: dict[str, Any] = {"widths": _WIDTHS[kind], "strides": coarser}
     stages: tuple[StageRecipe, ...] = (StageRecipe("consensus", "fastunet", loss=loss, kwargs=net, **_FAST),)
     settings: Mapping[str, Any] = {"consensus_grid": list(whole), "attention_grid": list(grid)}
@@ -329,6 +253,15 @@ def _grid_and_strides(
     multiples = [math.prod(steps) for steps in zip(*strides, strict=True)]
     z, y, x = (m * max(1, round(n / m)) for n, m in zip(target, multiples, strict=True))
     return (z, min(y, most), min(x, most)), strides
+
+
+def _around_structures(facts: DatasetStatistics, coarse: Sequence[int]) -> DatasetStatistics:
+    """Return the statistics of the window that is seen after a look at the whole on a `coarse` grid."""
+    shape = [
+        min(n, max(_LEAST_WINDOW, math.ceil(extent / mm + _WINDOW_MARGIN * n / cells)))
+        for n, mm, cells, extent in zip(facts.shape, facts.spacing, coarse, facts.extent_mm, strict=True)
+    ] if facts.extent_mm else facts.shape  # fmt: skip
+    return replace(facts, shape=(shape[0], shape[1], shape[2]))
 
 
 def _strides_on(grid: Sequence[float], facts: DatasetStatistics) -> tuple[tuple[int, int, int], ...]:

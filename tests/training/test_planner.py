@@ -19,7 +19,8 @@ from napari_fmseg.models.card import ModelCard, NetSpec
 from napari_fmseg.models.weights import save_model
 from napari_fmseg.nets import build
 from napari_fmseg.training import Case, planner, train
-from napari_fmseg.training.planner import facts_of, suggest_recipe
+from napari_fmseg.training.data.statistics import DatasetStatistics, facts_of
+from napari_fmseg.training.planner import suggest_recipe
 
 
 def dataset(folder: Path, *, offset: float = 0.0, small: bool = False, names: Any = None) -> Path:
@@ -50,6 +51,18 @@ def test_the_data_are_described_as_they_are(tmp_path: Path) -> None:
     assert facts.sparse
     assert facts.window == pytest.approx((100, 100), abs=20)
     assert facts.share["dot"] == pytest.approx(8 / (48_000 - 4800))
+    assert facts.extent_mm == pytest.approx((6, 2, 2))
+    assert facts_of(cases, {1: "dot", 2: "block"}, ("dot", "block")).extent_mm == pytest.approx((33, 25, 45))
+
+
+def test_the_second_look_has_the_shape_of_what_it_looks_at() -> None:
+    body = DatasetStatistics((128, 128, 128), (2.5, 4.0, 4.0), share={"cord": 0.001}, extent_mm=(290.0, 200.0, 160.0))
+    recipe = planner._plan(("cord",), body, torch.device("cpu"), None, Path("out"), "mine")
+    z, y, x = recipe.settings["attention_grid"]
+    assert z >= 1.5 * y > 1.4 * x
+    whole = planner._plan(("cord",), dataclasses.replace(body, extent_mm=()), torch.device("cpu"), None, Path("o"), "m")
+    assert whole.settings["consensus_grid"] == recipe.settings["consensus_grid"]
+    assert whole.settings["attention_grid"][1] == whole.settings["attention_grid"][2] > z / 1.5
 
 
 @pytest.mark.parametrize(("piece", "together"), [((5, 6), True), ((5, 7), False)])
@@ -75,7 +88,7 @@ def test_a_structure_is_one_piece_where_other_components_are_few_voxels(
 def test_a_step_costs_the_same_in_thin_and_in_thick_slices(
     shape: tuple[int, int, int], spacing: tuple[float, float, float], first: tuple[int, int, int]
 ) -> None:
-    data = planner.DatasetStatistics(shape, spacing)
+    data = DatasetStatistics(shape, spacing)
     grid, strides = planner._grid_and_strides(data, torch.device("cpu"))
     assert strides[0] == first
     assert np.prod(grid) / np.prod(first) == pytest.approx(41_000, rel=0.2)
@@ -117,8 +130,7 @@ def test_small_structures_get_a_second_look_and_the_time_is_shared(tmp_path: Pat
     assert [stage.stage for stage in short.recipe.stages] == ["consensus", "attention"]
     assert [stage.loss for stage in short.recipe.stages] == ["soft_dice_ce_by_class"] * 2
     assert short.recipe.settings["window"] == "all"
-    coarse, fine = (np.prod(short.recipe.settings[f"{stage}_grid"]) for stage in ("consensus", "attention"))
-    assert coarse <= fine
+    assert short.recipe.settings["attention_grid"] == [20, 32, 32]  # at the data's own voxels
     assert short.recipe.stages[0].minutes < 0.5 * short.recipe.stages[1].minutes  # it only has to find the place
     assert short.recipe.intensity.kind == "percentile"
     for one, other in zip(short.recipe.stages, long.recipe.stages, strict=True):
