@@ -10,7 +10,7 @@ learn from, by which variants are chosen), beside the number of corrected slices
 each" and "goal of each": every structure is corrected on its own, in six slices or until its Dice is 0.95.
 
 Seconds of the user are estimated, not measured: see `Cost`. Models: those that benchmarks/learning.py trains in 8
-minutes from 8 volumes, and ma3dseg-lesion-pet. Their predictions are kept under --work, so that a second run takes
+minutes from 8 volumes, and lesion-pet. Their predictions are kept under --work, so that a second run takes
 seconds. Data: the folder FMSEG_SHARED (by default ../shared beside the project). Every finished case is written to
 benchmarks/results/correcting.json at once; the same command goes on where it was stopped.
 """
@@ -42,7 +42,7 @@ SHARED = Path(os.environ.get("FMSEG_SHARED", ROOT.parent / "shared")) / "data"
 TAUGHT = "runs/learning/{}-8-8min-seed0/run/my-model.toml"
 SETS = {
     "atrium": ("la_mr", TAUGHT.format("atrium")),
-    "pet": ("lbt_pet", "weights/research/ma3dseg-lesion-pet.toml"),
+    "pet": ("lbt_pet", "weights/research/lesion-pet.toml"),
     "head": ("hn_ct", TAUGHT.format("head")),
     "heart": ("acdc", TAUGHT.format("heart")),
 }

@@ -26,7 +26,7 @@ SETS = {
     "hippocampus": "hippocampus-mr",
     "la_mr": "left-atrium-mr",
     "acdc": "pam-cardiac-mr",
-    "lbt_pet": "ma3dseg-lesion-pet",
+    "lbt_pet": "lesion-pet",
 }
 PARTS = ("training", "validation", "unlabelled")
 ROUNDS = 30

@@ -17,7 +17,7 @@ from napari_fmseg.datasets.case import Case
 from napari_fmseg.datasets.nnunet_raw import cases_of, find_unlabelled
 from napari_fmseg.models.card import Intensity, ModelCard
 from napari_fmseg.models.registry import find_card
-from napari_fmseg.models.settings import PIPELINES, PhasedSettings
+from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.nets import NETWORKS, build, load
 from napari_fmseg.nets.fastunet import fastunet_strides
 from napari_fmseg.nets.runtime.device import pick_device, pick_precision, training_precision
@@ -39,12 +39,6 @@ _WIDTHS = {"cpu": (16, 32, 64, 128), "other": (32, 64, 128, 256)}
 _EPOCHS = 8
 _LARGE = 0.01
 """Share of the volume that the structures fill, from which one look at the whole of it is enough."""
-
-_WINDOW_MARGIN = sum(PhasedSettings().window_margin)
-"""Coarse voxels by which the window reaches beyond the structures, on both sides together."""
-
-_LEAST_WINDOW = 32
-"""Voxels along an axis: the surroundings of a small structure tell which one it is."""
 
 _FEWEST_UNLABELLED = 3
 """Unlabelled volumes from which they are learned from, too."""
@@ -152,10 +146,7 @@ def _plan(
     large = sum(facts.share.values()) >= _LARGE
     loss = "soft_dice_ce_by_class"
     grid, strides = _grid_and_strides(facts, device)
-    whole, coarser = grid, strides
-    if not large:
-        whole, coarser = _grid_and_strides(facts, device, 0.25)  # a place is found sooner
-        grid, strides = _grid_and_strides(_around_structures(facts, whole), device)
+    whole, coarser = (grid, strides) if large else _grid_and_strides(facts, device, 0.25)  # a place is found sooner
     net: dict[str, Any] = {"widths": _WIDTHS[kind], "strides": coarser}
     stages: tuple[StageRecipe, ...] = (StageRecipe("consensus", "fastunet", loss=loss, kwargs=net, **_FAST),)
     settings: Mapping[str, Any] = {"consensus_grid": list(whole), "attention_grid": list(grid)}
@@ -253,15 +244,6 @@ def _grid_and_strides(
     multiples = [math.prod(steps) for steps in zip(*strides, strict=True)]
     z, y, x = (m * max(1, round(n / m)) for n, m in zip(target, multiples, strict=True))
     return (z, min(y, most), min(x, most)), strides
-
-
-def _around_structures(facts: DatasetStatistics, coarse: Sequence[int]) -> DatasetStatistics:
-    """Return the statistics of the window that is seen after a look at the whole on a `coarse` grid."""
-    shape = [
-        min(n, max(_LEAST_WINDOW, math.ceil(extent / mm + _WINDOW_MARGIN * n / cells)))
-        for n, mm, cells, extent in zip(facts.shape, facts.spacing, coarse, facts.extent_mm, strict=True)
-    ] if facts.extent_mm else facts.shape  # fmt: skip
-    return replace(facts, shape=(shape[0], shape[1], shape[2]))
 
 
 def _strides_on(grid: Sequence[float], facts: DatasetStatistics) -> tuple[tuple[int, int, int], ...]:

@@ -26,13 +26,13 @@ OWN = {
     "hippocampus-mr": "hippocampus",
     "left-atrium-mr": "la_mr",
     "pam-cardiac-mr": "acdc",
-    "ma3dseg-lesion-pet": "lbt_pet",
+    "lesion-pet": "lbt_pet",
 }
 """The set that each model learned from."""
 
 WRONG = (
     # file, what it is, model, what the model is for
-    ("torso_ct/images/ct_001.nii.gz", "CT of a torso", "ma3dseg-lesion-pet", "PET"),
+    ("torso_ct/images/ct_001.nii.gz", "CT of a torso", "lesion-pet", "PET"),
     ("torso_ct/images/ct_001.nii.gz", "CT of a torso", "headneck-ct", "CT of head and neck"),
     ("torso_ct/images/ct_001.nii.gz", "CT of a torso", "pam-cardiac-mr", "MR of the heart"),
     ("torso_ct/images/ct_001.nii.gz", "CT of a torso", "fmsf-phantom-ct", "phantoms"),
@@ -41,7 +41,7 @@ WRONG = (
     ("ct_dicom/images/ct_003", "DICOM CT of an abdomen", "headneck-ct", "CT of head and neck"),
     ("hn_ct/images/hn_201.nii.gz", "CT of head and neck", "hippocampus-mr", "MR crop of the head"),
     ("hn_ct/images/hn_201.nii.gz", "CT of head and neck", "efficient-phantom-ct", "phantoms"),
-    ("hn_ct/images/hn_201.nii.gz", "CT of head and neck", "ma3dseg-lesion-pet", "PET"),
+    ("hn_ct/images/hn_201.nii.gz", "CT of head and neck", "lesion-pet", "PET"),
     ("unlabelled/ct/ct_avm.nii.gz", "crop of a CT angiography of the head", "headneck-ct", "CT in HU"),
     ("unlabelled/ct/ct_pitch.nii.gz", "CT of a head in 8 bits", "headneck-ct", "CT in HU"),
     ("lbt_pet/images/{}", "PET of the whole body", "headneck-ct", "CT of head and neck"),
@@ -51,11 +51,11 @@ WRONG = (
     ("brain_fs/images/fs_001.nii.gz", "MR of a whole head", "pam-cardiac-mr", "MR of the heart"),
     ("brain_nrrd/images/brain1.nrrd", "MR of a head", "pam-cardiac-mr", "MR of the heart"),
     ("brain_nrrd/images/brain1.nrrd", "MR of a head", "headneck-ct", "CT of head and neck"),
-    ("brain_nrrd/images/brain1.nrrd", "MR of a head", "ma3dseg-lesion-pet", "PET"),
+    ("brain_nrrd/images/brain1.nrrd", "MR of a head", "lesion-pet", "PET"),
     ("brain_dicom/images/pgbm002_hippocrop", "DICOM MR crop of a hippocampus", "left-atrium-mr", "heart"),
     ("brain_dicom/images/pgbm002_hippocrop", "DICOM MR crop of a hippocampus", "headneck-ct", "CT"),
     ("prostate_dicom/images/px_0000/t2_tra", "DICOM MR of a prostate", "pam-cardiac-mr", "MR of the heart"),
-    ("prostate_dicom/images/px_0000/adc", "DICOM MR of a prostate", "ma3dseg-lesion-pet", "PET"),
+    ("prostate_dicom/images/px_0000/adc", "DICOM MR of a prostate", "lesion-pet", "PET"),
     ("prostate_dicom/images/px_0000/t2_tra", "DICOM MR of a prostate", "hippocampus-mr", "MR crop of the head"),
     ("hippocampus/images/{}", "MR crop of a hippocampus", "pam-cardiac-mr", "MR of the heart"),
     ("hippocampus/images/{}", "MR crop of a hippocampus", "left-atrium-mr", "MR crop of the heart"),

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from napari_fmseg.core.components import bounding_box
 from napari_fmseg.core.resampling_torch import to_canonical
 from napari_fmseg.datasets.case import Case, read_case
 from napari_fmseg.pipelines.postprocess import clean
@@ -45,8 +44,6 @@ class DatasetStatistics:
         Of a case.
     in_one_piece
         Whether every structure is one connected component, but for little.
-    extent_mm
-        Size (z, y, x) of the box around all structures that 90 % of the cases do not exceed; empty without any.
     seconds_per_case
         What reading one took.
     """
@@ -60,7 +57,6 @@ class DatasetStatistics:
     share: Mapping[str, float] = field(default_factory=dict)
     channels: int = 1
     in_one_piece: bool = False
-    extent_mm: tuple[float, ...] = ()
     seconds_per_case: float = 0.0
 
 
@@ -70,7 +66,6 @@ def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[s
     shapes, spacings, inside, lows, sparse = [], [], [], [], False
     shares: dict[str, list[float]] = {label: [] for label in labels}
     largest: dict[str, list[float]] = {label: [] for label in labels}
-    extents: list[list[float]] = []
     modality, channels, start = "", 1, time.perf_counter()
     for case in picked:
         volume, truth = read_case(case, names, labels)
@@ -83,9 +78,6 @@ def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[s
         structure = np.asarray(volume.channels[0])[(marks > 0) & (marks < 255)]
         inside.append(structure[:: max(1, structure.size // 20_000)])
         sparse |= bool((marks == 255).any())
-        own = to_canonical(truth)[0][0]
-        if box := bounding_box((own > 0) & (own < 255)):
-            extents.append([(side.stop - side.start) * mm for side, mm in zip(box, grid.spacing, strict=True)])
         for i, label in enumerate(labels, 1):
             count = int((marks == i).sum())
             shares[label] += [count / max(1, int((marks != 255).sum()))] if count else []
@@ -102,6 +94,5 @@ def facts_of(cases: Sequence[Case], names: Mapping[int, str], labels: Sequence[s
         (z, y, x), (dz, dy, dx), modality, modality == "CT" or float(np.median(lows)) < -500, (low, high), sparse,
         {label: float(np.mean(s)) for label, s in shares.items() if s}, channels,
         all(np.mean(s) >= _ONE_PIECE[0] and min(s) >= _ONE_PIECE[1] for s in largest.values() if s),
-        tuple(float(v) for v in np.percentile(extents, 90, 0)) if extents else (),
         (time.perf_counter() - start) / max(1, len(picked)),
     )  # fmt: skip
