@@ -25,7 +25,7 @@ SETS = {
     "hn_ct": "headneck-ct",
     "hippocampus": "hippocampus-mr",
     "la_mr": "left-atrium-mr",
-    "acdc": "pam-cardiac-mr",
+    "acdc": "cardiac-mr",
     "lbt_pet": "lesion-pet",
 }
 PARTS = ("training", "validation", "unlabelled")

@@ -28,7 +28,8 @@ SETS = {
     "hippocampus-mr": ("hippocampus", 0.88),
     "left-atrium-mr": ("la_mr", 0.915),
     "headneck-ct": ("hn_ct", 0.73),
-    "pam-cardiac-mr": ("acdc", 0.60),
+    "cardiac-mr": ("acdc", 0.87),
+    "lesion-pet": ("lbt_pet", 0.40),
 }
 
 
