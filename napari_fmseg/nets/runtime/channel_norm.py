@@ -29,14 +29,15 @@ class ChannelStatistics:
             if not self._n:  # near the mean, so that no digits are lost
                 self._middle = part.float().mean(0)
             rows = part.float() - self._middle
-            self._total = self._total + rows.sum(0).double()
-            self._squares = self._squares + torch.linalg.vecdot(rows, rows, dim=0).double()
+            self._total = self._total + rows.sum(0).cpu().double()  # not every device has such numbers
+            self._squares = self._squares + torch.linalg.vecdot(rows, rows, dim=0).cpu().double()
             self._n += len(rows)
 
     def factors(self, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return by what an instance norm multiplies each channel and what it adds, float32."""
         off = self._total / self._n
         factor = (self._squares / self._n - off * off + eps) ** -0.5
-        factor = factor if weight is None else factor * weight
-        summand = -(self._middle + off) * factor
-        return factor.float(), (summand if bias is None else summand + bias).float()
+        factor = factor if weight is None else factor * weight.cpu()
+        summand = -(self._middle.cpu() + off) * factor
+        summand = summand if bias is None else summand + bias.cpu()
+        return factor.float().to(self._middle.device), summand.float().to(self._middle.device)

@@ -21,7 +21,7 @@ _LAST = torch.channels_last_3d
 
 
 def use_fast_layers(net: nn.Module) -> nn.Module:
-    """Give the convolutions and instance norms of a network their fast forms, in place, and its weights their layout.
+    """Replace the convolutions and instance norms of a network, in place, and lay its weights channels last.
 
     The network is in evaluation mode, on the CPU, and is called without gradients.
     """
