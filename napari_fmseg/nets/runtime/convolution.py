@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TypeAlias
 
 import torch
@@ -149,9 +149,9 @@ class PlaneReader:
     def __call__(self, a: int, b: int) -> Tensor:
         """Return planes a to b; neither may be smaller than at the call before."""
         planes = self._held.new_empty((b - a, *self._held.shape[1:]))
-        old = self._until - a
+        old = max(0, self._until - a)  # none where a stride leaves planes out
         planes[:old] = self._held[len(self._held) - old :]
-        self._make(self._until, b, planes[old:])
+        self._make(a + old, b, planes[old:])
         self._held, self._until = planes, b
         return planes
 
@@ -182,13 +182,26 @@ class PlaneConvolution:
     def _winograd(self) -> Winograd:
         return Winograd(self._weight, self._bias)
 
+    def run_maps(self, x: Tensor, out: Tensor) -> None:
+        """Write the convolution of maps (b, c, z, y, x) with channels last into `out`, which may be `x`."""
+        for seen, made in zip(x, out, strict=True):
+            planes, results = (one.permute(1, 2, 3, 0) for one in (seen, made))
+            read: ReadPlanes = partial(_view, planes)
+            if out is x and not self._takes_winograd(results):
+                read = PlaneReader(partial(_copy, planes), planes.shape[1:], planes)
+            self.run(read, len(planes), results)
+
+    def _takes_winograd(self, out: Tensor) -> bool:
+        padded_by_one = list(self._padding) == [1, 1, 1]
+        return padded_by_one and Winograd.pays(self._weight, self._stride, out.shape[:3])
+
     def run(self, read: ReadPlanes, n: int, out: Tensor) -> None:
         """Write the convolution of a map of `n` planes into `out` (z, y, x, c).
 
         `read` is called in order, and for all planes that a part needs before that part is written: a `PlaneReader` may
         read from `out` itself.
         """
-        if Winograd.pays(self._weight, self._stride, out.shape[:3]):
+        if self._takes_winograd(out):
             self._winograd.run(read, out)
             return
         kernel, stride, (deep, *plane) = self._weight.shape[2], self._stride[0], self._padding
@@ -198,6 +211,14 @@ class PlaneConvolution:
             part = F.pad(part, (0, 0, 0, 0, 0, 0, max(0, -low), max(0, high - n)))
             made = convolve(part[None].permute(0, 4, 1, 2, 3), self._weight, self._bias, (0, *plane), self._stride)
             out[some] = made[0].permute(1, 2, 3, 0)
+
+
+def _view(x: Tensor, a: int, b: int) -> Tensor:
+    return x[a:b]
+
+
+def _copy(x: Tensor, a: int, b: int, out: Tensor) -> None:
+    out.copy_(x[a:b])
 
 
 def slabs(planes: Tensor, channels: int) -> list[slice]:

@@ -50,9 +50,7 @@ class _Conv3d(nn.Conv3d):
         result = torch.empty((len(x), len(weight), *x.shape[2:]), dtype=x.dtype, memory_format=_LAST)
         if self._by_planes is None:
             self._by_planes = PlaneConvolution(weight, bias, self.stride, padding)
-        for seen, made in zip(x, result, strict=True):
-            planes = seen.permute(1, 2, 3, 0)
-            self._by_planes.run(lambda a, b, planes=planes: planes[a:b], len(planes), made.permute(1, 2, 3, 0))  # type: ignore[misc]
+        self._by_planes.run_maps(x, result)
         return result
 
 

@@ -142,9 +142,7 @@ class _Unit:
         over = not keep and ins == outs and max(self.stride) == 1
         if Winograd.pays(self.weight, self.stride, x.shape[2:]):
             out = x if over else torch.empty((len(x), outs, *x.shape[2:]), dtype=x.dtype, memory_format=_LAST)
-            for seen, made in zip(x, out, strict=True):
-                planes = _planes(seen)
-                self.by_planes.run(lambda a, b, planes=planes: planes[a:b], len(planes), _planes(made))  # type: ignore[misc]
+            self.by_planes.run_maps(x, out)
             return out
         if over and len(slabs(_planes(x[0]), ins)) > 1:
             return self.convolve_over(x)

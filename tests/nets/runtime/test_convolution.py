@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from napari_fmseg.nets.runtime.convolution import Winograd, convolve
+from napari_fmseg.nets.runtime import convolution
+from napari_fmseg.nets.runtime.convolution import PlaneConvolution, PlaneReader, Winograd, convolve
 
 
 def planes(x):
@@ -30,6 +31,38 @@ def test_a_map_may_be_written_over_while_it_is_read():
     expected = form(x.clone())
     form.run(lambda a, b: x[a:b], x)
     torch.testing.assert_close(x, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("slab_bytes", [1, 1 << 20])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        ((3, 3, 3), (1, 1, 1), (1, 1, 1)), ((3, 3, 3), (1, 1, 1), (0, 1, 1)), ((3, 3, 3), (2, 2, 2), (1, 1, 1)),
+        ((1, 1, 1), (2, 2, 2), (0, 0, 0)), ((1, 3, 3), (3, 1, 1), (0, 1, 1)), ((5, 1, 1), (1, 1, 1), (2, 0, 0)),
+    ],
+)  # fmt: skip
+def test_some_planes_at_a_time_give_the_same_as_the_whole_map(
+    kernel: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    padding: tuple[int, int, int],
+    slab_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(convolution, "_SLAB_BYTES", slab_bytes)
+    torch.manual_seed(0)
+    x, weight = torch.randn(1, 16, 13, 9, 10), torch.randn(16, 16, *kernel)
+    expected = planes(F.conv3d(x.double(), weight.double(), stride=stride, padding=padding))
+    form = PlaneConvolution(weight, None, stride, padding)
+    assert form.size_after(x.shape[2:]) == expected.shape[:3]
+    seen, found = planes(x).contiguous(), torch.empty(expected.shape)
+    reader = PlaneReader(lambda a, b, out: out.copy_(seen[a:b]), seen.shape[1:], seen)
+    form.run(reader, len(seen), found)
+    limit = 1e-5 * expected.abs().max()
+    assert (found - expected).abs().max() < limit
+    if expected.shape == seen.shape:  # and over its own input
+        maps = x.clone().contiguous(memory_format=torch.channels_last_3d)
+        form.run_maps(maps, maps)
+        assert (planes(maps) - expected).abs().max() < limit
 
 
 def test_fewer_multiplications_only_where_they_pay():
