@@ -29,7 +29,10 @@ def components(data: npt.NDArray[Any], neighbours: int = 26) -> npt.NDArray[Any]
     """
     import cc3d
 
-    return np.asarray(cc3d.connected_components(np.ascontiguousarray(data), connectivity=neighbours))
+    codes = np.ascontiguousarray(data)
+    if codes.dtype == bool:  # for 26 neighbours cc3d 4.1 sets too little aside for single voxels in small masks
+        codes = codes.view(np.uint8)
+    return np.asarray(cc3d.connected_components(codes, connectivity=neighbours))
 
 
 def bounding_box(data: npt.NDArray[Any]) -> Box | None:
