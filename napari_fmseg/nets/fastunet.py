@@ -15,7 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_fmseg.nets.layers.blocks import ACTIVATIONS, check_channels, check_choice, check_image
+from napari_fmseg.nets.layers.blocks import (
+    ACTIVATIONS,
+    InstanceNorm,
+    check_channels,
+    check_choice,
+    check_image,
+)
 
 __all__ = ["FastUNet", "fastunet_strides"]
 
@@ -129,19 +135,15 @@ class FastUNet(nn.Module):
                     module.bias.zero_()
 
 
-class _Layer(nn.Module):
+class _Layer(nn.Sequential):
     """A convolution of 3 x 3 x 3, instance norm and leaky ReLU."""
 
     def __init__(self, n_in: int, n_out: int, step: Sequence[int] = (1, 1, 1)) -> None:
         super().__init__()
         z, y, x = step
         self.conv = nn.Conv3d(n_in, n_out, 3, (z, y, x), 1, bias=False)
-        self.norm = nn.GroupNorm(n_out, n_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        norm = self.norm  # not called: it refuses a single voxel, which very small volumes come down to
-        return F.leaky_relu(torch.group_norm(x, norm.num_groups, norm.weight, norm.bias), _SLOPE, inplace=True)
+        self.norm = InstanceNorm(n_out)
+        self.activation = nn.LeakyReLU(_SLOPE, inplace=True)
 
 
 class _Head(nn.Module):

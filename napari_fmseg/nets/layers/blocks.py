@@ -177,6 +177,17 @@ def sequence(**parts: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(parts))
 
 
+class InstanceNorm(nn.GroupNorm):
+    """Instance norm with scale and shift, as a group per channel; it takes a single voxel, too."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (b, c, z, y, x)."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias)
+
+
 class Unit(nn.Sequential):
     """Convolution with bias, a learned slope per channel, then instance norm with scale and shift: in this order.
 

@@ -11,9 +11,9 @@ _IN_CACHE = 1 << 17
 """Numbers that are worked on at once."""
 
 
-def rows_in_cache(rows: Tensor) -> tuple[Tensor, ...]:
-    """Split rows (n, channels), each part small enough for the cache."""
-    return torch.split(rows, max(1, _IN_CACHE // rows.shape[1]))
+def rows_in_cache(rows: Tensor, times: int = 1) -> tuple[Tensor, ...]:
+    """Split rows (n, channels), each part small enough for the cache, also if it is made `times` as wide."""
+    return torch.split(rows, max(1, _IN_CACHE // (times * rows.shape[1])))
 
 
 class ChannelStatistics:

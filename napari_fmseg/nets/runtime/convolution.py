@@ -208,7 +208,8 @@ class PlaneConvolution:
         for some in slabs(out, max(self._weight.shape[:2])):
             low, high = some.start * stride - deep, (some.stop - 1) * stride - deep + kernel
             part = read(max(0, low), min(n, high))
-            part = F.pad(part, (0, 0, 0, 0, 0, 0, max(0, -low), max(0, high - n)))
+            if low < 0 or high > n:
+                part = F.pad(part, (0, 0, 0, 0, 0, 0, max(0, -low), max(0, high - n)))
             made = convolve(part[None].permute(0, 4, 1, 2, 3), self._weight, self._bias, (0, *plane), self._stride)
             out[some] = made[0].permute(1, 2, 3, 0)
 

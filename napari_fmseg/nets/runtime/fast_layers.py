@@ -1,39 +1,61 @@
-"""Layers of any network on a CPU that lie channels last and compute the same sums faster.
+"""Layers of any network on a CPU that lie channels last and compute the same sums faster and in less memory.
 
 torch leaves many convolutions to a form of its own that is several times slower than oneDNN, and brings what an
 instance norm takes to channels first. Wide convolutions in float32 use Winograd's minimal filtering, see
-`napari_fmseg.nets.runtime.convolution`. Nothing here keeps gradients.
+`napari_fmseg.nets.runtime.convolution`. In a sequence of layers nobody else has what one passes to the next: norms and
+activations write over it, and where a convolution follows them, they happen to the planes that it is about to read, so
+that the normalised map never exists. Nothing here keeps gradients.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_fmseg.core.allocator import trim_heap
+from napari_fmseg.nets.layers.blocks import InstanceNorm
+from napari_fmseg.nets.layers.ux_block import DXBlock, UXBlock
 from napari_fmseg.nets.runtime.channel_norm import ChannelStatistics, rows_in_cache
-from napari_fmseg.nets.runtime.convolution import PlaneConvolution, Winograd, convolve
+from napari_fmseg.nets.runtime.convolution import PlaneConvolution, PlaneReader, Winograd, convolve
 
 __all__ = ["use_fast_layers"]
 
 _LAST = torch.channels_last_3d
 
+_FEW_BYTES, _MANY_BYTES = 8 << 20, 96 << 20
+
+_ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.PReLU, nn.SiLU, nn.GELU)
+
+_Factors: TypeAlias = tuple[Tensor, Tensor]
+
 
 def use_fast_layers(net: nn.Module) -> nn.Module:
-    """Replace the convolutions and instance norms of a network, in place, and lay its weights channels last.
+    """Replace layers and sequences of a network, in place, and lay the weights of its convolutions channels last.
 
-    The network is in evaluation mode, on the CPU, and is called without gradients.
+    The network is in evaluation mode, on the CPU, and is called without gradients. Large weights stay where they are:
+    oneDNN lays them as it wants at every call anyway, and they may be shared with the network that is trained.
     """
     for module in net.modules():
         if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
             module.__class__ = _Conv3d
+            if module.weight.nbytes <= _FEW_BYTES:
+                laid = torch.empty_like(module.weight, memory_format=_LAST)  # also where one channel is both layouts
+                module.weight = nn.Parameter(laid.copy_(module.weight), requires_grad=False)
         elif type(module) is nn.InstanceNorm3d and not module.track_running_stats:
             module.__class__ = _InstanceNorm3d
-        elif type(module) is nn.GroupNorm and module.num_groups == module.num_channels:
+        elif type(module) in (nn.GroupNorm, InstanceNorm) and module.num_groups == module.num_channels:
             module.__class__ = _GroupNorm
-    laid: nn.Module = net.to(memory_format=_LAST)  # type: ignore[call-overload]
-    return laid
+        elif type(module) in (UXBlock, DXBlock):
+            module.__class__ = _UXBlock if type(module) is UXBlock else _DXBlock
+        elif type(module).forward is nn.Sequential.forward:
+            module.__class__ = _Chain
+    return net
 
 
 class _Conv3d(nn.Conv3d):
@@ -47,11 +69,17 @@ class _Conv3d(nn.Conv3d):
         alone = self.groups == 1 and padding == [1, 1, 1] == list(self.dilation)
         if not alone or not Winograd.pays(weight, self.stride, x.shape[2:]):
             return convolve(x, weight, bias, padding, self.stride, self.dilation, self.groups)
-        result = torch.empty((len(x), len(weight), *x.shape[2:]), dtype=x.dtype, memory_format=_LAST)
-        if self._by_planes is None:
-            self._by_planes = PlaneConvolution(weight, bias, self.stride, padding)
-        self._by_planes.run_maps(x, result)
+        result = _new_maps((len(x), len(weight), *x.shape[2:]), x)
+        self.by_planes.run_maps(x, result)
         return result
+
+    @property
+    def by_planes(self) -> PlaneConvolution:
+        """The same convolution, some planes at a time; without groups and dilation."""
+        if self._by_planes is None:
+            padding = [int(p) for p in self.padding]
+            self._by_planes = PlaneConvolution(self.weight, self.bias, self.stride, padding)
+        return self._by_planes
 
 
 class _InstanceNorm3d(nn.InstanceNorm3d):
@@ -65,21 +93,168 @@ class _GroupNorm(nn.GroupNorm):
         return _normalise(self, input) if _is_last(input) else super().forward(input)
 
 
+class _Chain(nn.Sequential):
+    """A sequence that writes over what only it has."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.run(input, False)[0]
+
+    def run(self, x: Tensor, is_own: bool) -> tuple[Tensor, bool]:
+        """Return the result for `x`, and whether nobody else has it; `is_own` tells the same of `x`."""
+        todo = list(self)
+        while todo:
+            layer = todo.pop(0)
+            if _has_hooks(layer) or not _is_last(x):
+                x, is_own = layer(x), False
+            elif isinstance(layer, _Chain):
+                x, is_own = layer.run(x, is_own)
+            elif _gives_factors(layer):
+                activation = todo.pop(0) if todo and _is_activation(todo[0]) else None
+                while activation and todo and isinstance(todo[0], nn.Dropout):
+                    todo.pop(0)
+                if todo and _reads_planes(todo[0]):
+                    x, is_own = _convolve_normalised(layer, activation, todo.pop(0), x), True
+                else:
+                    x, is_own = _normalise(layer, x, activation, x if is_own else None), True
+            elif _is_activation(layer) and is_own:
+                _activate(layer, x)
+            elif not isinstance(layer, nn.Dropout):
+                x, is_own = layer(x), isinstance(layer, nn.Conv3d | nn.ConvTranspose3d)
+        return x, is_own
+
+
+class _Branch(UXBlock):
+    """The part of a block that works on each voxel alone, so for a few of them at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _is_last(x):
+            return super().forward(x)
+        out = self._mix(x).contiguous(memory_format=_LAST)
+        first, last = (layer.weight.view(x.shape[1], 4) for layer in (self.pwconv1, self.pwconv2))
+        summand, last_summand = (layer.bias for layer in (self.pwconv1, self.pwconv2))
+        assert summand is not None
+        assert last_summand is not None
+        norm, summand = self.norm, summand.view(-1, 4)
+        for seen, made in zip(x, out, strict=True):
+            before, after = (rows_in_cache(_rows(one), 4) for one in (seen, made))
+            for part, mixed in zip(before, after, strict=True):
+                narrow = F.layer_norm(mixed, norm.weight.shape, norm.weight, norm.bias, 1e-6)
+                wide = F.gelu(torch.addcmul(summand, narrow[:, :, None], first))
+                branch = wide.mul_(last).sum(2).add_(last_summand)
+                torch.addcmul(part, branch, self.gamma, out=mixed)
+        return out
+
+
+class _UXBlock(_Branch, UXBlock):
+    pass
+
+
+class _DXBlock(_Branch, DXBlock):
+    pass
+
+
 def _is_last(x: Tensor) -> bool:
     return x.ndim == 5 and x.is_contiguous(memory_format=_LAST)
 
 
-def _normalise(norm: Any, x: Tensor) -> Tensor:
-    """Return the instance norm of maps (b, c, z, y, x) with channels last."""
-    out = torch.empty_like(x)
+def _has_hooks(layer: nn.Module) -> bool:
+    return any(part._forward_hooks or part._forward_pre_hooks for part in layer.modules())
+
+
+def _gives_factors(layer: nn.Module) -> bool:
+    """Return whether a layer multiplies each channel and adds to it."""
+    is_batch_norm = type(layer) is nn.BatchNorm3d and layer.running_mean is not None
+    return is_batch_norm or isinstance(layer, _InstanceNorm3d | _GroupNorm)
+
+
+def _is_activation(layer: nn.Module) -> bool:
+    return type(layer) in _ACTIVATIONS and not _has_hooks(layer)
+
+
+def _reads_planes(layer: nn.Module) -> bool:
+    """Return whether a layer is a convolution that can be given its input plane by plane."""
+    return isinstance(layer, _Conv3d) and layer.groups == 1 == max(layer.dilation) and not _has_hooks(layer)
+
+
+def _new_maps(size: Sequence[int], like: Tensor) -> Tensor:
+    """Return new maps; what smaller maps have left in the C library's heap is given back before large ones."""
+    if math.prod(size) * like.element_size() > _MANY_BYTES:
+        trim_heap()
+    return torch.empty(tuple(size), dtype=like.dtype, memory_format=_LAST)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """View a map (c, z, y, x) with channels last as (voxels, c)."""
+    return x.permute(1, 2, 3, 0).reshape(-1, len(x))
+
+
+def _factors(norm: Any, x: Tensor) -> _Factors:
+    """Return by what a norm multiplies each channel of a map (c, z, y, x), and what it adds."""
+    if isinstance(norm, nn.BatchNorm3d):
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        factor = (variance.double() + norm.eps) ** -0.5
+        factor = factor if norm.weight is None else factor * norm.weight
+        summand = -mean.double() * factor
+        summand = summand if norm.bias is None else summand + norm.bias
+        return factor.float(), summand.float()
+    statistics = ChannelStatistics()
+    statistics.update(_rows(x))
+    return statistics.factors(norm.eps, norm.weight, norm.bias)
+
+
+def _normalise(norm: Any, x: Tensor, activation: nn.Module | None = None, out: Tensor | None = None) -> Tensor:
+    """Return the norm of maps (b, c, z, y, x) with channels last, and an activation; `out` may be `x`."""
+    out = torch.empty_like(x) if out is None else out
     for seen, made in zip(x, out, strict=True):
-        rows, results = (one.permute(1, 2, 3, 0).view(-1, x.shape[1]) for one in (seen, made))
-        statistics = ChannelStatistics()
-        statistics.update(rows)
-        factor, summand = statistics.factors(norm.eps, norm.weight, norm.bias)
-        for part, result in zip(rows_in_cache(rows), rows_in_cache(results), strict=True):
-            if x.dtype == torch.float32:
-                torch.addcmul(summand, part, factor, out=result)
-            else:
-                result.copy_(torch.addcmul(summand, part.float(), factor))
+        _finish(_rows(seen), _rows(made), _factors(norm, seen), activation)
     return out
+
+
+def _finish(rows: Tensor, results: Tensor, factors: _Factors, activation: nn.Module | None) -> None:
+    """Write what a norm and an activation make of rows (n, c) to others, some of them at a time."""
+    factor, summand = factors
+    for part, result in zip(rows_in_cache(rows), rows_in_cache(results), strict=True):
+        if part.dtype == torch.float32:
+            torch.addcmul(summand, part, factor, out=result)
+        else:
+            result.copy_(torch.addcmul(summand, part.float(), factor))
+        if activation is not None:
+            _write_over(activation, result)
+
+
+def _activate(activation: nn.Module, x: Tensor) -> None:
+    """Write over maps what an activation makes of them."""
+    for one in x:
+        for part in rows_in_cache(_rows(one)):
+            _write_over(activation, part)
+
+
+def _write_over(activation: nn.Module, part: Tensor) -> None:
+    if isinstance(activation, nn.ReLU):
+        part.relu_()
+    elif isinstance(activation, nn.LeakyReLU):
+        F.leaky_relu(part, activation.negative_slope, inplace=True)
+    else:
+        part.copy_(activation(part))
+
+
+def _convolve_normalised(norm: Any, activation: nn.Module | None, conv: nn.Module, x: Tensor) -> Tensor:
+    """Return a convolution of the norm of maps, which is made for some planes at a time."""
+    assert isinstance(conv, _Conv3d)
+    convolution, size = conv.by_planes, x.shape[2:]
+    out = _new_maps((len(x), conv.out_channels, *convolution.size_after(size)), x)
+    for seen, made in zip(x, out, strict=True):
+        planes, results = (one.permute(1, 2, 3, 0) for one in (seen, made))
+        make = partial(_finish_planes, planes, _factors(norm, seen), activation)
+        convolution.run(PlaneReader(make, planes.shape[1:], planes), size[0], results)
+    return out
+
+
+def _finish_planes(
+    planes: Tensor, factors: _Factors, activation: nn.Module | None, a: int, b: int, out: Tensor
+) -> None:
+    if b > a:
+        channels = planes.shape[-1]
+        _finish(planes[a:b].reshape(-1, channels), out.view(-1, channels), factors, activation)

@@ -98,8 +98,10 @@ class _Layerwise:
         self._layout = torch.channels_last_3d if memory_format == "channels_last" else torch.contiguous_format
         # Not inference tensors: the caller may be in inference mode, whose tensors could never be trained again.
         with torch.inference_mode(False):
-            own = copy.deepcopy(net).eval().requires_grad_(False)
-            own = own.to(device, dtype).to(memory_format=self._layout)  # type: ignore[call-overload]
+            own = _copy_of(net) if fast else copy.deepcopy(net)
+            own = own.eval().requires_grad_(False).to(device, dtype)
+            if not fast:
+                own = own.to(memory_format=self._layout)  # type: ignore[call-overload]
             self._net: nn.Module = use_fast_layers(own) if fast else own
 
     @torch.inference_mode()
@@ -139,10 +141,13 @@ def _make(
         return low
     cpu_form: str = getattr(net, "cpu_form", "")
     if cpu_form and device.type == "cpu" and dtype != torch.float16:
-        # A copy, so that the one in the cache does not keep `net` alive; its weights are those of `net`.
-        own = copy.deepcopy(net, {id(v): _view_of(v) for v in [*net.parameters(), *net.buffers()]})
-        return _OnCpu(load(cpu_form)(own.cpu(), dtype))
+        return _OnCpu(load(cpu_form)(_copy_of(net).cpu(), dtype))
     return _Layerwise(net, device, dtype, memory_format)
+
+
+def _copy_of(net: nn.Module) -> nn.Module:
+    """Copy a network, so that the one in the cache does not keep it alive; its weights are those of `net`."""
+    return copy.deepcopy(net, {id(v): _view_of(v) for v in [*net.parameters(), *net.buffers()]})
 
 
 def _view_of(value: Tensor) -> Tensor:
