@@ -19,6 +19,7 @@ __all__ = [
     "box_in",
     "canonical_view",
     "from_canonical",
+    "linear_weights",
     "resize",
     "slabs",
     "to_canonical",
@@ -70,6 +71,12 @@ def from_canonical(data: np.ndarray, geometry: Geometry) -> np.ndarray:
 def axis_weights(n_in: int, n_out: int, start: float, step: float) -> Tensor:
     """Return `napari_fmseg.core.resampling.axis_weights` as a tensor (n_out, n_in) float32."""
     return torch.from_numpy(resampling.axis_weights(n_in, n_out, start, step))
+
+
+def linear_weights(old: int, new: int) -> Tensor:
+    """Return the matrix (new, old) of linear interpolation with aligned corners, float64."""
+    place = torch.arange(new, dtype=torch.float64) * ((old - 1) / max(new - 1, 1))
+    return (1 - (place[:, None] - torch.arange(old)).abs()).clamp_min(0)
 
 
 def _along(data: Tensor, weights: Tensor, axis: int) -> Tensor:

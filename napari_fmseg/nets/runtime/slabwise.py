@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_fmseg.core.allocator import trim_heap
+from napari_fmseg.core.resampling_torch import linear_weights
 from napari_fmseg.nets.efficientseg import decoder_name, standardise
 from napari_fmseg.nets.layers.blocks import ConvNorm, resize
 from napari_fmseg.nets.runtime.channel_norm import ChannelStatistics
@@ -139,7 +140,7 @@ class SlabwiseUNet:
         if net.has_strides:
             x = _planes(getattr(net, f"trans_{level + 1}")(_batch(x)))
         z, y, x_, c = skip.shape
-        matrix = _interpolation(len(x), z, x)
+        matrix = linear_weights(len(x), z).to(x)
 
         def read(a: int, b: int) -> Tensor:
             enlarged = _enlarge(x, matrix[a:b], (y, x_))
@@ -230,12 +231,6 @@ def _batch(x: Tensor) -> Tensor:
 def _planes(x: Tensor) -> Tensor:
     """Return a batch of one as (z, y, x, c), which it is already with channels last."""
     return x[0].permute(1, 2, 3, 0).contiguous()
-
-
-def _interpolation(old: int, new: int, like: Tensor) -> Tensor:
-    """Return the matrix (new, old) of linear interpolation with aligned corners, in the type of `like`."""
-    place = torch.arange(new, dtype=torch.float64) * ((old - 1) / max(new - 1, 1))
-    return (1 - (place[:, None] - torch.arange(old)).abs()).clamp_min(0).to(like)
 
 
 def _enlarge(x: Tensor, rows: Tensor, size: Sequence[int]) -> Tensor:

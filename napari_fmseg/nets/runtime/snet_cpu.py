@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from napari_fmseg.core.resampling_torch import linear_weights
 from napari_fmseg.nets.runtime.convolution import Winograd
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def _volume(x: Tensor) -> Tensor:
 def _enlarge(x: Tensor, size: torch.Size) -> Tensor:
     """Enlarge `x` (c, z, y, x) linearly to `size` with aligned corners, one axis after the other."""
     for axis in (3, 2, 1):
-        matrix = _interpolation(x.shape[axis], size[axis - 1]).to(x)  # (new, old)
+        matrix = linear_weights(x.shape[axis], size[axis - 1]).to(x)  # (new, old)
         if axis == 3:
             x = x @ matrix.T
         elif axis == 2:
@@ -169,14 +170,3 @@ def _enlarge(x: Tensor, size: torch.Size) -> Tensor:
         else:
             x = (matrix @ x.flatten(2)).reshape(len(x), *size)
     return x
-
-
-def _interpolation(old: int, new: int) -> Tensor:
-    """Return the matrix (new, old) of linear interpolation with aligned corners."""
-    place = torch.arange(new, dtype=torch.float64) * ((old - 1) / max(new - 1, 1))
-    below = place.floor().long().clamp(max=old - 1)
-    matrix = torch.zeros(new, old, dtype=torch.float64)
-    rows = torch.arange(new)
-    matrix[rows, below] += 1 - (place - below)
-    matrix[rows, (below + 1).clamp(max=old - 1)] += place - below
-    return matrix

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_fmseg.core.resampling_torch import resize, zoom
+from napari_fmseg.core.resampling_torch import linear_weights, resize, zoom
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.pipelines.preprocessing import crop_array
 from napari_fmseg.training.data.samples import Sample, Spans
@@ -117,9 +118,10 @@ def draw_view(
     n = len(data) - len(region.classes)
     inputs, shares = seen[:n], seen[n:]
     target = shares.new_zeros((region.n_classes, *shares.shape[1:]))
-    target[list(region.classes)] = shares
+    for number, share in zip(region.classes, shares, strict=True):
+        target[number] = share
     if 0 not in region.classes:
-        target[0] = (1 - shares.sum(0)).clamp_min_(0)
+        target[0] = torch.sum(shares, 0).neg_().add_(1).clamp_min_(0)
     if mirrored:
         order = list(range(region.n_classes))
         for a, b in swap:
@@ -161,22 +163,20 @@ def sampling_grid(
     shift = rng.uniform(-1, 1, 3) * augment.shift * np.array([1, 1, max(1.0, augment.stretch / 0.09)]) * (last - first)
     middle = (first + last) / 2 + shift
     theta = np.concatenate([matrix * 2 / size[:, None], (middle * 2 / size - 1)[:, None]], 1)
-    # Not affine_grid: it multiplies out the fourth coordinate of every voxel.
-    along = [torch.arange(n, dtype=torch.float32).mul_(2).add_(1).div_(n).sub_(1) for n in reversed(tuple(grid))]
-    rows = theta.astype(np.float32).tolist()
-    places = torch.stack(
-        [
-            (along[0] * r[0] + r[3])[None, None] + (along[1] * r[1])[None, :, None] + (along[2] * r[2])[:, None, None]
-            for r in rows
-        ],
-        -1,
-    )[None]
-    if augment.elastic and rng.random() < 0.5:
-        knots = [max(4, round(n / _KNOT)) for n in grid]
-        moves = torch.from_numpy(rng.normal(0, augment.elastic, (1, 3, *knots)).astype(np.float32))
-        reach = 2 * (last - first) / np.array(knots[::-1]) / size  # from knot to knot
-        moves *= torch.tensor(reach, dtype=torch.float32)[None, :, None, None, None]
-        z, y, x = grid
-        moves = F.interpolate(moves, size=(z, y, x), mode="trilinear", align_corners=True)
-        places += moves.permute(0, 2, 3, 4, 1)
-    return places, bool(flips[0] < 0)
+    elastic = augment.elastic and rng.random() < 0.5
+    knots = [max(4, round(n / _KNOT)) for n in grid] if elastic else [2, 2, 2]
+    z, y, x = (np.linspace(1 / n - 1, 1 - 1 / n, k) for n, k in zip(grid, knots, strict=True))
+    corners = np.stack(np.broadcast_arrays(x, y[:, None], z[:, None, None], 1.0), -1) @ theta.T  # (z, y, x, 3)
+    if elastic:
+        moves = rng.normal(0, augment.elastic, (3, *knots)).transpose(1, 2, 3, 0)
+        corners += moves * 2 * (last - first) / np.array(knots[::-1]) / size  # as shares of the way from knot to knot
+    return _between(corners, grid)[None], bool(flips[0] < 0)
+
+
+def _between(knots: npt.NDArray[np.float64], grid: Sequence[int]) -> Tensor:
+    """Return what lies between knots (z, y, x, c), of which the outermost are the outermost voxels of a grid."""
+    z, y, x = grid
+    by_z, by_y, by_x = (linear_weights(k, n).float() for k, n in zip(knots.shape, grid, strict=False))
+    rows = by_x @ torch.from_numpy(knots.astype(np.float32))  # (knots z, knots y, x, c)
+    planes = by_y @ rows.flatten(2)  # (knots z, y, x * c)
+    return (by_z @ planes.flatten(1)).view(z, y, x, knots.shape[3])
