@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import measuring
+import torch
 from coarse_fine_cpu import large_ct
 
 from napari_fmseg.core.events import StageResult, drain
@@ -39,12 +40,14 @@ PARTS = ("reading", "inputs", "networks", "labels", "writing")
 class Clock:
     """Adds up seconds by the clock and of the processor, by part."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self.parts = {name: [0.0, 0.0] for name in PARTS}
         self._last = time.perf_counter(), time.process_time()
 
     def note(self, part: str) -> None:
-        """Add what has passed since the last note to a part."""
+        """Add what has passed since the last note to a part; a graphics card ends what it was asked to first."""
+        measuring.wait_for(self._device)
         now = time.perf_counter(), time.process_time()
         for i in range(2):
             self.parts[part][i] += now[i] - self._last[i]
@@ -75,14 +78,14 @@ def watch_networks(clock: Clock) -> None:
     InferenceRunner.stream = timed_stream  # type: ignore[method-assign]
 
 
-def run_once(path: Path, model_name: str, result: Path) -> dict[str, Any]:
+def run_once(path: Path, model_name: str, result: Path, device: torch.device) -> dict[str, Any]:
     """Segment one file into another in this process."""
     measuring.be_like_the_command()
-    model, options = load_model(find_card(model_name), device="cpu"), SegmentOptions(device="cpu")
+    model, options = load_model(find_card(model_name), device=str(device)), SegmentOptions(device=str(device))
     small = write_volume(phantom_ct(1, spacing=(24.0, 24.0, 24.0))[0], result.with_name("small.nii.gz"))
     write_labels(drain(segment(read_volume(small), model, options)), result)
     base = peak_bytes()
-    clock = Clock()
+    clock = Clock(device)
     watch_networks(clock)
     clock.note("reading")
     clock.parts["reading"] = [0.0, 0.0]
@@ -95,14 +98,15 @@ def run_once(path: Path, model_name: str, result: Path) -> dict[str, Any]:
             labels = event.output if isinstance(event.output, LabelMap) else labels
     write_labels(labels, result, source=volume)
     clock.note("writing")
-    return {"parts": clock.parts, "base_mb": base / 1e6, "peak_mb": peak_bytes() / 1e6}
+    return {"parts": clock.parts, "base_mb": base / 1e6, "peak_mb": peak_bytes() / 1e6, **measuring.gpu_peak_mb()}
 
 
-def measure(model: str, path: Path, result: Path, rounds: int) -> dict[str, Any]:
+def measure(model: str, path: Path, result: Path, rounds: int, device: torch.device) -> dict[str, Any]:
     """Run again and again, each time in a new process."""
     runs = []
     for _ in range(rounds):
         words = [sys.executable, __file__, "--child", str(path), "--models", model, "--result", str(result)]
+        words += ["--device", str(device)]
         done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=environment())
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     totals = [sum(parts[1] for parts in run["parts"].values()) for run in runs]
@@ -113,26 +117,29 @@ def measure(model: str, path: Path, result: Path, rounds: int) -> dict[str, Any]
         "share_beside_networks": measuring.summarise(shares),
         "base_mb": round(min(run["base_mb"] for run in runs)),
         "peak_mb": round(max(run["peak_mb"] for run in runs)),
+        **{name: max(run[name] for run in runs) for name in runs[0] if name == "gpu_peak_mb"},
     }
 
 
 def main() -> None:
     """Write the CT, segment it with one model after the other."""
-    parser = measuring.parser_for(__doc__, "file_to_mask")
+    parser = measuring.parser_for(__doc__, "file_to_mask", with_device=True)
     parser.add_argument("--shape", type=int, nargs=3, default=(200, 512, 512))
     parser.add_argument("--models", nargs="+", default=["efficient-phantom-ct", "fmsf-phantom-ct"])
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.child:
-        sys.stdout.write(json.dumps(run_once(settings.child, settings.models[0], settings.result)) + "\n")
+        sys.stdout.write(
+            json.dumps(run_once(settings.child, settings.models[0], settings.result, settings.device)) + "\n"
+        )
         return
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="fmseg-file-to-mask-") as folder:
         z, y, x = settings.shape
         path = write_volume(large_ct((z, y, x)), Path(folder) / "ct.nii.gz")
         for model in settings.models:
-            found[model] = measure(model, path, Path(folder) / "mask.nii.gz", settings.rounds)
+            found[model] = measure(model, path, Path(folder) / "mask.nii.gz", settings.rounds, settings.device)
             row = found[model]
             told = ", ".join(f"{part} {row['processor_seconds'][part]['median']:.2f}" for part in PARTS)
             share = 100 * row["share_beside_networks"]["median"]

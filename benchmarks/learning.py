@@ -7,6 +7,7 @@
     python benchmarks/learning.py atrium heart hippocampus --minutes 5 --seeds 1 --threads 2
     python benchmarks/learning.py atrium hippocampus --seeds 1 --without-unlabelled --network monai-dynunet
     python benchmarks/learning.py heart --minutes 4 --seeds 1 --develop
+    python benchmarks/learning.py phantoms --minutes 5 --seeds 1 --threads 4 --device cuda
 
 The recipe is that of `suggest_recipe`, which the Teach panel and ``fmseg project prepare`` use, but for its clock: a
 minute is one of processor time of all threads, so that another program on the machine takes none of it. ``fmseg train``
@@ -32,6 +33,7 @@ from typing import Any
 
 import budgeted
 import numpy as np
+from training_step import write_phantoms
 
 from napari_fmseg.core.hardware import processor_name
 from napari_fmseg.models.registry import find_card
@@ -39,7 +41,8 @@ from napari_fmseg.training import Recipe
 from napari_fmseg.training.planner import suggest_recipe
 from napari_fmseg.training.projects.prepare_run import write_recipe
 
-SETS = {"atrium": "la_mr", "heart": "acdc", "hippocampus": "hippocampus", "head": "hn_ct"}
+SETS = {"atrium": "la_mr", "heart": "acdc", "hippocampus": "hippocampus", "head": "hn_ct", "phantoms": ""}
+"""Where the real data lie; phantoms are written first, and need none."""
 GROUPS = ("acdc_003", "acdc_023", "acdc_043", "acdc_063")
 """A patient of each of four groups, both time points: what is labelled of the heart."""
 
@@ -53,6 +56,8 @@ PEERS: dict[str, dict[str, Any]] = {
 """Networks of like size that ``--network`` trains in the same way, on the same grid: what the earlier Teach began with,
 and MONAI's."""
 
+PHANTOMS, PHANTOM_MM = 16, 3.0
+
 DEVELOP = 10
 """Training cases that measure with ``--develop``."""
 
@@ -64,7 +69,7 @@ def listed(
 
     They are `only`, or evenly over the list; `develop` lets some of the others measure, and not the validation list.
     """
-    source = budgeted.SHARED / SETS[name]
+    source = budgeted.SHARED / SETS[name] if SETS[name] else phantoms_in(folder.parent / "phantoms")
     facts = json.loads((source / "dataset.json").read_text())
 
     def entry(case: dict[str, Any], *, labels: bool) -> dict[str, Any]:
@@ -95,12 +100,25 @@ def listed(
     return folder
 
 
+def phantoms_in(folder: Path) -> Path:
+    """Write phantoms where there are none yet, an eighth of them to measure on; the same in every run."""
+    if (folder / "dataset.json").exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_phantoms(folder, PHANTOMS, PHANTOM_MM)
+    facts = json.loads((folder / "dataset.json").read_text())
+    n = PHANTOMS // 8
+    facts["training"], facts["validation"] = facts["training"][:-n], facts["training"][-n:]
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    return folder
+
+
 def run(name: str, n: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Write a recipe and train it."""
     place = options.work / f"{name}-{n}-{options.minutes:g}min{kind_of(options).replace(' ', '-')}-seed{seed}"
     data = listed(name, n, place / "data", unlabelled=options.unlabelled, develop=options.develop)
     if not (place / "recipe.toml").exists():
-        recipe = suggest_recipe(data, options.minutes, device="cpu", out=place / "run").recipe
+        recipe = suggest_recipe(data, options.minutes, device=options.device, out=place / "run").recipe
         if not options.threads:
             recipe = on_processor_time(recipe, options.minutes)
         if options.network:
@@ -159,6 +177,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--without-unlabelled", dest="unlabelled", action="store_false")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="train by the clock, with so many threads")
     parser.add_argument("--network", choices=list(PEERS), help="another network, trained in the same way")
     parser.add_argument("--develop", action="store_true", help="measure on training cases that are not learned from")

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from napari_fmseg.core.allocator import own_process
 from napari_fmseg.core.processes import environment, peak_bytes
 from napari_fmseg.evaluation.machine import machine_facts
@@ -20,12 +22,27 @@ from napari_fmseg.evaluation.machine import machine_facts
 RESULTS = Path(__file__).parent / "results"
 
 
-def parser_for(doc: str | None, name: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that every benchmark has."""
+def parser_for(doc: str | None, name: str, *, with_device: bool = False) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has, and ``--device`` where one can be chosen."""
     parser = argparse.ArgumentParser(prog=f"benchmarks {name}", description=doc, formatter_class=_AsWritten)
     parser.add_argument("--rounds", type=int, default=3, help="how often everything runs after one run that warms up")
     parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="the file of the results")
+    if with_device:
+        parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu, cuda or cuda:1")
     return parser
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when a graphics card has done what it was asked to; at once for a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def gpu_peak_mb() -> dict[str, int]:
+    """Return the most memory that this process had on a graphics card; nothing where it used none."""
+    if not torch.cuda.is_initialized():
+        return {}
+    return {"gpu_peak_mb": round(torch.cuda.max_memory_allocated() / 1e6)}
 
 
 class _AsWritten(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -35,7 +52,7 @@ class _AsWritten(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
 def keep(out: Path, name: str, settings: argparse.Namespace, results: Mapping[str, Any]) -> None:
     """Write what is known so far, with the machine; a file that is whole at any moment."""
     asked = {k: v for k, v in vars(settings).items() if k != "out" and v is not None and not callable(v)}
-    machine = machine_facts(packages=("nibabel", "pydicom", "monai", "openvino"))
+    machine = machine_facts(asked.get("device"), packages=("nibabel", "pydicom", "monai", "openvino"))
     machine["threads"] = asked.get("threads", machine["threads"])  # those of the measured processes
     table = {
         "benchmark": name,
@@ -81,6 +98,7 @@ class Form:
         self.wall: list[float] = []
         self.processor: list[float] = []
         self.peak_mb = 0.0
+        self.gpu: dict[str, int] = {}
 
     def run(self, *, count: bool = True) -> float:
         """Work once; return the seconds of the processor. What warms up does not count."""
@@ -89,6 +107,7 @@ class Form:
             self.wall.append(told["wall"])
             self.processor.append(told["processor"])
         self.peak_mb = told["peak_mb"]
+        self.gpu = {name: value for name, value in told.items() if name == "gpu_peak_mb"}
         return float(told["processor"])
 
     def save(self, path: Path) -> None:
@@ -105,6 +124,7 @@ class Form:
             "seconds": summarise(self.wall),
             "processor_seconds": summarise(self.processor),
             "peak_mb": round(self.peak_mb),
+            **self.gpu,
             **self.facts,
         }
 
@@ -140,7 +160,7 @@ def serve(work: Callable[[], Any], save: Callable[[Any, Path], None], facts: Map
         wall, processor = time.perf_counter(), time.process_time()
         out = work()
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        _tell({"wall": wall, "processor": processor, "peak_mb": peak_bytes() / 1e6})
+        _tell({"wall": wall, "processor": processor, "peak_mb": peak_bytes() / 1e6, **gpu_peak_mb()})
 
 
 def _tell(facts: Mapping[str, Any]) -> None:

@@ -8,7 +8,8 @@ The seconds of the processor are those to compare on a machine that other progra
 Labels are compared with those of the plain form; "difference" is the largest one of a probability. Whether half
 precision gives the same masks depends on the trained weights: the card of a model says so.
 
-`FMSEG_CPU_CAPABILITY=avx2` measures what a processor without AVX-512 has.
+`FMSEG_CPU_CAPABILITY=avx2` measures what a processor without AVX-512 has; `--device cuda` a graphics card, with float16
+beside float32 and its peak memory.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ ENTRIES = {
 }
 
 
-def serve(entry: Entry, form: str, side: int) -> None:
+def serve(entry: Entry, form: str, side: int, device: torch.device) -> None:
     """Be one form of a network."""
-    net, inputs = entry.build(side), entry.inputs(side)
+    net, inputs = entry.build(side).to(device), [x.to(device) for x in entry.inputs(side)]
     if form == "plain float32":
         call, facts = net, {"precision": "float32"}
     elif form == "openvino bfloat16":
@@ -98,15 +99,16 @@ def serve(entry: Entry, form: str, side: int) -> None:
     else:
         measuring.be_like_the_command()
         precision = form.removeprefix("engine ")
-        call, facts = prepare(net, device="cpu", precision=precision), {"precision": precision}
+        call, facts = prepare(net, device=device, precision=precision), {"precision": precision}
 
     def work() -> Tensor:
         with torch.inference_mode():
             out = call(*inputs)
+            measuring.wait_for(device)
             return out if isinstance(out, Tensor) else out[0]
 
     def save(out: Tensor, path: Path) -> None:
-        np.save(path, class_probabilities(net, out)[0].float().numpy())
+        np.save(path, class_probabilities(net, out)[0].float().cpu().numpy())
 
     measuring.serve(work, save, facts)
 
@@ -126,9 +128,11 @@ def openvino_form(net: nn.Module, inputs: list[Tensor]) -> Any:
     return call
 
 
-def forms_here() -> list[str]:
-    """Name the forms that this machine can run."""
+def forms_on(device: torch.device) -> list[str]:
+    """Name the forms that a device of this machine can run."""
     forms = ["plain float32", "engine float32"]
+    if device.type != "cpu":
+        return [*forms, "engine float16"]
     if pick_precision(torch.device("cpu"), "auto", half_precision_ok=True) == "bfloat16":
         forms.append("engine bfloat16")
         if importlib.util.find_spec("openvino") is not None:
@@ -142,8 +146,22 @@ def measure(entry: Entry, settings: argparse.Namespace) -> dict[str, Any]:
     variables = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     with tempfile.TemporaryDirectory(prefix="fmseg-networks-") as folder:
         forms = [
-            measuring.Form(name, [__file__, "--serve", entry.name, "--form", name, "--size", str(side)], variables)
-            for name in forms_here()
+            measuring.Form(
+                name,
+                [
+                    __file__,
+                    "--serve",
+                    entry.name,
+                    "--form",
+                    name,
+                    "--size",
+                    str(side),
+                    "--device",
+                    str(settings.device),
+                ],
+                variables,
+            )
+            for name in forms_on(settings.device)
         ]
         measuring.take_turns(forms, settings.rounds, least_seconds=settings.enough)
         found = {}
@@ -168,7 +186,7 @@ def measure(entry: Entry, settings: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure the networks one after the other; write after each."""
-    parser = measuring.parser_for(__doc__, "networks")
+    parser = measuring.parser_for(__doc__, "networks", with_device=True)
     parser.add_argument("--only", nargs="+", choices=ENTRIES, default=list(ENTRIES))
     parser.add_argument("--size", type=int, default=96, help="voxels along each axis, where a network allows it")
     parser.add_argument("--small", action="store_true", help="--size for all networks, whatever it was published for")
@@ -178,7 +196,7 @@ def main() -> None:
     parser.add_argument("--form", help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.serve:
-        serve(ENTRIES[settings.serve], settings.form, settings.size)
+        serve(ENTRIES[settings.serve], settings.form, settings.size, settings.device)
         return
     peers = {"openvino bfloat16": "measured" if importlib.util.find_spec("openvino") else "not installed"}
     networks: dict[str, Any] = {}

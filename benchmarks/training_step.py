@@ -110,20 +110,20 @@ def write_phantoms(folder: Path, n: int, spacing: float) -> Path:
     return folder
 
 
-def recipe_for(data: Path, folder: Path, steps: int) -> Recipe:
+def recipe_for(data: Path, folder: Path, steps: int, device: str) -> Recipe:
     """Return what Teach proposes for a folder, cut to the first steps of its first stage."""
     names, training, _ = cases_of(data)
     labels = [name for name in names.values() if name != "ignore"]
-    recipe = suggest_recipe(training, 5.0, device="cpu", labels=labels, out=folder / "run").recipe
+    recipe = suggest_recipe(training, 5.0, device=device, labels=labels, out=folder / "run").recipe
     n = steps + WARM_UP + AHEAD
     stage = replace(recipe.stages[0], steps=n, steps_per_epoch=n, minutes=0.0)
     return replace(recipe, stages=(stage,), validation=(), unlabelled=())
 
 
-def run_once(data: Path, folder: Path, steps: int) -> dict[str, Any]:
+def run_once(data: Path, folder: Path, steps: int, device: str) -> dict[str, Any]:
     """Train in this process."""
     measuring.be_like_the_command()
-    recipe = recipe_for(data, folder, steps)
+    recipe = recipe_for(data, folder, steps, device)
     spent = Spent()
     watch_training(spent)
     wall, processor, parts = 0.0, 0.0, spent.parts
@@ -144,7 +144,7 @@ def run_once(data: Path, folder: Path, steps: int) -> dict[str, Any]:
     return {
         "network": stage.network, "batch": stage.batch, "precision": recipe.precision,
         "grid": list(recipe.settings["consensus_grid"]), "steps": steps, "wall": wall, "processor": processor,
-        "parts": parts, "peak_mb": peak_bytes() / 1e6,
+        "parts": parts, "peak_mb": peak_bytes() / 1e6, **measuring.gpu_peak_mb(),
     }  # fmt: skip
 
 
@@ -154,6 +154,7 @@ def measure(data: Path, folder: Path, settings: argparse.Namespace) -> dict[str,
     variables = {"OMP_NUM_THREADS": str(settings.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     for number in range(settings.rounds):
         words = ["--child", str(folder / str(number)), "--data", str(data), "--steps", str(settings.steps)]
+        words += ["--device", str(settings.device)]
         done = subprocess.run(
             [sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True,
             env={**environment(), **variables},
@@ -169,12 +170,13 @@ def measure(data: Path, folder: Path, settings: argparse.Namespace) -> dict[str,
         "processor_seconds_per_step": {part: measuring.summarise(values, 5) for part, values in per_part.items()},
         "sampling_share": measuring.summarise(shares),
         "peak_mb": round(max(run["peak_mb"] for run in runs)),
+        **{name: max(run[name] for run in runs) for name in first if name == "gpu_peak_mb"},
     }
 
 
 def main() -> None:
     """Train on phantoms, or on the cases of a folder."""
-    parser = measuring.parser_for(__doc__, "training_step")
+    parser = measuring.parser_for(__doc__, "training_step", with_device=True)
     parser.add_argument("--data", type=Path, help="a folder with a dataset.json; phantoms without one")
     parser.add_argument("--cases", type=int, default=3, help="phantoms to learn from")
     parser.add_argument("--spacing", type=float, default=3.0, help="mm between the voxels of a phantom")
@@ -183,7 +185,9 @@ def main() -> None:
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.child:
-        sys.stdout.write(json.dumps(run_once(settings.data, settings.child, settings.steps)) + "\n")
+        sys.stdout.write(
+            json.dumps(run_once(settings.data, settings.child, settings.steps, str(settings.device))) + "\n"
+        )
         return
     with tempfile.TemporaryDirectory(prefix="fmseg-training-") as place:
         folder = Path(place)

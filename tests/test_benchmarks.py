@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,20 @@ def test_a_step_of_training_has_its_parts(tmp_path: Path) -> None:
     parts = {part: seconds["median"] for part, seconds in found["processor_seconds_per_step"].items()}
     assert all(parts[part] > 0 for part in ("sampling", "forward", "backward", "optimiser"))
     assert 0 < found["sampling_share"]["median"] < 1
+
+
+@pytest.mark.slow
+def test_what_a_graphics_card_is_wanted_for_runs_at_a_tiny_size_without_one(tmp_path: Path) -> None:
+    variables = {**os.environ, "TINY": "1", "PYTHON": sys.executable}
+    words = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "cpu", str(tmp_path)]
+    done = subprocess.run(words, env=variables, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert {path.name for path in tmp_path.glob("*.json")} == {
+        "networks.json", "file_to_mask.json", "training_step.json", "learning.json",
+    }  # fmt: skip
+    (dice,) = (run["dice"] for runs in json.loads((tmp_path / "learning.json").read_text())["runs"].values()
+               for run in runs.values())  # fmt: skip
+    assert set(dice) >= {"liver", "tumour"}
 
 
 @pytest.mark.slow
