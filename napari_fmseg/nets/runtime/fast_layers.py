@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -54,7 +54,7 @@ def use_fast_layers(net: nn.Module) -> nn.Module:
         elif type(module) in (UXBlock, DXBlock):
             module.__class__ = _UXBlock if type(module) is UXBlock else _DXBlock
         elif type(module).forward is nn.Sequential.forward:
-            module.__class__ = _Chain
+            module.__class__ = _chain_of(type(module))  # type: ignore[arg-type]  # mypy: a type may not be hashable
     return net
 
 
@@ -121,6 +121,12 @@ class _Chain(nn.Sequential):
             elif not isinstance(layer, nn.Dropout):
                 x, is_own = layer(x), isinstance(layer, nn.Conv3d | nn.ConvTranspose3d)
         return x, is_own
+
+
+@cache
+def _chain_of(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a kind of sequence that has what another kind adds, too."""
+    return _Chain if kind is nn.Sequential else type(kind.__name__, (_Chain, kind), {})
 
 
 class _Branch(UXBlock):

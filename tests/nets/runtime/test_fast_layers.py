@@ -84,6 +84,16 @@ def test_a_layer_in_a_sequence_that_is_watched_is_called() -> None:
     assert torch.allclose(out, net[2](seen[0]), atol=1e-5)
 
 
+def test_a_sequence_keeps_what_its_kind_adds() -> None:
+    class Named(nn.Sequential):
+        def name(self) -> str:
+            return "a name"
+
+    net = use_fast_layers(Named(nn.Conv3d(2, 2, 1)).eval())
+    assert isinstance(net, Named)
+    assert net.name() == "a name"
+
+
 def test_a_wide_offset_does_not_spoil_the_norm() -> None:
     x = torch.randn(1, 3, 4, 30, 30, generator=torch.Generator().manual_seed(1)) + 1000
     expected = nn.InstanceNorm3d(3)(x.double())
