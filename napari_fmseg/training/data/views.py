@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_fmseg.core.resampling_torch import linear_weights, resize, zoom
+from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.pipelines.preprocessing import crop_array
 from napari_fmseg.training.data.samples import Sample, Spans
@@ -26,8 +30,16 @@ __all__ = ["Region", "draw_view", "make_region", "sampling_grid"]
 _DENSITY = 1.25
 """Voxels of a region per voxel of a view, along each axis, so that turning and zooming lose little."""
 
+_SMALL = 1 / 3
+"""Share of a view, below which a structure is read by itself."""
+
 _KNOT = 14
 """Voxels of a view between two knots of the elastic deformation."""
+
+
+_EIGHT = list(product((0, 1), repeat=3))
+
+_Reach: TypeAlias = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,23 @@ class Region:
     n_classes: int
     window: Spans
     spacing: tuple[float, float, float]
+
+    @cached_property
+    def reaches(self) -> list[_Reach]:
+        """Where along (x, y, z) a share of each of `classes` can be read, -1..1 from edge to edge of `data`.
+
+        A class at an edge is read beyond it, too; one that is nowhere is read nowhere.
+        """
+        found = []
+        for share in self.data[len(self.data) - len(self.classes) :]:
+            hits = [torch.nonzero(share.amax(others)) for others in ((0, 1), (0, 2), (1, 2))]
+            reach = []
+            for hit, n in zip(hits, reversed(share.shape), strict=True):
+                low, high = (int(hit[0]), int(hit[-1]) + 1) if len(hit) else (n, 0)
+                reach.append((-math.inf if low == 0 else (2 * low - 1) / n - 1,
+                              math.inf if high == n else (2 * high + 1) / n - 1))  # fmt: skip
+            found.append(reach)
+        return found
 
 
 def make_region(
@@ -112,16 +141,24 @@ def draw_view(
     tuple
         Inputs (c, z, y, x), and the target (classes, z, y, x), adding up to 1 or to the labelled share.
     """
-    places, mirrored = sampling_grid(region, grid, augment, rng)
-    data = region.data
-    seen = F.grid_sample(data[None], places.to(data.device), padding_mode="border", align_corners=False)[0]
-    n = len(data) - len(region.classes)
-    inputs, shares = seen[:n], seen[n:]
-    target = shares.new_zeros((region.n_classes, *shares.shape[1:]))
-    for number, share in zip(region.classes, shares, strict=True):
-        target[number] = share
+    knots, mirrored = _knots(region, grid, augment, rng)
+    places = _between(knots, grid)[None].to(region.data.device)
+    data, n = region.data, len(region.data) - len(region.classes)
+    parts = [_part_that_reads(reach, knots, grid) for reach in region.reaches]
+    small = [_voxels(part) < _SMALL * math.prod(grid) for part in parts]
+    # Small structures are read where they are: a call takes as long for where to read as for two channels.
+    kept = [i for i in range(len(data)) if i < n or not small[i - n]]
+    shared = data[: len(kept)] if kept[-1] == len(kept) - 1 else data[kept]
+    seen = _read(shared, places)
+    inputs, whole = seen[:n], iter(seen[n:])
+    target = inputs.new_zeros((region.n_classes, *inputs.shape[1:]))
+    for number, share, part, is_small in zip(region.classes, data[n:], parts, small, strict=True):
+        if not is_small:
+            target[number] = next(whole)
+        elif _voxels(part):
+            target[number][part] = _read(share[None], places[(slice(None), *part)])[0]
     if 0 not in region.classes:
-        target[0] = torch.sum(shares, 0).neg_().add_(1).clamp_min_(0)
+        target[0] = target.sum(0).neg_().add_(1).clamp_min_(0)
     if mirrored:
         order = list(range(region.n_classes))
         for a, b in swap:
@@ -142,6 +179,14 @@ def sampling_grid(
     tuple
         Places (1, z, y, x, 3), and whether x was mirrored.
     """
+    knots, mirrored = _knots(region, grid, augment, rng)
+    return _between(knots, grid)[None], mirrored
+
+
+def _knots(
+    region: Region, grid: Sequence[int], augment: Augment, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.float64], bool]:
+    """Draw the places (z, y, x, 3) of knots, between which those of the voxels lie; see `sampling_grid`."""
     size = np.array(region.data.shape[:0:-1], float)  # x, y, z from here on
     first, last = np.array(region.window[::-1], float).T
     half_mm = (last - first) / 2 * np.array(region.spacing[::-1])
@@ -163,14 +208,13 @@ def sampling_grid(
     shift = rng.uniform(-1, 1, 3) * augment.shift * np.array([1, 1, max(1.0, augment.stretch / 0.09)]) * (last - first)
     middle = (first + last) / 2 + shift
     theta = np.concatenate([matrix * 2 / size[:, None], (middle * 2 / size - 1)[:, None]], 1)
-    elastic = augment.elastic and rng.random() < 0.5
-    knots = [max(4, round(n / _KNOT)) for n in grid] if elastic else [2, 2, 2]
+    knots = [max(4, round(n / _KNOT)) for n in grid]
     z, y, x = (np.linspace(1 / n - 1, 1 - 1 / n, k) for n, k in zip(grid, knots, strict=True))
     corners = np.stack(np.broadcast_arrays(x, y[:, None], z[:, None, None], 1.0), -1) @ theta.T  # (z, y, x, 3)
-    if elastic:
+    if augment.elastic and rng.random() < 0.5:
         moves = rng.normal(0, augment.elastic, (3, *knots)).transpose(1, 2, 3, 0)
         corners += moves * 2 * (last - first) / np.array(knots[::-1]) / size  # as shares of the way from knot to knot
-    return _between(corners, grid)[None], bool(flips[0] < 0)
+    return corners, bool(flips[0] < 0)
 
 
 def _between(knots: npt.NDArray[np.float64], grid: Sequence[int]) -> Tensor:
@@ -180,3 +224,27 @@ def _between(knots: npt.NDArray[np.float64], grid: Sequence[int]) -> Tensor:
     rows = by_x @ torch.from_numpy(knots.astype(np.float32))  # (knots z, knots y, x, c)
     planes = by_y @ rows.flatten(2)  # (knots z, y, x * c)
     return (by_z @ planes.flatten(1)).view(z, y, x, knots.shape[3])
+
+
+def _part_that_reads(reach: _Reach, knots: npt.NDArray[np.float64], grid: Sequence[int]) -> Box:
+    """Return the part of a view outside of which nothing is read from `reach`; the voxels are those between knots."""
+    between = np.stack([knots[z : z - 1 or None, y : y - 1 or None, x : x - 1 or None] for z, y, x in _EIGHT])
+    low, high = np.array(reach).T
+    hit = ((between.max(0) >= low) & (between.min(0) <= high)).all(-1)  # of the cells between knots
+    part = []
+    for axis, (n, k) in enumerate(zip(grid, knots.shape, strict=False)):
+        cells = np.flatnonzero(hit.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not len(cells):
+            return slice(0), slice(0), slice(0)
+        step = (n - 1) / (k - 1)
+        part.append(slice(math.floor(cells[0] * step), math.ceil((cells[-1] + 1) * step) + 1))
+    return part[0], part[1], part[2]
+
+
+def _voxels(part: Box) -> int:
+    return math.prod(one.stop - (one.start or 0) for one in part)
+
+
+def _read(data: Tensor, places: Tensor) -> Tensor:
+    """Read maps (c, z, y, x) at places (1, z, y, x, 3)."""
+    return F.grid_sample(data[None], places, padding_mode="border", align_corners=False)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.training import Augment
 from napari_fmseg.training.data.samples import Sample
-from napari_fmseg.training.data.views import draw_view, make_region, sampling_grid
+from napari_fmseg.training.data.views import Region, draw_view, make_region, sampling_grid
 
 STILL = Augment(shift=0, zoom=0, rotate_p=0, contrast=0, brightness=0, gamma=0, noise=0)
 
@@ -124,6 +125,30 @@ def test_the_same_seed_draws_the_same_place_and_elastic_moves_are_small() -> Non
     moves = [float((places - still).abs().max()) for places in drawn]
     assert max(moves) > 0.01
     assert max(moves) < 0.3
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_small_structures_are_read_as_large_ones_are(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    grid = tuple(int(n) for n in rng.integers(1, 40, 3))
+    shape = [n + 5 for n in grid]
+    data = torch.zeros(6, *shape)
+    data[0] = torch.from_numpy(rng.random(shape))
+    for number in range(1, 5):  # the last class is nowhere
+        low = rng.integers(0, shape)
+        high = [int(rng.integers(a + 1, n + 1)) for a, n in zip(low, shape, strict=True)]
+        box = tuple(slice(int(a), b) for a, b in zip(low, high, strict=True))
+        data[number][box] = torch.from_numpy(rng.random(data[number][box].shape)).float() / 4
+    window = [(-0.2 * n, 0.9 * n) for n in shape]  # reads beyond the edges
+    region = Region(data, (1, 2, 3, 4, 5), 6, window, (2.0, 1.0, 1.0))
+    bent = dataclasses.replace(STILL, rotate_deg=40.0, rotate_p=1.0, zoom=0.3, shift=0.2, elastic=0.3, flip="x")
+    places, mirrored = sampling_grid(region, grid, bent, np.random.default_rng(seed))
+    expected = torch.nn.functional.grid_sample(data[None], places, padding_mode="border", align_corners=False)[0]
+    image, target = draw_view(region, grid, bent, [(1, 2)], np.random.default_rng(seed))
+    order = [2, 1, 3, 4, 5] if mirrored else [1, 2, 3, 4, 5]
+    torch.testing.assert_close(image, expected[:1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(target[1:], expected[order], rtol=0, atol=1e-5)
+    torch.testing.assert_close(target[0], (1 - expected[1:].sum(0)).clamp_min(0), rtol=0, atol=1e-5)
 
 
 def test_a_flat_stack_is_hardly_turned_out_of_its_planes() -> None:
