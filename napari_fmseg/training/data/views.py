@@ -77,9 +77,12 @@ class Region:
             hits = [torch.nonzero(share.amax(others)) for others in ((0, 1), (0, 2), (1, 2))]
             reach = []
             for hit, n in zip(hits, reversed(share.shape), strict=True):
-                low, high = (int(hit[0]), int(hit[-1]) + 1) if len(hit) else (n, 0)
-                reach.append((-math.inf if low == 0 else (2 * low - 1) / n - 1,
-                              math.inf if high == n else (2 * high + 1) / n - 1))  # fmt: skip
+                if not len(hit):
+                    reach.append((math.inf, -math.inf))
+                    continue
+                low, high = int(hit[0]), int(hit[-1]) + 1
+                first = -math.inf if low == 0 else (2 * low - 1) / n - 1
+                reach.append((first, math.inf if high == n else (2 * high + 1) / n - 1))
             found.append(reach)
         return found
 
