@@ -74,7 +74,10 @@ def axis_weights(n_in: int, n_out: int, start: float, step: float) -> Tensor:
 
 
 def linear_weights(old: int, new: int) -> Tensor:
-    """Return the matrix (new, old) of linear interpolation with aligned corners, float64."""
+    """Return the matrix (new, old) of linear interpolation with aligned corners, float64.
+
+    Unlike `axis_weights` it does not smooth where there are fewer new values than old ones.
+    """
     place = torch.arange(new, dtype=torch.float64) * ((old - 1) / max(new - 1, 1))
     return (1 - (place[:, None] - torch.arange(old)).abs()).clamp_min(0)
 

@@ -12,7 +12,7 @@ STRUCTURES = {6: ndimage.generate_binary_structure(3, 1), 26: np.ones((3, 3, 3))
 
 
 def same_partition(ours, theirs):
-    """Tell whether two numberings are the same but for the order of the numbers."""
+    """Return whether two numberings are the same but for the order of the numbers."""
     pairs = set(zip(ours.ravel().tolist(), theirs.ravel().tolist(), strict=True))
     return len(pairs) == len(np.unique(ours)) == len(np.unique(theirs))
 

@@ -75,7 +75,7 @@ class _Conv3d(nn.Conv3d):
 
     @property
     def by_planes(self) -> PlaneConvolution:
-        """The same convolution, some planes at a time; without groups and dilation."""
+        """Return the same convolution, some planes at a time; without groups and dilation."""
         if self._by_planes is None:
             padding = [int(p) for p in self.padding]
             self._by_planes = PlaneConvolution(self.weight, self.bias, self.stride, padding)
@@ -130,7 +130,7 @@ def _chain_of(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 class _Branch(UXBlock):
-    """The part of a block that works on each voxel alone, so for a few of them at a time."""
+    """A block whose norm and channels are computed for some voxels at a time: each of them needs itself alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not _is_last(x):

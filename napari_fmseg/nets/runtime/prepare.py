@@ -38,7 +38,8 @@ def prepare(
     """Return the fastest right way to call `net` in evaluation mode.
 
     The network itself is left as it is. The result is kept, and made anew when the weights have changed since
-    (optimiser steps and `load_state_dict` are seen, writing through ``.data`` is not).
+    (optimiser steps and `load_state_dict` are seen, writing through ``.data`` is not). It may share weights with the
+    network: after they have changed, ask for it again.
 
     Parameters
     ----------

@@ -68,7 +68,7 @@ class Region:
 
     @cached_property
     def reaches(self) -> list[_Reach]:
-        """Where along (x, y, z) a share of each of `classes` can be read, -1..1 from edge to edge of `data`.
+        """Return where along (x, y, z) a share of each of `classes` can be read, -1..1 from edge to edge of `data`.
 
         A class at an edge is read beyond it, too; one that is nowhere is read nowhere.
         """
