@@ -6,7 +6,8 @@ The recipe is that of `suggest_recipe`, for phantoms or for the cases of a folde
 is trained for some steps, without validation. Parts: *sampling* draws and augments (in a thread, one step ahead),
 *forward* is the network with its loss, *backward* the gradient, *optimiser* the clipped step with the average of the
 weights; *other* is what is left. Seconds of the processor are those of the thread that does the part; with one thread
-they are all there is. The first steps do not count.
+they are all there is. *Waiting* is by the clock: how long a step waits for its samples, which another core draws
+meanwhile. The first steps do not count.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from napari_fmseg.training.optimisation import WeightAverage
 from napari_fmseg.training.stage_trainer import StageTrainer
 
 PARTS = ("sampling", "forward", "backward", "optimiser", "other")
+WATCHED = (*PARTS, "waiting")
 WARM_UP = 3
 AHEAD = 2
 """Steps after those that count: the samples of the next step are drawn while a step is computed."""
@@ -45,7 +47,7 @@ class Spent:
     """Seconds of each part, by the clock and of the thread that did it."""
 
     def __init__(self) -> None:
-        self.parts = {name: [0.0, 0.0] for name in PARTS}
+        self.parts = {name: [0.0, 0.0] for name in WATCHED}
 
     @contextmanager
     def time(self, part: str) -> Iterator[None]:
@@ -68,17 +70,26 @@ class Spent:
 
     def take(self) -> dict[str, list[float]]:
         """Return what was added so far, and begin anew."""
-        found, self.parts = self.parts, {name: [0.0, 0.0] for name in PARTS}
+        found, self.parts = self.parts, {name: [0.0, 0.0] for name in WATCHED}
         return found
 
 
 def watch_training(spent: Spent) -> None:
     """Make the trainer add its time to the parts."""
-    begin, step = StageTrainer.__init__, stage_trainer.optimiser_step
+    begin, draw_ahead, step = StageTrainer.__init__, StageTrainer._draw_ahead, stage_trainer.optimiser_step
 
     def begin_watched(own: Any, *given: Any, **named: Any) -> None:
         begin(own, *given, **named)
         own.task.sample = spent.watch(own.task.sample, "sampling")
+
+    def draw_watched(*given: Any) -> Iterator[Any]:
+        drawn = draw_ahead(*given)
+        while True:
+            with spent.time("waiting"):
+                one = next(drawn, None)
+            if one is None:
+                return
+            yield one
 
     def step_watched(*given: Any) -> bool:
         before = list(spent.parts["backward"])
@@ -89,6 +100,7 @@ def watch_training(spent: Spent) -> None:
         return done
 
     StageTrainer.__init__ = begin_watched  # type: ignore[method-assign]
+    StageTrainer._draw_ahead = draw_watched  # type: ignore[method-assign]
     StageTrainer._loss = spent.watch(StageTrainer._loss, "forward")  # type: ignore[method-assign]
     Fabric.backward = spent.watch(Fabric.backward, "backward")  # type: ignore[method-assign]
     WeightAverage.update = spent.watch(WeightAverage.update, "optimiser")  # type: ignore[method-assign]
@@ -163,12 +175,14 @@ def measure(data: Path, folder: Path, settings: argparse.Namespace) -> dict[str,
     first, steps = runs[0], settings.steps
     per_part = {part: [run["parts"][part][1] / steps for run in runs] for part in PARTS}
     shares = [run["parts"]["sampling"][1] / run["processor"] for run in runs]
+    waits = [run["parts"]["waiting"][0] / run["wall"] for run in runs]
     return {
         **{name: first[name] for name in ("network", "batch", "precision", "grid", "steps")},
         "steps_per_second": measuring.summarise([steps / run["wall"] for run in runs], 3),
         "steps_per_processor_second": measuring.summarise([steps / run["processor"] for run in runs], 3),
         "processor_seconds_per_step": {part: measuring.summarise(values, 5) for part, values in per_part.items()},
         "sampling_share": measuring.summarise(shares),
+        "waiting_share": measuring.summarise(waits),
         "peak_mb": round(max(run["peak_mb"] for run in runs)),
         **{name: max(run[name] for run in runs) for name in first if name == "gpu_peak_mb"},
     }
@@ -196,7 +210,9 @@ def main() -> None:
     for part in PARTS:
         sys.stdout.write(f"{part:10} {found['processor_seconds_per_step'][part]['median']:8.4f} s of the processor\n")
     rate, share = found["steps_per_processor_second"]["median"], 100 * found["sampling_share"]["median"]
+    wait = 100 * found["waiting_share"]["median"]
     sys.stdout.write(f"{rate:.2f} steps per second of the processor, sampling {share:.1f} % of it\n")
+    sys.stdout.write(f"waiting for samples: {wait:.1f} % of the time by the clock\n")
     measuring.keep(settings.out, "training_step", settings, {"data": "phantoms" if not settings.data else data.name,
                                                             "training": found})  # fmt: skip
 

@@ -161,7 +161,8 @@ def training_section() -> str:
     return (
         f"## A step of what Teach proposes\n\n`{told['network']}` on {grid} voxels ({found['data']}), batch "
         f"{told['batch']}, {told['precision']}: {told['steps_per_processor_second']['median']:.2f} steps per second of "
-        f"the processor. Samples are drawn in a thread, one step ahead. {machine(found)}\n\n"
+        f"the processor. Samples are drawn in a thread, one step ahead: by the clock, a step waits for them "
+        f"{100 * told['waiting_share']['median']:.0f} % of its time. {machine(found)}\n\n"
         f"{table(('Part', 'processor, ms', 'share'), rows)}\n"
     )
 

@@ -83,6 +83,7 @@ def test_a_step_of_training_has_its_parts(tmp_path: Path) -> None:
     parts = {part: seconds["median"] for part, seconds in found["processor_seconds_per_step"].items()}
     assert all(parts[part] > 0 for part in ("sampling", "forward", "backward", "optimiser"))
     assert 0 < found["sampling_share"]["median"] < 1
+    assert 0 < found["waiting_share"]["median"] < 1
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from napari_fmseg.nets.layers.blocks import (
     check_channels,
     check_choice,
     check_image,
+    join,
 )
 
 __all__ = ["FastUNet", "fastunet_strides"]
@@ -113,7 +114,7 @@ class FastUNet(nn.Module):
             skips.append(x)
             x = encode(down(x))
         for up, decode, skip in zip(reversed(self.up), reversed(self.decode), reversed(skips), strict=True):
-            x = decode(torch.cat([skip, up(x)], 1))
+            x = join(decode, skip, up(x), like=skip)
         out: Tensor = self.head(x)
         return out[:, :, : size[0], : size[1], : size[2]]
 

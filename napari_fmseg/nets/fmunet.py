@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
@@ -18,7 +17,7 @@ from napari_fmseg.nets.layers.blocks import (
     check_image,
     conv,
     default_init,
-    resize,
+    join,
     sequence,
     stride,
     tracing,
@@ -168,8 +167,7 @@ class _UpCat(nn.Module):
         self.conv = nn.Sequential(_norm(2 * width), nn.LeakyReLU(), conv(2 * width, width, flat))
 
     def forward(self, skip: Tensor, deeper: Tensor) -> Tensor:
-        out: Tensor = self.conv(torch.cat([skip, resize(self.up(deeper), skip.shape[2:])], 1))
-        return out
+        return join(self.conv, skip, self.up(deeper), like=skip)
 
 
 def _norm(width: int) -> nn.Module:

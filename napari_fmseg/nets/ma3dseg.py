@@ -22,6 +22,7 @@ from napari_fmseg.nets.layers.blocks import (
     check_choice,
     check_image,
     draw_as_torch,
+    join,
     resize,
     sequence,
     tracing,
@@ -207,8 +208,8 @@ class _LightJoin(nn.Module):
         self.block = _block(block, skip, 3, 1.0)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = torch.cat([resize(x, skip.shape[2:], align_corners=False), skip], 1)
-        out: Tensor = self.block(F.leaky_relu(self.norm(self.narrow(x)), 0.01))
+        narrow = join(self.narrow, x, skip, like=skip, align_corners=False)
+        out: Tensor = self.block(F.leaky_relu(self.norm(narrow), 0.01))
         return out
 
 

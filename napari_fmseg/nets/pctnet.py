@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import UnknownModel
-from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, default_init, sequence, stride
+from napari_fmseg.nets.layers.blocks import check_channels, check_image, conv, default_init, join, sequence, stride
 from napari_fmseg.nets.layers.swin import WindowedTransformer
 
 __all__ = ["PCTNet"]
@@ -223,8 +222,7 @@ class _UpCat(nn.Module):
 
     def forward(self, skip: Tensor, deeper: Tensor) -> Tensor:
         z, y, x = skip.shape[2:]
-        out: Tensor = self.conv(torch.cat([skip, self.up(deeper)[:, :, :z, :y, :x]], 1))
-        return out
+        return join(self.conv, skip, self.up(deeper)[:, :, :z, :y, :x], like=skip)
 
 
 def _logits(width: int, n_classes: int) -> nn.Module:

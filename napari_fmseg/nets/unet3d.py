@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,7 +32,7 @@ from napari_fmseg.nets.layers.blocks import (
     check_channels,
     check_choice,
     check_image,
-    resize,
+    join,
     sequence,
     tracing,
 )
@@ -228,8 +227,7 @@ class _Decoder(_WithAttention):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         if self.attention_module is not None:
             skip = self.attention_module(skip, x)
-        x = resize(x, skip.shape[2:], mode=self._mode, align_corners=False)
-        return self._attend(self.basic_module(torch.cat([skip, x], 1)))
+        return self._attend(join(self.basic_module, skip, x, like=skip, mode=self._mode, align_corners=False))
 
 
 def _double(ins: int, between: int, outs: int) -> nn.Sequential:

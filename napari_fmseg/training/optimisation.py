@@ -1,18 +1,64 @@
-"""Optimiser, learning-rate schedule and optimiser step."""
+"""Optimiser, learning-rate schedule and optimiser step; where half precision is not safe."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.training.stage_recipe import StageRecipe
 
-__all__ = ["WeightAverage", "make_optimiser", "make_scheduler", "optimiser_step", "rate_of"]
+__all__ = [
+    "SAFE_VOXELS",
+    "UnsafePrecision",
+    "WeightAverage",
+    "make_optimiser",
+    "make_scheduler",
+    "optimiser_step",
+    "rate_of",
+    "refuse_unsafe_convolutions",
+]
+
+SAFE_VOXELS = 64
+"""Along y and x: bfloat16 gradients of convolutions of larger planes write beyond their memory (CPU, torch 2.13)."""
+
+
+class UnsafePrecision(InvalidRecipe):
+    """A network cannot be trained in the precision that was asked for."""
+
+
+@contextmanager
+def refuse_unsafe_convolutions(net: nn.Module) -> Iterator[None]:
+    """Raise `UnsafePrecision` where a convolution is called inside whose gradient would corrupt the process.
+
+    Sizes are the same in every step of a training: to look at the first one is enough.
+    """
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        y, x = inputs[0].shape[-2:]
+        is_half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        if inputs[0].device.type == "cpu" and is_half and max(y, x) > SAFE_VOXELS:
+            raise UnsafePrecision(
+                f"Training in bfloat16 on a CPU is not possible here: torch would corrupt memory in convolutions of "
+                f'planes above {SAFE_VOXELS} x {SAFE_VOXELS}, and these have {y} x {x}. Set precision to "auto", '
+                "or choose a smaller grid."
+            )
+
+    kinds = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d)
+    convolutions = [part for part in net.modules() if isinstance(part, kinds)]
+    handles = [part.register_forward_pre_hook(look) for part in convolutions]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def make_optimiser(stage: StageRecipe, net: nn.Module) -> torch.optim.Optimizer:

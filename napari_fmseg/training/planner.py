@@ -23,6 +23,7 @@ from napari_fmseg.nets.fastunet import fastunet_strides
 from napari_fmseg.nets.runtime.device import pick_device, pick_precision, training_precision
 from napari_fmseg.nets.traits import probabilities
 from napari_fmseg.training.data.statistics import DatasetStatistics, facts_of
+from napari_fmseg.training.optimisation import SAFE_VOXELS
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
 from napari_fmseg.training.tasks.further import RATES, batch_size, distillation_weight, mirror_axes
 
@@ -198,10 +199,6 @@ _AUGMENT: dict[str, Any] = {
 }
 
 
-_SAFE_VOXELS = 64
-"""Along y and x after the first level: with larger planes torch 2.13 writes beyond its memory in bfloat16 on a CPU."""
-
-
 def _training_precision(recipe: Recipe, device: torch.device) -> str:
     """Return bfloat16 where the processor computes in it, every network learns as well in it, and it is safe.
 
@@ -216,7 +213,7 @@ def _training_precision(recipe: Recipe, device: torch.device) -> str:
         kwargs = {**(parent.nets[stage.stage].kwargs if parent else {}), **stage.kwargs}
         strides = kwargs.get("strides", ((2, 2, 2),))
         planes = zip(settings.input_size(stage.stage)[1:], strides[0][1:], strict=True)
-        if any(math.ceil(n / step) > _SAFE_VOXELS for n, step in planes):
+        if any(math.ceil(n / step) > SAFE_VOXELS for n, step in planes):
             return "auto"
     half = device.type == "cpu" and pick_precision(device, half_precision_ok=True) == "bfloat16"
     return "bfloat16" if half else "auto"
@@ -235,7 +232,7 @@ def _grid_and_strides(
 ) -> tuple[tuple[int, int, int], tuple[tuple[int, int, int], ...]]:
     """Return a grid over the field of view on which a step takes its time (or a share of it), and strides on it."""
     first = share * _GRID["cpu" if device.type == "cpu" else "other"]
-    most = 2 * _SAFE_VOXELS if device.type == "cpu" else max(facts.shape)
+    most = 2 * SAFE_VOXELS if device.type == "cpu" else max(facts.shape)
     target = _ideal_grid(facts, 8 * first)
     if (block := math.prod(_strides_on(target, facts)[0])) < 8:
         target = _ideal_grid(facts, block * first)

@@ -164,8 +164,8 @@ class Recipe:
     device
         ``"auto"`` (CUDA, then MPS, then CPU), ``"cpu"``, ``"cuda"`` or ``"mps"``.
     precision
-        ``"auto"`` (16 bit on CUDA), ``"float32"``, ``"bfloat16"`` or ``"float16"``. On a CPU torch 2.13 may crash in
-        bfloat16 where the planes of a network's first level are larger than 64 x 64.
+        ``"auto"`` (16 bit on CUDA), ``"float32"``, ``"bfloat16"`` or ``"float16"``. Where bfloat16
+        would corrupt memory (on a CPU, planes above 64 x 64, torch 2.13) a stage is trained in float32 all the same.
     licence
         Of the weights, for the card.
     restriction

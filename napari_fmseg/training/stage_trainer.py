@@ -34,7 +34,15 @@ from napari_fmseg.training.data.sampling import CaseSampler, batches_of, in_turn
 from napari_fmseg.training.distributed import broadcast_ints
 from napari_fmseg.training.forgetting import Teacher, l2sp_penalty
 from napari_fmseg.training.monitor import TrainingMonitor
-from napari_fmseg.training.optimisation import WeightAverage, make_optimiser, make_scheduler, optimiser_step, rate_of
+from napari_fmseg.training.optimisation import (
+    UnsafePrecision,
+    WeightAverage,
+    make_optimiser,
+    make_scheduler,
+    optimiser_step,
+    rate_of,
+    refuse_unsafe_convolutions,
+)
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.tasks.base import Task
 
@@ -163,6 +171,7 @@ class StageTrainer:
             net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.net = net
         self.model, self.optimiser = fabric.setup(net, optimiser)
+        self.called: Any = self.model
         self.plateau = make_scheduler(self.optimiser) if stage.schedule == "plateau" else None
         self.average = WeightAverage(self.net, stage.ema) if stage.ema else None
         self.state = StageState()
@@ -205,6 +214,8 @@ class StageTrainer:
             for event in self._epoch(state.epoch, monitor, miner):
                 losses.append(event.loss)
                 yield event
+            if state.epoch == 0 and self.called is not self.model:
+                yield Warned(f"{stage.stage}: trained in float32, since bfloat16 is not safe here.", "float32-training")
             state.epoch += 1
             state.steps += len(losses)
             state.seen = miner.end_epoch(self.fabric)
@@ -320,7 +331,7 @@ class StageTrainer:
                 rate = stage.lr * rate_of(stage, progress, self._progress(epoch, step + 1, steps) - progress)
                 for group in self.optimiser.param_groups:
                     group["lr"] = rate
-            loss = self._loss(samples, draws.cases, miner)
+            loss = (self._loss if step else self._first_loss)(samples, draws.cases, miner)
             if not optimiser_step(self.fabric, self.model, self.optimiser, loss, stage.clip):
                 state.skipped += 1
             elif self.average is not None:
@@ -392,12 +403,23 @@ class StageTrainer:
             return exchange_boxes(drawn, rng)
         return drawn
 
+    def _first_loss(self, samples: Sequence[Any], cases: Sequence[int], miner: HardExampleMiner) -> Tensor:
+        """Return the loss of an epoch's first step; go over to float32 where half precision would corrupt memory."""
+        try:
+            with refuse_unsafe_convolutions(self.net):
+                return self._loss(samples, cases, miner)
+        except UnsafePrecision:
+            if self.fabric.world_size > 1:
+                raise
+            self.called = self.net  # the one that Fabric made computes in half precision
+            return self._loss(samples, cases, miner)
+
     def _loss(self, samples: Sequence[Any], cases: Sequence[int], miner: HardExampleMiner) -> Tensor:
         """Return the loss of one step's samples, whose cases are `cases`."""
         stage, recipe, teacher = self.stage, self.recipe, self.forgetting.teacher
         parts, first = [], 0
         for x, target, missing in batches_of(samples, [self.samples[i].missing for i in cases]):
-            heads = self.task.heads(self.model, x)[: stage.heads or None]
+            heads = self.task.heads(self.called, x)[: stage.heads or None]
             part = self.task.loss_of_heads(heads, target, missing)
             miner.saw(cases[first : first + len(target)], heads[0], target, missing)
             if self._is_watched and (self.state.fade_from < 0 or not self.state.teaches):

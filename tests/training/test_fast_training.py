@@ -84,6 +84,26 @@ def test_a_cube_is_learned_from_two_labelled_and_four_unlabelled_volumes(home: P
     assert "chose nothing" in card.scored_on
 
 
+def test_half_precision_is_left_where_torch_would_corrupt_memory_in_it(home: Path) -> None:
+    plain = {"settings": {"consensus_grid": [8, 16, 136]}, "unlabelled_weight": 0.0}
+    events = list(train(recipe(home, precision="bfloat16", **plain)))
+    assert [e.text for e in events if isinstance(e, Warned) and e.code == "float32-training"] == [
+        "consensus: trained in float32, since bfloat16 is not safe here."
+    ]
+    list(train(recipe(home, precision="float32", out=home / "plain", **plain)))
+    found, expected = weights_of(home / "out"), weights_of(home / "plain")
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_half_precision_is_kept_where_it_is_safe(home: Path) -> None:
+    plain = {"settings": {"consensus_grid": [8, 16, 128]}, "unlabelled_weight": 0.0}
+    events = list(train(recipe(home, precision="bfloat16", **plain)))
+    assert not [e for e in events if isinstance(e, Warned) and e.code == "float32-training"]
+    list(train(recipe(home, precision="float32", out=home / "plain", **plain)))
+    found, expected = weights_of(home / "out"), weights_of(home / "plain")
+    assert not all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
 @pytest.fixture
 def any_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network may teach however little it knows."""

@@ -22,6 +22,8 @@ __all__ = [
     "conv",
     "default_init",
     "draw_as_torch",
+    "join",
+    "join_maps",
     "resize",
     "sequence",
     "stride",
@@ -57,6 +59,28 @@ def resize(x: Tensor, size: Sequence[int], *, mode: str = "trilinear", align_cor
     if tuple(x.shape[2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode=mode, align_corners=align_corners if mode == "trilinear" else None)
+
+
+def join_maps(
+    maps: Sequence[Tensor], size: Sequence[int], *, mode: str = "trilinear", align_corners: bool = True
+) -> Tensor:
+    """Join maps (b, c, ...) along their channels; those of another size than (z, y, x) are resized."""
+    return torch.cat([resize(one, size, mode=mode, align_corners=align_corners) for one in maps], 1)
+
+
+def join(layers: nn.Module, *maps: Tensor, like: Tensor, mode: str = "trilinear", align_corners: bool = True) -> Tensor:
+    """Return what `layers` make of maps joined along their channels.
+
+    Those of another size than `like` (b, c, z, y, x) are resized, see `resize`. The fast form of layers may take the
+    maps as they are and join some planes at a time.
+    """
+    size = like.shape[2:]
+    take = getattr(layers, "take_joined", None)
+    if take is None:
+        out: Tensor = layers(join_maps(maps, size, mode=mode, align_corners=align_corners))
+    else:
+        out = take(maps, size, mode, align_corners)
+    return out
 
 
 def check_channels(name: str, in_channels: int, n_classes: int) -> None:

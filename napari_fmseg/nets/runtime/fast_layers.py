@@ -4,13 +4,14 @@ torch leaves many convolutions to a form of its own that is several times slower
 instance norm takes to channels first. Wide convolutions in float32 use Winograd's minimal filtering, see
 `napari_fmseg.nets.runtime.convolution`. In a sequence of layers nobody else has what one passes to the next: norms and
 activations write over it, and where a convolution follows them, they happen to the planes that it is about to read, so
-that the normalised map never exists. Nothing here keeps gradients.
+that the normalised map never exists. So it is with maps that a decoder joins (`napari_fmseg.nets.layers.blocks.join`).
+Nothing here keeps gradients.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -23,6 +24,7 @@ from napari_fmseg.nets.layers.blocks import InstanceNorm
 from napari_fmseg.nets.layers.ux_block import DXBlock, UXBlock
 from napari_fmseg.nets.runtime.channel_norm import ChannelStatistics, rows_in_cache
 from napari_fmseg.nets.runtime.convolution import PlaneConvolution, PlaneReader, Winograd, convolve
+from napari_fmseg.nets.runtime.joined_maps import JoinedMaps
 
 __all__ = ["use_fast_layers"]
 
@@ -33,6 +35,7 @@ _FEW_BYTES, _MANY_BYTES = 8 << 20, 96 << 20
 _ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.PReLU, nn.SiLU, nn.GELU)
 
 _Factors: TypeAlias = tuple[Tensor, Tensor]
+_Maps: TypeAlias = Tensor | JoinedMaps
 
 
 def use_fast_layers(net: nn.Module) -> nn.Module:
@@ -58,7 +61,19 @@ def use_fast_layers(net: nn.Module) -> nn.Module:
     return net
 
 
-class _Conv3d(nn.Conv3d):
+class _TakesJoined(nn.Module):
+    """A layer that is given maps which are joined before it, see `napari_fmseg.nets.layers.blocks.join`."""
+
+    def take_joined(self, maps: Sequence[Tensor], size: Sequence[int], mode: str, align_corners: bool) -> Tensor:
+        """Return the result for maps on a grid of `size` (z, y, x), some of which are resized first."""
+        joined = JoinedMaps(maps, size, mode, align_corners)
+        if all(_is_last(one) for one in maps):
+            return _run([self], joined, True)[0]
+        out: Tensor = self(joined.whole())
+        return out
+
+
+class _Conv3d(_TakesJoined, nn.Conv3d):
     _by_planes: PlaneConvolution | None = None
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -93,40 +108,44 @@ class _GroupNorm(nn.GroupNorm):
         return _normalise(self, input) if _is_last(input) else super().forward(input)
 
 
-class _Chain(nn.Sequential):
+class _Chain(_TakesJoined, nn.Sequential):
     """A sequence that writes over what only it has."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.run(input, False)[0]
-
-    def run(self, x: Tensor, is_own: bool) -> tuple[Tensor, bool]:
-        """Return the result for `x`, and whether nobody else has it; `is_own` tells the same of `x`."""
-        todo = list(self)
-        while todo:
-            layer = todo.pop(0)
-            if _has_hooks(layer) or not _is_last(x):
-                x, is_own = layer(x), False
-            elif isinstance(layer, _Chain):
-                x, is_own = layer.run(x, is_own)
-            elif _gives_factors(layer):
-                activation = todo.pop(0) if todo and _is_activation(todo[0]) else None
-                while activation and todo and isinstance(todo[0], nn.Dropout):
-                    todo.pop(0)
-                if todo and _reads_planes(todo[0]):
-                    x, is_own = _convolve_normalised(layer, activation, todo.pop(0), x), True
-                else:
-                    x, is_own = _normalise(layer, x, activation, x if is_own else None), True
-            elif _is_activation(layer) and is_own:
-                _activate(layer, x)
-            elif not isinstance(layer, nn.Dropout):
-                x, is_own = layer(x), isinstance(layer, nn.Conv3d | nn.ConvTranspose3d)
-        return x, is_own
+        return _run(list(self), input, False)[0]
 
 
 @cache
 def _chain_of(kind: type[nn.Module]) -> type[nn.Module]:
     """Return a kind of sequence that has what another kind adds, too."""
     return _Chain if kind is nn.Sequential else type(kind.__name__, (_Chain, kind), {})
+
+
+def _run(todo: list[nn.Module], x: _Maps, is_own: bool) -> tuple[Tensor, bool]:
+    """Return the result of layers one after the other, and whether nobody else has it; `is_own` tells that of `x`."""
+    while todo:
+        layer = todo.pop(0)
+        if isinstance(layer, _Chain) and not _has_hooks(layer):
+            x, is_own = _run(list(layer), x, is_own)
+        elif _has_hooks(layer) or not _is_last(x):
+            x, is_own = layer(_whole(x)), False
+        elif _gives_factors(layer):
+            activation = todo.pop(0) if todo and _is_activation(todo[0]) else None
+            while activation and todo and isinstance(todo[0], nn.Dropout):
+                todo.pop(0)
+            if todo and _reads_planes(todo[0]):
+                x, is_own = _convolve_planes(todo.pop(0), x, layer, activation), True
+            else:
+                x = _whole(x)
+                x, is_own = _normalise(layer, x, activation, x if is_own else None), True
+        elif isinstance(x, JoinedMaps) and _reads_planes(layer):
+            x, is_own = _convolve_planes(layer, x), True
+        elif _is_activation(layer) and is_own:
+            x = _whole(x)
+            _activate(layer, x)
+        elif not isinstance(layer, nn.Dropout):
+            x, is_own = layer(_whole(x)), isinstance(layer, nn.Conv3d | nn.ConvTranspose3d)
+    return _whole(x), is_own
 
 
 class _Branch(UXBlock):
@@ -159,8 +178,12 @@ class _DXBlock(_Branch, DXBlock):
     pass
 
 
-def _is_last(x: Tensor) -> bool:
-    return x.ndim == 5 and x.is_contiguous(memory_format=_LAST)
+def _is_last(x: _Maps) -> bool:
+    return isinstance(x, JoinedMaps) or (x.ndim == 5 and x.is_contiguous(memory_format=_LAST))
+
+
+def _whole(x: _Maps) -> Tensor:
+    return x.whole() if isinstance(x, JoinedMaps) else x
 
 
 def _has_hooks(layer: nn.Module) -> bool:
@@ -194,8 +217,8 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(1, 2, 3, 0).reshape(-1, len(x))
 
 
-def _factors(norm: Any, x: Tensor) -> _Factors:
-    """Return by what a norm multiplies each channel of a map (c, z, y, x), and what it adds."""
+def _factors(norm: Any, parts: Iterable[Tensor]) -> _Factors:
+    """Return by what a norm multiplies each channel of a map, whose voxels are rows (n, c), and what it adds."""
     if isinstance(norm, nn.BatchNorm3d):
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None
@@ -206,7 +229,8 @@ def _factors(norm: Any, x: Tensor) -> _Factors:
         summand = summand if norm.bias is None else summand + norm.bias
         return factor.float(), summand.float()
     statistics = ChannelStatistics()
-    statistics.update(_rows(x))
+    for rows in parts:
+        statistics.update(rows)
     return statistics.factors(norm.eps, norm.weight, norm.bias)
 
 
@@ -214,7 +238,7 @@ def _normalise(norm: Any, x: Tensor, activation: nn.Module | None = None, out: T
     """Return the norm of maps (b, c, z, y, x) with channels last, and an activation; `out` may be `x`."""
     out = torch.empty_like(x) if out is None else out
     for seen, made in zip(x, out, strict=True):
-        _finish(_rows(seen), _rows(made), _factors(norm, seen), activation)
+        _finish(_rows(seen), _rows(made), _factors(norm, [_rows(seen)]), activation)
     return out
 
 
@@ -246,21 +270,32 @@ def _write_over(activation: nn.Module, part: Tensor) -> None:
         part.copy_(activation(part))
 
 
-def _convolve_normalised(norm: Any, activation: nn.Module | None, conv: nn.Module, x: Tensor) -> Tensor:
-    """Return a convolution of the norm of maps, which is made for some planes at a time."""
+def _convolve_planes(
+    conv: nn.Module, x: _Maps, norm: nn.Module | None = None, activation: nn.Module | None = None
+) -> Tensor:
+    """Return a convolution of maps, or of their norm and an activation, made for some planes at a time."""
     assert isinstance(conv, _Conv3d)
     convolution, size = conv.by_planes, x.shape[2:]
-    out = _new_maps((len(x), conv.out_channels, *convolution.size_after(size)), x)
-    for seen, made in zip(x, out, strict=True):
-        planes, results = (one.permute(1, 2, 3, 0) for one in (seen, made))
-        make = partial(_finish_planes, planes, _factors(norm, seen), activation)
-        convolution.run(PlaneReader(make, planes.shape[1:], planes), size[0], results)
+    like = x.like if isinstance(x, JoinedMaps) else x
+    out = _new_maps((x.shape[0], conv.out_channels, *convolution.size_after(size)), like)
+    for i, made in enumerate(out):
+        parts = x.parts(i) if isinstance(x, JoinedMaps) else [_rows(x[i])]
+        make = partial(_make_planes, x, i, _factors(norm, parts) if norm else None, activation)
+        convolution.run(PlaneReader(make, (*size[1:], x.shape[1]), like), size[0], made.permute(1, 2, 3, 0))
     return out
 
 
-def _finish_planes(
-    planes: Tensor, factors: _Factors, activation: nn.Module | None, a: int, b: int, out: Tensor
+def _make_planes(
+    x: _Maps, i: int, factors: _Factors | None, activation: nn.Module | None, a: int, b: int, out: Tensor
 ) -> None:
-    if b > a:
-        channels = planes.shape[-1]
-        _finish(planes[a:b].reshape(-1, channels), out.view(-1, channels), factors, activation)
+    """Write planes a to b of map `i` to `out` (b - a, y, x, c)."""
+    if a == b:
+        return
+    rows = out.view(-1, out.shape[-1])
+    if isinstance(x, JoinedMaps):
+        x.write(i, a, b, out)
+        seen = rows
+    else:
+        seen = x[i].permute(1, 2, 3, 0)[a:b].reshape(rows.shape)
+    if factors:
+        _finish(seen, rows, factors, activation)

@@ -31,7 +31,7 @@ from napari_fmseg.models.weights import save_model
 from napari_fmseg.training.checkpoint import load_checkpoint, restoring, save_checkpoint
 from napari_fmseg.training.distributed import all_reduce_sum, broadcast_ints, make_fabric
 from napari_fmseg.training.losses.logits import deeply_supervised, dice_ce_of_logits
-from napari_fmseg.training.optimisation import optimiser_step
+from napari_fmseg.training.optimisation import optimiser_step, refuse_unsafe_convolutions
 from napari_fmseg.training.pretraining.pretext import Batch, Pretext, pretext_network, seed_of
 from napari_fmseg.training.pretraining.recipe import PretrainRecipe
 from napari_fmseg.training.pretraining.volume_store import VolumeStore
@@ -234,7 +234,8 @@ class _Run:
         # Dropout takes no generator; what one process drops is not what another one does.
         torch.manual_seed(seed_of(self.recipe.seed, 1, step, *([fabric.global_rank] if fabric.global_rank else [])))
         x, labels = (part.to(fabric.device) for part in batch)
-        heads = model.train()(x)
+        with refuse_unsafe_convolutions(self.net):
+            heads = model.train()(x)
         heads = heads if isinstance(heads, tuple) else (heads,)
         criterion = partial(dice_ce_of_logits, summed=partial(all_reduce_sum, fabric))
         loss = deeply_supervised(criterion, heads, _one_hot(labels, self.recipe.fusion.classes + 1))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from napari_fmseg.nets import build
+from napari_fmseg.nets.layers.blocks import join, join_maps
 from napari_fmseg.nets.layers.ux_block import DXBlock, UXBlock
 from napari_fmseg.nets.runtime.fast_layers import use_fast_layers
 from napari_fmseg.nets.runtime.prepare import prepare
@@ -74,6 +76,46 @@ def test_a_fast_layer_gives_the_same(layer: nn.Module, dtype: torch.dtype) -> No
     assert float((found - expected).abs().max()) < limit * float(expected.abs().max())
 
 
+JOINED = {
+    "convolution": nn.Conv3d(24, 4, 1),
+    "wide convolution first": nn.Sequential(nn.Sequential(nn.Conv3d(24, 16, 3, padding=1), nn.PReLU(16))),
+    "norm, activation, convolution": nn.Sequential(
+        nn.InstanceNorm3d(24, affine=True), nn.LeakyReLU(), nn.Conv3d(24, 4, (1, 3, 3), padding=(0, 1, 1))
+    ),
+    "norm of the training set": nn.Sequential(nn.BatchNorm3d(24), nn.PReLU(), nn.Conv3d(24, 4, 3, padding=1)),
+    "norm alone": nn.Sequential(nn.InstanceNorm3d(24), nn.ReLU()),
+    "activation first": nn.Sequential(nn.ReLU(), nn.Conv3d(24, 4, 3, padding=1)),
+    "dropout, then nothing": nn.Sequential(nn.Dropout()),
+    "dilation": nn.Conv3d(24, 4, 3, padding=2, dilation=2),
+}
+
+
+@pytest.mark.parametrize("layers", JOINED.values(), ids=JOINED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("mode", "corners"), [("trilinear", True), ("trilinear", False), ("nearest", False)])
+def test_fast_layers_take_maps_that_are_joined_before_them(
+    layers: nn.Module, dtype: torch.dtype, mode: str, corners: bool
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    net = drawn(copy.deepcopy(layers)).to(dtype)
+    fine = torch.randn(2, 16, 9, 12, 10, generator=generator).to(dtype)
+    deeper = torch.randn(2, 8, 4, 6, 5, generator=generator).to(dtype)
+    how: dict[str, Any] = {"mode": mode, "align_corners": corners}
+    with torch.inference_mode():
+        double = copy.deepcopy(net).double()
+        expected = join(double, deeper.double(), fine.double(), like=fine, **how)
+        assert expected.equal(double(join_maps([deeper.double(), fine.double()], fine.shape[2:], **how)))
+        laid = [x.contiguous(memory_format=torch.channels_last_3d) for x in (deeper, fine)]
+        fast = use_fast_layers(net)
+        found = join(fast, *laid, like=fine, **how)
+        by_channels = join(fast, deeper, laid[1], like=fine, **how)  # such as part of a map
+    assert found.dtype == dtype
+    assert [x.equal(y) for x, y in zip(laid, (deeper, fine), strict=True)] == [True, True]
+    limit = (2e-5 if dtype == torch.float32 else 5e-2) * float(expected.abs().max())
+    assert float((found - expected).abs().max()) < limit
+    assert float((by_channels - expected).abs().max()) < limit
+
+
 def test_a_layer_in_a_sequence_that_is_watched_is_called() -> None:
     net = use_fast_layers(drawn(nn.Sequential(nn.InstanceNorm3d(4), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1))))
     seen: list[Tensor] = []
@@ -101,7 +143,7 @@ def test_a_wide_offset_does_not_spoil_the_norm() -> None:
     assert float((found - expected).abs().max()) < 1e-2
 
 
-@pytest.mark.parametrize("name", ["fastunet", "fmunet", "unet3d", "vnet", "ma3dseg"])
+@pytest.mark.parametrize("name", ["fastunet", "fmunet", "unet3d", "vnet", "ma3dseg", "pctnet"])
 def test_networks_without_a_form_of_their_own_take_fast_layers_and_stay_as_they_are(name: str) -> None:
     net = build(name).eval()
     init_weights(net, torch.Generator().manual_seed(0))
@@ -116,5 +158,6 @@ def test_networks_without_a_form_of_their_own_take_fast_layers_and_stay_as_they_
     found = first(prepare(net, device="cpu", precision="float32")(x))
     assert float((found - expected).abs().max()) < 2e-4 * float(expected.abs().max())
     assert [type(module) for module in net.modules()] == kinds
-    assert torch.equal(first(net(x)), expected)
+    with torch.inference_mode():
+        assert torch.equal(first(net(x)), expected)
     assert all(value.is_contiguous() for value in net.parameters())
