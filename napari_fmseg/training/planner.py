@@ -36,6 +36,9 @@ _FEWEST_STEPS = 150
 _GRID = {"cpu": 41_000, "other": 250_000}
 """Positions of a network's first level, which a step's time depends on: blocks of 8 voxels, or 4 in thick slices."""
 
+_SMALL = 2
+"""Times as many voxels as these positions a small volume has at most: it is learned voxel by voxel."""
+
 _WIDTHS = {"cpu": (16, 32, 64, 128), "other": (32, 64, 128, 256)}
 _EPOCHS = 8
 _LARGE = 0.01
@@ -233,14 +236,22 @@ def _grid_and_strides(
     """Return a grid over the field of view on which a step takes its time (or a share of it), and strides on it."""
     first = share * _GRID["cpu" if device.type == "cpu" else "other"]
     most = 2 * SAFE_VOXELS if device.type == "cpu" else max(facts.shape)
+    if math.prod(facts.shape) <= _SMALL * first and max(facts.shape[1:]) <= SAFE_VOXELS:
+        strides = ((1, 1, 1), *_strides_on(facts.shape, facts)[:-1])
+        return _divisible(facts.shape, strides), strides
     target = _ideal_grid(facts, 8 * first)
     if (block := math.prod(_strides_on(target, facts)[0])) < 8:
         target = _ideal_grid(facts, block * first)
     strides = _strides_on(target, facts)
-    # A network fills up what its strides do not divide, and computes there, too.
-    multiples = [math.prod(steps) for steps in zip(*strides, strict=True)]
-    z, y, x = (m * max(1, round(n / m)) for n, m in zip(target, multiples, strict=True))
+    z, y, x = _divisible(target, strides)
     return (z, min(y, most), min(x, most)), strides
+
+
+def _divisible(grid: Sequence[float], strides: Sequence[Sequence[int]]) -> tuple[int, int, int]:
+    """Return the nearest grid that strides divide: a network fills up what they do not, and computes there, too."""
+    multiples = [math.prod(steps) for steps in zip(*strides, strict=True)]
+    z, y, x = (m * max(1, round(n / m)) for n, m in zip(grid, multiples, strict=True))
+    return z, y, x
 
 
 def _strides_on(grid: Sequence[float], facts: DatasetStatistics) -> tuple[tuple[int, int, int], ...]:

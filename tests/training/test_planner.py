@@ -90,6 +90,19 @@ def test_a_step_costs_the_same_in_thin_and_in_thick_slices(
         assert all(n % np.prod([step[axis] for step in steps]) == 0 for axis, n in enumerate(sizes))
 
 
+@pytest.mark.parametrize(
+    ("shape", "first"),
+    [((35, 51, 34), (1, 1, 1)), ((60, 40, 34), (1, 1, 1)), ((60, 56, 34), (2, 2, 2)), ((20, 70, 50), (2, 2, 2))],
+)
+def test_small_volumes_are_learned_voxel_by_voxel_where_half_precision_is_safe(
+    shape: tuple[int, int, int], first: tuple[int, int, int]
+) -> None:
+    grid, strides = planner._grid_and_strides(DatasetStatistics(shape, (1, 1, 1)), torch.device("cpu"))
+    assert strides[0] == first
+    assert all(abs(n - of) <= 8 for n, of in zip(grid, shape, strict=True))
+    assert all(n % np.prod([step[axis] for step in strides]) == 0 for axis, n in enumerate(grid))
+
+
 def test_a_suggested_recipe_trains_and_tells_what_it_does_in_plain_words(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "data", offset=-1000)
     found = suggest_recipe(folder, 0.02, device="cpu", out=tmp_path / "out")
@@ -100,7 +113,8 @@ def test_a_suggested_recipe_trains_and_tells_what_it_does_in_plain_words(tmp_pat
     assert recipe.stages[0].loss == "soft_dice_ce_by_class"
     assert [stage.network for stage in recipe.stages] == ["fastunet"]
     assert recipe.settings["consensus_grid"] == [20, 40, 64]  # as fine as the data, and what the strides divide
-    assert recipe.stages[0].kwargs["strides"][0] == (1, 2, 2)  # slices of 3 mm are not joined at once
+    # A small volume is learned voxel by voxel, and slices of 3 mm are not joined at once.
+    assert recipe.stages[0].kwargs["strides"][:2] == ((1, 1, 1), (1, 2, 2))
     assert recipe.settings["keep_largest"] == "each"
     assert "Of each structure only the largest connected component is kept." in str(found)
     assert "4 cases" in str(found)
