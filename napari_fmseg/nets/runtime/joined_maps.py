@@ -54,7 +54,7 @@ class JoinedMaps:
         first = 0
         for maps, rows in zip(self._maps, self._rows, strict=True):
             planes, last = maps[i].permute(1, 2, 3, 0), first + maps.shape[1]
-            out[..., first:last] = planes[a:b] if maps.shape[2:] == self.shape[2:] else self._resized(planes, rows[a:b])
+            out[..., first:last] = planes[a:b] if maps.shape[2:] == self.shape[2:] else self._resize(planes, rows[a:b])
             first = last
 
     def _rows_of(self, old: int) -> Tensor:
@@ -62,7 +62,7 @@ class JoinedMaps:
         each = torch.eye(old, dtype=torch.float64)[None]
         return self._interpolate(each, self.shape[2:3], {"trilinear": "linear"}.get(self._mode, self._mode))[0].T
 
-    def _resized(self, planes: Tensor, rows: Tensor) -> Tensor:
+    def _resize(self, planes: Tensor, rows: Tensor) -> Tensor:
         needed = rows.any(0).nonzero().flatten()
         low, high = int(needed[0]), int(needed[-1]) + 1
         few = planes[low:high].float()  # weights of half precision would be rounded
