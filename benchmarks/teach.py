@@ -33,8 +33,8 @@ from napari_fmseg.training.planner import suggest_recipe
 from napari_fmseg.training.projects.prepare_run import write_recipe
 
 HIPPOCAMPUS = ("anterior", "posterior")
-GRID = [48, 80, 96]
-"""Of both structures: the one that is proposed for the left atrium."""
+GRID, STRIDES = [48, 80, 96], ((2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
+"""Of both structures: those that are proposed for the left atrium."""
 
 
 class Results(budgeted.Results):
@@ -102,7 +102,10 @@ def forgetting(options: argparse.Namespace) -> None:
     def first(place: Path) -> Recipe:
         data = listed("hippocampus", options.replayed, place / "data", develop=options.develop)
         recipe = suggest_recipe(data, options.minutes, device="cpu").recipe
-        return dataclasses.replace(recipe, name="hippocampus", settings={**recipe.settings, "consensus_grid": GRID})
+        (stage,) = recipe.stages
+        stages = (dataclasses.replace(stage, kwargs={**stage.kwargs, "strides": STRIDES}),)
+        settings = {**recipe.settings, "consensus_grid": GRID}
+        return dataclasses.replace(recipe, name="hippocampus", stages=stages, settings=settings)
 
     before = results.run("hippocampus", first)["dice"]
     old = results.work / "hippocampus" / "data"
