@@ -5,7 +5,7 @@
 nnU-Net gets an environment of its own, as in nnunet_peer.py. It plans and preprocesses the cases (not counted), trains
 its 3d_fullres configuration with one thread, and its learning rate falls with the time. After a quarter, a half and all
 of the time its own predictor segments the validation list, without mirroring, as ours is measured without test-time
-averaging. learning.py measures ours.
+averaging; with ``--cases`` it segments so many of the list, evenly over it. learning.py measures ours.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="*")
     parser.add_argument("--labels", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--cases", type=int, default=0, help="measure on so many of the validation list; 0 all")
     parser.add_argument("--environment", type=Path, default=Path(tempfile.gettempdir()) / "nnunet-environment")
     parser.add_argument("--work", type=Path, default=Path("learning-runs"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "learning.json")
@@ -42,7 +43,7 @@ def main() -> None:
         return
     for name in options.sets:
         place = options.work.absolute() / f"nnunet-{name}-{options.labels}-{options.minutes:g}min"
-        prepare(name, options.labels, place)
+        prepare(name, options.labels, place, options.cases)
         found = run_apart(place, options)
         table = json.loads(options.out.read_text()) if options.out.exists() else {"runs": {}}
         key = f"{name}, {options.labels} labelled, {options.minutes:g} min, labelled only, nnU-Net's trainer"
@@ -51,7 +52,7 @@ def main() -> None:
         print(f"{key}: {found}", flush=True)
 
 
-def prepare(name: str, n: int, place: Path) -> None:
+def prepare(name: str, n: int, place: Path, n_measured: int = 0) -> None:
     """Write the cases as nnU-Net wants them, and the list of those that measure."""
     from learning import listed
 
@@ -72,7 +73,10 @@ def prepare(name: str, n: int, place: Path) -> None:
         "file_ending": ".nii.gz",
     }
     (raw / "dataset.json").write_text(json.dumps(table))
-    (place / "validation.json").write_text(json.dumps(facts["validation"]))
+    held = facts["validation"]
+    n_measured = min(n_measured or len(held), len(held))
+    held = [held[int((i + 0.5) * len(held) / n_measured)] for i in range(n_measured)]
+    (place / "validation.json").write_text(json.dumps(held))
 
 
 def _link(source: Path, target: Path) -> None:
@@ -112,6 +116,7 @@ def train(place: Path, minutes: float) -> dict[str, Any]:
     trainer = nnUNetTrainer(plans, "3d_fullres", "all", dataset, torch.device("cpu"))
     trainer.num_epochs = EPOCHS
     trainer.on_train_start()
+    cases = json.loads((place / "validation.json").read_text())
     spent, steps, losses, curve = 0.0, 0, {}, []
     for share in LOOKS:
         start, before = time.process_time(), spent
@@ -122,11 +127,12 @@ def train(place: Path, minutes: float) -> dict[str, Any]:
             loss = float(trainer.train_step(next(trainer.dataloader_train))["loss"])
             steps += 1
             losses[steps] = round(loss, 3)
-        dice = measure(trainer, json.loads((place / "validation.json").read_text()))
+        dice = measure(trainer, cases)
         curve.append(round(float(np.mean(list(dice.values()))), 4))
     return {
         "dice": dice,
         "curve": curve,
+        "cases": len(cases),
         "steps": {"3d_fullres": steps},
         "process_seconds": round(spent),
         "patch": list(trainer.configuration_manager.patch_size),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from napari_fmseg.core.resampling_torch import bounding_box
+from napari_fmseg.core.resampling_torch import box_above
 from napari_fmseg.core.volume import Box
 from napari_fmseg.models.card import Intensity
 
@@ -51,7 +51,7 @@ def body_box(image: Tensor, crop_above: float | None) -> Box:
     """Return the box around all voxels of a normalised volume (c, z, y, x) above a value, or all of it if None."""
     if crop_above is None:
         return whole_box(image.shape[1:])
-    return bounding_box(image.amax(0) > crop_above) or whole_box(image.shape[1:])
+    return box_above(image, crop_above) or whole_box(image.shape[1:])
 
 
 def whole_box(shape: Sequence[int]) -> Box:

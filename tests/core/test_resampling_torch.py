@@ -6,9 +6,19 @@ import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
 
+from napari_fmseg.core import resampling_torch
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.resampling import resample, stack_channels
-from napari_fmseg.core.resampling_torch import bounding_box, box_in, resize, resize_slab, slabs, to_tensor, zoom
+from napari_fmseg.core.resampling_torch import (
+    bounding_box,
+    box_above,
+    box_in,
+    resize,
+    resize_slab,
+    slabs,
+    to_tensor,
+    zoom,
+)
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 
 SHAPE = (9, 10, 11)
@@ -82,6 +92,24 @@ def test_the_bounding_box_is_tight_and_nothing_has_none() -> None:
     assert bounding_box(mask) is None
     mask[2, 3, 4] = mask[5, 3, 7] = 1
     assert bounding_box(mask) == (slice(2, 6), slice(3, 4), slice(4, 8))
+
+
+@pytest.mark.parametrize("planes", [1, 3, 100])
+def test_a_box_around_large_values_is_that_of_the_mask_however_many_planes_are_looked_at(
+    planes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resampling_torch, "_BOX_VOXELS", planes * 12 * 13)
+    generator = np.random.default_rng(3)
+    for value in (0.9, 0.9995, 2.0):
+        image = generator.random((2, 11, 12, 13))
+        places = np.argwhere((image > value).any(0))
+        expected = (
+            tuple(slice(a, b + 1) for a, b in zip(places.min(0), places.max(0), strict=True)) if len(places) else None
+        )
+        assert box_above(torch.from_numpy(image), value) == expected
+        assert bounding_box((image > value).any(0)) == expected
+    assert bounding_box(np.zeros((0, 4, 4))) is None
+    assert box_above(torch.tensor([[[[-3, 2]]]], dtype=torch.int16), 1.5) == (slice(0, 1), slice(0, 1), slice(1, 2))
 
 
 def test_a_box_on_another_grid_covers_at_least_the_same_place() -> None:

@@ -34,7 +34,7 @@ from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.core.events import Progress
 from napari_fmseg.core.hardware import n_cores
 from napari_fmseg.core.processes import ChildProcess, End, python_module, when_parent_exits
-from napari_fmseg.core.resampling_torch import bounding_box, resize, to_canonical, to_tensor
+from napari_fmseg.core.resampling_torch import bounding_box, box_above, resize, to_canonical, to_tensor
 from napari_fmseg.core.structuring import structure
 from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE, Case, read_case
@@ -216,7 +216,7 @@ def _prepare_case(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[di
     data, geometry = to_canonical(volume)
     image, labels = to_tensor(data), to_tensor(to_canonical(truth)[0])[0]
     shape = geometry.shape
-    body = None if wish.crop_above is None else bounding_box(image.amax(0) > wish.crop_above)
+    body = None if wish.crop_above is None else box_above(image, wish.crop_above)
     whole, whole_labels = _crop_and_shrink(image, labels, body or _all(shape), [_FINER * n for n in wish.coarse_size])
     known = bounding_box((labels > 0) & (labels != IGNORE)) or _all(shape)
     reach = [math.ceil(wish.reach_mm / s) for s in geometry.spacing]
