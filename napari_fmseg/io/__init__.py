@@ -186,8 +186,9 @@ def write_labels(labels: LabelMap, path: Path | str, *, source: Volume | Source 
             f"{np.round(source.geometry.origin, 2).tolist()} mm). "
             "Resample them onto it, or write them without a source."
         )
-    kind = smallest_integer(int(labels.data.min()), int(labels.data.max()))
-    data = labels.data.astype(kind, copy=False)
+    data = labels.data
+    if data.dtype != np.uint8:  # which is as small as can be
+        data = data.astype(smallest_integer(int(data.min()), int(data.max())), copy=False)
     geometry = labels.geometry if source is None else source.geometry
     _write(LabelMap(data, geometry, labels.meta, labels.names, labels.colors), Path(path), source)
     return Path(path)
