@@ -20,7 +20,7 @@ from tyro.conf import FlagCreatePairsOff
 
 from napari_fmseg.cli.console import USE, Json, note, notices, say, table, write_json
 from napari_fmseg.cli.exit_codes import _STOPPED, _explain
-from napari_fmseg.core.allocator import own_process
+from napari_fmseg.core.allocator import own_process, use_large_pages
 from napari_fmseg.core.hardware import wait_asleep, watch_cores
 from napari_fmseg.core.processes import ending_tidily
 from napari_fmseg.core.structuring import OLD_SPELLINGS, notify_old_spelling
@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:  # a program calls us: it keeps its environment and settings
         return _main(argv)
     wait_asleep()
+    use_large_pages()
     watch_cores()
     own_process()
     code = _main(sys.argv[1:])

@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from types import FrameType
 from typing import IO
 
+from napari_fmseg.core.allocator import use_large_pages
 from napari_fmseg.core.errors import DeviceMemory, FmsegError
 from napari_fmseg.core.hardware import wait_asleep
 from napari_fmseg.core.package import import_root
@@ -64,6 +65,7 @@ def lower_priority() -> None:
     """Lower the priority of this process below that of the window, and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wait_asleep()
+    use_large_pages()
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     else:

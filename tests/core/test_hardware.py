@@ -23,7 +23,7 @@ from napari_fmseg.nets.runtime.device import pick_device
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 OURS = ("FMSEG_CPU_CAPABILITY", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS",
-        "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # fmt: skip
+        "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE")  # fmt: skip
 
 USED = """
 import sys
@@ -148,6 +148,38 @@ def test_threads_of_the_command_line_wait_asleep_unless_the_user_chose(
     ).stderr  # fmt: skip
     (line,) = (line for line in told.splitlines() if "GOMP_SPINCOUNT" in line)  # OpenMP says what it was loaded with
     assert int(line.split(" = ")[1].strip("'")) == spins
+
+
+LARGE = {
+    "module": "import atexit, os, runpy, sys; sys.argv[:] = ['fmseg', '--version']\n"
+    "atexit.register(lambda: print(os.environ.get('THP_MEM_ALLOC_ENABLE')))\n"
+    "runpy.run_module('napari_fmseg', run_name='__main__')",
+    "child": "import os, sys; from napari_fmseg.core.processes import lower_priority; lower_priority()\n"
+    "print(os.environ.get('THP_MEM_ALLOC_ENABLE'))\n",
+}
+
+
+@pytest.mark.parametrize("start", LARGE)
+def test_our_own_processes_ask_for_large_pages_unless_the_user_chose(start: str) -> None:
+    assert run(LARGE[start]).splitlines()[-1] == "1"
+    assert run(LARGE[start], THP_MEM_ALLOC_ENABLE="0").splitlines()[-1] == "0"
+    assert run("import torch\n" + LARGE["child"]) == "None"  # too late: torch has read it
+
+
+@pytest.mark.parametrize("pages", ["0", "1"])
+def test_large_pages_are_what_torch_takes(pages: str) -> None:
+    code = """
+import torch
+from pathlib import Path
+kept = torch.ones(1 << 24)
+blocks = Path("/proc/self/smaps").read_text().split("VmFlags:")
+print(any(" hg" in flags.splitlines()[0] for flags in blocks[1:]))
+"""
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("Linux tells which memory may have large pages")
+    if not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists():
+        pytest.skip("this system has no large pages")
+    assert run(code, THP_MEM_ALLOC_ENABLE=pages) == str(pages == "1")
 
 
 def stat(idle: float, waiting: float = 0.0) -> list[str]:
