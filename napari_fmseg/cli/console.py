@@ -29,6 +29,8 @@ __all__ = [
     "CaseName",
     "Events",
     "Json",
+    "OptionalOutput",
+    "Output",
     "ProjectFolder",
     "Scheduler",
     "confirm",
@@ -55,6 +57,8 @@ Scheduler = Annotated[
     arg(metavar="local:N|HOST|FILE", help="Share the work out with dask.distributed (extra 'cluster'): "
         "local:N starts N workers here, tcp://host:port or the scheduler's FILE.json uses those that run elsewhere."),
 ]  # fmt: skip
+Output = Annotated[Path, arg(aliases=("-o",))]
+OptionalOutput = Annotated[Path | None, arg(aliases=("-o",))]
 ProjectFolder = Positional[Annotated[Path, arg(metavar="PROJECT", help="The project.")]]
 CaseName = Positional[Annotated[str, arg(metavar="CASE", help="Its name.")]]
 

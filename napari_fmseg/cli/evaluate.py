@@ -13,6 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from napari_fmseg.cli.console import (
     AcceptLicence,
     Json,
+    Output,
     Scheduler,
     metrics_table,
     note,
@@ -39,7 +40,7 @@ def evaluate(
     /,
     *,
     model: str,
-    output: Path,
+    output: Output,
     part: Literal["validation", "training", "test", "all"] = "validation",
     labels: Path | None = None,
     run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
@@ -129,7 +130,7 @@ def explain(
     *,
     model: str,
     label: str,
-    output: Path,
+    output: Output,
     voxel: tuple[int, int, int] | None = None,
     layer: str = "auto",
     device: str = "auto",

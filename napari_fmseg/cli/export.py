@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import USE, Json, note, note_warnings, say, write_json
+from napari_fmseg.cli.console import USE, Json, Output, note, note_warnings, say, write_json
 from napari_fmseg.cli.exit_codes import _Usage
 from napari_fmseg.cli.progress import Bars, show_event
 
@@ -16,7 +16,7 @@ def export(
     labels: Positional[Annotated[Path, arg(metavar="LABELS")]],
     /,
     *,
-    output: Path,
+    output: Output,
     format: str = "",
     source: Path | None = None,
     series: str | None = None,

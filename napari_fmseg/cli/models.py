@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import USE, Json, ProjectFolder, confirm, note, number, say, table, write_json
+from napari_fmseg.cli.console import USE, Json, Output, ProjectFolder, confirm, note, number, say, table, write_json
 from napari_fmseg.cli.progress import follow
 from napari_fmseg.core.errors import FmsegError
 
@@ -134,7 +134,7 @@ def export(
     model: Positional[Annotated[str, arg(metavar="MODEL")]],
     /,
     *,
-    output: Path,
+    output: Output,
 ) -> int:
     """Write a model as one file, for another machine.
 
@@ -226,7 +226,7 @@ def join(
     cards: Positional[Annotated[tuple[str, ...], arg(metavar="MODEL...")]],
     /,
     *,
-    output: Path,
+    output: Output,
 ) -> int:
     """Merge separately converted networks into one model, such as a coarse and a fine one.
 
@@ -272,7 +272,7 @@ def convert(
     checkpoint: Positional[Annotated[Path, arg(metavar="CHECKPOINT|PROJECT")]],
     /,
     *,
-    output: Path,
+    output: Output,
     network: str = "",
     to: Literal["fmseg", "nnunet"] = "fmseg",
     n_classes: int | None = None,

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from napari_fmseg.cli.console import USE, AcceptLicence, Events, Json, Scheduler, note, say, show_terms, write_json
+from napari_fmseg.cli.console import (
+    USE,
+    AcceptLicence,
+    Events,
+    Json,
+    Output,
+    Scheduler,
+    note,
+    say,
+    show_terms,
+    write_json,
+)
 from napari_fmseg.cli.exit_codes import _Usage
 from napari_fmseg.cli.folders.selection import FailedTable, Part, choose_jobs
 from napari_fmseg.cli.progress import Bars, show_event, show_progress, write_event
@@ -30,7 +41,7 @@ def segment(
     /,
     *,
     model: str,
-    output: Path,
+    output: Output,
     run: OmitArgPrefixes[SegmentOptions] = SegmentOptions(),  # noqa: B008 - frozen
     series: str | None = None,
     suv: Literal["auto", "never", "required"] = "auto",

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from napari_fmseg.cli.console import Events, Json, Scheduler, metrics_table, note, number, say, write_json
+from napari_fmseg.cli.console import (
+    Events,
+    Json,
+    OptionalOutput,
+    Scheduler,
+    metrics_table,
+    note,
+    number,
+    say,
+    write_json,
+)
 from napari_fmseg.cli.progress import Bars, show_event
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import EpochDone, Saved, to_json
@@ -67,7 +77,7 @@ def pretrain(
     source: Positional[Annotated[Path, arg(metavar="FOLDER|RECIPE.toml")]],
     /,
     *,
-    output: Path | None = None,
+    output: OptionalOutput = None,
     network: str = "fmunet",
     steps: int | None = None,
     minutes: float | None = None,

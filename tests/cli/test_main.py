@@ -190,6 +190,12 @@ def test_help_says_what_it_is_for(words, capsys):
     assert "Research use only" in capsys.readouterr().out.replace("\n", " ")
 
 
+@pytest.mark.parametrize("command", ["segment", "evaluate", "export", "pretrain", "models export"])
+def test_the_output_has_a_short_option_as_in_other_programs(command, capsys):
+    assert run(*command.split(), "--help") == 0
+    assert "-o PATH, --output PATH" in capsys.readouterr().out.replace("{None}|", "")
+
+
 def test_what_restricts_a_model_is_shown_before_its_first_use_only(home, image, tmp_path, capsys, save_tiny_model):
     save_tiny_model(home / "models", name="atrium", restriction="Not for commercial use.")
     words = ("segment", image, "--model", "atrium", "--output", tmp_path / "m.nii.gz")
