@@ -20,6 +20,7 @@ BENCHMARKS = {
     "folders": "a folder of small volumes, with and without overlap",
     "snet_cpu": "SNet at 128^3, with the forms between plain and engine",
     "coarse_fine_cpu": "a coarse-to-fine model on a large CT, against whole logits",
+    "windows": "a volume in overlapping windows, beside MONAI",
     "nnunet_peer": "an imported model beside nnU-Net's own predictor",
     "nnunet_training": "a training beside nnU-Net's own",
     "learning": "Dice of what Teach proposes, after minutes of training",

@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["atrium", "heart"], choices=["atrium", "heart"])
     parser.add_argument("--minutes", nargs="+", type=float, default=[1.0, 2.0, 4.0, 8.0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--pretrain", type=float, default=30.0, help="minutes of processor time of each start")
     parser.add_argument("--phantoms", type=int, default=20)
     parser.add_argument("--work", type=Path, default=budgeted.ROOT / "runs" / "general-start")
@@ -52,7 +53,7 @@ def main() -> None:
     starts = {"supervised": taught(data, options), "volume fusion": fused(data, options)}
     for name in options.sets:
         for minutes in options.minutes:
-            for way in WAYS:
+            for way in options.ways:
                 key = f"{name}, {minutes:g} min, {way}"
                 runs = results.table["runs"].setdefault(key, {})
                 for seed in range(options.seeds):
