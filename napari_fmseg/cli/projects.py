@@ -182,7 +182,8 @@ def prepare(
     Parameters
     ----------
     start_from
-        "project" for its model in use, the name of another model or its card's path, or "" for nothing.
+        "project" for its model in use; the name of another model or its card's path; "general-start", which has
+        learned other organs and helps where there is a minute only; or "" for nothing.
     lesson
         Duration, device and network.
     augment

@@ -24,7 +24,7 @@ def own_process() -> None:
 
 
 def use_large_pages() -> None:
-    """Let torch ask Linux for pages of 2 MB, unless the user has chosen, in this process and its child processes.
+    """Set the variable by which torch asks Linux for pages of 2 MB, here and in child processes, if it is not set.
 
     A new tensor of 200 MB is then filled in 16 instead of 80 ms, since the system hands out a hundred pages and not
     fifty thousand. It has an effect only before torch is loaded, and where the system grants such pages on request.

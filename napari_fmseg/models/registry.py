@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from napari_fmseg.core.errors import UnknownModel
+from napari_fmseg.core.package import data_folder
 from napari_fmseg.models.card import ModelCard, read_card
 from napari_fmseg.models.folders import _card_folders
 
-__all__ = ["find_card", "list_models"]
+__all__ = ["GENERAL_START", "find_card", "list_models"]
+
+GENERAL_START = "general-start"
+"""What trainings start from where nothing nearer is known; in no list, since nobody wants to segment with it."""
 
 
 def list_models() -> tuple[ModelCard, ...]:
@@ -40,6 +44,8 @@ def find_card(name: str | Path) -> ModelCard:
     """
     if str(name).endswith(".toml"):
         return read_card(Path(name))
+    if str(name) == GENERAL_START:
+        return read_card(data_folder("resources") / "starts" / f"{GENERAL_START}.toml")
     cards = {card.name: card for card in list_models()}
     if str(name) not in cards:
         if better := next((card.name for card in cards.values() if str(name) in card.replaces), ""):

@@ -219,6 +219,8 @@ class _Run:
             self.nets[stage], self.specs[stage] = grown.eval().requires_grad_(False), spec
             state = grown.state_dict()
             self.anchors[stage] = {key: state[key] for key in how.taken}
+            if not self.old:  # nothing is forgotten of a model that gives first weights only
+                how = dataclasses.replace(how, dropped=())
             if how.grown or how.fresh or how.dropped:
                 yield Warned(how.summary(stage, start.card.name), STARTING_WEIGHTS)
 

@@ -16,7 +16,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.datasets.case import Case
 from napari_fmseg.datasets.nnunet_raw import cases_of, find_unlabelled
 from napari_fmseg.models.card import Intensity, ModelCard
-from napari_fmseg.models.registry import find_card
+from napari_fmseg.models.registry import GENERAL_START, find_card
 from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.nets import NETWORKS, build, load
 from napari_fmseg.nets.fastunet import fastunet_strides
@@ -81,7 +81,8 @@ def suggest_recipe(
     minutes
         How long training may take, about.
     start_from
-        A model to go on from, by name or card; its networks, grids and intensities are kept. None starts anew.
+        A model to go on from, by name or card; its networks, grids and intensities are kept. `GENERAL_START` gives
+        first weights to networks that were planned for the data, where they are like its own. None starts anew.
     device
         Where to train; None for the best there is.
     labels
@@ -105,7 +106,7 @@ def suggest_recipe(
         unlabelled = find_unlabelled(dataset)
     else:
         names, training, held = dict(enumerate(labels, 1)), [c for c in listed if c.labels], list(validation)
-    parent = find_card(start_from) if start_from else None
+    parent = find_card(start_from) if start_from and start_from != GENERAL_START else None
     known = tuple(parent.labels.values()) if parent else ()
     named = tuple(labels) or tuple(dict.fromkeys([*known, *(n for n in names.values() if n != "ignore")]))
     if not training or not named or not 0 < minutes < math.inf:
@@ -130,6 +131,14 @@ def suggest_recipe(
     if n_unlabelled:
         words.append(f"{n_unlabelled} volumes without labels are learned from, too.")
     words += _plan_in_words(where, parent, known, facts)
+    if start_from == GENERAL_START:
+        fits = _fits_general_start(where)
+        where = replace(where, start_from=GENERAL_START if fits else "")
+        words.append(
+            "Its first weights are those of a network that has learned other organs (general-start)."
+            if fits
+            else "The general start does not fit the network that the data need: it starts from scratch."
+        )
     return Suggestion(replace(where, stages=stages, device=place.type), (*words, *told))
 
 
@@ -189,6 +198,17 @@ def _plan(
         distillation_weight=distillation_weight(parent) if unlearned else 0.0,
         augment=replace(recipe.augment, flip=mirror_axes(parent)),
     )  # fmt: skip
+
+
+def _fits_general_start(recipe: Recipe) -> bool:
+    """Return whether the first network is like that of the general start: its channels and widths, on blocks of voxels.
+
+    Voxel by voxel nobody has measured whether it helps.
+    """
+    card, stage = find_card(GENERAL_START), recipe.stages[0]
+    theirs = card.nets[stage.stage].kwargs if stage.stage in card.nets else {}
+    same = len(recipe.channels) == len(card.channels) and list(stage.kwargs["widths"]) == list(theirs.get("widths", ()))
+    return same and math.prod(stage.kwargs["strides"][0]) > 1
 
 
 _FAST: dict[str, Any] = {

@@ -16,7 +16,8 @@ from napari_fmseg.core.events import Saved
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.card import ModelCard, NetSpec
-from napari_fmseg.models.weights import save_model
+from napari_fmseg.models.registry import GENERAL_START, list_models
+from napari_fmseg.models.weights import load_model, save_model
 from napari_fmseg.nets import build
 from napari_fmseg.training import Case, planner, train
 from napari_fmseg.training.data.statistics import DatasetStatistics, facts_of
@@ -174,6 +175,30 @@ def test_starting_from_a_model_keeps_its_ways_and_its_answers(tmp_path: Path) ->
     assert recipe.distillation_weight > 0
     assert Path(recipe.start_from).name == "hippocampus-mr.toml"
     assert "new: dot" in str(found)
+
+
+def test_the_general_start_gives_first_weights_to_networks_like_its_own(tmp_path: Path, monkeypatch: Any) -> None:
+    folder, known = dataset(tmp_path / "data"), {"consensus": 1.0, "attention": 1.0}
+
+    def found(start: str | None) -> planner.Suggestion:
+        return suggest_recipe(folder, 1, start, "cpu", out=tmp_path / "out", seconds_per_step=known)
+
+    assert not found(GENERAL_START).recipe.start_from  # voxel by voxel
+    assert "does not fit" in str(found(GENERAL_START))
+    monkeypatch.setattr(planner, "_SMALL", 0)
+    plain, begun = found(None), found(GENERAL_START)
+    assert (begun.recipe.settings, begun.recipe.intensity) == (plain.recipe.settings, plain.recipe.intensity)
+    assert begun.recipe.stages[0].kwargs == plain.recipe.stages[0].kwargs
+    assert begun.recipe.start_from == GENERAL_START
+    assert GENERAL_START in str(begun)
+    stage = begun.recipe.stages[0]
+    ours = build(stage.network, **{"in_channels": 1, "n_classes": 3, **stage.kwargs}).state_dict()
+    theirs = load_model(GENERAL_START, device="cpu").nets[stage.stage].state_dict()
+    same = [name for name, tensor in ours.items() if name in theirs and theirs[name].shape == tensor.shape]
+    assert len(same) > 0.8 * len(ours)
+    assert GENERAL_START not in [card.name for card in list_models()]
+    monkeypatch.setattr(planner, "_WIDTHS", {"cpu": (8, 16, 32, 64)})
+    assert not found(GENERAL_START).recipe.start_from  # another network
 
 
 @pytest.mark.parametrize(

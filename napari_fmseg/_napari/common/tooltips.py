@@ -265,7 +265,11 @@ class TEACH:
     restore = "Replace the current labels by these; the current ones stay in the list."
     open_case = "Show the image and its labels, or what the model found, as layers."
     predict = "Predict the unlabelled cases with the active model, to be corrected, and measure its uncertainty."
-    source = "A model of something similar needs less training. The project's own model continues from its weights."
+    source = (
+        "A model of something similar needs less training. The project's own model continues from its weights. The "
+        "general start helps a training of a minute or two; its licence (CC BY-SA 4.0) then holds for your model, too, "
+        "if you pass it on. Where it does not fit, training starts from scratch."
+    )
     minutes = "About how long the training may take on this machine. Five minutes show whether it works."
     details = "Settings that follow from your data and the time, unless you change them."
     choices = "What was chosen for the last training, and why."

@@ -32,7 +32,7 @@ from napari_fmseg._napari.common.widgets import (
 )
 from napari_fmseg._napari.teach.validation_view import HeldOutTable, PlaneView
 from napari_fmseg.core.events import EpochDone, Pictures, Progress, StepDone, TrainEvent
-from napari_fmseg.models.registry import list_models
+from napari_fmseg.models.registry import GENERAL_START, list_models
 from napari_fmseg.training import Augment
 from napari_fmseg.training.projects import ACTIVE_VERSION, FROM_SCRATCH, RunReport, TrainingOptions, Version
 
@@ -149,6 +149,7 @@ class TrainPanel(QWidget):
         if present:
             self.source.addItem(f"The project's model, version {present}", ACTIVE_VERSION)
         self.source.addItem("Scratch: a new network", FROM_SCRATCH)
+        self.source.addItem("General start: has learned other organs", GENERAL_START)
         own = {version.card.sha256 for version in versions}
         for card in list_models():
             if card.sha256 not in own:

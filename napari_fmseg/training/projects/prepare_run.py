@@ -18,7 +18,7 @@ from napari_fmseg.datasets.projects.scan import scan_cases
 from napari_fmseg.datasets.projects.training_plan import Run, start_run, training_plan
 from napari_fmseg.datasets.projects.transaction import STATE_DIR
 from napari_fmseg.models.card import ModelCard
-from napari_fmseg.models.registry import find_card
+from napari_fmseg.models.registry import GENERAL_START, find_card
 from napari_fmseg.training.projects.names import model_name
 from napari_fmseg.training.projects.planning import recipe_for
 from napari_fmseg.training.projects.versions import active_version, leaked_cases
@@ -94,7 +94,7 @@ def prepare_run(
     project
         With labelled cases.
     start
-        `ACTIVE_VERSION`, `FROM_SCRATCH`, the name of a model, or the path of a card.
+        `ACTIVE_VERSION`, `GENERAL_START`, `FROM_SCRATCH`, the name of a model, or the path of a card.
     options, augment
         See there.
 
@@ -148,12 +148,13 @@ def prepare_run(
     )
     known = card is not None and any(name in plan.labels for name in card.labels.values())
     run = start_run(project, plan)
+    started = find_card(found.start_from) if found.start_from else None
     recipe = recipe_for(
         run,
         stages,
         name=model_name(run.project),
         title=str(project.facts.table.get("name") or project.folder.name),
-        start_from=_name(card),
+        start_from=found.start_from if _name(card) == GENERAL_START else _name(card),
         pipeline=found.pipeline,
         settings=found.settings,
         intensity=found.intensity,
@@ -166,7 +167,8 @@ def prepare_run(
         seed=options.seed,
         device=options.device,
         precision=found.precision if options.precision == "auto" else options.precision,
-        trained_on=f"{len(plan.training)} case(s) of a project; {len(plan.validation)} held out.",
+        trained_on=f"{len(plan.training)} case(s) of a project; {len(plan.validation)} held out."
+        + (f" It started from {started.name} ({started.licence})." if started and started.licence else ""),
     )
     write_recipe(recipe, recipe_file(run))
     yield Saved(recipe_file(run), True)
@@ -218,6 +220,8 @@ def _card(project: Project, start: str) -> ModelCard | None:
 def _name(card: ModelCard | None) -> str:
     if card is None:
         return ""
+    if card.name == GENERAL_START:
+        return GENERAL_START
     own = card.folder / f"{card.name}.toml"
     return str(own) if own.exists() else card.name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,16 @@ import SimpleITK
 import torch
 
 from napari_fmseg.core.errors import FmsegError
-from napari_fmseg.core.events import Progress, Saved, Warned
+from napari_fmseg.core.events import Progress, Saved, StepDone, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import read_labels
 from napari_fmseg.models.card import ModelCard, NetSpec
-from napari_fmseg.models.registry import find_card
+from napari_fmseg.models.registry import GENERAL_START, find_card
 from napari_fmseg.models.weights import save_model
 from napari_fmseg.nets import build
-from napari_fmseg.training import Augment, load_recipe, train
+from napari_fmseg.training import Augment, Recipe, load_recipe, planner, train
 from napari_fmseg.training.projects import (
+    ACTIVE_VERSION,
     FROM_SCRATCH,
     LEAVING,
     LabelOptions,
@@ -93,6 +95,30 @@ def test_a_prepared_run_has_a_recipe_that_reads_back_as_it_was_written(filled: P
     assert all(stage.minutes > 0 for stage in recipe.stages)
     assert sum(stage.minutes for stage in recipe.stages) <= SHORT.minutes
     assert unfinished_run(open_project(filled.folder)) == int(run.folder.name)
+
+
+def test_a_project_can_start_from_the_general_start(filled: Project, monkeypatch) -> None:
+    monkeypatch.setattr(planner, "_SMALL", 0)  # whatever the volumes' size: in blocks
+
+    def started(start: str) -> Recipe:
+        _, run = ended(prepare_run(filled, start, SHORT))
+        return load_recipe(recipe_file(run))
+
+    recipe = started(GENERAL_START)
+    assert recipe.start_from == GENERAL_START  # by name: the project may go to another computer
+    assert "CC-BY-SA-4.0" in recipe.trained_on
+    assert recipe.distillation_weight == 0
+    first = next(event for event in train(recipe) if isinstance(event, StepDone))
+    assert first.stage == "consensus"
+    assert not started(ACTIVE_VERSION).start_from
+    assert not started(FROM_SCRATCH).start_from
+    monkeypatch.setattr(planner, "_SMALL", 1e9)
+    assert not started(GENERAL_START).start_from  # it does not fit a network that sees single voxels
+    held = next(name for name in filled.labelled if filled.role(name) == "held out")
+    seen = dataclasses.replace(find_card(GENERAL_START), cases=(filled.record(held).image,))
+    monkeypatch.setattr(sys.modules[prepare_run.__module__], "find_card", lambda _: seen)
+    with pytest.raises(FmsegError, match="held out"):
+        started(GENERAL_START)
 
 
 def test_a_start_that_has_seen_a_held_out_case_is_refused_before_anything_is_learned(filled: Project, tmp_path) -> None:
