@@ -148,6 +148,32 @@ def file_to_mask_section() -> str:
     return f"## File to mask, CT of {shape}\n\nSeconds of the processor. {machine(found)}\n\n{table(head, rows)}\n"
 
 
+def windows_section() -> str:
+    """Return what is told of overlapping windows beside MONAI's."""
+    found = results("windows")
+    if found is None:
+        return ""
+    rows = [
+        [
+            f"{name}, {' x '.join(str(n) for n in reversed(row['voxels']))}" if form == "MONAI" else "",
+            form,
+            f"{row['processor_seconds']['least']:.1f}",
+            f"{row['times_less_processor_time']:.2f}",
+            f"{row['times_faster']:.2f}",
+            f"{row['peak_mb']:.0f}",
+            f"{100 * row['labels_equal']:.3f}",
+        ]
+        for name, entry in found["networks"].items()
+        for form, row in entry["forms"].items()
+    ]
+    side = found["settings"]["window"]
+    head = ("Network, volume", "Form", "processor, s", "times less", "by the clock", "peak, MB", "labels equal, %")
+    return (
+        f"## Overlapping windows beside MONAI's\n\nA CT phantom in windows of {side}³ that overlap by half. "
+        f"{machine(found)}\n\n{table(head, rows)}\n"
+    )
+
+
 def training_section() -> str:
     """Return what is told of a step of training."""
     found = results("training_step")
@@ -206,6 +232,7 @@ def page() -> str:
         networks_section("networks_avx2", "Networks alone, a processor with AVX2"),
         stages_section(),
         file_to_mask_section(),
+        windows_section(),
         training_section(),
         growth_section(),
         startup_section(),

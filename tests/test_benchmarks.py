@@ -23,6 +23,7 @@ TINY = {
     "networks": ["--only", "edgenet", "--size", "16", "--small", "--rounds", "1"],
     "stages": ["--models", "fmsf-phantom-ct", "--rounds", "1"],
     "file_to_mask": ["--models", "fmsf-phantom-ct", "--shape", "40", "48", "48", "--rounds", "1"],
+    "windows": ["--networks", "unet3d", "--window", "32", "--spacing-mm", "12", "--rounds", "1"],
     "training_step": ["--steps", "3", "--rounds", "1", "--cases", "1", "--spacing", "20"],
     "growth": ["--parts", "labels", "--shape", "24", "32", "32", "--classes", "3", "--grid", "16", "--rounds", "1"],
     "startup": ["--without-docks", "--rounds", "1"],
