@@ -148,13 +148,13 @@ def prepare_run(
     )
     known = card is not None and any(name in plan.labels for name in card.labels.values())
     run = start_run(project, plan)
-    started = find_card(found.start_from) if found.start_from else None
+    start_from = found.start_from if card is not None and card.name == GENERAL_START else _name(card)
     recipe = recipe_for(
         run,
         stages,
         name=model_name(run.project),
         title=str(project.facts.table.get("name") or project.folder.name),
-        start_from=found.start_from if _name(card) == GENERAL_START else _name(card),
+        start_from=start_from,
         pipeline=found.pipeline,
         settings=found.settings,
         intensity=found.intensity,
@@ -168,7 +168,7 @@ def prepare_run(
         device=options.device,
         precision=found.precision if options.precision == "auto" else options.precision,
         trained_on=f"{len(plan.training)} case(s) of a project; {len(plan.validation)} held out."
-        + (f" It started from {started.name} ({started.licence})." if started and started.licence else ""),
+        + (f" It started from {card.name} ({card.licence})." if card and start_from and card.licence else ""),
     )
     write_recipe(recipe, recipe_file(run))
     yield Saved(recipe_file(run), True)

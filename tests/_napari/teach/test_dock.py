@@ -47,11 +47,12 @@ from napari_fmseg.datasets.projects.case_results import labels_file, picture_fil
 from napari_fmseg.io import read_labels, read_volume, write_labels
 from napari_fmseg.models.card import ModelCard, NetSpec
 from napari_fmseg.models.nnunet import import_nnunet
-from napari_fmseg.models.registry import find_card, list_models
+from napari_fmseg.models.registry import GENERAL_START, find_card, list_models
 from napari_fmseg.models.weights import load_model, save_model
 from napari_fmseg.pipelines import SegmentOptions, segment
 from napari_fmseg.training import StageRecipe
 from napari_fmseg.training.projects import (
+    FROM_SCRATCH,
     LabelOptions,
     add_case,
     add_version,
@@ -963,6 +964,15 @@ def test_start_from_lists_a_model_that_was_imported_meanwhile(
     dock.train.source.showPopup()
     assert dock.train.source.findData(card.name) >= 0
     dock.train.source.hidePopup()
+
+
+def test_the_general_start_can_be_chosen_and_is_not_chosen_for_the_user(make_dock: Any, tmp_path: Path) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 1).folder)
+    dock.pages.setCurrentIndex(1)
+    assert dock.train.source.currentData() == FROM_SCRATCH
+    dock.train.source.setCurrentIndex(dock.train.source.findData(GENERAL_START))
+    assert dock.train.source.currentText().startswith("General start")
+    assert dock.train.choices()[0] == GENERAL_START
 
 
 def test_a_class_is_no_longer_said_not_to_be_learned_once_it_is(make_dock: Any, tmp_path: Path) -> None:
