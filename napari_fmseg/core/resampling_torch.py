@@ -138,16 +138,19 @@ def bounding_box(mask: Tensor | np.ndarray) -> Box | None:
     return _box_around(mask.shape, marked, 0, mask.device)
 
 
-def box_above(image: Tensor, value: float) -> Box | None:
+def box_above(image: Tensor | np.ndarray, value: float) -> Box | None:
     """Return the smallest box around voxels of (c, z, y, x) that exceed `value` in any channel, or None.
+
+    An array may be a view with flipped or exchanged axes.
 
     It is ``bounding_box((image > value).any(0))`` in a thirtieth of the time: no copy of the volume is made. NaN, which
     no volume that was read has, hides its row.
     """
     shape = image.shape[1:]
     parts = ((planes, image[:, planes]) for planes in slabs(shape, len(image), voxels=_BOX_VOXELS))
-    shown = ((planes, part[0] if len(part) == 1 else part.amax(0)) for planes, part in parts)
-    return _box_around(shape, shown, value, image.device)
+    there = ((planes, to_tensor(part) if isinstance(part, np.ndarray) else part) for planes, part in parts)
+    shown = ((planes, part[0] if len(part) == 1 else part.amax(0)) for planes, part in there)
+    return _box_around(shape, shown, value, image.device if isinstance(image, Tensor) else torch.device("cpu"))
 
 
 def _box_around(

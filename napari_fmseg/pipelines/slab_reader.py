@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from napari_fmseg.core.resampling_torch import axis_weights, slabs, to_tensor, zoom
+from napari_fmseg.core.resampling_torch import axis_weights, box_above, slabs, to_tensor, zoom
 from napari_fmseg.core.volume import Box
 
 __all__ = ["SlabReader"]
@@ -81,16 +81,7 @@ class SlabReader:
 
     def above(self, value: float) -> Box | None:
         """Return the box around all voxels above a value in any channel, None if there is none."""
-        hits = [np.zeros(n, bool) for n in self._data.shape[1:]]
-        for planes in slabs(self._data.shape[1:], len(self._data)):
-            mask = (self._data[:, planes] > value).any(0)
-            hits[0][planes] = np.any(mask, axis=(1, 2))
-            hits[1] |= np.any(mask, axis=(0, 2))
-            hits[2] |= np.any(mask, axis=(0, 1))
-        if not hits[0].any():
-            return None
-        z, y, x = (slice(int(found[0]), int(found[-1]) + 1) for found in map(np.flatnonzero, hits))
-        return z, y, x
+        return box_above(self._data, value)
 
     def _slab(self, box: Box) -> Tensor:
         where = (slice(None), *box)

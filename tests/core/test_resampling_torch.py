@@ -107,6 +107,7 @@ def test_a_box_around_large_values_is_that_of_the_mask_however_many_planes_are_l
             tuple(slice(a, b + 1) for a, b in zip(places.min(0), places.max(0), strict=True)) if len(places) else None
         )
         assert box_above(torch.from_numpy(image), value) == expected
+        assert box_above(np.flip(np.flip(image, (1, 3)).copy(), (1, 3)), value) == expected  # a flipped view
         assert bounding_box((image > value).any(0)) == expected
     assert bounding_box(np.zeros((0, 4, 4))) is None
     assert box_above(torch.tensor([[[[-3, 2]]]], dtype=torch.int16), 1.5) == (slice(0, 1), slice(0, 1), slice(1, 2))
