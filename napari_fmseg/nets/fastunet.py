@@ -9,7 +9,7 @@ are not reduced: see `fastunet_strides`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +117,22 @@ class FastUNet(nn.Module):
             x = join(decode, skip, up(x), like=skip)
         out: Tensor = self.head(x)
         return out[:, :, : size[0], : size[1], : size[2]]
+
+    def fit_levels(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights of a FastUNet with fewer levels, under the names that these have here: the deepest ones.
+
+        So a network that looks at single voxels starts from one that began with blocks of them.
+        """
+        levels = len({name.split(".")[1] for name in state if name.startswith("encode.")})
+        more = len(self.encode) - levels
+        if more <= 0:
+            return dict(state)
+        found = {}
+        for name, weight in state.items():
+            part, level, *rest = name.split(".")
+            if level.isdecimal():
+                found[".".join((part, str(int(level) + more), *rest))] = weight
+        return found
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw the weights: He's for leaky ReLU; the head starts near even probabilities."""

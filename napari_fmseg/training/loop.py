@@ -42,6 +42,7 @@ from napari_fmseg.training.forgetting import Teacher
 from napari_fmseg.training.recipe import Recipe, StageRecipe
 from napari_fmseg.training.recipe_file import recipe_tables
 from napari_fmseg.training.runner import run_events
+from napari_fmseg.training.stage_recipe import member_of
 from napari_fmseg.training.stage_trainer import Forgetting, StageTrainer, load_stage
 from napari_fmseg.training.tasks import TASKS
 from napari_fmseg.training.tasks.base import Task
@@ -207,12 +208,14 @@ class _Run:
                 f"{start.card.name} is a {start.card.pipeline} model of {len(start.card.channels)} channel(s), and the "
                 f"recipe is for {recipe.pipeline} and {len(recipe.channels)}. Start from another model, or anew."
             )
-        if any(name not in PIPELINES[recipe.pipeline].stages for name in start.nets):
-            raise InvalidRecipe(
-                f"{start.card.name} is an ensemble and cannot be trained further. Start from one of the models that it "
-                "was made of, in the folders of its folds."
+        own = {stage: net for stage, net in start.nets.items() if member_of(stage) == stage}
+        if len(own) < len(start.nets):
+            yield Warned(
+                f"{start.card.name} is an ensemble. The first network of each stage is trained further; the "
+                f"{len(start.nets) - len(own)} others are left out.",
+                STARTING_WEIGHTS,
             )
-        for stage, net in start.nets.items():
+        for stage, net in own.items():
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(recipe.seed)  # of what is drawn anew
                 grown, spec, how = extend_classes(start.card.nets[stage], net, start.card.labels, recipe.labels)
@@ -290,6 +293,8 @@ class _Run:
         if not source:
             return net, spec, ()
         own, other = net.state_dict(), self.nets[source].state_dict()
+        fit_levels = getattr(net, "fit_levels", None)
+        other = other if fit_levels is None else fit_levels(other)
         fitting = {k: v for k, v in other.items() if k in own and own[k].shape == v.shape}
         net.load_state_dict({**own, **fitting})
         return net, spec, tuple(k for k in own if k not in fitting)
@@ -328,11 +333,11 @@ class _Run:
                 nets[name] = build(now.spec.network, **now.spec.kwargs)
                 nets[name].load_state_dict(now.best)
                 best = now.state.history[now.state.best_epoch - 1] if now.state.best_epoch else {}
-                scores = {name: _dice_scores(best)}
+                scores = {member_of(name): _dice_scores(best)}
             elif name not in nets:
                 specs.pop(name, None)
         stages = PIPELINES[self.recipe.pipeline].stages
-        kept = {name: specs[name] for name in stages if name in nets and name in specs}
+        kept = {name: spec for name, spec in specs.items() if name in nets}
         if next((name for name in stages if name in self.specs), "") not in kept:
             return None
         card = dataclasses.replace(
@@ -367,7 +372,7 @@ class _Run:
         specs = {name: self.specs[name] for name in self.specs if name in nets}
         model = Model(dataclasses.replace(self.card, nets=specs), nets, self.fabric.device)
         metrics, self.found = yield from validate_model(
-            model, until, cases, self.recipe.labels, self.old, mirror=mirror
+            model, member_of(until), cases, self.recipe.labels, self.old, mirror=mirror
         )
         return metrics
 
@@ -375,7 +380,7 @@ class _Run:
         """Measure every stage on all held-out cases and write the model."""
         scores: dict[str, dict[str, float]] = {}
         last = ""
-        for stage in self.specs:
+        for stage in dict.fromkeys(map(member_of, self.specs)):
             if not self.held:
                 break
             metrics = yield from self._score(self.nets, stage, self.held)

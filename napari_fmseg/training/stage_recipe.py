@@ -9,7 +9,7 @@ from typing import Any
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.structuring import Range, wrong_number
 
-__all__ = ["LOSSES", "Augment", "StageRecipe"]
+__all__ = ["LOSSES", "Augment", "StageRecipe", "member_of"]
 
 LOSSES = (
     "attn",
@@ -142,6 +142,12 @@ _STAGE_RANGES = {
 }
 
 
+def member_of(name: str) -> str:
+    """Return the stage of which a network is a member: ``"attention"`` of ``"attention-2"``, and of itself."""
+    stage, _, number = name.rpartition("-")
+    return stage if stage and number.isdecimal() and int(number) > 1 else name
+
+
 @dataclass(frozen=True)
 class StageRecipe:
     """How one network of the pipeline is trained.
@@ -150,7 +156,8 @@ class StageRecipe:
     ----------
     stage
         Its name in the pipeline: ``"consensus"``, ``"attention"`` or ``"edge"``; ``"coarse"`` or ``"fine"``; ``"net"``
-        where there is one only.
+        where there is one only. With ``"-2"``, ``"-3"`` and so on behind it, it is trained as a further member of an
+        ensemble, whose probabilities are averaged.
     network
         Its name in the registry: ``"snet"``, ``"attnnet"`` or ``"edgenet"``; any other for ``"net"``.
     kwargs
@@ -194,7 +201,8 @@ class StageRecipe:
         ``"best"``: the weights of the best validation; ``"last"``: those at the end, so that no validation case chose
         anything.
     init_from
-        A stage trained before whose weights are the start, where shapes fit; "" draws new ones.
+        A stage trained before whose weights are the start, where shapes fit; "" draws new ones. A FastUNet with one
+        level more, for single voxels, takes the other levels.
     """
 
     stage: str

@@ -83,3 +83,22 @@ def test_a_second_input_stands_beside_the_image() -> None:
     x = torch.rand(1, 1, 16, 16, 16)
     assert net.map_channels == (1,)
     assert not torch.equal(net(x, torch.zeros_like(x)), net(x, torch.ones_like(x)))
+
+
+def test_a_network_of_single_voxels_starts_from_one_of_blocks() -> None:
+    blocks = build("fastunet", n_classes=3, widths=(4, 8, 8), strides=((2, 2, 2),) * 3)
+    voxels = build("fastunet", n_classes=3, widths=(2, 4, 8, 8), strides=((1, 1, 1), *((2, 2, 2),) * 3))
+    taken = voxels.fit_levels(blocks.state_dict())
+    missing, unknown = voxels.load_state_dict(taken, strict=False)
+    assert not unknown
+    assert {name.split(".")[0] for name in missing} == {"first", "head", "down", "encode", "up", "decode"}
+    assert all(name.split(".")[1] in ("0", "conv", "norm", "weight", "bias") for name in missing)
+
+    features = torch.rand(1, 4, 8, 8, 8)  # from the level that both have on, they compute the same
+    deep, same = [
+        net.decode[i](torch.cat([net.encode[i](features), net.up[i](net.encode[i + 1](net.down[i](features)))], 1))
+        for net, i in ((blocks, 0), (voxels, 1))
+    ]
+    assert torch.equal(deep, same)
+    own = voxels.fit_levels(voxels.state_dict())
+    assert all(torch.equal(own[name], weight) for name, weight in voxels.state_dict().items())

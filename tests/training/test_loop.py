@@ -21,7 +21,9 @@ from napari_fmseg.models.measures import measure_volume, summarise
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.nets import build
-from napari_fmseg.pipelines import segment
+from napari_fmseg.nets.traits import class_probabilities
+from napari_fmseg.pipelines import SegmentOptions, segment, stages_of
+from napari_fmseg.pipelines.phased import _Stages
 from napari_fmseg.training import Augment, Case, Recipe, StageRecipe, train
 
 RECIPE = """
@@ -200,6 +202,35 @@ def test_fine_tuning_starts_from_the_models_weights_and_names_its_parent(home: P
     for key, value in before.nets["consensus"].state_dict().items():
         torch.testing.assert_close(after.nets["consensus"].state_dict()[key], value, atol=1e-5, rtol=0)
     assert after.card.parent == str(parent)
+
+
+def test_a_second_member_of_a_stage_is_trained_after_the_first_and_both_are_averaged(home: Path) -> None:
+    first = stage("attention", "fastunet", kwargs={"widths": [4, 8], "strides": [[2, 2, 2], [2, 2, 2]], "maps": 1})
+    by_voxel = {"widths": [2, 4, 8], "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]], "maps": 1}
+    second = dataclasses.replace(first, stage="attention-2", init_from="attention", kwargs=by_voxel)
+    events = list(train(recipe(home, stage("consensus", "snet"), first, second)))
+    assert [event.stage for event in events if isinstance(event, EpochDone)][-1] == "attention-2"
+    model = load_model(home / "out" / "cube.toml", device="cpu")
+    assert list(model.nets) == ["consensus", "attention", "attention-2"]
+    assert list(model.card.scores) == ["consensus", "attention", "labels"]
+    assert stages_of(model.card) == ("consensus", "attention")
+    volume = read_volume(home / "data" / "imagesTr" / "c0_0000.nii.gz")
+    single = dataclasses.replace(model, nets={k: v for k, v in model.nets.items() if k != "attention-2"})
+    both = _Stages(volume, model, SegmentOptions())._probabilities
+    x, a = torch.rand(1, 1, 32, 32, 32), torch.rand(1, 1, 32, 32, 32)
+    alone = _Stages(volume, single, SegmentOptions())._probabilities("attention", x, a)
+    other = class_probabilities(model.nets["attention-2"], model.nets["attention-2"](x, a))[0]
+    torch.testing.assert_close(both("attention", x, a), (alone + other) / 2, atol=1e-4, rtol=0)
+
+
+def test_a_run_that_is_stopped_in_a_second_member_keeps_the_first(home: Path) -> None:
+    first = stage("consensus", "snet")
+    events = train(recipe(home, first, dataclasses.replace(first, stage="consensus-2")))
+    for event in events:
+        if isinstance(event, StepDone) and event.stage == "consensus-2":
+            break
+    events.close()
+    assert "consensus" in load_model(home / "out" / "cube.toml", device="cpu").nets
 
 
 def test_training_stops_early_when_validation_stalls(home: Path) -> None:

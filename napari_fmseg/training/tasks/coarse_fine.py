@@ -22,6 +22,7 @@ from napari_fmseg.training.data.augmentation import augment_intensity, augment_s
 from napari_fmseg.training.data.case_cache import Prepared
 from napari_fmseg.training.data.samples import Sample, Spans, target_in
 from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.training.stage_recipe import member_of
 from napari_fmseg.training.tasks.base import Labelled
 
 __all__ = ["CoarseFineTask", "brighten_structures", "fine_window"]
@@ -34,10 +35,10 @@ class CoarseFineTask(Labelled):
         self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
     ) -> None:
         super().__init__(stage, recipe, samples)
-        if stage.stage not in ("coarse", "fine"):
+        if member_of(stage.stage) not in ("coarse", "fine"):
             raise InvalidRecipe(f"The coarse-to-fine pipeline has the stages coarse and fine, not {stage.stage!r}.")
         self.settings = CoarseFineSettings.of(recipe.settings)
-        self.fine = stage.stage == "fine"
+        self.fine = member_of(stage.stage) == "fine"
 
     def sample(
         self, index: int, rng: np.random.Generator, noise: torch.Generator, focus: int = 0

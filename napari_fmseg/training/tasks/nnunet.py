@@ -11,6 +11,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.models.settings import NNUNetSettings, SingleSettings
 from napari_fmseg.training.data.samples import Sample
 from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.training.stage_recipe import member_of
 from napari_fmseg.training.tasks.base import Labelled
 from napari_fmseg.training.tasks.single import PatchTask
 
@@ -30,7 +31,7 @@ class NNUNetTask(PatchTask):
         self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
     ) -> None:
         own = NNUNetSettings.of(recipe.settings)
-        if own.lowres or own.regions or stage.stage != "windows":
+        if own.lowres or own.regions or member_of(stage.stage) != "windows":
             raise InvalidRecipe(
                 "A model of nnU-Net that has two stages or overlapping regions can be run, but not trained further. "
                 "Start from its 3d_fullres configuration, or from another model."

@@ -27,6 +27,7 @@ from napari_fmseg.training.data.augmentation import augment_intensity
 from napari_fmseg.training.data.samples import Sample, target_in
 from napari_fmseg.training.data.views import draw_view, make_region
 from napari_fmseg.training.recipe import Recipe, StageRecipe
+from napari_fmseg.training.stage_recipe import member_of
 from napari_fmseg.training.tasks.base import Labelled, Task
 
 __all__ = ["phased_task"]
@@ -47,9 +48,10 @@ def phased_task(stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], f
         "attention": (_Attention, ("consensus",)),
         "edge": (_Edge, ("consensus", "attention")),
     }
-    if stage.stage not in kinds:
+    name = member_of(stage.stage)
+    if name not in kinds:
         raise InvalidRecipe(f"The phased pipeline has no stage {stage.stage!r}. Choose of: {', '.join(kinds)}.")
-    kind, needed = kinds[stage.stage]
+    kind, needed = kinds[name]
     missing = [name for name in needed if name not in frozen]
     if missing:
         raise InvalidRecipe(

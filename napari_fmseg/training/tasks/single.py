@@ -17,6 +17,7 @@ from napari_fmseg.training.data.augmentation import augment_intensity
 from napari_fmseg.training.data.samples import Sample
 from napari_fmseg.training.data.views import draw_view, make_region
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
+from napari_fmseg.training.stage_recipe import member_of
 from napari_fmseg.training.tasks.base import Labelled
 
 __all__ = ["PatchTask"]
@@ -33,7 +34,7 @@ class PatchTask(Labelled):
         self, stage: StageRecipe, recipe: Recipe, samples: Sequence[Sample], frozen: Mapping[str, nn.Module]
     ) -> None:
         super().__init__(stage, recipe, samples)
-        if stage.stage != "net":
+        if member_of(stage.stage) != "net":
             raise InvalidRecipe(f"The single pipeline has one stage, 'net', not {stage.stage!r}.")
         self.settings = SingleSettings.of(recipe.settings)
         self.use_cases(samples)
