@@ -27,7 +27,7 @@ RECIPES = ROOT / "resources" / "recipes"
 SETS = {
     "hippocampus-mr": ("hippocampus", 0.88),
     "left-atrium-mr": ("la_mr", 0.915),
-    "headneck-ct": ("hn_ct", 0.73),
+    "headneck-ct": ("hn_ct", 0.74),
     "cardiac-mr": ("acdc", 0.87),
     "lesion-pet": ("lbt_pet", 0.40),
 }
@@ -117,7 +117,7 @@ def test_a_model_reaches_its_cards_dice_on_the_validation_cases(name: str) -> No
     assert means == pytest.approx([card.scores["labels"][label] for label in labels], abs=0.01)
     assert means.mean() >= least
     if name.endswith("headneck-ct"):
-        assert min(means[labels.index(organ)] for organ in ("mandible", "brainstem")) >= 0.75
+        assert min(means[labels.index(organ)] for organ in ("mandible", "brainstem")) >= 0.82
 
 
 def test_the_last_stage_is_not_worse_than_the_first() -> None:
