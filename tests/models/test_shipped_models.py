@@ -29,7 +29,7 @@ SETS = {
     "left-atrium-mr": ("la_mr", 0.915),
     "headneck-ct": ("hn_ct", 0.74),
     "cardiac-mr": ("acdc", 0.87),
-    "lesion-pet": ("lbt_pet", 0.40),
+    "lesion-pet": ("lbt_pet", 0.48),
 }
 
 
