@@ -66,7 +66,7 @@ def test_models_with_a_restriction_are_not_where_the_wheel_takes_its_files_from(
 
 
 def test_the_weights_that_are_shipped_are_small() -> None:
-    for folder, most in ((ROOT / "weights", 20e6), (ROOT / "weights" / "research", 12e6)):
+    for folder, most in ((ROOT / "weights", 20e6), (ROOT / "weights" / "research", 14e6)):  # the latter in no wheel
         assert sum(p.stat().st_size for p in folder.glob("*.safetensors")) <= most
 
 
