@@ -90,6 +90,26 @@ def test_an_imported_model_learns_a_new_class_and_keeps_the_old_one(
     assert dice(second, 1) > before - 0.05
 
 
+def test_of_an_ensemble_of_folds_the_first_network_is_trained_further(
+    nnunet_results: Any, dataset: Path, tmp_path: Path
+) -> None:
+    folder = nnunet_results(tmp_path / "results", folds=2)
+    (card,) = import_nnunet(folder, tmp_path / "models").cards
+    start = card.folder / f"{card.name}.toml"
+    assert list(card.nets) == ["windows", "windows-2"]
+    names = tuple(card.labels.values())
+    facts = {"labels": {"background": 0, **{name: i for i, name in enumerate(names, 1)}}}
+    (dataset / "dataset.json").write_text(json.dumps(facts))
+    slow = recipe(dataset, tmp_path / "out", start, names, 1)
+    slow = dataclasses.replace(slow, stages=(dataclasses.replace(slow.stages[0], lr=1e-12),))
+    said = [event.text for event in train(slow) if isinstance(event, Warned)]
+    assert any("ensemble" in text for text in said)
+    before, after = load_model(start, device="cpu"), load_model(tmp_path / "out" / "m.toml", device="cpu")
+    assert list(after.nets) == ["windows"]
+    for name, weight in before.nets["windows"].state_dict().items():
+        torch.testing.assert_close(after.nets["windows"].state_dict()[name], weight, atol=1e-5, rtol=0)
+
+
 def test_new_classes_change_no_logit_of_the_old_ones(nnunet_results: Any, tmp_path: Path) -> None:
     from napari_fmseg.training.class_growth import extend_classes
 
