@@ -92,9 +92,20 @@ def augment_intensity(image: Tensor, augment: Augment, rng: np.random.Generator,
         z, y, x = out.shape[1:]
         out = out * (1 + F.interpolate(field, size=(z, y, x), mode="trilinear", align_corners=True)[0])
     if augment.blur and rng.random() < augment.blur:
-        soft = F.avg_pool3d(F.pad(out[None], (1,) * 6, mode="replicate"), 3, 1)[0]
-        out = torch.lerp(out, soft, float(rng.uniform(0.3, 1)))
+        out = torch.lerp(out, _mean_of_neighbours(out), float(rng.uniform(0.3, 1)))
     if augment.noise > 0 and rng.random() < 0.5:
         grains = torch.randn(out.shape, generator=noise, device=noise.device)
         out = out + float(rng.uniform(0, augment.noise)) * grains.to(out.device)
     return out
+
+
+def _mean_of_neighbours(image: Tensor) -> Tensor:
+    """Return the mean over 3 x 3 x 3 voxels of an image (c, z, y, x), which goes on beyond its edges as it ends.
+
+    One axis after the other: torch's pooling takes six times as long.
+    """
+    for axis in (1, 2, 3):
+        n = image.shape[axis]
+        total = image + torch.cat([image.narrow(axis, 0, 1), image.narrow(axis, 0, n - 1)], axis)
+        image = total.add_(torch.cat([image.narrow(axis, 1, n - 1), image.narrow(axis, n - 1, 1)], axis)).div_(3)
+    return image

@@ -9,35 +9,32 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from napari_fmseg.core.resampling_torch import linear_weights, resize, zoom
+from napari_fmseg.core.resampling_torch import resize, zoom
 from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.pipelines.preprocessing import crop_array
 from napari_fmseg.training.data.samples import Sample, Spans
+from napari_fmseg.training.data.view_reader import LEAN, ViewReader, places_between
 from napari_fmseg.training.recipe import Augment
 
-__all__ = ["Region", "draw_view", "make_region", "sampling_grid"]
+__all__ = ["Region", "draw_knots", "draw_view", "make_region"]
 
 _DENSITY = 1.25
 """Voxels of a region per voxel of a view, along each axis, so that turning and zooming lose little."""
-
-_SMALL = 1 / 3
-"""Share of a view, below which a structure is read by itself."""
 
 _KNOT = 14
 """Voxels of a view between two knots of the elastic deformation."""
 
 
-_EIGHT = list(product((0, 1), repeat=3))
+_FINER = 4
+"""Parts of the way between two knots, by which it is known what a part of a view reads."""
 
 _Reach: TypeAlias = list[tuple[float, float]]
 
@@ -81,8 +78,8 @@ class Region:
                     reach.append((math.inf, -math.inf))
                     continue
                 low, high = int(hit[0]), int(hit[-1]) + 1
-                first = -math.inf if low == 0 else (2 * low - 1) / n - 1
-                reach.append((first, math.inf if high == n else (2 * high + 1) / n - 1))
+                first = -math.inf if low == 0 else (2 * (low - LEAN) - 1) / n - 1
+                reach.append((first, math.inf if high == n else (2 * (high + LEAN) + 1) / n - 1))
             found.append(reach)
         return found
 
@@ -144,22 +141,17 @@ def draw_view(
     tuple
         Inputs (c, z, y, x), and the target (classes, z, y, x), adding up to 1 or to the labelled share.
     """
-    knots, mirrored = _knots(region, grid, augment, rng)
-    places = _between(knots, grid)[None].to(region.data.device)
+    knots, mirrored = draw_knots(region, grid, augment, rng)
     data, n = region.data, len(region.data) - len(region.classes)
-    parts = [_part_that_reads(reach, knots, grid) for reach in region.reaches]
-    small = [_voxels(part) < _SMALL * math.prod(grid) for part in parts]
-    # Small structures are read where they are: a call takes as long for where to read as for two channels.
-    kept = [i for i in range(len(data)) if i < n or not small[i - n]]
-    shared = data[: len(kept)] if kept[-1] == len(kept) - 1 else data[kept]
-    seen = _read(shared, places)
-    inputs, whole = seen[:n], iter(seen[n:])
-    target = inputs.new_zeros((region.n_classes, *inputs.shape[1:]))
-    for number, share, part, is_small in zip(region.classes, data[n:], parts, small, strict=True):
-        if not is_small:
-            target[number] = next(whole)
-        elif _voxels(part):
-            target[number][part] = _read(share[None], places[(slice(None), *part)])[0]
+    reader = ViewReader(data.shape[1:], knots, grid, data.device)
+    cells = _cells(knots, grid)
+    whole = (slice(0, grid[0]), slice(0, grid[1]), slice(0, grid[2]))
+    inputs = torch.stack([reader.read(channel, whole) for channel in data[:n]])
+    target = inputs.new_zeros((region.n_classes, *grid))
+    for number, share, reach in zip(region.classes, data[n:], region.reaches, strict=True):
+        part = _part_that_reads(reach, cells, grid)
+        if _voxels(part):
+            target[number][part] = reader.read(share, part)
     if 0 not in region.classes:
         target[0] = target.sum(0).neg_().add_(1).clamp_min_(0)
     if mirrored:
@@ -170,26 +162,18 @@ def draw_view(
     return inputs, target
 
 
-def sampling_grid(
+def draw_knots(
     region: Region, grid: Sequence[int], augment: Augment, rng: np.random.Generator
-) -> tuple[Tensor, bool]:
-    """Draw where a view reads its region, for `torch.nn.functional.grid_sample`; turns keep millimetres.
+) -> tuple[npt.NDArray[np.float64], bool]:
+    """Draw where a view reads its region, as places of knots for `ViewReader`; turns keep millimetres.
 
     A flat stack of slices is turned about x and y by less, as its height is to its width.
 
     Returns
     -------
     tuple
-        Places (1, z, y, x, 3), and whether x was mirrored.
+        Places (z, y, x, 3) as x, y, z, and whether x was mirrored.
     """
-    knots, mirrored = _knots(region, grid, augment, rng)
-    return _between(knots, grid)[None], mirrored
-
-
-def _knots(
-    region: Region, grid: Sequence[int], augment: Augment, rng: np.random.Generator
-) -> tuple[npt.NDArray[np.float64], bool]:
-    """Draw the places (z, y, x, 3) of knots, between which those of the voxels lie; see `sampling_grid`."""
     size = np.array(region.data.shape[:0:-1], float)  # x, y, z from here on
     first, last = np.array(region.window[::-1], float).T
     half_mm = (last - first) / 2 * np.array(region.spacing[::-1])
@@ -220,34 +204,31 @@ def _knots(
     return corners, bool(flips[0] < 0)
 
 
-def _between(knots: npt.NDArray[np.float64], grid: Sequence[int]) -> Tensor:
-    """Return what lies between knots (z, y, x, c), of which the outermost are the outermost voxels of a grid."""
-    z, y, x = grid
-    by_z, by_y, by_x = (linear_weights(k, n).float() for k, n in zip(knots.shape, grid, strict=False))
-    rows = by_x @ torch.from_numpy(knots.astype(np.float32))  # (knots z, knots y, x, c)
-    planes = by_y @ rows.flatten(2)  # (knots z, y, x * c)
-    return (by_z @ planes.flatten(1)).view(z, y, x, knots.shape[3])
+def _cells(knots: npt.NDArray[np.float64], grid: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Divide a view into cells between its knots and return their least and largest places (3, z, y, x)."""
+    places = places_between(knots, [_FINER * (k - 1) + 1 for k in knots.shape[:3]]).permute(3, 0, 1, 2)
+    least = most = places.contiguous()
+    for axis, n in enumerate(least.shape[1:], 1):
+        least = torch.minimum(least.narrow(axis, 0, n - 1), least.narrow(axis, 1, n - 1))
+        most = torch.maximum(most.narrow(axis, 0, n - 1), most.narrow(axis, 1, n - 1))
+    return least, most
 
 
-def _part_that_reads(reach: _Reach, knots: npt.NDArray[np.float64], grid: Sequence[int]) -> Box:
-    """Return the part of a view outside of which nothing is read from `reach`; the voxels are those between knots."""
-    between = np.stack([knots[z : z - 1 or None, y : y - 1 or None, x : x - 1 or None] for z, y, x in _EIGHT])
-    low, high = np.array(reach).T
-    hit = ((between.max(0) >= low) & (between.min(0) <= high)).all(-1)  # of the cells between knots
+def _part_that_reads(reach: _Reach, cells: tuple[Tensor, Tensor], grid: Sequence[int]) -> Box:
+    """Return the part of a view outside of which nothing is read from `reach`."""
+    hit = torch.ones((), dtype=torch.bool)
+    for (low, high), least, most in zip(reach, *cells, strict=True):
+        hit = hit & (most >= low) & (least <= high)
     part = []
-    for axis, (n, k) in enumerate(zip(grid, knots.shape, strict=False)):
-        cells = np.flatnonzero(hit.any(axis=tuple(other for other in range(3) if other != axis)))
-        if not len(cells):
+    for n, others in zip(grid, ((1, 2), (0, 2), (0, 1)), strict=True):
+        along = hit.amax(others)
+        seen = torch.nonzero(along)
+        if not len(seen):
             return slice(0), slice(0), slice(0)
-        step = (n - 1) / (k - 1)
-        part.append(slice(math.floor(cells[0] * step), math.ceil((cells[-1] + 1) * step) + 1))
+        step = (n - 1) / len(along)
+        part.append(slice(math.floor(int(seen[0]) * step), math.ceil((int(seen[-1]) + 1) * step) + 1))
     return part[0], part[1], part[2]
 
 
 def _voxels(part: Box) -> int:
     return math.prod(one.stop - (one.start or 0) for one in part)
-
-
-def _read(data: Tensor, places: Tensor) -> Tensor:
-    """Read maps (c, z, y, x) at places (1, z, y, x, 3)."""
-    return F.grid_sample(data[None], places, padding_mode="border", align_corners=False)[0]

@@ -22,10 +22,8 @@ from napari_fmseg.core.errors import GeometryMismatch
 __all__ = ["merge_missing", "partial_loss", "partial_structures", "shares"]
 
 
-"""What stands for "not labelled" in a training sample's labels, whatever the files call it."""
-
-
-_LEAST_SHARE = 1e-6
+_LEAST_SHARE = 1e-4
+"""Labelled share of a voxel, below which it is none: as much is left where single precision resamples 0 and 1."""
 
 
 def shares(target: Tensor) -> tuple[Tensor, Tensor]:
