@@ -21,7 +21,7 @@ from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.pipelines.preprocessing import crop_array
 from napari_fmseg.training.data.samples import Sample, Spans
-from napari_fmseg.training.data.view_reader import LEAN, ViewReader, places_between
+from napari_fmseg.training.data.view_reader import ViewReader, places_between
 from napari_fmseg.training.recipe import Augment
 
 __all__ = ["Region", "draw_knots", "draw_view", "make_region"]
@@ -78,8 +78,8 @@ class Region:
                     reach.append((math.inf, -math.inf))
                     continue
                 low, high = int(hit[0]), int(hit[-1]) + 1
-                first = -math.inf if low == 0 else (2 * (low - LEAN) - 1) / n - 1
-                reach.append((first, math.inf if high == n else (2 * (high + LEAN) + 1) / n - 1))
+                first = -math.inf if low == 0 else (2 * low - 1) / n - 1
+                reach.append((first, math.inf if high == n else (2 * high + 1) / n - 1))
             found.append(reach)
         return found
 
@@ -144,12 +144,12 @@ def draw_view(
     knots, mirrored = draw_knots(region, grid, augment, rng)
     data, n = region.data, len(region.data) - len(region.classes)
     reader = ViewReader(data.shape[1:], knots, grid, data.device)
-    cells = _cells(knots, grid)
+    cells, slack = _cells(knots, grid), [reader.slack * 2 / n for n in data.shape[:0:-1]]
     whole = (slice(0, grid[0]), slice(0, grid[1]), slice(0, grid[2]))
     inputs = torch.stack([reader.read(channel, whole) for channel in data[:n]])
     target = inputs.new_zeros((region.n_classes, *grid))
     for number, share, reach in zip(region.classes, data[n:], region.reaches, strict=True):
-        part = _part_that_reads(reach, cells, grid)
+        part = _part_that_reads(reach, cells, grid, slack)
         if _voxels(part):
             target[number][part] = reader.read(share, part)
     if 0 not in region.classes:
@@ -214,11 +214,11 @@ def _cells(knots: npt.NDArray[np.float64], grid: Sequence[int]) -> tuple[Tensor,
     return least, most
 
 
-def _part_that_reads(reach: _Reach, cells: tuple[Tensor, Tensor], grid: Sequence[int]) -> Box:
-    """Return the part of a view outside of which nothing is read from `reach`."""
+def _part_that_reads(reach: _Reach, cells: tuple[Tensor, Tensor], grid: Sequence[int], slack: Sequence[float]) -> Box:
+    """Return the part of a view outside of which nothing is read from `reach`, or so near it along (x, y, z)."""
     hit = torch.ones((), dtype=torch.bool)
-    for (low, high), least, most in zip(reach, *cells, strict=True):
-        hit = hit & (most >= low) & (least <= high)
+    for (low, high), near, least, most in zip(reach, slack, *cells, strict=True):
+        hit = hit & (most >= low - near) & (least <= high + near)
     part = []
     for n, others in zip(grid, ((1, 2), (0, 2), (0, 1)), strict=True):
         along = hit.amax(others)

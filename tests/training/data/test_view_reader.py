@@ -90,16 +90,36 @@ def test_a_part_is_read_as_the_whole_is(seed: int) -> None:
     assert torch.allclose(reader.read(data, part), reader.read(data, WHOLE)[part], atol=1e-4)
 
 
+def leaning(knots: np.ndarray, voxels: float, *, axis: int) -> np.ndarray:
+    """Let columns along z (0) or y (1) move so many voxels in x from plane to plane."""
+    knots = knots.copy()
+    planes = ((knots[..., 2 - axis] + 1) * SHAPE[axis] - 1) / 2
+    knots[..., 0] += voxels * (planes - planes.mean()) * 2 / SHAPE[2]
+    return knots
+
+
+def test_through_thick_slices_columns_run_along_y() -> None:
+    knots = leaning(knots_of(dataclasses.replace(TURNED, rotate_deg=5.0), 3), 2.0, axis=0)
+    reader = ViewReader(SHAPE, knots, GRID, CPU)
+    assert reader.passes is not None
+    ramps = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in SHAPE], indexing="ij"))
+    seen, expected = torch.stack([reader.read(ramp, WHOLE) for ramp in ramps]), voxels_of(places_between(knots, GRID))
+    inside = torch.stack([(expected[a] > 1) & (expected[a] < n - 2) for a, n in enumerate(SHAPE)]).all(0)
+    assert inside.float().mean() > 0.1
+    assert (seen - expected)[:, inside].abs().max() < 1e-3
+    part = (slice(3, 20), slice(10, 31), slice(0, 9))
+    assert torch.allclose(reader.read(ramps[2], part), reader.read(ramps[2], WHOLE)[part], atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["leans", "folds", "lies"])
 def test_what_leans_too_far_or_folds_is_read_in_one_pass(kind: str) -> None:
     knots = knots_of(STILL, 0)
     if kind == "leans":  # by a bit more than it may
-        height = np.arange(len(knots)) / (len(knots) - 1) * (GRID[0] - 1)
-        knots[..., 0] += (1.02 * LEAN * height * 2 / SHAPE[2])[:, None, None]
+        knots = leaning(leaning(knots, 1.02 * LEAN, axis=0), 1.02 * LEAN, axis=1)
     elif kind == "folds":
-        knots[2, 1, 1] = knots[0, 1, 1]
+        knots[2, 2, 1] = knots[0, 0, 1]
     else:
-        knots = np.ascontiguousarray(knots.transpose(2, 1, 0, 3))  # columns run along x
+        knots = np.ascontiguousarray(knots.transpose(1, 2, 0, 3))  # columns run along x and z
     data = torch.from_numpy(np.random.default_rng(0).random(SHAPE)).float()
     reader = ViewReader(SHAPE, knots, GRID, CPU)
     assert reader.passes is None
