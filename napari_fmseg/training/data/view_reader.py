@@ -1,4 +1,4 @@
-"""Read a bent view of a region: in two passes where it leans little, which takes a third of the time on a CPU.
+"""Read a bent view of a region: in two passes where it leans little, which is faster on a CPU.
 
 In the first pass every plane of the region is read where the columns of the view (one y and x) cross it, in the second
 one the columns are read along z (after Catmull and Smith, 3-D transformations of images in scanline order, SIGGRAPH
