@@ -234,9 +234,8 @@ def _highest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
     # Several times faster there than torch's maximum over the first axis.
     best, which = scores[0].clone(), _small(torch.zeros(scores.shape[1:]), most)
     for channel, score in enumerate(scores[1:], 1):
-        torch.maximum(
-            which, (score > best).to(which.dtype).mul_(channel), out=which
-        )  # on large maps 6 times faster than to fill
+        # On large maps six times faster than to fill.
+        torch.maximum(which, (score > best).to(which.dtype).mul_(channel), out=which)
         torch.maximum(best, score, out=best)
     return best, which
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from scipy import ndimage
 
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
@@ -155,6 +157,17 @@ def test_intensities_are_varied_within_bounds_and_left_alone_at_rest() -> None:
         out = augment_intensity(image, augment, rng(seed), noise)
         assert (out - image).abs().max() <= 0.2 + 0.1 + 1e-6
         assert not torch.equal(out[0] - image[0], out[1] - image[1])
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 7), (1, 1, 3, 2)])
+def test_a_blurred_image_lies_between_itself_and_the_mean_of_its_neighbours(shape: tuple[int, ...]) -> None:
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    mean = torch.from_numpy(ndimage.uniform_filter(image.numpy(), (1, 3, 3, 3), mode="nearest"))
+    for seed in range(5):
+        out = augment_intensity(image, dataclasses.replace(STILL, blur=1.0), rng(seed), torch.Generator())
+        share = float(((out - image) * (mean - image)).sum() / ((mean - image) ** 2).sum())
+        assert 0.3 - 1e-4 <= share <= 1 + 1e-4
+        torch.testing.assert_close(out, torch.lerp(image, mean, share), atol=1e-5, rtol=0)
 
 
 def sample(shape: tuple[int, int, int] = (16, 18, 20)) -> Sample:

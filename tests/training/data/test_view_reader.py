@@ -33,6 +33,14 @@ def voxels_of(places: Tensor) -> Tensor:
     return torch.stack([((places[..., 2 - axis] + 1) * n - 1) / 2 for axis, n in enumerate(SHAPE)])
 
 
+def distances(reader: ViewReader, knots: np.ndarray) -> tuple[Tensor, float]:
+    """Return how far from its place along z, y, x each voxel inside the region is read, and the share of these."""
+    ramps = torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in SHAPE], indexing="ij")
+    seen, expected = torch.stack([reader.read(ramp, WHOLE) for ramp in ramps]), voxels_of(places_between(knots, GRID))
+    inside = torch.stack([(expected[a] > 2) & (expected[a] < n - 3) for a, n in enumerate(SHAPE)]).all(0)
+    return (seen - expected)[:, inside].abs(), float(inside.float().mean())
+
+
 def in_one_pass(data: Tensor, knots: np.ndarray) -> Tensor:
     places = places_between(knots, GRID)[None]
     return functional.grid_sample(data[None, None], places, padding_mode="border", align_corners=False)[0, 0]
@@ -43,21 +51,17 @@ def test_a_turned_view_has_its_voxels_where_one_trilinear_reading_has_them(seed:
     knots = knots_of(TURNED, seed)
     reader = ViewReader(SHAPE, knots, GRID, CPU)
     assert reader.passes is not None
-    ramps = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in SHAPE], indexing="ij"))
-    seen, expected = torch.stack([reader.read(ramp, WHOLE) for ramp in ramps]), voxels_of(places_between(knots, GRID))
-    inside = torch.stack([(expected[a] > 1) & (expected[a] < n - 2) for a, n in enumerate(SHAPE)]).all(0)
-    assert inside.float().mean() > 0.5
-    assert (seen - expected)[:, inside].abs().max() < 1e-3
+    moved, inside = distances(reader, knots)
+    assert inside > 0.5
+    assert moved.max() < 1e-3
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_deformed_view_has_its_voxels_within_a_fraction_of_a_voxel(seed: int) -> None:
     knots = knots_of(dataclasses.replace(TURNED, rotate_deg=12.0, elastic=0.14), seed)
     reader = ViewReader(SHAPE, knots, GRID, CPU)
-    ramps = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in SHAPE], indexing="ij"))
-    seen, expected = torch.stack([reader.read(ramp, WHOLE) for ramp in ramps]), voxels_of(places_between(knots, GRID))
-    inside = torch.stack([(expected[a] > 2) & (expected[a] < n - 3) for a, n in enumerate(SHAPE)]).all(0)
-    moved = (seen - expected)[:, inside].abs()
+    moved, inside = distances(reader, knots)
+    assert inside > 0.5
     assert moved.mean() < 0.1
     assert moved.max() < 1
 
@@ -90,8 +94,8 @@ def test_a_part_is_read_as_the_whole_is(seed: int) -> None:
     assert torch.allclose(reader.read(data, part), reader.read(data, WHOLE)[part], atol=1e-4)
 
 
-def leaning(knots: np.ndarray, voxels: float, *, axis: int) -> np.ndarray:
-    """Let columns along z (0) or y (1) move so many voxels in x from plane to plane."""
+def lean(knots: np.ndarray, voxels: float, *, axis: int) -> np.ndarray:
+    """Return knots whose columns along z (0) or y (1) move so many voxels further in x from plane to plane."""
     knots = knots.copy()
     planes = ((knots[..., 2 - axis] + 1) * SHAPE[axis] - 1) / 2
     knots[..., 0] += voxels * (planes - planes.mean()) * 2 / SHAPE[2]
@@ -99,23 +103,22 @@ def leaning(knots: np.ndarray, voxels: float, *, axis: int) -> np.ndarray:
 
 
 def test_through_thick_slices_columns_run_along_y() -> None:
-    knots = leaning(knots_of(dataclasses.replace(TURNED, rotate_deg=5.0), 3), 2.0, axis=0)
+    knots = lean(knots_of(dataclasses.replace(TURNED, rotate_deg=5.0), 3), 2.0, axis=0)
     reader = ViewReader(SHAPE, knots, GRID, CPU)
     assert reader.passes is not None
-    ramps = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float32) for n in SHAPE], indexing="ij"))
-    seen, expected = torch.stack([reader.read(ramp, WHOLE) for ramp in ramps]), voxels_of(places_between(knots, GRID))
-    inside = torch.stack([(expected[a] > 1) & (expected[a] < n - 2) for a, n in enumerate(SHAPE)]).all(0)
-    assert inside.float().mean() > 0.1
-    assert (seen - expected)[:, inside].abs().max() < 1e-3
+    moved, inside = distances(reader, knots)
+    assert inside > 0.1
+    assert moved.max() < 1e-3
+    data = torch.from_numpy(np.random.default_rng(0).random(SHAPE)).float()
     part = (slice(3, 20), slice(10, 31), slice(0, 9))
-    assert torch.allclose(reader.read(ramps[2], part), reader.read(ramps[2], WHOLE)[part], atol=1e-3)
+    assert torch.allclose(reader.read(data, part), reader.read(data, WHOLE)[part], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["leans", "folds", "lies"])
 def test_what_leans_too_far_or_folds_is_read_in_one_pass(kind: str) -> None:
     knots = knots_of(STILL, 0)
     if kind == "leans":  # by a bit more than it may
-        knots = leaning(leaning(knots, 1.02 * LEAN, axis=0), 1.02 * LEAN, axis=1)
+        knots = lean(lean(knots, 1.02 * LEAN, axis=0), 1.02 * LEAN, axis=1)
     elif kind == "folds":
         knots[2, 2, 1] = knots[0, 0, 1]
     else:
