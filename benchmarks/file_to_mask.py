@@ -107,7 +107,8 @@ def measure(model: str, path: Path, result: Path, rounds: int, device: torch.dev
     for _ in range(rounds):
         words = [sys.executable, __file__, "--child", str(path), "--models", model, "--result", str(result)]
         words += ["--device", str(device)]
-        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=environment())
+        variables = {**environment(), **measuring.COMMANDS_VARIABLES}
+        done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=variables)
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     totals = [sum(parts[1] for parts in run["parts"].values()) for run in runs]
     shares = [1 - run["parts"]["networks"][1] / total for run, total in zip(runs, totals, strict=True)]

@@ -180,6 +180,10 @@ def take_turns(forms: Sequence[Form], rounds: int, *, least_seconds: float = 0.0
         spent += sum(form.run(count=number > 0) for form in forms)
 
 
+COMMANDS_VARIABLES = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}
+"""What the command line sets before torch is loaded: threads sleep while they wait, and memory comes in large pages."""
+
+
 def be_like_the_command() -> None:
     """Allow this process what the command line allows itself: to keep freed memory."""
     own_process()

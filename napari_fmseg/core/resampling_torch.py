@@ -5,10 +5,11 @@ Resampling is three small matrix products, one per axis (see `regrid`), which ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from napari_fmseg.core import resampling
@@ -138,10 +139,10 @@ def bounding_box(mask: Tensor | np.ndarray) -> Box | None:
     return _box_around(mask.shape, marked, 0, mask.device)
 
 
-def box_above(image: Tensor | np.ndarray, value: float) -> Box | None:
+def box_above(image: Tensor | np.ndarray, value: float, change: Callable[[Tensor], Tensor] | None = None) -> Box | None:
     """Return the smallest box around voxels of (c, z, y, x) that exceed `value` in any channel, or None.
 
-    An array may be a view with flipped or exchanged axes.
+    An array may be a view with flipped or exchanged axes; `change` maps the voxels, some planes at a time, first.
 
     It is ``bounding_box((image > value).any(0))`` in a thirtieth of the time: no copy of the volume is made. NaN, which
     no volume that was read has, hides its row.
@@ -149,7 +150,8 @@ def box_above(image: Tensor | np.ndarray, value: float) -> Box | None:
     shape = image.shape[1:]
     parts = ((planes, image[:, planes]) for planes in slabs(shape, len(image), voxels=_BOX_VOXELS))
     there = ((planes, to_tensor(part) if isinstance(part, np.ndarray) else part) for planes, part in parts)
-    shown = ((planes, part[0] if len(part) == 1 else part.amax(0)) for planes, part in there)
+    mapped = ((planes, change(part) if change else part) for planes, part in there)
+    shown = ((planes, part[0] if len(part) == 1 else part.amax(0)) for planes, part in mapped)
     return _box_around(shape, shown, value, image.device if isinstance(image, Tensor) else torch.device("cpu"))
 
 
@@ -186,13 +188,22 @@ def slabs(shape: Sequence[int], n_channels: int = 1, *, voxels: int = _SLAB_VOXE
         yield slice(start, min(shape[0], start + depth))
 
 
-def resize_slab(data: Tensor, shape: Sequence[int], planes: slice) -> Tensor:
-    """Compute only the `planes` (along z) of ``resize(data, shape)``, from the few input planes that they need."""
-    n_in, step = data.shape[1], data.shape[1] / shape[0]
-    weights = axis_weights(n_in, shape[0], (step - 1) / 2, step)[planes]
-    used = weights.any(0).nonzero()
-    first, last = int(used[0]), int(used[-1]) + 1
-    part = zoom(
-        data[:, first:last], [(0, last - first), (0, data.shape[2]), (0, data.shape[3])], (last - first, *shape[1:])
-    )
-    return _along(part, weights[:, first:last], 0)
+def resize_slab(data: Tensor, shape: Sequence[int], planes: slice, rows: slice | None = None) -> Tensor:
+    """Compute only some planes and rows (along z and y) of ``resize(data, shape)``, from what they need of the input.
+
+    On a finer grid torch's linear kernel gives the same along x, in a fifth of the time.
+    """
+    finer = all(n <= m for n, m in zip(data.shape[1:], shape, strict=True))
+    data = data.float()
+    if not finer:
+        data = zoom(data, [(0, n) for n in data.shape[1:]], (*data.shape[1:3], shape[2]))
+    for axis, part in enumerate((planes, rows or slice(0, shape[1]))):
+        n_in, step = data.shape[axis + 1], data.shape[axis + 1] / shape[axis]
+        weights = axis_weights(n_in, shape[axis], (step - 1) / 2, step)[part]
+        used = weights.any(0).nonzero()
+        first, last = int(used[0]), int(used[-1]) + 1
+        data = _along(data.narrow(axis + 1, first, last - first), weights[:, first:last], axis)
+    if not finer:
+        return data
+    c, z, y, _ = data.shape
+    return F.interpolate(data.flatten(1, 2), shape[2], mode="linear", align_corners=False).view(c, z, y, shape[2])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from napari_fmseg.core.allocator import trim_heap
 from napari_fmseg.core.events import Event, Progress, StageResult
@@ -56,13 +56,7 @@ class _Stages(StageRun):
     def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
         super().__init__(volume, model, options)
         self.settings = CoarseFineSettings.of(model.card.settings)
-        data, self.geometry = to_canonical(volume)
-        self.source = SlabReader(data, model.device)
-        if not self.source.to_device():
-            self.engine.notes.append(f"The volume does not fit into the memory of {model.device}: read in slabs.")
-        self.box = whole_box(self.geometry.shape)  # what the last stage's scores cover, in canonical voxels
-        if self.settings.crop_above is not None:
-            self.box = self.source.above(self.settings.crop_above) or self.box
+        self.box = self.source.body(self.settings.crop_above)  # what the last stage's scores cover, in canonical voxels
         self.scores = torch.zeros(())  # (classes, z, y, x) of the last stage
         self.choose: LabelRule
 
@@ -81,7 +75,7 @@ class _Stages(StageRun):
     def fine(self) -> Iterator[Event]:
         """Segment the box around what was found."""
         start = time.perf_counter()
-        self.box = box_around(self.found.data, self.geometry, self.settings.margin_mm, self.box)
+        self.box = box_around(self.found.data, self.whole, self.settings.margin_mm, self.box)
         seen = self._run_stage("fine", self.settings.fine_size)
         kept = keep_largest_components(seen, self.settings.fine_max_components, self.settings.fine_min_ml)
         self._suppress_removed(seen, kept)
@@ -106,28 +100,15 @@ class _Stages(StageRun):
         x = network_input(self.source.read(self.box, size), self.card.intensity)
         if self.source.device.type == "cpu":
             trim_heap()
-        out = ensemble_mean(self._call, nets, x[None])
+        out = ensemble_mean(self.call, nets, x[None])
         assert out is not None  # only an attempt gives none
         self.activation = activation_of(nets[0])
         # Of several networks there are probabilities, where logits are needed below.
         several = len(nets) > 1 and self.activation == "sigmoid"
         self.scores = torch.logit(out[0], 1e-6) if several else out[0].float()
         self.choose = label_rule_for(self.activation, self.settings)
-        grid = self.geometry.crop(self.box).resize(size)
+        grid = self.whole.crop(self.box).resize(size)
         return self.label_map(self.choose(self.scores), grid)
-
-    def _call(self, net: nn.Module, x: Tensor) -> Tensor:
-        """Call a network; where it runs out of memory, the volume leaves the device before anything else."""
-        if self.source.on_device:
-            out = self.engine.attempt(net, x)
-            if out is not None:
-                return out
-            self.source.release_tensor()
-            self.engine.free()
-            self.engine.notes.append(
-                f"The memory of {self.engine.device} did not suffice: the volume is read in slabs."
-            )
-        return self.engine(net, x)
 
     def _suppress_removed(self, seen: LabelMap, kept: LabelMap) -> None:
         """Set the scores to background where a component was removed, so that it does not return on a finer grid."""
@@ -169,9 +150,7 @@ def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkIn
     settings, intensity, nets = CoarseFineSettings.of(model.card.settings), model.card.intensity, model.nets
     data, native = to_canonical(volume)
     source = SlabReader(data, model.device)
-    box = whole_box(native.shape)
-    if settings.crop_above is not None:
-        box = source.above(settings.crop_above) or box
+    box = source.body(settings.crop_above)
     x = network_input(source.read(box, settings.coarse_size), intensity)[None]
     grid = native.crop(box).resize(settings.coarse_size)
     coarse = NetworkInputs(nets["coarse"], (x,), grid)

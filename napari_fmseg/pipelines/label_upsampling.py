@@ -198,21 +198,12 @@ def _linear(n_in: int, n_out: int) -> Tensor:
 def _slab_scores(
     scores: Tensor, shape: Sequence[int], planes: slice, axes: Sequence[AxisTiles] | None = None
 ) -> Tensor:
-    """Zoom along z by the weights and in plane by torch's bilinear kernel, or by the weights that are given."""
-    if axes is not None:
-        z, y, x = (axis.whole for axis in axes)
-        part = _two_taps(_two_taps(scores.float(), z[planes], 1), y, 2)
-        return part @ x.T.to(part.device)  # along the last axis faster than to gather
-    n_in, step = scores.shape[1], scores.shape[1] / shape[0]
-    if step > 1 or any(n > m for n, m in zip(scores.shape[2:], shape[1:], strict=True)):
+    """Zoom, or apply the weights that are given."""
+    if axes is None:
         return resize_slab(scores, shape, planes)
-    weights = _linear(n_in, shape[0])[planes]
-    used = weights.any(0).nonzero()
-    first, last = int(used[0]), int(used[-1]) + 1
-    near = scores[:, first:last].float()
-    near = torch.matmul(weights[:, first:last].to(near.device), near.flatten(2))  # (c, planes, y * x)
-    part = near.reshape(*near.shape[:2], *scores.shape[2:])
-    return F.interpolate(part, tuple(shape[1:]), mode="bilinear", align_corners=False)
+    z, y, x = (axis.whole for axis in axes)
+    part = _two_taps(_two_taps(scores.float(), z[planes], 1), y, 2)
+    return part @ x.T.to(part.device)  # along the last axis faster than to gather
 
 
 def _two_taps(data: Tensor, weights: Tensor, axis: int) -> Tensor:

@@ -11,11 +11,11 @@ with several classes the foreground is 1 - background; nothing is resampled to b
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,9 +25,7 @@ from napari_fmseg.core.resampling_torch import (
     from_canonical,
     resize,
     resize_slab,
-    slabs,
     to_canonical,
-    to_tensor,
     zoom,
 )
 from napari_fmseg.core.volume import Box, Volume
@@ -41,16 +39,20 @@ from napari_fmseg.pipelines.executor import ensemble_mean, ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
 from napari_fmseg.pipelines.network_inputs import NetworkInputs
 from napari_fmseg.pipelines.postprocess import clean
-from napari_fmseg.pipelines.preprocessing import body_box, crop_array, minmax_normalise, normalise, whole_box
+from napari_fmseg.pipelines.preprocessing import minmax_normalise, whole_box
+from napari_fmseg.pipelines.slab_reader import SlabReader
 from napari_fmseg.pipelines.stages import StageRun
 
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["attention_input", "attention_roi", "careful_views", "consensus_input", "explain_inputs", "run"]
+__all__ = ["attention_map_in", "attention_roi", "careful_views", "consensus_input", "explain_inputs", "run"]
 
 _VIEWS = 6
 """Of the whole volume in a careful run."""
+
+_EDGE_VALUES = 4_000_000
+"""Of all classes in the part of an edge that is computed at once."""
 
 _LEAST_PLANES = 4  # with fewer at once most of the work would go into the halo
 
@@ -69,17 +71,18 @@ def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkIn
     See `napari_fmseg.pipelines.PipelineModule`.
     """
     settings, intensity, nets = PhasedSettings.of(model.card.settings), model.card.intensity, model.nets
-    data, native = to_canonical(volume)
-    image = normalise(to_tensor(data, model.device), intensity)
-    body = body_box(image, settings.crop_above)
-    image, geometry = crop_array(image, body), native.crop(body)
-    x = consensus_input(image, settings, intensity)[None]
+    data, whole = to_canonical(volume)
+    source = SlabReader(data, model.device, intensity)
+    body = source.body(settings.crop_above)
+    geometry = whole.crop(body)
+    x = minmax_normalise(source.read(body, settings.consensus_grid), intensity)[None]
     coarse = NetworkInputs(nets["consensus"], (x,), geometry.resize(settings.consensus_grid))
     if "attention" not in nets:
         return coarse
     p = class_probabilities(nets["consensus"], nets["consensus"](x))[0]
     _, attention, box = attention_roi(p, geometry.shape, settings)
-    x, a = attention_input(image, attention, [(s.start, s.stop) for s in box], settings, intensity)
+    x = minmax_normalise(source.read(_inside(body, box), settings.attention_grid, body), intensity)
+    a = attention_map_in(attention, box, geometry.shape, settings)
     grid = geometry.crop(box).resize(settings.attention_grid)
     close = NetworkInputs(nets["attention"], (x[None], a[None]), grid)
     return close if close.covers(volume.geometry, place) else coarse
@@ -102,15 +105,11 @@ class _Stages(StageRun):
     """The state between the stages of one run; everything stays on the device."""
 
     def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
-        super().__init__(volume, model, options)
+        super().__init__(volume, model, options, model.card.intensity)
         self.settings = PhasedSettings.of(model.card.settings)
         self.careful = self.settings.careful if options.careful is None else options.careful
-        data, self.geometry = to_canonical(volume)
-        self.full = self.geometry
-        image = self._load_normalised(data)
-        self.body = body_box(image, self.settings.crop_above)
-        self.image = crop_array(image, self.body)  # (c, z, y, x)
-        self.geometry = self.full.crop(self.body)
+        self.body = self.source.body(self.settings.crop_above)
+        self.geometry = self.whole.crop(self.body)
         self.box: Box = whole_box(self.geometry.shape)  # native, canonical voxels of the body
         self.probabilities: Tensor | None = None  # (classes, z, y, x) of the last stage, over self.box
         self.crop_labels: Tensor | None = None  # of the edge stage, over self.box
@@ -122,22 +121,14 @@ class _Stages(StageRun):
         out = self.predict(stage, *inputs)
         return (class_probabilities(nets[0], out) if len(nets) == 1 else out)[0]
 
-    def _load_normalised(self, data: np.ndarray) -> Tensor:
-        """Normalise the volume on the device, or on the CPU where the device has no room; networks run there anyway."""
-        device, intensity = self.engine.device, self.card.intensity
-        if device.type != "cpu":
-            try:
-                return normalise(to_tensor(data, device), intensity)
-            except torch.OutOfMemoryError:
-                self.engine.notes.append(
-                    f"The volume does not fit into the memory of {device}: kept in the computer's."
-                )
-        return normalise(to_tensor(data, "cpu"), intensity)
+    def _read(self, box: Box, grid: Sequence[int]) -> Tensor:
+        """Return what a network receives of a box in the body, on a grid."""
+        return minmax_normalise(self.source.read(_inside(self.body, box), grid, self.body), self.card.intensity)
 
     @torch.inference_mode()
     def consensus(self) -> Iterator[Event]:
         start = time.perf_counter()
-        x = consensus_input(self.image, self.settings, self.card.intensity)
+        x = self._read(self.box, self.settings.consensus_grid)
         self.probabilities = self._probabilities("consensus", x[None])
         for done, spans in enumerate(careful_views(x.shape[1:]) if self.careful else (), 1):
             yield Progress("consensus", done, _VIEWS)
@@ -159,8 +150,8 @@ class _Stages(StageRun):
         yield StageResult("attention map", heat, seconds, "" if seen else "Nothing was found: looking at everything.")
 
         start = time.perf_counter()
-        spans = [(s.start, s.stop) for s in self.box]
-        x, a = attention_input(self.image, self.attention_map, spans, self.settings, self.card.intensity)
+        x = self._read(self.box, self.settings.attention_grid)
+        a = attention_map_in(self.attention_map, self.box, self.geometry.shape, self.settings)
         self.probabilities = self._probabilities("attention", x[None], a[None])
         grid = self.geometry.crop(self.box).resize(self.settings.attention_grid)
         labels = self.label_map(ARGMAX(self.probabilities), grid)
@@ -170,48 +161,58 @@ class _Stages(StageRun):
     def edge(self) -> Iterator[Event]:
         start = time.perf_counter()
         assert self.probabilities is not None
-        crop = crop_array(self.image, self.box)
-        shape = tuple(crop.shape[1:])
+        shape = self.geometry.crop(self.box).shape
         if self.settings.edge_grid == "attention":
-            x = resize(crop, self.settings.attention_grid)
+            x = self.source.read(_inside(self.body, self.box), self.settings.attention_grid)
             self.probabilities = self._probabilities("edge", x[None], self.probabilities[None])
             self.crop_labels = labels_on(self.probabilities, shape)
         else:
-            self.crop_labels = torch.empty(shape, dtype=self.dtype, device=crop.device)
-            for planes, part in self._edge_parts(crop):
-                self.crop_labels[planes] = part.to(self.crop_labels.dtype)
+            self.crop_labels = torch.empty(shape, dtype=self.dtype, device=self.probabilities.device)
+            for planes, rows, part in self._edge_parts(shape):
+                self.crop_labels[planes, rows] = part.to(self.crop_labels.dtype)
                 spent = time.perf_counter() - start
-                yield Progress("edge", planes.stop, shape[0])
+                done = shape[0] * rows.start + (rows.stop - rows.start) * planes.stop
+                yield Progress("edge", done, shape[0] * shape[1])
                 start = time.perf_counter() - spent  # the consumer's time is not ours
         labels = self.label_map(self.crop_labels, self.geometry.crop(self.box))
         yield StageResult("edge", labels, time.perf_counter() - start)
 
-    def _edge_parts(self, crop: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the labels of the window, some planes at a time; fewer at once where memory runs out."""
-        depth = all_at_once = next(slabs(crop.shape[1:], self.card.n_classes)).stop
-        first = 0
-        while first < crop.shape[1]:
-            planes = slice(first, min(crop.shape[1], first + depth))
-            labels = self._edge_planes(crop, planes, or_fewer=depth > _LEAST_PLANES)
-            if labels is not None:
-                yield planes, labels
-                first = planes.stop
-                continue
-            if depth == all_at_once:
-                self.engine.notes.append(
-                    f"Out of memory on {self.engine.device}: the edge was computed in smaller parts."
-                )
-            depth = max(_LEAST_PLANES, depth // 2)
+    def _edge_parts(self, shape: tuple[int, int, int]) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Yield the labels of planes and rows of the window; of fewer planes at once where memory runs out.
 
-    def _edge_planes(self, crop: Tensor, planes: slice, *, or_fewer: bool) -> Tensor | None:
-        """Return labels of some planes of the window; the halo makes them equal to those of the whole window.
+        Parts are as many planes as rows, of which the halo makes the least work.
+        """
+        lines = max(1, _EDGE_VALUES // (self.card.n_classes * shape[2]))
+        height = min(shape[1], max(math.isqrt(lines), lines // shape[0]))
+        depth = all_at_once = min(shape[0], max(1, lines // height))
+        for top in range(0, shape[1], height):
+            rows, first = slice(top, min(shape[1], top + height)), 0
+            while first < shape[0]:
+                planes = slice(first, min(shape[0], first + depth))
+                labels = self._edge_part(shape, planes, rows, or_fewer=depth > _LEAST_PLANES)
+                if labels is not None:
+                    yield planes, rows, labels
+                    first = planes.stop
+                    continue
+                if depth == all_at_once:
+                    self.engine.notes.append(
+                        f"Out of memory on {self.engine.device}: the edge was computed in smaller parts."
+                    )
+                depth = max(_LEAST_PLANES, depth // 2)
+
+    def _edge_part(self, shape: tuple[int, int, int], planes: slice, rows: slice, *, or_fewer: bool) -> Tensor | None:
+        """Return labels of planes and rows of the window; the halo makes them equal to those of the whole window.
 
         None if memory runs out and fewer planes may be tried; else the runner takes its own fallbacks.
         """
         assert self.probabilities is not None
-        first, last = max(0, planes.start - HALO), min(crop.shape[1], planes.stop + HALO)
+        z, y = (
+            slice(max(0, part.start - HALO), min(n, part.stop + HALO))
+            for part, n in zip((planes, rows), shape, strict=False)
+        )
         try:
-            s = resize_slab(self.probabilities, crop.shape[1:], slice(first, last))
+            s = resize_slab(self.probabilities, shape, z, y)
+            image = self.source.voxels(_inside(self.body, _inside(self.box, (z, y, slice(0, shape[2])))))
         except torch.OutOfMemoryError:
             if not or_fewer:
                 raise
@@ -219,9 +220,12 @@ class _Stages(StageRun):
         if s is None:
             self.engine.free()
             return None
-        run = self.engine.attempt if or_fewer else self.engine
-        out = ensemble_mean(run, ensemble_members(self.nets, "edge"), crop[:, first:last][None], s[None])
-        return None if out is None else ARGMAX(out[0, :, planes.start - first : planes.stop - first])
+        run = self.engine.attempt if or_fewer else self.call
+        out = ensemble_mean(run, ensemble_members(self.nets, "edge"), image[None], s[None])
+        if out is None:
+            return None
+        out = out[0, :, planes.start - z.start : planes.stop - z.start, rows.start - y.start : rows.stop - y.start]
+        return ARGMAX(out)
 
     def labels(self) -> StageResult:
         """Put the last stage's labels on the volume's own grid."""
@@ -229,9 +233,9 @@ class _Stages(StageRun):
         assert self.probabilities is not None
         shape = tuple(s.stop - s.start for s in self.box)
         crop = self.crop_labels if self.crop_labels is not None else labels_on(self.probabilities, shape)
-        full = torch.zeros(self.full.shape, dtype=crop.dtype, device=crop.device)
+        full = torch.zeros(self.whole.shape, dtype=crop.dtype, device=crop.device)
         full[self.body][self.box] = crop
-        found = self.label_map(full, self.full)
+        found = self.label_map(full, self.whole)
         if largest := self.settings.keep_largest:
             found = clean(found, keep_largest=True, together=largest == "together", neighbours=6)
         array = from_canonical(found.data, self.volume.geometry)
@@ -272,17 +276,15 @@ def attention_roi(
     return seen, attention_map((1 - p_background)[None, None])[0], box_in(box, settings.consensus_grid, shape)
 
 
-def attention_input(
-    image: Tensor,
-    attention: Tensor,
-    spans: Sequence[tuple[float, float]],
-    settings: PhasedSettings,
-    intensity: Intensity,
-) -> tuple[Tensor, Tensor]:
-    """Return image (c, z, y, x) and attention map (1, z, y, x) between the native edges `spans` on the attention
-    grid.
-    """
-    x = minmax_normalise(zoom(image, spans, settings.attention_grid), intensity)
-    scale = [m / n for n, m in zip(image.shape[1:], attention.shape[1:], strict=True)]
-    there = [(first * k, last * k) for (first, last), k in zip(spans, scale, strict=True)]
-    return x, zoom(attention, there, settings.attention_grid)
+def attention_map_in(attention: Tensor, box: Box, shape: Sequence[int], settings: PhasedSettings) -> Tensor:
+    """Return the attention map (1, z, y, x) over a volume of `shape` on the attention grid, inside a window of it."""
+    scale = [m / n for n, m in zip(shape, attention.shape[1:], strict=True)]
+    return zoom(
+        attention, [(s.start * k, s.stop * k) for s, k in zip(box, scale, strict=True)], settings.attention_grid
+    )
+
+
+def _inside(body: Box, box: Box) -> Box:
+    """Return a box that is told in voxels of another one in voxels of what that one is told in."""
+    z, y, x = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(body, box, strict=True))
+    return z, y, x

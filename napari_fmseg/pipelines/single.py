@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from napari_fmseg.core.errors import GeometryMismatch
 from napari_fmseg.core.events import Event, Progress, StageResult
-from napari_fmseg.core.resampling_torch import from_canonical, resize, to_canonical, to_tensor
+from napari_fmseg.core.resampling_torch import from_canonical, to_canonical
 from napari_fmseg.core.volume import Box, Geometry, Volume
 from napari_fmseg.models.settings import SingleSettings
 from napari_fmseg.models.weights import Model
@@ -29,7 +29,8 @@ from napari_fmseg.pipelines.executor import ensemble_members
 from napari_fmseg.pipelines.label_upsampling import ARGMAX, labels_on
 from napari_fmseg.pipelines.network_inputs import NetworkInputs, box_on
 from napari_fmseg.pipelines.postprocess import clean
-from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise, whole_box
+from napari_fmseg.pipelines.preprocessing import crop_array, whole_box
+from napari_fmseg.pipelines.slab_reader import SlabReader
 from napari_fmseg.pipelines.sliding_window import mirror_axes, predict_windows
 from napari_fmseg.pipelines.stages import StageRun
 
@@ -43,12 +44,13 @@ __all__ = ["explain_inputs", "pad_to_window", "run", "working_grid"]
 def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event]:
     """Run the network; see `napari_fmseg.pipelines.segment`."""
     settings = SingleSettings.of(model.card.settings)
-    state = StageRun(volume, model, options)
     start = time.perf_counter()
-    image, whole, box = _load(volume, model, settings)
+    state = StageRun(volume, model, options, model.card.intensity)
+    whole, box = state.whole, state.source.body(settings.crop_above)
     native = whole.crop(box)
     grid = working_grid(native, settings)
-    image = resize(image, grid.shape) if grid.shape != native.shape else image
+    image = state.source.read(box, grid.shape)
+    state.source.release_tensor()
     yield Progress("net", 0, 1)
     nets = ensemble_members(model.nets, "net")
     scores = yield from predict_windows(
@@ -79,10 +81,12 @@ def run(volume: Volume, model: Model, options: SegmentOptions) -> Iterator[Event
 def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkInputs:
     """Return the network's input in a window around a place; see `napari_fmseg.pipelines.PipelineModule`."""
     settings = SingleSettings.of(model.card.settings)
-    image, whole, body = _load(volume, model, settings)
+    data, whole = to_canonical(volume)
+    source = SlabReader(data, model.device, model.card.intensity)
+    body = source.body(settings.crop_above)
     native = whole.crop(body)
     grid = working_grid(native, settings)
-    image = resize(image, grid.shape) if grid.shape != native.shape else image
+    image = source.read(body, grid.shape)
     around = whole_box(grid.shape) if place is None else box_on(grid, volume.geometry, place)
     window = []
     for n, w, at in zip(grid.shape, settings.window, around, strict=True):
@@ -101,14 +105,6 @@ def working_grid(geometry: Geometry, settings: SingleSettings) -> Geometry:
     sizes = zip(geometry.shape, geometry.spacing, settings.spacing_mm, strict=True)
     z, y, x = (max(1, round(n * have / want)) for n, have, want in sizes)
     return geometry.resize((z, y, x))
-
-
-def _load(volume: Volume, model: Model, settings: SingleSettings) -> tuple[Tensor, Geometry, Box]:
-    """Return the normalised body (c, z, y, x), the grid of the whole volume, and the box of the body in it."""
-    data, whole = to_canonical(volume)
-    image = normalise(to_tensor(data, model.device), model.card.intensity)
-    box = body_box(image, settings.crop_above)
-    return crop_array(image, box), whole, box
 
 
 def pad_to_window(image: Tensor, net: nn.Module, window: Sequence[int]) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from napari_fmseg.core.resampling_torch import axis_weights, box_above, slabs, to_tensor, zoom
 from napari_fmseg.core.volume import Box
+from napari_fmseg.models.card import Intensity
+from napari_fmseg.pipelines.preprocessing import IntensityMap, whole_box
 
 __all__ = ["SlabReader"]
 
@@ -17,7 +21,8 @@ __all__ = ["SlabReader"]
 class SlabReader:
     """Reads boxes of a volume on small grids, linear and anti-aliased, without ever holding the volume as floats.
 
-    The arithmetic is the same wherever the volume lies, so that its place changes nothing in the result.
+    The arithmetic is the same wherever the volume lies, so that its place changes nothing in the result. Where the
+    device has no room even for slabs, everything is read in the computer's memory.
 
     Parameters
     ----------
@@ -25,16 +30,20 @@ class SlabReader:
         (c, z, y, x), any integer or float type; may be a view with flipped or exchanged axes.
     device
         Where the results are wanted.
+    intensity
+        By which voxels are mapped before anything else; percentiles, means and standard deviations are those of the
+        whole volume. None: as they are stored.
 
     Attributes
     ----------
     device
-        As given; may be changed.
+        As given; the CPU once the device had no room.
     """
 
-    def __init__(self, data: np.ndarray, device: torch.device) -> None:
+    def __init__(self, data: np.ndarray, device: torch.device, intensity: Intensity | None = None) -> None:
         self._data = data
         self.device = device
+        self._intensity = intensity
         self._there: Tensor | None = None
 
     @property
@@ -56,22 +65,70 @@ class SlabReader:
         """Free the device of the volume; it is read from the computer's memory from now on."""
         self._there = None
 
-    def read(self, box: Box, size: Sequence[int]) -> Tensor:
+    def read(self, box: Box, size: Sequence[int], around: Box | None = None) -> Tensor:
         """Return the part inside a box on a grid of `size`, edge to edge.
+
+        Parameters
+        ----------
+        box
+            In voxels.
+        size
+            Voxels (z, y, x) of the result.
+        around
+            A box in which the first one lies: its voxels count, too, where the means at the edges reach beyond the
+            first. None: none do, the outermost voxels are repeated.
 
         Returns
         -------
         Tensor
             (c, z, y, x) of `size`, float32, on the device.
         """
-        first = box[0].start
-        n, shape = box[0].stop - first, (len(self._data), *(s.stop - s.start for s in box))
-        step = n / size[0]
-        weights = axis_weights(n, size[0], (step - 1) / 2, step).to(self.device)
-        out = torch.zeros((shape[0], *size), device=self.device)
+        if tuple(size) == tuple(s.stop - s.start for s in box):
+            return self.voxels(box)
+        return self._where_there_is_room(lambda: self._resample(box, size, around or box))
+
+    def voxels(self, box: Box) -> Tensor:
+        """Return the voxels (c, z, y, x) inside a box, float32, on the device."""
+        return self._where_there_is_room(lambda: self._values(box))
+
+    def body(self, crop_above: float | None) -> Box:
+        """Return the box around all voxels above a value in any channel; the whole volume if there is none, or None."""
+        there, whole = self._data if self._there is None else self._there, whole_box(self._data.shape[1:])
+        return whole if crop_above is None else box_above(there, crop_above, self._map) or whole
+
+    @cached_property
+    def _map(self) -> IntensityMap | None:
+        return IntensityMap.of(self._intensity, self._data.shape, self._slabs) if self._intensity else None
+
+    def _slabs(self) -> Iterator[Tensor]:
+        shape = self._data.shape
         for planes in slabs(shape[1:], shape[0]):
-            part = self._slab((slice(first + planes.start, first + planes.stop), *box[1:]))
-            part = zoom(part, [(0, n) for n in part.shape[1:]], (part.shape[1], *size[1:]))
+            yield self._raw((planes, *whole_box(shape[1:])[1:]))
+
+    def _where_there_is_room(self, read: Callable[[], Tensor]) -> Tensor:
+        try:
+            return read()
+        except torch.OutOfMemoryError:
+            if self.device.type == "cpu":
+                raise
+        self.release_tensor()
+        self.device = torch.device("cpu")
+        return read()
+
+    def _resample(self, box: Box, size: Sequence[int], around: Box) -> Tensor:
+        near, spans = [], []
+        for inner, outer, n in zip(box, around, size, strict=True):
+            reach = math.ceil((inner.stop - inner.start) / n) + 1  # voxels that a mean can reach beyond the edge
+            first, last = max(outer.start, inner.start - reach), min(outer.stop, inner.stop + reach)
+            near.append(slice(first, last))
+            spans.append((inner.start - first, inner.stop - first))
+        shape = [s.stop - s.start for s in near]
+        step = (spans[0][1] - spans[0][0]) / size[0]
+        weights = axis_weights(shape[0], size[0], spans[0][0] + (step - 1) / 2, step).to(self.device)
+        out = torch.zeros((len(self._data), *size), device=self.device)
+        for planes in slabs(shape, len(self._data)):
+            part = self._values((slice(near[0].start + planes.start, near[0].start + planes.stop), near[1], near[2]))
+            part = zoom(part, [(0, part.shape[1]), *spans[1:]], (part.shape[1], *size[1:]))
             rows = weights[:, planes]
             used = rows.any(1).nonzero()
             if len(used):
@@ -79,11 +136,10 @@ class SlabReader:
                 out[:, here] += torch.einsum("oz,czyx->coyx", rows[here], part)
         return out
 
-    def above(self, value: float) -> Box | None:
-        """Return the box around all voxels above a value in any channel, None if there is none."""
-        return box_above(self._data, value)
+    def _values(self, box: Box) -> Tensor:
+        raw = self._raw(box)
+        return raw.float() if self._map is None else self._map(raw)
 
-    def _slab(self, box: Box) -> Tensor:
+    def _raw(self, box: Box) -> Tensor:
         where = (slice(None), *box)
-        raw = to_tensor(self._data[where], self.device) if self._there is None else self._there[where]
-        return raw.float()
+        return to_tensor(self._data[where], self.device) if self._there is None else self._there[where]

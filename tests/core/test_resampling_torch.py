@@ -44,12 +44,14 @@ def test_a_span_reads_the_same_as_a_crop() -> None:
     torch.testing.assert_close(zoom(data, [(2, 6), (0, 10), (3, 8)], (4, 10, 5)), data[:, 2:6, :, 3:8])
 
 
-def test_planes_of_a_zoomed_volume_equal_the_whole_zoomed_volume() -> None:
+def test_planes_and_rows_of_a_zoomed_volume_equal_the_whole_zoomed_volume() -> None:
     data = noise(3, *SHAPE)
     for shape in ((20, 21, 22), (5, 6, 7), (9, 20, 4)):
         whole = resize(data, shape)
         for planes in slabs(shape, 3, voxels=3 * 3 * shape[1] * shape[2]):
             torch.testing.assert_close(resize_slab(data, shape, planes), whole[:, planes], atol=1e-5, rtol=0)
+            part = resize_slab(data, shape, planes, slice(3, 5))
+            torch.testing.assert_close(part, whole[:, planes, 3:5], atol=1e-5, rtol=0)
 
 
 def test_resampling_equals_simpleitk_on_a_flipped_permuted_and_shifted_grid() -> None:

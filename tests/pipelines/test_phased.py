@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ from torch import nn
 
 from napari_fmseg.core.errors import DeviceMemory, GeometryMismatch, InvalidRecipe, UnknownModel
 from napari_fmseg.core.events import Event, Progress, StageResult, Warned, drain
-from napari_fmseg.core.resampling_torch import slabs, zoom
+from napari_fmseg.core.resampling_torch import resize, zoom
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets import build
-from napari_fmseg.pipelines import SegmentOptions, phased, segment, stages_of
+from napari_fmseg.pipelines import SegmentOptions, phased, segment, slab_reader, stages_of
 from napari_fmseg.pipelines.executor import InferenceRunner
 from napari_fmseg.pipelines.phased import PhasedSettings, careful_views
 from napari_fmseg.pipelines.preprocessing import normalise
@@ -271,10 +270,10 @@ def test_the_published_certain_window_still_runs() -> None:
     np.testing.assert_array_equal(found["labels"].output.data, volume.data)
 
 
-@pytest.mark.parametrize("voxels", [1, 2000])
+@pytest.mark.parametrize("values", [1, 700, 2000])
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_the_edge_by_planes_equals_the_network_on_the_whole_window(
-    n_classes: int, voxels: int, monkeypatch: pytest.MonkeyPatch
+def test_the_edge_in_parts_equals_the_network_on_the_whole_window(
+    n_classes: int, values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(4)
     edge = build("edgenet", n_classes=n_classes).requires_grad_(False).eval()
@@ -287,13 +286,13 @@ def test_the_edge_by_planes_equals_the_network_on_the_whole_window(
         labels={i: str(i) for i in range(1, n_classes)},
         settings={"window": "all", "window_margin": (9, 9), "attention_grid": (8, 9, 10)},
     )
-    monkeypatch.setattr(phased, "slabs", partial(slabs, voxels=voxels))
+    monkeypatch.setattr(phased, "_EDGE_VALUES", values)
     events = list(segment(volume, model, FLOAT))
     assert sum(isinstance(e, Progress) and e.stage == "edge" for e in events) > 2
     found = results(events)["edge"].output
     assert found.geometry == volume.geometry  # the margin reaches all borders
     image = torch.from_numpy(volume.data)[None, None]
-    coarse = look(phased.resize(image[0], (8, 9, 10))[None])
+    coarse = look(resize(image[0], (8, 9, 10))[None])
     # An independent zoom: torch's trilinear is the same where the grid grows along every axis.
     whole = edge(image, F.interpolate(coarse, volume.data.shape, mode="trilinear", align_corners=False))[0]
     best = whole.topk(2, 0).values
@@ -490,7 +489,7 @@ def test_a_volume_of_air_only_is_looked_at_whole() -> None:
 def test_the_seconds_of_a_stage_leave_out_what_the_consumer_does(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(phased.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(phased, "slabs", partial(slabs, voxels=1))
+    monkeypatch.setattr(phased, "_EDGE_VALUES", 1)
     for event in segment(square(), model_of(), FLOAT):
         clock[0] += 10
         if isinstance(event, StageResult):
@@ -514,21 +513,31 @@ def full(*_: Any, **__: Any) -> Any:
     raise torch.OutOfMemoryError("no memory")
 
 
-@pytest.mark.parametrize("step", ["to_tensor", "resize", "zoom", "resize_slab"])
-def test_no_memory_between_the_networks_is_told_as_such(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [(slab_reader, "to_tensor"), (slab_reader, "zoom"), (phased, "zoom"), (phased, "resize_slab")],
+)
+def test_no_memory_between_the_networks_is_told_as_such(
+    module: ModuleType, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A RuntimeError would be swallowed by the workers of napari and superqt."""
-    monkeypatch.setattr(phased, step, full)
+    monkeypatch.setattr(module, step, full)
     with pytest.raises(DeviceMemory, match="memory"):
         drain(segment(square(), model_of(), FLOAT))
 
 
-def test_a_volume_too_large_for_the_device_stays_in_the_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    to_device: Callable[..., torch.Tensor] = phased.to_tensor
+def only_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no device but the CPU have room for a voxel."""
+    to_device = slab_reader.to_tensor
 
-    def only_cpu(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+    def to_cpu(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
         return to_device(array, device) if torch.device(device).type == "cpu" else full()
 
-    monkeypatch.setattr(phased, "to_tensor", only_cpu)
+    monkeypatch.setattr(slab_reader, "to_tensor", to_cpu)
+
+
+def test_a_volume_too_large_for_the_device_stays_in_the_computers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_cpu(monkeypatch)
     # "meta" stands for a device with another memory: networks fail there too and come back to the CPU.
     model = model_of(Careful())
     model = Model(model.card, model.nets, torch.device("meta"))
@@ -590,16 +599,15 @@ def test_the_zoom_of_the_edge_is_tried_in_parts_too(monkeypatch: pytest.MonkeyPa
     expected = results(segment(noisy(), edged(1000), FLOAT))["labels"].output.data
     zoomed = phased.resize_slab
 
-    def tight(data: torch.Tensor, shape: Any, planes: slice) -> torch.Tensor:
-        return zoomed(data, shape, planes) if planes.stop - planes.start <= 10 else full()
+    def tight(data: torch.Tensor, shape: Any, planes: slice, rows: slice) -> torch.Tensor:
+        return zoomed(data, shape, planes, rows) if planes.stop - planes.start <= 10 else full()
 
     monkeypatch.setattr(phased, "resize_slab", tight)
     np.testing.assert_array_equal(results(segment(noisy(), edged(1000), FLOAT))["labels"].output.data, expected)
 
 
 def test_an_edge_that_fits_in_no_part_goes_to_the_cpu_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    to_device: Callable[..., torch.Tensor] = phased.to_tensor
-    monkeypatch.setattr(phased, "to_tensor", lambda array, device="cpu": to_device(array, "cpu"))
+    only_cpu(monkeypatch)
     net = Careful(sharpness=8.0)
     nets = {"consensus": net, "attention": net, "edge": Narrow(1000)}
     expected = results(segment(noisy(), model_of(nets=nets), FLOAT))["labels"].output.data
@@ -616,9 +624,10 @@ def test_an_edge_that_fits_in_no_part_goes_to_the_cpu_with_the_same_result(monke
     events = list(segment(noisy(), elsewhere, FLOAT))
     np.testing.assert_array_equal(results(events)["labels"].output.data, expected)
     told = [e.text for e in events if isinstance(e, Warned)]
-    assert len(told) == 2
-    assert "smaller parts" in told[0]
-    assert "continued on the CPU" in told[1]
+    assert len(told) == 3
+    assert "read in slabs" in told[0]
+    assert "smaller parts" in told[1]
+    assert "continued on the CPU" in told[2]
 
 
 def test_a_careful_run_averages_six_views_and_finds_the_organ_at_the_same_place() -> None:

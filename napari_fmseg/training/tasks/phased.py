@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from napari_fmseg.core.errors import InvalidRecipe
-from napari_fmseg.core.resampling_torch import resize, resize_slab
+from napari_fmseg.core.resampling_torch import resize, resize_slab, zoom
 from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.settings import PhasedSettings
 from napari_fmseg.nets.fmsf import HALO
 from napari_fmseg.nets.traits import class_probabilities
-from napari_fmseg.pipelines.phased import attention_input, attention_roi, consensus_input
+from napari_fmseg.pipelines.phased import attention_map_in, attention_roi, consensus_input
 from napari_fmseg.pipelines.preprocessing import crop_array, minmax_normalise
 from napari_fmseg.training.data.augmentation import augment_intensity
 from napari_fmseg.training.data.samples import Sample, target_in
@@ -115,8 +115,9 @@ class _Edge(_Phase):
         self.segmentations: list[Tensor] = []
         for case in self.samples:
             attention, box = _look(case, frozen["consensus"], self.settings, self.intensity)
-            spans = [(float(s.start), float(s.stop)) for s in box]
-            x, a = attention_input(case.image, attention, spans, self.settings, self.intensity)
+            spans = [(s.start, s.stop) for s in box]
+            x = minmax_normalise(zoom(case.image, spans, self.settings.attention_grid), self.intensity)
+            a = attention_map_in(attention, box, case.labels.shape, self.settings)
             with torch.inference_mode():
                 s = class_probabilities(frozen["attention"], frozen["attention"](x[None], a[None]))[0]
             self.boxes.append(box)
