@@ -77,7 +77,7 @@ class PhasedSettings(PipelineSettings):
     window_margin
         Consensus voxels added before and after the foreground, at most to the border.
     edge_grid
-        ``"native"``: the window's native voxels, exact by planes with a halo. ``"attention"``: the attention grid, as
+        ``"native"``: the window's native voxels, exact by blocks with a halo. ``"attention"``: the attention grid, as
         published.
     crop_above
         Look only at the box around all voxels above this normalised intensity (0..1), so that the air around a patient

@@ -2,7 +2,7 @@
 
 Consensus (SNet) takes the whole volume on a small grid. Its foreground gives an attention map and a window; the
 attention network (AttnNet) takes the window on a grid of its own, taken from the native voxels. The edge network
-(EdgeNet) sharpens on the native voxels, plane by plane with a halo, so that the mask is as sharp as the image.
+(EdgeNet) sharpens on the native voxels, block by block with a halo, so that the mask is as sharp as the image.
 
 What the published code gets wrong is mended here: the window comes from likely foreground rather than from a
 background of exactly 1; after an empty consensus the window is the whole volume; orientation is put right and back;
@@ -102,7 +102,7 @@ def window_of(p_background: Tensor, settings: PhasedSettings) -> Box:
 
 
 class _Stages(StageRun):
-    """The state between the stages of one run; everything stays on the device."""
+    """The state between the stages of one run; all but the labels of native voxels stays on the device."""
 
     def __init__(self, volume: Volume, model: Model, options: SegmentOptions) -> None:
         super().__init__(volume, model, options, model.card.intensity)
@@ -167,9 +167,9 @@ class _Stages(StageRun):
             self.probabilities = self._probabilities("edge", x[None], self.probabilities[None])
             self.crop_labels = labels_on(self.probabilities, shape)
         else:
-            self.crop_labels = torch.empty(shape, dtype=self.dtype, device=self.probabilities.device)
+            self.crop_labels = torch.empty(shape, dtype=self.dtype)
             for planes, rows, part in self._edge_parts(shape):
-                self.crop_labels[planes, rows] = part.to(self.crop_labels.dtype)
+                self.crop_labels[planes, rows] = part
                 spent = time.perf_counter() - start
                 done = shape[0] * rows.start + (rows.stop - rows.start) * planes.stop
                 yield Progress("edge", done, shape[0] * shape[1])
@@ -233,7 +233,7 @@ class _Stages(StageRun):
         assert self.probabilities is not None
         shape = tuple(s.stop - s.start for s in self.box)
         crop = self.crop_labels if self.crop_labels is not None else labels_on(self.probabilities, shape)
-        full = torch.zeros(self.whole.shape, dtype=crop.dtype, device=crop.device)
+        full = torch.zeros(self.whole.shape, dtype=self.dtype)
         full[self.body][self.box] = crop
         found = self.label_map(full, self.whole)
         if largest := self.settings.keep_largest:
