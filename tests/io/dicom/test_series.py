@@ -339,6 +339,20 @@ def test_two_frames_of_reference_under_one_series_are_not_mixed(tmp_path: Path) 
     assert any("frame of reference of its own" in text for text in volume.meta["warnings"])
 
 
+@pytest.mark.parametrize("beside_mm", [0.0, 40.0])
+def test_images_at_one_height_but_beside_each_other_are_no_channels(tmp_path: Path, beside_mm: float) -> None:
+    def place(d: Any, k: int) -> None:
+        d.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]  # coronal; the second station lies below the first
+        d.ImagePositionPatient = [0, 2 * (k % 4), -beside_mm * (k // 4)]
+
+    folder = write(tmp_path, slices(np.concatenate([VOXELS, VOXELS + 1]), place))
+    if beside_mm:
+        with pytest.raises(UnreadableVolume, match=r"up to 40 mm beside each other.*separate series"):
+            read_volume(folder)
+    else:
+        np.testing.assert_array_equal(read_volume(folder).data, [VOXELS, VOXELS + 1])
+
+
 @pytest.mark.parametrize("angle", [0.0, 0.3])
 @pytest.mark.parametrize("step", [0.4, 0.5, 0.625, 1.25])
 def test_positions_rounded_to_a_tenth_are_even_enough(tmp_path: Path, step: float, angle: float) -> None:
