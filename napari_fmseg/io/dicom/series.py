@@ -281,14 +281,15 @@ def _is_placed(found: _Headers) -> bool:
 def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
     header = found[0].tags
     stacks, geometry, warnings = stack([part for file in found for part in slices_of(file)], name)
-    if any(str(file.tags.get("PhotometricInterpretation", "")) == "MONOCHROME1" for file in found):
+    is_inverted = any(str(file.tags.get("PhotometricInterpretation", "")) == "MONOCHROME1" for file in found)
+    if is_inverted:
         warnings.append("The series is stored inverted for display (MONOCHROME1); its values were left as they are.")
     if len({file.tags.get_item("RescaleSlope") is None for file in found}) > 1:
         warnings.append("Some slices state no rescale slope and intercept; their values were left as they are stored.")
     with header_errors_as_unreadable(found[0].path):
         warnings += _other_mapping(header, stacks[0][0])
     factors = _suv_factors(found, stacks, suv, warnings)  # before the voxels: what is required may be missing
-    data = _voxels(stacks)
+    data = _voxels(stacks, is_inverted)
     meta: dict[str, Any] = {
         "format": "DICOM",
         "warnings": warnings,
@@ -353,13 +354,13 @@ def _suv_factors(found: _Headers, stacks: list[list[Slice]], suv: str, warnings:
         return []
 
 
-def _voxels(stacks: list[list[Slice]]) -> npt.NDArray[Any]:
-    """Return voxels (c, z, y, x), scaled."""
+def _voxels(stacks: list[list[Slice]], is_inverted: bool) -> npt.NDArray[Any]:
+    """Return voxels (c, z, y, x), scaled; `is_inverted` where some are for display (MONOCHROME1)."""
     flat = [part for stack in stacks for part in stack]
     scalings = {(part.slope, part.intercept) for part in flat}
-    # Of several frames with scalings of their own, GDCM would apply the first one's to all.
+    # GDCM would apply the first frame's scaling to all frames, and gives inverted values for MONOCHROME1.
     own_scalings = len(scalings) > 1 and any(part.frame for part in flat)
-    by_gdcm = not all(part.is_plain for part in flat) and not own_scalings
+    by_gdcm = not (all(part.is_plain for part in flat) or own_scalings or is_inverted)
     data: npt.NDArray[Any] = np.empty(0)
     for i, (part, plane) in enumerate(zip(flat, decode_slices(flat, by_gdcm), strict=True)):
         if plane.shape != part.shape:

@@ -1,6 +1,7 @@
 """DICOM as it is stored, not as it is declared; and what makes no volume is refused for its real cause."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import (
@@ -208,6 +211,19 @@ def test_the_stored_bits_are_taken_wherever_they_stand(
 def spoil(**tags: Any) -> Change:
     """Set tags of all slices."""
     return lambda d, k: [setattr(d, key, value) for key, value in tags.items()]
+
+
+@pytest.mark.parametrize("display", ["MONOCHROME1", "MONOCHROME2"])
+def test_compressed_values_are_the_stored_ones_however_they_are_to_be_shown(tmp_path: Path, display: str) -> None:
+    def compress(d: Any, k: int) -> None:
+        stream = BytesIO()
+        Image.fromarray(VOXELS[k].astype("<u2")).save(stream, "JPEG2000", no_jp2=True, irreversible=False)
+        d.PhotometricInterpretation, d.PixelRepresentation, d.RescaleIntercept = display, 0, -1024
+        d.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        d.PixelData = encapsulate([stream.getvalue()])
+        d["PixelData"].VR, d["PixelData"].is_undefined_length = "OB", True
+
+    np.testing.assert_array_equal(read_volume(write(tmp_path, slices(change=compress))).data, VOXELS - 1024)
 
 
 def test_indices_of_a_colour_table_are_no_intensities(tmp_path: Path) -> None:
