@@ -13,7 +13,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.sr import _concepts_dict
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from napari_fmseg._napari.opening.layer_data import layers_of
 from napari_fmseg.core.errors import GeometryMismatch, MissingExtra, UnreadableVolume, UnwritableVolume
@@ -223,6 +223,33 @@ def test_a_seg_is_read_back_with_place_names_and_colours(series: Path, tmp_path:
     np.testing.assert_array_equal(again.data, np.select([labels.data == 2, labels.data == 7], [1, 2])[box])
     assert again.names == {1: "Left parotid", 2: "größeres Ding"}
     assert again.colors[1] == pytest.approx((0.2, 0.9, 0.1), abs=0.001)
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_a_label_map_segmentation_is_read(tmp_path: Path, syntax: str) -> None:
+    empty = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
+             "ReferringPhysicianName")  # fmt: skip
+    geometry = make_series(tmp_path / "ct", **dict.fromkeys(empty, ""))
+    voxels = np.zeros(SHAPE, np.uint8)
+    voxels[1:3, 2:5, 3:9], voxels[2:, 6:9, 1:4] = 1, 2
+    kind = hd.sr.CodedConcept("10200004", "SCT", "Liver")
+    segments = [
+        hd.seg.SegmentDescription(n, f"part {n}", hd.sr.CodedConcept("123037004", "SCT", "Structure"), kind, "MANUAL")
+        for n in (1, 2)
+    ]
+    images = [pydicom.dcmread(path) for path in sorted((tmp_path / "ct").iterdir())]
+    for image in images:
+        image.ImageOrientationPatient = images[0].ImageOrientationPatient
+    seg = hd.seg.Segmentation(
+        images, voxels, "LABELMAP", segments, hd.UID(), 9, hd.UID(), 1, "maker", "model", "1", "0",
+        transfer_syntax_uid=syntax,
+    )  # fmt: skip
+    seg.save_as(tmp_path / "a.dcm")
+    again = read_labels(tmp_path / "a.dcm")
+    box = (slice(1, None), slice(None), slice(None))  # of the slice without labels nothing is in the file
+    np.testing.assert_array_equal(again.data, voxels[box])
+    assert again.geometry.matches(geometry.crop(box))
+    assert again.names == {1: "part 1", 2: "part 2"}
 
 
 def test_a_gap_between_the_slices_of_a_seg_is_kept(series: Path, tmp_path: Path) -> None:

@@ -478,6 +478,17 @@ def test_a_multi_frame_object_that_describes_fewer_frames_than_it_has_is_refused
         read_volume(write(tmp_path / "short", [short]))
 
 
+@pytest.mark.parametrize("indices", [1, 2])
+def test_a_multi_frame_object_may_number_its_frames_by_one_index_or_more(tmp_path: Path, indices: int) -> None:
+    def number(d: Any) -> None:
+        for k, frame in enumerate(d.PerFrameFunctionalGroupsSequence):
+            content = Dataset()
+            content.DimensionIndexValues = [1, k + 1][-indices:]
+            frame.FrameContentSequence = [content]
+
+    np.testing.assert_array_equal(read_volume(write(tmp_path, [enhanced(number)])).data, VOXELS)
+
+
 def test_one_nifti_beside_a_cut_dicom_file_is_read_and_the_cut_file_alone_says_what_is_wrong(tmp_path: Path) -> None:
     cut = tmp_path / "cut.dcm"
     cut.write_bytes(bytes(128) + b"DICM" + b"\x02\0\0\0UL\x04\0\xff\xff")
