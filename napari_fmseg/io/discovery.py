@@ -59,7 +59,9 @@ def find_volumes(folder: Path | str, *, damaged: bool = False) -> tuple[Path, ..
     -------
     tuple of Path
         Files; for a DICOM series the folder that holds it and no other one, else its first file (which stands for its
-        series in the same folder). Objects that are no images (RTSTRUCT, SEG and the like) are left out.
+        series in the same folder). A series in several folders beside others, as discs have it, is found as the folder
+        of them all, which asks for one of its series. Objects that are no images (RTSTRUCT, SEG and the like) are left
+        out.
 
     Raises
     ------
@@ -78,7 +80,7 @@ def find_volumes(folder: Path | str, *, damaged: bool = False) -> tuple[Path, ..
             dicom.append(path)
         elif kind in ("nifti", "itk") and not _is_second_half(path):
             found.append(path)
-    return tuple(sorted([*found, *_series_paths(dicom, damaged)]))
+    return tuple(sorted({*found, *_series_paths(dicom, damaged)}))
 
 
 def _is_second_half(path: Path) -> bool:
@@ -99,5 +101,6 @@ def _series_paths(files: list[Path], damaged: bool) -> list[Path]:
     paths = broken if damaged else []
     for members in series.values():
         common = Path(os.path.commonpath([path.parent for path in members]))
-        paths.append(common if n_below[common] == len(members) else members[0])
+        is_beside_others = n_below[common] > len(members) and all(path.parent == common for path in members)
+        paths.append(members[0] if is_beside_others else common)
     return paths

@@ -452,6 +452,19 @@ def test_slices_without_the_scaling_of_the_others_are_said(tmp_path: Path) -> No
     assert any("Some slices state no rescale slope" in text for text in volume.meta["warnings"])
 
 
+def test_a_series_cut_into_folders_beside_others_is_never_found_as_a_part_of_it(tmp_path: Path) -> None:
+    cut = slices()
+    write(tmp_path / "disc" / "0", cut[:3])
+    write(tmp_path / "disc" / "1", cut[3:])
+    write(tmp_path / "disc" / "1", slices(VOXELS + 1), "other-{}.dcm")
+    found = find_volumes(tmp_path)
+    assert found == (tmp_path / "disc", tmp_path / "disc" / "1" / "other-0.dcm")
+    np.testing.assert_array_equal(read_volume(found[1]).data, VOXELS + 1)
+    with pytest.raises(UnreadableVolume, match="2 image series"):
+        read_volume(found[0])
+    np.testing.assert_array_equal(read_volume(found[0], series=cut[0].SeriesInstanceUID).data, VOXELS)
+
+
 def enhanced(change: Callable[[Any], Any] | None = None) -> Dataset:
     """Make one multi-frame object of the slices."""
     d = slices()[0]
