@@ -13,7 +13,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.sr import _concepts_dict
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from napari_fmseg._napari.opening.layer_data import layers_of
 from napari_fmseg.core.errors import GeometryMismatch, MissingExtra, UnreadableVolume, UnwritableVolume
@@ -161,6 +161,49 @@ def test_every_frame_refers_to_the_slice_it_was_drawn_on(series: Path, tmp_path:
         z = int(source.pixel_array[0, 0])
         np.testing.assert_array_equal(pixels > 0, labels.data[z] == {1: 2, 2: 7}[numbers[-1]])
     assert set(numbers) == {1, 2}
+
+
+def one_object(series: Path, n_times: int) -> pydicom.Dataset:
+    """Put the slices of a series into one multi-frame object, the last slice first, all times of a slice together."""
+    images = [pydicom.dcmread(path) for path in sorted(series.iterdir(), reverse=True)]
+    whole = pydicom.Dataset(images[0])
+    whole.file_meta = images[0].file_meta
+    whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    frames, pixels = [], b""
+    for image, time in itertools.product(images, range(n_times)):
+        frame, content, place, plane, measures = (pydicom.Dataset() for _ in range(5))
+        content.TemporalPositionIndex = time + 1
+        content.DimensionIndexValues = [time + 1, int(image.InstanceNumber)]
+        place.ImagePositionPatient = image.ImagePositionPatient
+        plane.ImageOrientationPatient = images[0].ImageOrientationPatient
+        measures.PixelSpacing, measures.SliceThickness = image.PixelSpacing, image.SliceThickness
+        frame.FrameContentSequence, frame.PlanePositionSequence = [content], [place]
+        frame.PlaneOrientationSequence, frame.PixelMeasuresSequence = [plane], [measures]
+        frames.append(frame)
+        pixels += image.PixelData
+    del whole.ImagePositionPatient, whole.ImageOrientationPatient, whole.PixelSpacing, whole.SliceThickness
+    whole.PerFrameFunctionalGroupsSequence, whole.NumberOfFrames, whole.PixelData = frames, len(frames), pixels
+    return whole
+
+
+@pytest.mark.parametrize("n_times", [1, 2])
+def test_a_seg_on_one_object_of_many_frames_refers_to_those_of_the_first_time(
+    series: Path, tmp_path: Path, n_times: int
+) -> None:
+    source = one_object(series, n_times)
+    source.save_as(tmp_path / "source.dcm", enforce_file_format=True)
+    labels = labels_on(read_volume(tmp_path / "source.dcm").geometry)
+    path = write_dicom_seg(labels, tmp_path / "a.dcm", tmp_path / "source.dcm")
+    for frame in pydicom.dcmread(path).PerFrameFunctionalGroupsSequence:
+        number = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+        meant = source.PerFrameFunctionalGroupsSequence[number - 1]
+        assert meant.FrameContentSequence[0].TemporalPositionIndex == 1
+        np.testing.assert_allclose(
+            *(one.PlanePositionSequence[0].ImagePositionPatient for one in (frame, meant)), atol=1e-6
+        )
+    again = read_labels(path)
+    assert again.geometry.matches(labels.geometry.crop((slice(1, None), slice(None), slice(None))))
+    np.testing.assert_array_equal(again.data, np.select([labels.data == 2, labels.data == 7], [1, 2])[1:])
 
 
 def test_segments_carry_names_codes_colours_and_what_made_them(series: Path, tmp_path: Path) -> None:
