@@ -17,7 +17,6 @@ from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.io.dicom.file import dataset_of, header_errors_as_unreadable, silence_pydicom
 from napari_fmseg.io.dicom.plane_info import Slice, number
 from napari_fmseg.io.label_classes import class_name, present
-from napari_fmseg.io.voxel_values import smallest_integer
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -264,7 +263,7 @@ def _frames(
     if len(tags) == 1 and frames:
         tags[0].PerFrameFunctionalGroupsSequence = [frames[part.frame] for part in slices]
         tags[0].NumberOfFrames = len(slices)
-    array = np.zeros(data.shape, smallest_integer(0, len(values)))
+    array = np.zeros(data.shape, np.uint8 if len(values) < 256 else np.uint16)  # as highdicom wants them
     known = np.array(values)
     for plane, out in zip(data, array, strict=True):
         place = np.searchsorted(known, plane).clip(max=len(known) - 1)
@@ -289,7 +288,7 @@ def _segment(number: int, value: int, labels: LabelMap, model: str, made: Made) 
     """Describe one segment."""
     import highdicom as hd
 
-    name = class_name(labels, value)
+    name = class_name(labels, value).replace("\\", "/")  # which parts values in DICOM
     info = label_info(name, model=model)
     color = labels.colors.get(value) or info.color
     segment = hd.seg.SegmentDescription(

@@ -484,6 +484,21 @@ def test_what_cannot_be_written_is_refused_with_cause_and_fix(series: Path, tmp_
     assert not list(tmp_path.glob(".*"))
 
 
+def test_more_segments_than_a_byte_counts_are_written(series: Path, tmp_path: Path) -> None:
+    data = np.arange(np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE) % 301
+    labels = LabelMap(data, read_volume(series).geometry)
+    again = read_labels(write_dicom_seg(labels, tmp_path / "a.dcm", series))
+    np.testing.assert_array_equal(again.data, data)
+
+
+def test_a_backslash_in_a_name_does_not_cut_it_in_two(series: Path, tmp_path: Path) -> None:
+    labels = labels_on(read_volume(series).geometry)
+    labels = LabelMap(labels.data, labels.geometry, {}, {2: r"left\right", 7: "thing"})
+    seg = pydicom.dcmread(write_dicom_seg(labels, tmp_path / "a.dcm", series))
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["left/right", "thing"]
+    assert read_labels(tmp_path / "a.dcm").names == {1: "left/right", 2: "thing"}
+
+
 def test_without_highdicom_the_fix_is_named(series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = labels_on(read_volume(series).geometry)
     monkeypatch.setitem(sys.modules, "highdicom", None)
