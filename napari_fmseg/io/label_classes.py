@@ -45,7 +45,7 @@ def file_stems(labels: LabelMap, values: Iterable[int]) -> dict[int, str]:
     taken: set[str] = set()
     for value in values:
         stem = re.sub(r"[^\w-]+", "_", class_name(labels, value)).strip("_") or f"label_{value}"
-        if stem.casefold() in taken:
+        while stem.casefold() in taken:
             stem = f"{stem}_{value}"
         taken.add(stem.casefold())
         stems[value] = stem
