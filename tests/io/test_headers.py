@@ -97,6 +97,15 @@ def test_a_unit_that_nifti_does_not_have_is_said(tmp_path: Path) -> None:
     assert [text for text in read_volume(tmp_path / "a.nii").warnings if "code 5" in text]
 
 
+@pytest.mark.parametrize(("space", "is_of_patient"), [
+    ("right-anterior-superior", True), ("LAS", True), ("left-posterior-superior", True),
+    ("scanner-xyz", False), ("3D-right-handed", False), ("3D-left-handed", False),
+])  # fmt: skip
+def test_a_space_that_is_not_the_patients_is_said(tmp_path: Path, space: str, is_of_patient: bool) -> None:
+    volume = read_volume(nrrd(tmp_path / "a.nrrd", space=space))
+    assert any("left and right may be swapped" in text for text in volume.warnings) != is_of_patient
+
+
 @pytest.mark.parametrize("endian", ["little", "big"])
 @pytest.mark.parametrize("layout", ["3-D", "components first", "components last"])
 def test_a_nrrd_with_bzip2_is_read(tmp_path: Path, layout: str, endian: str) -> None:

@@ -31,6 +31,7 @@ _MOST_AXES = 5
 _LONGEST_WORD, _LONGEST_FIELD = 100, 1000  # the library behind copies them into places of such a size
 _PHANTOM = "Phantom"  # a field that says that the volume is one
 _FREE_FIELDS = ("data file", "content")  # which may be longer
+_OF_PATIENT = ("right", "left", "ras", "las", "lps")  # how spaces begin that say which side is which
 _SPACE_KINDS = ("domain", "space", "???")
 _TYPES = {  # what NRRD and MetaImage call numpy's types
     "u1": ("unsigned char", "MET_UCHAR"),
@@ -300,7 +301,7 @@ def _silences(header: TextHeader) -> list[str]:
     silences, fields = [], header.fields
     if not _stated_spacings(fields):
         silences.append("The header does not state the size of a voxel; 1 mm was assumed.")
-    if header.is_nrrd and "space" not in fields:
+    if header.is_nrrd and not fields.get("space", "").lower().startswith(_OF_PATIENT):
         silences.append("The header does not say how the volume lies in the patient; left and right may be swapped.")
     return silences
 
