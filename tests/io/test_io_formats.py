@@ -161,6 +161,13 @@ def test_names_and_colors_come_back(tmp_path: Path, suffix: str) -> None:
         assert b'Key="7"' in extension.get_content()
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_name_with_unwritable_characters_costs_no_other_name(tmp_path: Path, suffix: str) -> None:
+    names = {1: "liver", 2: "left\x01kidney\x1b", 3: "spleen\ud800", 4: "a\nb"}
+    path = write_labels(LabelMap(RAMP.astype(np.int16), GRID, {}, names), tmp_path / f"a{suffix}")
+    assert read_labels(path).names == {1: "liver", 2: "left kidney", 3: "spleen", 4: "a b"}
+
+
 def test_a_damaged_label_table_does_not_stop_the_reading(tmp_path: Path) -> None:
     image = nib.Nifti1Image(RAMP.T.astype(np.uint8), np.eye(4))
     image.header.extensions.append(nib.nifti1.Nifti1Extension(30, b"<CaretExtension><LabelTable><Label Key='1'>"))
