@@ -355,6 +355,17 @@ def test_two_frames_of_reference_under_one_series_are_not_mixed(tmp_path: Path) 
     assert any("frame of reference of its own" in text for text in volume.meta["warnings"])
 
 
+@pytest.mark.parametrize("numbers", [[1, 2, 3, 4, 5, 6, 7, 8], [6, 1, 8, 3, 2, 5, 4, 7], [0] * 8])
+def test_echoes_are_told_apart_by_their_time_whatever_number_an_image_has(tmp_path: Path, numbers: list[int]) -> None:
+    def echo(d: Any, k: int) -> None:
+        d.EchoNumbers, d.EchoTime, d.InstanceNumber = "", [4.76, 2.3][k // 4], numbers[k]
+        d.ImagePositionPatient = [0, 0, 2 * (k % 4)]
+
+    both = slices(np.concatenate([VOXELS, VOXELS + 1]), echo)
+    volume = read_volume(write(tmp_path, both[::3] + both[1::3] + both[2::3]))
+    np.testing.assert_array_equal(volume.data, [VOXELS + 1, VOXELS])  # the earlier one first
+
+
 @pytest.mark.parametrize("beside_mm", [0.0, 40.0])
 def test_images_at_one_height_but_beside_each_other_are_no_channels(tmp_path: Path, beside_mm: float) -> None:
     def place(d: Any, k: int) -> None:
