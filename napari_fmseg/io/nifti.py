@@ -361,7 +361,7 @@ def write(volume: Volume, path: Path, *, source: Volume | None) -> None:
         header.extensions.append(Nifti1Extension(0, table))
         header["intent_code"] = 1002  # NIFTI_INTENT_LABEL
     header.write_to(block)
-    voxels = np.ascontiguousarray(volume.data)
+    voxels = np.ascontiguousarray(volume.data, volume.data.dtype.newbyteorder("="))  # as the header
     with atomic_write(path) as file:
         parts: list[bytes | memoryview] = [block.getvalue(), voxels.reshape(-1).view(np.uint8).data]
         if path.name.lower().endswith(".gz"):

@@ -65,6 +65,13 @@ def test_torch_takes_the_array_without_a_copy(tmp_path: Path, suffix: str, kind:
     np.testing.assert_array_equal(tensor.to(torch.float32).numpy(), RAMP)  # unsigned types are there to be converted
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("kind", [">i2", ">u4", ">f4", ">f8"])
+def test_big_endian_arrays_are_written_with_their_values(tmp_path: Path, suffix: str, kind: str) -> None:
+    path = write_volume(Volume(RAMP.astype(kind), GRID), tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), RAMP)
+
+
 @pytest.mark.parametrize("kind", ["i2", "u2", "i4", "f4", "f8"])
 def test_big_endian_files_become_native(tmp_path: Path, kind: str) -> None:
     header = nib.Nifti1Header(endianness=">")
