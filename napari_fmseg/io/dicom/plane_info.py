@@ -148,7 +148,8 @@ def _slice(file: Header, frame: int, groups: list[Dataset]) -> Slice:
         )
     content = None if is_classic else groups[0].get("FrameContentSequence")
     index = (
-        [content[0].get("TemporalPositionIndex"), *_numbers(content[0].get("DimensionIndexValues"))]
+        [content[0].get("TemporalPositionIndex"), _value(header, "InstanceNumber"),
+         *_numbers(content[0].get("DimensionIndexValues"))]
         if content
         else [_value(header, name) for name in ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoNumbers",
                                             "EchoTime", "DiffusionBValue", "TriggerTime", "AcquisitionTime",

@@ -513,6 +513,21 @@ def test_a_multi_frame_object_may_number_its_frames_by_one_index_or_more(tmp_pat
     np.testing.assert_array_equal(read_volume(write(tmp_path, [enhanced(number)])).data, VOXELS)
 
 
+def test_objects_of_one_time_each_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    def number(d: Any) -> None:
+        for k, frame in enumerate(d.PerFrameFunctionalGroupsSequence):
+            content = Dataset()
+            content.DimensionIndexValues = [1, k + 1]
+            frame.FrameContentSequence = [content]
+
+    times = [enhanced(number) for _ in range(3)]
+    for k, d in enumerate(times):
+        d.SeriesInstanceUID, d.FrameOfReferenceUID, d.InstanceNumber = "1.2", "1.3", k + 1
+        d.PixelData = (VOXELS + k).astype("<i2").tobytes()
+    volume = read_volume(write(tmp_path, [times[2], times[0], times[1]]))
+    np.testing.assert_array_equal(volume.data, [VOXELS, VOXELS + 1, VOXELS + 2])
+
+
 def test_one_nifti_beside_a_cut_dicom_file_is_read_and_the_cut_file_alone_says_what_is_wrong(tmp_path: Path) -> None:
     cut = tmp_path / "cut.dcm"
     cut.write_bytes(bytes(128) + b"DICM" + b"\x02\0\0\0UL\x04\0\xff\xff")
