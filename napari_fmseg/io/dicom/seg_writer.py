@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -236,7 +237,7 @@ def _place(tags: Dataset, first: Slice, geometry: Geometry) -> None:
     """Write shared attributes once for all slices: files differ in the last digits, or state them per frame."""
     import highdicom as hd
 
-    between = geometry.spacing[0]
+    between = 1000 * geometry.voxel_ml / math.prod(geometry.spacing[1:])  # along the normal; slices may be sheared
     thickness = first.thickness or between
     if tags.get("PerFrameFunctionalGroupsSequence"):
         if not tags.get("SharedFunctionalGroupsSequence"):

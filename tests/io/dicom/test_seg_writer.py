@@ -34,12 +34,20 @@ TURN = np.linalg.qr(np.eye(3) + 0.3 * np.random.default_rng(5).standard_normal((
 TURN = TURN * np.sign(np.diag(TURN))
 
 
-def make_series(folder: Path, *, turn: np.ndarray = TURN, reverse: bool = False, **tags: Any) -> Geometry:
+def make_series(
+    folder: Path,
+    *,
+    turn: np.ndarray = TURN,
+    reverse: bool = False,
+    n_slices: int = SHAPE[0],
+    digits: int = 10,
+    **tags: Any,
+) -> Geometry:
     """Write a CT series whose rows, columns and slices run along the columns of `turn` (x, y, z)."""
     folder.mkdir(parents=True)
     frame, series, study = generate_uid(), generate_uid(), generate_uid()
     origin = np.array([12.5, -31.0, 40.0])
-    for z in range(SHAPE[0]):
+    for z in range(n_slices):
         meta = pydicom.dataset.FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
@@ -48,13 +56,13 @@ def make_series(folder: Path, *, turn: np.ndarray = TURN, reverse: bool = False,
         image.file_meta = meta
         image.SOPClassUID, image.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = study, series, frame
-        image.Modality, image.SeriesNumber, image.InstanceNumber = "CT", 4, SHAPE[0] - z if reverse else z + 1
+        image.Modality, image.SeriesNumber, image.InstanceNumber = "CT", 4, n_slices - z if reverse else z + 1
         image.SpecificCharacterSet, image.PatientName, image.PatientID = "ISO_IR 100", "Müller^Eva", "4711"
         image.Rows, image.Columns = SHAPE[1:]
         image.PixelSpacing, image.SliceThickness = [SPACING[1], SPACING[2]], 4.0  # overlapping slices
         noise = 1e-7 * (z % 2)  # as scanners round each slice anew
         image.ImageOrientationPatient = [f"{v + noise:.12f}" for v in (*turn[:, 0], *turn[:, 1])]
-        image.ImagePositionPatient = [f"{v:.10f}" for v in origin + turn[:, 2] * SPACING[0] * z]
+        image.ImagePositionPatient = [f"{v:.{digits}f}" for v in origin + turn[:, 2] * SPACING[0] * z]
         image.BitsAllocated = image.BitsStored = 16
         image.HighBit, image.PixelRepresentation, image.SamplesPerPixel = 15, 1, 1
         image.PhotometricInterpretation, image.RescaleSlope, image.RescaleIntercept = "MONOCHROME2", 1, -1024
@@ -64,7 +72,7 @@ def make_series(folder: Path, *, turn: np.ndarray = TURN, reverse: bool = False,
                 delattr(image, name)
             else:
                 setattr(image, name, value)
-        number = SHAPE[0] - z if reverse else z
+        number = n_slices - z if reverse else z
         image.save_as(folder / f"{number:02}.dcm", enforce_file_format=True)
     return read_volume(folder).geometry
 
@@ -353,6 +361,33 @@ def test_a_seg_that_states_no_or_a_wrong_spacing_takes_one_that_fits_and_says_so
     assert again.geometry.spacing[0] == pytest.approx(spacing)
     assert said in " ".join(again.meta["warnings"])
     assert bool(said) == bool(again.meta["warnings"])
+
+
+TILTED = np.array([[1, 0, 0], [0, 1, np.sin(0.27)], [0, 0, np.cos(0.27)]])
+"""As a gantry stacks slices: the step from one to the next leans by 15 degrees."""
+
+
+@pytest.mark.parametrize("turn", [pytest.param(TILTED, id="tilted"), pytest.param(TURN, id="oblique")])
+@pytest.mark.parametrize("digits", [10, 1])
+def test_a_seg_on_many_slices_is_read_back_in_its_place(tmp_path: Path, turn: np.ndarray, digits: int) -> None:
+    geometry = make_series(tmp_path / "ct", turn=turn, n_slices=30, digits=digits)
+    labels = labels_on(geometry)
+    path = write_dicom_seg(labels, tmp_path / "a.dcm", tmp_path / "ct")
+    measures = pydicom.dcmread(path).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    normal = np.cross(turn[:, 0], turn[:, 1])
+    assert measures.SpacingBetweenSlices == pytest.approx(SPACING[0] * (normal @ turn[:, 2]), abs=0.003)
+    again = read_labels(path)
+    assert again.geometry.matches(geometry.crop((slice(1, None), slice(None), slice(None))), atol_mm=0.1)
+    np.testing.assert_array_equal(again.data, np.select([labels.data == 2, labels.data == 7], [1, 2])[1:])
+    assert not again.meta["warnings"]
+
+
+@pytest.mark.parametrize("stated", [2.4, 2.5, 2.6])
+def test_a_seg_that_states_its_spacing_roughly_keeps_its_slices_apart(tmp_path: Path, stated: float) -> None:
+    labels = labels_on(make_series(tmp_path / "ct", n_slices=30))
+    path = write_dicom_seg(labels, tmp_path / "a.dcm", tmp_path / "ct")
+    again = read_labels(restated(path, SpacingBetweenSlices=stated))
+    assert again.geometry.matches(labels.geometry.crop((slice(1, None), slice(None), slice(None))))
 
 
 def test_a_seg_whose_positions_are_rounded_to_a_tenth_keeps_its_stated_spacing(series: Path, tmp_path: Path) -> None:
