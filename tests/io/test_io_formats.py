@@ -360,6 +360,14 @@ def test_a_folder_without_permission_is_said(open_folder: Path) -> None:
     assert list((open_folder / "locked").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["dose 50%.mhd", "dose %d.nhdr", "LISTE.nhdr", "LIST.mhd", "a:b.nhdr", r"a\b.mhd"])
+def test_a_name_that_means_something_else_in_a_header_is_not_written(tmp_path: Path, name: str) -> None:
+    for write in (check_destination, lambda path: write_labels(LabelMap(RAMP.astype(np.uint8), GRID), path)):
+        with pytest.raises(UnwritableVolume, match=r"second file.*\.mha"):
+            write(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["a.png", "a", "a.gz", "a.hdr"])
 def test_an_unknown_suffix_is_not_written(tmp_path: Path, name: str) -> None:
     labels = LabelMap(np.ones(SHAPE, np.uint8), Geometry.from_spacing(SHAPE))
