@@ -26,6 +26,7 @@ from napari_fmseg._napari.segment.run_request import Engine
 from napari_fmseg.core.errors import FmsegError, UnreadableVolume
 from napari_fmseg.core.events import Progress
 from napari_fmseg.io.dicom.series import files_by_series
+from napari_fmseg.io.discovery import file_of_series
 from napari_fmseg.io.paths import files_below
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.pipelines.batch import plan_jobs
@@ -232,13 +233,12 @@ def _one_file_of(wish: Wish) -> Path:
     if len(series) < 2 or wish.series not in series:
         return wish.path
     files = series[wish.series]
-    folders = {path.parent for path in files}
-    if len(folders) == 1:
-        return files[0]
-    common = Path(os.path.commonpath(folders))
+    if file := file_of_series(files):
+        return file
+    common = Path(os.path.commonpath([path.parent for path in files]))
     if len(files_by_series(files_below(common))[0]) > 1:
         raise UnreadableVolume(
-            f"{common.name} holds the series in {len(folders)} folders beside other series, where no file stands "
+            f"{common.name} holds the series in several folders or objects beside other series, where no file stands "
             "for all of it. Put it into a folder of its own, or segment it now instead of queueing it."
         )
     return common

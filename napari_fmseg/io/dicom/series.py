@@ -33,6 +33,7 @@ __all__ = [
     "any_dicom",
     "any_images",
     "files_by_series",
+    "is_multi_frame",
     "list_series",
     "read",
     "sorted_slices",
@@ -112,6 +113,12 @@ def files_by_series(files: list[Path]) -> tuple[dict[str, list[Path]], list[Path
     """Return the image files of each series among `files`, and the DICOM files whose header is damaged."""
     sound, damaged = _sound_headers(files)
     return {uid: [file.path for file in found] for uid, found in _image_series(sound).items()}, damaged
+
+
+@silence_pydicom()
+def is_multi_frame(path: Path) -> bool:
+    """Return whether a DICOM file holds many planes: it stands for itself, and not for its series."""
+    return any(file.tags.get("PerFrameFunctionalGroupsSequence") for file in headers([path]))
 
 
 def _image_series(found: _Headers) -> dict[str, _Headers]:

@@ -528,6 +528,20 @@ def test_objects_of_one_time_each_come_in_the_order_of_their_numbers(tmp_path: P
     np.testing.assert_array_equal(volume.data, [VOXELS, VOXELS + 1, VOXELS + 2])
 
 
+def test_objects_of_one_time_each_beside_another_series_are_never_found_as_the_first_of_them(tmp_path: Path) -> None:
+    times = [enhanced() for _ in range(2)]
+    for k, d in enumerate(times):
+        d.SeriesInstanceUID, d.FrameOfReferenceUID, d.InstanceNumber = "1.2", "1.3", k + 1
+        d.PixelData = (VOXELS + k).astype("<i2").tobytes()
+    write(tmp_path, times)
+    assert find_volumes(tmp_path) == (tmp_path,)
+    write(tmp_path, slices(), "other-{}.dcm")
+    assert find_volumes(tmp_path) == (tmp_path, tmp_path / "other-0.dcm")
+    np.testing.assert_array_equal(read_volume(tmp_path, series="1.2").data, [VOXELS, VOXELS + 1])
+    (tmp_path / "001.dcm").unlink()
+    assert find_volumes(tmp_path) == (tmp_path / "000.dcm", tmp_path / "other-0.dcm")
+
+
 def test_one_nifti_beside_a_cut_dicom_file_is_read_and_the_cut_file_alone_says_what_is_wrong(tmp_path: Path) -> None:
     cut = tmp_path / "cut.dcm"
     cut.write_bytes(bytes(128) + b"DICM" + b"\x02\0\0\0UL\x04\0\xff\xff")
