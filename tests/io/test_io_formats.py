@@ -350,6 +350,17 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("suffix", "voxels"), [(".nhdr", ".raw.gz"), (".mhd", ".zraw")])
+def test_a_header_that_cannot_be_written_costs_no_voxels_that_were_there(
+    tmp_path: Path, suffix: str, voxels: str
+) -> None:
+    (tmp_path / f"a{suffix}").mkdir()
+    (tmp_path / f"a{voxels}").write_bytes(b"of somebody else")
+    with pytest.raises(UnwritableVolume, match="is a folder"):
+        write_labels(LabelMap(RAMP.astype(np.uint8), GRID), tmp_path / f"a{suffix}")
+    assert (tmp_path / f"a{voxels}").read_bytes() == b"of somebody else"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
 def test_a_folder_without_permission_is_said(open_folder: Path) -> None:
     labels = LabelMap(np.ones(SHAPE, np.uint8), Geometry.from_spacing(SHAPE))

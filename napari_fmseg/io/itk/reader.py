@@ -10,7 +10,7 @@ import io
 import math
 import re
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -338,22 +338,13 @@ def write(volume: Volume, path: Path) -> None:
         write_zlib(packed, raw)
     detached = path.with_suffix(".raw.gz" if is_nrrd else ".zraw") if path.suffix.lower() in (".nhdr", ".mhd") else None
     header = (_nrrd_header if is_nrrd else _meta_header)(volume, kind, packed.tell(), detached)
-    if detached:
-        with atomic_write(detached) as file:
+    with atomic_write(path) as file:
+        file.write(header)
+        if detached is None:
             file.write(packed.getbuffer())
-    try:
-        with atomic_write(path) as file:
-            file.write(header)
-            _finish(file, None if detached else packed)
-    except UnwritableVolume:
-        if detached:
-            detached.unlink(missing_ok=True)
-        raise
-
-
-def _finish(file: IO[bytes], packed: io.BytesIO | None) -> None:
-    if packed is not None:
-        file.write(packed.getbuffer())
+        else:  # the header follows when the voxels are in their place
+            with atomic_write(detached) as beside:
+                beside.write(packed.getbuffer())
 
 
 def _phantom(volume: Volume) -> dict[str, str]:
