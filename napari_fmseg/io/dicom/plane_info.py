@@ -23,7 +23,8 @@ _GE_SWAPPED = "1.2.840.113619.5.2"
 """A private transfer syntax of GE: the tags are little endian, the pixels big endian."""
 _TEXT_NUMBERS = {"PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
                  "SliceThickness", "SpacingBetweenSlices", "TemporalPositionIdentifier", "AcquisitionNumber",
-                 "EchoNumbers", "EchoTime", "TriggerTime", "AcquisitionTime", "InstanceNumber"}  # fmt: skip
+                 "EchoNumbers", "EchoTime", "TriggerTime", "AcquisitionDate", "AcquisitionTime",
+                 "InstanceNumber"}  # fmt: skip
 """Numbers written as text, which are parsed here: pydicom would make an object of each."""
 
 
@@ -152,8 +153,8 @@ def _slice(file: Header, frame: int, groups: list[Dataset]) -> Slice:
          *_numbers(content[0].get("DimensionIndexValues"))]
         if content
         else [_value(header, name) for name in ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoNumbers",
-                                            "EchoTime", "DiffusionBValue", "TriggerTime", "AcquisitionTime",
-                                            "InstanceNumber")]
+                                            "EchoTime", "DiffusionBValue", "TriggerTime", "AcquisitionDate",
+                                            "AcquisitionTime", "InstanceNumber")]
     )  # fmt: skip
     rows, columns = values["PixelSpacing"]
     raw = _raw(file, frame)

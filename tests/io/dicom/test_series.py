@@ -366,6 +366,17 @@ def test_echoes_are_told_apart_by_their_time_whatever_number_an_image_has(tmp_pa
     np.testing.assert_array_equal(volume.data, [VOXELS + 1, VOXELS])  # the earlier one first
 
 
+def test_times_before_and_after_midnight_come_in_their_order(tmp_path: Path) -> None:
+    clock = ["235930", "235940", "235950", "000000", "000010", "000020", "000030", "000040"]
+
+    def acquire(d: Any, k: int) -> None:
+        d.AcquisitionDate, d.AcquisitionTime = ("20200101" if k < 3 else "20200102"), clock[k]
+        d.ImagePositionPatient = [0, 0, 2 * (k % 4)]
+
+    volume = read_volume(write(tmp_path, slices(np.concatenate([VOXELS, VOXELS + 1]), acquire)))
+    np.testing.assert_array_equal(volume.data, [VOXELS, VOXELS + 1])
+
+
 @pytest.mark.parametrize("beside_mm", [0.0, 40.0])
 def test_images_at_one_height_but_beside_each_other_are_no_channels(tmp_path: Path, beside_mm: float) -> None:
     def place(d: Any, k: int) -> None:
