@@ -229,7 +229,7 @@ def check_destination(path: Path | str) -> Path:
     from napari_fmseg.core.atomic_write import check_folder, check_name, remove_folders
 
     path = Path(path)
-    _check_suffix(path)
+    _check_file_name(path)
     if suffix_of(path) in (".nhdr", ".mhd"):
         check_name(path.with_suffix(".raw.gz"))  # where the voxels go
     remove_folders(check_folder(path))
@@ -314,16 +314,21 @@ def _read_zip(path: Path, series: str | None, suv: str) -> _Parts:
     return data, geometry, meta, path
 
 
-def _check_suffix(path: Path) -> None:
+def _check_file_name(path: Path) -> None:
     if suffix_of(path) not in _WRITABLE:
         raise UnwritableVolume(
             f"{path.name} does not end in a suffix that can be written. Use one of {', '.join(_WRITABLE)}; "
             ".nii.gz if unsure."
         )
+    if suffix_of(path) in (".nhdr", ".mhd") and (path.name.startswith("LIST") or set("%:\\") & set(path.name)):
+        raise UnwritableVolume(
+            f"{path.name} keeps its voxels in a second file of that name, which other programs take for a pattern or a "
+            "list of files. Choose a name without %, : and \\ that does not begin with LIST, or write .nrrd or .mha."
+        )
 
 
 def _write(volume: Volume, path: Path, source: Volume | None) -> None:
-    _check_suffix(path)
+    _check_file_name(path)
     if volume.data.dtype == bool:
         volume = replace(volume, data=volume.data.view(np.uint8))
     if suffix_of(path) in (".nii.gz", ".nii"):

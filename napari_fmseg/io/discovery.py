@@ -10,7 +10,7 @@ from pathlib import Path
 from napari_fmseg.core.errors import FmsegError
 from napari_fmseg.io.paths import files_below, format_of, suffix_of
 
-__all__ = ["broken_files", "find_volumes", "packer_of"]
+__all__ = ["broken_files", "file_of_series", "find_volumes", "packer_of"]
 
 _PACKERS = {
     b"BZh": "bzip2",
@@ -59,7 +59,9 @@ def find_volumes(folder: Path | str, *, damaged: bool = False) -> tuple[Path, ..
     -------
     tuple of Path
         Files; for a DICOM series the folder that holds it and no other one, else its first file (which stands for its
-        series in the same folder). Objects that are no images (RTSTRUCT, SEG and the like) are left out.
+        series in the same folder). A series in several folders, or of several multi-frame objects, beside others is
+        found as the folder of them all, which asks for one of its series. Objects that are no images (RTSTRUCT, SEG
+        and the like) are left out.
 
     Raises
     ------
@@ -78,7 +80,7 @@ def find_volumes(folder: Path | str, *, damaged: bool = False) -> tuple[Path, ..
             dicom.append(path)
         elif kind in ("nifti", "itk") and not _is_second_half(path):
             found.append(path)
-    return tuple(sorted([*found, *_series_paths(dicom, damaged)]))
+    return tuple(sorted({*found, *_series_paths(dicom, damaged)}))
 
 
 def _is_second_half(path: Path) -> bool:
@@ -99,5 +101,16 @@ def _series_paths(files: list[Path], damaged: bool) -> list[Path]:
     paths = broken if damaged else []
     for members in series.values():
         common = Path(os.path.commonpath([path.parent for path in members]))
-        paths.append(common if n_below[common] == len(members) else members[0])
+        is_alone = n_below[common] == len(members)
+        paths.append(common if is_alone else file_of_series(members) or common)
     return paths
+
+
+def file_of_series(members: list[Path]) -> Path | None:
+    """Return the file that stands for a whole series, as a slice does for those in its folder; None if none does."""
+    from napari_fmseg.io.dicom.series import is_multi_frame
+
+    if len(members) == 1:
+        return members[0]
+    is_cut = len({path.parent for path in members}) > 1
+    return None if is_cut or is_multi_frame(members[0]) else members[0]

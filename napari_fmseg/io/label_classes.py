@@ -12,6 +12,9 @@ from napari_fmseg.core.volume import LabelMap
 
 __all__ = ["class_name", "file_stems", "only", "present"]
 
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""Control characters, halves of a character, and what XML forbids."""
+
 
 def present(labels: LabelMap) -> list[int]:
     """List the values above 0 that occur, in ascending order, in one pass."""
@@ -26,8 +29,8 @@ def present(labels: LabelMap) -> list[int]:
 
 
 def class_name(labels: LabelMap, value: int) -> str:
-    """Name a class; one without a name is called by its number."""
-    return " ".join(str(labels.names.get(value, "")).split()) or f"label {value}"
+    """Name a class in one line that every format can hold; one without a name is called by its number."""
+    return " ".join(_UNWRITABLE.sub(" ", str(labels.names.get(value, ""))).split()) or f"label {value}"
 
 
 def only(labels: LabelMap, values: Iterable[int]) -> LabelMap:
@@ -45,7 +48,7 @@ def file_stems(labels: LabelMap, values: Iterable[int]) -> dict[int, str]:
     taken: set[str] = set()
     for value in values:
         stem = re.sub(r"[^\w-]+", "_", class_name(labels, value)).strip("_") or f"label_{value}"
-        if stem.casefold() in taken:
+        while stem.casefold() in taken:
             stem = f"{stem}_{value}"
         taken.add(stem.casefold())
         stems[value] = stem

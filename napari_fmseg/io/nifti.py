@@ -91,7 +91,7 @@ def read(path: Path) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
 
 
 def grid(path: Path) -> tuple[tuple[int, ...], list[float]]:
-    """Return the sizes along (z, y, x) and the spacings along (x, y, z) that a header states, without the voxels.
+    """Return the sizes along (z, y, x) and the spacings in mm along (x, y, z), as `read` does, without the voxels.
 
     Raises
     ------
@@ -101,7 +101,8 @@ def grid(path: Path) -> tuple[tuple[int, ...], list[float]]:
     header_path, _ = _both_files(path)
     with header_errors_as_unreadable(path), open_inflated(header_path) as stream:
         header = _header(stream, header_path)
-    return _shape(header, path)[-3:], [float(mm) for mm in header["pixdim"][1:4]]
+    geometry, _ = _geometry(header, _shape(header, path), path)
+    return geometry.shape, [*reversed(geometry.spacing)]
 
 
 def _both_files(path: Path) -> tuple[Path, Path]:
@@ -360,7 +361,7 @@ def write(volume: Volume, path: Path, *, source: Volume | None) -> None:
         header.extensions.append(Nifti1Extension(0, table))
         header["intent_code"] = 1002  # NIFTI_INTENT_LABEL
     header.write_to(block)
-    voxels = np.ascontiguousarray(volume.data)
+    voxels = np.ascontiguousarray(volume.data, volume.data.dtype.newbyteorder("="))  # as the header
     with atomic_write(path) as file:
         parts: list[bytes | memoryview] = [block.getvalue(), voxels.reshape(-1).view(np.uint8).data]
         if path.name.lower().endswith(".gz"):

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from xml.etree import ElementTree
 
 from napari_fmseg.core.volume import LabelMap
+from napari_fmseg.io.label_classes import class_name
 
 __all__ = ["from_fields", "from_xml", "to_fields", "to_xml"]
 
@@ -24,10 +25,6 @@ def _values_with_names(labels: LabelMap) -> list[int]:
     return sorted({*labels.names, *labels.colors} - {0})
 
 
-def _name(labels: LabelMap, value: int) -> str:
-    return " ".join(str(labels.names.get(value, f"label {value}")).split())
-
-
 def to_fields(labels: LabelMap) -> dict[str, str]:
     """Write names and colours as key/value fields; empty if the labels have neither."""
     fields: dict[str, str] = {}
@@ -35,7 +32,7 @@ def to_fields(labels: LabelMap) -> dict[str, str]:
     for number, value in enumerate(_values_with_names(labels)):
         stem = f"Segment{number}_"
         fields[stem + "ID"] = f"Segment_{value}"
-        fields[stem + "Name"] = _name(labels, value)
+        fields[stem + "Name"] = class_name(labels, value)
         fields[stem + "LabelValue"] = str(value)
         fields[stem + "Layer"] = "0"
         fields[stem + "Extent"] = f"0 {x - 1} 0 {y - 1} 0 {z - 1}"
@@ -78,7 +75,7 @@ def to_xml(labels: LabelMap) -> bytes:
         paint = {key: f"{part:.6g}" for key, part in zip(("Red", "Green", "Blue"), rgb, strict=True)}
         label = ElementTree.SubElement(table, "Label", Key=str(value), Alpha="1" if color else "0")
         label.attrib.update(paint)
-        label.text = _name(labels, value)
+        label.text = class_name(labels, value)
     ElementTree.SubElement(image, "StudyMetaDataLinkSet")
     ElementTree.SubElement(image, "VolumeType").text = "Label"
     text: bytes = ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)

@@ -78,11 +78,32 @@ def test_a_list_of_volumes_shows_millimetres(tmp_path: Path) -> None:
     assert [offer.spacing for offer in preview_series(tmp_path)] == [(20, 16, 15), (2, 1.6, 1.5)]
 
 
+def test_a_list_of_volumes_shows_the_voxels_of_a_nifti_as_they_are_read(tmp_path: Path) -> None:
+    micrometres = nib.Nifti1Image(RAMP.T, np.diag([400.0, 500.0, 600.0, 1.0]))
+    micrometres.header.set_xyzt_units("micron")
+    micrometres.to_filename(tmp_path / "a.nii")
+    unlike_its_sform = nib.Nifti1Image(RAMP.T, np.diag([0.4, 0.5, 0.6, 1.0]))
+    unlike_its_sform.header.set_zooms((1, 1, 1))
+    unlike_its_sform.to_filename(tmp_path / "b.nii.gz")
+    offers = preview_series(tmp_path)
+    np.testing.assert_allclose([offer.spacing for offer in offers], [(0.6, 0.5, 0.4)] * 2)
+    assert [read_volume(offer.path).geometry.spacing for offer in offers] == [offer.spacing for offer in offers]
+
+
 def test_a_unit_that_nifti_does_not_have_is_said(tmp_path: Path) -> None:
     image = nib.Nifti1Image(RAMP.T, np.eye(4))
     image.header["xyzt_units"] = 5
     image.to_filename(tmp_path / "a.nii")
     assert [text for text in read_volume(tmp_path / "a.nii").warnings if "code 5" in text]
+
+
+@pytest.mark.parametrize(("space", "is_of_patient"), [
+    ("right-anterior-superior", True), ("LAS", True), ("left-posterior-superior", True),
+    ("scanner-xyz", False), ("3D-right-handed", False), ("3D-left-handed", False),
+])  # fmt: skip
+def test_a_space_that_is_not_the_patients_is_said(tmp_path: Path, space: str, is_of_patient: bool) -> None:
+    volume = read_volume(nrrd(tmp_path / "a.nrrd", space=space))
+    assert any("left and right may be swapped" in text for text in volume.warnings) != is_of_patient
 
 
 @pytest.mark.parametrize("endian", ["little", "big"])

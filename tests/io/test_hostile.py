@@ -692,6 +692,16 @@ def test_a_file_that_is_refused_keeps_the_process(tmp_path: Path, isolated: None
     assert native_reader._child.pid == pid
 
 
+def test_a_missing_tag_is_named_by_a_process_of_its_own_too(tmp_path: Path, isolated: None) -> None:
+    for path in jpeg2000(tmp_path / "series").iterdir():
+        one = pydicom.dcmread(path)
+        one.PhotometricInterpretation = "MONOCHROME1"  # which pydicom decodes
+        del one.PixelRepresentation
+        one.save_as(path)
+    with pytest.raises(UnreadableVolume, match=r"pixels of 0.dcm cannot be read.*Pixel Representation"):
+        read_volume(tmp_path / "series")
+
+
 def test_only_the_plugin_asks_for_a_process_of_its_own() -> None:
     code = (
         "from napari_fmseg.io.itk import native_reader\nassert not native_reader._isolated\n"

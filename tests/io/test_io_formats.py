@@ -65,6 +65,13 @@ def test_torch_takes_the_array_without_a_copy(tmp_path: Path, suffix: str, kind:
     np.testing.assert_array_equal(tensor.to(torch.float32).numpy(), RAMP)  # unsigned types are there to be converted
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("kind", [">i2", ">u4", ">f4", ">f8"])
+def test_big_endian_arrays_are_written_with_their_values(tmp_path: Path, suffix: str, kind: str) -> None:
+    path = write_volume(Volume(RAMP.astype(kind), GRID), tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), RAMP)
+
+
 @pytest.mark.parametrize("kind", ["i2", "u2", "i4", "f4", "f8"])
 def test_big_endian_files_become_native(tmp_path: Path, kind: str) -> None:
     header = nib.Nifti1Header(endianness=">")
@@ -159,6 +166,13 @@ def test_names_and_colors_come_back(tmp_path: Path, suffix: str) -> None:
     if suffix == ".nii.gz":
         (extension,) = nib.load(path).header.extensions
         assert b'Key="7"' in extension.get_content()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_name_with_unwritable_characters_costs_no_other_name(tmp_path: Path, suffix: str) -> None:
+    names = {1: "liver", 2: "left\x01kidney\x1b", 3: "spleen\ud800", 4: "a\nb"}
+    path = write_labels(LabelMap(RAMP.astype(np.int16), GRID, {}, names), tmp_path / f"a{suffix}")
+    assert read_labels(path).names == {1: "liver", 2: "left kidney", 3: "spleen", 4: "a b"}
 
 
 def test_a_damaged_label_table_does_not_stop_the_reading(tmp_path: Path) -> None:
@@ -336,6 +350,17 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("suffix", "voxels"), [(".nhdr", ".raw.gz"), (".mhd", ".zraw")])
+def test_a_header_that_cannot_be_written_costs_no_voxels_that_were_there(
+    tmp_path: Path, suffix: str, voxels: str
+) -> None:
+    (tmp_path / f"a{suffix}").mkdir()
+    (tmp_path / f"a{voxels}").write_bytes(b"of somebody else")
+    with pytest.raises(UnwritableVolume, match="is a folder"):
+        write_labels(LabelMap(RAMP.astype(np.uint8), GRID), tmp_path / f"a{suffix}")
+    assert (tmp_path / f"a{voxels}").read_bytes() == b"of somebody else"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
 def test_a_folder_without_permission_is_said(open_folder: Path) -> None:
     labels = LabelMap(np.ones(SHAPE, np.uint8), Geometry.from_spacing(SHAPE))
@@ -344,6 +369,14 @@ def test_a_folder_without_permission_is_said(open_folder: Path) -> None:
         write_labels(labels, open_folder / "locked" / "a.nii.gz")
     assert caught.value.exit_code == 1
     assert list((open_folder / "locked").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["dose 50%.mhd", "dose %d.nhdr", "LISTE.nhdr", "LIST.mhd", "a:b.nhdr", r"a\b.mhd"])
+def test_a_name_that_means_something_else_in_a_header_is_not_written(tmp_path: Path, name: str) -> None:
+    for write in (check_destination, lambda path: write_labels(LabelMap(RAMP.astype(np.uint8), GRID), path)):
+        with pytest.raises(UnwritableVolume, match=r"second file.*\.mha"):
+            write(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["a.png", "a", "a.gz", "a.hdr"])

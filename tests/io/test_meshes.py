@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from napari_fmseg.core.errors import GeometryMismatch, UnwritableVolume
 from napari_fmseg.core.events import Progress, Saved, Warned
@@ -163,6 +164,19 @@ def test_each_class_has_a_file_of_its_own_with_its_name(tmp_path: Path) -> None:
             assert again.geometry.matches(labels.geometry)
             assert again.names == {1: labels.names[value]}
     assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("what", ["classes", "meshes"])
+def test_classes_whose_names_run_together_have_a_file_each(tmp_path: Path, what: str) -> None:
+    data = np.zeros((5, 5, 9), np.uint8)
+    data[1:4, 1:4, 1:3], data[1:4, 1:4, 3:5], data[1:4, 1:4, 5:8] = 1, 2, 3
+    labels = LabelMap(data, Geometry(data.shape, np.eye(4)), {}, {1: "cyst_3", 2: "Cyst", 3: "cyst"})
+    suffix = {"classes": ".mha", "meshes": ".stl"}[what]
+    paths = [event.path for event in export(labels, Export(what, tmp_path, suffix)) if isinstance(event, Saved)]
+    assert len(set(paths)) == len(list(tmp_path.iterdir())) == 3
+    if what == "classes":
+        voxels = sum(n * sitk.GetArrayFromImage(sitk.ReadImage(str(path))) for n, path in enumerate(paths, 1))
+        np.testing.assert_array_equal(voxels, data)
 
 
 @pytest.mark.parametrize("what", ["classes", "meshes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,10 @@ from napari_fmseg._napari.segment.queue_store import (
     QueueFile,
 )
 from napari_fmseg._napari.segment.run_request import Engine
-from napari_fmseg.core.errors import FmsegError
+from napari_fmseg.core.errors import FmsegError, UnreadableVolume
 from napari_fmseg.core.events import Progress
 from napari_fmseg.io.dicom.series import files_by_series
+from napari_fmseg.io.discovery import file_of_series
 from napari_fmseg.io.paths import files_below
 from napari_fmseg.pipelines import SegmentOptions
 from napari_fmseg.pipelines.batch import plan_jobs
@@ -224,11 +226,22 @@ def plan_scans(
 
 
 def _one_file_of(wish: Wish) -> Path:
-    """Return a path that stands for one series alone: a DICOM file stands for its series in the same folder."""
+    """Return a path that stands for one series alone: its folder, or a DICOM file for its series in the same folder."""
     if not wish.series or not wish.path.is_dir():
         return wish.path
     series, _ = files_by_series(files_below(wish.path))
-    return series[wish.series][0] if len(series) > 1 and wish.series in series else wish.path
+    if len(series) < 2 or wish.series not in series:
+        return wish.path
+    files = series[wish.series]
+    if file := file_of_series(files):
+        return file
+    common = Path(os.path.commonpath([path.parent for path in files]))
+    if len(files_by_series(files_below(common))[0]) > 1:
+        raise UnreadableVolume(
+            f"{common.name} holds the series in several folders or objects beside other series, where no file stands "
+            "for all of it. Put it into a folder of its own, or segment it now instead of queueing it."
+        )
+    return common
 
 
 def _segment(scan: QueuedScan, engine: Engine) -> Iterator[Any]:

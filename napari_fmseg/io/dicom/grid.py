@@ -37,7 +37,9 @@ def stack(slices: list[Slice], name: str) -> tuple[list[list[Slice]], Geometry, 
             "time point, or two acquisitions share a series. Export them as separate series."
         )
     stacks = [list(stack) for stack in zip(*groups, strict=True)]
-    positions = np.array([part.position for part in stacks[0]])
+    places = np.array([[part.position for part in stack] for stack in stacks])
+    _check_not_beside(places, 0.1 * min(first.spacing), name)
+    positions = places[0]
     step, remarks = _step(stacks[0], positions, normal, name)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = row * first.spacing[1], column * first.spacing[0], step
@@ -135,6 +137,16 @@ def _by_position(slices: list[Slice], normal: npt.NDArray[np.float64], same_mm: 
             last = height
         groups[-1].append(part)
     return [sorted(group, key=lambda part: (part.order, part.path, part.frame)) for group in groups]
+
+
+def _check_not_beside(places: npt.NDArray[np.float64], apart_mm: float, name: str) -> None:
+    """Refuse stacks, (c, z, 3) in mm, that lie beside each other at the same heights, as the stations of a table do."""
+    beside = float(np.linalg.norm(places - places[0], axis=-1).max())
+    if beside > max(apart_mm, _ROUNDING):
+        raise UnreadableVolume(
+            f"{name}: images at the same height lie up to {beside:.4g} mm beside each other: several stations or "
+            "fields of view share a series. Export them as separate series, or put each into a folder of its own."
+        )
 
 
 def _step(

@@ -23,7 +23,8 @@ _GE_SWAPPED = "1.2.840.113619.5.2"
 """A private transfer syntax of GE: the tags are little endian, the pixels big endian."""
 _TEXT_NUMBERS = {"PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept",
                  "SliceThickness", "SpacingBetweenSlices", "TemporalPositionIdentifier", "AcquisitionNumber",
-                 "EchoNumbers", "TriggerTime", "AcquisitionTime", "InstanceNumber"}  # fmt: skip
+                 "EchoNumbers", "EchoTime", "TriggerTime", "AcquisitionDate", "AcquisitionTime",
+                 "InstanceNumber"}  # fmt: skip
 """Numbers written as text, which are parsed here: pydicom would make an object of each."""
 
 
@@ -148,10 +149,12 @@ def _slice(file: Header, frame: int, groups: list[Dataset]) -> Slice:
         )
     content = None if is_classic else groups[0].get("FrameContentSequence")
     index = (
-        [content[0].get("TemporalPositionIndex"), *(content[0].get("DimensionIndexValues") or [])]
+        [content[0].get("TemporalPositionIndex"), _value(header, "InstanceNumber"),
+         *_numbers(content[0].get("DimensionIndexValues"))]
         if content
         else [_value(header, name) for name in ("TemporalPositionIdentifier", "AcquisitionNumber", "EchoNumbers",
-                                            "DiffusionBValue", "TriggerTime", "AcquisitionTime", "InstanceNumber")]
+                                            "EchoTime", "DiffusionBValue", "TriggerTime", "AcquisitionDate",
+                                            "AcquisitionTime", "InstanceNumber")]
     )  # fmt: skip
     rows, columns = values["PixelSpacing"]
     raw = _raw(file, frame)
@@ -213,8 +216,10 @@ def _raw_text(dataset: Dataset, name: str) -> bytes:
 
 
 def _numbers(value: Any) -> list[float]:
+    """Return the numbers of a value that may be missing, one or several; none where one of them is no number."""
+    is_several = isinstance(value, Iterable) and not isinstance(value, str)
     try:
-        return [float(part) for part in value] if value is not None else []
+        return [float(part) for part in (value if is_several else [value])]
     except (TypeError, ValueError):
         return []
 
@@ -223,6 +228,5 @@ def number(value: Any, otherwise: float = 0.0) -> float:
     """Return the first number of a value that may be missing, empty, text, bytes of an unknown kind, or several."""
     if isinstance(value, bytes):
         value = value.decode("latin-1").strip("\0 ").split("\\")
-    is_several = isinstance(value, Iterable) and not isinstance(value, str)
-    numbers = _numbers(value if is_several else [value])
+    numbers = _numbers(value)
     return numbers[0] if numbers and math.isfinite(numbers[0]) else otherwise

@@ -165,6 +165,7 @@ def _spacing(gaps: npt.NDArray[np.float64], planes: list[Slice]) -> tuple[float,
     for told, values in (("SpacingBetweenSlices", declared), ("SliceThickness", thickness)):
         spacing = min(values)
         if len(values) == 1 and spacing > 0 and _are_multiples(gaps, spacing):
+            spacing = _on_average(gaps, spacing)
             if told == "SliceThickness" and len(gaps) and gaps.min() > 1.5 * spacing:
                 return spacing, [
                     f"The segmentation does not state how far apart its slices are. Those that it holds lie "
@@ -174,7 +175,7 @@ def _spacing(gaps: npt.NDArray[np.float64], planes: list[Slice]) -> tuple[float,
     if not len(gaps):
         return 1.0, ["The segmentation does not state how thick its only slice is; 1 mm was assumed."]
     found = next((gaps.min() / n for n in range(1, _MOST_PARTS) if _are_multiples(gaps, gaps.min() / n)), gaps.min())
-    spacing = float(gaps.sum() / np.rint(gaps / found).sum())
+    spacing = _on_average(gaps, found, within_mm=0)
     told = (
         f"The segmentation states {' and '.join(f'{part:.4g}' for part in sorted(declared))} mm between its slices, "
         "which does not fit their positions"
@@ -189,8 +190,15 @@ def _are_multiples(gaps: npt.NDArray[np.float64], spacing: float) -> bool:
     steps = np.rint(gaps / spacing)
     return bool(
         (steps > 0).all()
-        and (np.abs(gaps - steps * spacing) <= min(max(0.05 * spacing, _ROUNDING), 0.2 * spacing)).all()
+        and (np.abs(gaps - steps * spacing) <= min(max(0.05 * spacing, 2 * _ROUNDING), 0.2 * spacing)).all()
     )
+
+
+def _on_average(gaps: npt.NDArray[np.float64], spacing: float, within_mm: float = _ROUNDING) -> float:
+    """Return `spacing`; or that of the slices, if they drift off it by more over the whole grid."""
+    n_steps = np.rint(gaps / spacing).sum()
+    drifts = abs(gaps.sum() - n_steps * spacing) > within_mm
+    return float(gaps.sum() / n_steps) if drifts else spacing
 
 
 def _segments(tags: Dataset) -> tuple[dict[int, str], dict[int, tuple[float, float, float]]]:

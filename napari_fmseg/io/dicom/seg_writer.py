@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,6 @@ from napari_fmseg.core.volume import Geometry, LabelMap
 from napari_fmseg.io.dicom.file import dataset_of, header_errors_as_unreadable, silence_pydicom
 from napari_fmseg.io.dicom.plane_info import Slice, number
 from napari_fmseg.io.label_classes import class_name, present
-from napari_fmseg.io.voxel_values import smallest_integer
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -118,6 +118,7 @@ def write_dicom_seg(
                 software_versions=_version(),
                 device_serial_number="none",
             )
+        _refer_to_frames(seg, slices)
         seg.ContentQualification = "RESEARCH"
         with pydicom.config.disable_value_validation():
             for name, value in as_it_stands.items():
@@ -236,7 +237,7 @@ def _place(tags: Dataset, first: Slice, geometry: Geometry) -> None:
     """Write shared attributes once for all slices: files differ in the last digits, or state them per frame."""
     import highdicom as hd
 
-    between = geometry.spacing[0]
+    between = 1000 * geometry.voxel_ml / math.prod(geometry.spacing[1:])  # along the normal; slices may be sheared
     thickness = first.thickness or between
     if tags.get("PerFrameFunctionalGroupsSequence"):
         if not tags.get("SharedFunctionalGroupsSequence"):
@@ -252,28 +253,43 @@ def _place(tags: Dataset, first: Slice, geometry: Geometry) -> None:
 def _frames(
     data: npt.NDArray[Any], values: list[int], slices: list[Slice], files: dict[Path, Dataset]
 ) -> tuple[npt.NDArray[Any], list[Dataset]]:
-    """Yield segment numbers in the order of the source's frames, and the source."""
+    """Return segment numbers (slice, y, x), and the source with what it says of these slices only."""
     if len(files) > 1 and len(files) != len(slices):
         raise UnwritableVolume(
             f"The series is spread over {len(files)} files of several frames each, which a DICOM SEG cannot refer to "
             "at once. Convert it to one file, or write the labels as NRRD or NIfTI."
         )
     tags = list(files.values())
-    alone = len(tags) == 1
-    n_frames = int(tags[0].get("NumberOfFrames") or 1) if alone else len(slices)
-    array = np.zeros((n_frames, *data.shape[1:]), smallest_integer(0, len(values)))
+    frames = tags[0].get("PerFrameFunctionalGroupsSequence")
+    if len(tags) == 1 and frames:
+        tags[0].PerFrameFunctionalGroupsSequence = [frames[part.frame] for part in slices]
+        tags[0].NumberOfFrames = len(slices)
+    array = np.zeros(data.shape, np.uint8 if len(values) < 256 else np.uint16)  # as highdicom wants them
     known = np.array(values)
-    for z, part in enumerate(slices):
-        place = np.searchsorted(known, data[z]).clip(max=len(known) - 1)
-        array[part.frame if alone else z] = np.where(known[place] == data[z], place + 1, 0)
+    for plane, out in zip(data, array, strict=True):
+        place = np.searchsorted(known, plane).clip(max=len(known) - 1)
+        out[:] = np.where(known[place] == plane, place + 1, 0)
     return array, tags
+
+
+def _refer_to_frames(seg: Dataset, slices: list[Slice]) -> None:
+    """Write the numbers that the source gives to the frames that were drawn on; others may be of other times."""
+    sources = {
+        id(source): source  # which the frames of several segments share
+        for frame in seg.PerFrameFunctionalGroupsSequence
+        for derivation in frame.get("DerivationImageSequence") or ()
+        for source in derivation.SourceImageSequence
+    }
+    for source in sources.values():
+        if "ReferencedFrameNumber" in source:
+            source.ReferencedFrameNumber = slices[source.ReferencedFrameNumber - 1].frame + 1
 
 
 def _segment(number: int, value: int, labels: LabelMap, model: str, made: Made) -> Any:
     """Describe one segment."""
     import highdicom as hd
 
-    name = class_name(labels, value)
+    name = class_name(labels, value).replace("\\", "/")  # which parts values in DICOM
     info = label_info(name, model=model)
     color = labels.colors.get(value) or info.color
     segment = hd.seg.SegmentDescription(

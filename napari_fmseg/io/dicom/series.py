@@ -33,6 +33,7 @@ __all__ = [
     "any_dicom",
     "any_images",
     "files_by_series",
+    "is_multi_frame",
     "list_series",
     "read",
     "sorted_slices",
@@ -112,6 +113,12 @@ def files_by_series(files: list[Path]) -> tuple[dict[str, list[Path]], list[Path
     """Return the image files of each series among `files`, and the DICOM files whose header is damaged."""
     sound, damaged = _sound_headers(files)
     return {uid: [file.path for file in found] for uid, found in _image_series(sound).items()}, damaged
+
+
+@silence_pydicom()
+def is_multi_frame(path: Path) -> bool:
+    """Return whether a DICOM file holds many planes: it stands for itself, and not for its series."""
+    return any(file.tags.get("PerFrameFunctionalGroupsSequence") for file in headers([path]))
 
 
 def _image_series(found: _Headers) -> dict[str, _Headers]:
@@ -281,14 +288,15 @@ def _is_placed(found: _Headers) -> bool:
 def _volume(found: _Headers, name: str, suv: str) -> tuple[npt.NDArray[Any], Geometry, dict[str, Any]]:
     header = found[0].tags
     stacks, geometry, warnings = stack([part for file in found for part in slices_of(file)], name)
-    if any(str(file.tags.get("PhotometricInterpretation", "")) == "MONOCHROME1" for file in found):
+    is_inverted = any(str(file.tags.get("PhotometricInterpretation", "")) == "MONOCHROME1" for file in found)
+    if is_inverted:
         warnings.append("The series is stored inverted for display (MONOCHROME1); its values were left as they are.")
     if len({file.tags.get_item("RescaleSlope") is None for file in found}) > 1:
         warnings.append("Some slices state no rescale slope and intercept; their values were left as they are stored.")
     with header_errors_as_unreadable(found[0].path):
         warnings += _other_mapping(header, stacks[0][0])
     factors = _suv_factors(found, stacks, suv, warnings)  # before the voxels: what is required may be missing
-    data = _voxels(stacks)
+    data = _voxels(stacks, is_inverted)
     meta: dict[str, Any] = {
         "format": "DICOM",
         "warnings": warnings,
@@ -353,13 +361,13 @@ def _suv_factors(found: _Headers, stacks: list[list[Slice]], suv: str, warnings:
         return []
 
 
-def _voxels(stacks: list[list[Slice]]) -> npt.NDArray[Any]:
-    """Return voxels (c, z, y, x), scaled."""
+def _voxels(stacks: list[list[Slice]], is_inverted: bool) -> npt.NDArray[Any]:
+    """Return voxels (c, z, y, x), scaled; `is_inverted` where some are for display (MONOCHROME1)."""
     flat = [part for stack in stacks for part in stack]
     scalings = {(part.slope, part.intercept) for part in flat}
-    # Of several frames with scalings of their own, GDCM would apply the first one's to all.
+    # GDCM would apply the first frame's scaling to all frames, and gives inverted values for MONOCHROME1.
     own_scalings = len(scalings) > 1 and any(part.frame for part in flat)
-    by_gdcm = not all(part.is_plain for part in flat) and not own_scalings
+    by_gdcm = not (all(part.is_plain for part in flat) or own_scalings or is_inverted)
     data: npt.NDArray[Any] = np.empty(0)
     for i, (part, plane) in enumerate(zip(flat, decode_slices(flat, by_gdcm), strict=True)):
         if plane.shape != part.shape:

@@ -56,7 +56,7 @@ _TAGS: list[str | int] = [
          "NumberOfFrames", "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "SamplesPerPixel",
          "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
          "RescaleSlope", "RescaleIntercept", "RescaleType", "Units", "InstanceNumber", "AcquisitionNumber",
-         "TemporalPositionIdentifier", "EchoNumbers", "DiffusionBValue", "TriggerTime", "AcquisitionTime",
+         "TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "DiffusionBValue", "TriggerTime", "AcquisitionTime",
          "WindowCenter", "WindowWidth", "SliceThickness", "SpacingBetweenSlices", "ImageType",
          "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ModalityLUTSequence",
          "RealWorldValueMappingSequence", "BodyPartExamined", "PatientID", "PatientName", "FrameOfReferenceUID",

@@ -31,6 +31,7 @@ from napari_fmseg.core.processes import (
     python_module,
     when_parent_exits,
 )
+from napari_fmseg.io.damage import library_errors
 
 __all__ = ["Parsed", "call", "each", "isolate", "main"]
 
@@ -291,12 +292,19 @@ def _serve(asked: dict[str, Any], writing: IO[bytes]) -> None:
         except UnreadableVolume as error:
             _send(writing, {"refused": str(error)})
             return
-        except (RuntimeError, ValueError, OSError, MemoryError) as error:
-            _send(writing, {"failed": str(error) or type(error).__name__})
+        except (OSError, MemoryError) as error:
+            _send_failure(writing, error)
+            return
+        except library_errors() as error:
+            _send_failure(writing, error)
             return
         fields = {"shape": parsed.voxels.shape, "kind": parsed.voxels.dtype.str, "n_channels": parsed.n_channels}
         place = {name: getattr(parsed, name).ravel().tolist() for name in ("spacing", "direction", "origin")}
         _send(writing, {**fields, **place}, parsed.voxels)
+
+
+def _send_failure(writing: IO[bytes], error: Exception) -> None:
+    _send(writing, {"failed": str(error) or type(error).__name__})
 
 
 if __name__ == "__main__":

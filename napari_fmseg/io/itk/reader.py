@@ -10,7 +10,7 @@ import io
 import math
 import re
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ _MOST_AXES = 5
 _LONGEST_WORD, _LONGEST_FIELD = 100, 1000  # the library behind copies them into places of such a size
 _PHANTOM = "Phantom"  # a field that says that the volume is one
 _FREE_FIELDS = ("data file", "content")  # which may be longer
+_OF_PATIENT = ("right", "left", "ras", "las", "lps")  # how spaces begin that say which side is which
 _SPACE_KINDS = ("domain", "space", "???")
 _TYPES = {  # what NRRD and MetaImage call numpy's types
     "u1": ("unsigned char", "MET_UCHAR"),
@@ -300,7 +301,7 @@ def _silences(header: TextHeader) -> list[str]:
     silences, fields = [], header.fields
     if not _stated_spacings(fields):
         silences.append("The header does not state the size of a voxel; 1 mm was assumed.")
-    if header.is_nrrd and "space" not in fields:
+    if header.is_nrrd and not fields.get("space", "").lower().startswith(_OF_PATIENT):
         silences.append("The header does not say how the volume lies in the patient; left and right may be swapped.")
     return silences
 
@@ -337,22 +338,13 @@ def write(volume: Volume, path: Path) -> None:
         write_zlib(packed, raw)
     detached = path.with_suffix(".raw.gz" if is_nrrd else ".zraw") if path.suffix.lower() in (".nhdr", ".mhd") else None
     header = (_nrrd_header if is_nrrd else _meta_header)(volume, kind, packed.tell(), detached)
-    if detached:
-        with atomic_write(detached) as file:
+    with atomic_write(path) as file:
+        file.write(header)
+        if detached is None:
             file.write(packed.getbuffer())
-    try:
-        with atomic_write(path) as file:
-            file.write(header)
-            _finish(file, None if detached else packed)
-    except UnwritableVolume:
-        if detached:
-            detached.unlink(missing_ok=True)
-        raise
-
-
-def _finish(file: IO[bytes], packed: io.BytesIO | None) -> None:
-    if packed is not None:
-        file.write(packed.getbuffer())
+        else:  # the header follows when the voxels are in their place
+            with atomic_write(detached) as beside:
+                beside.write(packed.getbuffer())
 
 
 def _phantom(volume: Volume) -> dict[str, str]:

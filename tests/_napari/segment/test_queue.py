@@ -376,3 +376,19 @@ def test_an_open_series_of_a_folder_of_several_is_queued_by_one_of_its_files(tmp
     [[scan]] = plan_scans([Wish(tmp_path / "ct", "1.2.4")], tmp_path, MODEL, 1, SegmentOptions(), frozenset())
     assert scan.job.image.name.startswith("1.2.4-")
     assert read_volume(scan.job.image).meta["series_uid"] == "1.2.4"
+
+
+@pytest.mark.parametrize("other", ["disc/0", "disc", "elsewhere"])
+def test_an_open_series_that_is_cut_into_folders_is_queued_whole_or_not_at_all(tmp_path: Path, other: str) -> None:
+    for name in ("disc/0", "disc/1", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    write_dicom(tmp_path / other, "1.2.3")
+    write_dicom(tmp_path / "disc" / "0", "1.2.4")
+    (tmp_path / "disc" / "0" / "1.2.4-2").rename(tmp_path / "disc" / "1" / "1.2.4-2")
+    planned = plan_scans([Wish(tmp_path, "1.2.4")], tmp_path, MODEL, 1, SegmentOptions(), frozenset())
+    if other == "elsewhere":
+        [[scan]] = planned
+        assert read_volume(scan.job.image).data.shape == (3, 4, 5)
+    else:
+        with pytest.raises(UnreadableVolume, match=r"disc .* several folders .* folder of its own"):
+            list(planned)

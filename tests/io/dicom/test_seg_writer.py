@@ -13,7 +13,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from pydicom.sr import _concepts_dict
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import EnhancedCTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from napari_fmseg._napari.opening.layer_data import layers_of
 from napari_fmseg.core.errors import GeometryMismatch, MissingExtra, UnreadableVolume, UnwritableVolume
@@ -34,12 +34,20 @@ TURN = np.linalg.qr(np.eye(3) + 0.3 * np.random.default_rng(5).standard_normal((
 TURN = TURN * np.sign(np.diag(TURN))
 
 
-def make_series(folder: Path, *, turn: np.ndarray = TURN, reverse: bool = False, **tags: Any) -> Geometry:
+def make_series(
+    folder: Path,
+    *,
+    turn: np.ndarray = TURN,
+    reverse: bool = False,
+    n_slices: int = SHAPE[0],
+    digits: int = 10,
+    **tags: Any,
+) -> Geometry:
     """Write a CT series whose rows, columns and slices run along the columns of `turn` (x, y, z)."""
     folder.mkdir(parents=True)
     frame, series, study = generate_uid(), generate_uid(), generate_uid()
     origin = np.array([12.5, -31.0, 40.0])
-    for z in range(SHAPE[0]):
+    for z in range(n_slices):
         meta = pydicom.dataset.FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2"
@@ -48,13 +56,13 @@ def make_series(folder: Path, *, turn: np.ndarray = TURN, reverse: bool = False,
         image.file_meta = meta
         image.SOPClassUID, image.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
         image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = study, series, frame
-        image.Modality, image.SeriesNumber, image.InstanceNumber = "CT", 4, SHAPE[0] - z if reverse else z + 1
+        image.Modality, image.SeriesNumber, image.InstanceNumber = "CT", 4, n_slices - z if reverse else z + 1
         image.SpecificCharacterSet, image.PatientName, image.PatientID = "ISO_IR 100", "Müller^Eva", "4711"
         image.Rows, image.Columns = SHAPE[1:]
         image.PixelSpacing, image.SliceThickness = [SPACING[1], SPACING[2]], 4.0  # overlapping slices
         noise = 1e-7 * (z % 2)  # as scanners round each slice anew
         image.ImageOrientationPatient = [f"{v + noise:.12f}" for v in (*turn[:, 0], *turn[:, 1])]
-        image.ImagePositionPatient = [f"{v:.10f}" for v in origin + turn[:, 2] * SPACING[0] * z]
+        image.ImagePositionPatient = [f"{v:.{digits}f}" for v in origin + turn[:, 2] * SPACING[0] * z]
         image.BitsAllocated = image.BitsStored = 16
         image.HighBit, image.PixelRepresentation, image.SamplesPerPixel = 15, 1, 1
         image.PhotometricInterpretation, image.RescaleSlope, image.RescaleIntercept = "MONOCHROME2", 1, -1024
@@ -64,7 +72,7 @@ def make_series(folder: Path, *, turn: np.ndarray = TURN, reverse: bool = False,
                 delattr(image, name)
             else:
                 setattr(image, name, value)
-        number = SHAPE[0] - z if reverse else z
+        number = n_slices - z if reverse else z
         image.save_as(folder / f"{number:02}.dcm", enforce_file_format=True)
     return read_volume(folder).geometry
 
@@ -163,6 +171,49 @@ def test_every_frame_refers_to_the_slice_it_was_drawn_on(series: Path, tmp_path:
     assert set(numbers) == {1, 2}
 
 
+def one_object(series: Path, n_times: int) -> pydicom.Dataset:
+    """Put the slices of a series into one multi-frame object, the last slice first, all times of a slice together."""
+    images = [pydicom.dcmread(path) for path in sorted(series.iterdir(), reverse=True)]
+    whole = pydicom.Dataset(images[0])
+    whole.file_meta = images[0].file_meta
+    whole.SOPClassUID = whole.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    frames, pixels = [], b""
+    for image, time in itertools.product(images, range(n_times)):
+        frame, content, place, plane, measures = (pydicom.Dataset() for _ in range(5))
+        content.TemporalPositionIndex = time + 1
+        content.DimensionIndexValues = [time + 1, int(image.InstanceNumber)]
+        place.ImagePositionPatient = image.ImagePositionPatient
+        plane.ImageOrientationPatient = images[0].ImageOrientationPatient
+        measures.PixelSpacing, measures.SliceThickness = image.PixelSpacing, image.SliceThickness
+        frame.FrameContentSequence, frame.PlanePositionSequence = [content], [place]
+        frame.PlaneOrientationSequence, frame.PixelMeasuresSequence = [plane], [measures]
+        frames.append(frame)
+        pixels += image.PixelData
+    del whole.ImagePositionPatient, whole.ImageOrientationPatient, whole.PixelSpacing, whole.SliceThickness
+    whole.PerFrameFunctionalGroupsSequence, whole.NumberOfFrames, whole.PixelData = frames, len(frames), pixels
+    return whole
+
+
+@pytest.mark.parametrize("n_times", [1, 2])
+def test_a_seg_on_one_object_of_many_frames_refers_to_those_of_the_first_time(
+    series: Path, tmp_path: Path, n_times: int
+) -> None:
+    source = one_object(series, n_times)
+    source.save_as(tmp_path / "source.dcm", enforce_file_format=True)
+    labels = labels_on(read_volume(tmp_path / "source.dcm").geometry)
+    path = write_dicom_seg(labels, tmp_path / "a.dcm", tmp_path / "source.dcm")
+    for frame in pydicom.dcmread(path).PerFrameFunctionalGroupsSequence:
+        number = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber
+        meant = source.PerFrameFunctionalGroupsSequence[number - 1]
+        assert meant.FrameContentSequence[0].TemporalPositionIndex == 1
+        np.testing.assert_allclose(
+            *(one.PlanePositionSequence[0].ImagePositionPatient for one in (frame, meant)), atol=1e-6
+        )
+    again = read_labels(path)
+    assert again.geometry.matches(labels.geometry.crop((slice(1, None), slice(None), slice(None))))
+    np.testing.assert_array_equal(again.data, np.select([labels.data == 2, labels.data == 7], [1, 2])[1:])
+
+
 def test_segments_carry_names_codes_colours_and_what_made_them(series: Path, tmp_path: Path) -> None:
     labels = labels_on(read_volume(series).geometry)
     seg = pydicom.dcmread(write_dicom_seg(labels, tmp_path / "a.dcm", series, model="headneck-ct"))
@@ -225,6 +276,33 @@ def test_a_seg_is_read_back_with_place_names_and_colours(series: Path, tmp_path:
     assert again.colors[1] == pytest.approx((0.2, 0.9, 0.1), abs=0.001)
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_a_label_map_segmentation_is_read(tmp_path: Path, syntax: str) -> None:
+    empty = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "AccessionNumber",
+             "ReferringPhysicianName")  # fmt: skip
+    geometry = make_series(tmp_path / "ct", **dict.fromkeys(empty, ""))
+    voxels = np.zeros(SHAPE, np.uint8)
+    voxels[1:3, 2:5, 3:9], voxels[2:, 6:9, 1:4] = 1, 2
+    kind = hd.sr.CodedConcept("10200004", "SCT", "Liver")
+    segments = [
+        hd.seg.SegmentDescription(n, f"part {n}", hd.sr.CodedConcept("123037004", "SCT", "Structure"), kind, "MANUAL")
+        for n in (1, 2)
+    ]
+    images = [pydicom.dcmread(path) for path in sorted((tmp_path / "ct").iterdir())]
+    for image in images:
+        image.ImageOrientationPatient = images[0].ImageOrientationPatient
+    seg = hd.seg.Segmentation(
+        images, voxels, "LABELMAP", segments, hd.UID(), 9, hd.UID(), 1, "maker", "model", "1", "0",
+        transfer_syntax_uid=syntax,
+    )  # fmt: skip
+    seg.save_as(tmp_path / "a.dcm")
+    again = read_labels(tmp_path / "a.dcm")
+    box = (slice(1, None), slice(None), slice(None))  # of the slice without labels nothing is in the file
+    np.testing.assert_array_equal(again.data, voxels[box])
+    assert again.geometry.matches(geometry.crop(box))
+    assert again.names == {1: "part 1", 2: "part 2"}
+
+
 def test_a_gap_between_the_slices_of_a_seg_is_kept(series: Path, tmp_path: Path) -> None:
     labels = labels_on(read_volume(series).geometry)
     labels.data[2:4] = 0
@@ -283,6 +361,33 @@ def test_a_seg_that_states_no_or_a_wrong_spacing_takes_one_that_fits_and_says_so
     assert again.geometry.spacing[0] == pytest.approx(spacing)
     assert said in " ".join(again.meta["warnings"])
     assert bool(said) == bool(again.meta["warnings"])
+
+
+TILTED = np.array([[1, 0, 0], [0, 1, np.sin(0.27)], [0, 0, np.cos(0.27)]])
+"""As a gantry stacks slices: the step from one to the next leans by 15 degrees."""
+
+
+@pytest.mark.parametrize("turn", [pytest.param(TILTED, id="tilted"), pytest.param(TURN, id="oblique")])
+@pytest.mark.parametrize("digits", [10, 1])
+def test_a_seg_on_many_slices_is_read_back_in_its_place(tmp_path: Path, turn: np.ndarray, digits: int) -> None:
+    geometry = make_series(tmp_path / "ct", turn=turn, n_slices=30, digits=digits)
+    labels = labels_on(geometry)
+    path = write_dicom_seg(labels, tmp_path / "a.dcm", tmp_path / "ct")
+    measures = pydicom.dcmread(path).SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    normal = np.cross(turn[:, 0], turn[:, 1])
+    assert measures.SpacingBetweenSlices == pytest.approx(SPACING[0] * (normal @ turn[:, 2]), abs=0.003)
+    again = read_labels(path)
+    assert again.geometry.matches(geometry.crop((slice(1, None), slice(None), slice(None))), atol_mm=0.1)
+    np.testing.assert_array_equal(again.data, np.select([labels.data == 2, labels.data == 7], [1, 2])[1:])
+    assert not again.meta["warnings"]
+
+
+@pytest.mark.parametrize("stated", [2.4, 2.5, 2.6])
+def test_a_seg_that_states_its_spacing_roughly_keeps_its_slices_apart(tmp_path: Path, stated: float) -> None:
+    labels = labels_on(make_series(tmp_path / "ct", n_slices=30))
+    path = write_dicom_seg(labels, tmp_path / "a.dcm", tmp_path / "ct")
+    again = read_labels(restated(path, SpacingBetweenSlices=stated))
+    assert again.geometry.matches(labels.geometry.crop((slice(1, None), slice(None), slice(None))))
 
 
 def test_a_seg_whose_positions_are_rounded_to_a_tenth_keeps_its_stated_spacing(series: Path, tmp_path: Path) -> None:
@@ -412,6 +517,21 @@ def test_what_cannot_be_written_is_refused_with_cause_and_fix(series: Path, tmp_
         write_dicom_seg(labels_on(geometry), tmp_path / "a.dcm", tmp_path / "odd")
     assert not list(tmp_path.glob("*.dcm"))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_more_segments_than_a_byte_counts_are_written(series: Path, tmp_path: Path) -> None:
+    data = np.arange(np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE) % 301
+    labels = LabelMap(data, read_volume(series).geometry)
+    again = read_labels(write_dicom_seg(labels, tmp_path / "a.dcm", series))
+    np.testing.assert_array_equal(again.data, data)
+
+
+def test_a_backslash_in_a_name_does_not_cut_it_in_two(series: Path, tmp_path: Path) -> None:
+    labels = labels_on(read_volume(series).geometry)
+    labels = LabelMap(labels.data, labels.geometry, {}, {2: r"left\right", 7: "thing"})
+    seg = pydicom.dcmread(write_dicom_seg(labels, tmp_path / "a.dcm", series))
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["left/right", "thing"]
+    assert read_labels(tmp_path / "a.dcm").names == {1: "left/right", 2: "thing"}
 
 
 def test_without_highdicom_the_fix_is_named(series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

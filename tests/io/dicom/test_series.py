@@ -1,6 +1,7 @@
 """DICOM as it is stored, not as it is declared; and what makes no volume is refused for its real cause."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import (
@@ -210,6 +213,19 @@ def spoil(**tags: Any) -> Change:
     return lambda d, k: [setattr(d, key, value) for key, value in tags.items()]
 
 
+@pytest.mark.parametrize("display", ["MONOCHROME1", "MONOCHROME2"])
+def test_compressed_values_are_the_stored_ones_however_they_are_to_be_shown(tmp_path: Path, display: str) -> None:
+    def compress(d: Any, k: int) -> None:
+        stream = BytesIO()
+        Image.fromarray(VOXELS[k].astype("<u2")).save(stream, "JPEG2000", no_jp2=True, irreversible=False)
+        d.PhotometricInterpretation, d.PixelRepresentation, d.RescaleIntercept = display, 0, -1024
+        d.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        d.PixelData = encapsulate([stream.getvalue()])
+        d["PixelData"].VR, d["PixelData"].is_undefined_length = "OB", True
+
+    np.testing.assert_array_equal(read_volume(write(tmp_path, slices(change=compress))).data, VOXELS - 1024)
+
+
 def test_indices_of_a_colour_table_are_no_intensities(tmp_path: Path) -> None:
     def colour(d: Any, k: int) -> None:
         d.PhotometricInterpretation = "PALETTE COLOR"
@@ -339,6 +355,42 @@ def test_two_frames_of_reference_under_one_series_are_not_mixed(tmp_path: Path) 
     assert any("frame of reference of its own" in text for text in volume.meta["warnings"])
 
 
+@pytest.mark.parametrize("numbers", [[1, 2, 3, 4, 5, 6, 7, 8], [6, 1, 8, 3, 2, 5, 4, 7], [0] * 8])
+def test_echoes_are_told_apart_by_their_time_whatever_number_an_image_has(tmp_path: Path, numbers: list[int]) -> None:
+    def echo(d: Any, k: int) -> None:
+        d.EchoNumbers, d.EchoTime, d.InstanceNumber = "", [4.76, 2.3][k // 4], numbers[k]
+        d.ImagePositionPatient = [0, 0, 2 * (k % 4)]
+
+    both = slices(np.concatenate([VOXELS, VOXELS + 1]), echo)
+    volume = read_volume(write(tmp_path, both[::3] + both[1::3] + both[2::3]))
+    np.testing.assert_array_equal(volume.data, [VOXELS + 1, VOXELS])  # the earlier one first
+
+
+def test_times_before_and_after_midnight_come_in_their_order(tmp_path: Path) -> None:
+    clock = ["235930", "235940", "235950", "000000", "000010", "000020", "000030", "000040"]
+
+    def acquire(d: Any, k: int) -> None:
+        d.AcquisitionDate, d.AcquisitionTime = ("20200101" if k < 3 else "20200102"), clock[k]
+        d.ImagePositionPatient = [0, 0, 2 * (k % 4)]
+
+    volume = read_volume(write(tmp_path, slices(np.concatenate([VOXELS, VOXELS + 1]), acquire)))
+    np.testing.assert_array_equal(volume.data, [VOXELS, VOXELS + 1])
+
+
+@pytest.mark.parametrize("beside_mm", [0.0, 40.0])
+def test_images_at_one_height_but_beside_each_other_are_no_channels(tmp_path: Path, beside_mm: float) -> None:
+    def place(d: Any, k: int) -> None:
+        d.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]  # coronal; the second station lies below the first
+        d.ImagePositionPatient = [0, 2 * (k % 4), -beside_mm * (k // 4)]
+
+    folder = write(tmp_path, slices(np.concatenate([VOXELS, VOXELS + 1]), place))
+    if beside_mm:
+        with pytest.raises(UnreadableVolume, match=r"up to 40 mm beside each other.*separate series"):
+            read_volume(folder)
+    else:
+        np.testing.assert_array_equal(read_volume(folder).data, [VOXELS, VOXELS + 1])
+
+
 @pytest.mark.parametrize("angle", [0.0, 0.3])
 @pytest.mark.parametrize("step", [0.4, 0.5, 0.625, 1.25])
 def test_positions_rounded_to_a_tenth_are_even_enough(tmp_path: Path, step: float, angle: float) -> None:
@@ -422,6 +474,19 @@ def test_slices_without_the_scaling_of_the_others_are_said(tmp_path: Path) -> No
     assert any("Some slices state no rescale slope" in text for text in volume.meta["warnings"])
 
 
+def test_a_series_cut_into_folders_beside_others_is_never_found_as_a_part_of_it(tmp_path: Path) -> None:
+    cut = slices()
+    write(tmp_path / "disc" / "0", cut[:3])
+    write(tmp_path / "disc" / "1", cut[3:])
+    write(tmp_path / "disc" / "1", slices(VOXELS + 1), "other-{}.dcm")
+    found = find_volumes(tmp_path)
+    assert found == (tmp_path / "disc", tmp_path / "disc" / "1" / "other-0.dcm")
+    np.testing.assert_array_equal(read_volume(found[1]).data, VOXELS + 1)
+    with pytest.raises(UnreadableVolume, match="2 image series"):
+        read_volume(found[0])
+    np.testing.assert_array_equal(read_volume(found[0], series=cut[0].SeriesInstanceUID).data, VOXELS)
+
+
 def enhanced(change: Callable[[Any], Any] | None = None) -> Dataset:
     """Make one multi-frame object of the slices."""
     d = slices()[0]
@@ -446,6 +511,46 @@ def test_a_multi_frame_object_that_describes_fewer_frames_than_it_has_is_refused
     short = enhanced(lambda d: d.PerFrameFunctionalGroupsSequence.pop())
     with pytest.raises(UnreadableVolume, match="has 4 frames, but describes 3"):
         read_volume(write(tmp_path / "short", [short]))
+
+
+@pytest.mark.parametrize("indices", [1, 2])
+def test_a_multi_frame_object_may_number_its_frames_by_one_index_or_more(tmp_path: Path, indices: int) -> None:
+    def number(d: Any) -> None:
+        for k, frame in enumerate(d.PerFrameFunctionalGroupsSequence):
+            content = Dataset()
+            content.DimensionIndexValues = [1, k + 1][-indices:]
+            frame.FrameContentSequence = [content]
+
+    np.testing.assert_array_equal(read_volume(write(tmp_path, [enhanced(number)])).data, VOXELS)
+
+
+def test_objects_of_one_time_each_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    def number(d: Any) -> None:
+        for k, frame in enumerate(d.PerFrameFunctionalGroupsSequence):
+            content = Dataset()
+            content.DimensionIndexValues = [1, k + 1]
+            frame.FrameContentSequence = [content]
+
+    times = [enhanced(number) for _ in range(3)]
+    for k, d in enumerate(times):
+        d.SeriesInstanceUID, d.FrameOfReferenceUID, d.InstanceNumber = "1.2", "1.3", k + 1
+        d.PixelData = (VOXELS + k).astype("<i2").tobytes()
+    volume = read_volume(write(tmp_path, [times[2], times[0], times[1]]))
+    np.testing.assert_array_equal(volume.data, [VOXELS, VOXELS + 1, VOXELS + 2])
+
+
+def test_objects_of_one_time_each_beside_another_series_are_never_found_as_the_first_of_them(tmp_path: Path) -> None:
+    times = [enhanced() for _ in range(2)]
+    for k, d in enumerate(times):
+        d.SeriesInstanceUID, d.FrameOfReferenceUID, d.InstanceNumber = "1.2", "1.3", k + 1
+        d.PixelData = (VOXELS + k).astype("<i2").tobytes()
+    write(tmp_path, times)
+    assert find_volumes(tmp_path) == (tmp_path,)
+    write(tmp_path, slices(), "other-{}.dcm")
+    assert find_volumes(tmp_path) == (tmp_path, tmp_path / "other-0.dcm")
+    np.testing.assert_array_equal(read_volume(tmp_path, series="1.2").data, [VOXELS, VOXELS + 1])
+    (tmp_path / "001.dcm").unlink()
+    assert find_volumes(tmp_path) == (tmp_path / "000.dcm", tmp_path / "other-0.dcm")
 
 
 def test_one_nifti_beside_a_cut_dicom_file_is_read_and_the_cut_file_alone_says_what_is_wrong(tmp_path: Path) -> None:
