@@ -27,6 +27,7 @@ from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.tooltips import DOCTOR
 from napari_fmseg._napari.common.widgets import (
     PRIMARY_BUTTON,
+    TICK_BOXES,
     Note,
     add_row,
     allow,
@@ -84,6 +85,7 @@ class ServePage(QWidget):
         self.choose_button = push_button("…", DOCTOR.serve_choose)
         self.models = QListWidget()
         self.models.setMaximumHeight(110)
+        self.models.setStyleSheet(TICK_BOXES)
         for card in list_models():
             item = QListWidgetItem(card.name)
             item.setFlags(item.flags() | Qt.ItemFlag.ItemIsUserCheckable)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget
 
+from napari_fmseg._napari.common.widgets import TICK_BOXES
+
 __all__ = ["plain_table", "set_columns"]
 
 
@@ -37,6 +39,7 @@ def plain_table(
     table.verticalHeader().hide()
     if row:
         table.verticalHeader().setDefaultSectionSize(row)
+    table.setStyleSheet(TICK_BOXES)
     table.setShowGrid(False)
     table.setCornerButtonEnabled(False)
     table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)

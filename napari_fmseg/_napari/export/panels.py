@@ -9,7 +9,7 @@ from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QApplication, QFileDialog, QFrame, QLineEdit, QListWidget, QListWidgetItem, QWidget
 
 from napari_fmseg._napari.common.tooltips import EXPORT
-from napari_fmseg._napari.common.widgets import NO_MARGINS, hbox, paragraph, push_button, vbox
+from napari_fmseg._napari.common.widgets import NO_MARGINS, TICK_BOXES, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.export.format_form import SUFFIXES
 from napari_fmseg._napari.results.class_colors import SWATCH, color_icon
 from napari_fmseg.core.volume import LabelMap
@@ -31,7 +31,7 @@ class ClassList(QWidget):
         self.list.setToolTip(EXPORT.classes)
         self.list.setIconSize(QSize(SWATCH, SWATCH))
         self.list.setUniformItemSizes(True)
-        self.list.setStyleSheet("QListWidget { padding: 2px 4px; }")
+        self.list.setStyleSheet(f"QListWidget {{ padding: 2px 4px; }} {TICK_BOXES}")
         self.all, self.none = push_button("&All", EXPORT.all_classes), push_button("&None", EXPORT.no_classes)
         vbox(self.list, hbox(self.all, self.none, 1), of=self, margins=NO_MARGINS, spacing=4)
         self.list.itemChanged.connect(self.changed)
