@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("napari._qt")
-from qtpy.QtWidgets import QDockWidget, QPushButton, QWidget
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QDockWidget, QPushButton, QTabBar, QWidget
 
 from napari_fmseg.core.processes import environment
 
+WHY = re.compile(r"first|\bno\b|\bonly\b|^nothing is|is going on|^it is checking", re.IGNORECASE)
 NAMES = ("Segment", "Correct", "Teach", "Export", "Pretrain", "View", "nnInteractive", "Doctor")
 
 
@@ -25,6 +28,19 @@ def test_a_dock_opens_from_the_menu_and_closes_with_the_window(make_napari_viewe
     assert widget.isVisible()
     dock.close()
     qtbot.wait(50)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_is_disabled_before_anything_is_open_states_why(make_napari_viewer, qtbot, name: str) -> None:
+    viewer = make_napari_viewer(show=True)
+    _, widget = viewer.window.add_plugin_dock_widget("napari-fmseg", name)
+    qtbot.waitUntil(widget.isVisible)
+    for button in widget.findChildren(QPushButton):
+        if button.testAttribute(Qt.WidgetAttribute.WA_ForceDisabled):  # itself, not the page that it lies on
+            assert WHY.search(button.toolTip()), (button.text(), button.toolTip())
+    for bar in widget.findChildren(QTabBar):
+        for i in range(bar.count()):
+            assert bar.isTabEnabled(i) or WHY.search(bar.tabToolTip(i)), bar.tabText(i)
 
 
 def test_opening_the_docks_loads_no_torch(tmp_path: Path) -> None:

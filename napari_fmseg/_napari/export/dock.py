@@ -59,7 +59,7 @@ class ExportDock(Dock):
         self.labels, self.way = QComboBox(), Way(self)
         self.classes, self.place = ClassList(), Destination()
         self.export_button = push_button("&Export", style=PRIMARY_BUTTON)
-        self.cancel_button = push_button("&Cancel", EXPORT.cancel, style=SECONDARY_BUTTON)
+        self.cancel_button = push_button("&Cancel", style=SECONDARY_BUTTON)
         self.bar = progress_bar(steps=100)
         self.outcome, self.remarks, self.error = Outcome(), Note(), ErrorBox(title="The labels were not exported")
         self._build()
@@ -155,7 +155,7 @@ class ExportDock(Dock):
     def _look(self) -> None:
         """Enable the export, or state in the tooltip why it is not possible."""
         allow(self.export_button, self._disabled_reason(), EXPORT.export)
-        self.cancel_button.setEnabled(self.job is not None)
+        allow(self.cancel_button, EXPORT.cancel_idle if self.job is None else "", EXPORT.cancel)
 
     def _disabled_reason(self) -> str:
         if self.job is not None:

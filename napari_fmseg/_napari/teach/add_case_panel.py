@@ -52,7 +52,7 @@ class AddCase(QWidget):
         self.labels, self.part, self.files = QComboBox(), QComboBox(), QComboBox()
         self.name = QLineEdit()
         self.new_button, self.add_button = (
-            push_button("&New labels", TEACH.new_labels),
+            push_button("&New labels"),
             push_button("&Add to the project"),
         )
         self._lay_out()
@@ -164,18 +164,17 @@ class AddCase(QWidget):
 
     def _on_changed(self) -> None:
         case, image, known = self.case, self.image.case, self._project is not None
-        why = "" if known else "Open or make a project first."
+        why = "" if known else TEACH.no_project
         no_image = self.image.refusal or "Open an image first: drop a file on the window."
         why = why or (no_image if image is None else "")
+        allow(self.new_button, why, TEACH.new_labels)
         why = why or (f"Choose the labels of {case}." if case and self.layer is None else "")
         self.add_button.setText(f"Save labels of {case}" if case else "&Add to the project")
         allow(self.add_button, why, TEACH.save_labels if case else TEACH.add)
-        self.new_button.setEnabled(known and image is not None)
-        source = _source(image)
-        self.files.setEnabled(not case and source is not None)
-        self.files.setToolTip(TEACH.files if source is not None else "This image was not opened from a single file.")
-        self.name.setEnabled(not case)
-        self.part.setEnabled(self.layer is not None)
+        no_file = "" if _source(image) is not None else "This image was not opened from a single file."
+        allow(self.files, TEACH.has_image if case else no_file, TEACH.files)
+        allow(self.name, TEACH.has_name if case else "", TEACH.name)
+        allow(self.part, TEACH.no_labels if self.layer is None else "", TEACH.part)
 
     # --- what the user does ---
 
