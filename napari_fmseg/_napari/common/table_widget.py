@@ -33,7 +33,10 @@ def plain_table(
         Whether cells can be written in.
     """
     table = QTableWidget(0, 0)
-    set_columns(table, titles, stretch=stretch)
+    set_columns(table, titles)
+    if stretch is not None:
+        table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        table.horizontalHeader().setSectionResizeMode(stretch, QHeaderView.ResizeMode.Stretch)
     for column, tip in enumerate(tips):
         table.horizontalHeaderItem(column).setToolTip(tip)
     table.verticalHeader().hide()
@@ -50,11 +53,7 @@ def plain_table(
     return table
 
 
-def set_columns(table: QTableWidget, titles: Sequence[str], *, stretch: int | None = None) -> None:
-    """Set up the columns of a table."""
+def set_columns(table: QTableWidget, titles: Sequence[str]) -> None:
+    """Set the columns of a table."""
     table.setColumnCount(len(titles))
     table.setHorizontalHeaderLabels(list(titles))
-    if stretch is not None and titles:
-        header = table.horizontalHeader()
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(stretch, QHeaderView.ResizeMode.Stretch)

@@ -166,6 +166,7 @@ class LESIONS:
     no_spacing = "The voxel size is not known (the units of the labels are pixels), so there are no ml."
     jump = "Click a row to go to the lesion, where it is hottest."
     save = "Save the table as CSV, with a last row for all lesions."
+    no_figures = "Nothing was measured yet."
 
 
 class EXPORT:
