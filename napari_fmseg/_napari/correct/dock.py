@@ -183,6 +183,7 @@ class CorrectDock(Dock):
         if self.layer is not self._shown:
             self.session.close_down()
             self.picker.stop()
+            self._tell(None)
             self._shown, self._spread = self.layer, None
         finished = frozenset() if self.layer is None else rules_of(self.layer).finished
         self.classes.show_layer(self.layer, finished)

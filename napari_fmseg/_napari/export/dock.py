@@ -56,6 +56,7 @@ class ExportDock(Dock):
         self._is_whole = False  # whether all of a layer is written, so that it is safe afterwards
         self._remarks: list[str] = []
         self._suggested = ""
+        self._shown: Any = None  # the layer whose classes are listed
         self.labels, self.way = QComboBox(), Way(self)
         self.classes, self.place = ClassList(), Destination()
         self.export_button = push_button("&Export", style=PRIMARY_BUTTON)
@@ -99,7 +100,7 @@ class ExportDock(Dock):
         self.cancel_button.clicked.connect(self._on_cancel)
         layers = self.viewer.layers
         layers.events.inserted.connect(note_new_labels)
-        self._links = Links(self)
+        self._links, self._of_labels = Links(self), Links(self)
         self._links.connect(self._on_layers, layers.events.inserted, layers.events.removed, layers.events.renamed)
         self._links.connect(self._on_active, layers.selection.events.active)
 
@@ -130,8 +131,15 @@ class ExportDock(Dock):
             if self.labels.itemData(index) is active:
                 self.labels.setCurrentIndex(index)
 
-    def _on_labels(self, _: int = 0) -> None:
+    def _on_labels(self, _: Any = None) -> None:
         layer = self.layer
+        if layer is not self._shown:
+            self._shown = layer
+            self.error.tell(None)
+            self.remarks.tell([])
+            self._of_labels.end()
+            if layer is not None:
+                self._of_labels.connect(self._on_labels, layer.events.features, layer.events.colormap)
         self.origin = Origin() if layer is None else origin_of(layer, self.viewer.layers)
         self.classes.show_classes(None if layer is None else self._label_map(layer))
         self.labels.setToolTip(EXPORT.labels if layer is None else f"{EXPORT.labels} Now: {layer.name}")

@@ -349,6 +349,22 @@ def test_what_cannot_be_done_is_a_sentence_in_the_dock(make_scene: Callable[...,
     scene.wait_until(lambda: "has no hole" in scene.dock.told.text())
 
 
+def test_what_was_said_of_some_labels_goes_when_others_are_chosen(make_scene: Callable[..., Any]) -> None:
+    scene = make_scene(ball((10, 20, 24), 12).astype(np.uint8))
+    scene.layer.selected_label = 1
+    others = scene.viewer.add_labels(np.ones((4, 4, 4), np.uint8), name="others", units=scene.layer.units)
+    for button in ("fill_holes", "fill"):
+        scene.viewer.layers.selection.active = scene.layer
+        scene.open("Shape")
+        part = scene.dock.shape.fill_holes if button == "fill_holes" else scene.dock.fill
+        scene.press(part)
+        scene.wait_until(lambda: scene.dock.told.isVisible() or scene.dock.error.isVisible())
+        scene.viewer.layers.selection.active = others
+        assert scene.dock.layer is others
+        assert scene.dock.told.isHidden()
+        assert scene.dock.error.isHidden()
+
+
 def test_a_stroke_while_a_preview_is_open_is_kept_and_the_preview_is_cancelled(make_scene: Callable[..., Any]) -> None:
     scene = make_scene(ball((10, 20, 24), 12).astype(np.uint8))
     scene.brush(1, 5)
