@@ -259,7 +259,7 @@ class TeachDock(Dock):
         self.note.tell([f"{what.name} {saved}."])
         self.add.name.clear()
         self.cases.choose(what.name)
-        self.review.on_saved(what.name)
+        self.review.on_saved(what.name, *self._stored)
 
     def _on_case(self, name: str) -> None:
         if self.project is not None:
