@@ -39,6 +39,7 @@ def plain_table(
         table.horizontalHeader().setSectionResizeMode(stretch, QHeaderView.ResizeMode.Stretch)
     for column, tip in enumerate(tips):
         table.horizontalHeaderItem(column).setToolTip(tip)
+    table.horizontalHeader().setHighlightSections(False)  # bold titles are wider than their columns
     table.verticalHeader().hide()
     if row:
         table.verticalHeader().setDefaultSectionSize(row)

@@ -48,6 +48,7 @@ class AddCase(QWidget):
         self._project: Project | None = None
         self._layers: list[Any] = []
         self._seen: Any = None  # the labels that the form was last about
+        self._free_name = ""
         self.image = ImageChooser(viewer)
         self.labels, self.part, self.files = QComboBox(), QComboBox(), QComboBox()
         self.name = QLineEdit()
@@ -86,7 +87,7 @@ class AddCase(QWidget):
     def set_project(self, project: Project | None) -> None:
         """Set the project that is open."""
         self._project = project
-        self.name.setPlaceholderText(free_name(project) if project is not None else "")
+        self._free_name = free_name(project) if project is not None else ""
         self._on_changed()
 
     def close_down(self) -> None:
@@ -174,6 +175,7 @@ class AddCase(QWidget):
         no_file = "" if _source(image) is not None else "This image was not opened from a single file."
         allow(self.files, TEACH.has_image if case else no_file, TEACH.files)
         allow(self.name, TEACH.has_name if case else "", TEACH.name)
+        self.name.setPlaceholderText(case or self._free_name)
         allow(self.part, TEACH.no_labels if self.layer is None else "", TEACH.part)
 
     # --- what the user does ---
@@ -345,8 +347,8 @@ def _axis(labels: LabelMap, grid: Geometry, filed: Geometry) -> int:
 
 
 def _size(grid: Geometry) -> str:
-    voxels, mm = (" x ".join(f"{n:.3g}" for n in values) for values in (grid.shape, grid.spacing))
-    return f"{voxels} voxels of {mm} mm"
+    mm = " x ".join(f"{n:.3g}" for n in grid.spacing)
+    return f"{' x '.join(map(str, grid.shape))} voxels of {mm} mm"
 
 
 def _meet(one: Geometry, other: Geometry) -> bool:
