@@ -103,7 +103,7 @@ class ServePage(QWidget):
         fields = form()
         chosen = QWidget()
         hbox((self.project, 1), self.choose_button, of=chosen, margins=(0, 0, 0, 0))
-        add_row(fields, "&Project", self.project, DOCTOR.serve_project, shown=chosen)
+        add_row(fields, "Pro&ject", self.project, DOCTOR.serve_project, shown=chosen)
         add_row(fields, "&Models", self.models, DOCTOR.serve_models)
         add_row(fields, "P&ort", self.port, DOCTOR.serve_port)
         vbox(fields, hbox((self.start_button, 1), self.copy_button), self.note, (self.list, 1), of=self)

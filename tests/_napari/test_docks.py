@@ -12,8 +12,9 @@ import pytest
 
 pytest.importorskip("napari._qt")
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QDockWidget, QPushButton, QTabBar, QWidget
+from qtpy.QtWidgets import QAbstractButton, QDockWidget, QLabel, QPushButton, QTabBar, QTabWidget, QWidget
 
+from napari_fmseg._napari.common.widgets import Collapsible
 from napari_fmseg.core.processes import environment
 
 WHY = re.compile(r"first|\bno\b|\bonly\b|^nothing is|is going on|^it is checking", re.IGNORECASE)
@@ -41,6 +42,25 @@ def test_whatever_is_disabled_before_anything_is_open_states_why(make_napari_vie
     for bar in widget.findChildren(QTabBar):
         for i in range(bar.count()):
             assert bar.isTabEnabled(i) or WHY.search(bar.tabToolTip(i)), bar.tabText(i)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_key_of_a_dock_means_two_things_or_opens_a_menu_of_napari(make_napari_viewer, qtbot, name: str) -> None:
+    viewer = make_napari_viewer(show=True)
+    _, widget = viewer.window.add_plugin_dock_widget("napari-fmseg", name)
+    for section in widget.findChildren(Collapsible):
+        section.button.setChecked(True)
+    menus = [action.text() for action in viewer.window._qt_window.menuBar().actions()]
+    (pages,) = widget.findChildren(QTabWidget) or (None,)
+    for page in range(pages.count() if pages is not None else 1):
+        if pages is not None:
+            pages.setCurrentIndex(page)
+        qtbot.wait(20)
+        parts = [part for part in widget.findChildren(QWidget) if part.isVisibleTo(widget)]
+        texts = [part.text() for part in parts if isinstance(part, QAbstractButton)]
+        texts += [part.text() for part in parts if isinstance(part, QLabel) and part.buddy() is not None]
+        keys = [match.group(1).upper() for text in (*menus, *texts) if (match := re.search(r"&(\w)", text))]
+        assert len(keys) == len(set(keys)), sorted((*menus, *texts))
 
 
 def test_opening_the_docks_loads_no_torch(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class CorrectDock(Dock):
         self._shown: Any = None  # the layer that all parts show
         self._spread: tuple[Any, tools.Spread] | None = None  # what it was measured from, and the measures
         self.labels, self.classes, self.slices = LabelsChoice(viewer), ClassList(), SliceList()
-        self.fill = push_button("&Fill between slices", CORRECT.fill, style=PRIMARY_BUTTON)
+        self.fill = push_button("Fill be&tween slices", CORRECT.fill, style=PRIMARY_BUTTON)
         self.spread = push_button("&Spread correction", CORRECT.spread, style=SECONDARY_BUTTON)
         self.fade, self.fade_text = QSlider(Qt.Orientation.Horizontal), paragraph()
         self.at_once = QCheckBox("Apply without preview")
@@ -89,7 +89,7 @@ class CorrectDock(Dock):
         self.fade.setValue(round(2.0 / FADE_STEP))
         column = Column()
         fields = form()
-        add_row(fields, "&Labels", self.labels)
+        add_row(fields, "La&bels", self.labels)
         column.rows.addLayout(fields)
         for part in (self.classes, self.slices):
             column.rows.addWidget(part)

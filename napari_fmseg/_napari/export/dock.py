@@ -77,8 +77,8 @@ class ExportDock(Dock):
             limit_width(combo, 12)
         fields = form(margins=None)
         for name, field in (
-            ("&Labels", self.labels),
-            ("&Write", self.way.what),
+            ("Label&s", self.labels),
+            ("Wr&ite", self.way.what),
             ("F&ormat", self.way.format),
             ("", self.way.smooth),
             ("Classes", self.classes),

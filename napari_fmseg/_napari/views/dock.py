@@ -48,7 +48,7 @@ class ViewDock(Dock):
         self.image: Any = None
         self.labels: Any = None
         self.structures = Structures(self.viewer, self)
-        self.planes_box, self.crosshair_box = QCheckBox("Three &planes"), QCheckBox("Cross&hair")
+        self.planes_box, self.crosshair_box = QCheckBox("Three pla&nes"), QCheckBox("&Crosshair")
         self.reset_button = push_button("Show &all", VIEW.reset)
         self.image_name = paragraph(plain=True)
         self.window_box, self.class_box = QComboBox(), QComboBox()
@@ -78,7 +78,7 @@ class ViewDock(Dock):
         self.opacity.setAccessibleName("Opacity of the structure")
         of_image, of_labels = form(), form()
         add_row(of_image, "Image", self.image_name)
-        add_row(of_image, "&Window", self.window_box, VIEW.window)
+        add_row(of_image, "W&indow", self.window_box, VIEW.window)
         add_row(of_labels, "S&tructure", self.class_box, VIEW.structure)
         add_row(of_labels, "&Opacity", self.opacity, VIEW.opacity)
         vbox(
