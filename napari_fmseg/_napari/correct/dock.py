@@ -64,7 +64,7 @@ class CorrectDock(Dock):
         self.tracker = Tracker.of(viewer)
         self.session = Session(viewer, self.tracker, self)
         self.picker, self.cut = Picker(viewer, self), CutLayer(viewer)
-        self._soon = QTimer(self, singleShot=True, interval=0)  # not while napari still inserts the labels
+        self._soon = QTimer(self, singleShot=True, interval=0)  # not while napari still inserts or removes labels
         self._shown: Any = None  # the layer that all parts show
         self._spread: tuple[Any, tools.Spread] | None = None  # what it was measured from, and the measures
         self.labels, self.classes, self.slices = LabelsChoice(viewer), ClassList(), SliceList()
@@ -181,7 +181,7 @@ class CorrectDock(Dock):
 
     def _on_layer(self, _: Any = None) -> None:
         if self.layer is not self._shown:
-            self.session.close_down()
+            self.session.cancel()
             self.picker.stop()
             self._tell(None)
             self._shown, self._spread = self.layer, None
@@ -200,6 +200,8 @@ class CorrectDock(Dock):
     def _on_soon(self) -> None:
         if self.layer is not None and self.layer in self.viewer.layers:
             self.session.prepare(self.layer, self.classes.classes)
+        else:
+            self.session.close_down()
 
     def _on_finished_classes(self, finished: frozenset[int]) -> None:
         self.session.cancel()

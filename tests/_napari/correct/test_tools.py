@@ -67,6 +67,31 @@ def test_the_layer_of_the_preview_is_there_before_the_first_tool_and_nothing_els
     scene.key(Qt.Key.Key_Escape)
 
 
+@pytest.mark.parametrize("previewed", [False, True])
+def test_labels_and_their_preview_are_deleted_at_once_without_an_error(
+    make_scene: Callable[..., Any], previewed: bool
+) -> None:
+    scene = make_scene(ball((10, 20, 24), 14).astype(np.uint8))
+    layers = scene.viewer.layers
+    for i in range(4):
+        layers.append(type(scene.layer)(np.ones(scene.data.shape, np.uint8), name=f"others {i}"))
+    layers.selection.active = scene.layer
+    scene.wait_until(lambda: "Preview" in layers and scene.dock.layer is scene.layer)
+    if previewed:
+        scene.press(scene.dock.shape.grow)
+        scene.wait_for_preview()
+    preview = layers["Preview"]
+    layers.remove(layers["others 3"])
+    layers.remove(scene.layer)
+    assert preview in layers  # napari may still be on its way to it, through a list of what to delete
+    scene.wait_until(lambda: preview not in layers)
+    layers.selection.clear()
+    layers.selection.update(layer for layer in layers if layer is not scene.image)
+    QTest.mouseClick(scene.viewer.window._qt_viewer.layerButtons.deleteButton, Qt.MouseButton.LeftButton)
+    scene.wait_until(lambda: list(layers) == [scene.image])
+    assert scene.dock.layer is None
+
+
 @pytest.mark.parametrize("n_selected", [0, 1, 2])
 def test_preparing_the_preview_leaves_the_selection_as_it_is(n_selected: int) -> None:
     viewer = ViewerModel()
