@@ -161,7 +161,8 @@ class ExportDock(Dock):
         self._look()
 
     def _look(self) -> None:
-        """Enable the export, or state in the tooltip why it is not possible."""
+        """Enable the export, or state in the tooltip why it is not possible; the bar is there while it runs."""
+        self.bar.setVisible(self.job is not None)
         allow(self.export_button, self._disabled_reason(), EXPORT.export)
         allow(self.cancel_button, EXPORT.cancel_idle if self.job is None else "", EXPORT.cancel)
 
@@ -227,8 +228,6 @@ class ExportDock(Dock):
     def _on_finished(self, done: bool) -> None:
         cancelled = self.job is not None and self.job.cancelled
         self.job = None
-        self.bar.setRange(0, 1)
-        self.bar.setValue(int(done))
         if done:
             self.outcome.tell(self._written)
             if self._is_whole:

@@ -439,3 +439,16 @@ def test_an_error_with_some_labels_goes_when_others_are_chosen(
     dock.viewer.layers.selection.active = dock.viewer.layers["organs of the scan"]
     assert dock.layer.name == "organs of the scan"
     assert dock.error.isHidden()
+
+
+def test_the_bar_is_there_only_while_something_is_written(
+    make_dock: Callable[..., ExportDock], scan: Volume, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = make_dock(scan, labels_of_scan(scan))
+    assert dock.bar.isHidden()
+    dock.place.line.setText(str(tmp_path / "written.nii.gz"))
+    qtbot.mouseClick(dock.export_button, Qt.MouseButton.LeftButton)
+    assert dock.bar.isVisible()
+    qtbot.waitUntil(lambda: dock.job is None, timeout=PATIENCE_MS)
+    assert (tmp_path / "written.nii.gz").exists()
+    assert dock.bar.isHidden()
