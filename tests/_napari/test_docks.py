@@ -8,12 +8,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("napari._qt")
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QAbstractButton, QDockWidget, QLabel, QPushButton, QTabBar, QTabWidget, QWidget
 
+from napari_fmseg._napari.choosers.image_chooser import ImageChooser
 from napari_fmseg._napari.common.widgets import Collapsible
 from napari_fmseg.core.processes import environment
 
@@ -61,6 +63,19 @@ def test_no_key_of_a_dock_means_two_things_or_opens_a_menu_of_napari(make_napari
         texts += [part.text() for part in parts if isinstance(part, QLabel) and part.buddy() is not None]
         keys = [match.group(1).upper() for text in (*menus, *texts) if (match := re.search(r"&(\w)", text))]
         assert len(keys) == len(set(keys)), sorted((*menus, *texts))
+
+
+@pytest.mark.parametrize("name", ["Segment", "Teach", "nnInteractive"])
+def test_a_dock_opens_with_the_image_that_is_chosen_in_the_layer_list(make_napari_viewer, qtbot, name: str) -> None:
+    viewer = make_napari_viewer(show=True)
+    for image in ("first", "second", "third"):
+        viewer.add_image(np.zeros((4, 5, 6)), name=image)
+    viewer.layers.selection.active = viewer.layers["second"]
+    _, widget = viewer.window.add_plugin_dock_widget("napari-fmseg", name)
+    qtbot.waitUntil(widget.isVisible)
+    (chooser, *_) = widget.findChildren(ImageChooser)
+    assert chooser.case is not None
+    assert chooser.case.name == "second"
 
 
 def test_opening_the_docks_loads_no_torch(tmp_path: Path) -> None:
