@@ -114,8 +114,9 @@ class DoctorDock(Dock):
 
     def _say(self, text: str, *, busy: bool = False) -> None:
         self.summary.setText(text)
-        allow(self.again_button, "It is checking now." if busy else "", DOCTOR.again)
-        self.copy_button.setEnabled(not busy and bool(self.findings))
+        why = "It is checking now." if busy else ""
+        allow(self.again_button, why, DOCTOR.again)
+        allow(self.copy_button, why or ("" if self.findings else "There is no report yet."), DOCTOR.copy)
         self.copy_button.setText("Copy report")
 
     def _on_copy(self) -> None:

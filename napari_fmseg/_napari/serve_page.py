@@ -27,6 +27,7 @@ from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.tooltips import DOCTOR
 from napari_fmseg._napari.common.widgets import (
     PRIMARY_BUTTON,
+    TICK_BOXES,
     Note,
     add_row,
     allow,
@@ -84,6 +85,7 @@ class ServePage(QWidget):
         self.choose_button = push_button("…", DOCTOR.serve_choose)
         self.models = QListWidget()
         self.models.setMaximumHeight(110)
+        self.models.setStyleSheet(TICK_BOXES)
         for card in list_models():
             item = QListWidgetItem(card.name)
             item.setFlags(item.flags() | Qt.ItemFlag.ItemIsUserCheckable)
@@ -101,7 +103,7 @@ class ServePage(QWidget):
         fields = form()
         chosen = QWidget()
         hbox((self.project, 1), self.choose_button, of=chosen, margins=(0, 0, 0, 0))
-        add_row(fields, "&Project", self.project, DOCTOR.serve_project, shown=chosen)
+        add_row(fields, "Pro&ject", self.project, DOCTOR.serve_project, shown=chosen)
         add_row(fields, "&Models", self.models, DOCTOR.serve_models)
         add_row(fields, "P&ort", self.port, DOCTOR.serve_port)
         vbox(fields, hbox((self.start_button, 1), self.copy_button), self.note, (self.list, 1), of=self)

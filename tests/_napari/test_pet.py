@@ -217,6 +217,24 @@ def test_lesions_are_listed_gone_to_and_exported_by_clicks(
     qtbot.waitUntil(lambda: not dock.findChildren(LesionDialog), timeout=PATIENCE_MS)
 
 
+def test_the_names_of_lesions_are_whole_also_beside_the_long_titles_of_an_image_without_a_unit(
+    make_dock: Any, qtbot: Any
+) -> None:
+    dock = make_dock(TwoChannels())
+    add(dock.viewer, image({}), "mr")
+    labels = lesion_labels()
+    data, options, _ = labels_layer(LabelMap(labels.data, labels.geometry, {}, {1: "anterior part"}), "mask")
+    dock.viewer.add_labels(data, **options)
+    qtbot.mouseClick(dock.lesions, Qt.MouseButton.LeftButton)
+    (dialog,) = dock.findChildren(LesionDialog)
+    qtbot.waitUntil(lambda: dialog.found is not None, timeout=PATIENCE_MS)
+    table = dialog.table
+    assert "no unit" in table.horizontalHeaderItem(3).text()
+    needed = table.fontMetrics().horizontalAdvance("anterior part")
+    qtbot.waitUntil(lambda: table.visualItemRect(table.item(0, 1)).width() >= needed)
+    dialog.accept()
+
+
 def test_labels_without_an_image_on_their_grid_say_so(make_dock: Any, qtbot: Any) -> None:
     dock = make_dock(TwoChannels())
     add(dock.viewer, image(SUV, (8, 8, 8), 8.0), "pet")
@@ -225,6 +243,8 @@ def test_labels_without_an_image_on_their_grid_say_so(make_dock: Any, qtbot: Any
     qtbot.mouseClick(dock.lesions, Qt.MouseButton.LeftButton)
     (dialog,) = dock.findChildren(LesionDialog)
     assert "on the grid" in dialog.error.text.text()
+    assert dialog.totals.text() == ""
+    assert not dialog.save.isEnabled()
     dock.viewer.layers.remove("mask")
     qtbot.waitUntil(lambda: not dock.findChildren(LesionDialog), timeout=PATIENCE_MS)
 

@@ -60,6 +60,7 @@ class ImageChooser(QComboBox):
         events.inserted.connect(note_new_labels)  # once per viewer, however many choosers there are
         self.currentIndexChanged.connect(self.chosen)
         self._fill()
+        self._on_active()
 
     @property
     def case(self) -> ImageVolume | None:

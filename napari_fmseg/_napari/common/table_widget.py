@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget
 
+from napari_fmseg._napari.common.widgets import TICK_BOXES
+
 __all__ = ["plain_table", "set_columns"]
 
 
@@ -31,12 +33,17 @@ def plain_table(
         Whether cells can be written in.
     """
     table = QTableWidget(0, 0)
-    set_columns(table, titles, stretch=stretch)
+    set_columns(table, titles)
+    if stretch is not None:
+        table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        table.horizontalHeader().setSectionResizeMode(stretch, QHeaderView.ResizeMode.Stretch)
     for column, tip in enumerate(tips):
         table.horizontalHeaderItem(column).setToolTip(tip)
+    table.horizontalHeader().setHighlightSections(False)  # bold titles are wider than their columns
     table.verticalHeader().hide()
     if row:
         table.verticalHeader().setDefaultSectionSize(row)
+    table.setStyleSheet(TICK_BOXES)
     table.setShowGrid(False)
     table.setCornerButtonEnabled(False)
     table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
@@ -47,11 +54,7 @@ def plain_table(
     return table
 
 
-def set_columns(table: QTableWidget, titles: Sequence[str], *, stretch: int | None = None) -> None:
-    """Set up the columns of a table."""
+def set_columns(table: QTableWidget, titles: Sequence[str]) -> None:
+    """Set the columns of a table."""
     table.setColumnCount(len(titles))
     table.setHorizontalHeaderLabels(list(titles))
-    if stretch is not None and titles:
-        header = table.horizontalHeader()
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(stretch, QHeaderView.ResizeMode.Stretch)

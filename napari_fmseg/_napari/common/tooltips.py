@@ -92,7 +92,7 @@ class QUEUE:
 class CLASSES:
     """The class table."""
 
-    color = "The colour of the class. Double-click to change it."
+    color = "The colour of the class. Click to change it."
     name = "The name of the class. Double-click to change it; it goes into exported files."
     visible = "Show or hide this class. It stays in the labels."
     volume_ml = "Volume of the class in millilitres."
@@ -107,6 +107,8 @@ class CLASSES:
     )
     jump = "Click a row to go to the middle of the structure."
     statistics = "Save name, volume and voxels of every class as a CSV table."
+    no_labels = "There are no labels yet: segment an image, or choose labels."
+    no_stages = "Only labels that a model made here have stages."
 
 
 class CORRECT:
@@ -164,6 +166,7 @@ class LESIONS:
     no_spacing = "The voxel size is not known (the units of the labels are pixels), so there are no ml."
     jump = "Click a row to go to the lesion, where it is hottest."
     save = "Save the table as CSV, with a last row for all lesions."
+    no_figures = "Nothing was measured yet."
 
 
 class EXPORT:
@@ -178,6 +181,7 @@ class EXPORT:
     all_classes = "Tick every class."
     no_classes = "Tick no class."
     painted = "These labels have no names: every number that was painted is exported."
+    no_names = "There are no classes with names to choose from."
     destination = "Where to write. An existing file is replaced only after you agree."
     browse = "Choose the file or folder to write."
     dicom = "Labels as hospital archives take them, tied to the DICOM series that they were made on."
@@ -190,6 +194,7 @@ class EXPORT:
     export_no_place = "Choose where to write first."
     export_busy = "An export is going on. Cancel it, or wait until it is done."
     cancel = "Stop. Nothing half-written is left."
+    cancel_idle = "Nothing is being written."
     show_folder = "Open the folder in the file manager."
     copy_path = "Copy where the files are."
 
@@ -244,6 +249,10 @@ class TEACH:
     files = "A copy keeps the project complete when the original moves; a link needs no disk space."
     name = "The name of the case in tables. Leave it empty for the next number; never a patient's name."
     new_labels = "Add an empty layer with the project's structures, and paint on the image."
+    no_project = "Open or make a project first."
+    no_labels = "Choose labels first."
+    has_name = "The case has a name. Change it with More, below the table."
+    has_image = "The project has the image of this case already."
     add = "Add the image and its labels to the project: completely or not at all."
     save_labels = "Give this case these labels. Those before are kept in the project's history."
     case = "The name of the case. Double-click to open it."
@@ -276,6 +285,7 @@ class TEACH:
     start = "Train on all corrected cases. napari stays usable; the training runs in a separate process."
     stop = "Stop within two seconds. The best weights so far are validated and kept."
     resume = "Resume the interrupted training from its last checkpoint."
+    busy = "A training is under way. Stop it, or wait until it is done."
     loss = "How far the predictions are from your labels, step by step. It should fall."
     dice_curve = "Dice of every structure on the validation cases during training: 1 is perfect. It should rise."
     picture = "The prediction for a validation case during training."
@@ -332,6 +342,7 @@ class PRETRAIN:
     start_busy = "A pretraining is going on. Stop it, or wait until it is done."
     stop = "Stop within two seconds. The weights are kept; the run can be resumed or used as a start."
     stop_idle = "Nothing is running."
+    stop_under_way = "It is stopping already."
     resume = "Resume the run in this folder exactly where it stopped."
     resume_none = "There is no run to resume in this folder."
     progress = "How much is done, and about how long the rest takes."

@@ -22,6 +22,7 @@ from qtpy.QtWidgets import (
 )
 
 __all__ = [
+    "TICK_BOXES",
     "Collapsible",
     "Column",
     "Note",
@@ -44,6 +45,9 @@ NO_MARGINS: Margins = (0, 0, 0, 0)
 
 # Its own ground and its own text, so that both of napari's themes can be read.
 _NOTE = "QLabel { background: #ffe08a; color: #2b2300; border-radius: 3px; padding: 4px 6px; }"
+
+TICK_BOXES = "QAbstractItemView::indicator:unchecked { border: 1px solid #808080; border-radius: 2px; }"
+"""The style of lists with boxes to tick: napari's themes leave an empty one in the colour of the list."""
 
 
 PRIMARY_BUTTON = (

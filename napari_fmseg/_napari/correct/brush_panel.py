@@ -63,7 +63,7 @@ class BrushPanel(QWidget):
         self.range = QLabeledDoubleRangeSlider(Qt.Orientation.Horizontal)
         self.range.setDecimals(0)
         self.range.setToolTip(CORRECT.range)
-        self.pick = push_button("Pic&k…", CORRECT.pick)
+        self.pick = push_button("Pick…", CORRECT.pick)
         self.inside = QComboBox()
         self.inside.setToolTip(CORRECT.inside)
         limit_width(self.inside, 10)

@@ -64,11 +64,11 @@ class CorrectDock(Dock):
         self.tracker = Tracker.of(viewer)
         self.session = Session(viewer, self.tracker, self)
         self.picker, self.cut = Picker(viewer, self), CutLayer(viewer)
-        self._soon = QTimer(self, singleShot=True, interval=0)  # not while napari still inserts the labels
+        self._soon = QTimer(self, singleShot=True, interval=0)  # not while napari still inserts or removes labels
         self._shown: Any = None  # the layer that all parts show
         self._spread: tuple[Any, tools.Spread] | None = None  # what it was measured from, and the measures
         self.labels, self.classes, self.slices = LabelsChoice(viewer), ClassList(), SliceList()
-        self.fill = push_button("&Fill between slices", CORRECT.fill, style=PRIMARY_BUTTON)
+        self.fill = push_button("Fill be&tween slices", CORRECT.fill, style=PRIMARY_BUTTON)
         self.spread = push_button("&Spread correction", CORRECT.spread, style=SECONDARY_BUTTON)
         self.fade, self.fade_text = QSlider(Qt.Orientation.Horizontal), paragraph()
         self.at_once = QCheckBox("Apply without preview")
@@ -89,7 +89,7 @@ class CorrectDock(Dock):
         self.fade.setValue(round(2.0 / FADE_STEP))
         column = Column()
         fields = form()
-        add_row(fields, "&Labels", self.labels)
+        add_row(fields, "La&bels", self.labels)
         column.rows.addLayout(fields)
         for part in (self.classes, self.slices):
             column.rows.addWidget(part)
@@ -181,8 +181,9 @@ class CorrectDock(Dock):
 
     def _on_layer(self, _: Any = None) -> None:
         if self.layer is not self._shown:
-            self.session.close_down()
+            self.session.cancel()
             self.picker.stop()
+            self._tell(None)
             self._shown, self._spread = self.layer, None
         finished = frozenset() if self.layer is None else rules_of(self.layer).finished
         self.classes.show_layer(self.layer, finished)
@@ -199,6 +200,8 @@ class CorrectDock(Dock):
     def _on_soon(self) -> None:
         if self.layer is not None and self.layer in self.viewer.layers:
             self.session.prepare(self.layer, self.classes.classes)
+        else:
+            self.session.close_down()
 
     def _on_finished_classes(self, finished: frozenset[int]) -> None:
         self.session.cancel()

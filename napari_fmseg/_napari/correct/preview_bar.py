@@ -37,7 +37,7 @@ class PreviewBar(QFrame):
         self.setStyleSheet(_FRAME)
         self.text, self.bar = paragraph(), progress_bar(steps=0)
         self.accept = push_button("&Accept", CORRECT.accept, style=PRIMARY_BUTTON)
-        self.cancel = push_button("Cance&l", CORRECT.cancel, style=SECONDARY_BUTTON)
+        self.cancel = push_button("Ca&ncel", CORRECT.cancel, style=SECONDARY_BUTTON)
         vbox(self.text, self.bar, hbox((self.accept, 2), (self.cancel, 1)), of=self, margins=(6, 6, 6, 6), spacing=4)
         self.accept.clicked.connect(self.accepted)
         self.cancel.clicked.connect(self.cancelled)

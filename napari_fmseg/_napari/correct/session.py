@@ -93,7 +93,9 @@ class Session(QObject):
 
     def prepare(self, layer: Any, classes: Iterable[int]) -> None:
         """Add the layer of the preview, hidden, so that the first tool does not wait for it."""
-        if isinstance(layer.data, np.ndarray) and not self.is_open:
+        if not isinstance(layer.data, np.ndarray):
+            self._overlay.remove()
+        elif not self.is_open:
             self._overlay.prepare(layer, classes)
 
     def run(self, layer: Any, tool: Tool, *, at_once: bool = False) -> None:

@@ -28,7 +28,7 @@ class TransferPanel(QWidget):
         for combo in (self.source, self.value, self.other):
             limit_width(combo, 10)
         self.copy = push_button("&Copy here", CORRECT.copy)
-        self.swap, self.merge = push_button("S&wap", CORRECT.swap), push_button("Mer&ge into it", CORRECT.merge)
+        self.swap, self.merge = push_button("Swap", CORRECT.swap), push_button("Merge into it", CORRECT.merge)
         fields = form()
         add_row(fields, "From labels", self.source, CORRECT.source)
         add_row(fields, "Class", self.value, CORRECT.copy, shown=None)

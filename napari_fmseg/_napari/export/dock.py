@@ -56,10 +56,11 @@ class ExportDock(Dock):
         self._is_whole = False  # whether all of a layer is written, so that it is safe afterwards
         self._remarks: list[str] = []
         self._suggested = ""
+        self._shown: Any = None  # the layer whose classes are listed
         self.labels, self.way = QComboBox(), Way(self)
         self.classes, self.place = ClassList(), Destination()
         self.export_button = push_button("&Export", style=PRIMARY_BUTTON)
-        self.cancel_button = push_button("&Cancel", EXPORT.cancel, style=SECONDARY_BUTTON)
+        self.cancel_button = push_button("&Cancel", style=SECONDARY_BUTTON)
         self.bar = progress_bar(steps=100)
         self.outcome, self.remarks, self.error = Outcome(), Note(), ErrorBox(title="The labels were not exported")
         self._build()
@@ -76,8 +77,8 @@ class ExportDock(Dock):
             limit_width(combo, 12)
         fields = form(margins=None)
         for name, field in (
-            ("&Labels", self.labels),
-            ("&Write", self.way.what),
+            ("Label&s", self.labels),
+            ("Wr&ite", self.way.what),
             ("F&ormat", self.way.format),
             ("", self.way.smooth),
             ("Classes", self.classes),
@@ -99,7 +100,7 @@ class ExportDock(Dock):
         self.cancel_button.clicked.connect(self._on_cancel)
         layers = self.viewer.layers
         layers.events.inserted.connect(note_new_labels)
-        self._links = Links(self)
+        self._links, self._of_labels = Links(self), Links(self)
         self._links.connect(self._on_layers, layers.events.inserted, layers.events.removed, layers.events.renamed)
         self._links.connect(self._on_active, layers.selection.events.active)
 
@@ -130,8 +131,15 @@ class ExportDock(Dock):
             if self.labels.itemData(index) is active:
                 self.labels.setCurrentIndex(index)
 
-    def _on_labels(self, _: int = 0) -> None:
+    def _on_labels(self, _: Any = None) -> None:
         layer = self.layer
+        if layer is not self._shown:
+            self._shown = layer
+            self.error.tell(None)
+            self.remarks.tell([])
+            self._of_labels.end()
+            if layer is not None:
+                self._of_labels.connect(self._on_labels, layer.events.features, layer.events.colormap)
         self.origin = Origin() if layer is None else origin_of(layer, self.viewer.layers)
         self.classes.show_classes(None if layer is None else self._label_map(layer))
         self.labels.setToolTip(EXPORT.labels if layer is None else f"{EXPORT.labels} Now: {layer.name}")
@@ -153,9 +161,10 @@ class ExportDock(Dock):
         self._look()
 
     def _look(self) -> None:
-        """Enable the export, or state in the tooltip why it is not possible."""
+        """Enable the export, or state in the tooltip why it is not possible; the bar is there while it runs."""
+        self.bar.setVisible(self.job is not None)
         allow(self.export_button, self._disabled_reason(), EXPORT.export)
-        self.cancel_button.setEnabled(self.job is not None)
+        allow(self.cancel_button, EXPORT.cancel_idle if self.job is None else "", EXPORT.cancel)
 
     def _disabled_reason(self) -> str:
         if self.job is not None:
@@ -219,8 +228,6 @@ class ExportDock(Dock):
     def _on_finished(self, done: bool) -> None:
         cancelled = self.job is not None and self.job.cancelled
         self.job = None
-        self.bar.setRange(0, 1)
-        self.bar.setValue(int(done))
         if done:
             self.outcome.tell(self._written)
             if self._is_whole:

@@ -9,7 +9,7 @@ from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QApplication, QFileDialog, QFrame, QLineEdit, QListWidget, QListWidgetItem, QWidget
 
 from napari_fmseg._napari.common.tooltips import EXPORT
-from napari_fmseg._napari.common.widgets import NO_MARGINS, hbox, paragraph, push_button, vbox
+from napari_fmseg._napari.common.widgets import NO_MARGINS, TICK_BOXES, allow, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.export.format_form import SUFFIXES
 from napari_fmseg._napari.results.class_colors import SWATCH, color_icon
 from napari_fmseg.core.volume import LabelMap
@@ -31,8 +31,8 @@ class ClassList(QWidget):
         self.list.setToolTip(EXPORT.classes)
         self.list.setIconSize(QSize(SWATCH, SWATCH))
         self.list.setUniformItemSizes(True)
-        self.list.setStyleSheet("QListWidget { padding: 2px 4px; }")
-        self.all, self.none = push_button("&All", EXPORT.all_classes), push_button("&None", EXPORT.no_classes)
+        self.list.setStyleSheet(f"QListWidget {{ padding: 2px 4px; }} {TICK_BOXES}")
+        self.all, self.none = push_button("&All"), push_button("&None")
         vbox(self.list, hbox(self.all, self.none, 1), of=self, margins=NO_MARGINS, spacing=4)
         self.list.itemChanged.connect(self.changed)
         self.all.clicked.connect(lambda: self._tick(Qt.CheckState.Checked))
@@ -58,8 +58,9 @@ class ClassList(QWidget):
         rows = min(max(self.list.count(), 1), _SHOWN)
         height = self.list.sizeHintForRow(0) if self.list.count() else 18
         self.list.setFixedHeight(rows * height + 2 * self.list.frameWidth() + 8)
-        for button in (self.all, self.none):
-            button.setEnabled(bool(self._items()))
+        none = "" if self._items() else EXPORT.no_names
+        allow(self.all, none, EXPORT.all_classes)
+        allow(self.none, none, EXPORT.no_classes)
         self.changed.emit()
 
     @property

@@ -72,7 +72,7 @@ class InteractiveDock(Dock):
         self.keep = QCheckBox("&Only where nothing is labelled")
         self.undo_button = push_button("&Undo prompt", INTERACTIVE.undo)
         self.accept_button = push_button("&Accept", INTERACTIVE.accept, style=PRIMARY_BUTTON)
-        self.cancel_button = push_button("Cance&l", INTERACTIVE.cancel, style=SECONDARY_BUTTON)
+        self.cancel_button = push_button("Ca&ncel", INTERACTIVE.cancel, style=SECONDARY_BUTTON)
         self._build()
         self._links, self._of_tool = Links(self), Links(self)
         self._connect()

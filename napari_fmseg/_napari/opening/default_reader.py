@@ -20,13 +20,14 @@ PATTERNS = ("*.nii", "*.nii.gz", "*.hdr", "*.img", "*.hdr.gz", "*.img.gz", "*.nr
             "*.dcm", "*.dicom", "*.ima", "*?/")  # fmt: skip
 """Of files and, the last, of folders: so general that any other choice for folders, "*.zarr/" say, comes first."""
 _FOLDERS = "*?/"
-_offering: set[int] = set()  # dialogs that stand on the screen
+_ASKED = "fmseg_asked_for_reader"  # property of a window: later is not in the same session
 
 
 def offer_as_default_reader(parent: Any, *, ask: Callable[[str, Callable[[bool], None]], None] | None = None) -> bool:
     """Offer once to open scans with our reader from now on, without napari's question; call it when a dock opens.
 
-    Nothing happens if it was answered before, if nothing would change, or if the window is not on the screen.
+    Nothing happens if it was answered before or put in this window, if nothing would change, or if the window is not on
+    the screen.
 
     Parameters
     ----------
@@ -44,8 +45,9 @@ def offer_as_default_reader(parent: Any, *, ask: Callable[[str, Callable[[bool],
         return False
     if ask is None:
         window = _visible_window(parent)
-        if window is None or _offering:
+        if window is None or window.property(_ASKED):
             return False
+        window.setProperty(_ASKED, True)
 
         def ask(question: str, answer: Callable[[bool], None]) -> None:
             _ask_in_dialog(window, question, answer)
@@ -146,8 +148,6 @@ def _visible_window(parent: Any) -> Any:
 def _ask_in_dialog(window: Any, question: str, answer: Callable[[bool], None]) -> None:
     from qtpy.QtWidgets import QMessageBox
 
-    from napari_fmseg._napari.common.event_links import when_destroyed
-
     title, _, text = question.partition("\n\n")
     box = QMessageBox(window)
     box.setWindowTitle("fmseg")
@@ -157,15 +157,11 @@ def _ask_in_dialog(window: Any, question: str, answer: Callable[[bool], None]) -
     yes = box.addButton("Yes, open with fmseg", QMessageBox.ButtonRole.YesRole)
     no = box.addButton("No, keep asking", QMessageBox.ButtonRole.NoRole)
     box.addButton("Ask me later", QMessageBox.ButtonRole.RejectRole)
-    key = id(box)
-    _offering.add(key)
 
     def on_finished() -> None:
-        _offering.discard(key)
         if box.clickedButton() in (yes, no):
             answer(box.clickedButton() is yes)
         box.deleteLater()
 
     box.finished.connect(on_finished)
-    when_destroyed(box, lambda: _offering.discard(key))
     box.open()

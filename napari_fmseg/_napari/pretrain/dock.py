@@ -122,8 +122,8 @@ class PretrainDock(Dock):
         there = recipe_in(out) if out is not None else None
         reason = PRETRAIN.start_busy if busy else self.form.disabled_reason() or (PRETRAIN.start_there if there else "")
         allow(self.start_button, reason, PRETRAIN.start)
-        self.stop_button.setEnabled(busy and not self.training.stopping)
-        self.stop_button.setToolTip(PRETRAIN.stop if busy else PRETRAIN.stop_idle)
+        idle = PRETRAIN.stop_idle if not busy else PRETRAIN.stop_under_way if self.training.stopping else ""
+        allow(self.stop_button, idle, PRETRAIN.stop)
         can_resume = not busy and there is not None and self.training.state != "done"
         why_not = PRETRAIN.start_busy if busy else PRETRAIN.resume_none
         allow(self.resume_button, "" if can_resume else why_not, PRETRAIN.resume)

@@ -34,7 +34,9 @@ def color_icon(color: tuple[float, ...] | None) -> QIcon:
     """Return a square of a colour (its first three of red, green, blue, alpha), transparent for None."""
     picture = QPixmap(SWATCH, SWATCH)
     picture.fill(QColor.fromRgbF(*color[:3], 1.0) if color is not None else QColor(Qt.GlobalColor.transparent))
-    return QIcon(picture)
+    icon = QIcon(picture)
+    icon.addPixmap(picture, QIcon.Mode.Selected)  # or Qt tints it where its row is selected
+    return icon
 
 
 def set_colors(layer: Any, colors: Mapping[int, Rgba], present: Iterable[int] = ()) -> None:

@@ -147,8 +147,7 @@ class ClassTable(QWidget):
     def _fill(self) -> None:
         layer = self.layer
         self.title.setText("No labels yet. Run a model, or choose a labels layer." if layer is None else layer.name)
-        none = "" if layer is not None else "There are no labels yet: segment an image, or choose labels."
-        allow(self.save, none, CLASSES.statistics)
+        allow(self.save, CLASSES.no_labels if layer is None else "", CLASSES.statistics)
         self.table.setVisible(layer is not None)
         self.table.setToolTip(CLASSES.jump)
         if layer is None:

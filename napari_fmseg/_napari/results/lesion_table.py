@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QComboBox, QDialog, QFileDialog, QLabel, QTableWidgetItem, QWidget
+from qtpy.QtWidgets import QComboBox, QDialog, QFileDialog, QHeaderView, QLabel, QTableWidgetItem, QWidget
 
 from napari_fmseg._napari.choosers.image_volumes import ImageVolume, cases_of
 from napari_fmseg._napari.choosers.label_pairing import image_of, is_of, label_map, lies_on, why_ask
@@ -17,7 +17,7 @@ from napari_fmseg._napari.common.job import Job, start_job
 from napari_fmseg._napari.common.number_boxes import NumberBox
 from napari_fmseg._napari.common.table_widget import plain_table, set_columns
 from napari_fmseg._napari.common.tooltips import LESIONS
-from napari_fmseg._napari.common.widgets import Note, form, hbox, paragraph, push_button, vbox
+from napari_fmseg._napari.common.widgets import Note, allow, form, hbox, paragraph, push_button, vbox
 from napari_fmseg._napari.layers import is_pet, meta_of, volume_of
 from napari_fmseg._napari.results.navigation import centre_on_voxel
 from napari_fmseg.core.errors import FmsegError, GeometryMismatch
@@ -41,9 +41,10 @@ class LesionDialog(QDialog):
         self._images = [part for case in cases_of(viewer.layers) for part in _on_grid(case, layer)]
         self._agreed: set[str] = set()  # images of others that the user wants to measure in
         self.image, self.min_ml = QComboBox(), NumberBox()
-        self.table, self.totals, self.error = plain_table((), stretch=1), paragraph(), ErrorBox()
+        self.table, self.totals, self.error = plain_table(()), paragraph(), ErrorBox()
+        self.table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
         self.pairing_note = Note()
-        self.save = push_button("&Export CSV …", LESIONS.save, auto_default=False)
+        self.save = push_button("&Export CSV …", auto_default=False)
         self.close_button = push_button("&Close", auto_default=False)
         self._timer = QTimer(self, singleShot=True, interval=WAIT_MS)
         self._timer.timeout.connect(self._on_time)
@@ -104,7 +105,7 @@ class LesionDialog(QDialog):
             return
         self.error.tell(None)
         if not self._images:
-            self.error.tell(GeometryMismatch(
+            self._fail(GeometryMismatch(
                 "No image lies on the grid of these labels. Open the image that they were made on, then this again."
             ))  # fmt: skip
             return
@@ -115,7 +116,7 @@ class LesionDialog(QDialog):
             labels = label_map(self.layer, self._viewer.layers)
             volume = dataclasses.replace(volume_of([part]), meta=meta_of(part))
         except FmsegError as error:
-            self.error.tell(error)
+            self._fail(error)
             return
         for widget in (self.min_ml, self._form.labelForField(self.min_ml)):
             widget.setVisible(labels.has_spacing)
@@ -123,17 +124,24 @@ class LesionDialog(QDialog):
         least = self.min_ml.value() if labels.has_spacing else 0.0
         self._job = start_job(lambda: iter([lesions(labels, volume, min_ml=least)]), parent=self)
         self._job.event.connect(self._show)
-        self._job.failed.connect(self.error.tell)
+        self._job.failed.connect(self._fail)
+
+    def _fail(self, error: FmsegError) -> None:
+        """Show why nothing could be measured, and no figures of before."""
+        self._show(None)
+        self.table.setRowCount(0)
+        self.totals.setText("")
+        self.error.tell(error)
 
     def _show(self, found: LesionTable | None) -> None:
         self.found = found
-        self.save.setEnabled(found is not None)
+        allow(self.save, LESIONS.no_figures if found is None else "", LESIONS.save)
         if found is None:
             self.totals.setText("Measuring …")
             return
         size = "ml" if found.has_spacing else "Voxels"
         shown = columns(found) if found.has_spacing else columns(found)[:2]  # the others need the size of a voxel
-        set_columns(self.table, ("", "Lesion", size, *shown), stretch=1)
+        set_columns(self.table, ("", "Lesion", size, *shown))
         self.table.setRowCount(len(found.lesions))
         for row, lesion in enumerate(found.lesions):
             self._fill(row, lesion)

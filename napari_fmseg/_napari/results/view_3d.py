@@ -20,7 +20,6 @@ class ThreeD:
 
     def __init__(self, viewer: Any) -> None:
         self._viewer = viewer
-        self._hidden: list[Any] = []
         _unmirror(viewer)
 
     def toggle(self) -> None:
@@ -30,14 +29,19 @@ class ThreeD:
         dims = self._viewer.dims
         if dims.ndisplay == 3:
             dims.ndisplay = 2
-            for layer in self._hidden:
-                layer.visible = True
-            self._hidden = []
             return
-        self._hidden = [layer for layer in self._viewer.layers if isinstance(layer, Image) and layer.visible]
-        for layer in self._hidden:
+        hidden = [layer for layer in self._viewer.layers if isinstance(layer, Image) and layer.visible]
+
+        def on_ndisplay(_event: Any) -> None:  # also by napari's own button, and after the dock was closed
+            if dims.ndisplay == 2:
+                dims.events.ndisplay.disconnect(on_ndisplay)
+                for layer in hidden:
+                    layer.visible = True
+
+        for layer in hidden:
             layer.visible = False
         dims.ndisplay = 3
+        dims.events.ndisplay.connect(on_ndisplay)
         _unmirror(self._viewer)
         self._viewer.reset_view()
         camera_of(self._viewer).set_view_direction(view_direction=AHEAD, up_direction=UP)

@@ -81,7 +81,7 @@ class ReviewPanel(QWidget):
         self.correct_button = push_button("&Save correction", TEACH.review_correct, style=SECONDARY_BUTTON)
         self.reject_button = push_button("Re&ject", TEACH.review_reject, style=SECONDARY_BUTTON)
         which = form()
-        add_row(which, "Sho&w", self.which, TEACH.review_which)
+        add_row(which, "Sh&ow", self.which, TEACH.review_which)
         vbox(
             which,
             hbox(self.previous_button, self.next_button),

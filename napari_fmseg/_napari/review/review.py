@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from qtpy.QtCore import QObject
 from qtpy.QtWidgets import QWidget
@@ -63,7 +64,8 @@ class Review(QObject):
         self._viewer, self.panel, self._do, self._save, self._recovery = viewer, panel, do, save, recovery
         self._project: Project | None = None
         self._busy = ""
-        self._edits: tuple[Any, int] = (None, 0)  # the labels of the open case, and how often they had been changed
+        self._layer: Any = None  # the labels of the open case
+        self._stored: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # edits of labels when the project had them so
         self._saving = ""  # the case whose correction is being saved
         self._accepted = ""  # the case whose labels in the window are being accepted
         self._then: Callable[[], None] | None = None  # what waits for the work before
@@ -101,16 +103,16 @@ class Review(QObject):
         """Review the case that was opened, here or in the table."""
         self._let_go()
         self.panel.set_case(case.name)
-        layer = self._labels_of(case.name)
-        self._edits = (layer, self._recovery.edits_of(layer))
+        self._layer = layer = self._labels_of(case.name)
         if layer is not None:
+            self._stored.setdefault(layer, self._recovery.edits_of(layer))  # those painted on before are not as stored
             self._links.connect(self._allow, layer.events.paint, layer.events.data, layer.events.set_data)
         self._allow()
 
-    def on_saved(self, name: str) -> None:
-        """Notice that the labels of a case were saved; as a correction, if that was pressed."""
-        layer, _ = self._edits
-        self._edits = (layer, self._recovery.edits_of(layer))
+    def on_saved(self, name: str, layer: Any, edits: int) -> None:
+        """Notice that the labels of a case were saved, after so many edits; as a correction, if that was pressed."""
+        if layer is not None:
+            self._stored[layer] = edits
         if name == self._saving and self._project is not None:
             note, after = self.panel.note.toPlainText(), self.panel.case_after(1)
             folder = self._project.folder
@@ -142,8 +144,7 @@ class Review(QObject):
 
     @property
     def _has_changes(self) -> bool:
-        layer, edits = self._edits
-        return layer is not None and self._recovery.edits_of(layer) != edits
+        return self._layer is not None and self._recovery.edits_of(self._layer) != self._stored[self._layer]
 
     def _allow(self, _event: Any = None) -> None:
         self.panel.allow(edited=self._has_changes, busy=self._busy)
@@ -159,8 +160,7 @@ class Review(QObject):
 
     def _on_correct(self) -> None:
         self._saving = self.panel.case
-        layer, _ = self._edits
-        self._viewer.layers.selection.active = layer  # the form above the cases follows
+        self._viewer.layers.selection.active = self._layer  # the form above the cases follows
         self._save()
 
     def _decide(self, change: Callable[[Project], Project]) -> None:
@@ -179,7 +179,7 @@ class Review(QObject):
 
     def _let_go(self) -> None:
         self._links.end()
-        self._edits = (None, 0)
+        self._layer = None
 
 
 def _review_and_open(folder: Path, change: Callable[[Project], Project], after: str) -> Iterator[Any]:

@@ -71,11 +71,8 @@ class SegmentDock(Dock):
         self.queue_section = Collapsible("Queue of scans", self.queue, QUEUE.start)
         self.queue_section.button.setChecked(bool(queue.scans))
         self.classes = ClassTable(napari_viewer)
-        self.all_stages, self.three_d = (
-            push_button("Show stages", SEGMENT.show_all),
-            push_button("3-D", SEGMENT.three_d),
-        )
-        self.why, self.lesions = push_button("Explain"), push_button("Lesions …", LESIONS.open)
+        self.all_stages, self.three_d = push_button("Show stages"), push_button("3-D")
+        self.why, self.lesions = push_button("Explain"), push_button("Lesions …")
         self._three_d = ThreeD(napari_viewer)
         self._build()
         self._connect()
@@ -289,10 +286,12 @@ class SegmentDock(Dock):
     def _show(self, labels: Any) -> None:
         """Fill the table with the classes of a labels layer, or of none."""
         self.classes.set_layer(labels)
-        self.all_stages.setEnabled(labels is not None and run_of(labels) is not None)
-        self.three_d.setEnabled(labels is not None)
+        none = CLASSES.no_labels if labels is None else ""
+        no_stages = none or ("" if run_of(labels) is not None else CLASSES.no_stages)
+        allow(self.all_stages, no_stages, SEGMENT.show_all)
+        allow(self.three_d, none, SEGMENT.three_d)
+        allow(self.lesions, none, LESIONS.open)
         self._allow_why()
-        self.lesions.setEnabled(labels is not None)
 
     def _on_removed(self, event: Any) -> None:
         if event.value is self.classes.layer:

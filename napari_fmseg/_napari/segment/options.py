@@ -82,6 +82,7 @@ class Choices(QWidget):
         self._viewer, self._links = viewer, Links(self)
         self._links.connect(self._on_active, viewer.layers.selection.events.active)
         self._on_model()
+        self._on_image()
 
     def _fill(self) -> None:
         preferred = load()

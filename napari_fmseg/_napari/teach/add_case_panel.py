@@ -48,11 +48,12 @@ class AddCase(QWidget):
         self._project: Project | None = None
         self._layers: list[Any] = []
         self._seen: Any = None  # the labels that the form was last about
+        self._free_name = ""
         self.image = ImageChooser(viewer)
         self.labels, self.part, self.files = QComboBox(), QComboBox(), QComboBox()
         self.name = QLineEdit()
         self.new_button, self.add_button = (
-            push_button("&New labels", TEACH.new_labels),
+            push_button("&New labels"),
             push_button("&Add to the project"),
         )
         self._lay_out()
@@ -86,7 +87,7 @@ class AddCase(QWidget):
     def set_project(self, project: Project | None) -> None:
         """Set the project that is open."""
         self._project = project
-        self.name.setPlaceholderText(free_name(project) if project is not None else "")
+        self._free_name = free_name(project) if project is not None else ""
         self._on_changed()
 
     def close_down(self) -> None:
@@ -164,18 +165,18 @@ class AddCase(QWidget):
 
     def _on_changed(self) -> None:
         case, image, known = self.case, self.image.case, self._project is not None
-        why = "" if known else "Open or make a project first."
+        why = "" if known else TEACH.no_project
         no_image = self.image.refusal or "Open an image first: drop a file on the window."
         why = why or (no_image if image is None else "")
+        allow(self.new_button, why, TEACH.new_labels)
         why = why or (f"Choose the labels of {case}." if case and self.layer is None else "")
         self.add_button.setText(f"Save labels of {case}" if case else "&Add to the project")
         allow(self.add_button, why, TEACH.save_labels if case else TEACH.add)
-        self.new_button.setEnabled(known and image is not None)
-        source = _source(image)
-        self.files.setEnabled(not case and source is not None)
-        self.files.setToolTip(TEACH.files if source is not None else "This image was not opened from a single file.")
-        self.name.setEnabled(not case)
-        self.part.setEnabled(self.layer is not None)
+        no_file = "" if _source(image) is not None else "This image was not opened from a single file."
+        allow(self.files, TEACH.has_image if case else no_file, TEACH.files)
+        allow(self.name, TEACH.has_name if case else "", TEACH.name)
+        self.name.setPlaceholderText(case or self._free_name)
+        allow(self.part, TEACH.no_labels if self.layer is None else "", TEACH.part)
 
     # --- what the user does ---
 
@@ -346,8 +347,8 @@ def _axis(labels: LabelMap, grid: Geometry, filed: Geometry) -> int:
 
 
 def _size(grid: Geometry) -> str:
-    voxels, mm = (" x ".join(f"{n:.3g}" for n in values) for values in (grid.shape, grid.spacing))
-    return f"{voxels} voxels of {mm} mm"
+    mm = " x ".join(f"{n:.3g}" for n in grid.spacing)
+    return f"{' x '.join(map(str, grid.shape))} voxels of {mm} mm"
 
 
 def _meet(one: Geometry, other: Geometry) -> bool:

@@ -17,6 +17,7 @@ from napari_fmseg._napari.common.dialogs import ErrorBox, ResearchOnly
 from napari_fmseg._napari.common.dock import Dock
 from napari_fmseg._napari.common.job import start_job
 from napari_fmseg._napari.common.notify import notify
+from napari_fmseg._napari.common.tooltips import TEACH
 from napari_fmseg._napari.common.training_process import TrainingRun
 from napari_fmseg._napari.common.viewer_window import unwrap_viewer, window_of
 from napari_fmseg._napari.common.widgets import Note, ScrollArea, paragraph, vbox
@@ -198,13 +199,14 @@ class TeachDock(Dock):
         self.add.set_project(project)
         for page in (1, 2, 3):
             self.pages.setTabEnabled(page, project is not None)
+            self.pages.setTabToolTip(page, "" if project is not None else TEACH.no_project)
         used = project.index.used if project is not None else ()
         why = "" if used else "There is no model yet. Train one first."
         why = why or ("A training is under way." if self.round.running else "")
         why = why or ("The cases are being predicted." if self.predicting.running else "")
         if project is None or known is None:
             self.facts.setText("A project is a folder with volumes, your labels, and the models trained on them.")
-            self.cases.show_cases((), (), "Open or make a project first.")
+            self.cases.show_cases((), (), TEACH.no_project)
             self.review.set_project(None, ())
         else:
             rows = case_table(project)
@@ -257,7 +259,7 @@ class TeachDock(Dock):
         self.note.tell([f"{what.name} {saved}."])
         self.add.name.clear()
         self.cases.choose(what.name)
-        self.review.on_saved(what.name)
+        self.review.on_saved(what.name, *self._stored)
 
     def _on_case(self, name: str) -> None:
         if self.project is not None:

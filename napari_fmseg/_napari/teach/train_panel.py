@@ -117,7 +117,7 @@ class TrainPanel(QWidget):
         self.source.opened.connect(self._list_again)
         self.refresh((), 0)
         self.show_state("idle", "")
-        self.allow("Open or make a project first.", can_resume=False)
+        self.allow(TEACH.no_project, can_resume=False)
 
     def _lay_out(self) -> None:
         limit_width(self.source, 14)
@@ -195,11 +195,10 @@ class TrainPanel(QWidget):
     def allow(self, disabled_reason: str, *, can_resume: bool) -> None:
         """Enable the start button, or state in its tooltip why not."""
         running = self.state in ("preparing", "training", "validating")
-        why = "A training is under way. Stop it, or wait until it is done." if running else disabled_reason
-        allow(self.start_button, why, TEACH.start)
+        busy = TEACH.busy if running else ""
+        allow(self.start_button, busy or disabled_reason, TEACH.start)
         allow(self.stop_button, "" if running else "Nothing is running.", TEACH.stop)
-        self.resume_button.setEnabled(can_resume and not running)
-        self.resume_button.setToolTip(TEACH.resume if can_resume else "No training was interrupted.")
+        allow(self.resume_button, busy or ("" if can_resume else "No training was interrupted."), TEACH.resume)
 
     def show_state(self, state: str, text: str, left: Any = None) -> None:
         """Show a state and what it means; `left` gives share and seconds left while it runs."""

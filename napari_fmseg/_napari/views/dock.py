@@ -31,7 +31,7 @@ from napari_fmseg._napari.results.class_colors import color_icon, colors_of, set
 from napari_fmseg._napari.segment.scan_view import attend
 from napari_fmseg._napari.views.planes import Planes
 from napari_fmseg._napari.views.structures import Structures
-from napari_fmseg._napari.views.window_presets import presets_of
+from napari_fmseg._napari.views.window_presets import presets_of, range_text
 
 __all__ = ["ViewDock"]
 
@@ -48,7 +48,7 @@ class ViewDock(Dock):
         self.image: Any = None
         self.labels: Any = None
         self.structures = Structures(self.viewer, self)
-        self.planes_box, self.crosshair_box = QCheckBox("Three &planes"), QCheckBox("Cross&hair")
+        self.planes_box, self.crosshair_box = QCheckBox("Three pla&nes"), QCheckBox("&Crosshair")
         self.reset_button = push_button("Show &all", VIEW.reset)
         self.image_name = paragraph(plain=True)
         self.window_box, self.class_box = QComboBox(), QComboBox()
@@ -58,7 +58,7 @@ class ViewDock(Dock):
         self.next_button = push_button("Next ▶", VIEW.next)
         self.error = ErrorBox()
         self._build()
-        self._links, self._of_labels = Links(self), Links(self)
+        self._links, self._of_image, self._of_labels = Links(self), Links(self), Links(self)
         self._connect()
         attend(self.viewer)
         self._on_layers()
@@ -71,13 +71,14 @@ class ViewDock(Dock):
     def _build(self) -> None:
         for box in (self.window_box, self.class_box):
             limit_width(box, 10)
+        self.window_box.setPlaceholderText("Set by hand")
         self.planes_box.setToolTip(VIEW.planes)
         self.crosshair_box.setToolTip(VIEW.crosshair)
         self.opacity.setRange(0, 100)
         self.opacity.setAccessibleName("Opacity of the structure")
         of_image, of_labels = form(), form()
         add_row(of_image, "Image", self.image_name)
-        add_row(of_image, "&Window", self.window_box, VIEW.window)
+        add_row(of_image, "W&indow", self.window_box, VIEW.window)
         add_row(of_labels, "S&tructure", self.class_box, VIEW.structure)
         add_row(of_labels, "&Opacity", self.opacity, VIEW.opacity)
         vbox(
@@ -186,16 +187,21 @@ class ViewDock(Dock):
         return next((layer for layer in reversed(layers) if layer._type_string == kind), None)
 
     def _show_image(self, layer: Any) -> None:
+        self._of_image.end()
         self.image = layer if layer is not None and not layer.rgb else None
-        self.image_name.setText("none" if self.image is None else self.image.name)
         self.window_box.clear()
         if self.image is not None:
             for name, limits in presets_of(self.image).items():
-                low, high = limits
-                self.window_box.addItem(f"{name} ({low:.4g} to {high:.4g})", limits)
-            near = [i for i in range(self.window_box.count()) if self._is_set(self.window_box.itemData(i))]
-            self.window_box.setCurrentIndex(near[0] if near else -1)
+                self.window_box.addItem(f"{name} ({range_text(*limits)})", limits)
+            self._of_image.connect(self._on_look, self.image.events.name, self.image.events.contrast_limits)
         allow(self.window_box, "" if self.image is not None else VIEW.no_image, VIEW.window)
+        self._on_look()
+
+    def _on_look(self, _event: Any = None) -> None:
+        """Show the name of the image, and which window is set, if it is one of the list."""
+        self.image_name.setText("none" if self.image is None else self.image.name)
+        near = [i for i in range(self.window_box.count()) if self._is_set(self.window_box.itemData(i))]
+        self.window_box.setCurrentIndex(near[0] if near else -1)
 
     def _is_set(self, limits: tuple[float, float]) -> bool:
         low, high = (float(v) for v in self.image.contrast_limits)
@@ -266,6 +272,6 @@ class ViewDock(Dock):
         self._shortcuts.clear()
         if self.planes is not None:
             self.viewer.window.remove_dock_widget(self.planes)
-        self._links.end()
-        self._of_labels.end()
+        for links in (self._links, self._of_image, self._of_labels):
+            links.end()
         self.structures.close_down()

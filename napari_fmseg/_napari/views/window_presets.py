@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from napari_fmseg._napari.layers import CT_WINDOW_HU, SUV_WINDOW, is_pet, meta_of, voxels_of, window_of
 
-__all__ = ["CT_WINDOWS", "presets_of"]
+__all__ = ["CT_WINDOWS", "presets_of", "range_text"]
 
 Limits = tuple[float, float]
 
@@ -45,6 +46,12 @@ def presets_of(layer: Any) -> dict[str, Limits]:
         top = float(np.percentile(some, 99.9)) if some.size else 1.0
         return {"Auto": (0.0, max(top, 1e-6)), "Whole range": (0.0, max(float(some.max(initial=0.0)), 1e-6))}
     return {name: _limits(some, percents) for name, percents in _PERCENTILES.items()}
+
+
+def range_text(low: float, high: float) -> str:
+    """Return two ends as text, as exactly as the range between them needs."""
+    digits = 2 - math.floor(math.log10(high - low))
+    return " to ".join(np.format_float_positional(round(v, digits) + 0.0, trim="-") for v in (low, high))
 
 
 def _some_voxels(data: Any) -> npt.NDArray[np.float32]:

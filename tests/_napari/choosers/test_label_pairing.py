@@ -20,7 +20,7 @@ if not os.environ.get("DISPLAY"):
 
 from napari.layers import Labels, Layer
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QFileDialog
+from qtpy.QtWidgets import QFileDialog, QLabel
 
 from napari_fmseg._napari.choosers.image_volumes import cases_of
 from napari_fmseg._napari.choosers.label_pairing import image_of, is_of, labels_for, note_image
@@ -134,8 +134,8 @@ def press(qtbot: Any, button: Any) -> None:
     qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
 
 
-def answering(yes: bool) -> list[str]:
-    """Answer the next question that opens, and note what it asked."""
+def answering(yes: bool, texts: list[str] | None = None) -> list[str]:
+    """Answer the next question that opens, and note what it asked; its texts go to `texts`."""
     asked: list[str] = []
 
     def look() -> None:
@@ -144,6 +144,8 @@ def answering(yes: bool) -> list[str]:
             QTimer.singleShot(20, look)
             return
         asked.append(question.windowTitle())
+        if texts is not None:
+            texts.extend(label.text() for label in question.findChildren(QLabel))
         (question.yes_button if yes else question.no_button).click()
 
     QTimer.singleShot(20, look)
@@ -294,6 +296,17 @@ def test_a_scan_without_a_spacing_is_added_only_with_consent(docks: Any, qtbot: 
     press(qtbot, dock.add.add_button)
     wait(qtbot, dock)
     assert list(dock.project.files) == ["case-001"]
+
+
+def test_a_question_about_large_images_tells_whole_numbers_of_voxels(docks: Any, qtbot: Any, project: Any) -> None:
+    dock = docks(TeachDock)
+    dock.open_folder(project.folder)
+    wait(qtbot, dock)
+    dock.viewer.add_image(np.zeros((2, 1024, 1200), np.uint8), name="A")
+    texts: list[str] = []
+    answering(yes=False, texts=texts)
+    press(qtbot, dock.add.add_button)
+    assert any("2 x 1024 x 1200 voxels of 1 x 1 x 1 mm" in text for text in texts), texts
 
 
 # --- Segment ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from qtpy.QtWidgets import QCheckBox, QLabel, QPushButton, QWidget
 
 from napari_fmseg._napari.common.shortcuts import KEYS
 from napari_fmseg._napari.common.widgets import Column
+from napari_fmseg._napari.export.dock import ExportDock
 
 from .conftest import ball
 
@@ -61,6 +62,34 @@ def test_nothing_is_cut_off_at_1280_x_800(make_scene: Callable[..., Any], theme:
         scene.key(Qt.Key.Key_Escape)
     finally:
         QLocale.setDefault(before)
+        scene.viewer.theme = "dark"
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_an_empty_tick_box_is_seen_and_a_selected_class_keeps_its_colour(
+    make_scene: Callable[..., Any], theme: str
+) -> None:
+    scene = make_scene(ball((10, 20, 24), 12).astype(np.uint8))
+    scene.viewer.theme = theme
+    try:
+        export = ExportDock(scene.viewer)
+        scene.viewer.window.add_dock_widget(export, name="Export")
+        scene.layer.selected_label = 1
+        scene.qtbot.wait(100)
+        table, classes = scene.dock.classes.table, export.classes
+        QTest.mouseClick(classes.none, Qt.MouseButton.LeftButton)
+        for view, index in (
+            (table, table.model().index(1, 2)),
+            (classes.list, classes.list.model().index(1, 0)),
+        ):
+            picture = view.viewport().grab(view.visualRect(index)).toImage()
+            gray = [picture.pixelColor(x, picture.height() // 2).lightness() for x in range(16)]
+            assert max(gray) - min(gray) >= 30, (view, gray)
+        swatch = table.visualItemRect(table.item(0, 0))
+        shown = table.viewport().grab(swatch).toImage().pixelColor(swatch.height() // 2, swatch.height() // 2)
+        wanted = scene.layer.get_color(1)[:3]
+        np.testing.assert_allclose((shown.redF(), shown.greenF(), shown.blueF()), wanted, atol=0.02)
+    finally:
         scene.viewer.theme = "dark"
 
 

@@ -25,6 +25,7 @@ from napari_fmseg._napari.common.dialogs import ErrorDialog, Question, on_screen
 from napari_fmseg._napari.export.dock import ExportDock
 from napari_fmseg._napari.export.label_origin import origin_of
 from napari_fmseg._napari.layers import image_layers, labels_layer
+from napari_fmseg._napari.results.class_colors import rename, set_colors
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import read_labels, read_volume, write_volume
 
@@ -414,3 +415,40 @@ def test_a_real_series_gives_a_dicom_seg_by_clicks(qtbot: Any, make_dock: Any, t
         place = image.TransformIndexToPhysicalPoint([int(n) for n in i[::-1]])[::-1]
         ours = np.rint(np.linalg.solve(scan.geometry.affine, [*place, 1])[:3]).astype(int)
         assert data[tuple(ours)] == 1
+
+
+def test_the_classes_follow_names_and_colours_that_the_user_changes_and_what_was_cleared_stays(
+    make_dock: Callable[..., ExportDock], scan: Volume
+) -> None:
+    dock = make_dock(scan, labels_of_scan(scan))
+    dock.classes.list.item(2).setCheckState(Qt.CheckState.Unchecked)
+    rename(dock.layer, 1, "left lobe")
+    set_colors(dock.layer, {1: (0.0, 0.0, 1.0, 1.0)})
+    assert [dock.classes.list.item(i).text() for i in range(3)] == ["left lobe", "absent", "left kidney"]
+    shown = dock.classes.list.item(0).icon().pixmap(4, 4).toImage().pixelColor(1, 1)
+    assert (shown.red(), shown.blue()) == (0, 255)
+    assert dock.classes.values == (1, 2)
+
+
+def test_an_error_with_some_labels_goes_when_others_are_chosen(
+    make_dock: Callable[..., ExportDock], scan: Volume
+) -> None:
+    dock = make_dock(scan, labels_of_scan(scan))
+    dock.viewer.add_labels(np.ones((4, 4, 4), np.uint8), name="in seconds", units=("s", "s", "s"))
+    assert "in seconds" in dock.error.text.text()
+    dock.viewer.layers.selection.active = dock.viewer.layers["organs of the scan"]
+    assert dock.layer.name == "organs of the scan"
+    assert dock.error.isHidden()
+
+
+def test_the_bar_is_there_only_while_something_is_written(
+    make_dock: Callable[..., ExportDock], scan: Volume, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = make_dock(scan, labels_of_scan(scan))
+    assert dock.bar.isHidden()
+    dock.place.line.setText(str(tmp_path / "written.nii.gz"))
+    qtbot.mouseClick(dock.export_button, Qt.MouseButton.LeftButton)
+    assert dock.bar.isVisible()
+    qtbot.waitUntil(lambda: dock.job is None, timeout=PATIENCE_MS)
+    assert (tmp_path / "written.nii.gz").exists()
+    assert dock.bar.isHidden()

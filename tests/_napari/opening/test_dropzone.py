@@ -431,6 +431,18 @@ def test_the_question_is_a_dialog_that_does_not_block(make_napari_viewer: Callab
     qtbot.wait(20)
 
 
+@pytest.mark.usefixtures("no_choices")
+def test_after_later_the_same_window_is_not_asked_again(make_napari_viewer: Callable[..., Any], qtbot: Any) -> None:
+    viewer = make_napari_viewer(show=True)
+    assert default_reader.offer_as_default_reader(viewer)
+    box = window_of(viewer).findChild(QMessageBox)
+    with qtbot.waitSignal(box.finished):
+        next(button for button in box.buttons() if "later" in button.text()).click()
+    qtbot.wait(20)
+    assert not default_reader.offer_as_default_reader(viewer)
+    assert default_reader.earlier_answer() is None  # so the next napari asks
+
+
 def test_an_unseen_window_is_not_asked(viewer: Any) -> None:
     assert not default_reader.offer_as_default_reader(viewer)
 

@@ -133,6 +133,26 @@ def test_what_was_painted_is_saved_as_a_correction_and_the_next_case_opens(
     assert panel.case == "case-2"
 
 
+def test_what_was_painted_and_not_saved_is_still_a_change_when_one_comes_back(
+    dock: TeachDock, qtbot: Any, folder: Path
+) -> None:
+    panel = dock.reviewing
+    press(qtbot, dock, panel.next_button)
+    layer = dock.viewer.layers.selection.active
+    layer.data_setitem((np.array([0]), np.array([7]), np.array([8])), 1)
+    press(qtbot, dock, panel.next_button)
+    assert panel.case == "case-2"
+    assert panel.accept_button.isEnabled()
+    press(qtbot, dock, panel.previous_button)
+    assert (panel.case, dock.viewer.layers.selection.active) == ("case-1", layer)
+    assert not panel.accept_button.isEnabled()  # it would take the labels of before, not those on the screen
+    press(qtbot, dock, panel.correct_button)
+    assert read_labels(open_project(folder).files["case-1"].labels).data[0, 7, 8] == 1
+    press(qtbot, dock, panel.next_button)
+    press(qtbot, dock, panel.previous_button)
+    assert not panel.correct_button.isEnabled()
+
+
 def test_labels_that_were_accepted_can_be_corrected_afterwards(dock: TeachDock, qtbot: Any, folder: Path) -> None:
     panel = dock.reviewing
     press(qtbot, dock, panel.next_button)

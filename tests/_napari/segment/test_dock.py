@@ -303,6 +303,28 @@ def test_the_three_d_view_shows_the_patient_upright_from_the_front_and_the_slice
     assert image.visible
 
 
+def test_images_hidden_in_three_dimensions_come_back_however_the_user_returns_to_the_slices(
+    make_dock: Any, qtbot: Any
+) -> None:
+    dock = make_dock(InProcess(), show=True)
+    viewer, image = dock.viewer, dropped(dock, phantom_ct(7, spacing=SPACING)[0])
+    hidden = viewer.add_image(np.zeros((4, 4, 4)), name="hidden by the user", visible=False)
+    viewer.add_labels(np.ones((4, 4, 4), int))
+    naparis = viewer.window._qt_viewer.viewerButtons.ndisplayButton
+    for _ in range(2):
+        press(qtbot, dock.three_d)
+        assert viewer.dims.ndisplay == 3
+        assert not image.visible
+        qtbot.mouseClick(naparis, Qt.MouseButton.LeftButton)
+        assert viewer.dims.ndisplay == 2
+        assert image.visible
+        assert not hidden.visible
+    press(qtbot, dock.three_d)
+    viewer.window.remove_dock_widget(dock)
+    qtbot.mouseClick(naparis, Qt.MouseButton.LeftButton)
+    assert image.visible
+
+
 def test_in_three_dimensions_the_patients_right_is_at_the_left_of_the_screen(make_dock: Any, qtbot: Any) -> None:
     dock = make_dock(InProcess(), show=True)
     data = np.zeros((24, 24, 24), np.uint8)

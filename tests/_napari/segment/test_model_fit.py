@@ -130,6 +130,23 @@ def test_each_scan_brings_the_model_that_fits_it_and_none_where_none_fits(
     assert chosen(dock) == "ct-abdomen"
 
 
+def test_a_dock_opened_after_the_scan_brings_the_model_that_fits_it(
+    make_napari_viewer: Any, qtbot: Any, install: Any, body_scan: Any
+) -> None:
+    for kind in ("ct-head", "ct-abdomen"):
+        install(kind)
+    for kind in ("ct-abdomen", "ct-head", "mr-head"):
+        viewer = make_napari_viewer(show=True)
+        for data, options, _ in image_layers(body_scan(kind), kind):
+            viewer.add_image(data, **options)
+        _, dock = viewer.window.add_plugin_dock_widget("napari-fmseg", "Segment")
+        qtbot.waitUntil(dock.bar.run_button.isVisible)
+        assert chosen(dock) == ("" if kind == "mr-head" else kind)
+        assert dock.until.count() > 0
+        assert dock.bar.run_button.isEnabled() is (kind != "mr-head"), dock.bar.run_button.toolTip()
+        dock.session.close()
+
+
 def test_a_model_that_the_user_clicked_stays_for_that_scan_only(
     make_docks: Any, qtbot: Any, install: Any, body_scan: Any
 ) -> None:

@@ -595,6 +595,20 @@ def opened(qtbot: Any, dock: TeachDock, case: str) -> Any:
     return dock.viewer.layers.selection.active
 
 
+def test_the_chosen_case_stands_in_the_form_and_no_title_of_the_table_is_cut(
+    make_dock: Any, qtbot: Any, tmp_path: Path
+) -> None:
+    dock = make_dock(project_at(tmp_path / "balls", 2).folder)
+    titles = dock.cases.table.horizontalHeader()
+    before = titles.grab().toImage()
+    opened(qtbot, dock, "case-001")
+    assert dock.add.add_button.text() == "Save labels of case-001"
+    assert dock.add.name.placeholderText() == "case-001"
+    assert titles.grab().toImage() == before  # bold ones would be wider than their columns
+    shown_in(dock.viewer, case_of(5)[0], "new")
+    assert dock.add.name.placeholderText() == "case-003"
+
+
 def stored(folder: Path, case: str) -> np.ndarray:
     return read_labels(open_project(folder).files[case].labels).data
 

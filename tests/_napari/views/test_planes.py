@@ -265,6 +265,21 @@ def test_a_window_of_ct_sets_the_contrast_of_the_image(dock: ViewDock, qtbot: An
     assert tuple(dock.viewer.layers["CT"].contrast_limits) == (-1350.0, 150.0)
 
 
+def test_the_window_box_follows_the_contrast_and_the_name_that_the_user_gives_the_image(dock: ViewDock) -> None:
+    image = dock.viewer.layers["CT"]
+    assert dock.window_box.currentText().startswith("Soft tissue")
+    image.contrast_limits = (-20.0, 300.0)
+    assert (dock.window_box.currentIndex(), dock.window_box.currentText()) == (-1, "")
+    image.contrast_limits = (-500.0, 1300.0)
+    assert dock.window_box.currentText().startswith("Bone")
+    image.name = "neck"
+    assert dock.image_name.text() == "neck"
+    dock.viewer.layers.selection.active = image
+    dock.viewer.layers.remove(image)
+    image.name = "gone"
+    assert dock.image_name.text() == "none"
+
+
 def test_the_opacity_of_one_structure_leaves_the_others_as_they_are(dock: ViewDock, qtbot: Any) -> None:
     layer = dock.viewer.layers["labels"]
     dock.viewer.layers.selection.active = layer

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("napari")
 
 from napari_fmseg._napari.layers import KEY
-from napari_fmseg._napari.views.window_presets import presets_of
+from napari_fmseg._napari.views.window_presets import presets_of, range_text
 
 
 def image(data: np.ndarray, **meta: Any) -> Any:
@@ -53,3 +53,18 @@ def test_mr_is_shown_by_its_own_percentiles() -> None:
 def test_an_image_of_one_value_has_a_window_that_is_no_point(value: float) -> None:
     for low, high in presets_of(image(np.full((3, 3, 3), value, np.float32))).values():
         assert high > low
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (-1350.0, 150.0, "-1350 to 150"),
+        (3.165e-07, 1.0, "0 to 1"),
+        (0.0123456, 0.98765, "0.012 to 0.988"),
+        (-3e-9, 7.25, "0 to 7.25"),
+        (12.3456, 1734567.8, "0 to 1730000"),
+        (100.0001, 100.0002, "100.0001 to 100.0002"),
+    ],
+)
+def test_a_range_is_written_as_exactly_as_its_width_needs(low: float, high: float, text: str) -> None:
+    assert range_text(low, high) == text
