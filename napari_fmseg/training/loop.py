@@ -22,6 +22,7 @@ from napari_fmseg.core.events import LEARNED_FROM, STARTING_WEIGHTS, Pictures, P
 from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.datasets.case import Case, read_case
+from napari_fmseg.datasets.projects.image_hash import image_hash
 from napari_fmseg.datasets.projects.training_plan import note_learned
 from napari_fmseg.datasets.run_folder import claim_run_folder, fingerprint
 from napari_fmseg.io.channels import read_channels
@@ -112,15 +113,15 @@ class _Run:
         for source in sources:
             if source.folder is not None and is_rank_zero():
                 note_learned(source.folder, source.training)
-        learned = [(case, source) for source in sources for case in source.training]
         caches = TASKS[recipe.pipeline].caches_cases
+        unlabelled = [] if caches else choose_unlabelled(recipe, sources)
+        learned = [(case, source) for source in sources for case in source.training]
         samples = yield from self._prepare_cases(learned) if caches else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
         own = [
             set(each.missing) for each, (_, source) in zip(self.samples, learned, strict=True) if source is sources[0]
         ]
-        yield from self._read_unlabelled(tuple(sorted(set.intersection(*own))) if own else ())
         self.drawing = CaseSampler(recipe, self.samples, [source is not sources[0] for _, source in learned])
         total, done = sum(len(s.validation) for s in sources), 0
         for source in sources:
@@ -132,6 +133,7 @@ class _Run:
                 done += 1
             self.held_groups.append(group)
         self.held = [case for group in self.held_groups for case in group]
+        yield from self._read_unlabelled(unlabelled, tuple(sorted(set.intersection(*own))) if own else ())
         for label, name in enumerate(recipe.labels, 1):
             if not any((s.labels == label).any() for s in self.samples):
                 fate = "it can only be kept as it is" if name in self.old else "it cannot be learned"
@@ -164,16 +166,20 @@ class _Run:
             )
         return found
 
-    def _read_unlabelled(self, missing: tuple[int, ...]) -> Iterator[TrainEvent]:
-        """Read the cases without labels; one that cannot be read is left out, with a warning.
+    def _read_unlabelled(self, cases: Sequence[Case], missing: tuple[int, ...]) -> Iterator[TrainEvent]:
+        """Read the cases without labels; one that cannot be used, or shows a labelled case, is left out with a warning.
 
         Parameters
         ----------
+        cases
+            See `choose_unlabelled`.
         missing
             Classes that none of the labelled cases is labelled with that they are like.
         """
-        recipe = self.recipe
-        cases = [] if TASKS[recipe.pipeline].caches_cases else choose_unlabelled(recipe)
+        recipe, n_channels = self.recipe, len(self.recipe.channels)
+        labelled = {sample.image_hash for sample in self.samples}
+        labelled |= {image_hash(case.volume) for case in self.held} if cases else set()
+        known = []
         crop_above = recipe.settings.get("crop_above") if TASKS[recipe.pipeline].crops_cases else None
         for done, case in enumerate(cases):
             yield Progress("reading", done, len(cases))
@@ -182,8 +188,20 @@ class _Run:
             except FmsegError as error:
                 yield Warned(f"{case.name} cannot be learned from without labels: {error}")
                 continue
-            if len(sample.image) == len(recipe.channels):
+            if sample.image_hash in labelled:
+                known.append(case.name)
+            elif len(sample.image) == n_channels:
                 self.unlabelled.append(dataclasses.replace(sample, missing=missing))
+            else:
+                yield Warned(
+                    f"{case.name} cannot be learned from without labels: it has {len(sample.image)} channel(s) and the "
+                    f"recipe {n_channels} ({', '.join(recipe.channels)})."
+                )
+        if known:
+            yield Warned(
+                f"{len(known)} volume(s) that should have no labels are left out, since they show labelled cases, such "
+                f"as {known[0]}."
+            )
         if self.unlabelled:
             n, m = len(self.samples), len(self.unlabelled)
             yield Warned(f"Learning from {n} labelled and {m} unlabelled volumes.", LEARNED_FROM)

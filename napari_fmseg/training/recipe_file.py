@@ -48,10 +48,10 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
 
 
 def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
-    for name in ("dataset", "out", "prepared"):
+    for name in ("dataset", "out", "prepared", "unlabelled"):
         if isinstance(table.get(name), str | Path):
             table[name] = folder / os.path.expanduser(table[name])
-    for name in ("training", "validation"):
+    for name in ("training", "validation", "unlabelled"):
         if isinstance(table.get(name), list):
             table[name] = [case_from(entry, folder) for entry in table[name]]
     if isinstance(table.get("replay"), list):
@@ -110,13 +110,14 @@ def resolve_paths(recipe: Recipe) -> Recipe:
         )
         for one in recipe.replay
     )
-    start = recipe.start_from
+    start, unlabelled = recipe.start_from, recipe.unlabelled
     return dataclasses.replace(
         recipe,
         dataset=None if recipe.dataset is None else recipe.dataset.resolve(),
         training=tuple(map(_resolve_case, recipe.training)),
         validation=tuple(map(_resolve_case, recipe.validation)),
         replay=replay,
+        unlabelled=unlabelled.resolve() if isinstance(unlabelled, Path) else tuple(map(_resolve_case, unlabelled)),
         start_from=str(Path(start).resolve()) if start.endswith(".toml") else start,
     )
 

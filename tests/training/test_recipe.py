@@ -36,6 +36,7 @@ LEAST: dict[str, Any] = {
     "out": "runs/m",
     "stages": [{"stage": "consensus", "network": "snet"}],
 }
+LEARNS_UNLABELLED = {"stages": [{**LEAST["stages"][0], "ema": 0.9}], "unlabelled_weight": 0.5}
 
 
 def written(tmp_path: Path, **changes: Any) -> Path:
@@ -129,14 +130,18 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir("/")
     case = {"name": "a", "image": "img/a.nii.gz", "label": "lab/a.nii.gz"}
     two = {"images": ["b_0.nii", str(tmp_path / "b_1.nii")]}
-    table = {k: v for k, v in LEAST.items() if k != "dataset"}
+    table = {k: v for k, v in LEAST.items() if k != "dataset"} | LEARNS_UNLABELLED
+    table |= {"training": [case], "validation": [two], "unlabelled": [{"image": "c.nii"}], "start_from": "old/m.toml"}
     path = tmp_path / "recipe.toml"
-    path.write_text(tomli_w.dumps({**table, "training": [case], "validation": [two], "start_from": "old/m.toml"}))
+    path.write_text(tomli_w.dumps(table))
     recipe = load_recipe(path)
     assert recipe.out == tmp_path / "runs" / "m"
     assert recipe.training == (Case("a", (tmp_path / "img/a.nii.gz",), tmp_path / "lab/a.nii.gz"),)
     assert recipe.validation == (Case("b_0", (tmp_path / "b_0.nii", tmp_path / "b_1.nii"), None),)
+    assert recipe.unlabelled == (Case("c", (tmp_path / "c.nii",)),)
     assert Path(recipe.start_from) == tmp_path / "old" / "m.toml"
+    path.write_text(tomli_w.dumps({**table, "unlabelled": "scans"}))
+    assert load_recipe(path).unlabelled == tmp_path / "scans"
 
 
 def test_the_name_of_a_model_to_start_from_is_no_path(tmp_path: Path) -> None:
@@ -207,6 +212,10 @@ def stages(**changes: Any) -> dict[str, Any]:
         ({"settings": {"window_threshold": 2.0}}, "window_threshold"),
         ({"settings": {"consensus_grid": [0, 1, 1]}}, "consensus_grid"),
         ({"name": ".."}, r"name.*'\.\.'"),
+        ({**LEARNS_UNLABELLED, "unlabelled": 5}, "unlabelled cannot be 5"),
+        ({**LEARNS_UNLABELLED, "unlabelled": "u", "unlabelled_weight": 0.0}, "unlabelled.*unlabelled_weight"),
+        ({**LEARNS_UNLABELLED, "unlabelled": "u", **stages(ema=0.0)}, "unlabelled.*ema"),
+        ({**LEARNS_UNLABELLED, "unlabelled": "u", "pipeline": "coarse_fine"}, "coarse_fine.*unlabelled"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused_and_the_field_named(
@@ -444,7 +453,8 @@ def test_the_recipe_in_the_guide_is_a_recipe(tmp_path: Path) -> None:
 def test_a_tilde_in_a_recipe_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path / "me"))
-    told = load_recipe(written(tmp_path, dataset="~/data", out="~/runs", prepared="~/kept", start_from="~/one.toml"))
-    assert [told.dataset, told.out, told.prepared, Path(told.start_from)] == [
-        tmp_path / "me" / name for name in ("data", "runs", "kept", "one.toml")
+    told = load_recipe(written(tmp_path, dataset="~/data", out="~/runs", prepared="~/kept", start_from="~/one.toml",
+                               unlabelled="~/scans", **LEARNS_UNLABELLED))  # fmt: skip
+    assert [told.dataset, told.out, told.prepared, Path(told.start_from), told.unlabelled] == [
+        tmp_path / "me" / name for name in ("data", "runs", "kept", "one.toml", "scans")
     ]

@@ -13,6 +13,7 @@ from torch import Tensor
 from napari_fmseg.core.resampling_torch import to_canonical, to_tensor, zoom
 from napari_fmseg.core.volume import Box, LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
+from napari_fmseg.datasets.projects.image_hash import image_hash
 from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.measures import Measures, measure_volume
@@ -40,6 +41,8 @@ class Sample:
         Of the voxels (z, y, x) in mm.
     source
         What was measured of the whole volume, as its files have it.
+    image_hash
+        Of the whole volume; see `napari_fmseg.datasets.projects.image_hash`.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Sample:
     missing: tuple[int, ...] = ()
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     source: Measures | None = dataclasses.field(default=None, kw_only=True)
+    image_hash: str = dataclasses.field(default="", kw_only=True)
 
     @property
     def is_sparse(self) -> bool:
@@ -107,7 +111,8 @@ def _sample_of(
     box = body_box(image, crop_above)
     shown = crop_array(image, box).contiguous()
     nothing = torch.full(tuple(shown.shape[1:]), IGNORE, dtype=torch.uint8, device=device)
-    return Sample(name, shown, nothing, (), geometry.spacing, source=measure_volume(volume)), box
+    measures = measure_volume(volume)
+    return Sample(name, shown, nothing, (), geometry.spacing, source=measures, image_hash=image_hash(volume)), box
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:
