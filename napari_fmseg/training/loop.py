@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,7 @@ class _Run:
         samples = yield from self._prepare_cases(learned) if caches else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
+            yield from _warnings(case, sample.warnings)
         own = [
             set(each.missing) for each, (_, source) in zip(self.samples, learned, strict=True) if source is sources[0]
         ]
@@ -129,6 +130,7 @@ class _Run:
             for case in source.validation:
                 yield Progress("reading", done, total)
                 volume, truth = read_case(case, source.names, recipe.labels, recipe.ignore)
+                yield from _warnings(case, (*volume.warnings, *truth.warnings))
                 group.append(ValidationCase(volume, truth, source.missing(case, recipe.labels), source.watched))
                 done += 1
             self.held_groups.append(group)
@@ -192,6 +194,7 @@ class _Run:
                 known.append(case.name)
             elif len(sample.image) == n_channels:
                 self.unlabelled.append(dataclasses.replace(sample, missing=missing))
+                yield from _warnings(case, sample.warnings)
             else:
                 yield Warned(
                     f"{case.name} cannot be learned from without labels: it has {len(sample.image)} channel(s) and the "
@@ -456,6 +459,10 @@ def _training_data(samples: Sequence[Sample], cases: Sequence[Case]) -> Training
     return summarise(
         sample.source or measure_volume(read_channels(case.images)) for sample, case in zip(samples, cases, strict=True)
     )
+
+
+def _warnings(case: Case, texts: Iterable[str]) -> Iterator[Warned]:
+    return (Warned(f"{case.name}: {text}") for text in texts)
 
 
 def _dice_scores(metrics: Mapping[str, float]) -> dict[str, float]:

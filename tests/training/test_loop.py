@@ -260,6 +260,24 @@ def test_a_class_that_no_case_has_is_told_before_training(home: Path) -> None:
     assert any(isinstance(e, Warned) and "ball" in e.text for e in events)
 
 
+def spoil(path: Path, value: float, voxels: int) -> None:
+    """Give the first voxels of a file another value."""
+    volume = read_volume(path)
+    data = volume.data.astype(np.float32)
+    data.flat[:voxels] = value
+    write_volume(Volume(data, volume.geometry), path)
+
+
+@pytest.mark.parametrize("case", ["c0", "c4"])  # one is trained on, one is held out
+def test_what_was_repaired_in_a_case_or_has_no_name_is_said(home: Path, case: str) -> None:
+    spoil(home / "data" / "imagesTr" / f"{case}_0000.nii.gz", np.nan, 2)
+    spoil(home / "data" / "labelsTr" / f"{case}.nii.gz", 5, 3)
+    told = [e.text for e in train(recipe(home)) if isinstance(e, Warned) and e.text.startswith(case)]
+    assert len(told) == 2
+    assert "2 voxels that were NaN" in told[0]
+    assert told[1] == f"{case}: 3 voxels have numbers of no class (5) and count as background."
+
+
 def test_cases_can_be_listed_instead_of_a_folder(home: Path) -> None:
     data = home / "data"
     cases = tuple(

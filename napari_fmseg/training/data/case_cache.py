@@ -188,7 +188,10 @@ def _open(path: Path, key: str, name: str, place: torch.device) -> Prepared:
     edges = tuple((float(a), float(b)) for a, b in facts["edges"])
     z, y, x = facts["spacing"]
     source = structure(Measures, facts["measures"]) if "measures" in facts else None  # of earlier versions
-    return Prepared(name, image, labels, (), (z, y, x), edges, whole, whole_labels, place, source=source)
+    warnings = tuple(facts.get("warnings", ()))
+    return Prepared(
+        name, image, labels, (), (z, y, x), edges, whole, whole_labels, place, source=source, warnings=warnings
+    )
 
 
 _PARTS = ("image", "labels", "whole", "whole_labels")
@@ -233,6 +236,7 @@ def _prepare_case(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[di
         "edges": edges,
         "spacing": [s / f for s, f in zip(geometry.spacing, scale, strict=True)],
         "measures": dataclasses.asdict(measure_volume(volume)),
+        "warnings": [*volume.warnings, *truth.warnings],
     }
     return {"image": near, "labels": near_labels, "whole": whole, "whole_labels": whole_labels}, json.dumps(facts)
 

@@ -43,6 +43,8 @@ class Sample:
         What was measured of the whole volume, as its files have it.
     image_hash
         Of the whole volume; see `napari_fmseg.datasets.projects.image_hash`.
+    warnings
+        What was repaired while its files were read, and what looks odd in them.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Sample:
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     source: Measures | None = dataclasses.field(default=None, kw_only=True)
     image_hash: str = dataclasses.field(default="", kw_only=True)
+    warnings: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
     @property
     def is_sparse(self) -> bool:
@@ -93,7 +96,8 @@ def load_sample(
     marks, _ = to_canonical(truth)
     sample, box = _sample_of(case.name, volume, intensity, crop_above, device)
     within = to_tensor(marks, device)[0][box].contiguous()
-    return dataclasses.replace(sample, labels=within, missing=missing_in(case, names, labels))
+    found = (*sample.warnings, *truth.warnings)
+    return dataclasses.replace(sample, labels=within, missing=missing_in(case, names, labels), warnings=found)
 
 
 def load_unlabelled(case: Case, intensity: Intensity, crop_above: float | None, device: torch.device) -> Sample:
@@ -111,8 +115,11 @@ def _sample_of(
     box = body_box(image, crop_above)
     shown = crop_array(image, box).contiguous()
     nothing = torch.full(tuple(shown.shape[1:]), IGNORE, dtype=torch.uint8, device=device)
-    measures = measure_volume(volume)
-    return Sample(name, shown, nothing, (), geometry.spacing, source=measures, image_hash=image_hash(volume)), box
+    sample = Sample(
+        name, shown, nothing, (), geometry.spacing,
+        source=measure_volume(volume), image_hash=image_hash(volume), warnings=volume.warnings,
+    )  # fmt: skip
+    return sample, box
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:
