@@ -156,7 +156,7 @@ def test_pretext_loss_falls(mode, folder, tmp_path):
 
 
 def test_folder_of_another_run_is_not_touched(folder, tmp_path):
-    next(pretrain(recipe_of(folder, tmp_path)))
+    list(pretrain(recipe_of(folder, tmp_path, steps=1)))
     with pytest.raises(InvalidRecipe, match="another recipe"):
         next(pretrain(recipe_of(folder, tmp_path, seed=1)))
 
