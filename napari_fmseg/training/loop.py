@@ -118,6 +118,7 @@ class _Run:
         learned = [(case, source) for source in sources for case in source.training]
         samples = yield from self._prepare_cases(learned) if caches else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
+            self._check_channels(case, len(sample.image))
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
             yield from _warnings(case, sample.warnings)
         own = [
@@ -130,6 +131,7 @@ class _Run:
             for case in source.validation:
                 yield Progress("reading", done, total)
                 volume, truth = read_case(case, source.names, recipe.labels, recipe.ignore)
+                self._check_channels(case, volume.n_channels)
                 yield from _warnings(case, (*volume.warnings, *truth.warnings))
                 group.append(ValidationCase(volume, truth, source.missing(case, recipe.labels), source.watched))
                 done += 1
@@ -178,7 +180,7 @@ class _Run:
         missing
             Classes that none of the labelled cases is labelled with that they are like.
         """
-        recipe, n_channels = self.recipe, len(self.recipe.channels)
+        recipe = self.recipe
         labelled = {sample.image_hash for sample in self.samples}
         labelled |= {image_hash(case.volume) for case in self.held} if cases else set()
         known = []
@@ -187,19 +189,15 @@ class _Run:
             yield Progress("reading", done, len(cases))
             try:
                 sample = load_unlabelled(case, recipe.intensity, crop_above, self.fabric.device)
+                self._check_channels(case, len(sample.image))
             except FmsegError as error:
                 yield Warned(f"{case.name} cannot be learned from without labels: {error}")
                 continue
             if sample.image_hash in labelled:
                 known.append(case.name)
-            elif len(sample.image) == n_channels:
+            else:
                 self.unlabelled.append(dataclasses.replace(sample, missing=missing))
                 yield from _warnings(case, sample.warnings)
-            else:
-                yield Warned(
-                    f"{case.name} cannot be learned from without labels: it has {len(sample.image)} channel(s) and the "
-                    f"recipe {n_channels} ({', '.join(recipe.channels)})."
-                )
         if known:
             yield Warned(
                 f"{len(known)} volume(s) that should have no labels are left out, since they show labelled cases, such "
@@ -208,6 +206,14 @@ class _Run:
         if self.unlabelled:
             n, m = len(self.samples), len(self.unlabelled)
             yield Warned(f"Learning from {n} labelled and {m} unlabelled volumes.", LEARNED_FROM)
+
+    def _check_channels(self, case: Case, n: int) -> None:
+        """Refuse a case that does not have the recipe's channels."""
+        names = self.recipe.channels
+        if n != len(names):
+            raise InvalidRecipe(
+                f"{case.name} has {n} channel(s) and the recipe {len(names)} ({', '.join(names)}). Is a file missing?"
+            )
 
     def _prepare_cases(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
         """Downsample and cache the training cases: the process of rank 0 does, the others wait for it."""

@@ -260,7 +260,8 @@ def test_numbered_files_in_a_folder_of_unlabelled_volumes_are_channels_of_one(ho
     }
     told = [e.text for e in train(unlabelled_folder(home, channels=("T1", "T2"), **lists)) if isinstance(e, Warned)]
     assert "Learning from 2 labelled and 1 unlabelled volumes." in told
-    assert "b_0000 cannot be learned from without labels: it has 1 channel(s) and the recipe 2 (T1, T2)." in told
+    missing = "b_0000 has 1 channel(s) and the recipe 2 (T1, T2). Is a file missing?"
+    assert f"b_0000 cannot be learned from without labels: {missing}" in told
 
 
 @pytest.mark.parametrize("content", [None, "notes.txt"])

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,6 +277,16 @@ def test_what_was_repaired_in_a_case_or_has_no_name_is_said(home: Path, case: st
     assert len(told) == 2
     assert "2 voxels that were NaN" in told[0]
     assert told[1] == f"{case}: 3 voxels have numbers of no class (5) and count as background."
+
+
+@pytest.mark.parametrize("case", ["c0", "c4"])  # one is trained on, one is held out
+def test_a_case_without_one_of_the_channels_is_refused_by_name(home: Path, case: str) -> None:
+    images = home / "data" / "imagesTr"
+    for path in sorted(images.glob("*_0000.nii.gz")):
+        if not path.name.startswith(case):
+            shutil.copy(path, images / path.name.replace("_0000", "_0001"))
+    with pytest.raises(InvalidRecipe, match=rf"{case} has 1 channel\(s\) and the recipe 2 \(T1, T2\)"):
+        list(train(recipe(home, channels=("T1", "T2"))))
 
 
 def test_cases_can_be_listed_instead_of_a_folder(home: Path) -> None:
