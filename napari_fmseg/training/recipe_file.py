@@ -41,6 +41,8 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
         return _from_table({**read_table(path, toml=True), **changes}, path.resolve().parent)
     except InvalidRecipe as error:
         raise InvalidRecipe(f"{path.name}: {error}") from error
+    except FileNotFoundError as error:
+        raise InvalidRecipe(f"There is no {path}. Check the name of the recipe.") from error
     except (OSError, ValueError, UnknownModel) as error:
         raise InvalidRecipe(
             f"{path.name} is no recipe: {error}. docs/reference/recipes.md lists its fields."

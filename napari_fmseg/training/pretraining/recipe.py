@@ -214,5 +214,7 @@ def load_pretrain_recipe(path: Path | str, **changes: Any) -> PretrainRecipe:
         return structure(PretrainRecipe, table)
     except InvalidRecipe as error:
         raise InvalidRecipe(f"{path.name}: {error}") from error
+    except FileNotFoundError as error:
+        raise InvalidRecipe(f"There is no {path}. Check the name of the recipe.") from error
     except (OSError, ValueError) as error:
         raise InvalidRecipe(f"{path.name} is no recipe for pretraining: {error}. Correct that field.") from error
