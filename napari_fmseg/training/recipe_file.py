@@ -26,7 +26,7 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
     path
         The TOML file.
     **changes
-        Fields to replace, such as ``out=...``.
+        Fields to replace, such as ``out=...``; a `dataset` takes the place of phantoms and of lists of cases, too.
 
     Raises
     ------
@@ -37,8 +37,10 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
     for name in ("dataset", "out", "prepared"):
         if changes.get(name) is not None:
             changes[name] = Path(changes[name]).absolute()
+    instead = ("phantom", "training", "validation") if changes.get("dataset") is not None else ()
     try:
-        return _from_table({**read_table(path, toml=True), **changes}, path.resolve().parent)
+        table = {name: value for name, value in read_table(path, toml=True).items() if name not in instead}
+        return _from_table({**table, **changes}, path.resolve().parent)
     except InvalidRecipe as error:
         raise InvalidRecipe(f"{path.name}: {error}") from error
     except FileNotFoundError as error:

@@ -157,6 +157,18 @@ def test_a_changed_path_is_relative_to_where_the_caller_is(tmp_path: Path, monke
     assert recipe.dataset == tmp_path / "data"
 
 
+@pytest.mark.parametrize(
+    "data", [{"phantom": [1, 1]}, {"training": [{"image": "a.nii"}], "validation": [{"image": "b.nii"}]}]
+)
+def test_another_dataset_takes_the_place_of_whatever_the_recipe_learns_from(
+    data: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps({**{k: v for k, v in LEAST.items() if k != "dataset"}, **data}))
+    recipe = load_recipe(path, dataset=tmp_path / "mine")
+    assert (recipe.dataset, recipe.phantom, recipe.training, recipe.validation) == (tmp_path / "mine", (), (), ())
+
+
 def stages(**changes: Any) -> dict[str, Any]:
     return {"stages": [{**LEAST["stages"][0], **changes}]}
 
