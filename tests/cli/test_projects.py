@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,15 @@ def test_cases_are_added_listed_split_and_corrected(folder, files, capsys):
     assert (len(told["held_out"]), len(told["training"])) == (1, 4)
     assert run("project", "list", folder) == 0
     assert "held out" in capsys.readouterr().out
+
+
+def test_the_commands_to_go_on_with_can_be_pasted(folder, tmp_path, capsys):
+    spaced = folder.rename(tmp_path / "my project")
+    capsys.readouterr()
+    assert run("project", "prepare", spaced, "--minutes", 0.01, "--device", "cpu") == 0
+    _, train, keep = map(shlex.split, capsys.readouterr().out.splitlines())
+    assert train == ["fmseg", "train", str(spaced / "fmseg" / "runs" / "1" / "recipe.toml")]
+    assert keep == ["fmseg", "project", "keep", str(spaced), "--run", "1"]
 
 
 def test_the_cases_to_label_come_in_the_order_of_doubt(folder, files, capsys):
