@@ -64,8 +64,16 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
         raise InvalidRecipe(
             f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
         ) from error
-    there = listed and all(os.path.exists(c.images[0]) for c in listed)
-    cases = listed if there else pair_by_name(folder / "imagesTr", folder / "labelsTr")
+    lost = [path for case in listed for path in case.images if not os.path.exists(path)]
+    # nnU-Net's own lists name files without the number of the channel: none of them is there.
+    by_name = pair_by_name(folder / "imagesTr", folder / "labelsTr") if all(_is_lost(case) for case in listed) else []
+    if lost and not by_name:
+        n = sum(_is_lost(case) for case in listed)
+        raise InvalidRecipe(
+            f"{n} of {len(listed)} training cases in {folder / 'dataset.json'} have no image, such as {lost[0]}. "
+            "Restore it, or take the case out of the list."
+        )
+    cases = by_name or listed
     cases = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in cases]
     held = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in held]
     cases = [c for c in cases if c.labels is not None]
@@ -89,6 +97,10 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     if not cases:
         raise InvalidRecipe(f"All labelled cases of {folder} are held out; none is left to train on.")
     return labels, cases, held
+
+
+def _is_lost(case: Case) -> bool:
+    return not all(map(os.path.exists, case.images))
 
 
 def find_unlabelled(folder: Path | str) -> list[Case]:

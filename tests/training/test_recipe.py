@@ -360,6 +360,22 @@ def test_the_numbering_of_the_decathlon_is_read(tmp_path: Path) -> None:
     assert training == [Case(n, (folder / f"imagesTr/{n}.nii.gz",), folder / f"labelsTr/{n}.nii.gz") for n in "ab"]
 
 
+@pytest.mark.parametrize("gone", [["imagesTr/b.nii.gz"], ["imagesTr/a.nii.gz", "imagesTr/b.nii.gz"]])
+def test_an_image_that_is_listed_and_missing_is_named(gone: list[str], tmp_path: Path) -> None:
+    entries = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"]
+    files = [path for n in "abc" for path in (f"imagesTr/{n}.nii.gz", f"labelsTr/{n}.nii.gz")]  # nobody lists c
+    folder = dataset(tmp_path, {**DECATHLON, "training": entries}, [name for name in files if "/c" not in name])
+    for name in gone:
+        (folder / name).unlink()
+    with pytest.raises(InvalidRecipe, match=rf"{len(gone)} of 2 .*{gone[0]}"):
+        cases_of(folder)
+    if len(gone) == 1:
+        for name in files[-2:]:
+            (folder / name).touch()
+        with pytest.raises(InvalidRecipe, match="1 of 2"):
+            cases_of(folder)
+
+
 def test_a_decathlon_list_over_nnunet_files_finds_the_files(tmp_path: Path) -> None:
     entries = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"]
     _, training, _ = cases_of(dataset(tmp_path, {**DECATHLON, "training": entries}, raw(["a", "b"], 2)))
