@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -126,18 +126,28 @@ class _Run:
         ]
         self.drawing = CaseSampler(recipe, self.samples, [source is not sources[0] for _, source in learned])
         total, done = sum(len(s.validation) for s in sources), 0
+        held: dict[str, str] = {}
         for source in sources:
             group = []
             for case in source.validation:
                 yield Progress("reading", done, total)
                 volume, truth = read_case(case, source.names, recipe.labels, recipe.ignore)
                 self._check_channels(case, volume.n_channels)
+                held[case.name] = image_hash(volume)
                 yield from _warnings(case, (*volume.warnings, *truth.warnings))
                 group.append(ValidationCase(volume, truth, source.missing(case, recipe.labels), source.watched))
                 done += 1
             self.held_groups.append(group)
         self.held = [case for group in self.held_groups for case in group]
-        yield from self._read_unlabelled(unlabelled, tuple(sorted(set.intersection(*own))) if own else ())
+        trained_on = {sample.image_hash for sample in self.samples}
+        both = [name for name, image in held.items() if image in trained_on]
+        if both:
+            yield Warned(
+                f"{len(both)} validation case(s) are trained on, too, such as {both[0]}: the Dice measured on them is "
+                "too high."
+            )
+        labelled = trained_on | set(held.values())
+        yield from self._read_unlabelled(unlabelled, labelled, tuple(sorted(set.intersection(*own))) if own else ())
         for label, name in enumerate(recipe.labels, 1):
             if not any((s.labels == label).any() for s in self.samples):
                 fate = "it can only be kept as it is" if name in self.old else "it cannot be learned"
@@ -170,19 +180,21 @@ class _Run:
             )
         return found
 
-    def _read_unlabelled(self, cases: Sequence[Case], missing: tuple[int, ...]) -> Iterator[TrainEvent]:
+    def _read_unlabelled(
+        self, cases: Sequence[Case], labelled: Collection[str], missing: tuple[int, ...]
+    ) -> Iterator[TrainEvent]:
         """Read the cases without labels; one that cannot be used, or shows a labelled case, is left out with a warning.
 
         Parameters
         ----------
         cases
             See `choose_unlabelled`.
+        labelled
+            Hashes of the images that have labels.
         missing
             Classes that none of the labelled cases is labelled with that they are like.
         """
         recipe = self.recipe
-        labelled = {sample.image_hash for sample in self.samples}
-        labelled |= {image_hash(case.volume) for case in self.held} if cases else set()
         known = []
         crop_above = recipe.settings.get("crop_above") if TASKS[recipe.pipeline].crops_cases else None
         for done, case in enumerate(cases):

@@ -298,6 +298,22 @@ def test_cases_can_be_listed_instead_of_a_folder(home: Path) -> None:
     assert isinstance(list(train(listed))[-1], Saved)
 
 
+@pytest.mark.parametrize("name", ["c0", "copy"])
+def test_a_validation_case_that_is_trained_on_too_is_warned_of(home: Path, name: str) -> None:
+    data = home / "data"
+    shutil.copy(data / "imagesTr" / "c0_0000.nii.gz", data / "imagesTr" / "copy_0000.nii.gz")
+    shutil.copy(data / "labelsTr" / "c0.nii.gz", data / "labelsTr" / "copy.nii.gz")
+    both = [
+        Case(n, (data / "imagesTr" / f"{n}_0000.nii.gz",), data / "labelsTr" / f"{n}.nii.gz")
+        for n in ("c0", "c1", name)
+    ]
+    listed = dataclasses.replace(recipe(home), dataset=None, training=tuple(both[:2]), validation=(both[2],))
+    told = [e.text for e in train(listed) if isinstance(e, Warned)]
+    assert [text for text in told if "validation" in text] == [
+        f"1 validation case(s) are trained on, too, such as {name}: the Dice measured on them is too high."
+    ]
+
+
 def test_augmentation_may_be_switched_off(home: Path) -> None:
     still = Augment(shift=0, zoom=0, rotate_p=0, contrast=0, brightness=0, gamma=0, noise=0)
     assert isinstance(list(train(recipe(home, augment=still)))[-1], Saved)
