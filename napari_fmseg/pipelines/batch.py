@@ -206,6 +206,8 @@ def volumes_in(folder: Path, stages_dir: Path | None = None) -> list[Path]:
     """
     if not folder.exists():
         raise UnreadableVolume(f"There is no {folder}. Is the path right, and the drive there?")
+    if not folder.is_dir():
+        raise UnreadableVolume(f"There is no folder {folder}, but a file. Name the folder that holds the volumes.")
     # What a broken copy leaves must fail and be listed, not be passed over.
     listed = sorted({*find_volumes(folder, damaged=True), *broken_files(files_below(folder))})
     of_stages = None if stages_dir is None else stages_dir.resolve()

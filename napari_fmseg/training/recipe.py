@@ -161,7 +161,7 @@ class Recipe:
     validate_cases
         Validate on so many cases after each epoch (all of them at the end); 0 takes all.
     seed
-        Random seed: the same one gives the same weights on a CPU.
+        Random seed: the same one gives the same weights on the same CPU with as many threads.
     devices
         Number of processes, one per GPU.
     device

@@ -264,11 +264,11 @@ def test_numbered_files_in_a_folder_of_unlabelled_volumes_are_channels_of_one(ho
     assert f"b_0000 cannot be learned from without labels: {missing}" in told
 
 
-@pytest.mark.parametrize("content", [None, "notes.txt"])
+@pytest.mark.parametrize("content", [None, "scans", "scans/notes.txt"])
 def test_a_folder_of_unlabelled_volumes_that_is_missing_or_has_none_is_refused(home: Path, content: str | None) -> None:
     if content is not None:
-        (home / "scans").mkdir()
-        (home / "scans" / content).write_text("no volume")
+        (home / content).parent.mkdir(exist_ok=True)
+        (home / content).write_text("no volume")
     with pytest.raises(InvalidRecipe, match=r"unlabelled: There is no .*scans"):
         next(iter(train(unlabelled_folder(home))))
 

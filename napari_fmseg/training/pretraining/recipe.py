@@ -143,7 +143,7 @@ class PretrainRecipe:
     cache_gb
         How much they may take.
     seed
-        Random seed: the same one gives the same weights on a CPU.
+        Random seed: the same one gives the same weights on the same CPU with as many threads.
     device
         ``"auto"`` (CUDA, then MPS, then CPU), ``"cpu"``, ``"cuda"`` or ``"mps"``.
     precision
