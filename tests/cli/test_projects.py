@@ -187,6 +187,13 @@ def test_a_case_is_excluded_included_renamed_and_removed(folder, capsys):
     assert sorted(open_project(folder).files) == ["case-002", "case-003", "case-004"]
 
 
+def test_a_class_may_be_called_by_any_character(folder, capsys):
+    for old, new in (("liver", "²"), ("²", 'left "liver", \\1'), ('left "liver", \\1', "liver")):
+        assert run("project", "rename-class", folder, old, new) == 0
+        assert f"classes: {new}\n" in capsys.readouterr().out
+        assert run("project", "list", folder) == 0
+
+
 def test_a_class_is_renamed_and_the_listed_model_with_it(folder, tmp_path, capsys):
     keep(open_project(folder), tmp_path / "m1")
     assert run("models", "rollback", folder, "--to", 1) == 0
