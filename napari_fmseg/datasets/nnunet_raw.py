@@ -106,6 +106,8 @@ def _is_lost(case: Case) -> bool:
 def find_unlabelled(folder: Path | str) -> list[Case]:
     """Find the cases of a dataset folder that nobody labelled: those that its dataset.json lists as ``unlabelled``.
 
+    An entry is a table, as of a labelled case, or the path of an image.
+
     Of a project they are all its cases without labels whose image is not held out.
 
     Raises
@@ -120,7 +122,7 @@ def find_unlabelled(folder: Path | str) -> list[Case]:
         return find_unlabelled_cases(folder)
     try:
         facts = as_dataset_table(read_dataset_table(folder))
-        return [_case_of(e, folder) for e in facts.unlabelled if isinstance(e, CaseEntry)]
+        return [_case_of(CaseEntry(image=e) if isinstance(e, str) else e, folder) for e in facts.unlabelled]
     except (OSError, ValueError) as error:
         raise InvalidRecipe(f"{folder} is not a dataset: {error}.") from error
 

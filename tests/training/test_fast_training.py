@@ -375,6 +375,10 @@ def test_steps_without_a_finite_gradient_are_skipped_and_counted(home: Path, mon
 def test_the_unlabelled_cases_of_a_folder_are_those_that_it_lists(home: Path) -> None:
     assert [case.name for case in find_unlabelled(home / "data")] == ["c3", "c4", "c5", "c6"]
     assert all(case.labels is None for case in find_unlabelled(home / "data"))
+    table = json.loads((home / "data" / "dataset.json").read_text())
+    table["unlabelled"][0] = "./c3.nii.gz"  # as the Decathlon lists its tests
+    (home / "data" / "dataset.json").write_text(json.dumps(table))
+    assert [case.name for case in find_unlabelled(home / "data")] == ["c3", "c4", "c5", "c6"]
 
 
 @pytest.mark.parametrize(("field", "value"), [("keep", "first"), ("ema", 1.0), ("minutes", -1.0)])
