@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from napari_fmseg.core.errors import InvalidRecipe
@@ -64,15 +65,10 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
         raise InvalidRecipe(
             f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
         ) from error
-    lost = [path for case in listed for path in case.images if not os.path.exists(path)]
     # nnU-Net's own lists name files without the number of the channel: none of them is there.
-    by_name = pair_by_name(folder / "imagesTr", folder / "labelsTr") if all(_is_lost(case) for case in listed) else []
-    if lost and not by_name:
-        n = sum(_is_lost(case) for case in listed)
-        raise InvalidRecipe(
-            f"{n} of {len(listed)} training cases in {folder / 'dataset.json'} have no image, such as {lost[0]}. "
-            "Restore it, or take the case out of the list."
-        )
+    by_name = pair_by_name(folder / "imagesTr", folder / "labelsTr") if all(map(_is_lost, listed)) else []
+    if not by_name:
+        _check_lists(listed, held, folder, split=bool(holdout or held))
     cases = by_name or listed
     cases = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in cases]
     held = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in held]
@@ -97,6 +93,24 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     if not cases:
         raise InvalidRecipe(f"All labelled cases of {folder} are held out; none is left to train on.")
     return labels, cases, held
+
+
+def _check_lists(listed: Sequence[Case], held: Sequence[Case], folder: Path, *, split: bool) -> None:
+    """Refuse listed cases without their images and, where some validate, several of one name."""
+    lost = [case for case in listed if _is_lost(case)]
+    if lost:
+        path = next(path for path in lost[0].images if not os.path.exists(path))
+        raise InvalidRecipe(
+            f"{len(lost)} of {len(listed)} training cases in {folder / 'dataset.json'} have no image, such as {path}. "
+            "Restore it, or take the case out of the list."
+        )
+    names = Counter(name for name, _ in {(case.name, case.images) for case in (*listed, *held)})
+    twice = [name for name, n in names.items() if n > 1]
+    if twice and split:
+        raise InvalidRecipe(
+            f"Several cases in {folder / 'dataset.json'} are called {twice[0]!r}. Give each of them a name of its own: "
+            '"case".'
+        )
 
 
 def _is_lost(case: Case) -> bool:

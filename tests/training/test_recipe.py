@@ -376,6 +376,20 @@ def test_an_image_that_is_listed_and_missing_is_named(gone: list[str], tmp_path:
             cases_of(folder)
 
 
+def test_cases_of_one_name_are_refused_since_one_would_stand_for_the_others(tmp_path: Path) -> None:
+    entries = [{"image": f"{n}/ct.nii.gz", "label": f"{n}/seg.nii.gz"} for n in "abc"]
+    files = [f"{n}/{part}.nii.gz" for n in "abc" for part in ("ct", "seg")]
+    lists = {"training": entries[:2], "validation": entries[2:]}
+    with pytest.raises(InvalidRecipe, match="called 'ct'"):
+        cases_of(dataset(tmp_path, {**DECATHLON, **lists}, files))
+    named = {part: [{**e, "case": e["image"][0]} for e in of] for part, of in lists.items()}
+    _, training, validation = cases_of(dataset(tmp_path, {**DECATHLON, **named}, files))
+    assert [[case.name for case in cases] for cases in (training, validation)] == [["a", "b"], ["c"]]
+    named["validation"] += named["training"][:1]  # the same one, not another of its name
+    _, training, _ = cases_of(dataset(tmp_path, {**DECATHLON, **named}, files))
+    assert [case.name for case in training] == ["b"]
+
+
 def test_a_decathlon_list_over_nnunet_files_finds_the_files(tmp_path: Path) -> None:
     entries = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"]
     _, training, _ = cases_of(dataset(tmp_path, {**DECATHLON, "training": entries}, raw(["a", "b"], 2)))
