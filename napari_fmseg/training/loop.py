@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.core.errors import FmsegError, InvalidRecipe
+from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import LEARNED_FROM, STARTING_WEIGHTS, Pictures, Progress, Saved, TrainEvent, Warned
 from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.core.volume import LabelMap
@@ -35,9 +35,10 @@ from napari_fmseg.nets.traits import init_weights
 from napari_fmseg.training.checkpoint import restoring
 from napari_fmseg.training.class_growth import extend_classes
 from napari_fmseg.training.data.case_cache import prepare
-from napari_fmseg.training.data.samples import Sample, ValidationCase, load_sample, load_unlabelled
+from napari_fmseg.training.data.samples import Sample, ValidationCase, check_channels, load_sample
 from napari_fmseg.training.data.sampling import CaseSampler
-from napari_fmseg.training.data.sources import Source, choose_unlabelled, sources_of
+from napari_fmseg.training.data.sources import Source, sources_of
+from napari_fmseg.training.data.unlabelled import choose_unlabelled, read_unlabelled
 from napari_fmseg.training.distributed import make_fabric
 from napari_fmseg.training.forgetting import Teacher
 from napari_fmseg.training.recipe import Recipe, StageRecipe
@@ -114,11 +115,11 @@ class _Run:
             if source.folder is not None and is_rank_zero():
                 note_learned(source.folder, source.training)
         caches = TASKS[recipe.pipeline].caches_cases
-        unlabelled = [] if caches else choose_unlabelled(recipe, sources)
+        unlabelled = choose_unlabelled(recipe, sources)
         learned = [(case, source) for source in sources for case in source.training]
         samples = yield from self._prepare_cases(learned) if caches else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
-            self._check_channels(case, len(sample.image))
+            check_channels(case, len(sample.image), recipe.channels)
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
             yield from _warnings(case, sample.warnings)
         own = [
@@ -132,7 +133,7 @@ class _Run:
             for case in source.validation:
                 yield Progress("reading", done, total)
                 volume, truth = read_case(case, source.names, recipe.labels, recipe.ignore)
-                self._check_channels(case, volume.n_channels)
+                check_channels(case, volume.n_channels, recipe.channels)
                 held[case.name] = image_hash(volume)
                 yield from _warnings(case, (*volume.warnings, *truth.warnings))
                 group.append(ValidationCase(volume, truth, source.missing(case, recipe.labels), source.watched))
@@ -146,8 +147,13 @@ class _Run:
                 f"{len(both)} validation case(s) are trained on, too, such as {both[0]}: the Dice measured on them is "
                 "too high."
             )
-        labelled = trained_on | set(held.values())
-        yield from self._read_unlabelled(unlabelled, labelled, tuple(sorted(set.intersection(*own))) if own else ())
+        alike = yield from read_unlabelled(unlabelled, recipe, trained_on | set(held.values()), self.fabric.device)
+        missing = tuple(sorted(set.intersection(*own))) if own else ()  # of all labelled cases that they are like
+        self.unlabelled = [dataclasses.replace(sample, missing=missing) for sample in alike]
+        if alike:
+            yield Warned(
+                f"Learning from {len(self.samples)} labelled and {len(alike)} unlabelled volumes.", LEARNED_FROM
+            )
         for label, name in enumerate(recipe.labels, 1):
             if not any((s.labels == label).any() for s in self.samples):
                 fate = "it can only be kept as it is" if name in self.old else "it cannot be learned"
@@ -179,53 +185,6 @@ class _Run:
                 load_sample(case, source.names, recipe.labels, recipe.intensity, crop_above, device, recipe.ignore)
             )
         return found
-
-    def _read_unlabelled(
-        self, cases: Sequence[Case], labelled: Collection[str], missing: tuple[int, ...]
-    ) -> Iterator[TrainEvent]:
-        """Read the cases without labels; one that cannot be used, or shows a labelled case, is left out with a warning.
-
-        Parameters
-        ----------
-        cases
-            See `choose_unlabelled`.
-        labelled
-            Hashes of the images that have labels.
-        missing
-            Classes that none of the labelled cases is labelled with that they are like.
-        """
-        recipe = self.recipe
-        known = []
-        crop_above = recipe.settings.get("crop_above") if TASKS[recipe.pipeline].crops_cases else None
-        for done, case in enumerate(cases):
-            yield Progress("reading", done, len(cases))
-            try:
-                sample = load_unlabelled(case, recipe.intensity, crop_above, self.fabric.device)
-                self._check_channels(case, len(sample.image))
-            except FmsegError as error:
-                yield Warned(f"{case.name} cannot be learned from without labels: {error}")
-                continue
-            if sample.image_hash in labelled:
-                known.append(case.name)
-            else:
-                self.unlabelled.append(dataclasses.replace(sample, missing=missing))
-                yield from _warnings(case, sample.warnings)
-        if known:
-            yield Warned(
-                f"{len(known)} volume(s) that should have no labels are left out, since they show labelled cases, such "
-                f"as {known[0]}."
-            )
-        if self.unlabelled:
-            n, m = len(self.samples), len(self.unlabelled)
-            yield Warned(f"Learning from {n} labelled and {m} unlabelled volumes.", LEARNED_FROM)
-
-    def _check_channels(self, case: Case, n: int) -> None:
-        """Refuse a case that does not have the recipe's channels."""
-        names = self.recipe.channels
-        if n != len(names):
-            raise InvalidRecipe(
-                f"{case.name} has {n} channel(s) and the recipe {len(names)} ({', '.join(names)}). Is a file missing?"
-            )
 
     def _prepare_cases(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
         """Downsample and cache the training cases: the process of rank 0 does, the others wait for it."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.resampling_torch import to_canonical, to_tensor, zoom
 from napari_fmseg.core.volume import Box, LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
@@ -19,7 +20,16 @@ from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.measures import Measures, measure_volume
 from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise
 
-__all__ = ["Sample", "Spans", "ValidationCase", "load_sample", "load_unlabelled", "one_hot", "target_in"]
+__all__ = [
+    "Sample",
+    "Spans",
+    "ValidationCase",
+    "check_channels",
+    "load_sample",
+    "load_unlabelled",
+    "one_hot",
+    "target_in",
+]
 
 
 Spans = list[tuple[float, float]]
@@ -98,6 +108,14 @@ def load_sample(
     within = to_tensor(marks, device)[0][box].contiguous()
     found = (*sample.warnings, *truth.warnings)
     return dataclasses.replace(sample, labels=within, missing=missing_in(case, names, labels), warnings=found)
+
+
+def check_channels(case: Case, n: int, names: Sequence[str]) -> None:
+    """Refuse a case of `n` channels where the recipe has others; `InvalidRecipe` names it."""
+    if n != len(names):
+        raise InvalidRecipe(
+            f"{case.name} has {n} channel(s) and the recipe {len(names)} ({', '.join(names)}). Is a file missing?"
+        )
 
 
 def load_unlabelled(case: Case, intensity: Intensity, crop_above: float | None, device: torch.device) -> Sample:

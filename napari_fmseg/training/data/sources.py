@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from napari_fmseg.core.errors import InvalidRecipe, UnreadableVolume
 from napari_fmseg.datasets.case import Case, missing_in
 from napari_fmseg.datasets.folds import folds
-from napari_fmseg.datasets.nnunet_raw import cases_of, find_unlabelled
+from napari_fmseg.datasets.nnunet_raw import cases_of
 from napari_fmseg.datasets.phantom.dataset import write_phantom_dataset
-from napari_fmseg.pipelines.batch import group_channels, volumes_in
-from napari_fmseg.pipelines.folders.steps import stem_of
 from napari_fmseg.training.recipe import Recipe
 
-__all__ = ["Source", "cases_for", "choose_unlabelled", "sources_of"]
-
-_MOST_UNLABELLED = 100
-"""They are all kept in memory."""
+__all__ = ["Source", "cases_for", "sources_of"]
 
 
 @dataclass(frozen=True)
@@ -57,43 +50,6 @@ def sources_of(recipe: Recipe) -> Iterator[Source]:
             training = [training[i] for i in np.linspace(0, len(training) - 1, replay.most).round().astype(int)]
         called = {value: replay.names.get(name, name) for value, name in theirs.items()}
         yield Source(called, [] if replay.watch else training, validation, replay.classes, replay.watch, replay.dataset)
-
-
-def choose_unlabelled(recipe: Recipe, sources: Sequence[Source]) -> list[Case]:
-    """Return the cases without labels that a recipe learns from; of many, evenly chosen.
-
-    Parameters
-    ----------
-    recipe
-        See `Recipe`.
-    sources
-        The cases with labels; their files are no cases without.
-
-    Raises
-    ------
-    InvalidRecipe
-        If the folder that the recipe names is missing or holds no volume.
-    """
-    if not recipe.unlabelled_weight or not any(stage.ema for stage in recipe.stages):
-        return []
-    if isinstance(recipe.unlabelled, Path):
-        cases = _cases_below(recipe.unlabelled, len(recipe.channels))
-    else:
-        cases = list(recipe.unlabelled) or ([] if recipe.dataset is None else find_unlabelled(recipe.dataset))
-    labelled = [case for source in sources for case in (*source.training, *source.validation)]
-    known = {os.path.realpath(path) for case in labelled for path in (*case.images, case.labels or "")}
-    cases = [case for case in cases if known.isdisjoint(map(os.path.realpath, case.images))]
-    if len(cases) > _MOST_UNLABELLED:
-        cases = [cases[i] for i in np.linspace(0, len(cases) - 1, _MOST_UNLABELLED).round().astype(int)]
-    return cases
-
-
-def _cases_below(folder: Path, channels: int) -> list[Case]:
-    try:
-        groups = group_channels(volumes_in(folder), channels)
-    except UnreadableVolume as error:
-        raise InvalidRecipe(f"unlabelled: {error}") from error
-    return [Case(stem_of(paths[0]).removesuffix("_0000" if paths[1:] else ""), paths) for paths in groups]
 
 
 def cases_for(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:
