@@ -165,7 +165,7 @@ def explain(
     card = find_card(model)
     show_terms(card, accept_licence)
     loaded = load_model(card, device=device)
-    target = int(label) if label.isdigit() else label
+    target = int(label) if label.isdecimal() else label
     with Bars(quiet=as_json) as bars:
         for event in grad_cam(read_volume(image), loaded, target, point=voxel, layer=layer):
             show_event(event, bars)

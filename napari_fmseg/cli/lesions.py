@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from tyro.conf import Positional, arg
 
 from napari_fmseg.cli.console import Json, note, note_warnings, number, say, table, write_json
+from napari_fmseg.core.errors import GeometryMismatch
+
+if TYPE_CHECKING:
+    from napari_fmseg.core.volume import Geometry, LabelMap
 
 __all__ = ["lesions", "show_lesion_scores"]
 
@@ -51,8 +56,6 @@ def lesions(
         Standardised uptake values: where the tags allow them (auto), never, or refuse the file where they do not
         (required).
     """
-    from napari_fmseg.core.resampling import resample
-    from napari_fmseg.core.volume import LabelMap
     from napari_fmseg.evaluation import lesions as measures
     from napari_fmseg.io import read_labels, read_volume
 
@@ -60,10 +63,7 @@ def lesions(
     note_warnings(volume, image)
     note_warnings(found, labels)
     if not found.geometry.matches(volume.geometry, atol_mm=0.01):
-        moved = resample(found, volume.geometry, order=0)
-        assert isinstance(moved, LabelMap)
-        found = moved
-        note("The labels lie on another grid; they were resampled to the grid of the image (nearest voxel).")
+        found = _on_grid(found, volume.geometry)
     measured = measures.lesions(found, volume, label=label, min_ml=min_ml, channel=channel)
     written = None if csv is None else measures.write_lesions(measured, csv)
     if as_json:
@@ -77,6 +77,26 @@ def lesions(
     if written is not None:
         say(str(written))
     return 0
+
+
+def _on_grid(labels: LabelMap, grid: Geometry) -> LabelMap:
+    """Resample labels to the grid of an image, and tell the user what lies outside of it."""
+    from napari_fmseg.core.resampling import resample
+    from napari_fmseg.core.volume import LabelMap, Volume
+
+    image = resample(Volume(np.ones(grid.shape, np.uint8), grid), labels.geometry, order=0).data
+    marked = labels.data != 0
+    total, outside = (int(np.count_nonzero(mask)) for mask in (marked, marked & (image == 0)))
+    if total and outside == total:
+        raise GeometryMismatch("None of the labels lies in the image. Are they of one patient and one visit?")
+    note("The labels lie on another grid; they were resampled to the grid of the image (nearest voxel).")
+    if outside:
+        ml = labels.geometry.voxel_ml
+        note(f"Warning: {outside * ml:.3g} of {total * ml:.3g} ml of the labels lie outside of the image and are not "
+             "measured.")  # fmt: skip
+    found = resample(labels, grid, order=0)
+    assert isinstance(found, LabelMap)
+    return found
 
 
 def _show(found: object, columns: tuple[str, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -191,7 +192,9 @@ def prepare(
     """
     run = follow(prepare_run(open_project(folder), start_from, lesson, augment), events=events)
     if not events:
-        say(f"{run.plan.note}\nfmseg train {recipe_file(run)}\nfmseg project keep {folder} --run {run.folder.name}")
+        say(run.plan.note)
+        say(shlex.join(["fmseg", "train", str(recipe_file(run))]))
+        say(shlex.join(["fmseg", "project", "keep", str(folder), "--run", run.folder.name]))
     return 0
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from napari_fmseg.cli.console import Json, note, note_warnings, number, say, table, write_json
+from napari_fmseg.cli.exit_codes import _Usage
 from napari_fmseg.cli.lesions import show_lesion_scores
+from napari_fmseg.core.errors import FmsegError
 
 
 def score(
@@ -45,26 +47,19 @@ def score(
         Lesions below so many millilitres count neither as true nor as false.
     """
     from napari_fmseg.evaluation import metrics
+    from napari_fmseg.evaluation.case_table import score_pair, write_cases
     from napari_fmseg.evaluation.lesion_metrics import score_lesions
+    from napari_fmseg.pipelines.folders.steps import stem_of
 
+    if min_ml and not lesions:
+        raise _Usage("--min-ml is for --lesions.")
+    if lesions and prediction.is_dir():
+        raise _Usage("--lesions compares two files, not folders.")
+    if csv is not None and (prediction.is_dir() or truth.is_dir()):
+        return _score_folders(prediction, truth, csv, tolerance_mm, by_number=by_number, as_json=as_json)
+    found, true = _read_pair(prediction, truth, by_number=by_number)
     if csv is not None:
-        from napari_fmseg.evaluation.case_table import pairs_in, score_pair, without_partner, write_cases
-
-        pairs = pairs_in(prediction, truth)
-        cases = []
-        for name, mine, its in pairs:
-            found, true = _read_pair(mine, its, by_number=by_number)
-            cases.append(score_pair(name, found, true, mine, tolerance_mm=tolerance_mm))
-        write_cases(cases, csv, tolerance_mm)
-        if prediction.is_dir():
-            left_out = without_partner(prediction, truth)
-            if left_out:
-                note(f"{len(left_out)} files have no counterpart in the other folder and were not compared:\n"
-                     + "\n".join(f"  {path}" for path in left_out))  # fmt: skip
-            _show_cases(cases, csv, tolerance_mm, left_out, as_json=as_json)
-            return 0
-    else:
-        found, true = _read_pair(prediction, truth, by_number=by_number)
+        write_cases([score_pair(stem_of(truth), found, true, prediction, tolerance_mm=tolerance_mm)], csv, tolerance_mm)
     scores = metrics.score(found, true, tolerance_mm=tolerance_mm)
     by_lesion = score_lesions(found, true, min_ml=min_ml) if lesions else {}
     if as_json:
@@ -98,14 +93,36 @@ def _read_pair(prediction: Path, truth: Path, *, by_number: bool) -> tuple[Any, 
     return (dataclasses.replace(pair[0], names={}) if by_number else pair[0]), pair[1]
 
 
-def _show_cases(
-    cases: Sequence[Any], csv: Path, tolerance_mm: float, left_out: Sequence[Path], *, as_json: bool
-) -> None:
-    """Show the means of each case and the path of the table."""
+def _score_folders(
+    prediction: Path, truth: Path, csv: Path, tolerance_mm: float, *, by_number: bool, as_json: bool
+) -> int:
+    """Write the table of two folders; a pair that cannot be compared is named and does not hold up the others."""
+    from napari_fmseg.evaluation.case_table import pairs_in, score_pair, without_partner, write_cases
+
+    cases, failed = [], {}
+    for name, mine, its in pairs_in(prediction, truth):
+        try:
+            found, true = _read_pair(mine, its, by_number=by_number)
+            cases.append(score_pair(name, found, true, mine, tolerance_mm=tolerance_mm))
+        except FmsegError as error:
+            failed[name] = str(error)
+            note(f"{name}: {error}")
+    left_out = without_partner(prediction, truth)
+    if left_out:
+        note(f"{len(left_out)} files have no counterpart in the other folder and were not compared:\n"
+             + "\n".join(f"  {path}" for path in left_out))  # fmt: skip
+    if cases:
+        write_cases(cases, csv, tolerance_mm)
     rows = [case.row(tolerance_mm) for case in cases]
     if as_json:
-        write_json({"csv": str(csv), "cases": rows, "left_out": left_out})
-        return
+        write_json({"csv": str(csv), "cases": rows, "failed": failed, "left_out": left_out})
+    elif rows:
+        _show_cases(rows, csv)
+    return 1 if failed else 0
+
+
+def _show_cases(rows: Sequence[Mapping[str, Any]], csv: Path) -> None:
+    """Show the means of each case and the path of the table."""
     columns = [name for name in rows[0] if name.startswith("mean_") or name in ("total_s", "peak_mb", "gpu_mb")]
     say(table(
         ("CASE", *columns),

@@ -42,7 +42,9 @@ def to_tensor(array: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     wider = {"u2": np.int32, "u4": np.int64, "u8": np.int64, "b1": np.uint8}
     kind = array.dtype.kind + str(array.dtype.itemsize)
     array = np.ascontiguousarray(array, wider.get(kind, array.dtype.newbyteorder("=")))
-    if not array.flags.writeable:  # torch warns of read-only memory even when nobody writes
+    # torch warns of read-only memory even when nobody writes, and refuses an axis that runs backwards, which numpy
+    # calls contiguous where it has one voxel.
+    if not array.flags.writeable or min(array.strides, default=0) < 0:
         array = array.copy()
     return torch.from_numpy(array).to(device)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe
 from napari_fmseg.core.structuring import structure
@@ -46,6 +47,11 @@ def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str], ignor
     ignore
         The number in the file that means "not labelled"; 0 for the one that `names` calls "ignore".
 
+    Returns
+    -------
+    tuple
+        Image and labels. The labels' warnings count the voxels whose number `names` does not have.
+
     Raises
     ------
     InvalidRecipe
@@ -60,19 +66,31 @@ def read_case(case: Case, names: Mapping[int, str], labels: Sequence[str], ignor
         raise GeometryMismatch(
             f"{case.name}: the files do not lie on one grid: the labels are {wrong}. Export them on the image's grid."
         )
-    table = np.zeros(max(int(truth.data.max()), *names) + 1, np.uint8)
+    surplus = max([ignore, *names]) + 1  # stands for every higher number
+    table = np.zeros(surplus + 1, np.uint8)
     for value, name in names.items():
         if name in labels:
             table[value] = labels.index(name) + 1
         elif name == IGNORE_NAME and not ignore:
             table[value] = IGNORE
     numbered = dict(enumerate(labels, 1))
-    data = truth.data if truth.data.dtype.kind != "i" else truth.data.clip(0)  # below 0 it would count from the end
+    data = truth.data.clip(0, max(0, min(surplus, int(truth.data.max()))))  # below 0 it would count from the end
     marks = table[data]
     if ignore:
         marks[truth.data == ignore] = IGNORE
     meta = {key: truth.meta.get(key, []) for key in ("repaired", "warnings")}
+    nameless = np.ones(len(table), bool)
+    nameless[[0, ignore, *names]] = False
+    meta["warnings"] = [*meta["warnings"], *_warn_of_nameless(truth.data[nameless[data] | (truth.data < 0)])]
     return volume, LabelMap(marks, volume.geometry, meta, numbered)
+
+
+def _warn_of_nameless(values: npt.NDArray[np.integer]) -> Iterator[str]:
+    """Yield a sentence about voxels that no class has the number of, if there are any."""
+    numbers = np.unique(values).tolist()
+    if numbers:
+        some = ", ".join(map(str, numbers[:5])) + (", ..." if numbers[5:] else "")
+        yield f"{len(values):,} voxels have numbers of no class ({some}) and count as background."
 
 
 IGNORE = 255

@@ -138,7 +138,7 @@ def add_classes(facts: DatasetInfo, names: tuple[str, ...], *, sparse: bool, fol
     Classes keep their numbers for ever.
     """
     labels = dict(facts.table["labels"])
-    by_number = any(str(key).isdigit() for key in labels)
+    by_number = any(str(key).isdecimal() for key in labels)
     highest = max([0, *facts.labels])
     added = {name: highest + i for i, name in enumerate(names, 1)}
     labels.pop("ignore", None)
@@ -354,7 +354,7 @@ def with_class_name(facts: DatasetInfo, old: str, new: str, folder: Path) -> Dat
     number = facts.numbers[old]
     labels: dict[str, Any] = {}
     for key, value in facts.table["labels"].items():
-        if str(key).isdigit() and int(key) == number:
+        if str(key).isdecimal() and int(key) == number:
             labels[key] = new
         else:
             labels[new if key == old else key] = value

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from napari_fmseg.core.errors import InvalidRecipe
@@ -64,8 +65,11 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
         raise InvalidRecipe(
             f"{folder} is not a dataset: {error}. Expected a dataset.json with 'labels' as in the nnU-Net raw layout."
         ) from error
-    there = listed and all(os.path.exists(c.images[0]) for c in listed)
-    cases = listed if there else pair_by_name(folder / "imagesTr", folder / "labelsTr")
+    # nnU-Net's own lists name files without the number of the channel: none of them is there.
+    by_name = pair_by_name(folder / "imagesTr", folder / "labelsTr") if all(map(_is_lost, listed)) else []
+    if not by_name:
+        _check_lists(listed, held, folder, split=bool(holdout or held))
+    cases = by_name or listed
     cases = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in cases]
     held = [c if c.classes else dataclasses.replace(c, classes=partly.get(c.name, ())) for c in held]
     cases = [c for c in cases if c.labels is not None]
@@ -91,8 +95,32 @@ def cases_of(folder: Path | str, holdout: tuple[str, ...] = ()) -> tuple[dict[in
     return labels, cases, held
 
 
+def _check_lists(listed: Sequence[Case], held: Sequence[Case], folder: Path, *, split: bool) -> None:
+    """Refuse listed cases without their images and, where some validate, several of one name."""
+    lost = [case for case in listed if _is_lost(case)]
+    if lost:
+        path = next(path for path in lost[0].images if not os.path.exists(path))
+        raise InvalidRecipe(
+            f"{len(lost)} of {len(listed)} training cases in {folder / 'dataset.json'} have no image, such as {path}. "
+            "Restore it, or take the case out of the list."
+        )
+    names = Counter(name for name, _ in {(case.name, case.images) for case in (*listed, *held)})
+    twice = [name for name, n in names.items() if n > 1]
+    if twice and split:
+        raise InvalidRecipe(
+            f"Several cases in {folder / 'dataset.json'} are called {twice[0]!r}. Give each of them a name of its own: "
+            '"case".'
+        )
+
+
+def _is_lost(case: Case) -> bool:
+    return not all(map(os.path.exists, case.images))
+
+
 def find_unlabelled(folder: Path | str) -> list[Case]:
     """Find the cases of a dataset folder that nobody labelled: those that its dataset.json lists as ``unlabelled``.
+
+    An entry is a table, as of a labelled case, or the path of an image.
 
     Of a project they are all its cases without labels whose image is not held out.
 
@@ -108,7 +136,7 @@ def find_unlabelled(folder: Path | str) -> list[Case]:
         return find_unlabelled_cases(folder)
     try:
         facts = as_dataset_table(read_dataset_table(folder))
-        return [_case_of(e, folder) for e in facts.unlabelled if isinstance(e, CaseEntry)]
+        return [_case_of(CaseEntry(image=e) if isinstance(e, str) else e, folder) for e in facts.unlabelled]
     except (OSError, ValueError) as error:
         raise InvalidRecipe(f"{folder} is not a dataset: {error}.") from error
 

@@ -15,10 +15,11 @@ from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.core.structuring import read_table
 from napari_fmseg.io.file_lock import Busy, hold_lock
 
-__all__ = ["claim_run_folder", "fingerprint"]
+__all__ = ["FOLDS_MARK", "claim_run_folder", "fingerprint"]
 
-MARK = "run.json"
+MARK, FOLDS_MARK = "run.json", "folds.json"
 _HASH = "recipe_sha256"
+_LOCK = ".lock"
 
 
 @contextmanager
@@ -32,7 +33,8 @@ def claim_run_folder(
 ) -> Iterator[None]:
     """Make a folder the run's, or continue the same run in it, and keep other programs out while the block runs.
 
-    Of several processes that train together the first one holds the lock and writes the mark.
+    A folder is still free where a run left nothing but its mark, since its recipe could not be carried out. Of several
+    processes that train together the first one holds the lock and writes the mark.
 
     Parameters
     ----------
@@ -73,7 +75,7 @@ def _lock(folder: Path, run: str) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = hold_lock(folder / ".lock")
+        lock = hold_lock(folder / _LOCK)
         lock.__enter__()
     except Busy as error:
         raise InvalidRecipe(
@@ -89,13 +91,11 @@ def _lock(folder: Path, run: str) -> Iterator[None]:
 
 
 def _check_mark(mark: Path, fingerprints: Sequence[str], content: dict[str, Any], run: str) -> None:
-    """Compare the mark with the run; write it if there is none."""
+    """Compare the mark with the run; write it if there is none, or nothing beside it."""
     try:
         table = read_table(mark)
     except FileNotFoundError:
-        if is_rank_zero():
-            with atomic_write(mark) as file:
-                file.write(json.dumps({_HASH: fingerprints[0], **content}, indent=1).encode())
+        _write_mark(mark, fingerprints[0], content)
         return
     except (OSError, ValueError) as error:
         raise _mark_error(mark, str(error)) from error
@@ -103,11 +103,24 @@ def _check_mark(mark: Path, fingerprints: Sequence[str], content: dict[str, Any]
     found = table.get(_HASH, fingerprint(table) if content and table.keys() == content.keys() else None)
     if not isinstance(found, str):
         raise _mark_error(mark, f"it has no text {_HASH!r}")
-    if found not in fingerprints:
+    if found not in fingerprints and _holds_nothing(mark.parent):
+        _write_mark(mark, fingerprints[0], content)
+    elif found not in fingerprints:
         raise InvalidRecipe(
             f"{mark.parent} holds another {run}: the run of another recipe or of other options. Choose another folder "
             "for the results (`out`), or remove this one."
         )
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Return whether no file of a run lies in a folder or below it, but for marks and locks."""
+    return {path.name for path in folder.rglob("*") if not path.is_dir()} <= {MARK, FOLDS_MARK, _LOCK}
+
+
+def _write_mark(mark: Path, fingerprint: str, content: Mapping[str, Any]) -> None:
+    if is_rank_zero():
+        with atomic_write(mark) as file:
+            file.write(json.dumps({_HASH: fingerprint, **content}, indent=1).encode())
 
 
 def _mark_error(mark: Path, reason: str) -> InvalidRecipe:

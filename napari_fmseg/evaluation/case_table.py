@@ -7,6 +7,7 @@ Med. Image Anal. 82, 2022), in columns that name their units.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,9 +85,10 @@ class CaseScores:
 
 
 def pairs_in(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
-    """Find what belongs together: two files, or the files of two folders by their names.
+    """Find which files of two folders belong together, by their names.
 
-    ``case_seg.nii.gz`` belongs to ``case.nii.gz``, as ``fmseg segment`` calls its results.
+    ``case_seg.nii.gz`` belongs to ``case.nii.gz``, as ``fmseg segment`` calls its results. Where a folder holds files
+    of one name in several folders, the name is that of the folder, too: ``anna/ct``.
 
     Returns
     -------
@@ -96,32 +98,40 @@ def pairs_in(prediction: Path, truth: Path) -> list[tuple[str, Path, Path]]:
     Raises
     ------
     FmsegError
-        If a folder stands against a file, or nothing belongs together.
+        If one of them is no folder, nothing belongs together, or two files of one folder have one name.
     """
-    if prediction.is_dir() != truth.is_dir():
+    if not (prediction.is_dir() and truth.is_dir()):
         raise FmsegError(f"{prediction} and {truth} must both be files or both be folders.")
-    if not truth.is_dir():
-        return [(_stem(truth), prediction, truth)]
     mine, true = _by_name(prediction, truth)
-    both = sorted(mine.keys() & true.keys())
-    if not both:
+    pairs = [(name, mine.get(f"{name}_seg", mine.get(name)), path) for name, path in sorted(true.items())]
+    found = [(name, own, path) for name, own, path in pairs if own is not None]
+    if not found:
         raise FmsegError(
             f"No file of {prediction} is called like one of {truth}. Expected case.nii.gz, or case_seg.nii.gz as "
             "`fmseg segment` names it, for case.nii.gz."
         )
-    return [(name, mine[name], true[name]) for name in both]
+    return found
 
 
 def without_partner(prediction: Path, truth: Path) -> tuple[Path, ...]:
     """List the files of two folders that `pairs_in` leaves out, because the other folder has none of their name."""
-    mine, true = _by_name(prediction, truth)
-    return tuple(sorted(path for one, other in ((mine, true), (true, mine)) for name, path in one.items()
-                        if name not in other))  # fmt: skip
+    paired = {path for _, *pair in pairs_in(prediction, truth) for path in pair}
+    return tuple(sorted({path for files in _by_name(prediction, truth) for path in files.values()} - paired))
 
 
-def _by_name(prediction: Path, truth: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    mine, true = ([*find_volumes(folder), *broken_files(files_below(folder))] for folder in (prediction, truth))
-    return {_stem(path).removesuffix("_seg"): path for path in mine}, {_stem(path): path for path in true}
+def _by_name(*folders: Path) -> list[dict[str, Path]]:
+    """Return the files of each folder by their names, with those of the folders below it if need be."""
+    listed = [[*find_volumes(folder), *broken_files(files_below(folder))] for folder in folders]
+    unique = all(len(set(map(_stem, paths))) == len(paths) for paths in listed)
+    found: list[dict[str, Path]] = []
+    for folder, paths in zip(folders, listed, strict=True):
+        found.append({})
+        for path in paths:
+            name = _stem(path) if unique else Path(os.path.relpath(path.with_name(_stem(path)), folder)).as_posix()
+            if name in found[-1]:
+                raise FmsegError(f"{found[-1][name]} and {path} have one name. Move one of them to another folder.")
+            found[-1][name] = path
+    return found
 
 
 def score_pair(

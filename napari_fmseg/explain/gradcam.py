@@ -20,6 +20,7 @@ from napari_fmseg.core.events import Event, Progress, StageResult, drain
 from napari_fmseg.core.volume import Box, Geometry, Volume
 from napari_fmseg.evaluation.volumes import measure
 from napari_fmseg.explain.seg_grad_cam import seg_grad_cam
+from napari_fmseg.io.voxel_values import replace_non_finite
 from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.nets.traits import activation_of
 from napari_fmseg.pipelines import SegmentOptions, check_channels, pipeline_module, segment
@@ -75,6 +76,7 @@ def grad_cam(
         If there is no pipeline of the card's name.
     """
     check_channels(volume, model.card)
+    volume = replace_non_finite(volume)
     number = _number_of(label, model)
     asked = _box_of(volume.geometry, box, point)
     yield Progress(STAGE, 0, 1)

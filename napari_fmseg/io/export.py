@@ -137,6 +137,9 @@ def _mask(labels: LabelMap, value: int) -> LabelMap:
 
 def kind_of(to: Path, fmt: str = "") -> Kind:
     """Return the type of export for a file's name, or a folder and a format; `UnwritableVolume` if there is none."""
+    ending = suffix_of(to) or (to.suffix.lower() if _is_mesh(to) else "")
+    if fmt and ending and not to.is_dir() and ending != "." + fmt.lower().lstrip("."):
+        raise UnwritableVolume(f"{to.name} is no {fmt}. Leave the format out, or name a folder for files of it.")
     if suffix_of(to) == ".dcm":
         return "dicom-seg"
     if _is_mesh(to) or fmt.lower().lstrip(".") in MESH_FORMATS:

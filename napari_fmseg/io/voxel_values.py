@@ -18,6 +18,7 @@ __all__ = [
     "REVERSED",
     "as_label_map",
     "check_memory",
+    "replace_non_finite",
     "rescale",
     "sanitise_voxels",
     "smallest_integer",
@@ -137,6 +138,27 @@ def sanitise_voxels(
             warnings.append(f"{which} has values up to {max(-low, high):.3g}, which no scanner gives.")
     warnings += _thin(geometry) if is_image else []
     return Volume(data, geometry, {**meta, "repaired": repaired, "warnings": warnings})
+
+
+def replace_non_finite(volume: Volume) -> Volume:
+    """Return an image whose values are finite: itself or, of an array that nobody read from a file, a repaired copy.
+
+    Raises
+    ------
+    UnreadableVolume
+        If no voxel of a channel has a finite value.
+    """
+    with np.errstate(all="ignore"):  # a sum that overflows only costs the closer look
+        if volume.data.dtype.kind != "f" or np.isfinite(volume.data.sum()) or np.isfinite(volume.data).all():
+            return volume
+    copy = Volume(volume.data.copy(), volume.geometry)
+    repaired = [
+        _replace_non_finite(channel, f"Channel {number}" if copy.n_channels > 1 else "The volume", Path("The volume"))
+        for number, channel in enumerate(copy.channels, 1) if not np.isfinite(channel).all()
+    ]  # fmt: skip
+    return Volume(
+        copy.data, volume.geometry, {**volume.meta, "repaired": [*volume.meta.get("repaired", ()), *repaired]}
+    )
 
 
 def _replace_non_finite(channel: npt.NDArray[Any], which: str, path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from napari_fmseg.core.errors import GeometryMismatch, InvalidRecipe, ModelMismatch
 from napari_fmseg.core.events import DOES_NOT_FIT, FROM_THE_FILE, Event, StageResult, Warned
 from napari_fmseg.core.structuring import Range, wrong_number
+from napari_fmseg.io.voxel_values import replace_non_finite
 from napari_fmseg.models.fit import find_misfits
 from napari_fmseg.models.measures import measure_volume
 from napari_fmseg.models.settings import PIPELINES, Pipeline
@@ -108,7 +109,8 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     Parameters
     ----------
     volume
-        Any orientation and spacing; as many channels as the model was trained with.
+        Any orientation and spacing; as many channels as the model was trained with. NaN and infinity are replaced, as
+        when a file is read.
     model
         From `load_model`.
     options
@@ -123,6 +125,8 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     ------
     GeometryMismatch
         If the number of channels is not the model's.
+    UnreadableVolume
+        If no voxel has a finite value.
     ModelMismatch
         If the volume is not like those that the model was trained on, and `options.strict`.
     InvalidRecipe
@@ -136,6 +140,7 @@ def segment(volume: Volume, model: Model, options: SegmentOptions | None = None)
     if options.until and options.until not in stages:
         raise InvalidRecipe(f"{card.name} has no stage {options.until!r}. Choose one of: {', '.join(stages)}.")
     check_channels(volume, card)
+    volume = replace_non_finite(volume)
     misfits = find_misfits(measure_volume(volume), volume.meta, card)
     if misfits and options.strict:
         raise ModelMismatch(" ".join(misfit.text for misfit in misfits))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from napari_fmseg.core.atomic_write import check_name
@@ -29,7 +29,16 @@ from napari_fmseg.pipelines.folders.steps import (
     write_job,
 )
 
-__all__ = ["Done", "JobOptions", "JobVolume", "SegmentationJob", "plan_jobs", "segment_file"]
+__all__ = [
+    "Done",
+    "JobOptions",
+    "JobVolume",
+    "SegmentationJob",
+    "group_channels",
+    "plan_jobs",
+    "segment_file",
+    "volumes_in",
+]
 
 _WRITTEN_AS = {".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}  # everything else as .nii.gz
 
@@ -77,7 +86,9 @@ def plan_jobs(
     found = [volume for image in images for volume in _volumes(image, series, stages_dir, alone=len(images) == 1)]
     if not found:
         raise FmsegError("There is nothing to segment. Name at least one file or folder.")
-    groups = _group_channels(found, channels, together=len(images) == len(found))
+    groups = group_channels(found, channels)
+    if len(images) == len(found) == len(groups) == channels > 1 and _is_one_channel(found[0]):
+        groups = [tuple(found)]
     found = [group[0] for group in groups]
     if suffix_of(output) or (output.suffix and len(found) == 1 and not output.is_dir()):
         if len(found) != 1:
@@ -150,8 +161,8 @@ def segment_file(
     yield write_job(job, segmented, model, whole)
 
 
-def _group_channels(found: list[Path], channels: int, *, together: bool) -> list[tuple[Path, ...]]:
-    """Put the files that are channels of one volume together."""
+def group_channels(found: Sequence[Path], channels: int) -> list[tuple[Path, ...]]:
+    """Put the files ``case_0000``, ``case_0001``... of one folder together, where there is one for each channel."""
     if channels == 1:
         return [(path,) for path in found]
     numbers = [f"_{number:04d}" for number in range(channels)]
@@ -159,12 +170,8 @@ def _group_channels(found: list[Path], channels: int, *, together: bool) -> list
     for path in found:
         groups.setdefault(path.parent / re.sub(r"_\d{4}$", "", stem_of(path)), []).append(path)
     whole = [sorted(group) for group in groups.values() if sorted(stem_of(p)[-5:] for p in group) == numbers]
-    if whole:
-        taken = {path for group in whole for path in group}
-        return [tuple(group) for group in whole] + [(path,) for path in found if path not in taken]
-    if together and len(found) == channels and _is_one_channel(found[0]):
-        return [tuple(found)]
-    return [(path,) for path in found]
+    taken = {path for group in whole for path in group}
+    return [tuple(group) for group in whole] + [(path,) for path in found if path not in taken]
 
 
 def _is_one_channel(path: Path) -> bool:
@@ -177,16 +184,36 @@ def _is_one_channel(path: Path) -> bool:
 def _volumes(image: Path, series: str | None, stages_dir: Path | None, *, alone: bool) -> list[Path]:
     if not image.exists() and (not alone or image.is_symlink()):
         return [image]  # it fails when its turn comes, and is listed; the others are not held up
-    if not image.exists():
-        raise UnreadableVolume(f"There is no {image}. Is the path right, and the drive there?")
-    if not image.is_dir() or series is not None:
+    if image.exists() and (not image.is_dir() or series is not None):
         return [image]
+    return volumes_in(image, stages_dir)
+
+
+def volumes_in(folder: Path, stages_dir: Path | None = None) -> list[Path]:
+    """Find the volumes in a folder and below it; results of earlier runs, with a manifest beside them, are none.
+
+    Parameters
+    ----------
+    folder
+        Where to look.
+    stages_dir
+        A folder that is not looked into.
+
+    Raises
+    ------
+    UnreadableVolume
+        If there is no such folder, or no volume in it.
+    """
+    if not folder.exists():
+        raise UnreadableVolume(f"There is no {folder}. Is the path right, and the drive there?")
+    if not folder.is_dir():
+        raise UnreadableVolume(f"There is no folder {folder}, but a file. Name the folder that holds the volumes.")
     # What a broken copy leaves must fail and be listed, not be passed over.
-    listed = sorted({*find_volumes(image, damaged=True), *broken_files(files_below(image))})
+    listed = sorted({*find_volumes(folder, damaged=True), *broken_files(files_below(folder))})
     of_stages = None if stages_dir is None else stages_dir.resolve()
     found = [path for path in listed if not is_result(path) and of_stages not in path.resolve().parents]
     if not found:
-        raise UnreadableVolume(f"There is no volume in {image}. Expected NIfTI, NRRD, MHA or DICOM files.")
+        raise UnreadableVolume(f"There is no volume in {folder}. Expected NIfTI, NRRD, MHA or DICOM files.")
     return found
 
 

@@ -18,7 +18,7 @@ from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import Progress, Saved, TrainEvent, Warned
 from napari_fmseg.core.json_values import plain
 from napari_fmseg.datasets.phantom.dataset import write_phantom_dataset
-from napari_fmseg.datasets.run_folder import claim_run_folder, fingerprint
+from napari_fmseg.datasets.run_folder import FOLDS_MARK, claim_run_folder, fingerprint
 from napari_fmseg.evaluation.case_table import CaseScores, write_cases
 from napari_fmseg.evaluation.evaluate import Evaluation, Row, evaluate, read_evaluation, summary, write_csv
 from napari_fmseg.models.card import ModelCard
@@ -98,7 +98,7 @@ def crossval(recipe: Recipe, n: int = 5) -> Generator[TrainEvent | CaseScores | 
         raise InvalidRecipe(f"Cross-validation takes 2 folds or more, not {n}, and a recipe without `fold`.")
     marks = [{"folds": n, "recipe": table} for table in recipe_tables(recipe, without=("out",))]
     with claim_run_folder(
-        recipe.out, [fingerprint(one) for one in marks], marks[0], mark="folds.json", run="cross-validation"
+        recipe.out, [fingerprint(one) for one in marks], marks[0], mark=FOLDS_MARK, run="cross-validation"
     ):
         yield from _events(_with_phantom_dataset(recipe), n)
 

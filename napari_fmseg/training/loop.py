@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from napari_fmseg.core.errors import FmsegError, InvalidRecipe
+from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import LEARNED_FROM, STARTING_WEIGHTS, Pictures, Progress, Saved, TrainEvent, Warned
 from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.core.volume import LabelMap
 from napari_fmseg.datasets.case import Case, read_case
+from napari_fmseg.datasets.projects.image_hash import image_hash
 from napari_fmseg.datasets.projects.training_plan import note_learned
 from napari_fmseg.datasets.run_folder import claim_run_folder, fingerprint
 from napari_fmseg.io.channels import read_channels
@@ -34,9 +35,10 @@ from napari_fmseg.nets.traits import init_weights
 from napari_fmseg.training.checkpoint import restoring
 from napari_fmseg.training.class_growth import extend_classes
 from napari_fmseg.training.data.case_cache import prepare
-from napari_fmseg.training.data.samples import Sample, ValidationCase, load_sample, load_unlabelled
+from napari_fmseg.training.data.samples import Sample, ValidationCase, check_channels, load_sample
 from napari_fmseg.training.data.sampling import CaseSampler
-from napari_fmseg.training.data.sources import Source, choose_unlabelled, sources_of
+from napari_fmseg.training.data.sources import Source, sources_of
+from napari_fmseg.training.data.unlabelled import choose_unlabelled, read_unlabelled
 from napari_fmseg.training.distributed import make_fabric
 from napari_fmseg.training.forgetting import Teacher
 from napari_fmseg.training.recipe import Recipe, StageRecipe
@@ -112,26 +114,46 @@ class _Run:
         for source in sources:
             if source.folder is not None and is_rank_zero():
                 note_learned(source.folder, source.training)
-        learned = [(case, source) for source in sources for case in source.training]
         caches = TASKS[recipe.pipeline].caches_cases
+        unlabelled = choose_unlabelled(recipe, sources)
+        learned = [(case, source) for source in sources for case in source.training]
         samples = yield from self._prepare_cases(learned) if caches else self._read(learned)
         for sample, (case, source) in zip(samples, learned, strict=True):
+            check_channels(case, len(sample.image), recipe.channels)
             self.samples.append(dataclasses.replace(sample, missing=source.missing(case, recipe.labels)))
+            yield from _warnings(case, sample.warnings)
         own = [
             set(each.missing) for each, (_, source) in zip(self.samples, learned, strict=True) if source is sources[0]
         ]
-        yield from self._read_unlabelled(tuple(sorted(set.intersection(*own))) if own else ())
         self.drawing = CaseSampler(recipe, self.samples, [source is not sources[0] for _, source in learned])
         total, done = sum(len(s.validation) for s in sources), 0
+        held: dict[str, str] = {}
         for source in sources:
             group = []
             for case in source.validation:
                 yield Progress("reading", done, total)
                 volume, truth = read_case(case, source.names, recipe.labels, recipe.ignore)
+                check_channels(case, volume.n_channels, recipe.channels)
+                held[case.name] = image_hash(volume)
+                yield from _warnings(case, (*volume.warnings, *truth.warnings))
                 group.append(ValidationCase(volume, truth, source.missing(case, recipe.labels), source.watched))
                 done += 1
             self.held_groups.append(group)
         self.held = [case for group in self.held_groups for case in group]
+        trained_on = {sample.image_hash for sample in self.samples}
+        both = [name for name, image in held.items() if image in trained_on]
+        if both:
+            yield Warned(
+                f"{len(both)} validation case(s) are trained on, too, such as {both[0]}: the Dice measured on them is "
+                "too high."
+            )
+        alike = yield from read_unlabelled(unlabelled, recipe, trained_on | set(held.values()), self.fabric.device)
+        missing = tuple(sorted(set.intersection(*own))) if own else ()  # of all labelled cases that they are like
+        self.unlabelled = [dataclasses.replace(sample, missing=missing) for sample in alike]
+        if alike:
+            yield Warned(
+                f"Learning from {len(self.samples)} labelled and {len(alike)} unlabelled volumes.", LEARNED_FROM
+            )
         for label, name in enumerate(recipe.labels, 1):
             if not any((s.labels == label).any() for s in self.samples):
                 fate = "it can only be kept as it is" if name in self.old else "it cannot be learned"
@@ -163,30 +185,6 @@ class _Run:
                 load_sample(case, source.names, recipe.labels, recipe.intensity, crop_above, device, recipe.ignore)
             )
         return found
-
-    def _read_unlabelled(self, missing: tuple[int, ...]) -> Iterator[TrainEvent]:
-        """Read the cases without labels; one that cannot be read is left out, with a warning.
-
-        Parameters
-        ----------
-        missing
-            Classes that none of the labelled cases is labelled with that they are like.
-        """
-        recipe = self.recipe
-        cases = [] if TASKS[recipe.pipeline].caches_cases else choose_unlabelled(recipe)
-        crop_above = recipe.settings.get("crop_above") if TASKS[recipe.pipeline].crops_cases else None
-        for done, case in enumerate(cases):
-            yield Progress("reading", done, len(cases))
-            try:
-                sample = load_unlabelled(case, recipe.intensity, crop_above, self.fabric.device)
-            except FmsegError as error:
-                yield Warned(f"{case.name} cannot be learned from without labels: {error}")
-                continue
-            if len(sample.image) == len(recipe.channels):
-                self.unlabelled.append(dataclasses.replace(sample, missing=missing))
-        if self.unlabelled:
-            n, m = len(self.samples), len(self.unlabelled)
-            yield Warned(f"Learning from {n} labelled and {m} unlabelled volumes.", LEARNED_FROM)
 
     def _prepare_cases(self, learned: Sequence[tuple[Case, Source]]) -> Generator[TrainEvent, None, list[Sample]]:
         """Downsample and cache the training cases: the process of rank 0 does, the others wait for it."""
@@ -438,6 +436,10 @@ def _training_data(samples: Sequence[Sample], cases: Sequence[Case]) -> Training
     return summarise(
         sample.source or measure_volume(read_channels(case.images)) for sample, case in zip(samples, cases, strict=True)
     )
+
+
+def _warnings(case: Case, texts: Iterable[str]) -> Iterator[Warned]:
+    return (Warned(f"{case.name}: {text}") for text in texts)
 
 
 def _dice_scores(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -123,7 +123,13 @@ def suggest_recipe(
     where: Recipe = (
         replace(recipe, dataset=dataset, phantom=())
         if dataset is not None
-        else replace(recipe, training=tuple(training), validation=tuple(held), unlabelled=tuple(unlabelled), phantom=())
+        else replace(
+            recipe,
+            training=tuple(training),
+            validation=tuple(held),
+            unlabelled=tuple(unlabelled) if recipe.unlabelled_weight else (),
+            phantom=(),
+        )
     )
     n_unlabelled = len(unlabelled) if where.unlabelled_weight else 0
     reading = facts.seconds_per_case * (len(training) + 2 * len(held) + n_unlabelled)

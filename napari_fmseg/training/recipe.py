@@ -13,6 +13,7 @@ from napari_fmseg.datasets.case import IGNORE_NAME, Case
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.settings import PIPELINES
 from napari_fmseg.training.stage_recipe import LOSSES, Augment, StageRecipe
+from napari_fmseg.training.tasks import TASKS
 
 __all__ = ["LOSSES", "Augment", "Recipe", "Replay", "StageRecipe"]
 
@@ -147,7 +148,9 @@ class Recipe:
     unlabelled
         Cases without labels to learn from as well, by bidirectional copy-paste (Bai et al., CVPR 2023,
         arXiv:2305.00673): boxes of labelled and unlabelled volumes are exchanged, and the moving average of the network
-        labels the others. With a `dataset`, its own cases without labels.
+        labels the others. A list of cases, or a folder: every volume in it and below it, where ``NAME_0000``,
+        ``NAME_0001``... are the channels of one. Volumes that show a labelled or held-out case are left out, wherever
+        they lie. If empty, with a `dataset`, its own cases without labels.
     unlabelled_weight
         How much a voxel that the network labelled itself counts beside one that somebody labelled; 0 does not learn
         from unlabelled cases. Only for stages with an `ema`.
@@ -158,7 +161,7 @@ class Recipe:
     validate_cases
         Validate on so many cases after each epoch (all of them at the end); 0 takes all.
     seed
-        Random seed: the same one gives the same weights on a CPU.
+        Random seed: the same one gives the same weights on the same CPU with as many threads.
     devices
         Number of processes, one per GPU.
     device
@@ -215,7 +218,7 @@ class Recipe:
     replay_share: float = 0.5
     l2sp_weight: float = 0.0
     distillation_weight: float = 0.0
-    unlabelled: tuple[Case, ...] = ()
+    unlabelled: tuple[Case, ...] | Path = ()
     unlabelled_weight: float = 0.0
     unlabelled_from: float = 0.25
     clock: str = "wall"
@@ -276,6 +279,12 @@ class Recipe:
             )
         if self.hard_cases and not self.hard_case_weight:
             raise InvalidRecipe("hard_cases needs hard_case_weight of at least 1.")
+        if self.unlabelled and not (self.unlabelled_weight and any(stage.ema for stage in self.stages)):
+            raise InvalidRecipe(
+                "unlabelled needs an unlabelled_weight above 0, such as 0.5, and a stage with an ema, such as 0.99."
+            )
+        if self.unlabelled and self.pipeline in TASKS and TASKS[self.pipeline].caches_cases:
+            raise InvalidRecipe(f"Models of the pipeline {self.pipeline!r} cannot learn from unlabelled cases.")
         self._check_memory()
         self._check_order()
         PIPELINES[self.pipeline].settings.of(self.settings)

@@ -26,7 +26,7 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
     path
         The TOML file.
     **changes
-        Fields to replace, such as ``out=...``.
+        Fields to replace, such as ``out=...``; a `dataset` takes the place of phantoms and of lists of cases, too.
 
     Raises
     ------
@@ -37,10 +37,14 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
     for name in ("dataset", "out", "prepared"):
         if changes.get(name) is not None:
             changes[name] = Path(changes[name]).absolute()
+    instead = ("phantom", "training", "validation") if changes.get("dataset") is not None else ()
     try:
-        return _from_table({**read_table(path, toml=True), **changes}, path.resolve().parent)
+        table = {name: value for name, value in read_table(path, toml=True).items() if name not in instead}
+        return _from_table({**table, **changes}, path.resolve().parent)
     except InvalidRecipe as error:
         raise InvalidRecipe(f"{path.name}: {error}") from error
+    except FileNotFoundError as error:
+        raise InvalidRecipe(f"There is no {path}. Check the name of the recipe.") from error
     except (OSError, ValueError, UnknownModel) as error:
         raise InvalidRecipe(
             f"{path.name} is no recipe: {error}. docs/reference/recipes.md lists its fields."
@@ -48,10 +52,10 @@ def load_recipe(path: Path | str, **changes: Any) -> Recipe:
 
 
 def _from_table(table: dict[str, Any], folder: Path) -> Recipe:
-    for name in ("dataset", "out", "prepared"):
+    for name in ("dataset", "out", "prepared", "unlabelled"):
         if isinstance(table.get(name), str | Path):
             table[name] = folder / os.path.expanduser(table[name])
-    for name in ("training", "validation"):
+    for name in ("training", "validation", "unlabelled"):
         if isinstance(table.get(name), list):
             table[name] = [case_from(entry, folder) for entry in table[name]]
     if isinstance(table.get("replay"), list):
@@ -110,13 +114,14 @@ def resolve_paths(recipe: Recipe) -> Recipe:
         )
         for one in recipe.replay
     )
-    start = recipe.start_from
+    start, unlabelled = recipe.start_from, recipe.unlabelled
     return dataclasses.replace(
         recipe,
         dataset=None if recipe.dataset is None else recipe.dataset.resolve(),
         training=tuple(map(_resolve_case, recipe.training)),
         validation=tuple(map(_resolve_case, recipe.validation)),
         replay=replay,
+        unlabelled=unlabelled.resolve() if isinstance(unlabelled, Path) else tuple(map(_resolve_case, unlabelled)),
         start_from=str(Path(start).resolve()) if start.endswith(".toml") else start,
     )
 

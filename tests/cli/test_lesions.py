@@ -82,6 +82,21 @@ def test_a_mask_on_the_grid_of_the_ct_is_read_on_that_of_the_pet(scan, tmp_path,
     assert "another grid" in tables[1].err
 
 
+def test_labels_that_lie_outside_of_the_image_are_reported_and_refused_where_all_do(scan, tmp_path, capsys) -> None:
+    mask = scan[1]
+    labels = read_labels(mask)
+    for end in (2, 3):  # two of the three voxels lie in the first plane, the other in the last
+        part = labels.geometry.crop((slice(1, end), slice(None), slice(None)))
+        write_volume(Volume(np.ones(part.shape, np.float32), part), tmp_path / f"to-{end}.nii.gz")
+    assert run("lesions", tmp_path / "to-3.nii.gz", mask) == 0
+    told = capsys.readouterr()
+    ml = labels.geometry.voxel_ml
+    assert f"Warning: {2 * ml:.3g} of {3 * ml:.3g} ml of the labels lie outside of the image" in told.err
+    assert "1 lesions" in told.out
+    assert run("lesions", tmp_path / "to-2.nii.gz", mask) == 1
+    assert "none of the labels lies in the image" in capsys.readouterr().err.lower()
+
+
 def test_score_counts_lesions_on_wish(scan, tmp_path, capsys) -> None:
     _, mask = scan
     labels = read_labels(mask)

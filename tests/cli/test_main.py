@@ -171,7 +171,10 @@ def test_segment_json_is_one_document(image, tmp_path, capsys):
         (["segment", "{image}", "--output", "{tmp}/m.nii.gz"], 2, "--model"),
         (["segmentt"], 2, "segmentt"),
         (["score", "{image}"], 2, "TRUTH"),
-        (["train", "{tmp}/none.toml"], 1, "none.toml"),
+        (["train", "{tmp}/none.toml"], 1, "There is no"),
+        (["explain", "{image}", "--model", "tiny", "--label", "²", "--output", "{tmp}/a.nii.gz"], 1, "no class '²'"),
+        (["export", "{image}", "--output", "{tmp}/a.nii.gz", "--format", "stl"], 1, "a.nii.gz is no stl"),
+        (["export", "{image}", "--output", "{tmp}/a.stl", "--format", "nrrd"], 1, "a.stl is no nrrd"),
         (["bench", "--model", "nothing"], 1, "There is no model"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,15 @@ def test_cases_are_added_listed_split_and_corrected(folder, files, capsys):
     assert (len(told["held_out"]), len(told["training"])) == (1, 4)
     assert run("project", "list", folder) == 0
     assert "held out" in capsys.readouterr().out
+
+
+def test_the_commands_to_go_on_with_can_be_pasted(folder, tmp_path, capsys):
+    spaced = folder.rename(tmp_path / "my project")
+    capsys.readouterr()
+    assert run("project", "prepare", spaced, "--minutes", 0.01, "--device", "cpu") == 0
+    _, train, keep = map(shlex.split, capsys.readouterr().out.splitlines())
+    assert train == ["fmseg", "train", str(spaced / "fmseg" / "runs" / "1" / "recipe.toml")]
+    assert keep == ["fmseg", "project", "keep", str(spaced), "--run", "1"]
 
 
 def test_the_cases_to_label_come_in_the_order_of_doubt(folder, files, capsys):
@@ -175,6 +185,13 @@ def test_a_case_is_excluded_included_renamed_and_removed(folder, capsys):
     assert "--with-labels" in capsys.readouterr().err
     assert run("project", "remove", folder, "first", "--with-labels") == 0
     assert sorted(open_project(folder).files) == ["case-002", "case-003", "case-004"]
+
+
+def test_a_class_may_be_called_by_any_character(folder, capsys):
+    for old, new in (("liver", "²"), ("²", 'left "liver", \\1'), ('left "liver", \\1', "liver")):
+        assert run("project", "rename-class", folder, old, new) == 0
+        assert f"classes: {new}\n" in capsys.readouterr().out
+        assert run("project", "list", folder) == 0
 
 
 def test_a_class_is_renamed_and_the_listed_model_with_it(folder, tmp_path, capsys):

@@ -127,6 +127,13 @@ def test_an_array_that_torch_can_hold_is_not_copied() -> None:
     assert to_tensor(np.full((1, 1, 1), 258, ">i2")).item() == 258
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 5), (4, 1, 5), (4, 5, 1), (1, 1, 1)])
+def test_a_volume_that_is_one_voxel_thick_along_a_flipped_axis_becomes_a_tensor(shape: tuple[int, ...]) -> None:
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    axis = shape.index(1)
+    assert np.array_equal(to_tensor(np.flip(array, axis)).numpy(), array)
+
+
 def ct_and_pet() -> tuple[Volume, Volume]:
     """A CT of 2 mm and a coarser PET filed the other way round, each of which tells in its values where it lies."""
     fine = Geometry.from_spacing((20, 24, 26), (2.0, 2.0, 2.0), (-10.0, 5.0, 0.0))

@@ -85,10 +85,64 @@ def test_what_cannot_be_paired_or_written_is_told(tmp_path: Path) -> None:
         write_labels(cubes(), tmp_path / folder / f"{name}.nii.gz")
     with pytest.raises(FmsegError, match="_seg"):
         pairs_in(tmp_path / "results", tmp_path / "truth")
-    assert pairs_in(path, path) == [("a", path, path)]
     assert score_pair("a", cubes(), cubes(), path).parts == {}  # nobody measured it
     with pytest.raises(UnwritableVolume, match=r"t\.csv"):
         write_cases([], path / "t.csv", 1.0)
+
+
+def test_files_of_one_name_in_several_folders_are_paired_by_their_folders(tmp_path: Path) -> None:
+    for person, shift in (("anna", 0), ("berta", 2)):
+        write_labels(cubes(shift), tmp_path / "results" / person / "ct_seg.nii.gz")
+        write_labels(cubes(), tmp_path / "truth" / person / "ct.nrrd")
+    results, truth = tmp_path / "results", tmp_path / "truth"
+    assert pairs_in(results, truth) == [
+        (f"{person}/ct", results / person / "ct_seg.nii.gz", truth / person / "ct.nrrd") for person in ("anna", "berta")
+    ]
+
+
+def test_a_name_that_stands_for_several_results_is_refused(tmp_path: Path) -> None:
+    for folder in ("results", "results/older"):
+        write_labels(cubes(), tmp_path / folder / "anna.nii.gz")
+        write_labels(cubes(), tmp_path / folder / "anna.nrrd")
+    write_labels(cubes(), tmp_path / "truth" / "anna.nii.gz")
+    with pytest.raises(FmsegError, match=r"anna\.nii\.gz and .*anna\.nrrd have one name"):
+        pairs_in(tmp_path / "results", tmp_path / "truth")
+
+
+def test_results_beside_their_images_are_taken_and_equal_names_need_no_ending(tmp_path: Path) -> None:
+    for name in ("anna.nii.gz", "anna_seg.nii.gz", "berta_seg.nii.gz"):
+        write_labels(cubes(), tmp_path / "results" / name)
+    for name in ("anna.nii.gz", "berta_seg.nii.gz"):
+        write_labels(cubes(), tmp_path / "truth" / name)
+    found = [(name, mine.name) for name, mine, _ in pairs_in(tmp_path / "results", tmp_path / "truth")]
+    assert found == [("anna", "anna_seg.nii.gz"), ("berta_seg", "berta_seg.nii.gz")]
+
+
+def test_a_result_that_cannot_be_compared_does_not_hold_up_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("anna", "berta", "carla"):
+        write_labels(cubes(), tmp_path / "results" / f"{name}.nii.gz")
+        write_labels(cubes(), tmp_path / "truth" / f"{name}.nii.gz")
+    (tmp_path / "truth" / "berta.nii.gz").write_bytes(b"nothing")
+    words = ["score", str(tmp_path / "results"), str(tmp_path / "truth"), "--csv", str(tmp_path / "cases.csv")]
+    assert main(words) == 1
+    told = capsys.readouterr()
+    assert "berta: berta.nii.gz" in told.err
+    assert "2 cases" in told.out
+    assert [row["case"] for row in rows_of(tmp_path / "cases.csv")] == ["anna", "carla"]
+    assert main([*words, "--json"]) == 1
+    table = json.loads(capsys.readouterr().out)
+    assert [row["case"] for row in table["cases"]] == ["anna", "carla"]
+    assert list(table["failed"]) == ["berta"]
+
+
+def test_lesions_are_not_compared_in_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["score", str(tmp_path), str(tmp_path)]
+    assert main([*words, "--csv", str(tmp_path / "cases.csv"), "--lesions"]) == 2
+    assert "--lesions" in capsys.readouterr().err
+    assert main([*words, "--min-ml", "1"]) == 2
+    assert "--min-ml" in capsys.readouterr().err
 
 
 @pytest.fixture

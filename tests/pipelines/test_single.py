@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from napari_fmseg.core.errors import GeometryMismatch, UnknownModel
-from napari_fmseg.core.events import Progress, StageResult, drain
+from napari_fmseg.core.errors import GeometryMismatch, UnknownModel, UnreadableVolume
+from napari_fmseg.core.events import Progress, StageResult, Warned, drain
 from napari_fmseg.core.volume import Geometry, Volume
 from napari_fmseg.models.card import Intensity, ModelCard, NetSpec
 from napari_fmseg.models.fit import find_misfits
@@ -48,6 +48,29 @@ def model_of(**settings):
 
 def volume_of(data, spacing=(2.0, 1.0, 1.5), direction=None):
     return Volume(np.asarray(data, np.float32), Geometry.from_spacing(data.shape, spacing, (5, 6, 7), direction))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_voxels_without_a_number_in_an_array_hide_nothing_and_are_reported(value):
+    intensity = Intensity("percentile", 0.0, 100.0)
+    model = dataclasses.replace(model_of(), card=card_of(intensity=intensity))
+    data = np.zeros((8, 8, 8), np.float32)
+    data[2:6, 2:6, 2:6] = 1
+    expected = drain(segment(volume_of(data), model, FLOAT)).data
+    assert expected.any()
+    data[0, 0, :2] = value
+    given = data.copy()
+    events = list(segment(volume_of(data), model, FLOAT))
+    found = expected.copy()
+    found[0, 0, :2] = value == np.inf  # the greatest value
+    np.testing.assert_array_equal(events[-1].output.data, found)
+    assert [event.text for event in events if isinstance(event, Warned) and "2 voxels" in event.text]
+    np.testing.assert_array_equal(data, given)  # the caller's array is as it was
+
+
+def test_an_array_without_any_number_is_refused():
+    with pytest.raises(UnreadableVolume, match="no finite number"):
+        drain(segment(volume_of(np.full((8, 8, 8), np.nan)), model_of(), FLOAT))
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Cross-validation: every case validates once, a killed run goes on, and the models together are one."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -15,7 +16,7 @@ import pytest
 import tomli_w
 
 from napari_fmseg.core.errors import InvalidRecipe
-from napari_fmseg.core.events import StepDone, Warned, drain
+from napari_fmseg.core.events import Saved, StepDone, Warned, drain
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.io import read_volume, write_labels, write_volume
 from napari_fmseg.models.measures import measure_volume, summarise
@@ -123,9 +124,8 @@ def test_every_case_is_measured_by_the_model_that_never_saw_it(recipe: Path):
 
 
 def test_another_recipe_or_number_of_folds_is_refused(recipe: Path):
-    events = crossval(load_recipe(recipe), 3)
-    next(events)
-    events.close()
+    with contextlib.closing(crossval(load_recipe(recipe), 3)) as events:
+        assert any(isinstance(event, Saved) for event in events)
     with pytest.raises(InvalidRecipe, match="other options"):
         next(crossval(load_recipe(recipe), 2))
     with pytest.raises(InvalidRecipe, match="another recipe"):

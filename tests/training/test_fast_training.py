@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +18,9 @@ import torch
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import LEARNED_FROM, EpochDone, Saved, StepDone, Warned
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.datasets.case import Case
 from napari_fmseg.datasets.nnunet_raw import find_unlabelled
-from napari_fmseg.io import write_labels, write_volume
+from napari_fmseg.io import read_volume, write_labels, write_volume
 from napari_fmseg.models.registry import find_card
 from napari_fmseg.models.weights import load_model
 from napari_fmseg.nets import build
@@ -205,6 +206,73 @@ def test_an_unlabelled_volume_that_cannot_be_read_is_left_out_with_a_warning(hom
     assert "Learning from 2 labelled and 3 unlabelled volumes." in told
 
 
+def learned_from(events: Iterable[Any]) -> list[str]:
+    return [e.text for e in events if isinstance(e, Warned) and e.code == LEARNED_FROM]
+
+
+def unlabelled_folder(home: Path, **changes: Any) -> Recipe:
+    """Return a recipe of listed cases, and of the folder `scans` for what has no labels."""
+    data = home / "data"
+    cases = [Case(f"c{i}", (data / f"c{i}.nii.gz",), data / f"c{i}-labels.nii.gz") for i in range(3)]
+    lists = {"dataset": None, "training": tuple(cases[:2]), "validation": tuple(cases[2:])}
+    return recipe(home, **{**lists, "unlabelled": home / "scans", **changes})
+
+
+def test_every_volume_below_a_folder_of_unlabelled_ones_is_learned_from(home: Path) -> None:
+    (home / "scans" / "older visits").mkdir(parents=True)
+    shutil.copy(home / "data" / "c3.nii.gz", home / "scans" / "ä b.nii.gz")
+    write_volume(read_volume(home / "data" / "c4.nii.gz"), home / "scans" / "older visits" / "c4.nrrd")
+    (home / "scans" / "notes.txt").write_text("no volume")
+    assert learned_from(train(unlabelled_folder(home))) == ["Learning from 2 labelled and 2 unlabelled volumes."]
+
+
+def test_a_folder_of_unlabelled_volumes_gives_none_that_is_labelled_held_out_or_a_mask(home: Path) -> None:
+    shutil.copytree(home / "data", home / "scans", ignore=lambda *_: ["c3.nii.gz"])
+    for image in (home / "scans").glob("*-labels.nii.gz"):
+        image.unlink()
+    shutil.copy(home / "data" / "c2.nii.gz", home / "scans" / "another name.nii.gz")  # held out
+    shutil.copy(home / "data" / "c0-labels.nii.gz", home / "scans" / "c4_seg.nii.gz")
+    (home / "scans" / "c4_seg.nii.gz.json").write_text(json.dumps({"format": "napari-fmseg run 1"}))  # as we write it
+    told = [e.text for e in train(unlabelled_folder(home)) if isinstance(e, Warned)]
+    assert "Learning from 2 labelled and 3 unlabelled volumes." in told
+    assert (
+        "4 volume(s) that should have no labels are left out, since they show labelled cases, such as another name."
+    ) in told
+
+
+def test_labelled_cases_and_their_labels_may_lie_in_the_folder_of_unlabelled_volumes(home: Path) -> None:
+    for i in range(3, 7):
+        (home / "data" / f"c{i}-labels.nii.gz").unlink()
+    events = list(train(unlabelled_folder(home, unlabelled=home / "data")))
+    assert learned_from(events) == ["Learning from 2 labelled and 4 unlabelled volumes."]
+    assert not [e for e in events if isinstance(e, Warned) and "left out" in e.text]
+
+
+def test_numbered_files_in_a_folder_of_unlabelled_volumes_are_channels_of_one(home: Path) -> None:
+    data, scans = home / "data", home / "scans"
+    scans.mkdir()
+    for name, parts in {"a": ("c3", "c4"), "b": ("c5",)}.items():
+        for i, part in enumerate(parts):
+            shutil.copy(data / f"{part}.nii.gz", scans / f"{name}_{i:04d}.nii.gz")
+    lists = {
+        part: tuple(Case(f"c{i}", (data / f"c{i}.nii.gz",) * 2, data / f"c{i}-labels.nii.gz") for i in numbers)
+        for part, numbers in {"training": (0, 1), "validation": (2,)}.items()
+    }
+    told = [e.text for e in train(unlabelled_folder(home, channels=("T1", "T2"), **lists)) if isinstance(e, Warned)]
+    assert "Learning from 2 labelled and 1 unlabelled volumes." in told
+    missing = "b_0000 has 1 channel(s) and the recipe 2 (T1, T2). Is a file missing?"
+    assert f"b_0000 cannot be learned from without labels: {missing}" in told
+
+
+@pytest.mark.parametrize("content", [None, "scans", "scans/notes.txt"])
+def test_a_folder_of_unlabelled_volumes_that_is_missing_or_has_none_is_refused(home: Path, content: str | None) -> None:
+    if content is not None:
+        (home / content).parent.mkdir(exist_ok=True)
+        (home / content).write_text("no volume")
+    with pytest.raises(InvalidRecipe, match=r"unlabelled: There is no .*scans"):
+        next(iter(train(unlabelled_folder(home))))
+
+
 @pytest.mark.usefixtures("any_teacher")
 @pytest.mark.parametrize("unlabelled_weight", [0.0, 0.5])
 def test_a_run_that_stopped_after_an_epoch_ends_with_the_same_weights(home: Path, unlabelled_weight: float) -> None:
@@ -307,6 +375,10 @@ def test_steps_without_a_finite_gradient_are_skipped_and_counted(home: Path, mon
 def test_the_unlabelled_cases_of_a_folder_are_those_that_it_lists(home: Path) -> None:
     assert [case.name for case in find_unlabelled(home / "data")] == ["c3", "c4", "c5", "c6"]
     assert all(case.labels is None for case in find_unlabelled(home / "data"))
+    table = json.loads((home / "data" / "dataset.json").read_text())
+    table["unlabelled"][0] = "./c3.nii.gz"  # as the Decathlon lists its tests
+    (home / "data" / "dataset.json").write_text(json.dumps(table))
+    assert [case.name for case in find_unlabelled(home / "data")] == ["c3", "c4", "c5", "c6"]
 
 
 @pytest.mark.parametrize(("field", "value"), [("keep", "first"), ("ema", 1.0), ("minutes", -1.0)])

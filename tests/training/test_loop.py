@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,6 +261,34 @@ def test_a_class_that_no_case_has_is_told_before_training(home: Path) -> None:
     assert any(isinstance(e, Warned) and "ball" in e.text for e in events)
 
 
+def spoil(path: Path, value: float, voxels: int) -> None:
+    """Give the first voxels of a file another value."""
+    volume = read_volume(path)
+    data = volume.data.astype(np.float32)
+    data.flat[:voxels] = value
+    write_volume(Volume(data, volume.geometry), path)
+
+
+@pytest.mark.parametrize("case", ["c0", "c4"])  # one is trained on, one is held out
+def test_what_was_repaired_in_a_case_or_has_no_name_is_said(home: Path, case: str) -> None:
+    spoil(home / "data" / "imagesTr" / f"{case}_0000.nii.gz", np.nan, 2)
+    spoil(home / "data" / "labelsTr" / f"{case}.nii.gz", 5, 3)
+    told = [e.text for e in train(recipe(home)) if isinstance(e, Warned) and e.text.startswith(case)]
+    assert len(told) == 2
+    assert "2 voxels that were NaN" in told[0]
+    assert told[1] == f"{case}: 3 voxels have numbers of no class (5) and count as background."
+
+
+@pytest.mark.parametrize("case", ["c0", "c4"])  # one is trained on, one is held out
+def test_a_case_without_one_of_the_channels_is_refused_by_name(home: Path, case: str) -> None:
+    images = home / "data" / "imagesTr"
+    for path in sorted(images.glob("*_0000.nii.gz")):
+        if not path.name.startswith(case):
+            shutil.copy(path, images / path.name.replace("_0000", "_0001"))
+    with pytest.raises(InvalidRecipe, match=rf"{case} has 1 channel\(s\) and the recipe 2 \(T1, T2\)"):
+        list(train(recipe(home, channels=("T1", "T2"))))
+
+
 def test_cases_can_be_listed_instead_of_a_folder(home: Path) -> None:
     data = home / "data"
     cases = tuple(
@@ -267,6 +296,22 @@ def test_cases_can_be_listed_instead_of_a_folder(home: Path) -> None:
     )
     listed = dataclasses.replace(recipe(home), dataset=None, training=cases, validation=cases[:1])
     assert isinstance(list(train(listed))[-1], Saved)
+
+
+@pytest.mark.parametrize("name", ["c0", "copy"])
+def test_a_validation_case_that_is_trained_on_too_is_warned_of(home: Path, name: str) -> None:
+    data = home / "data"
+    shutil.copy(data / "imagesTr" / "c0_0000.nii.gz", data / "imagesTr" / "copy_0000.nii.gz")
+    shutil.copy(data / "labelsTr" / "c0.nii.gz", data / "labelsTr" / "copy.nii.gz")
+    both = [
+        Case(n, (data / "imagesTr" / f"{n}_0000.nii.gz",), data / "labelsTr" / f"{n}.nii.gz")
+        for n in ("c0", "c1", name)
+    ]
+    listed = dataclasses.replace(recipe(home), dataset=None, training=tuple(both[:2]), validation=(both[2],))
+    told = [e.text for e in train(listed) if isinstance(e, Warned)]
+    assert [text for text in told if "validation" in text] == [
+        f"1 validation case(s) are trained on, too, such as {name}: the Dice measured on them is too high."
+    ]
 
 
 def test_augmentation_may_be_switched_off(home: Path) -> None:

@@ -36,6 +36,7 @@ LEAST: dict[str, Any] = {
     "out": "runs/m",
     "stages": [{"stage": "consensus", "network": "snet"}],
 }
+LEARNS_UNLABELLED = {"stages": [{**LEAST["stages"][0], "ema": 0.9}], "unlabelled_weight": 0.5}
 
 
 def written(tmp_path: Path, **changes: Any) -> Path:
@@ -129,14 +130,18 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir("/")
     case = {"name": "a", "image": "img/a.nii.gz", "label": "lab/a.nii.gz"}
     two = {"images": ["b_0.nii", str(tmp_path / "b_1.nii")]}
-    table = {k: v for k, v in LEAST.items() if k != "dataset"}
+    table = {k: v for k, v in LEAST.items() if k != "dataset"} | LEARNS_UNLABELLED
+    table |= {"training": [case], "validation": [two], "unlabelled": [{"image": "c.nii"}], "start_from": "old/m.toml"}
     path = tmp_path / "recipe.toml"
-    path.write_text(tomli_w.dumps({**table, "training": [case], "validation": [two], "start_from": "old/m.toml"}))
+    path.write_text(tomli_w.dumps(table))
     recipe = load_recipe(path)
     assert recipe.out == tmp_path / "runs" / "m"
     assert recipe.training == (Case("a", (tmp_path / "img/a.nii.gz",), tmp_path / "lab/a.nii.gz"),)
     assert recipe.validation == (Case("b_0", (tmp_path / "b_0.nii", tmp_path / "b_1.nii"), None),)
+    assert recipe.unlabelled == (Case("c", (tmp_path / "c.nii",)),)
     assert Path(recipe.start_from) == tmp_path / "old" / "m.toml"
+    path.write_text(tomli_w.dumps({**table, "unlabelled": "scans"}))
+    assert load_recipe(path).unlabelled == tmp_path / "scans"
 
 
 def test_the_name_of_a_model_to_start_from_is_no_path(tmp_path: Path) -> None:
@@ -150,6 +155,18 @@ def test_a_changed_path_is_relative_to_where_the_caller_is(tmp_path: Path, monke
     assert recipe.out == tmp_path / "here" / "mine"
     assert recipe.seed == 5
     assert recipe.dataset == tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    "data", [{"phantom": [1, 1]}, {"training": [{"image": "a.nii"}], "validation": [{"image": "b.nii"}]}]
+)
+def test_another_dataset_takes_the_place_of_whatever_the_recipe_learns_from(
+    data: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps({**{k: v for k, v in LEAST.items() if k != "dataset"}, **data}))
+    recipe = load_recipe(path, dataset=tmp_path / "mine")
+    assert (recipe.dataset, recipe.phantom, recipe.training, recipe.validation) == (tmp_path / "mine", (), (), ())
 
 
 def stages(**changes: Any) -> dict[str, Any]:
@@ -207,6 +224,10 @@ def stages(**changes: Any) -> dict[str, Any]:
         ({"settings": {"window_threshold": 2.0}}, "window_threshold"),
         ({"settings": {"consensus_grid": [0, 1, 1]}}, "consensus_grid"),
         ({"name": ".."}, r"name.*'\.\.'"),
+        ({**LEARNS_UNLABELLED, "unlabelled": 5}, "unlabelled cannot be 5"),
+        ({**LEARNS_UNLABELLED, "unlabelled": "u", "unlabelled_weight": 0.0}, "unlabelled.*unlabelled_weight"),
+        ({**LEARNS_UNLABELLED, "unlabelled": "u", **stages(ema=0.0)}, "unlabelled.*ema"),
+        ({**LEARNS_UNLABELLED, "unlabelled": "u", "pipeline": "coarse_fine"}, "coarse_fine.*unlabelled"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused_and_the_field_named(
@@ -339,6 +360,36 @@ def test_the_numbering_of_the_decathlon_is_read(tmp_path: Path) -> None:
     assert training == [Case(n, (folder / f"imagesTr/{n}.nii.gz",), folder / f"labelsTr/{n}.nii.gz") for n in "ab"]
 
 
+@pytest.mark.parametrize("gone", [["imagesTr/b.nii.gz"], ["imagesTr/a.nii.gz", "imagesTr/b.nii.gz"]])
+def test_an_image_that_is_listed_and_missing_is_named(gone: list[str], tmp_path: Path) -> None:
+    entries = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"]
+    files = [path for n in "abc" for path in (f"imagesTr/{n}.nii.gz", f"labelsTr/{n}.nii.gz")]  # nobody lists c
+    folder = dataset(tmp_path, {**DECATHLON, "training": entries}, [name for name in files if "/c" not in name])
+    for name in gone:
+        (folder / name).unlink()
+    with pytest.raises(InvalidRecipe, match=rf"{len(gone)} of 2 .*{gone[0]}"):
+        cases_of(folder)
+    if len(gone) == 1:
+        for name in files[-2:]:
+            (folder / name).touch()
+        with pytest.raises(InvalidRecipe, match="1 of 2"):
+            cases_of(folder)
+
+
+def test_cases_of_one_name_are_refused_since_one_would_stand_for_the_others(tmp_path: Path) -> None:
+    entries = [{"image": f"{n}/ct.nii.gz", "label": f"{n}/seg.nii.gz"} for n in "abc"]
+    files = [f"{n}/{part}.nii.gz" for n in "abc" for part in ("ct", "seg")]
+    lists = {"training": entries[:2], "validation": entries[2:]}
+    with pytest.raises(InvalidRecipe, match="called 'ct'"):
+        cases_of(dataset(tmp_path, {**DECATHLON, **lists}, files))
+    named = {part: [{**e, "case": e["image"][0]} for e in of] for part, of in lists.items()}
+    _, training, validation = cases_of(dataset(tmp_path, {**DECATHLON, **named}, files))
+    assert [[case.name for case in cases] for cases in (training, validation)] == [["a", "b"], ["c"]]
+    named["validation"] += named["training"][:1]  # the same one, not another of its name
+    _, training, _ = cases_of(dataset(tmp_path, {**DECATHLON, **named}, files))
+    assert [case.name for case in training] == ["b"]
+
+
 def test_a_decathlon_list_over_nnunet_files_finds_the_files(tmp_path: Path) -> None:
     entries = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in "ab"]
     _, training, _ = cases_of(dataset(tmp_path, {**DECATHLON, "training": entries}, raw(["a", "b"], 2)))
@@ -444,7 +495,8 @@ def test_the_recipe_in_the_guide_is_a_recipe(tmp_path: Path) -> None:
 def test_a_tilde_in_a_recipe_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path / "me"))
-    told = load_recipe(written(tmp_path, dataset="~/data", out="~/runs", prepared="~/kept", start_from="~/one.toml"))
-    assert [told.dataset, told.out, told.prepared, Path(told.start_from)] == [
-        tmp_path / "me" / name for name in ("data", "runs", "kept", "one.toml")
+    told = load_recipe(written(tmp_path, dataset="~/data", out="~/runs", prepared="~/kept", start_from="~/one.toml",
+                               unlabelled="~/scans", **LEARNS_UNLABELLED))  # fmt: skip
+    assert [told.dataset, told.out, told.prepared, Path(told.start_from), told.unlabelled] == [
+        tmp_path / "me" / name for name in ("data", "runs", "kept", "one.toml", "scans")
     ]

@@ -147,10 +147,26 @@ def test_a_training_goes_on_from_wherever_its_cases_are_named(data: Path, tmp_pa
 
 def test_a_run_of_an_earlier_version_goes_on_with_the_mark_that_it_has(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"recipe_sha256": "old", "recipe": {}}))
+    (tmp_path / "0-net.pt").touch()
     with claim_run_folder(tmp_path, ["new", "old"]):
         pass
     with pytest.raises(InvalidRecipe, match="another recipe"), claim_run_folder(tmp_path, ["new"]):
         pass
+
+
+def test_a_recipe_is_corrected_in_a_folder_in_which_nothing_was_trained(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRecipe, match="no label 'b'"):
+        list(train(lesson(data, tmp_path / "out", labels=("a", "b"), dataset=labelled_folder(data), training=())))
+    assert isinstance(list(train(lesson(data, tmp_path / "out")))[-1], Saved)
+    with pytest.raises(InvalidRecipe, match="another recipe"):
+        list(train(lesson(data, tmp_path / "out", seed=1)))
+
+
+def labelled_folder(data: Path) -> Path:
+    """Write a dataset.json for the volumes of `data`."""
+    cases = [{"image": f"{data}/v{i}.nii.gz", "label": f"{data.parent}/truth/v{i}.nii.gz"} for i in range(2)]
+    (data / "dataset.json").write_text(json.dumps({"labels": {"a": 1}, "training": cases}))
+    return data
 
 
 @pytest.mark.parametrize("mark", [b"", b"[]", b"[" * 100_000, b"\xff", b"{}", b'{"recipe_sha256": 5}'])

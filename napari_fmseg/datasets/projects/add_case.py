@@ -29,7 +29,7 @@ from napari_fmseg.datasets.projects.staged_case import (
 from napari_fmseg.datasets.projects.transaction import transaction
 from napari_fmseg.io import read_labels, write_labels, write_volume
 from napari_fmseg.io.channels import read_channels
-from napari_fmseg.io.voxel_values import sanitise_voxels
+from napari_fmseg.io.voxel_values import replace_non_finite
 
 __all__ = ["add_case", "add_nameless", "check_name", "free_name", "label_case", "restore_labels", "save_prediction"]
 
@@ -266,6 +266,4 @@ def _read(labels: LabelMap | Path | str) -> LabelMap:
 def _finite(volume: Volume) -> Volume:
     """Return the volume as a file would: finite, and in a number type that files have."""
     data = volume.data.astype(np.float32) if volume.data.dtype == np.float16 else volume.data
-    if data.dtype.kind == "f" and not np.isfinite(data).all():
-        return sanitise_voxels(data.copy(), volume.geometry, volume.meta, Path("The volume"))
-    return dataclasses.replace(volume, data=data)
+    return replace_non_finite(dataclasses.replace(volume, data=data))

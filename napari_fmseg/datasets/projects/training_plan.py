@@ -274,7 +274,7 @@ def todays_labels(run: Run, labels: Mapping[int, str]) -> dict[int, str]:
         Of the model, by its own numbers.
     """
     then = _read_plan(run.folder).labels
-    now = {name: run.project.facts.labels.get(int(value), name) for value, name in then.items() if value.isdigit()}
+    now = {name: run.project.facts.labels.get(int(value), name) for value, name in then.items() if value.isdecimal()}
     return {value: now.get(name, name) for value, name in labels.items()}
 
 

@@ -235,21 +235,21 @@ def segment_volume(read: JobVolume, model: Model, options: JobOptions) -> Genera
 
 
 def write_job(job: SegmentationJob, segmented: SegmentedVolume, model: Model, options: JobOptions) -> Done:
-    """Write the labels of a job, what was asked for beside them, and at last the manifest; see `segment_file`."""
+    """Write what was asked for beside the labels of a job, then the labels and the manifest; see `segment_file`."""
     import torch
 
     volume, labels = segmented.volume, segmented.labels
     seconds = dict(segmented.seconds)
     watch = _Watch(seconds)
-    _remove_manifest(job.result)
-    write_labels(labels, job.result, source=volume)
-    watch.lap("writing")
     if options.stages_dir is not None:
         _write_stages(segmented.stages, options.stages_dir, stem_of(job.result))
         watch.lap("writing stages")
     if job.preview is not None:
         write_preview(volume, labels, job.preview)
         watch.lap("preview")
+    _remove_manifest(job.result)
+    write_labels(labels, job.result, source=volume)
+    watch.lap("writing")
     manifest = Manifest(
         model=model.card,
         device=device_name(model.device),

@@ -38,6 +38,7 @@ from napari_fmseg.core.resampling_torch import bounding_box, box_above, resize, 
 from napari_fmseg.core.structuring import structure
 from napari_fmseg.core.volume import Box
 from napari_fmseg.datasets.case import IGNORE, Case, read_case
+from napari_fmseg.datasets.projects.image_hash import image_hash
 from napari_fmseg.models.measures import Measures, measure_volume
 from napari_fmseg.models.settings import CoarseFineSettings
 from napari_fmseg.training.data.samples import Sample
@@ -188,7 +189,10 @@ def _open(path: Path, key: str, name: str, place: torch.device) -> Prepared:
     edges = tuple((float(a), float(b)) for a, b in facts["edges"])
     z, y, x = facts["spacing"]
     source = structure(Measures, facts["measures"]) if "measures" in facts else None  # of earlier versions
-    return Prepared(name, image, labels, (), (z, y, x), edges, whole, whole_labels, place, source=source)
+    return Prepared(
+        name, image, labels, (), (z, y, x), edges, whole, whole_labels, place,
+        source=source, image_hash=facts.get("image_hash", ""), warnings=tuple(facts.get("warnings", ())),
+    )  # fmt: skip
 
 
 _PARTS = ("image", "labels", "whole", "whole_labels")
@@ -233,6 +237,8 @@ def _prepare_case(case: Case, names: Mapping[int, str], wish: _Wish) -> tuple[di
         "edges": edges,
         "spacing": [s / f for s, f in zip(geometry.spacing, scale, strict=True)],
         "measures": dataclasses.asdict(measure_volume(volume)),
+        "image_hash": image_hash(volume),
+        "warnings": [*volume.warnings, *truth.warnings],
     }
     return {"image": near, "labels": near_labels, "whole": whole, "whole_labels": whole_labels}, json.dumps(facts)
 

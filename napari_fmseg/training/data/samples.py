@@ -10,15 +10,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.resampling_torch import to_canonical, to_tensor, zoom
 from napari_fmseg.core.volume import Box, LabelMap, Volume
 from napari_fmseg.datasets.case import IGNORE, Case, missing_in, read_case
+from napari_fmseg.datasets.projects.image_hash import image_hash
 from napari_fmseg.io.channels import read_channels
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.measures import Measures, measure_volume
 from napari_fmseg.pipelines.preprocessing import body_box, crop_array, normalise
 
-__all__ = ["Sample", "Spans", "ValidationCase", "load_sample", "load_unlabelled", "one_hot", "target_in"]
+__all__ = [
+    "Sample",
+    "Spans",
+    "ValidationCase",
+    "check_channels",
+    "load_sample",
+    "load_unlabelled",
+    "one_hot",
+    "target_in",
+]
 
 
 Spans = list[tuple[float, float]]
@@ -40,6 +51,10 @@ class Sample:
         Of the voxels (z, y, x) in mm.
     source
         What was measured of the whole volume, as its files have it.
+    image_hash
+        Of the whole volume; see `napari_fmseg.datasets.projects.image_hash`.
+    warnings
+        What was repaired while its files were read, and what looks odd in them.
     """
 
     name: str
@@ -48,6 +63,8 @@ class Sample:
     missing: tuple[int, ...] = ()
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     source: Measures | None = dataclasses.field(default=None, kw_only=True)
+    image_hash: str = dataclasses.field(default="", kw_only=True)
+    warnings: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
 
     @property
     def is_sparse(self) -> bool:
@@ -89,7 +106,16 @@ def load_sample(
     marks, _ = to_canonical(truth)
     sample, box = _sample_of(case.name, volume, intensity, crop_above, device)
     within = to_tensor(marks, device)[0][box].contiguous()
-    return dataclasses.replace(sample, labels=within, missing=missing_in(case, names, labels))
+    found = (*sample.warnings, *truth.warnings)
+    return dataclasses.replace(sample, labels=within, missing=missing_in(case, names, labels), warnings=found)
+
+
+def check_channels(case: Case, n: int, names: Sequence[str]) -> None:
+    """Refuse a case of `n` channels where the recipe has others; `InvalidRecipe` names it."""
+    if n != len(names):
+        raise InvalidRecipe(
+            f"{case.name} has {n} channel(s) and the recipe {len(names)} ({', '.join(names)}). Is a file missing?"
+        )
 
 
 def load_unlabelled(case: Case, intensity: Intensity, crop_above: float | None, device: torch.device) -> Sample:
@@ -107,7 +133,11 @@ def _sample_of(
     box = body_box(image, crop_above)
     shown = crop_array(image, box).contiguous()
     nothing = torch.full(tuple(shown.shape[1:]), IGNORE, dtype=torch.uint8, device=device)
-    return Sample(name, shown, nothing, (), geometry.spacing, source=measure_volume(volume)), box
+    sample = Sample(
+        name, shown, nothing, (), geometry.spacing,
+        source=measure_volume(volume), image_hash=image_hash(volume), warnings=volume.warnings,
+    )  # fmt: skip
+    return sample, box
 
 
 def one_hot(labels: Tensor, n_classes: int) -> Tensor:

@@ -10,14 +10,11 @@ import numpy as np
 
 from napari_fmseg.datasets.case import Case, missing_in
 from napari_fmseg.datasets.folds import folds
-from napari_fmseg.datasets.nnunet_raw import cases_of, find_unlabelled
+from napari_fmseg.datasets.nnunet_raw import cases_of
 from napari_fmseg.datasets.phantom.dataset import write_phantom_dataset
 from napari_fmseg.training.recipe import Recipe
 
-__all__ = ["Source", "cases_for", "choose_unlabelled", "sources_of"]
-
-_MOST_UNLABELLED = 100
-"""They are all kept in memory."""
+__all__ = ["Source", "cases_for", "sources_of"]
 
 
 @dataclass(frozen=True)
@@ -53,16 +50,6 @@ def sources_of(recipe: Recipe) -> Iterator[Source]:
             training = [training[i] for i in np.linspace(0, len(training) - 1, replay.most).round().astype(int)]
         called = {value: replay.names.get(name, name) for value, name in theirs.items()}
         yield Source(called, [] if replay.watch else training, validation, replay.classes, replay.watch, replay.dataset)
-
-
-def choose_unlabelled(recipe: Recipe) -> list[Case]:
-    """Return the cases without labels that a recipe learns from; of many, evenly chosen."""
-    if not recipe.unlabelled_weight or not any(stage.ema for stage in recipe.stages):
-        return []
-    cases = list(recipe.unlabelled) or ([] if recipe.dataset is None else find_unlabelled(recipe.dataset))
-    if len(cases) > _MOST_UNLABELLED:
-        cases = [cases[i] for i in np.linspace(0, len(cases) - 1, _MOST_UNLABELLED).round().astype(int)]
-    return cases
 
 
 def cases_for(recipe: Recipe) -> tuple[dict[int, str], list[Case], list[Case]]:

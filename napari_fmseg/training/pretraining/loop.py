@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from napari_fmseg.core.atomic_write import atomic_write
-from napari_fmseg.core.errors import InvalidRecipe
+from napari_fmseg.core.errors import InvalidRecipe, UnreadableVolume
 from napari_fmseg.core.events import FILE_LEFT_OUT, EpochDone, Pictures, Progress, Saved, StepDone, TrainEvent, Warned
 from napari_fmseg.core.processes import is_rank_zero
 from napari_fmseg.datasets.run_folder import claim_run_folder, fingerprint
-from napari_fmseg.io import find_volumes
 from napari_fmseg.models.card import Intensity, ModelCard
 from napari_fmseg.models.weights import save_model
+from napari_fmseg.pipelines.batch import volumes_in
 from napari_fmseg.training.checkpoint import load_checkpoint, restoring, save_checkpoint
 from napari_fmseg.training.distributed import all_reduce_sum, broadcast_ints, make_fabric
 from napari_fmseg.training.losses.logits import deeply_supervised, dice_ce_of_logits
@@ -127,7 +127,10 @@ class _Run:
     def prepare(self) -> Iterator[TrainEvent]:
         """Decode every volume once, leave out what cannot be read, and hold some out."""
         recipe = self.recipe
-        paths = find_volumes(recipe.volumes)
+        try:
+            paths = volumes_in(recipe.volumes)
+        except UnreadableVolume as error:
+            raise InvalidRecipe(f"volumes: {error}") from error
         cache = recipe.cache or self.folder / "volumes"
         self.store = VolumeStore(paths, cache, recipe.cache_gb, _INTENSITY, recipe.spacing_mm)
         if self.decode is not None and is_rank_zero():

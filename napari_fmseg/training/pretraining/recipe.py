@@ -143,7 +143,7 @@ class PretrainRecipe:
     cache_gb
         How much they may take.
     seed
-        Random seed: the same one gives the same weights on a CPU.
+        Random seed: the same one gives the same weights on the same CPU with as many threads.
     device
         ``"auto"`` (CUDA, then MPS, then CPU), ``"cpu"``, ``"cuda"`` or ``"mps"``.
     precision
@@ -214,5 +214,7 @@ def load_pretrain_recipe(path: Path | str, **changes: Any) -> PretrainRecipe:
         return structure(PretrainRecipe, table)
     except InvalidRecipe as error:
         raise InvalidRecipe(f"{path.name}: {error}") from error
+    except FileNotFoundError as error:
+        raise InvalidRecipe(f"There is no {path}. Check the name of the recipe.") from error
     except (OSError, ValueError) as error:
         raise InvalidRecipe(f"{path.name} is no recipe for pretraining: {error}. Correct that field.") from error

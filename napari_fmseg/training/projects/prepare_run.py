@@ -161,7 +161,7 @@ def prepare_run(
         augment=_merge(found.augment, augment or Augment()),
         balance=found.balance,
         distillation_weight=found.distillation_weight if known else 0.0,
-        unlabelled=found.unlabelled if found.unlabelled_weight else (),
+        unlabelled=found.unlabelled,
         unlabelled_weight=found.unlabelled_weight,
         validate_cases=min(3, found.validate_cases),
         seed=options.seed,

@@ -124,6 +124,21 @@ def test_a_volume_that_fails_holds_up_no_other_and_each_is_reported_once(jobs, m
     assert events[-1] == progress[-1]
 
 
+def test_where_what_was_asked_for_beside_a_result_is_not_written_the_earlier_result_stays(jobs, model, tmp_path):
+    drain_jobs(jobs[:1], model)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "picture.png").mkdir()
+    drain_jobs([dataclasses.replace(jobs[0], preview=tmp_path / "picture.png")], model, error="UnwritableVolume")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def drain_jobs(jobs, model, error=""):
+    """Segment and check that every job is done, or that every one ended with an error of this name."""
+    for event in segment_jobs(jobs, model, OPTIONS):
+        assert not isinstance(event, Failed if not error else VolumeDone), event
+        assert not isinstance(event, Failed) or event.error == error
+
+
 def test_closing_finishes_the_result_that_is_being_written(jobs, model):
     work = segment_jobs(jobs, model, OPTIONS)
     for event in work:

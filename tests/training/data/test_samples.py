@@ -276,6 +276,21 @@ def test_a_negative_label_is_background(tmp_path: Path) -> None:
     assert found.data[1, 2, 3] == 1
 
 
+def test_a_label_of_any_size_takes_no_memory(tmp_path: Path) -> None:
+    labels = numbered().astype(np.int64)
+    labels[0, 0, 0] = 10**12
+    _, found = read_case(written(tmp_path, labels), NAMES, ("middle",))
+    np.testing.assert_array_equal(found.data, labels == 7)
+
+
+def test_numbers_that_no_class_is_called_by_are_warned_of(tmp_path: Path) -> None:
+    labels = numbered()
+    assert read_case(written(tmp_path, labels), NAMES, ("middle",))[1].warnings == ()
+    labels[0, 0, :3], labels[0, 1, 0], labels[0, 2, 0] = 30, -1, 9
+    _, found = read_case(written(tmp_path, labels), NAMES, ("middle",), ignore=9)
+    assert found.warnings == ("4 voxels have numbers of no class (-1, 30) and count as background.",)
+
+
 def test_channels_are_put_together_in_order(tmp_path: Path) -> None:
     volume, _ = read_case(written(tmp_path, numbered(), channels=2), NAMES, ("middle",))
     assert volume.data.shape == (2, 6, 7, 8)

@@ -156,9 +156,18 @@ def test_pretext_loss_falls(mode, folder, tmp_path):
 
 
 def test_folder_of_another_run_is_not_touched(folder, tmp_path):
-    next(pretrain(recipe_of(folder, tmp_path)))
+    list(pretrain(recipe_of(folder, tmp_path, steps=1)))
     with pytest.raises(InvalidRecipe, match="another recipe"):
         next(pretrain(recipe_of(folder, tmp_path, seed=1)))
+
+
+def test_results_of_segmentations_are_not_learned_from(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "scans", ignore=shutil.ignore_patterns("broken*"))
+    for name in ("a_seg.nii.gz", "below/d_seg.nii.gz"):
+        shutil.copy(folder / "a.nii.gz", tmp_path / "scans" / name)
+        (tmp_path / "scans" / f"{name}.json").write_text('{"format": "napari-fmseg run 1"}')  # as we write it
+    model = load_model(list(pretrain(recipe_of(tmp_path / "scans", tmp_path / "out", steps=1)))[-1].path, device="cpu")
+    assert model.card.trained_on.startswith("3 unlabelled volumes")  # the fourth is held out
 
 
 def test_folder_without_volumes_is_refused(folder, tmp_path):
