@@ -112,7 +112,7 @@ def _show(found: object, columns: tuple[str, ...]) -> None:
          number(each.total, 1), ", ".join(f"{v:.0f}" for v in reversed(each.centroid_mm)))
         for each in found.lesions
     ]  # fmt: skip
-    last = ("all", f"{len(rows)} lesions", number(found.ml, 2), *_uptake(found.max, found.mean, found.peak),
+    last = ("all", found.count_text, number(found.ml, 2), *_uptake(found.max, found.mean, found.peak),
             number(found.total, 1), "")  # fmt: skip
     say(table(("", "LESION", "ml", *columns, "AT x, y, z mm"), [*rows, last]))
 

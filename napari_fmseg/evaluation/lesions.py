@@ -86,6 +86,11 @@ class LesionTable:
     has_spacing: bool = True
 
     @property
+    def count_text(self) -> str:
+        """How many there are, in words."""
+        return "1 lesion" if len(self.lesions) == 1 else f"{len(self.lesions)} lesions"
+
+    @property
     def is_suv(self) -> bool:
         """Whether the intensities are standardised uptake values."""
         return self.unit == "SUV"
@@ -278,7 +283,7 @@ def _rows(table: LesionTable) -> Iterator[tuple[Any, ...]]:
     totals = (table.max, table.mean, table.peak, table.total)
     voxels = sum(each.voxels for each in table.lesions)
     ml = f"{table.ml:.4f}" if table.has_spacing else ""
-    yield "all", "", f"{len(table.lesions)} lesions", ml, voxels, *map(_figure, totals), "", "", ""
+    yield "all", "", table.count_text, ml, voxels, *map(_figure, totals), "", "", ""
 
 
 def _figure(value: float) -> str:

@@ -92,7 +92,7 @@ def test_labels_that_lie_outside_of_the_image_are_reported_and_refused_where_all
     told = capsys.readouterr()
     ml = labels.geometry.voxel_ml
     assert f"Warning: {2 * ml:.3g} of {3 * ml:.3g} ml of the labels lie outside of the image" in told.err
-    assert "1 lesions" in told.out
+    assert "1 lesion " in told.out
     assert run("lesions", tmp_path / "to-2.nii.gz", mask) == 1
     assert "none of the labels lies in the image" in capsys.readouterr().err.lower()
 

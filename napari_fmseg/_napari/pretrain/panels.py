@@ -115,7 +115,7 @@ class Plots(QWidget):
                 self.dice.add(self._step, {"held-out Dice": metrics["dice"]})
             parts = [f"{self._n_scans} scans"] if self._n_scans else []
             if "samples_per_s" in metrics:
-                parts.append(f"{metrics['samples_per_s']:.2g} samples per second")
+                parts.append(f"{metrics['samples_per_s']:.1f} samples per second")
             if "waiting" in metrics:
                 parts.append(f"waiting for data {100 * metrics['waiting']:.0f} % of the time")
             self.facts.setText(" · ".join(parts))

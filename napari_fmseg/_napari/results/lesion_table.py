@@ -206,7 +206,7 @@ def _totals(found: LesionTable) -> str:
         return "There is no lesion." + (f" {found.left_out} components are smaller." if found.left_out else "")
     largest, _, _, total = columns(found)
     left_out = f" {found.left_out} smaller components are left out." if found.left_out else ""
-    start, size = f"{len(found.lesions)} lesions", sum(lesion.voxels for lesion in found.lesions)
+    start, size = found.count_text, sum(lesion.voxels for lesion in found.lesions)
     if not found.has_spacing:
         return f"{start}, {size} voxels; {largest} {_format(found.max)}. There are no ml: the layer has no spacing."
     return (f"{start}, {_format(found.ml)} ml; {largest} {_format(found.max)}; "
