@@ -276,8 +276,8 @@ class TEACH:
     predict = "Predict the unlabelled cases with the active model, to be corrected, and measure its uncertainty."
     source = (
         "A model of something similar needs less training. The project's own model continues from its weights. The "
-        "general start helps a training of a minute or two; its licence (CC BY-SA 4.0) then holds for your model, too, "
-        "if you pass it on. Where it does not fit, training starts from scratch."
+        "general start, a network that has learned other organs, helps a training of a minute or two. Where it does "
+        "not fit, training starts from scratch."
     )
     minutes = "About how long the training may take on this machine. Five minutes show whether it works."
     details = "Settings that follow from your data and the time, unless you change them."

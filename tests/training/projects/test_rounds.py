@@ -106,7 +106,7 @@ def test_a_project_can_start_from_the_general_start(filled: Project, monkeypatch
 
     recipe = started(GENERAL_START)
     assert recipe.start_from == GENERAL_START  # by name: the project may go to another computer
-    assert "CC-BY-SA-4.0" in recipe.trained_on
+    assert "general-start (MIT)" in recipe.trained_on
     assert recipe.distillation_weight == 0
     first = next(event for event in train(recipe) if isinstance(event, StepDone))
     assert first.stage == "consensus"
