@@ -272,17 +272,20 @@ phased.run = loud
 FULL_DEVICE = """
 import dataclasses, torch
 import napari_fmseg.models.weights as models
-import napari_fmseg.pipelines.phased as phased
+import napari_fmseg.pipelines.slab_reader as reading
 import napari_fmseg.pipelines.executor as running
-load, prepare, bring = models.load_model, running.prepare, phased.to_tensor
+load, prepare, bring = models.load_model, running.prepare, reading.to_tensor
 def load_model(card, device):  # a device that every machine has stands for a graphics card
     return dataclasses.replace(load(card, device="cpu"), device=torch.device("meta"))
 def full(net, *, device, **options):
     if device.type != "cpu":
         raise torch.OutOfMemoryError("Tried to allocate 9 GiB")
     return prepare(net, device=device, **options)
-models.load_model, running.prepare = load_model, full
-phased.to_tensor = lambda data, device="cpu": bring(data, "cpu")
+def to_cpu(data, device="cpu"):
+    if torch.device(device).type != "cpu":
+        raise torch.OutOfMemoryError("Tried to allocate 1 GiB")
+    return bring(data, device)
+models.load_model, running.prepare, reading.to_tensor = load_model, full, to_cpu
 """
 
 
@@ -301,9 +304,9 @@ def test_without_memory_on_the_device_it_goes_on_and_says_so_and_the_result_is_t
 
 def test_without_any_memory_the_error_says_what_to_do(volume: Volume) -> None:
     code = """
-import napari_fmseg.pipelines.phased as phased
-def resize(*_): raise MemoryError
-phased.resize = resize
+import napari_fmseg.pipelines.slab_reader as reading
+def zoom(*_): raise MemoryError
+reading.zoom = zoom
 """
     with RemoteEngine(child(code)) as engine, pytest.raises(DeviceMemory, match="crop the volume"):
         list(engine.segment(volume, MODEL, EXACT))
