@@ -77,10 +77,12 @@ def same(found: Event, expected: Event) -> None:
     assert found.output.meta == expected.output.meta
     assert found.output.data.dtype == expected.output.data.dtype
     assert found.output.data.flags.writeable
-    np.testing.assert_array_equal(found.output.data, expected.output.data)
     if isinstance(found.output, LabelMap) and isinstance(expected.output, LabelMap):
+        np.testing.assert_array_equal(found.output.data, expected.output.data)
         assert found.output.names == expected.output.names
         assert found.output.colors == expected.output.colors
+    else:  # another number of threads adds in another order
+        np.testing.assert_allclose(found.output.data, expected.output.data, atol=1e-6)
 
 
 def test_the_other_process_yields_the_same_events_voxel_for_voxel(engine: RemoteEngine, volume: Volume) -> None:
