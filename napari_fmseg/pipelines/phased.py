@@ -51,7 +51,7 @@ __all__ = ["attention_map_in", "attention_roi", "careful_views", "consensus_inpu
 _VIEWS = 6
 """Of the whole volume in a careful run."""
 
-_EDGE_VALUES = 4_000_000
+_EDGE_VALUES = 2_000_000
 """Of all classes in the part of an edge that is computed at once."""
 
 _LEAST_PLANES = 4  # with fewer at once most of the work would go into the halo
