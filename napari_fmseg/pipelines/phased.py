@@ -23,13 +23,11 @@ from napari_fmseg.core.events import Event, Progress, StageResult
 from napari_fmseg.core.resampling_torch import (
     box_in,
     from_canonical,
-    resize,
     resize_slab,
     to_canonical,
     zoom,
 )
 from napari_fmseg.core.volume import Box, Volume
-from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.settings import PhasedSettings
 from napari_fmseg.models.weights import Model
 from napari_fmseg.nets.fmsf import HALO
@@ -46,7 +44,7 @@ from napari_fmseg.pipelines.stages import StageRun
 if TYPE_CHECKING:
     from napari_fmseg.pipelines import SegmentOptions
 
-__all__ = ["attention_map_in", "attention_roi", "careful_views", "consensus_input", "explain_inputs", "run"]
+__all__ = ["attention_map_in", "attention_roi", "careful_views", "explain_inputs", "run"]
 
 _VIEWS = 6
 """Of the whole volume in a careful run."""
@@ -86,11 +84,6 @@ def explain_inputs(volume: Volume, model: Model, place: Box | None) -> NetworkIn
     grid = geometry.crop(box).resize(settings.attention_grid)
     close = NetworkInputs(nets["attention"], (x[None], a[None]), grid)
     return close if close.covers(volume.geometry, place) else coarse
-
-
-def consensus_input(image: Tensor, settings: PhasedSettings, intensity: Intensity) -> Tensor:
-    """Return the normalised volume (c, z, y, x) on the consensus grid."""
-    return minmax_normalise(resize(image, settings.consensus_grid), intensity)
 
 
 def window_of(p_background: Tensor, settings: PhasedSettings) -> Box:
@@ -285,6 +278,6 @@ def attention_map_in(attention: Tensor, box: Box, shape: Sequence[int], settings
 
 
 def _inside(body: Box, box: Box) -> Box:
-    """Return a box that is told in voxels of another one in voxels of what that one is told in."""
+    """Return a box in the voxels of a body as one in the voxels of the volume in which the body lies."""
     z, y, x = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(body, box, strict=True))
     return z, y, x

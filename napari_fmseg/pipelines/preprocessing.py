@@ -26,7 +26,8 @@ class IntensityMap:
     Attributes
     ----------
     channels
-        Of each channel what values are clamped to, what is then subtracted and divided by; None: as it is stored.
+        Of each channel (low, high, shift, scale): values are clamped to low..high, minus shift, over scale. None: as
+        it is stored.
     """
 
     channels: tuple[tuple[float, float, float, float] | None, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from napari_fmseg.models.card import Intensity
 from napari_fmseg.pipelines.preprocessing import IntensityMap, whole_box
 
 __all__ = ["SlabReader"]
+
+_T = TypeVar("_T")
 
 
 class SlabReader:
@@ -93,8 +96,8 @@ class SlabReader:
 
     def body(self, crop_above: float | None) -> Box:
         """Return the box around all voxels above a value in any channel; the whole volume if there is none, or None."""
-        there, whole = self._data if self._there is None else self._there, whole_box(self._data.shape[1:])
-        return whole if crop_above is None else box_above(there, crop_above, self._map) or whole
+        whole = whole_box(self._data.shape[1:])
+        return whole if crop_above is None else self._where_there_is_room(lambda: self._above(crop_above)) or whole
 
     @cached_property
     def _map(self) -> IntensityMap | None:
@@ -105,7 +108,11 @@ class SlabReader:
         for planes in slabs(shape[1:], shape[0]):
             yield self._raw((planes, *whole_box(shape[1:])[1:]))
 
-    def _where_there_is_room(self, read: Callable[[], Tensor]) -> Tensor:
+    def _above(self, value: float) -> Box | None:
+        return box_above(self._data if self._there is None else self._there, value, self._map)
+
+    def _where_there_is_room(self, read: Callable[[], _T]) -> _T:
+        """Return what is read; once more from the computer's memory where the device has no room for it."""
         try:
             return read()
         except torch.OutOfMemoryError:

@@ -127,27 +127,28 @@ class _Run:
         ]
         self.drawing = CaseSampler(recipe, self.samples, [source is not sources[0] for _, source in learned])
         total, done = sum(len(s.validation) for s in sources), 0
-        held: dict[str, str] = {}
+        held: list[tuple[str, str]] = []  # names, which two sources may share, and what is in the images
         for source in sources:
             group = []
             for case in source.validation:
                 yield Progress("reading", done, total)
                 volume, truth = read_case(case, source.names, recipe.labels, recipe.ignore)
                 check_channels(case, volume.n_channels, recipe.channels)
-                held[case.name] = image_hash(volume)
+                held.append((case.name, image_hash(volume)))
                 yield from _warnings(case, (*volume.warnings, *truth.warnings))
                 group.append(ValidationCase(volume, truth, source.missing(case, recipe.labels), source.watched))
                 done += 1
             self.held_groups.append(group)
         self.held = [case for group in self.held_groups for case in group]
         trained_on = {sample.image_hash for sample in self.samples}
-        both = [name for name, image in held.items() if image in trained_on]
+        both = [name for name, image in held if image in trained_on]
         if both:
             yield Warned(
                 f"{len(both)} validation case(s) are trained on, too, such as {both[0]}: the Dice measured on them is "
                 "too high."
             )
-        alike = yield from read_unlabelled(unlabelled, recipe, trained_on | set(held.values()), self.fabric.device)
+        labelled = trained_on | {image for _, image in held}
+        alike = yield from read_unlabelled(unlabelled, recipe, labelled, self.fabric.device)
         missing = tuple(sorted(set.intersection(*own))) if own else ()  # of all labelled cases that they are like
         self.unlabelled = [dataclasses.replace(sample, missing=missing) for sample in alike]
         if alike:

@@ -527,7 +527,7 @@ def test_no_memory_between_the_networks_is_told_as_such(
 
 
 def only_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no device but the CPU have room for a voxel."""
+    """Make every device but the CPU run out of memory at the first voxel."""
     to_device = slab_reader.to_tensor
 
     def to_cpu(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:

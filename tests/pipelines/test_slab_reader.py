@@ -95,6 +95,23 @@ def test_the_body_is_found_in_what_the_networks_see() -> None:
     assert reader.body(0.9) == reader.body(None) == whole_box((20, 30, 25))
 
 
+@pytest.mark.parametrize("kind", ["window", "percentile"])
+def test_a_device_without_room_gives_what_the_computer_gives(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, box, here = stored(), (slice(3, 20), slice(0, 40), slice(10, 36)), slab_reader.to_tensor
+
+    def to_cpu(array: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+        if torch.device(device).type != "cpu":
+            raise torch.OutOfMemoryError("no memory")
+        return here(array, device)
+
+    monkeypatch.setattr(slab_reader, "to_tensor", to_cpu)
+    full, expected = (SlabReader(data, torch.device(name), KINDS[kind]) for name in ("meta", "cpu"))
+    assert not full.to_device()
+    assert full.body(0.5) == expected.body(0.5)
+    assert torch.equal(full.read(box, (9, 11, 8)), expected.read(box, (9, 11, 8)))
+    assert full.device == CPU
+
+
 def test_a_volume_is_left_as_it_was() -> None:
     data = stored().astype(np.float32)
     before = data.copy()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import torch
 from napari_fmseg.core.errors import InvalidRecipe
 from napari_fmseg.core.events import EpochDone, Saved, StepDone, Warned, from_json
 from napari_fmseg.core.volume import Geometry, LabelMap, Volume
+from napari_fmseg.datasets.case import Case
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.weights import load_model
@@ -89,6 +92,17 @@ def test_replayed_cases_keep_the_old_class_and_its_dice_is_told_every_epoch(home
     last = [e for e in events if isinstance(e, EpochDone)][-1]
     assert last.metrics["old"] == last.metrics["dice/bright"] > 0.6
     assert "dice/dark" in last.metrics
+
+
+@pytest.mark.parametrize("data", ["bright", "dark"])
+def test_held_out_cases_of_one_name_in_two_sets_are_both_known_among_unlabelled_volumes(home: Path, data: str) -> None:
+    copy = home / f"copy-{data}.nii.gz"
+    shutil.copy(home / data / "imagesTr" / "c0_0000.nii.gz", copy)
+    facts = {"unlabelled": (Case("copy", (copy,)),), "unlabelled_weight": 0.5, "stage": {"ema": 0.9}}
+    replay = (Replay(home / "bright", holdout=("c0",)),)
+    events = train(recipe(home, f"known-{data}", ("bright", "dark"), "dark", replay=replay, **facts))
+    told = [e.text for e in itertools.takewhile(lambda e: not isinstance(e, StepDone), events) if isinstance(e, Warned)]
+    assert any(text.startswith("1 volume(s) that should have no labels are left out") for text in told)
 
 
 def test_without_replay_the_old_class_may_be_watched_and_forgetting_is_told(home: Path) -> None:

@@ -262,7 +262,7 @@ def test_a_class_that_no_case_has_is_told_before_training(home: Path) -> None:
 
 
 def spoil(path: Path, value: float, voxels: int) -> None:
-    """Give the first voxels of a file another value."""
+    """Write another value into the first voxels of a file."""
     volume = read_volume(path)
     data = volume.data.astype(np.float32)
     data.flat[:voxels] = value

@@ -65,4 +65,4 @@ def _limits(some: npt.NDArray[np.float32], percents: tuple[float, float]) -> Lim
     if not some.size:
         return (0.0, 1.0)
     low, high = (float(v) for v in np.percentile(some, percents))
-    return (low, high if high > low else low + 1.0)
+    return (low, high if high > low else low + max(1.0, abs(low) / 1000))

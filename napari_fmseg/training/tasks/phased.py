@@ -21,7 +21,7 @@ from napari_fmseg.models.card import Intensity
 from napari_fmseg.models.settings import PhasedSettings
 from napari_fmseg.nets.fmsf import HALO
 from napari_fmseg.nets.traits import class_probabilities
-from napari_fmseg.pipelines.phased import attention_map_in, attention_roi, consensus_input
+from napari_fmseg.pipelines.phased import attention_map_in, attention_roi
 from napari_fmseg.pipelines.preprocessing import crop_array, minmax_normalise
 from napari_fmseg.training.data.augmentation import augment_intensity
 from napari_fmseg.training.data.samples import Sample, target_in
@@ -184,7 +184,8 @@ def _first_plane(labels: Tensor, depth: int, rng: np.random.Generator, focus: in
 @torch.inference_mode()
 def _look(case: Sample, consensus: nn.Module, settings: PhasedSettings, intensity: Intensity) -> tuple[Tensor, Box]:
     """Return the attention map and native window that the frozen consensus network gives for a case."""
-    p = class_probabilities(consensus, consensus(consensus_input(case.image, settings, intensity)[None]))[0]
+    x = minmax_normalise(resize(case.image, settings.consensus_grid), intensity)
+    p = class_probabilities(consensus, consensus(x[None]))[0]
     shape = (case.labels.shape[0], case.labels.shape[1], case.labels.shape[2])
     _, attention, box = attention_roi(p, shape, settings)
     return attention.clone(), box

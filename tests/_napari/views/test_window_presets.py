@@ -68,3 +68,10 @@ def test_an_image_of_one_value_has_a_window_that_is_no_point(value: float) -> No
 )
 def test_a_range_is_written_as_exactly_as_its_width_needs(low: float, high: float, text: str) -> None:
     assert range_text(low, high) == text
+
+
+@pytest.mark.parametrize("value", [0.0, -7.5, 1e20, -3e30])
+def test_an_image_of_one_value_has_windows_that_can_be_named(value: float) -> None:
+    for low, high in presets_of(image(np.full((4, 4, 4), value, np.float32))).values():
+        assert low < high
+        assert range_text(low, high)

@@ -17,7 +17,9 @@ from napari_fmseg.core.volume import Geometry, LabelMap, Volume
 from napari_fmseg.datasets.case import Case, read_case
 from napari_fmseg.io import write_labels, write_volume
 from napari_fmseg.models.card import Intensity
-from napari_fmseg.pipelines.phased import PhasedSettings, consensus_input
+from napari_fmseg.pipelines.phased import PhasedSettings
+from napari_fmseg.pipelines.preprocessing import minmax_normalise, whole_box
+from napari_fmseg.pipelines.slab_reader import SlabReader
 from napari_fmseg.training.data.augmentation import augment_intensity, augment_spatial, jitter_window
 from napari_fmseg.training.data.samples import Sample, load_sample, one_hot, target_in
 from napari_fmseg.training.recipe import Augment, Recipe, StageRecipe
@@ -228,7 +230,9 @@ def test_without_variation_the_consensus_learns_on_what_it_will_see(minmax: bool
     case = Sample("a", 0.2 + 0.3 * case.image, case.labels)
     task = phased_task(recipe.stages[0], recipe, [case], {})
     (x,), _ = task.sample(0, rng(), torch.Generator())
-    seen = consensus_input(case.image, PhasedSettings.of(recipe.settings), intensity)
+    source = SlabReader(case.image.numpy(), torch.device("cpu"))  # as a run reads a volume
+    grid = PhasedSettings.of(recipe.settings).consensus_grid
+    seen = minmax_normalise(source.read(whole_box(case.labels.shape), grid), intensity)
     assert (x - seen).abs().mean() < 0.01  # resampled twice, it is a little softer
     assert (x - seen).abs().max() < 0.1 * float(seen.max() - seen.min()) + 0.06
 
